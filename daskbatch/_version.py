@@ -1,0 +1,3 @@
+"""The version of daskbatch; knows nothing else, and so can be read before all else."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,215 @@
+"""Compiled tasks: many tasks, in the order of a sequential program, as one.
+
+Does not know how the order is inferred, nor how tasks are run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.plan.draw import draw
+from daskbatch.plan.explain import explain
+from daskbatch.plan.graph import Graph
+from daskbatch.plan.program import build_graph
+from daskbatch.task import Task
+
+if TYPE_CHECKING:
+    from daskbatch.batch import Batch
+
+
+class CompiledTask(Task):
+    """Tasks that `Batch.compile` has made one; it is over when all of them are.
+
+    Examples
+    --------
+    >>> double = batch.function(pow, 2, 1)
+    >>> power = batch.function(pow, double, 8)
+    >>> both = batch.compile([double, power])
+    >>> both.run()
+    >>> both.get()
+    [2, 256]
+    >>> both.explain(double, power)
+    "'pow' (1) waits for 'pow' (0): it takes its result."
+    """
+
+    __slots__ = ("_graph", "_group", "_known", "tasks")
+
+    def __init__(self, batch: Batch, cell: Cell, tasks: Sequence[Task]) -> None:
+        super().__init__(batch, cell)
+        self.tasks = tuple(tasks)
+        cells = [task._cell for task in self.tasks]
+        self._graph = build_graph(cells)
+        #: How many accesses the graph was made of: more may be added until the start.
+        self._known = _count_accesses(cells)
+        self._group = Group(cell.name, len(cells))
+        for each in cells:
+            each.group = self._group
+
+    @property
+    def graph(self) -> Graph:
+        """Who waits for whom among the members, and why."""
+        cells = [task._cell for task in self.tasks]
+        if not self._group.started and _count_accesses(cells) != self._known:
+            self._graph = build_graph(cells)
+            self._known = _count_accesses(cells)
+        return self._graph
+
+    @property
+    def state(self) -> str:
+        """One of created, waiting, running, done, failed and cancelled."""
+        phases = {task._cell.phase for task in self.tasks}
+        if self._is_over():
+            for phase in (Phase.FAILED, Phase.CANCELLED):
+                if phase in phases:
+                    return phase.name.lower()
+            return "done"
+        if not self._group.started:
+            return "created"
+        return "waiting" if phases == {Phase.WAITING} else "running"
+
+    def start(self) -> None:
+        """Start the members; see `Task.start`."""
+        if self._group.started:
+            raise LifecycleError(
+                f"{self._cell.label} has been started already: a task starts once, make another"
+            )
+        self._batch._submit(self._members(), self.name, self._group)
+
+    def _members(self) -> list[Cell]:
+        """Give the members, and the barriers between them, with what each waits for."""
+        graph = self.graph
+        cells = {node: task._cell for node, task in enumerate(self.tasks)}
+        for node in graph.order:
+            if node not in cells:
+                cells[node] = Cell(self._cell.home, -1, "barrier", None)
+        for node, waits in graph.waits.items():
+            cells[node].waits = tuple((cells[before], why) for before, why in waits.items())
+        for node, overwritten in graph.overwrites.items():
+            cells[node].overwrites = tuple(cells[before] for before in overwritten)
+        return [cells[node] for node in graph.order]
+
+    def _require_accessible(self) -> None:
+        raise LifecycleError(
+            f"{self._cell.label} is a compiled task: say of its members what they read and write"
+        )
+
+    def _is_over(self) -> bool:
+        return not self._group.left
+
+    def _require_started(self) -> None:
+        if not self._group.started:
+            raise LifecycleError(f"{self._cell.label} has not been started: start it first")
+
+    def cancel(self) -> bool:
+        """Keep the members from completing, as far as they have not begun.
+
+        Returns
+        -------
+        bool
+            True if at least one member will not complete.
+        """
+        self._dispatcher.cancel([task._cell for task in self.tasks])
+        return any(task._cell.phase == Phase.CANCELLED for task in self.tasks)
+
+    async def _over(self) -> None:
+        if not self._is_over():
+            self._require_started()
+        for task in self.tasks:
+            await task._over()
+
+    def _get(self, part: str, timeout: float | None) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.wait(timeout)
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        values = [task._get(part, left()) for task in self.tasks]
+        return values if part == "result" else "\n".join(filter(None, values))
+
+    def _as_argument(self, part: str) -> tuple[Any, ...]:
+        # Among arguments it stands for the list of its members' results.
+        if part == "result":
+            return list, (self.tasks,)
+        return "\n".join, ([getattr(task, part) for task in self.tasks],)
+
+    # -- understanding it -----------------------------------------------------------------
+
+    def explain(self, a: Task, b: Task) -> str:
+        """Say in a sentence why `b` waits for `a`, or that it need not.
+
+        Raises
+        ------
+        GraphError
+            One of them is no member.
+        """
+        return explain(self.graph, [task._cell for task in self.tasks], a._cell, b._cell)
+
+    def to_dot(self) -> str:
+        """Give the graph in the DOT language of Graphviz."""
+        return self.graph.to_dot()
+
+    def visualize(self, filename: str | Path = "graph.svg") -> Path:
+        """Draw the graph into a file.
+
+        Parameters
+        ----------
+        filename : str or Path
+            ``.svg`` and ``.dot`` always work; other formats need Graphviz's ``dot``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        SpecError
+            The format is unknown, or Graphviz is not installed.
+        """
+        return draw(self.graph, Path(filename))
+
+
+def _count_accesses(cells: Iterable[Cell]) -> int:
+    return sum(len(cell.reads) + len(cell.writes) for cell in cells)
+
+
+def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
+    """Make sure that tasks can be compiled.
+
+    Raises
+    ------
+    GraphError
+        One is no task, belongs elsewhere, or is compiled already.
+    LifecycleError
+        One has been started.
+    """
+    members = list(tasks)
+    for task in members:
+        if not isinstance(task, Task):
+            raise GraphError(f"compile takes tasks; {task!r} is none")
+        cell = task._cell
+        require_own(batch, cell)
+        if isinstance(task, CompiledTask):
+            raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
+        if cell.group is not None:
+            raise GraphError(f"task {cell.label} is a member of {cell.group.name!r} already")
+        if cell.phase != Phase.CREATED:
+            raise LifecycleError(
+                f"task {cell.label} is {cell.phase.name.lower()} already; "
+                "only tasks that have not been started can be compiled"
+            )
+    return members
+
+
+def require_own(batch: Batch, cell: Cell) -> None:
+    """Make sure that a task, and what it takes results from, belongs to a Batch."""
+    for each in (cell, *cell.producers):
+        if each.home != batch._uid:
+            which = "" if each is cell else f"takes the result of {each.label}, which "
+            raise GraphError(f"task {cell.label} {which}belongs to another Batch")

@@ -1,0 +1,127 @@
+"""Makes tasks with options that are given apart from their arguments.
+
+Does not know how tasks are put in order or run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskbatch.describe.access import Access, Channel, Mode
+from daskbatch.describe.spec import Call, Options, function_call, process_call
+from daskbatch.dispatch.cell import Cell
+from daskbatch.errors import SpecError
+from daskbatch.task import Task
+
+if TYPE_CHECKING:
+    from daskbatch.batch import Batch
+
+Accesses = Access | Iterable[Access] | None
+
+
+class Configured:
+    """Makes tasks that share what `Batch.options` was given.
+
+    Examples
+    --------
+    >>> robust = batch.options(retries=2)
+    >>> task = robust.function(int, "ff", base=16)
+    >>> task.run()
+    >>> task.get()
+    255
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        options: Options,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if name is not None and (not isinstance(name, str) or not name):
+            raise SpecError(f"name= must be a text, not {name!r}")
+        self._batch = batch
+        self._options = options
+        self._reads = _channels(reads, Mode.READ)
+        self._writes = _channels(writes, Mode.WRITE)
+        self._name = name
+        self._cwd = cwd
+        self._env = env
+
+    def function(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
+        """Make a task of a Python function; all arguments are its own. See `Batch.function`."""
+        return self.make_function(target, args, kwargs)
+
+    def process(
+        self, target: str | Path, /, *args: Any, stdin: Any = None, check: bool = True
+    ) -> Task:
+        """Make a task of a serial executable; see `Batch.process`."""
+        call = process_call(
+            target,
+            args,
+            cwd=os.path.join(self._batch._directory, self._cwd or ""),
+            env=self._env,
+            stdin=stdin,
+            check=check,
+            timeout=self._options.timeout,
+        )
+        return self._make(call, self._name or os.path.basename(target), self._reads, self._writes)
+
+    def make_function(
+        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Task:
+        """Do what `function` does, with the arguments in a tuple and a mapping."""
+        reads, writes = self._reads, self._writes
+        if len(args) > 1 and not kwargs and type(args[0]) is tuple:
+            args, more_reads, more_writes = _other_form(args)
+            reads, writes = reads + more_reads, writes + more_writes
+        if self._cwd is not None or self._env is not None:
+            raise SpecError("cwd= and env= are for processes: functions share their worker's")
+        call = function_call(target, args, kwargs)
+        return self._make(call, self._name or _name_of(target), reads, writes)
+
+    def _make(
+        self, call: Call, name: str, reads: tuple[Channel, ...], writes: tuple[Channel, ...]
+    ) -> Task:
+        batch = self._batch
+        batch._require_open()
+        number = next(batch._numbers)
+        return Task(batch, Cell(batch._uid, number, name, call, self._options, reads, writes))
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__name__", None) or type(inner).__name__
+
+
+def _other_form(
+    args: tuple[Any, ...],
+) -> tuple[tuple[Any, ...], tuple[Channel, ...], tuple[Channel, ...]]:
+    """Recognise ``function(f, (a, b), [reads…], [writes…])``: a tuple, then lists of accesses."""
+    inner, *lists = args
+    found = [each for some in lists if type(some) is list for each in some]
+    if not found or not all(isinstance(access, Access) for access in found):
+        return args, (), ()
+    reads, writes = [*lists, None][:2]
+    return inner, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE)
+
+
+def _channels(given: Accesses, mode: Mode) -> tuple[Channel, ...]:
+    if given is None:
+        return ()
+    channels: list[Channel] = []
+    for access in (given,) if isinstance(given, Access) else given:
+        if not isinstance(access, Access):
+            raise SpecError(
+                f"{mode.value}s= holds {access!r}: give what batch.{mode.value}(...) returns"
+            )
+        if access.mode is not mode:
+            raise SpecError(f"{mode.value}s= holds a {access}")
+        channels += access.channels
+    return tuple(channels)

@@ -1,0 +1,188 @@
+"""What a task reads and writes: accesses to channels of communication objects.
+
+Does not know tasks, nor which accesses wait for which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from daskbatch.errors import SpecError
+
+
+def _require_hashable(value: object, what: str) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise SpecError(f"{what} must be hashable, and {value!r} is not") from None
+
+
+@dataclass(frozen=True, slots=True)
+class CommunicationDomain:
+    """Which pairs of accesses to one channel must keep their order.
+
+    Parameters
+    ----------
+    rar, raw, war, waw : bool
+        Read after read, read after write, write after read, write after write. A pair that
+        is switched off is not ordered, and carries no failure from one task to the other.
+
+    Examples
+    --------
+    Tasks that add to a log in any order, and tasks that read it after them:
+
+    >>> CommunicationDomain(waw=False).waw
+    False
+    """
+
+    rar: bool = False
+    raw: bool = True
+    war: bool = True
+    waw: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rar", "raw", "war", "waw"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name}= must be True or False, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class CommunicationObject:
+    """Something outside of files and dictionaries through which tasks communicate.
+
+    Two of equal domain and name are the same. Give them and your own channels to
+    `Batch.read` and `Batch.write`; without channels, the whole object is meant.
+
+    Parameters
+    ----------
+    domain : CommunicationDomain
+        Which accesses must keep their order.
+    name : hashable
+        What it is: an address, say.
+
+    Examples
+    --------
+    >>> socket = CommunicationObject(CommunicationDomain(), "10.0.0.7")
+    >>> socket == CommunicationObject(CommunicationDomain(), "10.0.0.7")
+    True
+    """
+
+    domain: CommunicationDomain
+    name: Hashable
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.domain, CommunicationDomain):
+            raise SpecError(
+                f"domain= must be a CommunicationDomain, not {type(self.domain).__name__}"
+            )
+        _require_hashable(self.name, "the name of a CommunicationObject")
+
+
+@runtime_checkable
+class OffersChannels(Protocol):
+    """What an object must offer to be read and written as a `CommunicationObject`.
+
+    Channels that are equal are the same channel; none means the whole object.
+    """
+
+    def __batch_channels__(
+        self, channels: tuple[Any, ...]
+    ) -> tuple[CommunicationObject, tuple[Hashable, ...]]: ...
+
+
+#: The object that all files and directories are channels of.
+FILES = CommunicationObject(CommunicationDomain(), "files")
+
+
+class _Whole(Enum):
+    WHOLE = "*"
+
+    def __repr__(self) -> str:
+        return "WHOLE"
+
+
+#: The channel that stands for every channel of an object.
+WHOLE = _Whole.WHOLE
+
+
+class Channel(NamedTuple):
+    """One thing that is read or written: a file, a key, a channel of an object."""
+
+    object: CommunicationObject
+    key: Hashable
+
+    def __str__(self) -> str:
+        if self.object is FILES:
+            return str(self.key)
+        if self.key is WHOLE:
+            return str(self.object.name)
+        return f"{self.object.name}[{self.key!r}]"
+
+
+class Mode(Enum):
+    """The two ways to access a channel."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A task's access to some channels of one object; made by `Batch.read` and `Batch.write`."""
+
+    mode: Mode
+    channels: tuple[Channel, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mode.value} of {', '.join(map(str, self.channels))}"
+
+
+def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> Access:
+    """Make an access out of what the user gave.
+
+    Parameters
+    ----------
+    mode : Mode
+        Read or write.
+    obj : path, CommunicationObject or object with ``__batch_channels__``
+        What is accessed. A path is a directory if channels follow, else it is the channel.
+    channels : sequence
+        File names below the directory, or channels of the object.
+    base : str
+        The directory that a relative path is relative to.
+
+    Raises
+    ------
+    SpecError
+        Tasks cannot communicate through such an object, or a channel is not hashable.
+    """
+    if isinstance(obj, (str, Path)):
+        return Access(mode, _files(obj, channels, base))
+    if isinstance(obj, CommunicationObject):
+        keys: tuple[Hashable, ...] = tuple(channels)
+        owner = obj
+    elif isinstance(obj, OffersChannels):
+        owner, keys = obj.__batch_channels__(tuple(channels))
+    else:
+        raise SpecError(
+            f"cannot {mode.value} {obj!r}: give a path (a directory and file names, or one path "
+            "alone), a DDict, a Queue or a CommunicationObject"
+        )
+    for key in keys:
+        _require_hashable(key, f"a channel of {owner.name}")
+    return Access(mode, tuple(Channel(owner, key) for key in keys or (WHOLE,)))
+
+
+def _files(path: str | Path, names: Sequence[Any], base: str) -> tuple[Channel, ...]:
+    directory = os.path.join(base, path)
+    if not names:
+        return (Channel(FILES, os.path.normpath(directory)),)
+    for name in names:
+        if not isinstance(name, (str, Path)):
+            raise SpecError(f"{name!r} is no file name: give a str or a Path")
+    return tuple(Channel(FILES, os.path.normpath(os.path.join(directory, name))) for name in names)

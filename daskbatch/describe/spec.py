@@ -1,0 +1,221 @@
+"""What a task calls, and under which conditions.
+
+Does not know where or when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from numbers import Real
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from daskbatch import pickling
+from daskbatch.errors import SerializationError, SpecError
+from daskbatch.worker import process
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a task is to be run; the same record serves all tasks that say the same.
+
+    Parameters
+    ----------
+    timeout : float, optional
+        Seconds that it may run.
+    retries : int
+        How often it is tried again after a failure.
+    resources : tuple of (str, float)
+        What of Dask's abstract worker resources it takes.
+    workers : tuple of str
+        Addresses or hosts where it may run; everywhere if empty.
+    priority : float
+        Higher runs first.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    resources: tuple[tuple[str, float], ...] = ()
+    workers: tuple[str, ...] = ()
+    priority: float = 0
+    #: What a Dask key has one of: tasks that differ here cannot share a block.
+    placement: Hashable = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.resources or self.workers or self.priority:
+            placement = (self.resources, self.workers, self.priority)
+            object.__setattr__(self, "placement", placement)
+
+
+DEFAULT = Options()
+
+
+def make_options(
+    *,
+    timeout: float | timedelta | None = None,
+    retries: int = 0,
+    resources: Mapping[str, float] | None = None,
+    workers: str | Sequence[str] | None = None,
+    priority: float = 0,
+    isolation: str | None = None,
+) -> Options:
+    """Validate what a user asks for.
+
+    Raises
+    ------
+    SpecError
+        A value is of the wrong type or out of range.
+    """
+    if not isinstance(retries, int) or retries < 0:
+        raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
+    if not isinstance(priority, Real):
+        raise SpecError(f"priority= must be a number, not {priority!r}")
+    if isolation not in (None, "thread"):
+        raise SpecError(f'isolation= must be "thread", not {isolation!r}')
+    if isinstance(workers, str):
+        workers = [workers]
+    for worker in workers or ():
+        if not isinstance(worker, str):
+            raise SpecError(f"workers= must be addresses or host names, not {worker!r}")
+    return Options(
+        timeout=None if timeout is None else seconds(timeout, "timeout="),
+        retries=retries,
+        resources=_resources(resources),
+        workers=tuple(workers or ()),
+        priority=float(priority),
+    )
+
+
+def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    if resources is None:
+        return ()
+    if not isinstance(resources, Mapping):
+        raise SpecError(f'resources= must be a dict such as {{"GPU": 1}}, not {resources!r}')
+    for name, amount in resources.items():
+        if not isinstance(name, str) or not isinstance(amount, Real) or amount <= 0:
+            raise SpecError(
+                f'resources= must be a dict such as {{"GPU": 1}}; {name!r}: {amount!r} is wrong'
+            )
+    return tuple(sorted((name, float(amount)) for name, amount in resources.items()))
+
+
+def seconds(value: float | timedelta, what: str) -> float:
+    """Read a span of time.
+
+    Raises
+    ------
+    SpecError
+        It is neither a positive number of seconds nor a positive `timedelta`.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
+        raise SpecError(f"{what} must be a positive number of seconds or timedelta, not {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function and its arguments, ready to be sent.
+
+    Parameters
+    ----------
+    function : callable
+        What is called on the worker.
+    family : hashable
+        Calls of one family can be expected to take about the same time.
+    data : bytes
+        The packed arguments.
+    references : tuple
+        The tasks among them: their cells, and which part of each is meant.
+    buffers : tuple of Buffer
+        The large buffers among them.
+    failure : SerializationError, optional
+        Why the arguments cannot be sent.
+    """
+
+    function: Callable[..., Any]
+    family: Hashable
+    data: bytes
+    references: tuple[tuple[Any, str], ...] = ()
+    buffers: tuple[pickling.Buffer, ...] = ()
+    failure: SerializationError | None = None
+
+
+def _make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
+    try:
+        return Call(function, family, *pickling.pack(arguments))
+    except SerializationError as error:
+        return Call(function, family, b"", failure=error)
+
+
+def function_call(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Call:
+    """Describe the call of a Python function.
+
+    Raises
+    ------
+    SpecError
+        It is not callable.
+    """
+    if type(function) is FunctionType:
+        return _make_call(function, function.__code__, (args, kwargs))
+    if not callable(function):
+        raise SpecError(
+            f"cannot call {function!r}: give a function first, then its arguments; "
+            "for an executable use batch.process(...)"
+        )
+    # A partial, a bound method or an object may itself hold tasks: it is an argument too.
+    return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
+
+
+def _apply(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _family(function: Callable[..., Any]) -> Hashable:
+    inner = getattr(function, "func", getattr(function, "__func__", function))
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return getattr(inner, "__module__", None), name
+
+
+def process_call(
+    target: str | Path,
+    args: Sequence[Any],
+    *,
+    cwd: str,
+    env: Mapping[str, str] | None,
+    stdin: Any,
+    check: bool,
+    timeout: float | None,
+) -> Call:
+    """Describe the run of an executable.
+
+    Raises
+    ------
+    SpecError
+        It is no path, or a setting is of the wrong type.
+    """
+    if not isinstance(target, (str, Path)) or not str(target):
+        raise SpecError(
+            f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
+            "for a Python function use batch.function(...)"
+        )
+    environment = dict(env or {})
+    for name, value in environment.items():
+        if not isinstance(name, str) or not isinstance(value, (str, os.PathLike)):
+            raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
+    command = {
+        "command": [target, *args],
+        "cwd": cwd,
+        "env": environment,
+        "stdin": stdin,
+        "check": bool(check),
+        "timeout": timeout,
+    }
+    return _make_call(process.execute, os.fspath(target), ((), command))

@@ -1,0 +1,1 @@
+"""The way onto a Dask cluster, and back."""

@@ -1,0 +1,119 @@
+"""Finds the cluster that a Batch is to use, and leaves it as it should be left.
+
+Does not know tasks. What was given is used and never closed; what was made here is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from dask.system import CPU_COUNT
+from distributed import Client
+from distributed.deploy import Cluster
+
+from daskbatch import config
+from daskbatch.dispatch.embedded import EmbeddedCluster
+from daskbatch.errors import ServiceLost, SpecError
+
+_CONNECT_SECONDS = 30
+
+
+class Connection:
+    """A client of a cluster, and what else has to be closed with it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected.
+    owns_client : bool
+        Whether it was made here.
+    embedded : EmbeddedCluster, optional
+        The cluster, if it was made here.
+    """
+
+    def __init__(
+        self, client: Client, owns_client: bool, embedded: EmbeddedCluster | None = None
+    ) -> None:
+        self.client = client
+        self.embedded = embedded
+        self._owns_client = owns_client
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self, kill: bool = False) -> None:
+        """Leave the cluster; `kill` ends an embedded one at once."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._owns_client:
+            # Its scheduler may be gone already.
+            with contextlib.suppress(Exception):
+                self.client.close(timeout=2)
+        if self.embedded is not None:
+            if kill:
+                self.embedded.kill()
+            else:
+                self.embedded.close()
+
+    def abandon(self) -> None:
+        """Close from where one must not wait: a finalizer, which any thread may run."""
+        threading.Thread(target=self.close, args=(True,), name="daskbatch-abandon").start()
+
+
+def connect(
+    cluster: str | Client | Cluster | None, num_workers: int | None, directory: str
+) -> Connection:
+    """Connect to a cluster, or start one.
+
+    Parameters
+    ----------
+    cluster : str, Client, Cluster or None
+        See `Batch`.
+    num_workers : int, optional
+        Task slots of an embedded cluster.
+    directory : str
+        Where the workers of an embedded cluster work.
+
+    Raises
+    ------
+    SpecError
+        It is none of these, or `num_workers` is wrong.
+    ServiceLost
+        Nothing answers there.
+    """
+    if num_workers is not None:
+        if cluster is not None:
+            raise SpecError(
+                "num_workers= is for the embedded cluster; a given one has the workers that it has"
+            )
+        if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 1:
+            raise SpecError(f"num_workers= must be a whole number from 1, not {num_workers!r}")
+    if cluster is None:
+        cluster = os.environ.get("DASKBATCH_CLUSTER") or config.get("cluster")
+    if cluster is None:
+        embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory)
+        try:
+            return Connection(_client(embedded.address), True, embedded)
+        except BaseException:
+            embedded.kill()
+            raise
+    if isinstance(cluster, Client):
+        if cluster.asynchronous:
+            raise SpecError("cluster= must not be an asynchronous Client")
+        return Connection(cluster, owns_client=False)
+    if isinstance(cluster, (str, Cluster)):
+        return Connection(_client(cluster), owns_client=True)
+    raise SpecError(
+        "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
+        f"not {cluster!r}"
+    )
+
+
+def _client(cluster: str | Cluster) -> Client:
+    try:
+        return Client(cluster, set_as_default=False, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {error}") from error

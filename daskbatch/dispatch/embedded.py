@@ -1,0 +1,192 @@
+"""A cluster on this machine that lives as long as its creator wants it.
+
+Does not know Batches. One process holds the scheduler and the nannies (the *host*), each
+worker is a process of one thread. All are started by executing Python anew, so that no
+user script is imported a second time and none needs a ``__main__`` guard; yet they see
+the creator's directory, environment and `sys.path`.
+
+The host lives on a pipe from its creator: when that closes, because the creator closed it
+or died of whatever, host and workers end. They have a session of their own, so that
+Ctrl-C at the terminal reaches the creator alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from typing import IO, Any
+
+import dask
+import dask.config
+
+from daskbatch.errors import ServiceLost
+
+_START = "import sys, json; s = json.loads(sys.stdin.readline()); sys.path[:] = s['path']; \
+from daskbatch.dispatch.embedded import host; host(s)"
+
+_START_SECONDS = 60.0
+_END_SECONDS = 10.0
+
+#: As Dask's nannies do: one thread for each linear algebra call, since every core has a
+#: worker. The creator's own settings win.
+_WORKER_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+#: Names the variables above that the creator did not have, so that children do not see them.
+ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
+
+#: What differs from Dask's defaults in the host and its workers.
+_CONFIG = {
+    # Otherwise a task could not use multiprocessing.
+    "distributed.worker.daemon": False,
+    # Python is started and Dask imported once for all workers.
+    "distributed.worker.multiprocessing-method": "forkserver",
+    "distributed.nanny.pre-spawn-environ": {},
+    # A slot that has nothing to do should not wait a second for work to steal.
+    "distributed.scheduler.work-stealing-interval": "100ms",
+}
+
+
+class EmbeddedCluster:
+    """A scheduler and workers on this machine.
+
+    Parameters
+    ----------
+    num_workers : int
+        How many worker processes, of one thread each.
+    directory : str
+        The directory that they work in.
+
+    Raises
+    ------
+    ServiceLost
+        They did not start.
+    """
+
+    def __init__(self, num_workers: int, directory: str) -> None:
+        added = [
+            name for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED") if name not in os.environ
+        ]
+        receive, send = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *["-O"] * sys.flags.optimize, "-c", _START],
+                stdin=subprocess.PIPE,
+                pass_fds=[send],
+                cwd=directory,
+                env={
+                    **_WORKER_ENVIRONMENT,
+                    **os.environ,
+                    ADDED_VARIABLE: ",".join(added),
+                    "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.config),
+                },
+                start_new_session=True,
+                text=True,
+            )
+        finally:
+            os.close(send)
+        assert self._process.stdin is not None
+        self._pipe: IO[str] = self._process.stdin
+        settings = {"path": sys.path, "workers": num_workers, "answer": send}
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.write(json.dumps(settings) + "\n")
+            self._pipe.flush()
+        self.address = self._await_address(receive)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._pipe)
+
+    def _await_address(self, receive: int) -> str:
+        # A thread, since a pipe cannot be read with a timeout; the host's end closes it.
+        lines: list[str] = []
+
+        def read() -> None:
+            with open(receive) as answer:
+                lines.append(answer.readline())
+
+        reader = threading.Thread(target=read, name="daskbatch-start", daemon=True)
+        reader.start()
+        try:
+            reader.join(_START_SECONDS)
+        except BaseException:
+            self._process.kill()
+            raise
+        if not lines or not lines[0]:
+            self._process.kill()
+            code = self._process.wait()
+            raise ServiceLost(
+                f"the embedded cluster did not start (exit code {code}); "
+                "what its process wrote to stderr says why"
+            )
+        return str(json.loads(lines[0])["address"])
+
+    def close(self) -> None:
+        """End the workers and the scheduler; what runs is given up."""
+        self._finalizer()
+
+    def kill(self) -> None:
+        """End them at once."""
+        with contextlib.suppress(OSError, ValueError):
+            self._pipe.write("kill\n")
+            self._pipe.flush()
+        self._finalizer()
+
+
+def _end(process: subprocess.Popen[str], pipe: IO[str]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.close()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# -- in the host ------------------------------------------------------------------------
+
+
+def host(settings: dict[str, Any]) -> None:
+    """Be the host: the main function of its process."""
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    # Started first, the fork server imports Dask while this process does.
+    multiprocessing.set_forkserver_preload(["distributed.nanny", "daskbatch.worker.plugin"])
+    forkserver.ensure_running()
+    dask.config.set(_CONFIG)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: dict[str, Any]) -> None:
+    from distributed import LocalCluster
+
+    async with LocalCluster(
+        n_workers=settings["workers"],
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        asynchronous=True,
+    ) as cluster:
+        with open(settings["answer"], "w") as answer:
+            answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
+        order = await asyncio.to_thread(sys.stdin.readline)
+        if order.strip() == "kill":
+            _kill_children()
+
+
+def _kill_children() -> None:
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(0)

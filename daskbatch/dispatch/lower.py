@@ -1,0 +1,269 @@
+"""Lowers blocks to a Dask graph: a key for each, and edges that carry what is needed.
+
+Does not know the cluster that the graph is meant for, nor how the blocks came about.
+
+A block that takes a value from another hangs on the other's key. One that only comes
+after it hangs on a small *token* of it, since Dask ships the whole value of every
+dependency to where the dependent runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.task_spec import DataNode, GraphNode, Task, TaskRef
+
+from daskbatch import pickling
+from daskbatch.describe.spec import DEFAULT, Options
+from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.placement import Placement
+from daskbatch.plan.hazards import NEEDS
+from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Source
+from daskbatch.worker.outcome import token
+
+Key = str | tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same for all blocks of a client.
+
+    Parameters
+    ----------
+    topic : str
+        Where reports go.
+    entry : callable
+        What a Dask task runs: takes a pickled `BlockSpec` and the block's inputs.
+    budget, share_limit, inline_limit, output_limit
+        See `BlockSpec`.
+    """
+
+    topic: str
+    entry: Callable[..., Any]
+    budget: float
+    share_limit: int
+    inline_limit: int
+    output_limit: int
+
+
+@dataclass(slots=True)
+class Lowered:
+    """A graph to submit, and which of its keys to ask for."""
+
+    graph: HighLevelGraph
+    blocks: dict[Key, Placement]
+    #: The shared buffers that the graph brings along, by their key.
+    buffers: dict[str, pickling.Buffer] = field(default_factory=dict)
+
+
+def lower(
+    placements: Sequence[Placement],
+    name: str,
+    nonce: str,
+    setting: Setting,
+    known_buffers: Mapping[str, Any],
+) -> Lowered:
+    """Lower blocks to one graph.
+
+    Parameters
+    ----------
+    placements : sequence of Placement
+        The blocks, each behind those that it waits for.
+    name : str
+        What Dask's dashboard is to call them.
+    nonce : str
+        Makes the keys unique.
+    setting : Setting
+        What holds for all.
+    known_buffers : mapping
+        Keys of buffers that are on the cluster already.
+    """
+    lowering = _Lowering(name, nonce, setting, known_buffers, len(placements))
+    for placement in placements:
+        lowering.add(placement)
+    return lowering.finish()
+
+
+class _Lowering:
+    def __init__(
+        self, name: str, nonce: str, setting: Setting, known: Mapping[str, Any], count: int
+    ) -> None:
+        self._group = f"{name}-{nonce}"
+        self._setting = setting
+        self._known = known
+        # Among equals, dask.order starts with the key whose text is last: count down, in
+        # numbers of one width, so that what comes first in the program starts first.
+        self._next = 2 * 10 ** len(str(count)) - 1
+        self._layers: dict[Hashable, dict[Key, GraphNode]] = {}
+        self._options: dict[Hashable, Options] = {}
+        self._tokens: dict[Placement, Key] = {}
+        self._blocks: dict[Key, Placement] = {}
+        self._buffers: dict[str, pickling.Buffer] = {}
+
+    def add(self, placement: Placement) -> None:
+        inputs = _Inputs()
+        spec = self._spec(placement, inputs)
+        key = placement.key = (self._group, self._next)
+        self._next -= 1
+        options = placement.cells[0].options
+        placement.waits = frozenset(inputs.placements)
+        placement.buffers = [_buffer_key(buffer) for buffer in inputs.buffers.values()]
+        references = [
+            *(
+                TaskRef(other.key if whole or other.small else self._token(other))
+                for other, whole in inputs.placements.items()
+            ),
+            *map(TaskRef, placement.buffers),
+        ]
+        # Dask puts a task beside its inputs; with nothing worth moving there, it is better
+        # off wherever a slot is free, and is handed out one by one as slots become free.
+        free = not any(inputs.placements.values())
+        self._layer(options)[key] = Task(
+            key,
+            self._setting.entry,
+            pickling.dumps(spec),
+            *references,
+            _data_producer=free,
+        )
+        self._blocks[key] = placement
+
+    def _layer(self, options: Options) -> dict[Key, GraphNode]:
+        self._options[options.placement] = options
+        return self._layers.setdefault(options.placement, {})
+
+    def _token(self, placement: Placement) -> Key:
+        key = self._tokens.get(placement)
+        if key is None:
+            key = self._tokens[placement] = (f"{self._group}-token", placement.number)
+            self._layer(DEFAULT)[key] = Task(key, token, TaskRef(placement.key))
+        return key
+
+    def _spec(self, placement: Placement, inputs: _Inputs) -> BlockSpec:
+        functions: dict[bytes, int] = {}
+        calls: list[tuple[int, bytes]] = []
+        links: dict[int, Link] = {}
+        limits: dict[int, Limits] = {}
+        for member, cell in enumerate(placement.cells):
+            cell.placement, cell.member = placement, member
+            if cell.call is None:
+                calls.append((-1, b""))
+            else:
+                assert isinstance(cell.function, bytes)
+                index = functions.setdefault(cell.function, len(functions))
+                calls.append((index, cell.call.data))
+                if cell.options.retries or cell.options.timeout:
+                    limits[member] = Limits(cell.options.retries, cell.options.timeout)
+            if cell.waits or (cell.call and (cell.call.references or cell.call.buffers)):
+                links[member] = self._link(cell, placement, inputs)
+        names = [cell.name for cell in placement.cells]
+        setting = self._setting
+        return BlockSpec(
+            block=placement.number,
+            topic=setting.topic,
+            functions=list(functions),
+            calls=calls,
+            labels=names[:1] if len(set(names)) == 1 else names,
+            links={member: inputs.shift(link) for member, link in links.items()},
+            limits=limits,
+            budget=setting.budget,
+            share_limit=setting.share_limit,
+            inline_limit=setting.inline_limit,
+            output_limit=setting.output_limit,
+        )
+
+    def _link(self, cell: Cell, home: Placement, inputs: _Inputs) -> Link:
+        needs: list[Source] = []
+        after: list[Source] = []
+        for before, why in cell.waits:
+            if not before.over:
+                (needs if why & NEEDS else after).append(inputs.source(before, home, whole=False))
+        values: list[Part | bytes | str] = []
+        positions: list[int] = []
+        if cell.call is not None:
+            for producer, part in cell.call.references:
+                values.append(_value(producer, part, home, inputs))
+            for buffer in cell.call.buffers:
+                positions.append(inputs.buffer(buffer))
+                if _buffer_key(buffer) not in self._known:
+                    self._buffers[_buffer_key(buffer)] = buffer
+        return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
+
+    def finish(self) -> Lowered:
+        if self._buffers:
+            layer = self._layer(DEFAULT)
+            for key, buffer in self._buffers.items():
+                layer[key] = DataNode(key, buffer.content)
+        layers = {
+            f"{self._group}-{number}": MaterializedLayer(
+                mapping, annotations=_annotations(self._options[placement])
+            )
+            for number, (placement, mapping) in enumerate(self._layers.items())
+        }
+        home = {key: name for name, layer in layers.items() for key in layer}
+        dependencies = {
+            name: {
+                home[before]
+                for node in layer.values()
+                for before in node.dependencies
+                if home.get(before, name) != name
+            }
+            for name, layer in layers.items()
+        }
+        return Lowered(HighLevelGraph(layers, dependencies), self._blocks, self._buffers)
+
+
+class _Inputs:
+    """The inputs of one block: other blocks first, then buffers."""
+
+    def __init__(self) -> None:
+        #: Whether the whole result of a block is needed, or a token of it will do.
+        self.placements: dict[Placement, bool] = {}
+        self.buffers: dict[str, pickling.Buffer] = {}
+        self._positions: dict[object, int] = {}
+
+    def source(self, cell: Cell, home: Placement, whole: bool) -> Source:
+        placement = cell.placement
+        assert placement is not None
+        if placement is home:
+            return LOCAL, cell.member
+        self.placements[placement] = self.placements.get(placement, False) or whole
+        return self._positions.setdefault(placement, len(self.placements) - 1), cell.member
+
+    def buffer(self, buffer: pickling.Buffer) -> int:
+        self.buffers[buffer.digest] = buffer
+        return self._positions.setdefault(buffer.digest, len(self.buffers) - 1)
+
+    def shift(self, link: Link) -> Link:
+        """Put a link's buffers behind the blocks, once it is known how many there are."""
+        if not link.buffers:
+            return link
+        first = len(self.placements)
+        return link._replace(buffers=tuple(first + position for position in link.buffers))
+
+
+def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part | bytes | str:
+    """Give what fills a slot: the value itself, if the client has it, or where it is."""
+    if producer.over:
+        if part == "result" and producer.value is not None:
+            return producer.value
+        if part != "result" and producer.output is not None:
+            return producer.output[part == "stderr"]
+    return Part(inputs.source(producer, home, whole=True), part)
+
+
+def _buffer_key(buffer: pickling.Buffer) -> str:
+    return f"buffer-{buffer.digest}"
+
+
+def _annotations(options: Options) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if options.resources:
+        found["resources"] = dict(options.resources)
+    if options.workers:
+        found["workers"] = list(options.workers)
+    if options.priority:
+        found["priority"] = options.priority
+    return found

@@ -1,0 +1,160 @@
+"""Puts tasks that may run into blocks, and the blocks onto the cluster.
+
+Does not know what becomes of them; it is told how long their like have taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+import weakref
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from daskbatch import pickling
+from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.lower import Lowered, Setting, lower
+from daskbatch.dispatch.placement import Placement
+from daskbatch.errors import SerializationError
+from daskbatch.plan.blocks import Candidate, pack
+from daskbatch.plan.durations import Durations
+
+#: Results of blocks up to this size may travel along order-only edges. Bytes.
+_SMALL = 4096
+
+
+class Submitter(Protocol):
+    """What runs graphs."""
+
+    @property
+    def slots(self) -> int:
+        """How many tasks run at once."""
+
+    def submit(self, lowered: Lowered) -> Mapping[str, Any]:
+        """Submit a graph, and give each block its future; returns those of the buffers."""
+
+
+class Placer:
+    """Places tasks, and learns from what they took.
+
+    Parameters
+    ----------
+    submitter : Submitter
+        Where blocks run.
+    setting : Setting
+        What is the same for all blocks.
+    """
+
+    def __init__(self, submitter: Submitter, setting: Setting) -> None:
+        self._submitter = submitter
+        self._setting = setting
+        self._numbers = itertools.count()
+        self._known = Durations()
+        self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+    def place(self, cells: Sequence[Cell], name: str) -> list[Placement]:
+        """Place tasks; returns the blocks.
+
+        Parameters
+        ----------
+        cells : sequence of Cell
+            Each behind those that it waits for. What it waits for is over, or placed
+            already, or among them.
+        name : str
+            What Dask's dashboard is to call them.
+        """
+        for position, cell in enumerate(cells):
+            cell.placement, cell.member = None, position
+        sizes = [len(cell.call.data) if cell.call is not None else 0 for cell in cells]
+        placements = []
+        for block in pack(self._candidates(cells), sizes, self._submitter.slots):
+            placement = Placement(next(self._numbers), [cells[position] for position in block])
+            placement.small = self._is_small(placement)
+            placements.append(placement)
+        known = dict(self._buffers)
+        # The dashboard shows a name without what looks like a hexadecimal number behind it.
+        lowered = lower(placements, name, uuid.uuid4().hex[:8], self._setting, known)
+        known.update(self._submitter.submit(lowered))
+        for placement in placements:
+            placement.held = [known[key] for key in placement.buffers]
+        self._buffers.update(known)
+        return placements
+
+    def learn(self, cell: Cell, seconds: float, size: int | None) -> None:
+        """Take in how long a task ran and how many bytes it left; None is many."""
+        if cell.call is not None:
+            limit = self._setting.share_limit
+            self._known.add(cell.call.family, 1, seconds, limit + 1 if size is None else size)
+
+    def _candidates(self, cells: Iterable[Cell]) -> list[Candidate]:
+        alike: dict[tuple[Hashable, Hashable], Candidate] = {}
+        candidates = []
+        for cell in cells:
+            if cell.call is None:
+                candidate = Candidate(0.0)
+            else:
+                like = cell.call.family, cell.options.placement
+                found = alike.get(like)
+                if found is None:
+                    found = alike[like] = self._candidate(*like)
+                candidate = found
+            candidates.append(_with_waits(candidate, cell) if cell.waits else candidate)
+        return candidates
+
+    def _candidate(self, family: Hashable, placement: Hashable) -> Candidate:
+        largest = self._known.largest(family) or 0
+        return Candidate(
+            seconds=self._known.seconds(family),
+            kind=("placed", placement),
+            solo=largest > self._setting.share_limit,
+        )
+
+    def _is_small(self, placement: Placement) -> bool:
+        size = 0
+        for cell in placement.cells:
+            if cell.call is not None:
+                largest = self._known.largest(cell.call.family)
+                size += _SMALL if largest is None else largest
+                if size >= _SMALL:
+                    return False
+        return True
+
+
+def _with_waits(candidate: Candidate, cell: Cell) -> Candidate:
+    left = [before for before, _ in cell.waits if not before.over]
+    if not left:
+        return candidate
+    return Candidate(
+        candidate.seconds,
+        candidate.kind,
+        candidate.solo,
+        waits=tuple(before.member for before in left if before.placement is None),
+        outside=frozenset(
+            before.placement.number for before in left if before.placement is not None
+        ),
+        overwrites=tuple(
+            before.member
+            for before in cell.overwrites
+            if not before.over and before.placement is None
+        ),
+    )
+
+
+def pickle_functions(cells: Iterable[Cell]) -> None:
+    """Pickle each function once, as it is now, its globals and all."""
+    pickled: dict[int, bytes | SerializationError] = {}
+    for cell in cells:
+        if cell.call is None:
+            continue
+        function = cell.call.function
+        found = pickled.get(id(function))
+        if found is None:
+            try:
+                found = pickling.dumps(function)
+            except Exception as error:
+                found = SerializationError(
+                    f"task {cell.label}: its function cannot be sent: "
+                    f"{type(error).__name__}: {error}"
+                )
+            pickled[id(function)] = found
+        cell.function = found

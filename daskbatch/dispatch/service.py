@@ -1,0 +1,168 @@
+"""The part of daskbatch that lives on the scheduler: passes reports and revocations on.
+
+Does not know tasks: only topics (one for each client of a Batch) and blocks by number.
+Reports go to the client that they concern and are not kept, unlike Dask's own events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from time import time
+from typing import Any
+
+from distributed import Scheduler, SchedulerPlugin
+
+PLUGIN = "daskbatch-service"
+
+#: How long a worker may take to answer that members are revoked, before that counts as "no".
+ANSWER_SECONDS = 5.0
+
+
+class BatchService(SchedulerPlugin):  # type: ignore[misc]
+    """The scheduler's side of every Batch on it."""
+
+    name = PLUGIN
+    idempotent = True
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        #: Which client hears of a topic.
+        self._clients: dict[str, str] = {}
+        #: What workers are yet to be told: topic -> block -> member -> status.
+        self._revoked: dict[str, dict[int, dict[int, int]]] = {}
+        self._requests = itertools.count()
+        self._answers: dict[tuple[int, str], asyncio.Future[Sequence[int]]] = {}
+        scheduler.stream_handlers.update(
+            {"daskbatch-report": self._report, "daskbatch-revoked": self._answer}
+        )
+        scheduler.handlers.update(
+            {
+                "daskbatch_register": self._register,
+                "daskbatch_unregister": self._unregister,
+                "daskbatch_revoke": self._revoke,
+                "daskbatch_forget": self._forget,
+            }
+        )
+
+    # -- clients --------------------------------------------------------------------------
+
+    def _register(self, client: str, topic: str) -> int:
+        """Enrol a client for a topic; returns the cluster's task slots."""
+        self._clients[topic] = client
+        return int(self._scheduler.total_nthreads)
+
+    def _unregister(self, topic: str) -> None:
+        self._clients.pop(topic, None)
+        if topic in self._revoked:
+            self._forget(topic, list(self._revoked.pop(topic)))
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        for topic in [topic for topic, owner in self._clients.items() if owner == client]:
+            self._unregister(topic)
+
+    def _notify(self, topic: str, message: Any) -> None:
+        client = self._clients.get(topic)
+        if client is not None:
+            # Dask's client hands an "event" to whoever has subscribed to its topic.
+            event = {"op": "event", "topic": topic, "event": (time(), message)}
+            self._scheduler.client_send(client, event)
+
+    # -- reports --------------------------------------------------------------------------
+
+    def _report(self, topic: str, report: bytes, worker: str) -> None:
+        self._notify(topic, report)
+
+    # -- workers --------------------------------------------------------------------------
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        for topic, blocks in self._revoked.items():
+            for block, members in blocks.items():
+                for member, status in members.items():
+                    self._scheduler.worker_send(
+                        worker, _revocation(topic, block, [member], status, request=-1)
+                    )
+        self._tell_slots()
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        for (_, address), answer in self._answers.items():
+            # A member that had begun on a worker that died will not complete there.
+            if address == worker and not answer.done():
+                answer.set_result(())
+        self._tell_slots()
+
+    def _tell_slots(self) -> None:
+        for topic in self._clients:
+            self._notify(topic, int(self._scheduler.total_nthreads))
+
+    def _tell_workers(self, message: dict[str, Any]) -> None:
+        for address in list(self._scheduler.workers):
+            self._scheduler.worker_send(address, message)
+
+    # -- revocations ----------------------------------------------------------------------
+
+    async def _revoke(
+        self, topic: str, members: Mapping[int, Sequence[int]], status: int
+    ) -> dict[int, list[int]]:
+        """Take members of blocks back; returns those that surely will not run.
+
+        Every worker is told, and so is each that joins later: wherever Dask has sent, or
+        will send, or will steal a block, its members are not begun. What is too late has
+        begun on the worker that says so.
+        """
+        waiting: dict[int, list[asyncio.Future[Sequence[int]]]] = {}
+        for block, revoked in members.items():
+            known = self._revoked.setdefault(topic, {}).setdefault(block, {})
+            known.update(dict.fromkeys(revoked, status))
+            waiting[block] = []
+            for address in list(self._scheduler.workers):
+                request = next(self._requests)
+                answer: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
+                self._answers[request, address] = answer
+                waiting[block].append(answer)
+                self._scheduler.worker_send(
+                    address, _revocation(topic, block, revoked, status, request)
+                )
+        everything = [answer for answers in waiting.values() for answer in answers]
+        try:
+            if everything:
+                await asyncio.wait(everything, timeout=ANSWER_SECONDS)
+            return {
+                block: _not_begun(members[block], answers) for block, answers in waiting.items()
+            }
+        finally:
+            self._answers = {k: a for k, a in self._answers.items() if a not in everything}
+
+    def _answer(self, request: int, began: Sequence[int], worker: str) -> None:
+        answer = self._answers.get((request, worker))
+        if answer is not None and not answer.done():
+            answer.set_result(began)
+
+    def _forget(self, topic: str, blocks: Sequence[int]) -> None:
+        """Drop what is known of blocks that are over."""
+        for block in blocks:
+            self._revoked.get(topic, {}).pop(block, None)
+        self._tell_workers({"op": "daskbatch-forget", "topic": topic, "blocks": blocks})
+
+
+def _revocation(
+    topic: str, block: int, members: Sequence[int], status: int, request: int
+) -> dict[str, Any]:
+    return {
+        "op": "daskbatch-revoke",
+        "topic": topic,
+        "block": block,
+        "members": list(members),
+        "status": status,
+        "request": request,
+    }
+
+
+def _not_begun(
+    members: Sequence[int], answers: Sequence[asyncio.Future[Sequence[int]]]
+) -> list[int]:
+    if not all(answer.done() for answer in answers):
+        return []
+    began = {member for answer in answers for member in answer.result()}
+    return [member for member in members if member not in began]

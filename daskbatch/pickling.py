@@ -1,0 +1,149 @@
+"""Turns objects into bytes and back, and finds the tasks that stand among arguments.
+
+Does not know what a task is: whatever calls `reference` while it is being pickled is
+replaced by a numbered slot, and a slot is filled with a value on the other side. The
+pickler itself does the search, so that a task is found wherever pickle can look:
+in keywords, nested containers, dataclasses, attributes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+
+from daskbatch.errors import SerializationError
+
+PROTOCOL = 5
+
+#: A buffer of at least this many bytes in the arguments (a NumPy array's, say) is kept
+#: and sent once, however many tasks are given it.
+SHARED_BUFFER = 64 * 1024
+
+loads = pickle.loads
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Buffer:
+    """A large buffer found among arguments, named by its content."""
+
+    digest: str
+    content: bytes
+
+
+#: Arguments as bytes, and what was found among them, in order of their slots.
+Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
+
+
+class _State(threading.local):
+    #: What `reference` has seen in the running `pack`; None outside of one.
+    found: list[Any] | None = None
+    #: The large buffers that it has met.
+    large: list[pickle.PickleBuffer]
+    #: What `_fill` hands out in the running `unpack`.
+    values: Sequence[bytes | str] = ()
+
+
+_state = _State()
+_buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
+
+
+def dumps(obj: object) -> bytes:
+    """Pickle an object by reference where that works elsewhere, by value where it must."""
+    data = _dumps_by_reference(obj, None)
+    return cloudpickle.dumps(obj, PROTOCOL) if data is None else data
+
+
+def _dumps_by_reference(
+    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+) -> bytes | None:
+    # What is defined in __main__, or in a module registered with cloudpickle, does not
+    # exist in other processes: it must travel by value, and plain pickle cannot do that.
+    if cloudpickle.list_registry_pickle_by_value():
+        return None
+    try:
+        data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
+    except Exception:
+        return None
+    return None if b"__main__" in data else data
+
+
+def pack(obj: object) -> Packed:
+    """Pickle arguments, and find the tasks and the large buffers among them.
+
+    Raises
+    ------
+    SerializationError
+        The object cannot be pickled; the reason is the cause.
+    """
+    found: list[Any] = []
+    large: list[pickle.PickleBuffer] = []
+    _state.found, _state.large = found, large
+    try:
+        data = _dumps_by_reference(obj, _goes_in_band)
+        if data is None:
+            found.clear()
+            large.clear()
+            data = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=_goes_in_band)
+    except Exception as error:
+        raise SerializationError(f"{type(error).__name__}: {error}") from error
+    finally:
+        _state.found = None
+    return data, tuple(found), tuple(map(_by_content, large)) if large else ()
+
+
+def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
+    if buffer.raw().nbytes < SHARED_BUFFER:
+        return True
+    _state.large.append(buffer)
+    return False
+
+
+def _by_content(buffer: pickle.PickleBuffer) -> Buffer:
+    raw = buffer.raw()
+    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    known = _buffers.get(digest)
+    if known is None:
+        known = _buffers[digest] = Buffer(digest, bytes(raw))
+    return known
+
+
+def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
+    """Reduce an object to the next slot of the running `pack`; None if none is running."""
+    found = _state.found
+    if found is None:
+        return None
+    found.append(target)
+    return _fill, (len(found) - 1,)
+
+
+def _fill(slot: int) -> Any:
+    value = _state.values[slot]
+    return value if isinstance(value, str) else loads(value)
+
+
+def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[bytes] = ()) -> Any:
+    """Undo `pack`, each slot filled with a fresh copy of its value.
+
+    Parameters
+    ----------
+    data : bytes
+        Its first.
+    values : sequence of bytes or str
+        For each slot a pickled value, or a text that stands for itself.
+    buffers : sequence of bytes
+        The contents of its buffers; they are copied, so that tasks may write to theirs.
+    """
+    if not values and not buffers:
+        return loads(data)
+    outer, _state.values = _state.values, values
+    try:
+        return loads(data, buffers=[bytearray(each) for each in buffers])
+    finally:
+        _state.values = outer

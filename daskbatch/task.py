@@ -1,0 +1,363 @@
+"""Tasks as the user holds them: to start, to wait for, to get the results of.
+
+Does not know how tasks are placed or run: the dispatcher of their Batch moves them on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from daskbatch import pickling
+from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.errors import (
+    DependencyFailed,
+    LifecycleError,
+    SerializationError,
+    TaskCancelled,
+)
+from daskbatch.worker.outcome import unpack_error
+
+if TYPE_CHECKING:
+    from daskbatch.batch import Batch
+
+_UNKNOWN = object()
+
+
+class Handle:
+    """What a task leaves behind: its result, its stdout or its stderr.
+
+    Given as an argument to another task, it stands for its value, and makes the other wait.
+
+    Examples
+    --------
+    >>> task = batch.function(print, "hello")
+    >>> task.run()
+    >>> task.stdout.get()
+    'hello'
+    """
+
+    __slots__ = ("_part", "_task")
+
+    def __init__(self, task: Task, part: str) -> None:
+        self._task = task
+        self._part = part
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the task and give the value.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            The time is up first.
+        LifecycleError
+            Nobody has started the task.
+        Exception
+            For a result, what the task raised: the same type and arguments, with the
+            worker's traceback as its cause. `DependencyFailed` if it did not run because
+            another failed, `TaskCancelled` if it was cancelled.
+        """
+        return self._task._get(self._part, timeout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._task._as_argument(self._part)
+
+    def __repr__(self) -> str:
+        return f"<{self._part} of {self._task!r}>"
+
+
+class Task:
+    """A unit of work; made by `Batch.function`, `Batch.process` and `Batch.job`.
+
+    Examples
+    --------
+    >>> task = batch.function(pow, 2, 10)
+    >>> task.start()
+    >>> task.get()
+    1024
+    """
+
+    __slots__ = ("_batch", "_cell", "_object")
+
+    def __init__(self, batch: Batch, cell: Cell) -> None:
+        self._batch = batch
+        self._cell = cell
+        self._object: Any = _UNKNOWN
+
+    # -- what it is -----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._cell.name
+
+    @property
+    def uid(self) -> str:
+        """A text that no other task has."""
+        return f"{self._cell.home}-{self._cell.number}"
+
+    @property
+    def state(self) -> str:
+        """One of created, queued, waiting, running, done, failed and cancelled."""
+        return self._cell.phase.name.lower()
+
+    @property
+    def result(self) -> Handle:
+        """The return value, or the exit code, as something to `get` or to pass on."""
+        return Handle(self, "result")
+
+    @property
+    def stdout(self) -> Handle:
+        """What it printed, as something to `get` or to pass on."""
+        return Handle(self, "stdout")
+
+    @property
+    def stderr(self) -> Handle:
+        """What it wrote to stderr, as something to `get` or to pass on."""
+        return Handle(self, "stderr")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self.state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._as_argument("result")
+
+    def _as_argument(self, part: str) -> tuple[Any, ...]:
+        found = pickling.reference((self._cell, part))
+        if found is None:
+            raise TypeError(
+                f"task {self._cell.label} cannot be sent to another process; to use its {part} "
+                "there, give it as an argument to another task, not by way of a global name "
+                "or a closure"
+            )
+        return found
+
+    # -- accesses -------------------------------------------------------------------------
+
+    def read(self, obj: Any, *channels: Any) -> None:
+        """Say that the task reads something; see `Batch.read`.
+
+        Raises
+        ------
+        LifecycleError
+            The task has been started.
+
+        Examples
+        --------
+        >>> task = batch.function(sorted, "cab")
+        >>> task.read("input", "letters.txt")
+        """
+        self._require_accessible()
+        self._cell.reads += self._batch.read(obj, *channels).channels
+
+    def write(self, obj: Any, *channels: Any) -> None:
+        """Say that the task writes something; see `Batch.write`.
+
+        Raises
+        ------
+        LifecycleError
+            The task has been started.
+
+        Examples
+        --------
+        >>> task = batch.function(sorted, "cab")
+        >>> task.write("output", "letters.txt")
+        """
+        self._require_accessible()
+        self._cell.writes += self._batch.write(obj, *channels).channels
+
+    def _require_accessible(self) -> None:
+        if self._cell.phase > Phase.QUEUED:
+            raise LifecycleError(
+                f"task {self._cell.label} has been started: say what it reads and writes before"
+            )
+
+    # -- life -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the task, and do not wait for it.
+
+        Raises
+        ------
+        LifecycleError
+            It has been started before, is a member of a compiled task, or takes the result of
+            a task that was never started.
+        SubmitAfterCloseError
+            The Batch has been closed.
+        """
+        cell = self._cell
+        if cell.group is not None:
+            raise LifecycleError(
+                f"task {cell.label} is a member of {cell.group.name!r}: start that instead"
+            )
+        if cell.phase != Phase.CREATED:
+            raise LifecycleError(_started_already(cell))
+        self._batch._submit([cell], cell.name)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the task is over, however it ends.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            The time is up first.
+        LifecycleError
+            Nobody has started the task.
+        """
+        if self._is_over():
+            return
+        self._require_started()
+        if not self._dispatcher.wait(self._is_over, timeout):
+            raise TimeoutError(f"task {self._cell.label} is not over after {timeout:g} s")
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
+        return self._batch._dispatcher
+
+    def _is_over(self) -> bool:
+        return self._cell.phase >= Phase.DONE
+
+    def _require_started(self) -> None:
+        cell = self._cell
+        if cell.phase == Phase.CREATED:
+            what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
+            raise LifecycleError(f"task {cell.label} has not been started: {what} first")
+
+    def run(self, timeout: float | None = None) -> None:
+        """Start the task and wait until it is over; see `start` and `wait`.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> task.state
+        'done'
+        """
+        self.start()
+        self.wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the task and give its result; see `Handle.get`.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.start()
+        >>> task.get()
+        4
+        """
+        return self._get("result", timeout)
+
+    def cancel(self) -> bool:
+        """Keep the task from completing.
+
+        Returns
+        -------
+        bool
+            True if it will not complete; False if it is done, or runs and cannot be stopped.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.cancel()
+        True
+        >>> task.state
+        'cancelled'
+        """
+        self._dispatcher.cancel([self._cell])
+        return self._cell.phase == Phase.CANCELLED
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait_and_get().__await__()
+
+    async def _wait_and_get(self) -> Any:
+        await self._over()
+        return await asyncio.get_running_loop().run_in_executor(None, self.get)
+
+    async def _over(self) -> None:
+        if self._is_over():
+            return
+        self._require_started()
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def tell() -> None:
+            # The loop may have been closed meanwhile; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(over.set)
+
+        self._dispatcher.when_over(self._cell, tell)
+        await over.wait()
+
+    # -- what it leaves -------------------------------------------------------------------
+
+    def _get(self, part: str, timeout: float | None) -> Any:
+        cell = self._cell
+        if cell.phase < Phase.DONE:
+            began = time.monotonic()
+            self.wait(timeout)
+            if timeout is not None:
+                timeout = max(0.0, timeout - (time.monotonic() - began))
+        if part != "result":
+            if cell.output is None:
+                self._dispatcher.fetch(cell, timeout)
+            assert cell.output is not None
+            return cell.output[part == "stderr"]
+        if self._object is _UNKNOWN:
+            if cell.phase != Phase.DONE:
+                raise _failure(cell, self._dispatcher, timeout)
+            self._object = self._load(timeout)
+        return self._object
+
+    def _load(self, timeout: float | None) -> Any:
+        cell = self._cell
+        if cell.value is None:
+            self._dispatcher.fetch(cell, timeout)
+        assert cell.value is not None
+        try:
+            return pickling.loads(cell.value)
+        except Exception as error:
+            raise SerializationError(
+                f"the result of task {cell.label} cannot be loaded here: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _started_already(cell: Cell) -> str:
+    return (
+        f"task {cell.label} is {cell.phase.name.lower()} already: a task starts once, make another"
+    )
+
+
+def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
+    """Make the exception that tells why there is no result; a new one each time."""
+    if cell.phase == Phase.CANCELLED:
+        return TaskCancelled(f"task {cell.label} was cancelled")
+    if cell.blame is not None:
+        root = cell.blame
+        cause = _failure(root, dispatcher, timeout)
+        error = DependencyFailed(
+            f"task {cell.label} did not run, because {root.label} failed: "
+            f"{type(cause).__name__}: {cause}",
+            root=root.name,
+        )
+        error.__cause__ = cause
+        return error
+    if cell.value is None:
+        dispatcher.fetch(cell, timeout)
+    assert cell.value is not None
+    return unpack_error(cell.value)

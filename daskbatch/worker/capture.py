@@ -1,0 +1,215 @@
+"""Captures what a task writes to stdout and stderr, also when several run in one process.
+
+Does not know tasks: a context variable says where the writes of this thread, or of this
+coroutine, go. Threads that a task starts itself have no such context; what they write
+goes where it always went.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+
+class BoundedText:
+    """What a task has written to one stream: all of it, or its head and its tail.
+
+    Parameters
+    ----------
+    limit : int
+        How many bytes of UTF-8 are kept.
+    """
+
+    __slots__ = ("_head", "_limit", "_size", "_tail")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._size = 0
+
+    def __bool__(self) -> bool:
+        return self._size > 0
+
+    def add(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._head += data
+            return
+        half = self._limit // 2
+        if len(self._head) > half or not self._tail:
+            # The first that does not fit: from here on the head is one half.
+            self._head += data
+            self._tail = self._head[half:]
+            del self._head[half:]
+        else:
+            self._tail += data
+        rest = self._limit - half
+        if len(self._tail) > 2 * rest:
+            del self._tail[:-rest]
+
+    def text(self) -> str:
+        """Give the text, at most one newline removed from its end."""
+        if self._size <= self._limit:
+            return self._head.decode("utf-8", "replace").removesuffix("\n")
+        rest = self._limit - self._limit // 2
+        # Without `final`, the decoder leaves out a character that is cut at the end.
+        head = codecs.getincrementaldecoder("utf-8")("replace").decode(self._head)
+        tail = self._tail[-rest:]
+        while tail and tail[0] & 0xC0 == 0x80:
+            del tail[0]
+        line = f"[daskbatch: {self._size - self._limit} bytes dropped, see daskbatch.output-limit]"
+        return f"{head}\n{line}\n{tail.decode('utf-8', 'replace')}".removesuffix("\n")
+
+
+class Capture:
+    """The two streams of the task that runs in this context."""
+
+    __slots__ = ("stderr", "stdout")
+
+    def __init__(self, limit: int) -> None:
+        self.stdout = BoundedText(limit)
+        self.stderr = BoundedText(limit)
+
+    def clear(self) -> None:
+        self.stdout.clear()
+        self.stderr.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self.stdout or self.stderr)
+
+    def texts(self) -> tuple[str, str]:
+        return self.stdout.text(), self.stderr.text()
+
+
+current: ContextVar[Capture | None] = ContextVar("daskbatch_capture", default=None)
+
+
+@contextmanager
+def capturing(limit: int) -> Iterator[Capture]:
+    """Route what this context writes to a `Capture` of its own.
+
+    Parameters
+    ----------
+    limit : int
+        How many bytes of each stream are kept.
+    """
+    capture = Capture(limit)
+    token = current.set(capture)
+    _install()
+    try:
+        yield capture
+    finally:
+        _uninstall()
+        current.reset(token)
+
+
+class _Binary(io.RawIOBase):
+    """`sys.stdout.buffer`: bytes written by a task are its output too."""
+
+    def __init__(self, text: _Router) -> None:
+        self._text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        sink = self._text.sink()
+        if sink is None:
+            return int(self._text.original.buffer.write(data))
+        content = bytes(data)
+        sink.add(content)
+        return len(content)
+
+    def flush(self) -> None:
+        self._text.flush()
+
+
+class _Router(io.TextIOBase):
+    """Stands for sys.stdout or sys.stderr, and asks the context where a write belongs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.original: TextIO = getattr(sys, name)
+        self.buffer = _Binary(self)
+
+    def sink(self) -> BoundedText | None:
+        capture = current.get()
+        return None if capture is None else getattr(capture, self.name)
+
+    def write(self, text: str) -> int:
+        sink = self.sink()
+        if sink is None:
+            return self.original.write(text)
+        sink.add(text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
+        for line in lines:
+            self.write(line)
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        if current.get() is None:
+            self.original.flush()
+
+    def isatty(self) -> bool:
+        return current.get() is None and self.original.isatty()
+
+    def fileno(self) -> int:
+        return self.original.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8" if current.get() is not None else self.original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.original.errors
+
+    def close(self) -> None:
+        # A task that closes its stdout must not close the worker's.
+        pass
+
+
+_lock = threading.Lock()
+_users = 0
+_routers: dict[str, _Router] = {}
+
+
+def _install() -> None:
+    global _users
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if isinstance(stream, _Router) or stream is None:
+                continue
+            router = _routers.setdefault(name, _Router(name))
+            router.original = stream
+            setattr(sys, name, router)
+
+
+def _uninstall() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        for name, router in _routers.items():
+            # Somebody may have put a stream of their own there meanwhile: it stays.
+            if getattr(sys, name) is router:
+                setattr(sys, name, router.original)

@@ -1,0 +1,127 @@
+"""Puts the running of blocks onto a Dask worker: entry point, reports, revocations.
+
+Does not know what a block does; together with `dispatch.service` on the scheduler it
+carries reports up to the client and revocations down to the blocks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from typing import Any
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+from daskbatch.worker.block import BlockSpec
+from daskbatch.worker.outcome import BlockResult, Status
+from daskbatch.worker.run import BlockRun, run_block
+
+PLUGIN = "daskbatch-worker"
+
+#: How often a running block is looked at: for reports, and for its budget. Seconds.
+_TICK = 0.02
+
+
+def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
+    """Run a block as a Dask task.
+
+    Parameters
+    ----------
+    payload : bytes
+        A pickled `BlockSpec`.
+    *inputs : BlockResult or bytes
+        The results of the Dask tasks that this one depends on.
+    """
+    plugin = get_worker().plugins[PLUGIN]
+    return run_block(payload, *inputs, reporter=plugin)
+
+
+class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+    """The part of daskbatch that lives on a worker.
+
+    The thread of a block only ever appends to its `BlockRun`; what has to be sent is
+    picked up from it by the worker's event loop while it runs, and by the thread itself
+    at the end, so that the last report leaves before Dask hears that the key is done.
+    """
+
+    name = PLUGIN
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        self._worker = worker
+        self._runs: dict[tuple[str, int], BlockRun] = {}
+        self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
+        self._lock = threading.Lock()
+        self._ticking = False
+        worker.stream_handlers["daskbatch-revoke"] = self._revoke
+        worker.stream_handlers["daskbatch-forget"] = self._forget
+
+    def teardown(self, worker: Worker) -> None:
+        worker.stream_handlers.pop("daskbatch-revoke", None)
+        worker.stream_handlers.pop("daskbatch-forget", None)
+
+    # -- the threads that run blocks (`run.Reporter`) -------------------------------------
+
+    def begin(self, run: BlockRun) -> None:
+        key = _key(run.spec)
+        with self._lock:
+            self._runs[key] = run
+            for member, status in self._revoked.get(key, {}).items():
+                run.revoke([member], status)
+            if not self._ticking:
+                self._ticking = True
+                self._worker.loop.add_callback(self._start_ticking)
+
+    def end(self, run: BlockRun) -> None:
+        with self._lock:
+            # A key that Dask runs a second time may have begun before the first has ended.
+            if self._runs.get(_key(run.spec)) is run:
+                del self._runs[_key(run.spec)]
+        self._send(run)
+
+    def _send(self, run: BlockRun) -> None:
+        for report in run.reports():
+            message = {
+                "op": "daskbatch-report",
+                "topic": run.spec.topic,
+                "report": pickle.dumps(report, 5),
+            }
+            if threading.get_ident() == self._worker.thread_id:
+                self._worker.batched_send(message)
+            else:
+                self._worker.loop.add_callback(self._worker.batched_send, message)
+
+    # -- the event loop -------------------------------------------------------------------
+
+    def _start_ticking(self) -> None:
+        self._worker.loop.call_later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        with self._lock:
+            runs = list(self._runs.values())
+            self._ticking = bool(runs)
+        for run in runs:
+            run.expire()
+            self._send(run)
+        if runs:
+            self._worker.loop.call_later(_TICK, self._tick)
+
+    def _revoke(
+        self, topic: str, block: int, members: list[int], status: int, request: int
+    ) -> None:
+        """Take members of a block back, also if it comes here only later."""
+        key = topic, block
+        with self._lock:
+            run = self._runs.get(key)
+            began = run.revoke(members, Status(status)) if run is not None else []
+            self._revoked.setdefault(key, {}).update(dict.fromkeys(members, Status(status)))
+        self._worker.batched_send({"op": "daskbatch-revoked", "request": request, "began": began})
+
+    def _forget(self, topic: str, blocks: list[int]) -> None:
+        with self._lock:
+            for block in blocks:
+                self._revoked.pop((topic, block), None)
+
+
+def _key(spec: BlockSpec) -> tuple[str, int]:
+    return spec.topic, spec.block

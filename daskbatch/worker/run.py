@@ -1,0 +1,297 @@
+"""Runs a block: its tasks one after another, an outcome for each.
+
+Does not know Dask, nor any graph beyond what each member says that it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, Protocol
+
+from daskbatch import pickling
+from daskbatch.errors import SerializationError, TaskCrashed, TaskTimeout
+from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Report, Source
+from daskbatch.worker.capture import Capture, capturing
+from daskbatch.worker.outcome import BlockResult, Status, pack_error, pack_value
+
+#: What a claim on a member says when the runner has it; else it is a `Status`.
+_RUN = -1
+
+#: A report carries about this many bytes of values at most.
+_REPORT_BYTES = 512 * 1024
+
+_NO_LINK = Link()
+_NO_LIMITS = Limits()
+
+
+class Reporter(Protocol):
+    """Told when a block begins and ends; it asks for the reports when it likes."""
+
+    def begin(self, run: BlockRun) -> None: ...
+
+    def end(self, run: BlockRun) -> None: ...
+
+
+def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) -> BlockResult:
+    """Run a block; never raises.
+
+    Parameters
+    ----------
+    payload : bytes
+        A pickled `BlockSpec`.
+    *inputs : BlockResult or bytes
+        The results of the blocks that this one depends on, and large buffers.
+    reporter : Reporter, optional
+        Who is told of the progress.
+    """
+    run = BlockRun(pickling.loads(payload), inputs)
+    if reporter is None:
+        return run()
+    reporter.begin(run)
+    try:
+        return run()
+    finally:
+        reporter.end(run)
+
+
+class BlockRun:
+    """A block while it runs.
+
+    The thread that calls it appends outcomes; others may meanwhile ask for a report,
+    defer what has not begun, and revoke members. A member belongs to whoever claims it
+    first, which `dict.setdefault` decides: it cannot be both run and given away.
+    """
+
+    def __init__(self, spec: BlockSpec, inputs: Sequence[Any]) -> None:
+        self.spec = spec
+        self.inputs = inputs
+        self.began = perf_counter()
+        self._claims: dict[int, int] = {}
+        self._statuses = bytearray()
+        self._values: list[bytes | None] = []
+        self._durations = array("f")
+        self._outputs: dict[int, tuple[str, str]] = {}
+        self._lock = threading.Lock()
+        self._reported = 0
+        self._running = -1
+        self._expired = False
+        self._told_running = -1
+        self._told_rest = False
+
+    # -- the thread that runs the block ---------------------------------------------------
+
+    def __call__(self) -> BlockResult:
+        spec, claims = self.spec, self._claims
+        statuses, values, durations = self._statuses, self._values, self._durations
+        deadline = self.began + spec.budget
+        room = spec.share_limit
+        last = perf_counter()
+        with capturing(spec.output_limit) as capture:
+            for member, (index, data) in enumerate(spec.calls):
+                self._running = member
+                if claims.setdefault(member, _RUN) != _RUN:
+                    status, value = claims[member], None
+                else:
+                    link = spec.links.get(member, _NO_LINK)
+                    status = Status.DONE if link is _NO_LINK else self._ready(link)
+                    value = None
+                    if not status:
+                        status, value = self._run(member, index, data, link, capture)
+                        if capture:
+                            self._outputs[member] = capture.texts()
+                            capture.clear()
+                        room -= len(value)
+                now = perf_counter()
+                values.append(value)
+                durations.append(now - last)
+                # Last, since a report takes its length for that of all.
+                statuses.append(status)
+                last = now
+                if now > deadline or room < 0:
+                    self.defer_rest()
+        self._running = -1
+        return BlockResult(bytes(statuses), values, self._outputs)
+
+    def _status_of(self, source: Source) -> int:
+        position, member = source
+        if position == LOCAL:
+            return self._statuses[member]
+        status: int = self.inputs[position].statuses[member]
+        return status
+
+    def _ready(self, link: Link) -> int:
+        """Say DONE if a member may run, else what becomes of it instead."""
+        status = Status.DONE
+        for source in link.needs:
+            found = self._status_of(source)
+            if found == Status.DEFERRED:
+                return Status.DEFERRED
+            if found:
+                status = Status.SKIPPED
+        for source in link.after:
+            if self._status_of(source) == Status.DEFERRED:
+                return Status.DEFERRED
+        return status
+
+    def _part(self, part: Part | bytes | str) -> bytes | str:
+        if not isinstance(part, Part):
+            return part
+        (position, member), name = part
+        values, outputs = (
+            (self._values, self._outputs)
+            if position == LOCAL
+            else (self.inputs[position].values, self.inputs[position].outputs)
+        )
+        if name == "result":
+            return values[member]  # type: ignore[return-value]
+        texts: tuple[str, str] = outputs.get(member, ("", ""))
+        return texts[name == "stderr"]
+
+    def _arguments(self, data: bytes, link: Link) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        try:
+            if link is _NO_LINK:
+                return pickling.loads(data)  # type: ignore[no-any-return]
+            values = [self._part(value) for value in link.values]
+            buffers = [self.inputs[position] for position in link.buffers]
+            return pickling.unpack(data, values, buffers)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise SerializationError(
+                f"its arguments could not be loaded on the worker: {type(error).__name__}: {error}"
+            ) from error
+
+    def _run(
+        self, member: int, index: int, data: bytes, link: Link, capture: Capture
+    ) -> tuple[int, bytes]:
+        spec = self.spec
+        if index < 0:
+            return Status.DONE, _NONE
+        attempts, timeout = spec.limits.get(member, _NO_LIMITS)
+        while True:
+            began = perf_counter()
+            try:
+                function = load_function(spec.functions[index])
+                args, kwargs = self._arguments(data, link)
+                value = function(*args, **kwargs)
+                if inspect.iscoroutine(value):
+                    value = asyncio.run(value)
+                if timeout is not None and perf_counter() - began > timeout:
+                    raise TaskTimeout(
+                        f"task {spec.label(member)} ran for {perf_counter() - began:.3g} s, "
+                        f"its timeout is {timeout:g} s"
+                    )
+                return Status.DONE, pack_value(value, spec.label(member))
+            except BaseException as raised:
+                error = _as_task_error(raised, spec.label(member))
+                if attempts > 0:
+                    attempts -= 1
+                    capture.clear()
+                    continue
+                return Status.FAILED, pack_error(error, spec.label(member))
+
+    # -- other threads --------------------------------------------------------------------
+
+    def defer_rest(self) -> None:
+        """Give away the members that have not begun."""
+        for member in range(self._running + 1, len(self.spec.calls)):
+            self._claims.setdefault(member, Status.DEFERRED)
+        self._expired = True
+
+    def expire(self) -> None:
+        """Give away the members that have not begun, if the budget is used up."""
+        if not self._expired and perf_counter() - self.began > self.spec.budget:
+            self.defer_rest()
+
+    def revoke(self, members: Iterable[int], status: Status) -> list[int]:
+        """Take members back; returns those that have begun, and so cannot be."""
+        return [m for m in members if self._claims.setdefault(m, status) == _RUN]
+
+    def reports(self) -> list[Report]:
+        """Tell what has happened since the last call."""
+        with self._lock:
+            done, running = len(self._statuses), self._running
+            rest = b""
+            if self._expired and not self._told_rest and running >= 0:
+                self._told_rest = True
+                claims = self._claims
+                behind = range(running + 1, len(self.spec.calls))
+                rest = bytes(max(claims[member], Status.DONE) for member in behind)
+            reports = []
+            while self._reported < done:
+                reports.append(self._report(self._reported, done))
+                self._reported += len(reports[-1].statuses)
+            if rest or running >= max(done, self._told_running + 1):
+                self._told_running = running
+                blank = Report(self.spec.block, done, b"", (), b"", {}, running, rest)
+                reports.append(blank)
+            return reports
+
+    def _report(self, start: int, stop: int) -> Report:
+        limit = self.spec.inline_limit
+        values: list[bytes | None] = []
+        size = 0
+        for value in self._values[start:stop]:
+            inline = value is not None and len(value) <= limit
+            values.append(value if inline else None)
+            if inline:
+                size += len(value)  # type: ignore[arg-type]
+                if size > _REPORT_BYTES:
+                    stop = start + len(values)
+                    break
+        outputs: dict[int, tuple[str, str] | None] = {}
+        if self._outputs:
+            for member in range(start, stop):
+                texts = self._outputs.get(member)
+                if texts is not None:
+                    outputs[member] = texts if len(texts[0]) + len(texts[1]) <= limit else None
+        return Report(
+            self.spec.block,
+            start,
+            bytes(self._statuses[start:stop]),
+            values,
+            self._durations[start:stop].tobytes(),
+            outputs,
+            -1,
+            b"",
+        )
+
+
+_NONE = pickling.dumps(None)
+
+
+@lru_cache(maxsize=256)
+def load_function(data: bytes) -> Callable[..., Any]:
+    """Unpickle a function, once for each that this process meets.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be unpickled here: its module is not installed, say.
+    """
+    try:
+        function: Callable[..., Any] = pickling.loads(data)
+    except Exception as error:
+        raise SerializationError(
+            f"its function could not be loaded on the worker: {type(error).__name__}: {error}. "
+            "Install its module there, or have it sent along with "
+            "cloudpickle.register_pickle_by_value(module)."
+        ) from error
+    return function
+
+
+def _as_task_error(error: BaseException, label: str) -> BaseException:
+    """Turn what would end an interpreter into an error of the task alone."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        crashed = TaskCrashed(f"task {label} called sys.exit({error.code!r})", exitcode=code)
+    elif isinstance(error, KeyboardInterrupt):
+        crashed = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
+    else:
+        return error
+    return crashed.with_traceback(error.__traceback__)
