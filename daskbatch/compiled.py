@@ -213,3 +213,16 @@ def require_own(batch: Batch, cell: Cell) -> None:
         if each.home != batch._uid:
             which = "" if each is cell else f"takes the result of {each.label}, which "
             raise GraphError(f"task {cell.label} {which}belongs to another Batch")
+
+
+def require_producers(cell: Cell) -> None:
+    """Make sure that what a task takes results from has been, or is being, started."""
+    for producer in cell.producers:
+        if producer.phase == Phase.CREATED and (
+            producer.group is None or producer.group is not cell.group
+        ):
+            which = producer.label if producer.group is None else repr(producer.group.name)
+            raise LifecycleError(
+                f"task {cell.label} takes the result of {producer.label}, which has not been "
+                f"started: start {which} first, or compile them together"
+            )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.describe.access import Access, Channel, Mode
-from daskbatch.describe.spec import Call, Options, function_call, process_call
+from daskbatch.describe.spec import DEFAULT, Call, Options, function_call, process_call
 from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError
 from daskbatch.task import Task
@@ -56,7 +56,11 @@ class Configured:
 
     def function(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
         """Make a task of a Python function; all arguments are its own. See `Batch.function`."""
-        return self.make_function(target, args, kwargs)
+        if self._cwd is not None or self._env is not None:
+            raise SpecError("cwd= and env= are for processes: functions share their worker's")
+        return make_function(
+            self._batch, target, args, kwargs, self._options, self._reads, self._writes, self._name
+        )
 
     def process(
         self, target: str | Path, /, *args: Any, stdin: Any = None, check: bool = True
@@ -71,28 +75,39 @@ class Configured:
             check=check,
             timeout=self._options.timeout,
         )
-        return self._make(call, self._name or os.path.basename(target), self._reads, self._writes)
+        name = self._name or os.path.basename(target)
+        return _make(self._batch, call, name, self._options, self._reads, self._writes)
 
-    def make_function(
-        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Task:
-        """Do what `function` does, with the arguments in a tuple and a mapping."""
-        reads, writes = self._reads, self._writes
-        if len(args) > 1 and not kwargs and type(args[0]) is tuple:
-            args, more_reads, more_writes = _other_form(args)
-            reads, writes = reads + more_reads, writes + more_writes
-        if self._cwd is not None or self._env is not None:
-            raise SpecError("cwd= and env= are for processes: functions share their worker's")
-        call = function_call(target, args, kwargs)
-        return self._make(call, self._name or _name_of(target), reads, writes)
 
-    def _make(
-        self, call: Call, name: str, reads: tuple[Channel, ...], writes: tuple[Channel, ...]
-    ) -> Task:
-        batch = self._batch
-        batch._require_open()
-        number = next(batch._numbers)
-        return Task(batch, Cell(batch._uid, number, name, call, self._options, reads, writes))
+def make_function(
+    batch: Batch,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Options = DEFAULT,
+    reads: tuple[Channel, ...] = (),
+    writes: tuple[Channel, ...] = (),
+    name: str | None = None,
+) -> Task:
+    """Make a task of a Python function."""
+    if len(args) > 1 and not kwargs and type(args[0]) is tuple:
+        args, more_reads, more_writes = _other_form(args)
+        reads, writes = reads + more_reads, writes + more_writes
+    call = function_call(target, args, kwargs)
+    return _make(batch, call, name or _name_of(target), options, reads, writes)
+
+
+def _make(
+    batch: Batch,
+    call: Call,
+    name: str,
+    options: Options,
+    reads: tuple[Channel, ...],
+    writes: tuple[Channel, ...],
+) -> Task:
+    batch._require_open()
+    number = next(batch._numbers)
+    return Task(batch, Cell(batch._uid, number, name, call, options, reads, writes))
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -221,7 +221,7 @@ class Task:
         if self._is_over():
             return
         self._require_started()
-        if not self._dispatcher.wait(self._is_over, timeout):
+        if not self._dispatcher.outcomes.wait(self._is_over, timeout):
             raise TimeoutError(f"task {self._cell.label} is not over after {timeout:g} s")
 
     @property
@@ -300,7 +300,7 @@ class Task:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(over.set)
 
-        self._dispatcher.when_over(self._cell, tell)
+        self._dispatcher.outcomes.when_over(self._cell, tell)
         await over.wait()
 
     # -- what it leaves -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from datetime import timedelta
 from numbers import Real
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from daskbatch import pickling
 from daskbatch.errors import SerializationError, SpecError
@@ -118,8 +118,7 @@ def seconds(value: float | timedelta, what: str) -> float:
     return float(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A function and its arguments, ready to be sent.
 
     Parameters

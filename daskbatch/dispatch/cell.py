@@ -95,7 +95,8 @@ class Cell:
         self.function: bytes | SerializationError = b""
         #: Its place among all started cells; behind those that it waits for.
         self.rank = -1
-        #: The cells that it waits for, with the reasons as bits.
+        #: The cells that it waits for, with the reasons as bits. Some are left when it is over
+        #: before they are: see `waits_left`.
         self.waits: tuple[tuple[Cell, int], ...] = ()
         #: The cells that must not share a block with it.
         self.overwrites: tuple[Cell, ...] = ()
@@ -120,6 +121,30 @@ class Cell:
     @property
     def unsuccessful(self) -> bool:
         return self.phase > Phase.DONE
+
+    def waits_left(self) -> dict[Cell, int]:
+        """Give what it still waits for, with the reasons as bits.
+
+        A task that was cancelled, say, is over before those that it waits for; but others
+        wait for them only by way of it, since waits that are implied have been left out.
+        """
+        left: dict[Cell, int] = {}
+        over = []
+        for before, why in self.waits:
+            if before.over:
+                if before.waits:
+                    over.append(before)
+            else:
+                left[before] = why
+        seen = set(over)
+        while over:
+            for before, _ in over.pop().waits:
+                if not before.over:
+                    left.setdefault(before, 0)
+                elif before.waits and before not in seen:
+                    seen.add(before)
+                    over.append(before)
+        return left
 
     @property
     def label(self) -> str:

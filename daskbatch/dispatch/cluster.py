@@ -5,23 +5,30 @@ Does not know tasks; what it hears it tells a dispatcher.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import dask
 from distributed import Client
+from distributed.comm import CommClosedError
 
 from daskbatch.dispatch.dispatcher import Members
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.service import BatchService
-from daskbatch.errors import BatchError
-from daskbatch.worker.outcome import Status
+from daskbatch.errors import BatchError, ServiceLost
+from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
 #: Dask warns of graphs over 10 MB, with advice that does not apply to ours.
 _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
+
+
+_logger = logging.getLogger("daskbatch")
+
+KeyOver = Callable[[Placement, BlockResult | None, BaseException | None, bool], None]
 
 
 class ClusterBackend:
@@ -43,25 +50,28 @@ class ClusterBackend:
     def __init__(self, client: Client, topic: str) -> None:
         self.client = client
         self.slots = 0
+        self._address = client.scheduler.address
         self._topic = topic
         self._report: Callable[[bytes], None] | None = None
-        self._key_over: Callable[[Placement, BaseException | None, bool], None] | None = None
+        self._key_over: KeyOver | None = None
+        self._give_up: Callable[[BaseException], None] = lambda error: None
         try:
             client.register_plugin(BatchService())
             client.register_plugin(BatchWorkerPlugin())
         except ImportError as error:
             raise BatchError(
-                f"the cluster at {client.scheduler.address} cannot import daskbatch ({error}); "
+                f"the cluster at {self._address} cannot import daskbatch ({error}); "
                 "install the same version there, for its scheduler and its workers"
             ) from error
 
     def connect(
         self,
         report: Callable[[bytes], None],
-        key_over: Callable[[Placement, BaseException | None, bool], None],
+        key_over: KeyOver,
+        give_up: Callable[[BaseException], None],
     ) -> None:
-        """Say who is told of reports and of finished keys."""
-        self._report, self._key_over = report, key_over
+        """Say who is told of reports and of finished keys, and that nothing more can be told."""
+        self._report, self._key_over, self._give_up = report, key_over, give_up
         self.client.subscribe_topic(self._topic, self._heard)
         self.slots = self.client.sync(
             self.client.scheduler.daskbatch_register, client=self.client.id, topic=self._topic
@@ -70,15 +80,18 @@ class ClusterBackend:
     def disconnect(self) -> None:
         """Hear no more."""
         self._report = self._key_over = None
-        self.client.unsubscribe_topic(self._topic)
-        self.client.sync(self.client.scheduler.daskbatch_unregister, topic=self._topic)
+        if self.client.status == "running":
+            # It may go away at this very moment, and then has nothing to forget any more.
+            with contextlib.suppress(OSError, CommClosedError):
+                self.client.unsubscribe_topic(self._topic)
+                self.client.sync(self.client.scheduler.daskbatch_unregister, topic=self._topic)
 
     def _heard(self, event: tuple[float, Any]) -> None:
         _, message = event
         if isinstance(message, int):
             self.slots = message
         elif self._report is not None:
-            self._report(message)
+            self._guard(self._report, message)
 
     def submit(self, lowered: Lowered) -> Mapping[str, Any]:
         keys = [*lowered.blocks, *lowered.buffers]
@@ -93,19 +106,45 @@ class ClusterBackend:
             )
         for key, placement in lowered.blocks.items():
             placement.future = futures[key]
-            futures[key].add_done_callback(partial(self._finished, placement))
+            self.client.loop.add_callback(self._watch, placement, futures[key])
         return {key: futures[key] for key in lowered.buffers}
 
-    def _finished(self, placement: Placement, future: Any) -> None:
-        if self._key_over is None:
-            return
-        error: BaseException | None = None
-        lost = False
+    def require_alive(self) -> None:
+        if self.client.status != "running":
+            raise ServiceLost(
+                f"the cluster at {self._address} is gone; make another Batch to go on"
+            )
+
+    async def _watch(self, placement: Placement, future: Any) -> None:
+        """Wait for a key on the client's event loop, and tell what became of it.
+
+        `Future.add_done_callback` would call from a thread pool, which does nothing any
+        more when the interpreter ends.
+        """
+        while future.status in ("pending", "lost"):
+            await future._state.wait()
+        result = error = None
         if future.status == "error":
-            error = future.exception()
+            error = await future.exception()
         elif future.status != "finished":
-            error, lost = BatchError(f"its key is {future.status}"), True
-        self._key_over(placement, error, lost)
+            error = BatchError(f"its key is {future.status}")
+        elif placement.left:
+            # Not all has been reported: the worker did not know yet whom to report to.
+            try:
+                result = await future
+            except Exception as failure:
+                error = failure
+        if self._key_over is not None:
+            self._guard(self._key_over, placement, result, error, future.status == "cancelled")
+
+    def _guard(self, function: Callable[..., None], *args: Any) -> None:
+        # On Dask's event loop an error of ours would be logged, and whoever waits would wait
+        # for ever.
+        try:
+            function(*args)
+        except Exception as error:
+            _logger.exception("daskbatch lost track of its tasks; this is a bug of daskbatch")
+            self._give_up(BatchError(f"daskbatch lost track of this task: {error!r}"))
 
     def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
         async def ask() -> None:
@@ -115,9 +154,13 @@ class ClusterBackend:
                     topic=self._topic, members=dict(members), status=int(status)
                 )
             finally:
-                then(revoked)
+                self._guard(then, revoked)
 
         self.client.loop.add_callback(ask)
+
+    def release(self, placement: Placement) -> None:
+        if placement.future is not None:
+            placement.future.release()
 
     def forget(self, blocks: Sequence[int]) -> None:
         self.client.loop.add_callback(
@@ -125,4 +168,5 @@ class ClusterBackend:
         )
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
-        self.client.loop.add_callback(self.client.loop.call_later, seconds, function)
+        loop = self.client.loop
+        loop.add_callback(loop.call_later, seconds, self._guard, function)

@@ -58,9 +58,9 @@ class Connection:
             else:
                 self.embedded.close()
 
-    def abandon(self) -> None:
-        """Close from where one must not wait: a finalizer, which any thread may run."""
-        threading.Thread(target=self.close, args=(True,), name="daskbatch-abandon").start()
+    def close_in_background(self) -> None:
+        """Close without waiting for it."""
+        threading.Thread(target=self.close, args=(True,), name="daskbatch-close").start()
 
 
 def connect(

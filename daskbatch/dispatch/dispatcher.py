@@ -21,7 +21,8 @@ from typing import Protocol
 
 from daskbatch.dispatch.cell import SILENT, Cell, Group, Phase
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.outcomes import Outcomes
+from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
 from daskbatch.dispatch.placing import Placer, Submitter, pickle_functions
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
 from daskbatch.plan.hazards import NEEDS
@@ -31,12 +32,8 @@ from daskbatch.worker.outcome import BlockResult, Status, pack_error
 #: How long tasks that wait behind a stuck block are gathered before they are taken back.
 _UNSTICK_SECONDS = 0.05
 
-_PHASES = {
-    Status.DONE: Phase.DONE,
-    Status.FAILED: Phase.FAILED,
-    Status.SKIPPED: Phase.FAILED,
-    Status.CANCELLED: Phase.CANCELLED,
-}
+#: By `Status`.
+_PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
 
 #: Members of blocks, by the blocks' numbers.
 Members = Mapping[int, Sequence[int]]
@@ -47,6 +44,12 @@ class Backend(Submitter, Protocol):
 
     def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
         """Take members back; `then` is surely told, some time, which will not run."""
+
+    def require_alive(self) -> None:
+        """Raise `ServiceLost` if the cluster is gone."""
+
+    def release(self, placement: Placement) -> None:
+        """Want a block no more; it need not run, unless others hang on its key."""
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Drop what is kept of the revocations of blocks that are over."""
@@ -69,13 +72,10 @@ class Dispatcher:
     def __init__(self, backend: Backend, setting: Setting) -> None:
         self._backend = backend
         self._placer = Placer(backend, setting)
-        #: Held for every change; notified when tasks are over.
-        self._changed = threading.Condition()
-        #: How many started tasks are not over.
-        self.left = 0
+        self.outcomes = Outcomes()
+        self._changed = self.outcomes.changed
         self._live: dict[int, Placement] = {}
         self._ranks = itertools.count()
-        self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
         self._stuck: set[Placement] = set()
         self._revoked: set[int] = set()
 
@@ -97,7 +97,10 @@ class Dispatcher:
         ------
         LifecycleError
             Another thread has just started them.
+        ServiceLost
+            The cluster is gone.
         """
+        self._backend.require_alive()
         pickle_functions(cells)
         with self._changed:
             if (group is None and cells[0].phase != Phase.CREATED) or (group and group.started):
@@ -108,26 +111,26 @@ class Dispatcher:
             for cell in new:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)
-            self.left += len(new)
+            self.outcomes.left += len(new)
             self._place(new, name)
             self._changed.notify_all()
 
     def cancel(self, cells: Iterable[Cell]) -> None:
         """Cancel what has not begun; returns when it is known what that is."""
         with self._changed:
-            waiting = []
+            started = []
             for cell in cells:
                 if cell.phase < Phase.WAITING:
-                    self.left += 1
-                    self._settle(cell, Phase.CANCELLED)
-                elif not cell.over:
-                    waiting.append(cell)
-            members = _by_placement(waiting)
-            self._revoked.update(members)
-            live = dict(self._live)
+                    self.outcomes.left += 1
+                    self.outcomes.settle(cell, Phase.CANCELLED)
+                else:
+                    started.append(cell)
             self._changed.notify_all()
-        if not members:
-            return
+        while started:
+            started = self._cancel_started(started)
+
+    def _cancel_started(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Cancel what has not begun; returns what has been placed elsewhere meanwhile."""
         answered = threading.Event()
         revoked: Members = {}
 
@@ -136,62 +139,41 @@ class Dispatcher:
             revoked = confirmed
             answered.set()
 
+        with self._changed:
+            asked = {cell: cell.placement for cell in cells if not cell.over}
+            members = by_block(asked)
+            self._revoked.update(members)
+            live = dict(self._live)
+        if not members:
+            return []
         self._backend.revoke(members, Status.CANCELLED, then)
         answered.wait()
         with self._changed:
             for number, confirmed in revoked.items():
-                for cell in _still_in(live.get(number), confirmed):
+                for cell in live[number].members_left(confirmed):
                     self._tell(live[number], cell, Status.CANCELLED)
+                self._drop_if_empty(live[number])
             self._changed.notify_all()
+            return [c for c, where in asked.items() if not c.over and c.placement is not where]
 
-    def give_up(self) -> None:
-        """Count all that is not over as cancelled, whatever becomes of it."""
+    def give_up(self, error: BaseException | None = None) -> None:
+        """Count all that is not over as cancelled, or as failed of an error."""
         with self._changed:
             for placement in self._live.values():
-                for cell in _still_in(placement):
-                    self._tell(placement, cell, Status.CANCELLED)
+                for cell in placement.members_left():
+                    if error is None:
+                        self._tell(placement, cell, Status.CANCELLED)
+                    else:
+                        self._tell(placement, cell, Status.FAILED, pack_error(error, cell.label))
             self._live.clear()
             self._changed.notify_all()
 
-    def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until something is over; False if the time is up first."""
-        with self._changed:
-            return self._changed.wait_for(over, timeout)
-
-    def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
-        """Have a function called, in any thread, when a task is over."""
-        with self._changed:
-            if not cell.over:
-                self._callbacks.setdefault(cell, []).append(callback)
-                return
-        callback()
-
     def fetch(self, cell: Cell, timeout: float | None = None) -> None:
-        """Bring here what a finished task left on its worker.
-
-        Raises
-        ------
-        TimeoutError
-            It is not here in time.
-        WorkerLost
-            It was lost with its worker.
-        """
-        placement = cell.placement
-        if placement is None or placement.future is None:
-            return
-        try:
-            result: BlockResult = placement.future.result(timeout)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            raise WorkerLost(
-                f"the result of task {cell.label} was lost with the worker that held it: {error}"
-            ) from error
-        with self._changed:
-            for member, each in enumerate(placement.cells):
-                if each.placement is placement and each.over:
-                    each.value = result.values[member]
-                    each.output = result.outputs.get(member, SILENT)
+        """Bring here what a finished task left on its worker; see `Placement.fetch`."""
+        if cell.placement is not None:
+            result = cell.placement.fetch(cell.label, timeout)
+            with self._changed:
+                cell.placement.hand_out(result)
 
     # -- what the backend tells -----------------------------------------------------------
 
@@ -203,11 +185,11 @@ class Dispatcher:
             if placement is None:
                 return
             deferred = self._take_in(placement, report)
-            for cell in _still_in(placement, [report.running]):
+            for cell in placement.members_left([report.running]):
                 cell.phase = Phase.RUNNING
             first = report.running + 1
             behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
-            for cell in _still_in(placement, behind):
+            for cell in placement.members_left(behind):
                 self._give_back(placement, cell)
                 deferred.append(cell)
             self._place(deferred, placement.name)
@@ -216,7 +198,11 @@ class Dispatcher:
             self._changed.notify_all()
 
     def key_over(
-        self, placement: Placement, error: BaseException | None = None, lost: bool = False
+        self,
+        placement: Placement,
+        result: BlockResult | None = None,
+        error: BaseException | None = None,
+        lost: bool = False,
     ) -> None:
         """Take in that a block's key is finished, or has failed as a whole.
 
@@ -224,24 +210,19 @@ class Dispatcher:
         ----------
         placement : Placement
             The block.
+        result : BlockResult, optional
+            Its result, if it was needed (`Placement.left`) and could be had.
         error : BaseException, optional
             Why there is no result.
         lost : bool
             Whether it is the cluster that is gone, rather than a worker.
         """
-        result: BlockResult | None = None
-        if error is None and placement.left and placement.future is not None:
-            # Not all has been reported: the worker knew nobody to report it to.
-            try:
-                result = placement.future.result()
-            except Exception as failure:
-                error = failure
         with self._changed:
             deferred: list[Cell] = []
             if error is not None:
                 deferred = self._key_failed(placement, error, lost)
             elif result is not None:
-                deferred = self._take_in(placement, _whole_report(placement, result))
+                deferred = self._take_in(placement, result.as_report(placement.number))
             self._live.pop(placement.number, None)
             self._stuck.discard(placement)
             placement.waits = frozenset()
@@ -258,7 +239,7 @@ class Dispatcher:
         innocent = any(other.failed for other in placement.waits)
         placement.failed = True
         deferred = []
-        for cell in _still_in(placement):
+        for cell in placement.members_left():
             if innocent:
                 self._give_back(placement, cell)
                 deferred.append(cell)
@@ -273,40 +254,64 @@ class Dispatcher:
 
     def _place(self, cells: Sequence[Cell], name: str) -> None:
         ready = [cell for cell in cells if self._may_run(cell)]
-        if ready:
-            for placement in self._placer.place(ready, name):
-                self._live[placement.number] = placement
+        if not ready:
+            return
+        try:
+            placements = self._placer.place(ready, name)
+        except Exception as error:
+            # Somebody waits for these: they must hear of it.
+            data = pack_error(error, name)
+            for cell in ready:
+                self.outcomes.settle(cell, Phase.FAILED, data)
+            return
+        for placement in placements:
+            self._live[placement.number] = placement
 
     def _may_run(self, cell: Cell) -> bool:
         if cell.waits:
             cell.blame = _find_blame(cell)
             if cell.blame is not None:
-                self._settle(cell, Phase.FAILED)
+                self.outcomes.settle(cell, Phase.FAILED)
                 return False
         if cell.call is not None:
             failure = cell.call.failure or cell.function
             if isinstance(failure, SerializationError):
-                self._settle(cell, Phase.FAILED, pack_error(failure, cell.label))
+                what = "its arguments" if cell.call.failure else "its function"
+                error = SerializationError(f"task {cell.label}: {what} cannot be sent: {failure}")
+                error.__cause__ = failure.__cause__
+                self.outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
                 return False
         return True
 
     def _take_in(self, placement: Placement, report: Report) -> list[Cell]:
         """Settle what a report tells of; returns what has to be placed again."""
-        durations = array("f", report.durations)
         deferred = []
-        members = range(report.start, report.start + len(report.statuses))
-        for member, status, value, seconds in zip(
-            members, report.statuses, report.values, durations, strict=True
+        ran: list[tuple[Cell, float, int | None]] = []
+        stop = report.start + len(report.statuses)
+        for member, (cell, status, value, seconds) in enumerate(
+            zip(
+                placement.cells[report.start : stop],
+                report.statuses,
+                report.values,
+                array("f", report.durations),
+                strict=True,
+            ),
+            report.start,
         ):
-            cell = placement.cells[member]
-            if cell.placement is not placement or cell.over:
+            if cell.placement is not placement or cell.phase >= Phase.DONE:
                 continue
             if status == Status.DEFERRED:
                 self._give_back(placement, cell)
                 deferred.append(cell)
-            else:
-                output = report.outputs.get(member, SILENT)
-                self._tell(placement, cell, status, value, output, seconds)
+                continue
+            output = report.outputs.get(member, SILENT)
+            if status <= Status.FAILED:
+                size = None if value is None else len(value)
+                if output is not SILENT and size is not None:
+                    size = None if output is None else size + sum(map(len, output))
+                ran.append((cell, seconds, size))
+            self._tell(placement, cell, status, value, output, seconds)
+        self._placer.learn(ran)
         return deferred
 
     def _tell(
@@ -319,37 +324,16 @@ class Dispatcher:
         seconds: float = 0.0,
     ) -> None:
         placement.left -= 1
-        if status > Status.FAILED:
+        if status > Status.FAILED or (value is not None and output is not None):
             cell.placement = None
-            if status == Status.SKIPPED:
-                cell.blame = _find_blame(cell)
-        else:
-            size = None
-            if value is not None and output is not None:
-                cell.placement = None
-                size = len(value) if output is SILENT else len(value) + sum(map(len, output))
-            self._placer.learn(cell, seconds, size)
-        self._settle(cell, _PHASES[Status(status)], value, output, seconds)
+        if status == Status.SKIPPED:
+            cell.blame = _find_blame(cell)
+        self.outcomes.settle(cell, _PHASES[status], value, output, seconds)
 
-    def _settle(
-        self,
-        cell: Cell,
-        phase: Phase,
-        value: bytes | None = None,
-        output: tuple[str, str] | None = SILENT,
-        seconds: float = 0.0,
-    ) -> None:
-        cell.phase = phase
-        cell.value = value
-        cell.output = output
-        cell.seconds = seconds
-        cell.waits = cell.overwrites = ()
-        self.left -= 1
-        if cell.group is not None:
-            cell.group.left -= 1
-        if self._callbacks:
-            for callback in self._callbacks.pop(cell, ()):
-                callback()
+    def _drop_if_empty(self, placement: Placement) -> None:
+        """Spare the cluster a block of which nothing is left to run."""
+        if not placement.left and all(cell.placement is not placement for cell in placement.cells):
+            self._backend.release(placement)
 
     def _give_back(self, placement: Placement, cell: Cell) -> None:
         placement.left -= 1
@@ -366,9 +350,9 @@ class Dispatcher:
 
     def _take_back(self) -> None:
         with self._changed:
-            behind = _behind(self._stuck, self._live.values())
+            behind = blocks_behind(self._stuck, self._live.values())
             self._stuck.clear()
-            members = _by_placement(cell for each in behind for cell in _still_in(each))
+            members = by_block(cell for each in behind for cell in each.members_left())
             self._revoked.update(members)
         if members:
             self._backend.revoke(members, Status.DEFERRED, self._taken_back)
@@ -379,11 +363,13 @@ class Dispatcher:
             names: set[str] = set()
             for number, members in revoked.items():
                 placement = self._live.get(number)
-                for cell in _still_in(placement, members):
+                for cell in [] if placement is None else placement.members_left(members):
                     assert placement is not None
                     self._give_back(placement, cell)
                     deferred.append(cell)
                     names.add(placement.name)
+                if placement is not None:
+                    self._drop_if_empty(placement)
             # All at once, since one may wait for another.
             deferred.sort(key=lambda cell: cell.rank)
             self._place(deferred, names.pop() if len(names) == 1 else "batch")
@@ -397,45 +383,3 @@ def _find_blame(cell: Cell) -> Cell | None:
             # A barrier fails for those that it stands for, and is none to blame.
             return before.blame or before
     return None
-
-
-def _still_in(placement: Placement | None, members: Iterable[int] | None = None) -> list[Cell]:
-    """Give those members of a block that are not over, and have not been placed elsewhere."""
-    if placement is None:
-        return []
-    count = len(placement.cells)
-    cells = (
-        placement.cells
-        if members is None
-        else [placement.cells[member] for member in members if 0 <= member < count]
-    )
-    return [cell for cell in cells if cell.placement is placement and not cell.over]
-
-
-def _by_placement(cells: Iterable[Cell]) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for cell in cells:
-        if cell.placement is not None:
-            members.setdefault(cell.placement.number, []).append(cell.member)
-    return members
-
-
-def _behind(stuck: Iterable[Placement], live: Iterable[Placement]) -> list[Placement]:
-    """Find the blocks that wait for others, directly or not."""
-    behind: list[Placement] = []
-    found = set(stuck)
-    # In order of their numbers, each block comes after those that it waits for.
-    for placement in sorted(live, key=lambda placement: placement.number):
-        if placement not in found and not placement.waits.isdisjoint(found):
-            found.add(placement)
-            behind.append(placement)
-    return behind
-
-
-def _whole_report(placement: Placement, result: BlockResult) -> Report:
-    count = len(result.statuses)
-    durations = array("f", [0.0]) * count
-    outputs = dict(result.outputs)
-    return Report(
-        placement.number, 0, result.statuses, result.values, durations.tobytes(), outputs, -1, b""
-    )

@@ -52,6 +52,8 @@ _CONFIG = {
     # Python is started and Dask imported once for all workers.
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ": {},
+    # A task under which workers die is given up at the third.
+    "distributed.scheduler.allowed-failures": 2,
     # A slot that has nothing to do should not wait a second for work to steal.
     "distributed.scheduler.work-stealing-interval": "100ms",
 }

@@ -9,6 +9,7 @@ dependency to where the dependent runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,7 +92,7 @@ class _Lowering:
     def __init__(
         self, name: str, nonce: str, setting: Setting, known: Mapping[str, Any], count: int
     ) -> None:
-        self._group = f"{name}-{nonce}"
+        self._group = f"{_dashboard_name(name)}-{nonce}"
         self._setting = setting
         self._known = known
         # Among equals, dask.order starts with the key whose text is last: count down, in
@@ -177,9 +178,8 @@ class _Lowering:
     def _link(self, cell: Cell, home: Placement, inputs: _Inputs) -> Link:
         needs: list[Source] = []
         after: list[Source] = []
-        for before, why in cell.waits:
-            if not before.over:
-                (needs if why & NEEDS else after).append(inputs.source(before, home, whole=False))
+        for before, why in cell.waits_left().items():
+            (needs if why & NEEDS else after).append(inputs.source(before, home, whole=False))
         values: list[Part | bytes | str] = []
         positions: list[int] = []
         if cell.call is not None:
@@ -267,3 +267,9 @@ def _annotations(options: Options) -> dict[str, Any]:
     if options.priority:
         found["priority"] = options.priority
     return found
+
+
+def _dashboard_name(name: str) -> str:
+    """Make a name that Dask's dashboard keeps whole: it cuts at what is no letter or digit."""
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:60]
+    return plain if plain[:1].isalpha() else f"task_{plain}"

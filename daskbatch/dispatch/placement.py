@@ -5,10 +5,12 @@ Does not know how it was packed, nor what its members return.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.cell import SILENT, Cell
+from daskbatch.errors import WorkerLost
+from daskbatch.worker.outcome import BlockResult
 
 
 class Future(Protocol):
@@ -17,6 +19,7 @@ class Future(Protocol):
     @property
     def status(self) -> str: ...
     def result(self, timeout: float | None = None) -> Any: ...
+    def release(self) -> None: ...
 
 
 class Placement:
@@ -65,3 +68,76 @@ class Placement:
     def name(self) -> str:
         """What Dask's dashboard calls it."""
         return self.key[0].rpartition("-")[0]
+
+    def fetch(self, label: str, timeout: float | None) -> BlockResult:
+        """Get the result from the worker that holds it.
+
+        Parameters
+        ----------
+        label : str
+            The task that is asked for, for messages.
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            It is not here in time.
+        WorkerLost
+            It was lost with its worker.
+        """
+        assert self.future is not None
+        try:
+            result = self.future.result(timeout)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise WorkerLost(
+                f"the result of task {label} was lost with the worker that held it: {error}"
+            ) from error
+        assert isinstance(result, BlockResult)
+        return result
+
+    def hand_out(self, result: BlockResult) -> None:
+        """Give each member what the result has of it."""
+        for member, cell in enumerate(self.cells):
+            if cell.placement is self and cell.over:
+                cell.value = result.values[member]
+                cell.output = result.outputs.get(member, SILENT)
+
+    def members_left(self, members: Iterable[int] | None = None) -> list[Cell]:
+        """Give those members that are not over, and have not been placed elsewhere.
+
+        Parameters
+        ----------
+        members : iterable of int, optional
+            Only these; what is no position in the block is none of them.
+        """
+        count = len(self.cells)
+        cells = (
+            self.cells
+            if members is None
+            else [self.cells[member] for member in members if 0 <= member < count]
+        )
+        return [cell for cell in cells if cell.placement is self and not cell.over]
+
+
+def by_block(cells: Iterable[Cell]) -> dict[int, list[int]]:
+    """Give the positions of cells by the numbers of the blocks that they are in."""
+    members: dict[int, list[int]] = {}
+    for cell in cells:
+        if cell.placement is not None:
+            members.setdefault(cell.placement.number, []).append(cell.member)
+    return members
+
+
+def blocks_behind(some: Iterable[Placement], all_: Iterable[Placement]) -> list[Placement]:
+    """Find the blocks that wait for some others, directly or not."""
+    behind: list[Placement] = []
+    found = set(some)
+    # In order of their numbers, each block comes after those that it waits for.
+    for placement in sorted(all_, key=lambda placement: placement.number):
+        if placement not in found and not placement.waits.isdisjoint(found):
+            found.add(placement)
+            behind.append(placement)
+    return behind

@@ -80,11 +80,21 @@ class Placer:
         self._buffers.update(known)
         return placements
 
-    def learn(self, cell: Cell, seconds: float, size: int | None) -> None:
-        """Take in how long a task ran and how many bytes it left; None is many."""
-        if cell.call is not None:
-            limit = self._setting.share_limit
-            self._known.add(cell.call.family, 1, seconds, limit + 1 if size is None else size)
+    def learn(self, ran: Iterable[tuple[Cell, float, int | None]]) -> None:
+        """Take in how long tasks ran and how many bytes each left; None is many."""
+        much = self._setting.share_limit + 1
+        families: dict[Hashable, tuple[int, float, int]] = {}
+        for cell, seconds, size in ran:
+            if cell.call is not None:
+                family = cell.call.family
+                calls, total, largest = families.get(family, (0, 0.0, 0))
+                if size is None:
+                    size = much
+                if size < largest:
+                    size = largest
+                families[family] = calls + 1, total + seconds, size
+        for family, (calls, total, largest) in families.items():
+            self._known.add(family, calls, total, largest)
 
     def _candidates(self, cells: Iterable[Cell]) -> list[Candidate]:
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}
@@ -121,7 +131,7 @@ class Placer:
 
 
 def _with_waits(candidate: Candidate, cell: Cell) -> Candidate:
-    left = [before for before, _ in cell.waits if not before.over]
+    left = cell.waits_left()
     if not left:
         return candidate
     return Candidate(
@@ -152,9 +162,7 @@ def pickle_functions(cells: Iterable[Cell]) -> None:
             try:
                 found = pickling.dumps(function)
             except Exception as error:
-                found = SerializationError(
-                    f"task {cell.label}: its function cannot be sent: "
-                    f"{type(error).__name__}: {error}"
-                )
+                found = SerializationError(f"{type(error).__name__}: {error}")
+                found.__cause__ = error
             pickled[id(function)] = found
         cell.function = found

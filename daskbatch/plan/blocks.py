@@ -30,7 +30,7 @@ SOLO_SECONDS = 0.05
 
 #: What a task is taken for that nobody has seen run yet. Blocks stop when their budget is
 #: used up, so to be wrong costs one more round, once.
-UNKNOWN_SECONDS = 1e-4
+UNKNOWN_SECONDS = 5e-5
 
 #: The bounds of what goes into a shared block: seconds, tasks, bytes of arguments.
 _LEAST_SECONDS, _MOST_SECONDS = 0.01, 0.1
@@ -40,8 +40,12 @@ _MOST_BYTES = 1 << 20
 #: What it takes from the end of one key to the start of the next. Seconds.
 _HOP_SECONDS = 0.005
 
-#: Tasks of unknown duration are not packed at all if there are no more of them for a slot.
-_FEW_PER_SLOT = 8
+#: Into how many blocks for each slot a level of tasks of unknown duration is divided.
+_UNKNOWN_PER_SLOT = 4
+
+#: A graph that makes no more blocks than this for each slot, if every level is spread over
+#: all slots, is worth no thought about hops.
+_SHALLOW_PER_SLOT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +75,14 @@ class Candidate:
     waits: tuple[int, ...] = ()
     outside: frozenset[int] = frozenset()
     overwrites: tuple[int, ...] = ()
+    #: The seconds that it is taken to need, and whether it is to be alone.
+    weight: float = field(init=False)
+    long: bool = field(init=False)
 
-    @property
-    def weight(self) -> float:
-        return UNKNOWN_SECONDS if self.seconds is None else self.seconds
-
-    @property
-    def long(self) -> bool:
-        return self.solo or self.weight > SOLO_SECONDS
+    def __post_init__(self) -> None:
+        weight = UNKNOWN_SECONDS if self.seconds is None else self.seconds
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "long", self.solo or weight > SOLO_SECONDS)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +136,46 @@ def pack(candidates: Sequence[Candidate], sizes: Sequence[int], slots: int) -> l
         The members of each block in program order; each block behind those that it
         waits for.
     """
-    return _Packing(candidates, sizes, slots).blocks()
+    if any(candidate.waits for candidate in candidates):
+        return _Packing(candidates, sizes, slots).blocks()
+    return _pack_loose(candidates, sizes, max(1, slots))
+
+
+def _pack_loose(
+    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int
+) -> list[list[int]]:
+    """Pack tasks none of which waits for another: what is left of the plan is step 3."""
+    blocks: list[list[int]] = []
+    shared: defaultdict[tuple[Hashable, frozenset[int]], list[int]] = defaultdict(list)
+    for position, candidate in enumerate(candidates):
+        if candidate.long or candidate.kind is None:
+            blocks.append([position])
+        else:
+            shared[candidate.kind, candidate.outside].append(position)
+    for positions in shared.values():
+        weights = [candidates[position].weight for position in positions]
+        unknown = any(candidates[position].seconds is None for position in positions)
+        total = left = sum(weights)
+        room, size = 0.0, 0
+        block: list[int] = []
+        for position, weight in zip(positions, weights, strict=True):
+            size += sizes[position]
+            if room < weight / 2 or size > _MOST_BYTES or len(block) == _MOST_TASKS:
+                room = _share_unknown(total, slots) if unknown else _share_known(left, slots)
+                size, block = sizes[position], []
+                blocks.append(block)
+            block.append(position)
+            room -= weight
+            left -= weight
+    return sorted(blocks)
+
+
+def _share_unknown(total: float, slots: int) -> float:
+    return min(total / (_UNKNOWN_PER_SLOT * slots), _MOST_SECONDS)
+
+
+def _share_known(left: float, slots: int) -> float:
+    return min(max(left / (2 * slots), _LEAST_SECONDS), _MOST_SECONDS)
 
 
 class _Packing:
@@ -140,17 +183,20 @@ class _Packing:
         self._candidates = candidates
         self._sizes = sizes
         self._slots = max(1, slots)
-        self._few = len(candidates) <= _FEW_PER_SLOT * self._slots
         self._strands: list[_Strand] = []
         self._depths: list[int] = []
-        #: Seconds that are still to be packed, by depth and kind.
-        self._left: defaultdict[tuple[int, Hashable], float] = defaultdict(float)
+        #: Seconds of tasks by depth and kind: all of them, and what is still to be packed.
+        self._total: defaultdict[tuple[int, Hashable], float] = defaultdict(float)
+        self._left: dict[tuple[int, Hashable], float] = {}
         self._width: defaultdict[int, float] = defaultdict(float)
+        self._shallow = True
         self._open: dict[Hashable, _Block] = {}
         self._blocks: list[_Block] = []
 
     def blocks(self) -> list[list[int]]:
         self._find_strands()
+        self._left = dict(self._total)
+        self._shallow = self._spread() <= _SHALLOW_PER_SLOT * self._slots
         for position, candidate in enumerate(self._candidates):
             strand = self._strands[position]
             if strand.block is None:
@@ -181,7 +227,18 @@ class _Packing:
             strand.tasks += 1
             strand.size += self._sizes[position]
             self._width[depth] += candidate.weight
-            self._left[depth, candidate.kind] += candidate.weight
+            self._total[depth, candidate.kind] += candidate.weight
+
+    def _spread(self) -> int:
+        """Count the blocks that there would be if each level were spread over all slots."""
+        heads: defaultdict[int, int] = defaultdict(int)
+        seen: set[_Strand] = set()
+        for strand, depth in zip(self._strands, self._depths, strict=True):
+            if strand not in seen:
+                seen.add(strand)
+                heads[depth] += 1
+        most = _UNKNOWN_PER_SLOT * self._slots
+        return sum(min(count, most) for count in heads.values())
 
     def _strand_to_extend(
         self, position: int, candidate: Candidate, successors: Mapping[int, int]
@@ -229,21 +286,21 @@ class _Packing:
                 return open_block
         block = _Block(top + 1, candidate.kind, candidate.long, 0.0, waits=waits)
         self._blocks.append(block)
-        if not candidate.long and not (self._few and candidate.seconds is None):
-            depth = self._depths[position]
-            if self._width[depth] <= _HOP_SECONDS:
-                block.room = _MOST_SECONDS
-            else:
-                block.room = self._share(self._left[depth, candidate.kind])
+        if not candidate.long:
+            block.room = max(self._share(position, candidate), strand.seconds)
             self._open[like] = block
         return block
 
     def _narrow(self, position: int, candidate: Candidate) -> bool:
-        if not candidate.waits or candidate.outside or candidate.long:
-            return False
-        if self._few and candidate.seconds is None:
+        if not candidate.waits or candidate.outside or candidate.long or self._shallow:
             return False
         return self._width[self._depths[position]] <= _HOP_SECONDS
 
-    def _share(self, left: float) -> float:
-        return min(max(left / (2 * self._slots), _LEAST_SECONDS), _MOST_SECONDS)
+    def _share(self, position: int, candidate: Candidate) -> float:
+        """Say how many seconds a new block gets."""
+        depth = self._depths[position]
+        if candidate.seconds is None and self._shallow:
+            return _share_unknown(self._total[depth, candidate.kind], self._slots)
+        if not self._shallow and self._width[depth] <= _HOP_SECONDS:
+            return _MOST_SECONDS
+        return _share_known(self._left[depth, candidate.kind], self._slots)

@@ -77,10 +77,18 @@ class _Sum:
 
     def changed(self, place: _Place) -> None:
         if place in self.absorbed:
-            self.fresh |= self.absorbed
-            self.absorbed.clear()
-            self.barrier = {}
+            self._dissolve()
         self.fresh.add(place)
+
+    def without(self, dead: set[_Place]) -> None:
+        if not self.absorbed.isdisjoint(dead):
+            self._dissolve()
+        self.fresh -= dead
+
+    def _dissolve(self) -> None:
+        self.fresh |= self.absorbed
+        self.absorbed.clear()
+        self.barrier = {}
 
     def waits(self, mode: int) -> Waits:
         waits = dict(self.barrier)
@@ -225,10 +233,17 @@ def _merge(new: Waits, waits: Waits) -> None:
 
 
 def _cut_off_below(place: _Place) -> None:
-    for each in place.descendants():
+    dead = set(place.descendants())
+    for each in dead:
         each.dead = True
     place.children = []
     place.below = [None, None]
+    above = place.parent
+    while above is not None:
+        for summed in above.below:
+            if summed is not None:
+                summed.without(dead)
+        above = above.parent
 
 
 def _tell_above(place: _Place, for_read_too: bool) -> None:

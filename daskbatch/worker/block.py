@@ -92,7 +92,8 @@ class BlockSpec(NamedTuple):
     output_limit: int
 
     def label(self, member: int) -> str:
-        return self.labels[member if len(self.labels) > 1 else 0]
+        """Say what messages call a member."""
+        return repr(self.labels[member if len(self.labels) > 1 else 0])
 
 
 class Report(NamedTuple):

@@ -26,7 +26,7 @@ class BoundedText:
         How many bytes of UTF-8 are kept.
     """
 
-    __slots__ = ("_head", "_limit", "_size", "_tail")
+    __slots__ = ("_head", "_limit", "_tail", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -35,14 +35,11 @@ class BoundedText:
     def clear(self) -> None:
         self._head = bytearray()
         self._tail = bytearray()
-        self._size = 0
-
-    def __bool__(self) -> bool:
-        return self._size > 0
+        self.size = 0
 
     def add(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size <= self._limit:
+        self.size += len(data)
+        if self.size <= self._limit:
             self._head += data
             return
         half = self._limit // 2
@@ -59,7 +56,7 @@ class BoundedText:
 
     def text(self) -> str:
         """Give the text, at most one newline removed from its end."""
-        if self._size <= self._limit:
+        if self.size <= self._limit:
             return self._head.decode("utf-8", "replace").removesuffix("\n")
         rest = self._limit - self._limit // 2
         # Without `final`, the decoder leaves out a character that is cut at the end.
@@ -67,7 +64,7 @@ class BoundedText:
         tail = self._tail[-rest:]
         while tail and tail[0] & 0xC0 == 0x80:
             del tail[0]
-        line = f"[daskbatch: {self._size - self._limit} bytes dropped, see daskbatch.output-limit]"
+        line = f"[daskbatch: {self.size - self._limit} bytes dropped, see daskbatch.output-limit]"
         return f"{head}\n{line}\n{tail.decode('utf-8', 'replace')}".removesuffix("\n")
 
 
@@ -85,7 +82,7 @@ class Capture:
         self.stderr.clear()
 
     def __bool__(self) -> bool:
-        return bool(self.stdout or self.stderr)
+        return self.stdout.size > 0 or self.stderr.size > 0
 
     def texts(self) -> tuple[str, str]:
         return self.stdout.text(), self.stderr.text()

@@ -6,20 +6,26 @@ Does not know Dask, nor any graph beyond what each member says that it takes.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import signal
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from time import perf_counter
+from types import CoroutineType
 from typing import Any, Protocol
 
 from daskbatch import pickling
-from daskbatch.errors import SerializationError, TaskCrashed, TaskTimeout
+from daskbatch.errors import (
+    ProcessFailed,
+    SerializationError,
+    TaskCrashed,
+    TaskError,
+    TaskTimeout,
+)
 from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Report, Source
 from daskbatch.worker.capture import Capture, capturing
-from daskbatch.worker.outcome import BlockResult, Status, pack_error, pack_value
+from daskbatch.worker.outcome import BlockResult, Status, pack_error
 
 #: What a claim on a member says when the runner has it; else it is a `Status`.
 _RUN = -1
@@ -96,18 +102,21 @@ class BlockRun:
         with capturing(spec.output_limit) as capture:
             for member, (index, data) in enumerate(spec.calls):
                 self._running = member
-                if claims.setdefault(member, _RUN) != _RUN:
-                    status, value = claims[member], None
-                else:
-                    link = spec.links.get(member, _NO_LINK)
-                    status = Status.DONE if link is _NO_LINK else self._ready(link)
-                    value = None
-                    if not status:
-                        status, value = self._run(member, index, data, link, capture)
-                        if capture:
-                            self._outputs[member] = capture.texts()
-                            capture.clear()
-                        room -= len(value)
+                link = spec.links.get(member, _NO_LINK)
+                status: int = Status.DONE if link is _NO_LINK else self._ready(link)
+                value = None
+                claim = claims.setdefault(member, _RUN)
+                if claim != _RUN:
+                    # What comes after it takes its being over for the being over of all that
+                    # it waits for: if that was deferred, so is this, cancelled or not.
+                    if status != Status.DEFERRED:
+                        status = claim
+                elif status == Status.DONE:
+                    status, value = self._run(member, index, data, link, capture)
+                    if capture:
+                        self._outputs[member] = capture.texts()
+                        capture.clear()
+                    room -= len(value)
                 now = perf_counter()
                 values.append(value)
                 durations.append(now - last)
@@ -154,46 +163,42 @@ class BlockRun:
         texts: tuple[str, str] = outputs.get(member, ("", ""))
         return texts[name == "stderr"]
 
-    def _arguments(self, data: bytes, link: Link) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        try:
-            if link is _NO_LINK:
-                return pickling.loads(data)  # type: ignore[no-any-return]
-            values = [self._part(value) for value in link.values]
-            buffers = [self.inputs[position] for position in link.buffers]
-            return pickling.unpack(data, values, buffers)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise SerializationError(
-                f"its arguments could not be loaded on the worker: {type(error).__name__}: {error}"
-            ) from error
-
     def _run(
         self, member: int, index: int, data: bytes, link: Link, capture: Capture
     ) -> tuple[int, bytes]:
-        spec = self.spec
         if index < 0:
             return Status.DONE, _NONE
-        attempts, timeout = spec.limits.get(member, _NO_LIMITS)
+        attempts, timeout = self.spec.limits.get(member, _NO_LIMITS)
         while True:
-            began = perf_counter()
+            doing = "its function could not be loaded on the worker"
             try:
-                function = load_function(spec.functions[index])
-                args, kwargs = self._arguments(data, link)
+                function = load_function(self.spec.functions[index])
+                doing = "its arguments could not be loaded on the worker"
+                if link is _NO_LINK:
+                    args, kwargs = pickling.loads(data)
+                else:
+                    args, kwargs = self._arguments(data, link)
+                doing = ""
+                began = 0.0 if timeout is None else perf_counter()
                 value = function(*args, **kwargs)
-                if inspect.iscoroutine(value):
+                if type(value) is CoroutineType:
                     value = asyncio.run(value)
                 if timeout is not None and perf_counter() - began > timeout:
-                    raise TaskTimeout(
-                        f"task {spec.label(member)} ran for {perf_counter() - began:.3g} s, "
-                        f"its timeout is {timeout:g} s"
-                    )
-                return Status.DONE, pack_value(value, spec.label(member))
+                    raise TaskTimeout(f"it ran for longer than its timeout of {timeout:g} s")
+                doing = f"its {type(value).__name__} cannot be sent"
+                return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
-                error = _as_task_error(raised, spec.label(member))
+                error = _as_task_error(raised, doing, self.spec.label(member))
                 if attempts > 0:
                     attempts -= 1
                     capture.clear()
                     continue
-                return Status.FAILED, pack_error(error, spec.label(member))
+                return Status.FAILED, pack_error(error, self.spec.label(member))
+
+    def _arguments(self, data: bytes, link: Link) -> Any:
+        values = [self._part(value) for value in link.values]
+        buffers = [self.inputs[position] for position in link.buffers]
+        return pickling.unpack(data, values, buffers)
 
     # -- other threads --------------------------------------------------------------------
 
@@ -267,31 +272,25 @@ _NONE = pickling.dumps(None)
 
 @lru_cache(maxsize=256)
 def load_function(data: bytes) -> Callable[..., Any]:
-    """Unpickle a function, once for each that this process meets.
-
-    Raises
-    ------
-    SerializationError
-        It cannot be unpickled here: its module is not installed, say.
-    """
-    try:
-        function: Callable[..., Any] = pickling.loads(data)
-    except Exception as error:
-        raise SerializationError(
-            f"its function could not be loaded on the worker: {type(error).__name__}: {error}. "
-            "Install its module there, or have it sent along with "
-            "cloudpickle.register_pickle_by_value(module)."
-        ) from error
+    """Unpickle a function, once for each that this process meets."""
+    function: Callable[..., Any] = pickling.loads(data)
     return function
 
 
-def _as_task_error(error: BaseException, label: str) -> BaseException:
-    """Turn what would end an interpreter into an error of the task alone."""
+def _as_task_error(error: BaseException, doing: str, label: str) -> BaseException:
+    """Make an error that names the task of what is none of its function's own."""
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        crashed = TaskCrashed(f"task {label} called sys.exit({error.code!r})", exitcode=code)
+        made: TaskError = TaskCrashed(
+            f"task {label} called sys.exit({error.code!r})", exitcode=code
+        )
     elif isinstance(error, KeyboardInterrupt):
-        crashed = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
+        made = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
+    elif doing:
+        made = SerializationError(f"task {label}: {doing}: {type(error).__name__}: {error}")
+    elif isinstance(error, (ProcessFailed, TaskTimeout)):
+        error.args = (f"task {label}: {error}",)
+        return error
     else:
         return error
-    return crashed.with_traceback(error.__traceback__)
+    return made.with_traceback(error.__traceback__)

@@ -1,0 +1,61 @@
+"""Writes down what became of tasks, and tells those who wait for it.
+
+Does not know blocks, nor where an outcome comes from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from daskbatch.dispatch.cell import SILENT, Cell, Phase
+
+
+class Outcomes:
+    """The outcomes of one client's tasks.
+
+    `changed` is to be held for every change, and to be notified when tasks are over: once
+    for many, since each waiting thread looks again each time.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        #: How many started tasks are not over.
+        self.left = 0
+        self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
+
+    def settle(
+        self,
+        cell: Cell,
+        phase: Phase,
+        value: bytes | None = None,
+        output: tuple[str, str] | None = SILENT,
+        seconds: float = 0.0,
+    ) -> None:
+        """Say what became of a task."""
+        cell.phase = phase
+        cell.value = value
+        cell.output = output
+        cell.seconds = seconds
+        if cell.waits:
+            cell.waits = tuple(cell.waits_left().items())
+        cell.overwrites = ()
+        self.left -= 1
+        if cell.group is not None:
+            cell.group.left -= 1
+        if self._callbacks:
+            for callback in self._callbacks.pop(cell, ()):
+                callback()
+
+    def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until something is over; False if the time is up first."""
+        with self.changed:
+            return self.changed.wait_for(over, timeout)
+
+    def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
+        """Have a function called, in any thread, when a task is over. It must not raise."""
+        with self.changed:
+            if not cell.over:
+                self._callbacks.setdefault(cell, []).append(callback)
+                return
+        callback()

@@ -1,0 +1,107 @@
+"""One client's stay on a cluster: from the connection to the end.
+
+Does not know tasks; it puts together what does, and takes it apart again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import weakref
+
+from distributed import Client
+from distributed.deploy import Cluster
+
+from daskbatch import config
+from daskbatch.dispatch.cluster import ClusterBackend
+from daskbatch.dispatch.connection import connect
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.lower import Setting
+from daskbatch.worker.plugin import run_on_worker
+
+_logger = logging.getLogger("daskbatch")
+
+
+class Session:
+    """A dispatcher on a cluster.
+
+    Parameters
+    ----------
+    cluster, num_workers
+        See `daskbatch.Batch`.
+    directory : str
+        Where the workers of an embedded cluster work.
+    topic : str
+        What no other client has, for reports to find their way.
+    """
+
+    def __init__(
+        self,
+        cluster: str | Client | Cluster | None,
+        num_workers: int | None,
+        directory: str,
+        topic: str,
+    ) -> None:
+        self._ended = False
+        self._connection = connect(cluster, num_workers, directory)
+        self.client: Client = self._connection.client
+        try:
+            self._backend = ClusterBackend(self.client, topic)
+            setting = Setting(
+                topic=topic,
+                entry=run_on_worker,
+                budget=config.get_seconds("block-budget"),
+                share_limit=config.get_bytes("share-limit"),
+                inline_limit=config.get_bytes("inline-limit"),
+                output_limit=config.get_bytes("output-limit"),
+            )
+            self.dispatcher = Dispatcher(self._backend, setting)
+            self._backend.connect(
+                self.dispatcher.report, self.dispatcher.key_over, self.dispatcher.give_up
+            )
+        except BaseException:
+            self._connection.close(kill=True)
+            raise
+        _open.add(self)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks run at once."""
+        return self._backend.slots
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def end(self, kill: bool) -> None:
+        """Leave the cluster; `kill` gives up all work, and ends an embedded cluster at once."""
+        if self._ended:
+            return
+        self._ended = True
+        _open.discard(self)
+        if kill:
+            self.dispatcher.give_up()
+        self._backend.disconnect()
+        self._connection.close(kill)
+
+    def abandon(self) -> None:
+        """End from where one must not wait: a finalizer, which any thread may run."""
+        if not self._ended:
+            self._connection.close_in_background()
+
+
+#: A session ends with its Batch; what is left at exit is ended there.
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for session in list(_open):
+        left = session.dispatcher.outcomes.left
+        if left:
+            _logger.warning(
+                "%d tasks were given up, because the program ended; "
+                "call close() and join() on a Batch to wait for its tasks",
+                left,
+            )
+        session.end(kill=True)

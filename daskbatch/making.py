@@ -1,0 +1,276 @@
+"""Makes tasks, and programs of them, out of what a user writes.
+
+Does not know clusters: what it makes can be started, and that is all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from daskbatch.compiled import CompiledTask, require_members
+from daskbatch.configured import Accesses, Configured, make_function
+from daskbatch.describe.access import Access, Mode, make_access
+from daskbatch.describe.spec import make_options
+from daskbatch.dispatch.cell import Cell
+from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.task import Task
+
+if TYPE_CHECKING:
+    from daskbatch.batch import Batch
+
+
+class TaskMaker:
+    """What of a Batch describes tasks.
+
+    Parameters
+    ----------
+    uid : str
+        What no other Batch has.
+    name : str, optional
+        What compiled tasks are called that have no better name.
+    """
+
+    def __init__(self, uid: str, name: str | None) -> None:
+        self._uid = uid
+        self._name = name
+        self._directory = os.getcwd()
+        self._numbers = itertools.count()
+        self._closed = False
+
+    @property
+    def _batch(self) -> Batch:
+        return cast("Batch", self)
+
+    def function(
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Task:
+        """Make a task of a Python function.
+
+        Parameters
+        ----------
+        target : callable
+            The function; a coroutine function is run to its end.
+        *args, **kwargs
+            Its arguments, as they are now. A `Task`, or its ``result``, ``stdout`` or
+            ``stderr``, anywhere among them stands for the value, and is waited for. For
+            keywords that are taken here use `options`. ``function(f, (a, b), [reads…], [writes…])``
+            is the other way to write it.
+        reads, writes : list of Access
+            What it reads and writes; see `read` and `write`.
+        name : str, optional
+            What messages call it; the function's name by default.
+        timeout : float or timedelta, optional
+            How many seconds it may run.
+
+        Raises
+        ------
+        SpecError
+            Something is of the wrong type.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> three = batch.function(len, "abc")
+        >>> power = batch.function(pow, 2, three.result)
+        >>> batch.compile([three, power]).run()
+        >>> power.get()
+        8
+        """
+        if reads is None and writes is None and name is None and timeout is None:
+            return make_function(self._batch, target, args, kwargs)
+        options = self.options(reads=reads, writes=writes, name=name, timeout=timeout)
+        return options.function(target, *args, **kwargs)
+
+    def process(
+        self,
+        target: str | Path,
+        *args: Any,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        check: bool = True,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Task:
+        """Make a task of a serial executable. There is no shell.
+
+        Parameters
+        ----------
+        target : str or Path
+            The executable.
+        *args
+            Its arguments; a task among them stands for its result, as text.
+        cwd : str or Path, optional
+            Its working directory; by default the one in which this Batch was made.
+        env : mapping, optional
+            Added to the worker's environment.
+        stdin : str, bytes, Path or task, optional
+            What it reads: a text, or the content of a file; nothing by default.
+        check : bool
+            Whether an exit code other than 0 is a failure.
+        reads, writes, name, timeout
+            See `function`.
+
+        Raises
+        ------
+        SpecError
+            Something is of the wrong type.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> task = batch.process("echo", "hello")
+        >>> task.run()
+        >>> task.result.get(), task.stdout.get()
+        (0, 'hello')
+        """
+        options = self.options(
+            reads=reads, writes=writes, name=name, timeout=timeout, cwd=cwd, env=env
+        )
+        return options.process(target, *args, stdin=stdin, check=check)
+
+    def options(
+        self,
+        *,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+        retries: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | Sequence[str] | None = None,
+        priority: float = 0,
+        isolation: str | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Configured:
+        """Say how tasks are to be run, apart from their arguments.
+
+        Parameters
+        ----------
+        reads, writes, name, timeout
+            See `function`.
+        retries : int
+            How often a task is tried again after a failure of its own.
+        resources : mapping, optional
+            What it takes of Dask's abstract worker resources, such as ``{"GPU": 1}``.
+        workers : str or list of str, optional
+            Addresses or hosts of the workers that may run it.
+        priority : float
+            Higher runs first.
+        isolation : str, optional
+            ``"thread"``: the worker's thread.
+        cwd, env
+            For processes; see `process`.
+
+        Returns
+        -------
+        Configured
+            With ``function`` and ``process``, which pass all keywords on.
+
+        Examples
+        --------
+        >>> task = batch.options(name="total", retries=2).function(sum, [1, 2], start=3)
+        >>> task.run()
+        >>> task.get()
+        6
+        """
+        made = make_options(
+            timeout=timeout,
+            retries=retries,
+            resources=resources,
+            workers=workers,
+            priority=priority,
+            isolation=isolation,
+        )
+        return Configured(self._batch, made, reads, writes, name, cwd, env)
+
+    def read(self, obj: Any, *channels: Any) -> Access:
+        """Say that something is read, for the ``reads=`` of a task.
+
+        Parameters
+        ----------
+        obj : str, Path, DDict, Queue or CommunicationObject
+            A directory, when file names follow; one file or a directory with all below it,
+            when none do; or another object.
+        *channels
+            The file names, or keys, or channels.
+
+        Raises
+        ------
+        SpecError
+            Tasks cannot communicate through such an object.
+
+        Examples
+        --------
+        >>> print(batch.read("/data", "a.txt", "b.txt"))
+        read of /data/a.txt, /data/b.txt
+        """
+        return make_access(Mode.READ, obj, channels, self._directory)
+
+    def write(self, obj: Any, *channels: Any) -> Access:
+        """Say that something is written, for the ``writes=`` of a task; see `read`.
+
+        Examples
+        --------
+        >>> print(batch.write("/data/../data/a.txt"))
+        write of /data/a.txt
+        """
+        return make_access(Mode.WRITE, obj, channels, self._directory)
+
+    def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
+        """Make one task of many.
+
+        Parameters
+        ----------
+        tasks : list of Task
+            In an order in which a sequential program could run them. What must keep that
+            order does; all else runs in parallel.
+        name : str, optional
+            What messages and Dask's dashboard call it.
+
+        Raises
+        ------
+        GraphError
+            The list is no sequential program of tasks of this Batch.
+        LifecycleError
+            One of them has been started.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> squares = [batch.function(pow, i, 2) for i in range(3)]
+        >>> program = batch.compile(squares)
+        >>> program.run()
+        >>> program.get()
+        [0, 1, 4]
+        """
+        self._require_open()
+        members = require_members(self._batch, tasks)
+        if name is None:
+            names = {task.name for task in members}
+            name = names.pop() if len(names) == 1 else self._name or "batch"
+        return CompiledTask(self._batch, Cell(self._uid, next(self._numbers), name, None), members)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SubmitAfterCloseError(
+                "this Batch has been closed: no task can be made or started any more"
+            )

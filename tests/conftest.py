@@ -1,0 +1,23 @@
+"""What the tests share: Batches to use, and a look at what they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from daskbatch import Batch
+
+
+@pytest.fixture(scope="session")
+def shared_batch() -> Iterator[Batch]:
+    """A Batch with two workers, for tests that leave it as they found it."""
+    with Batch(num_workers=2) as batch:
+        yield batch
+
+
+@pytest.fixture
+def batch(shared_batch: Batch) -> Iterator[Batch]:
+    """The shared Batch; whatever a test has started on it must be over before the next."""
+    yield shared_batch
+    shared_batch.fence(timeout=60)

@@ -1,0 +1,76 @@
+"""Imports go one way: this is the table that says which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import daskbatch
+
+ROOT = Path(daskbatch.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+#: Each part, and the parts of daskbatch that it may import, apart from itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "_version": set(),
+    "config": set(),
+    "pickling": {"errors"},
+    "worker": {"errors", "pickling"},
+    "describe": {"errors", "pickling", "worker"},
+    "plan": {"errors", "describe"},
+    "dispatch": {"errors", "config", "pickling", "describe", "plan", "worker"},
+    # The face: what the user holds.
+    "task": {"errors", "pickling", "dispatch", "worker", "batch"},
+    "compiled": {"errors", "plan", "dispatch", "task", "batch"},
+    "configured": {"errors", "describe", "dispatch", "task", "batch"},
+    "making": {"errors", "describe", "dispatch", "task", "compiled", "configured", "batch"},
+    "batch": {"errors", "dispatch", "compiled", "making"},
+}
+
+#: Only these may import `distributed`; and these `dask`, besides.
+DISTRIBUTED = {"dispatch", "worker/plugin.py", "batch.py"}
+DASK = {"config.py", *DISTRIBUTED}
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            if node.module == "daskbatch":
+                yield from (f"daskbatch.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def _may(path: Path, allowed: set[str]) -> bool:
+    name = path.relative_to(ROOT).as_posix()
+    return name in allowed or name.split("/")[0] in allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports(path: Path) -> None:
+    allowed = MAY_IMPORT[_part(path)] | {_part(path)}
+    for name in _imports(path):
+        top, *rest = name.split(".")
+        if top == "daskbatch":
+            assert rest[0] in allowed, f"{path.name} must not import {name}"
+        if top == "distributed":
+            assert _may(path, DISTRIBUTED), f"{path.name} must not import {name}"
+        if top == "dask":
+            assert _may(path, DASK), f"{path.name} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_are_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
