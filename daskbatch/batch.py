@@ -99,7 +99,8 @@ class Batch(TaskMaker):
 
     def __repr__(self) -> str:
         state = "ended" if self._session.ended else "closed" if self._closed else "open"
-        return f"<Batch {state}, {self.num_workers} workers, {self._dispatcher.outcomes.left} tasks left>"
+        left = self._dispatcher.outcomes.left
+        return f"<Batch {state}, {self.num_workers} workers, {left} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Batch cannot be sent to another process")
@@ -161,12 +162,12 @@ class Batch(TaskMaker):
         if not self._closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
         self.fence(timeout)
-        self._session.end(kill=False)
+        self._session.end()
 
     def terminate(self) -> None:
-        """Give up all work, and leave the cluster at once; an embedded one is killed."""
+        """Give up all that is not over, and leave the cluster; an embedded one is killed."""
         self._closed = True
-        self._session.end(kill=True)
+        self._session.end()
 
     def __enter__(self) -> Batch:
         return self

@@ -6,6 +6,7 @@ Does not know tasks; what it hears it tells a dispatcher.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,9 @@ _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 
 
 _logger = logging.getLogger("daskbatch")
+
+#: How long an answer may be on its way from the scheduler. Seconds.
+_ANSWER_SECONDS = 5.0
 
 KeyOver = Callable[[Placement, BlockResult | None, BaseException | None, bool], None]
 
@@ -52,6 +56,8 @@ class ClusterBackend:
         self.slots = 0
         self._address = client.scheduler.address
         self._topic = topic
+        self._questions = itertools.count()
+        self._asked: dict[int, Callable[[Members], None]] = {}
         self._report: Callable[[bytes], None] | None = None
         self._key_over: KeyOver | None = None
         self._give_up: Callable[[BaseException], None] = lambda error: None
@@ -90,6 +96,8 @@ class ClusterBackend:
         _, message = event
         if isinstance(message, int):
             self.slots = message
+        elif isinstance(message, dict):
+            self._answered(message["question"], message["revoked"])
         elif self._report is not None:
             self._guard(self._report, message)
 
@@ -147,16 +155,24 @@ class ClusterBackend:
             self._give_up(BatchError(f"daskbatch lost track of this task: {error!r}"))
 
     def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
+        question = next(self._questions)
+        self._asked[question] = then
+
         async def ask() -> None:
-            revoked: Members = {}
-            try:
-                revoked = await self.client.scheduler.daskbatch_revoke(
-                    topic=self._topic, members=dict(members), status=int(status)
+            with contextlib.suppress(OSError, CommClosedError):
+                await self.client.scheduler.daskbatch_revoke(
+                    topic=self._topic, question=question, members=dict(members), status=int(status)
                 )
-            finally:
-                self._guard(then, revoked)
+            # By then the answer has come, unless the scheduler is gone, or there is no client
+            # any more that it knows.
+            self.client.loop.call_later(_ANSWER_SECONDS, self._answered, question, {})
 
         self.client.loop.add_callback(ask)
+
+    def _answered(self, question: int, revoked: Members) -> None:
+        then = self._asked.pop(question, None)
+        if then is not None:
+            self._guard(then, revoked)
 
     def release(self, placement: Placement) -> None:
         if placement.future is not None:

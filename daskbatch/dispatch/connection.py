@@ -42,8 +42,8 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
 
-    def close(self, kill: bool = False) -> None:
-        """Leave the cluster; `kill` ends an embedded one at once."""
+    def close(self) -> None:
+        """Leave the cluster, and end it if it is embedded."""
         with self._lock:
             if self._closed:
                 return
@@ -53,14 +53,11 @@ class Connection:
             with contextlib.suppress(Exception):
                 self.client.close(timeout=2)
         if self.embedded is not None:
-            if kill:
-                self.embedded.kill()
-            else:
-                self.embedded.close()
+            self.embedded.close()
 
     def close_in_background(self) -> None:
         """Close without waiting for it."""
-        threading.Thread(target=self.close, args=(True,), name="daskbatch-close").start()
+        threading.Thread(target=self.close, name="daskbatch-close").start()
 
 
 def connect(
@@ -98,7 +95,7 @@ def connect(
         try:
             return Connection(_client(embedded.address), True, embedded)
         except BaseException:
-            embedded.kill()
+            embedded.close()
             raise
     if isinstance(cluster, Client):
         if cluster.asynchronous:

@@ -333,6 +333,8 @@ class Dispatcher:
     def _drop_if_empty(self, placement: Placement) -> None:
         """Spare the cluster a block of which nothing is left to run."""
         if not placement.left and all(cell.placement is not placement for cell in placement.cells):
+            # It runs all the same if others hang on its key: what was revoked stays so.
+            self._revoked.discard(placement.number)
             self._backend.release(placement)
 
     def _give_back(self, placement: Placement, cell: Cell) -> None:

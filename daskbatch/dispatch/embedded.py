@@ -16,16 +16,20 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from typing import IO, Any
 
 import dask
 import dask.config
+import psutil
 
 from daskbatch.errors import ServiceLost
+from daskbatch.worker.process import ADDED_VARIABLE
 
 _START = "import sys, json; s = json.loads(sys.stdin.readline()); sys.path[:] = s['path']; \
 from daskbatch.dispatch.embedded import host; host(s)"
@@ -41,9 +45,6 @@ _WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-
-#: Names the variables above that the creator did not have, so that children do not see them.
-ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
 
 #: What differs from Dask's defaults in the host and its workers.
 _CONFIG = {
@@ -99,12 +100,22 @@ class EmbeddedCluster:
             os.close(send)
         assert self._process.stdin is not None
         self._pipe: IO[str] = self._process.stdin
-        settings = {"path": sys.path, "workers": num_workers, "answer": send}
+        scratch = tempfile.mkdtemp(prefix="daskbatch-")
+        settings = {
+            "path": sys.path,
+            "workers": num_workers,
+            "answer": send,
+            "scratch": scratch,
+        }
         with contextlib.suppress(BrokenPipeError):
             self._pipe.write(json.dumps(settings) + "\n")
             self._pipe.flush()
-        self.address = self._await_address(receive)
-        self._finalizer = weakref.finalize(self, _end, self._process, self._pipe)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._pipe, scratch)
+        try:
+            self.address = self._await_address(receive)
+        except BaseException:
+            self.close()
+            raise
 
     def _await_address(self, receive: int) -> str:
         # A thread, since a pipe cannot be read with a timeout; the host's end closes it.
@@ -116,16 +127,10 @@ class EmbeddedCluster:
 
         reader = threading.Thread(target=read, name="daskbatch-start", daemon=True)
         reader.start()
-        try:
-            reader.join(_START_SECONDS)
-        except BaseException:
-            self._process.kill()
-            raise
+        reader.join(_START_SECONDS)
         if not lines or not lines[0]:
-            self._process.kill()
-            code = self._process.wait()
             raise ServiceLost(
-                f"the embedded cluster did not start (exit code {code}); "
+                f"the embedded cluster did not start (exit code {self._process.poll()}); "
                 "what its process wrote to stderr says why"
             )
         return str(json.loads(lines[0])["address"])
@@ -134,15 +139,8 @@ class EmbeddedCluster:
         """End the workers and the scheduler; what runs is given up."""
         self._finalizer()
 
-    def kill(self) -> None:
-        """End them at once."""
-        with contextlib.suppress(OSError, ValueError):
-            self._pipe.write("kill\n")
-            self._pipe.flush()
-        self._finalizer()
 
-
-def _end(process: subprocess.Popen[str], pipe: IO[str]) -> None:
+def _end(process: subprocess.Popen[str], pipe: IO[str], scratch: str) -> None:
     with contextlib.suppress(OSError):
         pipe.close()
     try:
@@ -150,6 +148,7 @@ def _end(process: subprocess.Popen[str], pipe: IO[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 # -- in the host ------------------------------------------------------------------------
@@ -170,25 +169,26 @@ def host(settings: dict[str, Any]) -> None:
 async def _serve(settings: dict[str, Any]) -> None:
     from distributed import LocalCluster
 
-    async with LocalCluster(
+    cluster = await LocalCluster(
         n_workers=settings["workers"],
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
+        local_directory=settings["scratch"],
         asynchronous=True,
-    ) as cluster:
-        with open(settings["answer"], "w") as answer:
-            answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
-        order = await asyncio.to_thread(sys.stdin.readline)
-        if order.strip() == "kill":
-            _kill_children()
+    )
+    with open(settings["answer"], "w") as answer:
+        answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
+    await asyncio.to_thread(sys.stdin.read)
+    # Nobody needs them any more. To ask them politely would take longer, and have them
+    # complain of each other's absence.
+    _kill_children()
+    shutil.rmtree(settings["scratch"], ignore_errors=True)
+    os._exit(0)
 
 
 def _kill_children() -> None:
-    import psutil
-
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    os._exit(0)

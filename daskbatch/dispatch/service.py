@@ -103,18 +103,19 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- revocations ----------------------------------------------------------------------
 
     async def _revoke(
-        self, topic: str, members: Mapping[int, Sequence[int]], status: int
-    ) -> dict[int, list[int]]:
-        """Take members of blocks back; returns those that surely will not run.
+        self, topic: str, question: int, members: Mapping[int, Sequence[int]], status: int
+    ) -> None:
+        """Take members of blocks back; the client is told which surely will not run.
 
         Every worker is told, and so is each that joins later: wherever Dask has sent, or
         will send, or will steal a block, its members are not begun. What is too late has
-        begun on the worker that says so.
+        begun on the worker that says so, or is over by a report that the client is sent
+        before: hence the answer takes the way of the reports.
         """
         waiting: dict[int, list[asyncio.Future[Sequence[int]]]] = {}
-        for block, revoked in members.items():
+        for block, some in members.items():
             known = self._revoked.setdefault(topic, {}).setdefault(block, {})
-            known.update(dict.fromkeys(revoked, status))
+            known.update(dict.fromkeys(some, status))
             waiting[block] = []
             for address in list(self._scheduler.workers):
                 request = next(self._requests)
@@ -122,15 +123,16 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
                 self._answers[request, address] = answer
                 waiting[block].append(answer)
                 self._scheduler.worker_send(
-                    address, _revocation(topic, block, revoked, status, request)
+                    address, _revocation(topic, block, some, status, request)
                 )
         everything = [answer for answers in waiting.values() for answer in answers]
         try:
             if everything:
                 await asyncio.wait(everything, timeout=ANSWER_SECONDS)
-            return {
+            revoked = {
                 block: _not_begun(members[block], answers) for block, answers in waiting.items()
             }
+            self._notify(topic, {"question": question, "revoked": revoked})
         finally:
             self._answers = {k: a for k, a in self._answers.items() if a not in everything}
 

@@ -60,7 +60,7 @@ class Session:
                 self.dispatcher.report, self.dispatcher.key_over, self.dispatcher.give_up
             )
         except BaseException:
-            self._connection.close(kill=True)
+            self._connection.close()
             raise
         _open.add(self)
 
@@ -73,16 +73,15 @@ class Session:
     def ended(self) -> bool:
         return self._ended
 
-    def end(self, kill: bool) -> None:
-        """Leave the cluster; `kill` gives up all work, and ends an embedded cluster at once."""
+    def end(self) -> None:
+        """Give up what is not over, and leave the cluster; an embedded one ends."""
         if self._ended:
             return
         self._ended = True
         _open.discard(self)
-        if kill:
-            self.dispatcher.give_up()
+        self.dispatcher.give_up()
         self._backend.disconnect()
-        self._connection.close(kill)
+        self._connection.close()
 
     def abandon(self) -> None:
         """End from where one must not wait: a finalizer, which any thread may run."""
@@ -104,4 +103,4 @@ def _end_all() -> None:
                 "call close() and join() on a Batch to wait for its tasks",
                 left,
             )
-        session.end(kill=True)
+        session.end()

@@ -40,8 +40,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     """The part of daskbatch that lives on a worker.
 
     The thread of a block only ever appends to its `BlockRun`; what has to be sent is
-    picked up from it by the worker's event loop while it runs, and by the thread itself
-    at the end, so that the last report leaves before Dask hears that the key is done.
+    picked up from it by the worker's event loop, now and then and at the end.
     """
 
     name = PLUGIN
@@ -73,28 +72,22 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._worker.loop.add_callback(self._start_ticking)
 
     def end(self, run: BlockRun) -> None:
-        with self._lock:
-            # A key that Dask runs a second time may have begun before the first has ended.
-            if self._runs.get(_key(run.spec)) is run:
-                del self._runs[_key(run.spec)]
-        self._send(run)
-
-    def _send(self, run: BlockRun) -> None:
-        for report in run.reports():
-            message = {
-                "op": "daskbatch-report",
-                "topic": run.spec.topic,
-                "report": pickle.dumps(report, 5),
-            }
-            if threading.get_ident() == self._worker.thread_id:
-                self._worker.batched_send(message)
-            else:
-                self._worker.loop.add_callback(self._worker.batched_send, message)
+        # On the loop this comes before what Dask does there when the key is done; and who
+        # asks to revoke members of the block is answered either before, that they have begun,
+        # or after the report that they are over.
+        self._worker.loop.add_callback(self._finish, run)
 
     # -- the event loop -------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
         self._worker.loop.call_later(_TICK, self._tick)
+
+    def _finish(self, run: BlockRun) -> None:
+        self._send(run)
+        with self._lock:
+            # A key that Dask runs a second time may have begun before the first has ended.
+            if self._runs.get(_key(run.spec)) is run:
+                del self._runs[_key(run.spec)]
 
     def _tick(self) -> None:
         with self._lock:
@@ -105,6 +98,16 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._send(run)
         if runs:
             self._worker.loop.call_later(_TICK, self._tick)
+
+    def _send(self, run: BlockRun) -> None:
+        for report in run.reports():
+            self._worker.batched_send(
+                {
+                    "op": "daskbatch-report",
+                    "topic": run.spec.topic,
+                    "report": pickle.dumps(report, 5),
+                }
+            )
 
     def _revoke(
         self, topic: str, block: int, members: list[int], status: int, request: int

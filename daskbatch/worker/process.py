@@ -33,6 +33,9 @@ _LINGER = 0.2
 #: How often is looked whether a process has ended, on systems that do not tell. Seconds.
 _POLL = 0.05
 
+#: Names the environment variables that whoever started the worker has set for it alone.
+ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
+
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
@@ -127,7 +130,7 @@ def _run(
         process = subprocess.Popen(
             argv,
             cwd=cwd,
-            env={**os.environ, **env} if env else None,
+            env=_environment(env),
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -149,6 +152,15 @@ def _run(
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Give the worker's environment without what only its worker should have."""
+    added = os.environ.get(ADDED_VARIABLE, "").split(",")
+    found = {name: value for name, value in os.environ.items() if name not in added}
+    found.pop(ADDED_VARIABLE, None)
+    found.update(more)
+    return found
 
 
 def _collect(
