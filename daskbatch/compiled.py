@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.wiring import wire
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.draw import draw
 from daskbatch.plan.explain import explain
@@ -78,20 +79,8 @@ class CompiledTask(Task):
             raise LifecycleError(
                 f"{self._cell.label} has been started already: a task starts once, make another"
             )
-        self._batch._submit(self._members(), self.name, self._group)
-
-    def _members(self) -> list[Cell]:
-        """Give the members, and the barriers between them, with what each waits for."""
-        graph = self.graph
-        cells = {node: task._cell for node, task in enumerate(self.tasks)}
-        for node in graph.order:
-            if node not in cells:
-                cells[node] = Cell(self._cell.home, -1, "barrier", None)
-        for node, waits in graph.waits.items():
-            cells[node].waits = tuple((cells[before], why) for before, why in waits.items())
-        for node, overwritten in graph.overwrites.items():
-            cells[node].overwrites = tuple(cells[before] for before in overwritten)
-        return [cells[node] for node in graph.order]
+        cells = wire(self.graph, [task._cell for task in self.tasks], self._cell.home)
+        self._batch._submit(cells, self.name, self._group)
 
     def _require_accessible(self) -> None:
         raise LifecycleError(

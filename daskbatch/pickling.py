@@ -52,6 +52,7 @@ class _State(threading.local):
 
 _state = _State()
 _buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
+_by_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
 def dumps(obj: object) -> bytes:
@@ -106,11 +107,18 @@ def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
 
 
 def _by_content(buffer: pickle.PickleBuffer) -> Buffer:
-    raw = buffer.raw()
-    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    content = bytes(buffer.raw())
+    # The same array is likely to come again. To compare it takes a fraction of hashing it,
+    # and tells for sure: the owner may have changed it, or be another by now.
+    owner = id(buffer.raw().obj)
+    likely = _by_owner.get(owner)
+    if likely is not None and likely.content == content:
+        return likely
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     known = _buffers.get(digest)
     if known is None:
-        known = _buffers[digest] = Buffer(digest, bytes(raw))
+        known = _buffers[digest] = Buffer(digest, content)
+    _by_owner[owner] = known
     return known
 
 

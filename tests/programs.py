@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daskbatch import Batch
+from daskbatch import Batch, DependencyFailed, TaskCancelled
+from daskbatch.task import Task
 
 FILES = ("a", "b", "sub/c", "sub/d", "sub/deep/e", "sub/deep/f g ü")
 DIRECTORIES = ("sub", "sub/deep")
@@ -112,7 +113,7 @@ def run_sequentially(root: Path, steps: Sequence[Step]) -> Outcome:
     outcome = Outcome()
     values: dict[int, str] = {}
     for step in steps:
-        needed = [*step.arguments, *_last_writers(steps, step)]
+        needed = [*step.arguments, *last_writers(steps, step)]
         if any(number not in values for number in needed):
             outcome.results.append("skipped")
             continue
@@ -125,7 +126,7 @@ def run_sequentially(root: Path, steps: Sequence[Step]) -> Outcome:
     return outcome
 
 
-def _last_writers(steps: Sequence[Step], reader: Step) -> set[int]:
+def last_writers(steps: Sequence[Step], reader: Step) -> set[int]:
     """Find whose writes a step reads, by looking at all that came before."""
     needed = set()
     for read in reader.reads:
@@ -159,30 +160,38 @@ def snapshot(root: Path) -> dict[str, str]:
     }
 
 
-def run_as_batch(batch: Batch, root: Path, steps: Sequence[Step]) -> Outcome:
-    """Run a program with a Batch, wired by reads, writes and arguments alone."""
-    tasks: list[Any] = []
+def make_tasks(batch: Batch, root: Path, steps: Sequence[Step]) -> list[Task]:
+    """Make the tasks of a program, wired by reads, writes and arguments alone."""
+    tasks: list[Task] = []
     for step in steps:
-        arguments = [tasks[number].result for number in step.arguments]
         tasks.append(
             batch.function(
                 act,
                 str(root),
                 step,
-                *arguments,
+                *[tasks[number].result for number in step.arguments],
                 reads=[batch.read(root, name) for name in step.reads],
                 writes=[batch.write(root, name) for name in step.writes],
                 name=f"step-{step.number}",
             )
         )
+    return tasks
+
+
+def run_as_batch(batch: Batch, root: Path, steps: Sequence[Step]) -> Outcome:
+    """Run a program with a Batch."""
+    tasks = make_tasks(batch, root, steps)
     batch.compile(tasks).run(timeout=100)
-    outcome = Outcome(files=snapshot(root))
-    for task in tasks:
-        try:
-            outcome.results.append(task.result.get(timeout=30))
-        except ValueError as error:
-            outcome.results.append(f"failed: {error}")
-        except Exception as error:
-            assert type(error).__name__ == "DependencyFailed", repr(error)
-            outcome.results.append("skipped")
-    return outcome
+    return Outcome([result_of(task) for task in tasks], snapshot(root))
+
+
+def result_of(task: Task) -> str:
+    """Put into words what became of a task."""
+    try:
+        return str(task.result.get(timeout=30))
+    except ValueError as error:
+        return f"failed: {error}"
+    except DependencyFailed:
+        return "skipped"
+    except TaskCancelled:
+        return "cancelled"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskbatch.plan.blocks import SOLO_SECONDS, Candidate, pack
+from daskbatch.plan.blocks import SOLO_SECONDS, Candidate
+from daskbatch.plan.packing import pack
 
 SHORT, LONG = 1e-4, 1.0
 
@@ -137,6 +138,12 @@ def test_a_chain_does_not_carry_what_it_overwrites_into_the_block_that_it_joins(
             task(position + 2, overwrites=(first,)),
         ]
     check(candidates, packed(candidates, 1))
+
+
+@pytest.mark.parametrize("waits", [(), (0,)])
+def test_tasks_that_take_no_time_are_packed_too(waits: tuple[int, ...]) -> None:
+    candidates = [task(seconds=0.0), task(*waits, seconds=0.0), task(seconds=0.0)]
+    check(candidates, packed(candidates))
 
 
 # -- how much is packed -------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 
 
 _logger = logging.getLogger("daskbatch")
+
+#: Dask's configuration is one for all threads.
+_setting_config = threading.Lock()
 
 #: How long an answer may be on its way from the scheduler. Seconds.
 _ANSWER_SECONDS = 5.0
@@ -103,7 +107,7 @@ class ClusterBackend:
 
     def submit(self, lowered: Lowered) -> Mapping[str, Any]:
         keys = [*lowered.blocks, *lowered.buffers]
-        with dask.config.set(_NO_WARNING):
+        with _setting_config, dask.config.set(_NO_WARNING):
             # fifo_timeout=0: whoever submits first is served first.
             futures = dict(
                 zip(

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
+import time
 
+import dask
 from dask.system import CPU_COUNT
+from dask.utils import parse_timedelta
 from distributed import Client
+from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.dispatch.embedded import EmbeddedCluster
 from daskbatch.errors import ServiceLost, SpecError
 
-_CONNECT_SECONDS = 30
+_RETRY_SECONDS = 0.2
 
 
 class Connection:
@@ -110,7 +115,28 @@ def connect(
 
 
 def _client(cluster: str | Cluster) -> Client:
+    seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
     try:
-        return Client(cluster, set_as_default=False, timeout=_CONNECT_SECONDS)
+        if isinstance(cluster, str):
+            _await_listener(cluster, seconds)
+        return Client(cluster, set_as_default=False, timeout=seconds)
     except (OSError, ValueError) as error:
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {error}") from error
+
+
+def _await_listener(address: str, seconds: float) -> None:
+    """Wait until somebody listens: a Dask client that fails to connect is hard to get rid of."""
+    scheme, _ = parse_address(address)
+    if scheme not in ("tcp", "tls"):
+        return
+    where = get_address_host_port(address)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(where, timeout=seconds).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return

@@ -16,8 +16,9 @@ from daskbatch.dispatch.cell import Cell
 from daskbatch.dispatch.lower import Lowered, Setting, lower
 from daskbatch.dispatch.placement import Placement
 from daskbatch.errors import SerializationError
-from daskbatch.plan.blocks import Candidate, pack
+from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations
+from daskbatch.plan.packing import pack
 
 #: Results of blocks up to this size may travel along order-only edges. Bytes.
 _SMALL = 4096

@@ -1,0 +1,249 @@
+"""The embedded cluster: from wherever Python is started, and gone when its creator is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPT = """\
+import os
+from dataclasses import dataclass
+from daskbatch import Batch
+
+@dataclass
+class Point:
+    x: int
+
+class OwnError(Exception):
+    pass
+
+def make(x):
+    return Point(x)
+
+def use(point):
+    assert isinstance(point, Point)
+    return point.x + 1
+
+def fail():
+    raise OwnError("own")
+
+batch = Batch(num_workers=1)
+made = batch.function(make, 12)
+used = batch.function(use, made)
+bad = batch.function(fail)
+batch.compile([made, used, bad]).run(timeout=60)
+assert isinstance(made.get(), Point)
+assert made.get() == Point(12)
+try:
+    bad.get()
+except OwnError as error:
+    print("caught", error)
+
+print("result", used.get(), [n for n in map(batch.num_workers.__mul__, [1, 2])])
+batch.close()
+batch.join()
+"""
+
+SAID = ["caught own", "result 13 [1, 2]"]
+
+
+def python(*arguments: str, stdin: str = "", cwd: Path | None = None) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_from_a_script_without_a_guard(tmp_path: Path) -> None:
+    script = tmp_path / "a script with späce.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    assert python(str(script)) == SAID
+
+
+def test_from_standard_input() -> None:
+    assert python("-", stdin=SCRIPT) == SAID
+
+
+def test_from_the_command_line() -> None:
+    assert python("-c", SCRIPT) == SAID
+
+
+def test_from_the_prompt() -> None:
+    # At a prompt, a blank line ends what is indented.
+    lines = SCRIPT.replace('print("caught", error)\n', 'print("caught", error)\n\n')
+    assert python("-i", "-q", stdin=lines)[-2:] == SAID
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SCRIPT)
+    assert python("-m", "program", cwd=tmp_path) == SAID
+
+
+def test_from_another_thread_and_under_asyncio() -> None:
+    program = """
+import asyncio, threading
+from daskbatch import Batch
+
+async def main():
+    with Batch(num_workers=1) as batch:
+        task = batch.function(pow, 2, 4)
+        task.start()
+        print(await task)
+
+thread = threading.Thread(target=lambda: asyncio.run(main()))
+thread.start()
+thread.join()
+asyncio.run(main())
+"""
+    assert python("-c", program) == ["16", "16"]
+
+
+UNFINISHED = """
+import os, sys, time
+from daskbatch import Batch
+
+batch = Batch(num_workers=2)
+print(*batch.client.run(os.getpid).values(), flush=True)
+batch.compile([batch.function(time.sleep, 600) for _ in range(4)]).start()
+{then}
+"""
+
+
+def gone(pids: list[int], seconds: float = 20) -> bool:
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, seconds)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+
+@pytest.mark.parametrize("then", ["", "sys.exit(0)", "raise SystemExit(0)"])
+def test_a_program_that_forgets_to_wait_ends_at_once(then: str) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", UNFINISHED.format(then=then)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0
+    assert "4 tasks were given up, because the program ended" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 30
+    assert gone([int(pid) for pid in done.stdout.split()])
+
+
+def test_a_creator_that_is_killed_leaves_nothing() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UNFINISHED.format(then="time.sleep(600)")],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as creator:
+        assert creator.stdout is not None
+        pids = [int(pid) for pid in creator.stdout.readline().split()]
+        hosts = [parent.pid for pid in pids for parent in psutil.Process(pid).parents()[:2]]
+        creator.send_signal(signal.SIGKILL)
+        creator.wait()
+        assert gone([*pids, *[pid for pid in hosts if pid not in (1, os.getpid())]])
+
+
+def test_an_interrupt_while_waiting_leaves_a_batch_that_goes_on() -> None:
+    program = """
+import os, signal, threading, time
+from pathlib import Path
+from daskbatch import Batch
+
+batch = Batch(num_workers=1)
+task = batch.function(time.sleep, 0.7)
+task.start()
+threading.Timer(0.2, os.killpg, (0, signal.SIGINT)).start()
+try:
+    task.wait()
+except KeyboardInterrupt:
+    print("interrupted", task.state in ("waiting", "running"))
+task.wait(60)
+after = batch.function(len, "abc")
+after.run(60)
+print(task.state, after.get())
+batch.close()
+batch.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+    )
+    assert done.stdout.splitlines() == ["interrupted True", "done 3"], done.stderr
+
+
+def test_a_cluster_that_dies_is_said_to_be_gone() -> None:
+    program = """
+import os, signal, time
+import psutil
+from daskbatch import Batch, ServiceLost
+
+batch = Batch(num_workers=1)
+task = batch.function(time.sleep, 600)
+task.start()
+for child in psutil.Process().children():
+    child.kill()
+try:
+    task.get(timeout=60)
+except ServiceLost as error:
+    print("lost:", "was lost with its cluster" in str(error))
+try:
+    batch.function(len, "abc").start()
+except ServiceLost as error:
+    print("gone:", "make another Batch to go on" in str(error))
+batch.close()
+batch.join(timeout=60)
+print("joined")
+"""
+    assert python("-c", program) == ["lost: True", "gone: True", "joined"]
+
+
+def test_nothing_is_left_in_the_temporary_directory(tmp_path: Path) -> None:
+    program = (
+        "from daskbatch import Batch\nwith Batch(num_workers=1) as b: b.function(len, '').run()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=True,
+        timeout=100,
+    )
+    assert list(tmp_path.glob("daskbatch-*")) == []
+
+
+def test_children_do_not_see_what_only_workers_should(batch: object) -> None:
+    program = """
+from daskbatch import Batch
+with Batch(num_workers=1) as batch:
+    task = batch.process("env")
+    task.run()
+    names = {line.partition("=")[0] for line in task.stdout.get().splitlines()}
+    print(sorted(names & {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"}))
+    print(any(name.startswith("DASKBATCH") for name in names))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "MKL_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "OMP_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.splitlines() == ["['OMP_NUM_THREADS']", "False"], done.stderr
