@@ -65,7 +65,7 @@ def outcome_of(each: Cell) -> str:
 def blocks_of(size: int) -> Callable[..., list[list[int]]]:
     """Pack so many tasks into each block, in program order."""
 
-    def pack(candidates: Sequence[Any], sizes: Sequence[int], slots: int) -> list[list[int]]:
+    def pack(candidates: Sequence[Any], *_: Any) -> list[list[int]]:
         return [
             list(range(start, min(start + size, len(candidates))))
             for start in range(0, len(candidates), size)

@@ -257,7 +257,7 @@ class Dispatcher:
         if not ready:
             return
         try:
-            placements = self._placer.place(ready, name)
+            placements = self._placer.place(ready, name, self.outcomes.left - len(ready))
         except Exception as error:
             # Somebody waits for these: they must hear of it.
             data = pack_error(error, name)
@@ -346,6 +346,7 @@ class Dispatcher:
 
     def _unstick(self, placement: Placement) -> None:
         """Take back what waits for a block's key, but perhaps not for what runs in it."""
+        placement.long = True
         if not self._stuck:
             self._backend.later(_UNSTICK_SECONDS, self._take_back)
         self._stuck.add(placement)

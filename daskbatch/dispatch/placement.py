@@ -41,6 +41,7 @@ class Placement:
         "held",
         "key",
         "left",
+        "long",
         "number",
         "small",
         "waits",
@@ -54,6 +55,8 @@ class Placement:
         self.left = len(cells)
         #: Whether its result is known to be small, so that order-only edges may carry it.
         self.small = False
+        #: Whether it may well run for a long time.
+        self.long = False
         #: The placements that its key waits for.
         self.waits: frozenset[Placement] = frozenset()
         self.future: Future | None = None

@@ -53,7 +53,7 @@ class Placer:
         self._known = Durations()
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
-    def place(self, cells: Sequence[Cell], name: str) -> list[Placement]:
+    def place(self, cells: Sequence[Cell], name: str, others: int = 0) -> list[Placement]:
         """Place tasks; returns the blocks.
 
         Parameters
@@ -63,14 +63,18 @@ class Placer:
             already, or among them.
         name : str
             What Dask's dashboard is to call them.
+        others : int
+            How many tasks are placed already, and not over.
         """
         for position, cell in enumerate(cells):
             cell.placement, cell.member = None, position
         sizes = [len(cell.call.data) if cell.call is not None else 0 for cell in cells]
         placements = []
-        for block in pack(self._candidates(cells), sizes, self._submitter.slots):
+        candidates = self._candidates(cells)
+        for block in pack(candidates, sizes, self._submitter.slots, others):
             placement = Placement(next(self._numbers), [cells[position] for position in block])
             placement.small = self._is_small(placement)
+            placement.long = any(candidates[position].long for position in block)
             placements.append(placement)
         known = dict(self._buffers)
         # The dashboard shows a name without what looks like a hexadecimal number behind it.
@@ -141,7 +145,9 @@ def _with_waits(candidate: Candidate, cell: Cell) -> Candidate:
         candidate.solo,
         waits=tuple(before.member for before in left if before.placement is None),
         outside=frozenset(
-            before.placement.number for before in left if before.placement is not None
+            before.placement.number
+            for before in left
+            if before.placement is not None and before.placement.long
         ),
         overwrites=tuple(
             before.member

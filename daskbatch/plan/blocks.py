@@ -49,7 +49,7 @@ class Candidate:
     waits : tuple of int
         The candidates that it waits for, by position.
     outside : frozenset
-        What else it waits for: blocks that have been submitted before.
+        What else it waits for that may take long: blocks that have been submitted before.
     overwrites : tuple of int
         The candidates that must not be in one block with it, since it overwrites what
         they read: if the worker dies in the block they could not be run again.
@@ -72,7 +72,7 @@ class Candidate:
 
 
 def pack_loose(
-    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int
+    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int, others: int = 0
 ) -> list[list[int]]:
     """Pack tasks none of which waits for another.
 
@@ -84,6 +84,8 @@ def pack_loose(
         How many bytes each brings along.
     slots : int
         How many tasks the cluster runs at once.
+    others : int
+        How many tasks it has to run besides.
 
     Returns
     -------
@@ -103,16 +105,27 @@ def pack_loose(
         count = company(len(positions), slots)
         blocks += [positions[start : start + count] for start in range(0, len(positions), count)]
     for positions in short.values():
-        blocks += _pack_short([candidates[p] for p in positions], positions, sizes, slots)
+        some = [candidates[position] for position in positions]
+        blocks += _pack_short(some, positions, sizes, slots, backlog(candidates, others))
     return sorted(blocks)
 
 
+def backlog(candidates: Sequence[Candidate], others: int) -> float:
+    """Estimate the seconds of other tasks, by these."""
+    return others * sum(candidate.weight for candidate in candidates) / len(candidates)
+
+
 def _pack_short(
-    candidates: Sequence[Candidate], positions: Sequence[int], sizes: Sequence[int], slots: int
+    candidates: Sequence[Candidate],
+    positions: Sequence[int],
+    sizes: Sequence[int],
+    slots: int,
+    besides: float,
 ) -> list[list[int]]:
     blocks: list[list[int]] = []
     unknown = any(candidate.seconds is None for candidate in candidates)
-    total = left = sum(candidate.weight for candidate in candidates)
+    total = sum(candidate.weight for candidate in candidates)
+    left = total + besides
     room, size = -1.0, 0
     for candidate, position in zip(candidates, positions, strict=True):
         weight = candidate.weight

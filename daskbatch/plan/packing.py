@@ -28,6 +28,7 @@ from daskbatch.plan.blocks import (
     MOST_TASKS,
     UNKNOWN_PER_SLOT,
     Candidate,
+    backlog,
     company,
     pack_loose,
     share_known,
@@ -77,7 +78,9 @@ class _Block:
         self.size += strand.size
 
 
-def pack(candidates: Sequence[Candidate], sizes: Sequence[int], slots: int) -> list[list[int]]:
+def pack(
+    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int, others: int = 0
+) -> list[list[int]]:
     """Pack tasks into blocks.
 
     Parameters
@@ -88,6 +91,8 @@ def pack(candidates: Sequence[Candidate], sizes: Sequence[int], slots: int) -> l
         How many bytes each brings along.
     slots : int
         How many tasks the cluster runs at once.
+    others : int
+        How many tasks it has to run besides.
 
     Returns
     -------
@@ -102,15 +107,18 @@ def pack(candidates: Sequence[Candidate], sizes: Sequence[int], slots: int) -> l
     [[0, 1], [2]]
     """
     if any(candidate.waits for candidate in candidates):
-        return _Packing(candidates, sizes, max(1, slots)).blocks()
-    return pack_loose(candidates, sizes, max(1, slots))
+        return _Packing(candidates, sizes, max(1, slots), others).blocks()
+    return pack_loose(candidates, sizes, max(1, slots), others)
 
 
 class _Packing:
-    def __init__(self, candidates: Sequence[Candidate], sizes: Sequence[int], slots: int) -> None:
+    def __init__(
+        self, candidates: Sequence[Candidate], sizes: Sequence[int], slots: int, others: int
+    ) -> None:
         self._candidates = candidates
         self._sizes = sizes
         self._slots = slots
+        self._besides = backlog(candidates, others)
         self._strands: list[_Strand] = []
         self._depths: list[int] = []
         #: By depth and kind: seconds of all tasks, and of those still to be packed; and how
@@ -252,7 +260,7 @@ class _Packing:
         elif not self._shallow and self._width[key[0]] <= _HOP_SECONDS:
             block.room = MOST_SECONDS
         else:
-            block.room = share_known(self._left[key], self._slots)
+            block.room = share_known(self._left[key] + self._besides, self._slots)
         block.room = max(block.room, strand.seconds)
         self._blocks.append(block)
         return block
