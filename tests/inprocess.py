@@ -85,7 +85,7 @@ class InProcessBackend:
     def require_alive(self) -> None:
         pass
 
-    def submit(self, lowered: Lowered) -> Mapping[str, Any]:
+    def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         self.submissions.append(lowered)
         graph = dict(lowered.graph)
         for key in graph:

@@ -183,6 +183,17 @@ def test_long_tasks_are_alone(seconds: float) -> None:
     ]
 
 
+def test_so_many_long_tasks_that_dask_would_suffer_share_blocks() -> None:
+    assert len(packed([task(seconds=LONG)] * 100_000)) <= 20_000
+
+
+def test_where_there_is_other_work_to_be_done_blocks_are_no_smaller() -> None:
+    candidates = [task(seconds=1e-3)] * 500
+    alone, besides = (pack(candidates, [10] * 500, 2, others) for others in (0, 100_000))
+    check(candidates, besides)
+    assert len(besides) < len(alone)
+
+
 def test_solo_tasks_are_alone_however_short() -> None:
     blocks = packed([Candidate(SHORT, "k", solo=number % 3 == 0) for number in range(300)])
     for number in range(0, 300, 3):

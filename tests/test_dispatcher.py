@@ -244,9 +244,9 @@ def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPat
 class _Failing(InProcessBackend):
     """The first submission fails as if its worker had died, and all that depends on it."""
 
-    def submit(self, lowered: Any) -> Any:
+    def submit(self, lowered: Any, again: bool) -> Any:
         if self.submissions:
-            return super().submit(lowered)
+            return super().submit(lowered, again)
         self.submissions.append(lowered)
         placements = list(lowered.blocks.values())
 
@@ -270,7 +270,7 @@ def _dispatcher_on(backend: InProcessBackend) -> Dispatcher:
 def test_nobody_waits_for_ever_when_submission_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher, backend = make_dispatcher()
 
-    def refuse(lowered: Any) -> Any:
+    def refuse(lowered: Any, again: bool) -> Any:
         raise OSError("no route to the scheduler")
 
     monkeypatch.setattr(backend, "submit", refuse)

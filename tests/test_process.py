@@ -18,7 +18,7 @@ import pytest
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker.capture import capturing
-from daskbatch.worker.process import end_tree, execute
+from daskbatch.worker.process import ADDED_VARIABLE, end_tree, execute
 
 
 def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, str]:
@@ -122,6 +122,17 @@ def test_the_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["REPLACED"] == "old"
 
 
+def test_what_was_set_for_the_worker_alone_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FOR_WORKER", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv(ADDED_VARIABLE, "FOR_WORKER,OMP_NUM_THREADS")
+    show = f"echo ${{FOR_WORKER-none}} ${{OMP_NUM_THREADS-none}} ${{{ADDED_VARIABLE}-none}}"
+    assert run("sh", "-c", show)[1] == "none none none"
+    assert run("sh", "-c", show, env={"OMP_NUM_THREADS": "4"})[1] == "none 4 none"
+
+
 def test_it_runs_in_the_given_directory(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\npwd\n")
@@ -217,11 +228,13 @@ def test_without_a_capture_it_can_run_too() -> None:
 
 # -- the end ------------------------------------------------------------------------------
 
-#: Prints its own pid and that of a child, and goes on for long; both are deaf to SIGTERM.
+#: Prints its own pid and that of a child in a session of its own, and goes on for long.
+#: Both are deaf to SIGTERM.
 DEAF = """
 import os, signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+deaf = "trap '' TERM; while :; do sleep 1; done"
+child = subprocess.Popen(["sh", "-c", deaf], start_new_session=True)
 print(os.getpid(), child.pid, flush=True)
 time.sleep(300)
 """

@@ -33,6 +33,9 @@ _logger = logging.getLogger("daskbatch")
 #: Dask's configuration is one for all threads.
 _setting_config = threading.Lock()
 
+#: Graphs that follow each other faster than this are of one generation.
+_SAME_GENERATION = "1 h"
+
 #: How long an answer may be on its way from the scheduler. Seconds.
 _ANSWER_SECONDS = 5.0
 
@@ -105,14 +108,16 @@ class ClusterBackend:
         elif self._report is not None:
             self._guard(self._report, message)
 
-    def submit(self, lowered: Lowered) -> Mapping[str, Any]:
+    def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         keys = [*lowered.blocks, *lowered.buffers]
         with _setting_config, dask.config.set(_NO_WARNING):
-            # fifo_timeout=0: whoever submits first is served first.
+            # Dask serves one generation of graphs after the other: a new one each time, so
+            # that whoever submits first is served first, but for what was submitted before.
+            timeout = _SAME_GENERATION if again else 0
             futures = dict(
                 zip(
                     keys,
-                    self.client.get(lowered.graph, keys, sync=False, fifo_timeout=0),
+                    self.client.get(lowered.graph, keys, sync=False, fifo_timeout=timeout),
                     strict=True,
                 )
             )

@@ -112,7 +112,7 @@ class Dispatcher:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)
             self.outcomes.left += len(new)
-            self._place(new, name)
+            self._place(new, name, again=False)
             self._changed.notify_all()
 
     def cancel(self, cells: Iterable[Cell]) -> None:
@@ -252,12 +252,13 @@ class Dispatcher:
 
     # -- placing and settling -------------------------------------------------------------
 
-    def _place(self, cells: Sequence[Cell], name: str) -> None:
+    def _place(self, cells: Sequence[Cell], name: str, again: bool = True) -> None:
         ready = [cell for cell in cells if self._may_run(cell)]
         if not ready:
             return
         try:
-            placements = self._placer.place(ready, name, self.outcomes.left - len(ready))
+            others = self.outcomes.left - len(ready)
+            placements = self._placer.place(ready, name, others, again)
         except Exception as error:
             # Somebody waits for these: they must hear of it.
             data = pack_error(error, name)

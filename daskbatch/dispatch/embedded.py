@@ -28,6 +28,7 @@ import dask
 import dask.config
 import psutil
 
+from daskbatch.dispatch.lower import TOKEN
 from daskbatch.errors import ServiceLost
 from daskbatch.worker.process import ADDED_VARIABLE
 
@@ -55,6 +56,8 @@ _CONFIG = {
     "distributed.nanny.pre-spawn-environ": {},
     # A task under which workers die is given up at the third.
     "distributed.scheduler.allowed-failures": 2,
+    # Nobody should steal these, even before one has been seen to run.
+    f"distributed.scheduler.default-task-durations.{TOKEN}": "1us",
     # A slot that has nothing to do should not wait a second for work to steal.
     "distributed.scheduler.work-stealing-interval": "100ms",
 }

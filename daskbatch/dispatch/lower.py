@@ -27,6 +27,10 @@ from daskbatch.worker.outcome import token
 
 Key = str | tuple[str, int]
 
+#: What Dask calls tokens. A name of their own, or it would expect them to take as long as
+#: other tasks, and have idle workers steal them, values and all.
+TOKEN = "daskbatch_token"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -93,6 +97,7 @@ class _Lowering:
         self, name: str, nonce: str, setting: Setting, known: Mapping[str, Any], count: int
     ) -> None:
         self._group = f"{_dashboard_name(name)}-{nonce}"
+        self._nonce = nonce
         self._setting = setting
         self._known = known
         # Among equals, dask.order starts with the key whose text is last: count down, in
@@ -138,7 +143,7 @@ class _Lowering:
     def _token(self, placement: Placement) -> Key:
         key = self._tokens.get(placement)
         if key is None:
-            key = self._tokens[placement] = (f"{self._group}-token", placement.number)
+            key = self._tokens[placement] = (f"{TOKEN}-{self._nonce}", placement.number)
             self._layer(DEFAULT)[key] = Task(key, token, TaskRef(placement.key))
         return key
 

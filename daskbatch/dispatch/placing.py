@@ -31,8 +31,11 @@ class Submitter(Protocol):
     def slots(self) -> int:
         """How many tasks run at once."""
 
-    def submit(self, lowered: Lowered) -> Mapping[str, Any]:
-        """Submit a graph, and give each block its future; returns those of the buffers."""
+    def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
+        """Submit a graph, and give each block its future; returns those of the buffers.
+
+        What is submitted `again` need not queue up behind all that came since.
+        """
 
 
 class Placer:
@@ -53,7 +56,9 @@ class Placer:
         self._known = Durations()
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
-    def place(self, cells: Sequence[Cell], name: str, others: int = 0) -> list[Placement]:
+    def place(
+        self, cells: Sequence[Cell], name: str, others: int = 0, again: bool = False
+    ) -> list[Placement]:
         """Place tasks; returns the blocks.
 
         Parameters
@@ -65,6 +70,8 @@ class Placer:
             What Dask's dashboard is to call them.
         others : int
             How many tasks are placed already, and not over.
+        again : bool
+            Whether they have been placed before, and have come back.
         """
         for position, cell in enumerate(cells):
             cell.placement, cell.member = None, position
@@ -79,7 +86,7 @@ class Placer:
         known = dict(self._buffers)
         # The dashboard shows a name without what looks like a hexadecimal number behind it.
         lowered = lower(placements, name, uuid.uuid4().hex[:8], self._setting, known)
-        known.update(self._submitter.submit(lowered))
+        known.update(self._submitter.submit(lowered, again))
         for placement in placements:
             placement.held = [known[key] for key in placement.buffers]
         self._buffers.update(known)

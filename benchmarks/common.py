@@ -1,0 +1,61 @@
+"""What the benchmarks share: timing, a table of ratios, the clusters of both sides."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+WORKERS = 2
+
+
+def seconds(function: Callable[[], Any], repeat: int = 1) -> float:
+    """Give the median of some runs."""
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+@contextmanager
+def raw_dask() -> Iterator[Client]:
+    """The cluster that a user of plain Dask would start: two workers of one thread."""
+    with (
+        LocalCluster(
+            n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+class Table:
+    """Prints ratios as they come, and whether they meet what is asked for."""
+
+    def __init__(self, title: str) -> None:
+        print(f"\n{title}")
+        self.missed = 0
+
+    def row(self, what: str, value: float, unit: str = "×", least: float | None = None) -> None:
+        verdict = ""
+        if least is not None:
+            met = value >= least
+            self.missed += not met
+            verdict = f"   (at least {least:g}: {'met' if met else 'NOT met'})"
+        print(f"  {what:<58}{value:>10,.2f} {unit}{verdict}", flush=True)
+
+    def row_at_most(self, what: str, value: float, unit: str, most: float) -> None:
+        met = value <= most
+        self.missed += not met
+        verdict = f"   (at most {most:g}: {'met' if met else 'NOT met'})"
+        print(f"  {what:<58}{value:>10,.2f} {unit}{verdict}", flush=True)
+
+    def end(self) -> None:
+        sys.exit(1 if self.missed else 0)

@@ -1,0 +1,95 @@
+"""Long tasks, of durations that nobody knows beforehand, alone and among short ones.
+
+Against the time that two workers need for the work alone: half of it, or what a list
+schedule takes (each task, in order, to the worker that is free first).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from common import WORKERS, Table
+
+from daskbatch import Batch
+
+
+def new_nap() -> Callable[[float], float]:
+    """Make a function that is like no other, so that nothing is known of how long it takes."""
+    scope: dict[str, Callable[[float], float]] = {"__name__": "__main__"}  # type: ignore[dict-item]
+    exec("import time\ndef nap(seconds):\n    time.sleep(seconds)\n    return seconds\n", scope)
+    return scope["nap"]
+
+
+def noop(number: float) -> float:
+    return number
+
+
+def list_schedule(durations: Sequence[float]) -> float:
+    """Give the makespan of a list schedule."""
+    free = [0.0] * WORKERS
+    for duration in durations:
+        first = min(range(WORKERS), key=free.__getitem__)
+        free[first] += duration
+    return max(free)
+
+
+def makespan(batch: Batch, calls: Sequence[tuple[Callable[[float], float], float]]) -> float:
+    began = time.perf_counter()
+    tasks = [batch.function(function, argument) for function, argument in calls]
+    program = batch.compile(tasks)
+    program.run()
+    took = time.perf_counter() - began
+    assert program.state == "done"
+    return took
+
+
+def heavy_tailed(count: int, rng: random.Random) -> list[float]:
+    """Durations from 5 to 400 ms, most of them short."""
+    return [min(0.4, max(0.005, 0.008 * rng.paretovariate(1.1))) for _ in range(count)]
+
+
+def main() -> None:
+    rng = random.Random(7)
+    table = Table("long tasks on two workers")
+    with Batch(num_workers=WORKERS) as batch:
+        makespan(batch, [(noop, 0)])
+        for count in (50, 100, 200):
+            took = makespan(batch, [(new_nap(), 0.1)] * count)
+            share = 100 * count * 0.1 / WORKERS / took
+            table.row(f"{count} of 100 ms: work", share, "%", least=95 if count == 100 else None)
+        for count in (100, 200, 400):
+            durations = heavy_tailed(count, rng)
+            nap = new_nap()
+            took = makespan(batch, [(nap, duration) for duration in durations])
+            table.row_at_most(
+                f"{count} of 5 to 400 ms: makespan over the list schedule's",
+                took / list_schedule(durations),
+                "×",
+                most=1.10,
+            )
+        for count in (1_000, 10_000, 30_000):
+            nap, durations = new_nap(), heavy_tailed(200, rng)
+            calls = [(noop, float(number)) for number in range(count)]
+            calls += [(nap, 0.1)] * 100 + [(nap, duration) for duration in durations]
+            rng.shuffle(calls)
+            times = [argument for function, argument in calls if function is nap]
+            took = makespan(batch, calls)
+            table.row(
+                f"300 long ones among {count} short ones: work of the long ones",
+                100 * sum(times) / WORKERS / took,
+                "%",
+                least=95 if count == 1_000 else None,
+            )
+            table.row_at_most(
+                "… and makespan over the list schedule of the long ones",
+                took / list_schedule(times),
+                "×",
+                most=1.10,
+            )
+    table.end()
+
+
+if __name__ == "__main__":
+    main()
