@@ -1,7 +1,7 @@
 """Independent no-ops: created, compiled, run, all results fetched.
 
-Against `client.map` and `gather`, as Dask is by default and with ``worker-saturation: inf``, and against
-`ProcessPoolExecutor.map` with a chunksize of 1; each on two workers.
+Against `client.map` and `gather`, as Dask is by default and with ``worker-saturation: inf``,
+and against `ProcessPoolExecutor.map` with a chunksize of 1; each on two workers.
 """
 
 from __future__ import annotations

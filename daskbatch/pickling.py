@@ -45,7 +45,7 @@ class _State(threading.local):
     #: What `reference` has seen in the running `pack`; None outside of one.
     found: list[Any] | None = None
     #: The large buffers that it has met.
-    large: list[pickle.PickleBuffer]
+    large: Sequence[pickle.PickleBuffer] = ()
     #: What `_fill` hands out in the running `unpack`.
     values: Sequence[bytes | str] = ()
 
@@ -85,6 +85,7 @@ def pack(obj: object) -> Packed:
     """
     found: list[Any] = []
     large: list[pickle.PickleBuffer] = []
+    outer = _state.found, _state.large  # an object may pack something while it is packed
     _state.found, _state.large = found, large
     try:
         data = _dumps_by_reference(obj, _goes_in_band)
@@ -95,13 +96,14 @@ def pack(obj: object) -> Packed:
     except Exception as error:
         raise SerializationError(f"{type(error).__name__}: {error}") from error
     finally:
-        _state.found = None
+        _state.found, _state.large = outer
     return data, tuple(found), tuple(map(_by_content, large)) if large else ()
 
 
 def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
     if buffer.raw().nbytes < SHARED_BUFFER:
         return True
+    assert isinstance(_state.large, list)
     _state.large.append(buffer)
     return False
 

@@ -233,7 +233,8 @@ def test_a_handler_made_in_one_task_writes_for_each_that_logs() -> None:
 
 
 def test_a_handler_made_outside_of_tasks_writes_for_each_that_logs() -> None:
-    logger = new_logger()
+    logger = logging.getLogger("daskbatch.test_capture")
+    logger.propagate = False
     with worker_streams() as outside:
         logger.addHandler(logging.StreamHandler())
         with capturing(LIMIT) as capture:
@@ -241,6 +242,7 @@ def test_a_handler_made_outside_of_tasks_writes_for_each_that_logs() -> None:
         logger.warning("afterwards")
         assert capture.texts() == ("", "careful")
         assert outside.getvalue() == "afterwards\n"
+    logger.handlers.clear()
 
 
 # -- limits -------------------------------------------------------------------------------

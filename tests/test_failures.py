@@ -143,13 +143,13 @@ def test_results_that_cannot_be_loaded_here(batch: Batch) -> None:
 def test_a_function_of_a_module_that_workers_do_not_have(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "only_here.py").write_text("def f():\n    return 1\n")
+    (tmp_path / "not_on_workers.py").write_text("def f():\n    return 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))  # the shared workers started before this
-    import only_here  # type: ignore[import-not-found]
+    import not_on_workers  # type: ignore[import-not-found]
 
-    task = batch.function(only_here.f)
+    task = batch.function(not_on_workers.f)
     task.run(timeout=60)
-    with pytest.raises(SerializationError, match="its function could not be loaded.*only_here"):
+    with pytest.raises(SerializationError, match="its function could not be loaded.*not_on_workers"):
         task.get()
 
 

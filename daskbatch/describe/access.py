@@ -95,19 +95,21 @@ class OffersChannels(Protocol):
     ) -> tuple[CommunicationObject, tuple[Hashable, ...]]: ...
 
 
-#: The object that all files and directories are channels of.
-FILES = CommunicationObject(CommunicationDomain(), "files")
+class _Special(Enum):
+    """Names that no user can give by chance; each is one object, also once unpickled."""
 
-
-class _Whole(Enum):
+    FILES = "files"
     WHOLE = "*"
 
     def __repr__(self) -> str:
-        return "WHOLE"
+        return self.name
 
+
+#: The object that all files and directories are channels of.
+FILES = CommunicationObject(CommunicationDomain(), _Special.FILES)
 
 #: The channel that stands for every channel of an object.
-WHOLE = _Whole.WHOLE
+WHOLE = _Special.WHOLE
 
 
 class Channel(NamedTuple):
@@ -117,7 +119,7 @@ class Channel(NamedTuple):
     key: Hashable
 
     def __str__(self) -> str:
-        if self.object is FILES:
+        if self.object.name is FILES.name:
             return str(self.key)
         if self.key is WHOLE:
             return str(self.object.name)
@@ -181,8 +183,14 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
 def _files(path: str | Path, names: Sequence[Any], base: str) -> tuple[Channel, ...]:
     directory = os.path.join(base, path)
     if not names:
-        return (Channel(FILES, os.path.normpath(directory)),)
+        return (_file(directory),)
     for name in names:
         if not isinstance(name, (str, Path)):
             raise SpecError(f"{name!r} is no file name: give a str or a Path")
-    return tuple(Channel(FILES, os.path.normpath(os.path.join(directory, name))) for name in names)
+    return tuple(_file(os.path.join(directory, name)) for name in names)
+
+
+def _file(path: str) -> Channel:
+    normal = os.path.normpath(path)
+    # POSIX lets two slashes at the start mean something of their own; nowhere do they.
+    return Channel(FILES, normal[1:] if normal.startswith("//") else normal)

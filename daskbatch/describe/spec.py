@@ -5,8 +5,9 @@ Does not know where or when it runs.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from numbers import Real
@@ -72,20 +73,19 @@ def make_options(
     """
     if not isinstance(retries, int) or retries < 0:
         raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
-    if not isinstance(priority, Real):
+    if not isinstance(priority, Real) or math.isnan(priority):
         raise SpecError(f"priority= must be a number, not {priority!r}")
     if isolation not in (None, "thread"):
         raise SpecError(f'isolation= must be "thread", not {isolation!r}')
-    if isinstance(workers, str):
-        workers = [workers]
-    for worker in workers or ():
-        if not isinstance(worker, str):
-            raise SpecError(f"workers= must be addresses or host names, not {worker!r}")
+    if workers is None or isinstance(workers, str):
+        workers = [] if workers is None else [workers]
+    if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
+        raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
     return Options(
         timeout=None if timeout is None else seconds(timeout, "timeout="),
         retries=retries,
         resources=_resources(resources),
-        workers=tuple(workers or ()),
+        workers=tuple(workers),
         priority=float(priority),
     )
 
@@ -96,7 +96,7 @@ def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float]
     if not isinstance(resources, Mapping):
         raise SpecError(f'resources= must be a dict such as {{"GPU": 1}}, not {resources!r}')
     for name, amount in resources.items():
-        if not isinstance(name, str) or not isinstance(amount, Real) or amount <= 0:
+        if not isinstance(name, str) or not isinstance(amount, Real) or not amount > 0:
             raise SpecError(
                 f'resources= must be a dict such as {{"GPU": 1}}; {name!r}: {amount!r} is wrong'
             )
@@ -173,6 +173,14 @@ def function_call(
     return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
 
 
+def _stands_for_a_value(thing: object) -> bool:
+    try:
+        _, references, _ = pickling.pack(thing)
+    except SerializationError:
+        return False
+    return len(references) == 1
+
+
 def _apply(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return function(*args, **kwargs)
 
@@ -205,6 +213,10 @@ def process_call(
             f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
             "for a Python function use batch.function(...)"
         )
+    if env is not None and not isinstance(env, Mapping):
+        raise SpecError(f"env= must be a dict of str to str, not {env!r}")
+    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _stands_for_a_value(stdin)):
+        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
     environment = dict(env or {})
     for name, value in environment.items():
         if not isinstance(name, str) or not isinstance(value, (str, os.PathLike)):

@@ -5,6 +5,7 @@ Does not know tasks; nodes have names, edges have reasons.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -15,6 +16,7 @@ from daskbatch.errors import SpecError
 from daskbatch.plan.graph import Graph
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 120, 26, 60, 12
+_NOT_IN_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 _COLOURS = {"argument": "#2b6cb0", "RAW": "#2f855a", "WAR": "#c05621", "WAW": "#9b2c2c"}
 
 
@@ -86,7 +88,12 @@ def to_svg(graph: Graph) -> str:
         short = name if len(name) <= 18 else name[:17] + "…"
         lines.append(
             f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="5" fill="#edf2f7" '
-            f'stroke="#4a5568"><title>{escape(name)} ({node})</title></rect>'
-            f'<text x="{x + _WIDTH // 2}" y="{y + 17}" text-anchor="middle">{escape(short)}</text>'
+            f'stroke="#4a5568"><title>{_text(name)} ({node})</title></rect>'
+            f'<text x="{x + _WIDTH // 2}" y="{y + 17}" text-anchor="middle">{_text(short)}</text>'
         )
     return "\n".join([*lines, "</svg>"])
+
+
+def _text(name: str) -> str:
+    """Write a name as XML can hold it."""
+    return escape(_NOT_IN_XML.sub("\ufffd", name))

@@ -93,6 +93,7 @@ def _phrases(first: Step, second: Step, reasons: int) -> Iterator[str]:
         channels = [
             str(one) if one == other else f"{one} (with {other})"
             for one, other in shared_channels(mine, theirs)
+            if getattr(one.object.domain, _NAMES[reason].lower())
         ]
         if channels:
             named = ", ".join(channels[:_NAMED])

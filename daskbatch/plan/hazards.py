@@ -42,7 +42,7 @@ Waits = dict[int, int]
 class _Place:
     """A channel, or a directory above one, with its frontiers."""
 
-    __slots__ = ("below", "children", "dead", "frontier", "parent", "written")
+    __slots__ = ("below", "children", "dead", "frontier", "parent", "rewritten", "written")
 
     def __init__(self, parent: _Place | None) -> None:
         self.parent = parent
@@ -53,6 +53,8 @@ class _Place:
         self.below: list[_Sum | None] = [None, None]
         #: The last node whose write implies all that came before it, here and below.
         self.written = -1
+        #: The last node whose write implies, for reads, all writes that came before it.
+        self.rewritten = -1
         #: Cut off, since all that was known of it is implied by a write above.
         self.dead = False
 
@@ -92,8 +94,14 @@ class _Sum:
 
     def waits(self, mode: int) -> Waits:
         waits = dict(self.barrier)
+        idle = []
         for place in self.fresh:
-            _merge(place.frontier[mode], waits)
+            frontier = place.frontier[mode]
+            if frontier:
+                _merge(frontier, waits)
+            else:
+                idle.append(place)
+        self.fresh.difference_update(idle)
         return waits
 
     def absorb(self, barrier: Waits) -> None:
@@ -137,20 +145,25 @@ class HazardTracker:
 
     def _access(self, node: int, channel: Channel, mode: int, waits: Waits) -> None:
         domain = channel.object.domain
-        # A write that keeps order with all else implies all that came before it.
-        covers = mode == _WRITE and domain.raw and domain.war and domain.waw
+        # Whoever must come after an earlier access must come after such a write, too, and it
+        # after that: the write implies all that came before it.
+        ordered = domain.raw and domain.waw and (domain.war or not domain.rar)
+        covers = mode == _WRITE and ordered
         place = self._place(channel)
 
+        rewritten = -1 if ordered else _last_rewritten(place)
         frontier = place.frontier[mode]
         if len(frontier) > _CROWD and not covers:
             self._put_behind_barrier(frontier, node)
-        _merge(frontier, waits)
+        _merge(self._without(frontier, rewritten), waits)
         if place.parent is not None:
-            self._wait_for_above(place, node, mode, waits)
+            self._wait_for_above(place, node, mode, rewritten, waits)
         if place.children:
-            self._wait_for_below(place, node, mode, covers, waits)
+            self._wait_for_below(place, node, mode, rewritten, covers, waits)
 
         for_read, for_write = place.frontier
+        if mode == _WRITE and domain.raw and domain.waw:
+            place.rewritten = node
         if covers:
             place.written = node
             for_read.clear()
@@ -163,12 +176,16 @@ class HazardTracker:
                     for_write.pop(implied, None)
                 for_write[node] = WAR
             if domain.rar:
-                for_read.clear()
+                # The next read still needs what was written, and waits for the last read.
+                for before in [before for before, why in for_read.items() if why == RAR]:
+                    del for_read[before]
                 for_read[node] = RAR
         else:
             if domain.raw:
                 for implied in for_write:
-                    for_read.pop(implied, None)
+                    # What another write does not replace is needed as much as this one.
+                    if domain.waw or for_read.get(implied) == RAR:
+                        for_read.pop(implied, None)
                 for_read[node] = RAW
             if domain.waw:
                 for_write.clear()
@@ -176,7 +193,9 @@ class HazardTracker:
         if place.parent is not None:
             _tell_above(place, mode == _WRITE or domain.rar)
 
-    def _wait_for_above(self, place: _Place, node: int, mode: int, waits: Waits) -> None:
+    def _wait_for_above(
+        self, place: _Place, node: int, mode: int, rewritten: int, waits: Waits
+    ) -> None:
         written = place.written
         above = place.parent
         while above is not None:
@@ -184,24 +203,35 @@ class HazardTracker:
             if frontier:
                 if len(frontier) > _CROWD:
                     self._put_behind_barrier(frontier, node)
-                for before, reason in frontier.items():
+                for before, reason in self._without(frontier, rewritten).items():
                     if self._made.get(before, before) > written:
                         waits[before] = waits.get(before, 0) | reason
-            if above.written > written:
-                written = above.written
+            written = max(written, above.written)
             above = above.parent
 
     def _wait_for_below(
-        self, place: _Place, node: int, mode: int, covers: bool, waits: Waits
+        self, place: _Place, node: int, mode: int, rewritten: int, covers: bool, waits: Waits
     ) -> None:
         summed = place.below[mode]
         if summed is None:
             summed = place.below[mode] = _Sum(place.descendants())
-        below = summed.waits(mode)
+        below = self._without(summed.waits(mode), rewritten)
         if len(below) > _CROWD and not covers and node not in below:
             self._put_behind_barrier(below, node)
             summed.absorb(below)
         _merge(below, waits)
+
+    def _without(self, frontier: Waits, rewritten: int) -> Waits:
+        """Leave out writes up to the last that implies them, but not all that was before it."""
+        if rewritten < 0:
+            return frontier
+        found = {}
+        for before, reason in frontier.items():
+            if reason & RAW and self._made.get(before, before) < rewritten:
+                reason &= ~RAW
+            if reason:
+                found[before] = reason
+        return found
 
     def _place(self, channel: Channel) -> _Place:
         place = self._places.get(channel)
@@ -232,6 +262,14 @@ def _merge(new: Waits, waits: Waits) -> None:
         waits[node] = waits.get(node, 0) | reason
 
 
+def _last_rewritten(place: _Place) -> int:
+    rewritten = place.rewritten
+    while place.parent is not None:
+        place = place.parent
+        rewritten = max(rewritten, place.rewritten)
+    return rewritten
+
+
 def _cut_off_below(place: _Place) -> None:
     dead = set(place.descendants())
     for each in dead:
@@ -259,7 +297,7 @@ def _tell_above(place: _Place, for_read_too: bool) -> None:
 
 def next_above(channel: Channel) -> Channel | None:
     """Give the channel that covers this one and is next to it; None if there is none."""
-    if channel.object is FILES:
+    if channel.object.name is FILES.name:
         path = str(channel.key)
         directory = os.path.dirname(path)
         return None if directory == path else Channel(FILES, directory)

@@ -6,6 +6,7 @@ Does not know what tasks do: only their names, their arguments and their accesse
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Protocol
 
 from daskbatch.describe.access import Channel
@@ -61,6 +62,10 @@ def build_graph(steps: Sequence[Step]) -> Graph:
         order.append(barrier)
         return barrier
 
+    @cache
+    def again(position: int) -> bool:
+        return may_run_again(steps[position])
+
     tracker = HazardTracker(new_barrier)
     for node, step in enumerate(steps):
         found = tracker.add(node, step.reads, step.writes) if step.reads or step.writes else {}
@@ -68,7 +73,7 @@ def build_graph(steps: Sequence[Step]) -> Graph:
             overwritten = [
                 before
                 for before, why in found.items()
-                if why & WAR and (before >= len(steps) or may_run_again(steps[before]))
+                if why & WAR and (before >= len(steps) or again(before))
             ]
             if overwritten:
                 overwrites[node] = overwritten

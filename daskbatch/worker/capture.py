@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -52,7 +53,7 @@ class BoundedText:
             self._tail += data
         rest = self._limit - half
         if len(self._tail) > 2 * rest:
-            del self._tail[:-rest]
+            del self._tail[: len(self._tail) - rest]
 
     def text(self) -> str:
         """Give the text, at most one newline removed from its end."""
@@ -61,7 +62,7 @@ class BoundedText:
         rest = self._limit - self._limit // 2
         # Without `final`, the decoder leaves out a character that is cut at the end.
         head = codecs.getincrementaldecoder("utf-8")("replace").decode(self._head)
-        tail = self._tail[-rest:]
+        tail = self._tail[len(self._tail) - rest :]
         while tail and tail[0] & 0xC0 == 0x80:
             del tail[0]
         line = f"[daskbatch: {self.size - self._limit} bytes dropped, see daskbatch.output-limit]"
@@ -175,6 +176,11 @@ class _Router(io.TextIOBase):
     def errors(self) -> str | None:  # type: ignore[override]
         return self.original.errors
 
+    def reconfigure(self, **options: Any) -> None:
+        # What a task writes is kept as text: there is nothing to configure.
+        if current.get() is None:
+            self.original.reconfigure(**options)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         # A task that closes its stdout must not close the worker's.
         pass
@@ -191,13 +197,15 @@ def _install() -> None:
         _users += 1
         if _users > 1:
             return
-        for name in ("stdout", "stderr"):
+        # First the one that log handlers mean, if both are the same.
+        for name in ("stderr", "stdout"):
             stream = getattr(sys, name)
             if isinstance(stream, _Router) or stream is None:
                 continue
             router = _routers.setdefault(name, _Router(name))
             router.original = stream
             setattr(sys, name, router)
+            _let_handlers_write_to(router, stream)
 
 
 def _uninstall() -> None:
@@ -210,3 +218,12 @@ def _uninstall() -> None:
             # Somebody may have put a stream of their own there meanwhile: it stays.
             if getattr(sys, name) is router:
                 setattr(sys, name, router.original)
+            _let_handlers_write_to(router.original, router)
+
+
+def _let_handlers_write_to(stream: Any, instead: Any) -> None:
+    """Have log handlers that were made before the tasks write where the tasks do."""
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
+                handler.setStream(stream)

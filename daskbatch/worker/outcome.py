@@ -5,10 +5,14 @@ Does not know how a task is run, or what a client makes of it.
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from typing import Any, cast
+
+import cloudpickle
 
 from daskbatch import pickling
 from daskbatch.errors import SerializationError
@@ -105,18 +109,16 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
         if start is not None and start.tb_next is not None:
             start = start.tb_next
     text = "".join(traceback.format_exception(type(error), error, start))
-    for form in (error, _Rebuilt(error)):
-        try:
-            data = pickling.dumps((form, text))
-            # Some come back, but with their arguments put through __init__ a second time.
-            if str(pickling.loads(data)[0]) == str(error):
-                return data
-        except Exception:
-            continue
-    substitute = SerializationError(
-        f"task {label} raised an exception that cannot be sent: {type(error).__name__}: {error}"
-    )
-    return pickling.dumps((substitute, text))
+    try:
+        data = _dumps((error, text))
+        assert isinstance(pickling.loads(data)[0], BaseException)
+    except Exception:
+        said = f"{type(error).__name__}: {safe_str(error)}"
+        substitute = SerializationError(
+            f"task {label} raised an exception that cannot be sent: {said}"
+        )
+        return _dumps((substitute, text))
+    return data
 
 
 def unpack_error(data: bytes) -> BaseException:
@@ -127,20 +129,74 @@ def unpack_error(data: bytes) -> BaseException:
     return error
 
 
-class _Rebuilt:
-    """An exception whose own way of unpickling fails: its ``__init__`` wants more arguments."""
+def safe_str(value: object, words: Callable[[object], str] = str) -> str:
+    """Put an object into words, also if its own way to do so fails."""
+    try:
+        return words(value)
+    except Exception as error:
+        return f"<its __{words.__name__}__ raised {type(error).__name__}>"
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self.error), self.error.args, vars(self.error).copy())
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles exceptions, wherever they stand, by type, arguments and attributes.
+
+    Their own way fails where ``__init__`` does not take what it passes on. And where Dask
+    is, it is not their own: Dask lets tblib replace it, with something that loses the
+    fields of built-in types.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, BaseException) and not _reduces_itself(type(obj)):
+            base = _built_in_base(type(obj))
+            _, arguments, *more = cast("tuple[Any, ...]", base.__reduce__(obj))
+            state = {**_slots_of(obj), **(more[0] if more else {})}
+            return _rebuild, (type(obj), arguments, obj.args, _sendable(state))
+        return super().reducer_override(obj)
+
+
+def _dumps(obj: object) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file, pickling.PROTOCOL).dump(obj)
+        return file.getvalue()
+
+
+def _reduces_itself(kind: type) -> bool:
+    """Say whether a Python class of the user's brings its own way of pickling along."""
+    own = kind.__mro__[: kind.__mro__.index(_built_in_base(kind))]
+    return any("__reduce__" in vars(each) or "__reduce_ex__" in vars(each) for each in own)
+
+
+def _built_in_base(kind: type) -> type[BaseException]:
+    return next(each for each in kind.__mro__ if each.__module__ == "builtins")
+
+
+def _slots_of(error: BaseException) -> dict[str, object]:
+    own = type(error).__mro__[: type(error).__mro__.index(_built_in_base(type(error)))]
+    slots = [name for kind in own for name in vars(kind).get("__slots__", ())]
+    return {name: getattr(error, name) for name in slots if hasattr(error, name)}
+
+
+def _sendable(state: Mapping[str, object]) -> dict[str, object]:
+    """Leave out attributes that cannot be sent: type and arguments are what counts."""
+    found = {}
+    for name, value in state.items():
+        try:
+            _dumps(value)
+        except Exception:
+            continue
+        found[name] = value
+    return found
 
 
 def _rebuild(
-    kind: type[BaseException], args: tuple[object, ...], state: dict[str, object]
+    kind: type[BaseException],
+    arguments: tuple[Any, ...],
+    args: tuple[Any, ...],
+    state: dict[str, object],
 ) -> BaseException:
-    error = kind.__new__(kind, *args)
+    base = _built_in_base(kind)
+    error = base.__new__(kind, *arguments)
+    base.__init__(error, *arguments)
     error.args = args
-    vars(error).update(state)
+    error.__setstate__(state)
     return error

@@ -80,7 +80,7 @@ def execute(
     sink = capture.current.get()
     if sink is None:
         sink = capture.Capture(1 << 20)
-    with _source(stdin) as source:
+    with _source(stdin, cwd) as source:
         code = _run(argv, cwd, env, source, timeout, sink)
     if code and check:
         stderr = sink.stderr.text()
@@ -103,12 +103,12 @@ def _describe(argv: Sequence[str], code: int, stderr: str) -> str:
 
 
 @contextlib.contextmanager
-def _source(stdin: str | bytes | Path | None) -> Iterator[IO[bytes] | int]:
+def _source(stdin: str | bytes | Path | None, cwd: str) -> Iterator[IO[bytes] | int]:
     """Make a file of what the process reads; a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
     elif isinstance(stdin, Path):
-        with stdin.open("rb") as file:
+        with Path(cwd, stdin).open("rb") as file:
             yield file
     else:
         with tempfile.TemporaryFile() as file:

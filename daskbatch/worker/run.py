@@ -25,7 +25,7 @@ from daskbatch.errors import (
 )
 from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Report, Source
 from daskbatch.worker.capture import Capture, capturing
-from daskbatch.worker.outcome import BlockResult, Status, pack_error
+from daskbatch.worker.outcome import BlockResult, Status, pack_error, safe_str
 
 #: What a claim on a member says when the runner has it; else it is a `Status`.
 _RUN = -1
@@ -254,7 +254,7 @@ class BlockRun:
             for member in range(start, stop):
                 texts = self._outputs.get(member)
                 if texts is not None:
-                    outputs[member] = texts if len(texts[0]) + len(texts[1]) <= limit else None
+                    outputs[member] = texts if sum(map(_bytes_of, texts)) <= limit else None
         return Report(
             self.spec.block,
             start,
@@ -270,6 +270,10 @@ class BlockRun:
 _NONE = pickling.dumps(None)
 
 
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
 @lru_cache(maxsize=256)
 def load_function(data: bytes) -> Callable[..., Any]:
     """Unpickle a function, once for each that this process meets."""
@@ -282,12 +286,13 @@ def _as_task_error(error: BaseException, doing: str, label: str) -> BaseExceptio
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         made: TaskError = TaskCrashed(
-            f"task {label} called sys.exit({error.code!r})", exitcode=code
+            f"task {label} called sys.exit({safe_str(error.code, repr)})", exitcode=code
         )
     elif isinstance(error, KeyboardInterrupt):
         made = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
     elif doing:
-        made = SerializationError(f"task {label}: {doing}: {type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {safe_str(error)}"
+        made = SerializationError(f"task {label}: {doing}: {said}")
     elif isinstance(error, (ProcessFailed, TaskTimeout)):
         error.args = (f"task {label}: {error}",)
         return error
