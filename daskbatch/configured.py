@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.describe.access import Access, Channel, Mode
@@ -90,7 +91,7 @@ def make_function(
     name: str | None = None,
 ) -> Task:
     """Make a task of a Python function."""
-    if len(args) > 1 and not kwargs and type(args[0]) is tuple:
+    if len(args) > 1 and type(args[0]) is tuple and not kwargs:
         args, more_reads, more_writes = _other_form(args)
         reads, writes = reads + more_reads, writes + more_writes
     call = function_call(target, args, kwargs)
@@ -105,12 +106,15 @@ def _make(
     reads: tuple[Channel, ...],
     writes: tuple[Channel, ...],
 ) -> Task:
-    batch._require_open()
+    if batch._closed:
+        batch._require_open()
     number = next(batch._numbers)
     return Task(batch, Cell(batch._uid, number, name, call, options, reads, writes))
 
 
 def _name_of(function: Callable[..., Any]) -> str:
+    if type(function) is FunctionType:
+        return function.__name__
     inner = getattr(function, "func", function)
     return getattr(inner, "__name__", None) or type(inner).__name__
 

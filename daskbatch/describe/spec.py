@@ -163,7 +163,10 @@ def function_call(
         It is not callable.
     """
     if type(function) is FunctionType:
-        return _make_call(function, function.__code__, (args, kwargs))
+        try:
+            return Call(function, function.__code__, *pickling.pack((args, kwargs)))
+        except SerializationError as error:
+            return Call(function, function.__code__, b"", failure=error)
     if not callable(function):
         raise SpecError(
             f"cannot call {function!r}: give a function first, then its arguments; "

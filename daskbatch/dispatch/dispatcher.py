@@ -287,7 +287,8 @@ class Dispatcher:
     def _take_in(self, placement: Placement, report: Report) -> list[Cell]:
         """Settle what a report tells of; returns what has to be placed again."""
         deferred = []
-        ran: list[tuple[Cell, float, int | None]] = []
+        ran: list[Cell] = []
+        sizes: list[int] = []
         stop = report.start + len(report.statuses)
         for member, (cell, status, value, seconds) in enumerate(
             zip(
@@ -307,12 +308,13 @@ class Dispatcher:
                 continue
             output = report.outputs.get(member, SILENT)
             if status <= Status.FAILED:
-                size = None if value is None else len(value)
-                if output is not SILENT and size is not None:
-                    size = None if output is None else size + sum(map(len, output))
-                ran.append((cell, seconds, size))
+                ran.append(cell)
+                if value is None or output is None:
+                    sizes.append(-1)
+                else:
+                    sizes.append(len(value) + len(output[0]) + len(output[1]))
             self._tell(placement, cell, status, value, output, seconds)
-        self._placer.learn(ran)
+        self._placer.learn(ran, sizes)
         return deferred
 
     def _tell(

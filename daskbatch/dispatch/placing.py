@@ -92,21 +92,23 @@ class Placer:
         self._buffers.update(known)
         return placements
 
-    def learn(self, ran: Iterable[tuple[Cell, float, int | None]]) -> None:
-        """Take in how long tasks ran and how many bytes each left; None is many."""
+    def learn(self, ran: Sequence[Cell], sizes: Sequence[int]) -> None:
+        """Take in how long some tasks ran, and how many bytes each left; -1 is many."""
         much = self._setting.share_limit + 1
-        families: dict[Hashable, tuple[int, float, int]] = {}
-        for cell, seconds, size in ran:
+        calls: dict[Hashable, int] = {}
+        seconds: dict[Hashable, float] = {}
+        largest: dict[Hashable, int] = {}
+        for cell, size in zip(ran, sizes, strict=True):
             if cell.call is not None:
                 family = cell.call.family
-                calls, total, largest = families.get(family, (0, 0.0, 0))
-                if size is None:
+                calls[family] = calls.get(family, 0) + 1
+                seconds[family] = seconds.get(family, 0.0) + cell.seconds
+                if size < 0:
                     size = much
-                if size < largest:
-                    size = largest
-                families[family] = calls + 1, total + seconds, size
-        for family, (calls, total, largest) in families.items():
-            self._known.add(family, calls, total, largest)
+                if size > largest.get(family, 0):
+                    largest[family] = size
+        for family, count in calls.items():
+            self._known.add(family, count, seconds[family], largest.get(family, 0))
 
     def _candidates(self, cells: Iterable[Cell]) -> list[Candidate]:
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}

@@ -11,6 +11,7 @@ run, each slot gets a few large blocks: what turns out to be too much comes back
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ SOLO_SECONDS = 0.05
 UNKNOWN_SECONDS = 5e-5
 
 #: The bounds of what goes into a shared block: seconds, tasks, bytes of arguments.
-LEAST_SECONDS, MOST_SECONDS = 0.01, 0.1
-MOST_TASKS = 2048
+LEAST_SECONDS, MOST_SECONDS = 0.005, 0.1
+MOST_TASKS = 4096
 MOST_BYTES = 1 << 20
 
 #: Into how many blocks for each slot tasks of unknown duration are divided.
@@ -126,18 +127,26 @@ def _pack_short(
     unknown = any(candidate.seconds is None for candidate in candidates)
     total = sum(candidate.weight for candidate in candidates)
     left = total + besides
+    even = _even_share(left, slots)
     room, size = -1.0, 0
     for candidate, position in zip(candidates, positions, strict=True):
         weight = candidate.weight
         size += sizes[position]
         if room < weight / 2 or size > MOST_BYTES or len(blocks[-1]) == MOST_TASKS:
-            room = share_unknown(total, slots) if unknown else share_known(left, slots)
+            room = share_unknown(total, slots) if unknown else even or share_known(left, slots)
             size = sizes[position]
             blocks.append([])
         blocks[-1].append(position)
         room -= weight
         left -= weight
     return blocks
+
+
+def _even_share(total: float, slots: int) -> float:
+    """Divide what is soon done evenly: as many blocks for each slot; 0 if there is more."""
+    if total > 4 * slots * LEAST_SECONDS:
+        return 0.0
+    return total / (slots * max(1, math.ceil(total / LEAST_SECONDS / slots)))
 
 
 def share_unknown(total: float, slots: int) -> float:

@@ -82,9 +82,6 @@ class Capture:
         self.stdout.clear()
         self.stderr.clear()
 
-    def __bool__(self) -> bool:
-        return self.stdout.size > 0 or self.stderr.size > 0
-
     def texts(self) -> tuple[str, str]:
         return self.stdout.text(), self.stderr.text()
 

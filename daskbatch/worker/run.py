@@ -79,6 +79,7 @@ class BlockRun:
         self.spec = spec
         self.inputs = inputs
         self.began = perf_counter()
+        self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
         self._claims: dict[int, int] = {}
         self._statuses = bytearray()
         self._values: list[bytes | None] = []
@@ -94,7 +95,7 @@ class BlockRun:
     # -- the thread that runs the block ---------------------------------------------------
 
     def __call__(self) -> BlockResult:
-        spec, claims = self.spec, self._claims
+        spec, claims, links = self.spec, self._claims, self.spec.links
         statuses, values, durations = self._statuses, self._values, self._durations
         deadline = self.began + spec.budget
         room = spec.share_limit
@@ -102,7 +103,7 @@ class BlockRun:
         with capturing(spec.output_limit) as capture:
             for member, (index, data) in enumerate(spec.calls):
                 self._running = member
-                link = spec.links.get(member, _NO_LINK)
+                link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
                 value = None
                 claim = claims.setdefault(member, _RUN)
@@ -113,7 +114,7 @@ class BlockRun:
                         status = claim
                 elif status == Status.DONE:
                     status, value = self._run(member, index, data, link, capture)
-                    if capture:
+                    if capture.stdout.size or capture.stderr.size:
                         self._outputs[member] = capture.texts()
                         capture.clear()
                     room -= len(value)
@@ -172,7 +173,9 @@ class BlockRun:
         while True:
             doing = "its function could not be loaded on the worker"
             try:
-                function = load_function(self.spec.functions[index])
+                function = self._functions[index]
+                if function is None:
+                    function = self._functions[index] = load_function(self.spec.functions[index])
                 doing = "its arguments could not be loaded on the worker"
                 if link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
