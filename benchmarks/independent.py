@@ -38,7 +38,7 @@ def rates_of_dask() -> dict[int, float]:
             return map_and_gather
 
         run(100)()
-        return {count: count / seconds(run(count)) for count in SIZES}
+        return {count: count / seconds(run(count), 2) for count in SIZES}
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         }
     with Batch(num_workers=WORKERS) as batch:
         by_batch(batch, 100)
-        ours = {count: count / seconds(lambda n=count: by_batch(batch, n), 5) for count in SIZES}
+        ours = {count: count / seconds(lambda n=count: by_batch(batch, n), 9) for count in SIZES}
 
     table = Table("independent no-ops: our rate over theirs")
     for count in SIZES:
@@ -62,7 +62,9 @@ def main() -> None:
             f"{count} against client.map", ours[count] / default[count], least=50 if last else None
         )
         table.row(
-            f"{count} against client.map, worker-saturation inf", ours[count] / unbounded[count]
+            f"{count} against client.map, worker-saturation inf",
+            ours[count] / unbounded[count],
+            least=50 if last else None,
         )
         table.row(
             f"{count} against ProcessPoolExecutor.map",

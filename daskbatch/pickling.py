@@ -58,10 +58,20 @@ _buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary
 _by_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
+def are_plain(values: Sequence[object]) -> bool:
+    """Say whether there is nothing in some values to look for: numbers, texts and the like."""
+    return _PLAIN.issuperset(map(type, values))
+
+
+def dumps_plain(obj: object) -> bytes:
+    """Pickle what consists of plain values."""
+    return pickle.dumps(obj, PROTOCOL)
+
+
 def dumps(obj: object) -> bytes:
     """Pickle an object by reference where that works elsewhere, by value where it must."""
     if type(obj) in _PLAIN:
-        return pickle.dumps(obj, PROTOCOL)
+        return dumps_plain(obj)
     data = _dumps_by_reference(obj, None)
     return cloudpickle.dumps(obj, PROTOCOL) if data is None else data
 

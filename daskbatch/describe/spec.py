@@ -163,10 +163,9 @@ def function_call(
         It is not callable.
     """
     if type(function) is FunctionType:
-        try:
-            return Call(function, function.__code__, *pickling.pack((args, kwargs)))
-        except SerializationError as error:
-            return Call(function, function.__code__, b"", failure=error)
+        if not kwargs and pickling.are_plain(args):
+            return Call(function, function.__code__, pickling.dumps_plain((args, {})))
+        return _make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(
             f"cannot call {function!r}: give a function first, then its arguments; "
