@@ -198,7 +198,8 @@ def main() -> None:
     files = choose_files(options.files)
 
     with Batch(num_workers=options.workers) as batch:
-        print(f"{batch.num_workers} workers; Dask's dashboard: {batch.dashboard_link}")
+        where = f"{batch.num_workers} workers; Dask's dashboard: {batch.dashboard_link}"
+        print(where)
         home = make_home(options.output / "parallel")
         began = time.perf_counter()
         tasks = [describe(batch, step, home) for step in write_program(files, home)]
@@ -218,11 +219,11 @@ def main() -> None:
 
     functions = sum(callable(step.call) for step in write_program(files, home))
     print(f"tasks      {len(tasks)}: {functions} functions, {len(tasks) - functions} executables")
+    print(f"ran on     {where}")
     print("edges      " + ", ".join(f"{number} {reason}" for reason, number in edges.items()))
     print(f"one edge   {reason}")
-    print(
-        f"time       {parallel:.2f} s; sequentially {sequential:.2f} s: ×{sequential / parallel:.2f}"
-    )
+    ratio = f"×{sequential / parallel:.2f}"
+    print(f"time       {parallel:.2f} s; sequentially {sequential:.2f} s: {ratio}")
     print("same files " + ("yes" if same_files(home, alone) else "NO, this is a bug"))
     print("top words  " + ", ".join(f"{word} {number}" for word, number in top))
     print(f"results    {options.output.resolve()} (words.txt, checksums.txt, graph.svg, …)")

@@ -149,7 +149,9 @@ def test_a_function_of_a_module_that_workers_do_not_have(
 
     task = batch.function(not_on_workers.f)
     task.run(timeout=60)
-    with pytest.raises(SerializationError, match="its function could not be loaded.*not_on_workers"):
+    with pytest.raises(
+        SerializationError, match="its function could not be loaded.*not_on_workers"
+    ):
         task.get()
 
 
