@@ -79,6 +79,8 @@ class CompiledTask(Task):
             raise LifecycleError(
                 f"{self._cell.label} has been started already: a task starts once, make another"
             )
+        if self.tasks and self._is_over():
+            raise LifecycleError(f"{self._cell.label} is {self.state} already: make another")
         cells = wire(self.graph, [task._cell for task in self.tasks], self._cell.home)
         self._batch._submit(cells, self.name, self._group)
 

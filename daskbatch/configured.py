@@ -70,7 +70,7 @@ class Configured:
         call = process_call(
             target,
             args,
-            cwd=os.path.join(self._batch._directory, self._cwd or ""),
+            cwd=os.path.normpath(os.path.join(self._batch._directory, self._cwd or "")),
             env=self._env,
             stdin=stdin,
             check=check,
@@ -124,9 +124,15 @@ def _other_form(
 ) -> tuple[tuple[Any, ...], tuple[Channel, ...], tuple[Channel, ...]]:
     """Recognise ``function(f, (a, b), [reads…], [writes…])``: a tuple, then lists of accesses."""
     inner, *lists = args
-    found = [each for some in lists if type(some) is list for each in some]
-    if not found or not all(isinstance(access, Access) for access in found):
+    if not any(
+        isinstance(access, Access) for some in lists if type(some) is list for access in some
+    ):
         return args, (), ()
+    if len(lists) > 2 or not all(some is None or type(some) is list for some in lists):
+        raise SpecError(
+            "there are accesses among the arguments: write function(f, (a, b), [reads…], "
+            "[writes…]), or function(f, a, b, reads=[…], writes=[…])"
+        )
     reads, writes = [*lists, None][:2]
     return inner, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE)
 

@@ -268,3 +268,10 @@ def test_many_threads_use_one_batch(batch: Batch) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(base * base for base in range(4) for _ in range(50))
+
+
+def test_accesses_among_the_arguments_are_refused(batch: Batch) -> None:
+    with pytest.raises(SpecError, match="there are accesses among the arguments"):
+        batch.function(pow, (2, 3), [batch.read("a")], 5)
+    with pytest.raises(SpecError, match="there are accesses among the arguments"):
+        batch.function(pow, (2, 3), [batch.read("a")], [batch.write("b")], None)

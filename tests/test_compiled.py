@@ -38,9 +38,47 @@ def test_a_member_is_done_before_the_whole(batch: Batch, tmp_path: Path) -> None
     program.wait(timeout=60)
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, _: object = None) -> None:
     while not path.exists():
         threading.Event().wait(0.005)
+
+
+def test_the_value_of_a_member_is_there_before_the_whole(batch: Batch, tmp_path: Path) -> None:
+    large = batch.function(bytes, 200_000)
+    behind = batch.function(wait_for, tmp_path / "go", large)
+    program = batch.compile([large, behind])
+    program.start()
+    assert large.get(timeout=60) == bytes(200_000)
+    assert not program.state == "done"
+    (tmp_path / "go").touch()
+    program.wait(timeout=60)
+
+
+def test_what_waits_for_one_member_of_a_block_does_not_wait_for_another(
+    batch: Batch, tmp_path: Path
+) -> None:
+    def maybe_wait(number: int) -> int:
+        if number == 1:
+            wait_for(tmp_path / "go")
+        return number
+
+    firsts = [batch.function(maybe_wait, number) for number in range(16)]
+    seconds = [batch.function(pow, firsts[k], firsts[k - 2]) for k in range(16)]
+    program = batch.compile([*firsts, *seconds])
+    program.start()
+    for k in range(16):
+        if k not in (1, 3):
+            seconds[k].wait(timeout=60)
+    assert firsts[1].state == "running"
+    (tmp_path / "go").touch()
+    program.wait(timeout=60)
+
+
+def test_a_cancelled_whole_does_not_start(batch: Batch) -> None:
+    program = batch.compile([batch.function(len, "")])
+    assert program.cancel()
+    with pytest.raises(LifecycleError, match="is cancelled already"):
+        program.start()
 
 
 def test_states_of_the_whole(batch: Batch) -> None:

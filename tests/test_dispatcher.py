@@ -17,6 +17,7 @@ from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.errors import WorkerLost
 from daskbatch.dispatch.wiring import wire
 from daskbatch.plan.program import build_graph
 from daskbatch.worker.outcome import unpack_error
@@ -236,7 +237,7 @@ def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPat
     ordered.waits, needing.waits = ((lost, 4),), ((lost, 1),)
     run_cells(dispatcher, [lost, ordered, needing])
     backend.join()
-    assert "was lost with its worker" in outcome_of(lost)
+    assert "its worker died" in outcome_of(lost)
     assert outcome_of(ordered) == "4"
     assert needing.blame is lost
 
@@ -252,7 +253,7 @@ class _Failing(InProcessBackend):
 
         def fail() -> None:
             for placement in placements:
-                self.dispatcher.key_over(placement, error=RuntimeError("worker died"))
+                self.dispatcher.key_over(placement, error=WorkerLost("its worker died"))
 
         thread = threading.Thread(target=fail)
         self._threads.append(thread)

@@ -24,7 +24,9 @@ def programs() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("program", "printed"), [(p, t) for _, p, t in programs()], ids=[name for name, *_ in programs()]
+    ("program", "printed"),
+    [found[1:] for found in programs()],
+    ids=[found[0] for found in programs()],
 )
 def test_a_program_of_a_document_prints_what_stands_there(
     program: str, printed: str, tmp_path: Path

@@ -238,7 +238,9 @@ with Batch(num_workers=1) as batch:
     print(sorted(names & {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"}))
     print(any(name.startswith("DASKBATCH") for name in names))
 """
-    environment = {k: v for k, v in os.environ.items() if k != "MKL_NUM_THREADS"}
+    # Dask's own nannies, if this process has started any, have left theirs here.
+    theirs = ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = {k: v for k, v in os.environ.items() if k not in theirs}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**environment, "OMP_NUM_THREADS": "3"},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from daskbatch.describe.access import Channel
 from daskbatch.describe.spec import DEFAULT, Call, Options
 from daskbatch.errors import SerializationError
+from daskbatch.plan.hazards import NEEDS
 
 if TYPE_CHECKING:
     from daskbatch.dispatch.placement import Placement
@@ -168,3 +169,12 @@ class Group:
         self.name = name
         self.left = left
         self.started = False
+
+
+def find_blame(cell: Cell) -> Cell | None:
+    """Find the task whose failure keeps another from running."""
+    for before, why in cell.waits:
+        if why & NEEDS and before.unsuccessful:
+            # A barrier fails for those that it stands for, and is none to blame.
+            return before.blame or before
+    return None

@@ -1,6 +1,6 @@
 """The client's end of a Dask cluster: submits graphs, hears of keys, revokes members.
 
-Does not know tasks; what it hears it tells a dispatcher.
+Does not know tasks; what it hears it tells a dispatcher. It is a `backend.Backend`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import dask
 from distributed import Client
 from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
 
-from daskbatch.dispatch.dispatcher import Members
+from daskbatch.dispatch.backend import Members
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.service import BatchService
-from daskbatch.errors import BatchError, ServiceLost
+from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -39,11 +40,11 @@ _SAME_GENERATION = "1 h"
 #: How long an answer may be on its way from the scheduler. Seconds.
 _ANSWER_SECONDS = 5.0
 
-KeyOver = Callable[[Placement, BlockResult | None, BaseException | None, bool], None]
+KeyOver = Callable[[Placement, BlockResult | None, BaseException | None], None]
 
 
 class ClusterBackend:
-    """A Dask cluster as a `dispatcher.Backend`.
+    """A Dask cluster as a `backend.Backend`.
 
     Parameters
     ----------
@@ -140,19 +141,22 @@ class ClusterBackend:
         """
         while future.status in ("pending", "lost"):
             await future._state.wait()
-        result = error = None
+        result: BlockResult | None = None
+        error: BaseException | None = None
         if future.status == "error":
-            error = await future.exception()
+            error = _as_own(await future.exception())
         elif future.status != "finished":
-            error = BatchError(f"its key is {future.status}")
+            # Unless it was released here, nobody else's cancelling but the cluster's end does it.
+            if placement.future is not None:
+                error = ServiceLost(f"its key is {future.status}")
         elif placement.left:
-            # Not all has been reported: the worker did not know yet whom to report to.
+            # Not all was reported; the key has it all.
             try:
                 result = await future
             except Exception as failure:
-                error = failure
+                error = _as_own(failure)
         if self._key_over is not None:
-            self._guard(self._key_over, placement, result, error, future.status == "cancelled")
+            self._guard(self._key_over, placement, result, error)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
         # On Dask's event loop an error of ours would be logged, and whoever waits would wait
@@ -184,8 +188,9 @@ class ClusterBackend:
             self._guard(then, revoked)
 
     def release(self, placement: Placement) -> None:
-        if placement.future is not None:
-            placement.future.release()
+        future, placement.future = placement.future, None
+        if future is not None:
+            future.release()
 
     def forget(self, blocks: Sequence[int]) -> None:
         self.client.loop.add_callback(
@@ -195,3 +200,13 @@ class ClusterBackend:
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._guard, function)
+
+
+def _as_own(error: BaseException) -> BaseException:
+    """Say in our words what became of a key that Dask gave up."""
+    if isinstance(error, KilledWorker):
+        last = "" if error.last_worker is None else f", the last at {error.last_worker.address}"
+        lost = WorkerLost(f"{error.allowed_failures + 1} workers died under it{last}")
+        lost.__cause__ = error
+        return lost
+    return error

@@ -16,46 +16,32 @@ import itertools
 import pickle
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
-from daskbatch.dispatch.cell import SILENT, Cell, Group, Phase
+from daskbatch.dispatch.backend import Backend, Members
+from daskbatch.dispatch.cell import SILENT, Cell, Group, Phase, find_blame
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.outcomes import Outcomes
 from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
-from daskbatch.dispatch.placing import Placer, Submitter, pickle_functions
-from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
-from daskbatch.plan.hazards import NEEDS
+from daskbatch.dispatch.placing import Placer, pickle_functions
+from daskbatch.errors import (
+    BatchError,
+    LifecycleError,
+    SerializationError,
+    ServiceLost,
+    WorkerLost,
+)
 from daskbatch.worker.block import Report
 from daskbatch.worker.outcome import BlockResult, Status, pack_error
 
 #: How long tasks that wait behind a stuck block are gathered before they are taken back.
 _UNSTICK_SECONDS = 0.05
 
+#: How often is looked whether an answer can still come. Seconds.
+_LOOK_SECONDS = 0.2
+
 #: By `Status`.
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
-
-#: Members of blocks, by the blocks' numbers.
-Members = Mapping[int, Sequence[int]]
-
-
-class Backend(Submitter, Protocol):
-    """What runs graphs, and tells `Dispatcher.report` and `Dispatcher.key_over` of them."""
-
-    def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
-        """Take members back; `then` is surely told, some time, which will not run."""
-
-    def require_alive(self) -> None:
-        """Raise `ServiceLost` if the cluster is gone."""
-
-    def release(self, placement: Placement) -> None:
-        """Want a block no more; it need not run, unless others hang on its key."""
-
-    def forget(self, blocks: Sequence[int]) -> None:
-        """Drop what is kept of the revocations of blocks that are over."""
-
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call a function after some time."""
 
 
 class Dispatcher:
@@ -72,6 +58,7 @@ class Dispatcher:
     def __init__(self, backend: Backend, setting: Setting) -> None:
         self._backend = backend
         self._placer = Placer(backend, setting)
+        self._inline_limit = setting.inline_limit
         self.outcomes = Outcomes()
         self._changed = self.outcomes.changed
         self._live: dict[int, Placement] = {}
@@ -147,7 +134,10 @@ class Dispatcher:
         if not members:
             return []
         self._backend.revoke(members, Status.CANCELLED, then)
-        answered.wait()
+        while not answered.wait(_LOOK_SECONDS):
+            # Whoever ends the client meanwhile has settled them all.
+            if all(cell.over for cell in asked):
+                return []
         with self._changed:
             for number, confirmed in revoked.items():
                 for cell in live[number].members_left(confirmed):
@@ -165,6 +155,7 @@ class Dispatcher:
                         self._tell(placement, cell, Status.CANCELLED)
                     else:
                         self._tell(placement, cell, Status.FAILED, pack_error(error, cell.label))
+                self._backend.release(placement)
             self._live.clear()
             self._changed.notify_all()
 
@@ -193,7 +184,7 @@ class Dispatcher:
                 self._give_back(placement, cell)
                 deferred.append(cell)
             self._place(deferred, placement.name)
-            if report.rest:
+            if report.expired:
                 self._unstick(placement)
             self._changed.notify_all()
 
@@ -202,7 +193,6 @@ class Dispatcher:
         placement: Placement,
         result: BlockResult | None = None,
         error: BaseException | None = None,
-        lost: bool = False,
     ) -> None:
         """Take in that a block's key is finished, or has failed as a whole.
 
@@ -213,16 +203,15 @@ class Dispatcher:
         result : BlockResult, optional
             Its result, if it was needed (`Placement.left`) and could be had.
         error : BaseException, optional
-            Why there is no result.
-        lost : bool
-            Whether it is the cluster that is gone, rather than a worker.
+            Why there is no result: `ServiceLost`, `WorkerLost`, or what else.
         """
         with self._changed:
             deferred: list[Cell] = []
             if error is not None:
-                deferred = self._key_failed(placement, error, lost)
+                deferred = self._key_failed(placement, error)
             elif result is not None:
-                deferred = self._take_in(placement, result.as_report(placement.number))
+                report = result.as_report(placement.number)
+                deferred = self._take_in(placement, report, timed=False)
             self._live.pop(placement.number, None)
             self._stuck.discard(placement)
             placement.waits = frozenset()
@@ -233,7 +222,7 @@ class Dispatcher:
             self._place(deferred, placement.name)
             self._changed.notify_all()
 
-    def _key_failed(self, placement: Placement, error: BaseException, lost: bool) -> list[Cell]:
+    def _key_failed(self, placement: Placement, error: BaseException) -> list[Cell]:
         # Dask does not run what depends on a key that failed, though it may well be allowed
         # to run: it is placed again, without that key.
         innocent = any(other.failed for other in placement.waits)
@@ -244,8 +233,7 @@ class Dispatcher:
                 self._give_back(placement, cell)
                 deferred.append(cell)
             else:
-                kind, what = (ServiceLost, "cluster") if lost else (WorkerLost, "worker")
-                failure = kind(f"task {cell.label} was lost with its {what}: {error}")
+                failure = _as_failure(cell, error)
                 failure.__cause__ = error
                 self._tell(placement, cell, Status.FAILED, pack_error(failure, cell.label))
         return deferred
@@ -270,7 +258,7 @@ class Dispatcher:
 
     def _may_run(self, cell: Cell) -> bool:
         if cell.waits:
-            cell.blame = _find_blame(cell)
+            cell.blame = find_blame(cell)
             if cell.blame is not None:
                 self.outcomes.settle(cell, Phase.FAILED)
                 return False
@@ -284,7 +272,7 @@ class Dispatcher:
                 return False
         return True
 
-    def _take_in(self, placement: Placement, report: Report) -> list[Cell]:
+    def _take_in(self, placement: Placement, report: Report, timed: bool = True) -> list[Cell]:
         """Settle what a report tells of; returns what has to be placed again."""
         deferred = []
         ran: list[Cell] = []
@@ -307,7 +295,7 @@ class Dispatcher:
                 deferred.append(cell)
                 continue
             output = report.outputs.get(member, SILENT)
-            if status <= Status.FAILED:
+            if timed and status <= Status.FAILED:
                 ran.append(cell)
                 if value is None or output is None:
                     sizes.append(-1)
@@ -327,11 +315,17 @@ class Dispatcher:
         seconds: float = 0.0,
     ) -> None:
         placement.left -= 1
-        if status > Status.FAILED or (value is not None and output is not None):
+        if status > Status.FAILED or self._is_here(value, output):
             cell.placement = None
         if status == Status.SKIPPED:
-            cell.blame = _find_blame(cell)
+            cell.blame = find_blame(cell)
         self.outcomes.settle(cell, _PHASES[status], value, output, seconds)
+
+    def _is_here(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
+        """Say whether all of an outcome is here, and small enough to be sent from here."""
+        if value is None or output is None:
+            return False
+        return len(value) <= self._inline_limit
 
     def _drop_if_empty(self, placement: Placement) -> None:
         """Spare the cluster a block of which nothing is left to run."""
@@ -382,10 +376,8 @@ class Dispatcher:
             self._changed.notify_all()
 
 
-def _find_blame(cell: Cell) -> Cell | None:
-    """Find the task whose failure keeps another from running."""
-    for before, why in cell.waits:
-        if why & NEEDS and before.unsuccessful:
-            # A barrier fails for those that it stands for, and is none to blame.
-            return before.blame or before
-    return None
+def _as_failure(cell: Cell, error: BaseException) -> BatchError:
+    for kind, what in ((ServiceLost, "was lost with its cluster"), (WorkerLost, "was lost")):
+        if isinstance(error, kind):
+            return kind(f"task {cell.label} {what}: {error}")
+    return BatchError(f"task {cell.label} could not be run: {error}")

@@ -83,6 +83,7 @@ class EmbeddedCluster:
         added = [
             name for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED") if name not in os.environ
         ]
+        scratch = tempfile.mkdtemp(prefix="daskbatch-")
         receive, send = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -99,11 +100,14 @@ class EmbeddedCluster:
                 start_new_session=True,
                 text=True,
             )
+        except BaseException:
+            os.close(receive)
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
         finally:
             os.close(send)
         assert self._process.stdin is not None
         self._pipe: IO[str] = self._process.stdin
-        scratch = tempfile.mkdtemp(prefix="daskbatch-")
         settings = {
             "path": sys.path,
             "workers": num_workers,
@@ -114,6 +118,7 @@ class EmbeddedCluster:
             self._pipe.write(json.dumps(settings) + "\n")
             self._pipe.flush()
         self._finalizer = weakref.finalize(self, _end, self._process, self._pipe, scratch)
+        _clusters.add(self)
         try:
             self.address = self._await_address(receive)
         except BaseException:
@@ -141,6 +146,22 @@ class EmbeddedCluster:
     def close(self) -> None:
         """End the workers and the scheduler; what runs is given up."""
         self._finalizer()
+
+
+#: Those that this process has made.
+_clusters: weakref.WeakSet[EmbeddedCluster] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Let a forked child of the creator neither end its clusters nor keep them going."""
+    for cluster in list(_clusters):
+        cluster._finalizer.detach()
+        with contextlib.suppress(OSError):
+            cluster._pipe.close()
+    _clusters.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _end(process: subprocess.Popen[str], pipe: IO[str], scratch: str) -> None:

@@ -250,8 +250,8 @@ class _Inputs:
 
 
 def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part | bytes | str:
-    """Give what fills a slot: the value itself, if the client has it, or where it is."""
-    if producer.over:
+    """Give what fills a slot: the value itself, if only the client has it, or where it is."""
+    if producer.over and producer.placement is None:
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:

@@ -54,9 +54,10 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         return int(self._scheduler.total_nthreads)
 
     def _unregister(self, topic: str) -> None:
+        """Let a client go; what of its tasks has not begun will not begin."""
         self._clients.pop(topic, None)
-        if topic in self._revoked:
-            self._forget(topic, list(self._revoked.pop(topic)))
+        self._revoked.pop(topic, None)
+        self._tell_workers({"op": "daskbatch-end", "topic": topic})
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         for topic in [topic for topic, owner in self._clients.items() if owner == client]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import weakref
 
 from distributed import Client
@@ -91,6 +92,10 @@ class Session:
 
 #: A session ends with its Batch; what is left at exit is ended there.
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+# A forked child has copies of the creator's sessions, and must leave them alone.
+os.register_at_fork(after_in_child=_open.clear)
 
 
 @atexit.register

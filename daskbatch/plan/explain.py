@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from daskbatch.errors import GraphError
-from daskbatch.plan.graph import Graph
+from daskbatch.plan.graph import Graph, reason_names
 from daskbatch.plan.hazards import ARG, RAR, RAW, WAR, WAW
 from daskbatch.plan.program import Step, shared_channels
 
@@ -19,7 +19,6 @@ _VERBS = {
     WAW: ("writes", "writes"),
     RAR: ("reads", "reads"),
 }
-_NAMES = {RAW: "RAW", WAR: "WAR", WAW: "WAW", RAR: "RAR"}
 
 #: More channels than this are counted, not named.
 _NAMED = 3
@@ -88,14 +87,15 @@ def _phrases(first: Step, second: Step, reasons: int) -> Iterator[str]:
     for reason, (then, before) in _VERBS.items():
         if not reasons & reason:
             continue
+        (name,) = reason_names(reason)
         mine = second.reads if then == "reads" else second.writes
         theirs = first.reads if before == "reads" else first.writes
         channels = [
             str(one) if one == other else f"{one} (with {other})"
             for one, other in shared_channels(mine, theirs)
-            if getattr(one.object.domain, _NAMES[reason].lower())
+            if getattr(one.object.domain, name.lower())
         ]
         if channels:
             named = ", ".join(channels[:_NAMED])
             more = f" and {len(channels) - _NAMED} more" if len(channels) > _NAMED else ""
-            yield f"it {then} {named}{more}, which the other {before} ({_NAMES[reason]})"
+            yield f"it {then} {named}{more}, which the other {before} ({name})"

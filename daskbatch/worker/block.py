@@ -117,6 +117,8 @@ class Report(NamedTuple):
         The member that runs now, or -1.
     rest : bytes
         A `Status` each for the members behind the one that runs, once they are deferred.
+    expired : bool
+        Whether the block's time is up, told once; the member that runs may take long.
     """
 
     block: int
@@ -127,3 +129,4 @@ class Report(NamedTuple):
     outputs: Mapping[int, tuple[str, str] | None]
     running: int
     rest: bytes
+    expired: bool = False

@@ -50,14 +50,18 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker = worker
         self._runs: dict[tuple[str, int], BlockRun] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
+        #: The topics whose clients are gone.
+        self._ended: set[str] = set()
         self._lock = threading.Lock()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
+        worker.stream_handlers["daskbatch-end"] = self._end
 
     def teardown(self, worker: Worker) -> None:
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
+        worker.stream_handlers.pop("daskbatch-end", None)
 
     # -- the threads that run blocks (`run.Reporter`) -------------------------------------
 
@@ -65,6 +69,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         key = _key(run.spec)
         with self._lock:
             self._runs[key] = run
+            if run.spec.topic in self._ended:
+                run.revoke_all()
             for member, status in self._revoked.get(key, {}).items():
                 run.revoke([member], status)
             if not self._ticking:
@@ -119,6 +125,16 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             began = run.revoke(members, Status(status)) if run is not None else []
             self._revoked.setdefault(key, {}).update(dict.fromkeys(members, Status(status)))
         self._worker.batched_send({"op": "daskbatch-revoked", "request": request, "began": began})
+
+    def _end(self, topic: str) -> None:
+        """Begin nothing more of a client that is gone."""
+        with self._lock:
+            self._ended.add(topic)
+            for run in self._runs.values():
+                if run.spec.topic == topic:
+                    run.revoke_all()
+            for key in [key for key in self._revoked if key[0] == topic]:
+                del self._revoked[key]
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         with self._lock:

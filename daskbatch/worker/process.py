@@ -228,6 +228,7 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
     for each in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
+    psutil.wait_procs(alive, timeout=_GRACE)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

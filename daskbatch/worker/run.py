@@ -90,7 +90,7 @@ class BlockRun:
         self._running = -1
         self._expired = False
         self._told_running = -1
-        self._told_rest = False
+        self._told_expired = False
 
     # -- the thread that runs the block ---------------------------------------------------
 
@@ -115,6 +115,7 @@ class BlockRun:
                 elif status == Status.DONE:
                     status, value = self._run(member, index, data, link, capture)
                     if capture.stdout.size or capture.stderr.size:
+                        room -= capture.stdout.size + capture.stderr.size
                         self._outputs[member] = capture.texts()
                         capture.clear()
                     room -= len(value)
@@ -213,35 +214,45 @@ class BlockRun:
 
     def expire(self) -> None:
         """Give away the members that have not begun, if the budget is used up."""
-        if not self._expired and perf_counter() - self.began > self.spec.budget:
+        # One member at least, or a block would never get on where there is little time.
+        if self._running < 0 or self._expired:
+            return
+        if perf_counter() - self.began > self.spec.budget:
             self.defer_rest()
 
     def revoke(self, members: Iterable[int], status: Status) -> list[int]:
         """Take members back; returns those that have begun, and so cannot be."""
         return [m for m in members if self._claims.setdefault(m, status) == _RUN]
 
+    def revoke_all(self) -> None:
+        """Cancel what has not begun."""
+        self.revoke(range(len(self.spec.calls)), Status.CANCELLED)
+
     def reports(self) -> list[Report]:
         """Tell what has happened since the last call."""
         with self._lock:
             done, running = len(self._statuses), self._running
             rest = b""
-            if self._expired and not self._told_rest and running >= 0:
-                self._told_rest = True
+            expired = self._expired and not self._told_expired and running >= 0
+            if expired:
+                self._told_expired = True
                 claims = self._claims
                 behind = range(running + 1, len(self.spec.calls))
                 rest = bytes(max(claims[member], Status.DONE) for member in behind)
+            # What is not sent now is to be had when the block is over. While a member runs
+            # that may take some time; and by then little has been returned.
+            limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
             reports = []
             while self._reported < done:
-                reports.append(self._report(self._reported, done))
+                reports.append(self._report(self._reported, done, limit))
                 self._reported += len(reports[-1].statuses)
-            if rest or running >= max(done, self._told_running + 1):
+            if expired or running >= max(done, self._told_running + 1):
                 self._told_running = running
-                blank = Report(self.spec.block, done, b"", (), b"", {}, running, rest)
+                blank = Report(self.spec.block, done, b"", (), b"", {}, running, rest, expired)
                 reports.append(blank)
             return reports
 
-    def _report(self, start: int, stop: int) -> Report:
-        limit = self.spec.inline_limit
+    def _report(self, start: int, stop: int, limit: int) -> Report:
         values: list[bytes | None] = []
         size = 0
         for value in self._values[start:stop]:
