@@ -49,7 +49,7 @@ def test_the_value_of_a_member_is_there_before_the_whole(batch: Batch, tmp_path:
     program = batch.compile([large, behind])
     program.start()
     assert large.get(timeout=60) == bytes(200_000)
-    assert not program.state == "done"
+    assert program.state != "done"
     (tmp_path / "go").touch()
     program.wait(timeout=60)
 

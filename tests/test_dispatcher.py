@@ -17,8 +17,8 @@ from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
-from daskbatch.errors import WorkerLost
 from daskbatch.dispatch.wiring import wire
+from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
 from daskbatch.worker.outcome import unpack_error
 

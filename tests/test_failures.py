@@ -315,7 +315,10 @@ def test_a_task_that_kills_its_workers_fails_alone() -> None:
     with Batch(num_workers=2) as batch:
         killer, other = batch.function(kill_worker), batch.function(len, "abc")
         batch.compile([killer, other]).run(timeout=60)
-        with pytest.raises(WorkerLost, match="task 'kill_worker' was lost: 3 workers died under it, the last at tcp://"):
+        with pytest.raises(
+            WorkerLost,
+            match="task 'kill_worker' was lost: 3 workers died under it, the last at tcp://",
+        ):
             killer.get()
         assert other.get() == 3
         after = batch.function(len, "abcd")
