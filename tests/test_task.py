@@ -170,6 +170,15 @@ def test_large_values_stay_until_they_are_asked_for(batch: Batch) -> None:
 # -- doing it wrong ---------------------------------------------------------------------
 
 
+def test_large_values_go_with_their_batch() -> None:
+    with Batch(num_workers=1) as batch:
+        task = batch.function(bytes, 1_000_000)
+        task.run(timeout=60)
+    assert task.state == "done"
+    with pytest.raises(LifecycleError, match="'bytes' stayed on its worker, and the Batch has"):
+        task.get()
+
+
 def test_waiting_for_what_nobody_started(batch: Batch) -> None:
     task = batch.function(len, "abc", name="lonely")
     for wait in (task.wait, task.get, task.result.get, task.stdout.get, task.stderr.get):

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,8 @@ class ClusterBackend:
         self.client = client
         self.slots = 0
         self._address = client.scheduler.address
+        #: Of the blocks whose results somebody may still ask for.
+        self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
         self._asked: dict[int, Callable[[Members], None]] = {}
@@ -94,6 +97,8 @@ class ClusterBackend:
     def disconnect(self) -> None:
         """Hear no more."""
         self._report = self._key_over = None
+        for future in list(self._futures):
+            future.release()
         if self.client.status == "running":
             # It may go away at this very moment, and then has nothing to forget any more.
             with contextlib.suppress(OSError, CommClosedError):
@@ -124,6 +129,7 @@ class ClusterBackend:
             )
         for key, placement in lowered.blocks.items():
             placement.future = futures[key]
+            self._futures.add(futures[key])
             self.client.loop.add_callback(self._watch, placement, futures[key])
         return {key: futures[key] for key in lowered.buffers}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.cell import SILENT, Cell
-from daskbatch.errors import WorkerLost
+from daskbatch.errors import LifecycleError, WorkerLost
 from daskbatch.worker.outcome import BlockResult
 
 
@@ -88,8 +88,14 @@ class Placement:
             It is not here in time.
         WorkerLost
             It was lost with its worker.
+        LifecycleError
+            It was left there until the Batch ended.
         """
-        assert self.future is not None
+        if self.future is None or self.future.status == "cancelled":
+            raise LifecycleError(
+                f"the result of task {label} stayed on its worker, and the Batch has ended: "
+                "get what is large before"
+            )
         try:
             result = self.future.result(timeout)
         except TimeoutError:
