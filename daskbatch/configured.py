@@ -45,13 +45,14 @@ class Configured:
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        if name is not None and (not isinstance(name, str) or not name):
-            raise SpecError(f"name= must be a text, not {name!r}")
+        require_name(name)
         self._batch = batch
         self._options = options
         self._reads = _channels(reads, Mode.READ)
         self._writes = _channels(writes, Mode.WRITE)
         self._name = name
+        if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+            raise SpecError(f"cwd= must be a path, not {cwd!r}")
         self._cwd = cwd
         self._env = env
 
@@ -78,6 +79,12 @@ class Configured:
         )
         name = self._name or os.path.basename(target)
         return _make(self._batch, call, name, self._options, self._reads, self._writes)
+
+
+def require_name(name: str | None) -> None:
+    """Make sure that a name is one, or none."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise SpecError(f"name= must be a text, not {name!r}")
 
 
 def make_function(
@@ -129,10 +136,7 @@ def _other_form(
     ):
         return args, (), ()
     if len(lists) > 2 or not all(some is None or type(some) is list for some in lists):
-        raise SpecError(
-            "there are accesses among the arguments: write function(f, (a, b), [reads…], "
-            "[writes…]), or function(f, a, b, reads=[…], writes=[…])"
-        )
+        return args, (), ()  # and refused, since an access is no argument
     reads, writes = [*lists, None][:2]
     return inner, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE)
 
@@ -140,6 +144,10 @@ def _other_form(
 def _channels(given: Accesses, mode: Mode) -> tuple[Channel, ...]:
     if given is None:
         return ()
+    if isinstance(given, (str, os.PathLike)) or not isinstance(given, (Access, Iterable)):
+        raise SpecError(
+            f"{mode.value}s= is {given!r}: give a list of what batch.{mode.value}(...) returns"
+        )
     channels: list[Channel] = []
     for access in (given,) if isinstance(given, Access) else given:
         if not isinstance(access, Access):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from daskbatch.compiled import CompiledTask, require_members
-from daskbatch.configured import Accesses, Configured, make_function
+from daskbatch.configured import Accesses, Configured, make_function, require_name
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
 from daskbatch.dispatch.cell import Cell
@@ -264,6 +264,7 @@ class TaskMaker:
         """
         self._require_open()
         members = require_members(self._batch, tasks)
+        require_name(name)
         if name is None:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"

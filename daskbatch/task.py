@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from daskbatch import pickling
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.outcomes import patience
 from daskbatch.errors import (
     DependencyFailed,
     LifecycleError,
     SerializationError,
     TaskCancelled,
 )
-from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.outcome import safe_str, unpack_error
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -135,7 +136,7 @@ class Task:
         found = pickling.reference((self._cell, part))
         if found is None:
             raise TypeError(
-                f"task {self._cell.label} cannot be sent to another process; to use its {part} "
+                f"task {self._cell.label} cannot be copied or sent away; to use its {part} "
                 "there, give it as an argument to another task, not by way of a global name "
                 "or a closure"
             )
@@ -221,8 +222,9 @@ class Task:
         if self._is_over():
             return
         self._require_started()
-        if not self._dispatcher.outcomes.wait(self._is_over, timeout):
-            raise TimeoutError(f"task {self._cell.label} is not over after {timeout:g} s")
+        seconds = patience(timeout)
+        if not self._dispatcher.outcomes.wait(self._is_over, seconds):
+            raise TimeoutError(f"task {self._cell.label} is not over after {seconds:g} s")
 
     @property
     def _dispatcher(self) -> Dispatcher:
@@ -286,7 +288,17 @@ class Task:
 
     async def _wait_and_get(self) -> Any:
         await self._over()
-        return await asyncio.get_running_loop().run_in_executor(None, self.get)
+        value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
+        if error is not None:
+            raise error
+        return value
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        # As a value: not every exception can be raised from one thread into another's await.
+        try:
+            return self.get(), None
+        except BaseException as error:
+            return None, error
 
     async def _over(self) -> None:
         if self._is_over():
@@ -309,6 +321,7 @@ class Task:
         cell = self._cell
         if cell.phase < Phase.DONE:
             began = time.monotonic()
+            timeout = patience(timeout)
             self.wait(timeout)
             if timeout is not None:
                 timeout = max(0.0, timeout - (time.monotonic() - began))
@@ -350,10 +363,11 @@ def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseE
     if cell.blame is not None:
         root = cell.blame
         cause = _failure(root, dispatcher, timeout)
+        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        if root.phase == Phase.CANCELLED:
+            why = "was cancelled"
         error = DependencyFailed(
-            f"task {cell.label} did not run, because {root.label} failed: "
-            f"{type(cause).__name__}: {cause}",
-            root=root.name,
+            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
         )
         error.__cause__ = cause
         return error

@@ -24,6 +24,8 @@ from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.outcomes import Outcomes
 from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
 from daskbatch.dispatch.placing import Placer, pickle_functions
+from daskbatch.dispatch.uninterrupted import uninterrupted
+from daskbatch.dispatch.wiring import wait_for_producers
 from daskbatch.errors import (
     BatchError,
     LifecycleError,
@@ -89,12 +91,13 @@ class Dispatcher:
         """
         self._backend.require_alive()
         pickle_functions(cells)
-        with self._changed:
+        with uninterrupted(), self._changed:
             if (group is None and cells[0].phase != Phase.CREATED) or (group and group.started):
                 raise LifecycleError(f"{group.name if group else cells[0].label} has been started")
             if group is not None:
                 group.started = True
             new = [cell for cell in cells if cell.phase < Phase.WAITING]
+            wait_for_producers(new)
             for cell in new:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)

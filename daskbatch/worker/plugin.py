@@ -6,7 +6,9 @@ carries reports up to the client and revocations down to the blocks.
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import threading
 from typing import Any
 
@@ -14,6 +16,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from daskbatch.worker.block import BlockSpec
 from daskbatch.worker.outcome import BlockResult, Status
+from daskbatch.worker.process import ADDED_VARIABLE
 from daskbatch.worker.run import BlockRun, run_block
 
 PLUGIN = "daskbatch-worker"
@@ -48,6 +51,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         self._worker = worker
+        _survive_interrupts()
         self._runs: dict[tuple[str, int], BlockRun] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics whose clients are gone.
@@ -140,6 +144,18 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         with self._lock:
             for block in blocks:
                 self._revoked.pop((topic, block), None)
+
+
+def _survive_interrupts() -> None:
+    """Let a SIGINT that a task sends its own process not end an embedded worker.
+
+    There is nobody at a terminal of its own to send it on purpose; and Dask would take the
+    worker for one that wants to leave, and not start another.
+    """
+    embedded = ADDED_VARIABLE in os.environ
+    if embedded and threading.current_thread() is threading.main_thread():
+        # A handler, since what is ignored would be ignored by executables, too.
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

@@ -43,7 +43,7 @@ def execute(
     command: Sequence[Any],
     cwd: str,
     env: Mapping[str, str],
-    stdin: str | bytes | Path | None,
+    stdin: Any,
     check: bool,
     timeout: float | None,
 ) -> int:
@@ -112,7 +112,8 @@ def _source(stdin: str | bytes | Path | None, cwd: str) -> Iterator[IO[bytes] | 
             yield file
     else:
         with tempfile.TemporaryFile() as file:
-            file.write(stdin.encode() if isinstance(stdin, str) else stdin)
+            # Another task's result may be anything; as text, as among the arguments.
+            file.write(stdin if isinstance(stdin, bytes) else str(stdin).encode())
             file.seek(0)
             yield file
 
