@@ -175,9 +175,12 @@ class TaskMaker:
         priority : float
             Higher runs first.
         isolation : str, optional
-            ``"thread"``: the worker's thread.
+            Where functions run: ``"thread"``, in the worker's thread, or ``"process"``, in a
+            child that can be killed and has its own files, environment and directory. By
+            default a process where `timeout`, `cwd` or `env` is given, else a thread.
         cwd, env
-            For processes; see `process`.
+            Working directory, and what is added to the environment, of executables and of
+            isolated functions; see `process`.
 
         Returns
         -------
@@ -198,8 +201,10 @@ class TaskMaker:
             workers=workers,
             priority=priority,
             isolation=isolation,
+            cwd=None if cwd is None else os.path.normpath(os.path.join(self._directory, cwd)),
+            env=env,
         )
-        return Configured(self._batch, made, reads, writes, name, cwd, env)
+        return Configured(self._batch, made, reads, writes, name)
 
     def read(self, obj: Any, *channels: Any) -> Access:
         """Say that something is read, for the ``reads=`` of a task.

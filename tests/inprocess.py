@@ -15,8 +15,9 @@ from daskbatch.dispatch.cell import Cell
 from daskbatch.dispatch.dispatcher import Dispatcher, Members
 from daskbatch.dispatch.lower import Lowered, Setting
 from daskbatch.dispatch.placement import Placement
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.run import BlockRun
 
 
 class Result:

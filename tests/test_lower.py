@@ -22,8 +22,8 @@ from daskbatch.dispatch.lower import Lowered, Setting, lower
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.wiring import wire
 from daskbatch.plan.program import build_graph
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import run_block
 
 LARGE = "x" * 100_000
 

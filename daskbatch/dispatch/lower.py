@@ -160,8 +160,9 @@ class _Lowering:
                 assert isinstance(cell.function, bytes)
                 index = functions.setdefault(cell.function, len(functions))
                 calls.append((index, cell.call.data))
-                if cell.options.retries or cell.options.timeout:
-                    limits[member] = Limits(cell.options.retries, cell.options.timeout)
+                o = cell.options
+                if o.retries or o.timeout or o.cwd or o.env:
+                    limits[member] = Limits(o.retries, o.timeout, o.cwd, o.env)
             if cell.waits or (cell.call and (cell.call.references or cell.call.buffers)):
                 links[member] = self._link(cell, placement, inputs)
         names = [cell.name for cell in placement.cells]
@@ -174,6 +175,7 @@ class _Lowering:
             labels=names[:1] if len(set(names)) == 1 else names,
             links={member: inputs.shift(link) for member, link in links.items()},
             limits=limits,
+            isolated=placement.cells[0].options.isolated,
             budget=setting.budget,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,

@@ -13,8 +13,9 @@ from typing import Any
 from distributed import Worker, WorkerPlugin, get_worker
 
 from daskbatch.worker.block import BlockSpec
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.progress import Progress
 
 PLUGIN = "daskbatch-worker"
 
@@ -39,7 +40,7 @@ def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
 class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     """The part of daskbatch that lives on a worker.
 
-    The thread of a block only ever appends to its `BlockRun`; what has to be sent is
+    The thread of a block only ever appends to its `Progress`; what has to be sent is
     picked up from it by the worker's event loop, now and then and at the end.
     """
 
@@ -48,7 +49,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         self._worker = worker
-        self._runs: dict[tuple[str, int], BlockRun] = {}
+        self._runs: dict[tuple[str, int], Progress] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics whose clients are gone.
         self._ended: set[str] = set()
@@ -65,19 +66,19 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     # -- the threads that run blocks (`run.Reporter`) -------------------------------------
 
-    def begin(self, run: BlockRun) -> None:
+    def begin(self, run: Progress) -> None:
         key = _key(run.spec)
         with self._lock:
             self._runs[key] = run
             if run.spec.topic in self._ended:
-                run.revoke_all()
+                run.stop_all()
             for member, status in self._revoked.get(key, {}).items():
                 run.revoke([member], status)
             if not self._ticking:
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
 
-    def end(self, run: BlockRun) -> None:
+    def end(self, run: Progress) -> None:
         # On the loop this comes before what Dask does there when the key is done; and who
         # asks to revoke members of the block is answered either before, that they have begun,
         # or after the report that they are over.
@@ -88,7 +89,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def _start_ticking(self) -> None:
         self._worker.loop.call_later(_TICK, self._tick)
 
-    def _finish(self, run: BlockRun) -> None:
+    def _finish(self, run: Progress) -> None:
         self._send(run)
         with self._lock:
             # A key that Dask runs a second time may have begun before the first has ended.
@@ -100,12 +101,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             runs = list(self._runs.values())
             self._ticking = bool(runs)
         for run in runs:
-            run.expire()
+            run.look()
             self._send(run)
         if runs:
             self._worker.loop.call_later(_TICK, self._tick)
 
-    def _send(self, run: BlockRun) -> None:
+    def _send(self, run: Progress) -> None:
         for report in run.reports():
             self._worker.batched_send(
                 {
@@ -132,7 +133,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._ended.add(topic)
             for run in self._runs.values():
                 if run.spec.topic == topic:
-                    run.revoke_all()
+                    run.stop_all()
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
 
