@@ -16,6 +16,7 @@ from distributed.deploy import Cluster
 
 from daskbatch.compiled import require_own, require_producers
 from daskbatch.dispatch.cell import Cell, Group
+from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.session import Session
 from daskbatch.errors import LifecycleError
 from daskbatch.making import TaskMaker
@@ -84,8 +85,8 @@ class Batch(TaskMaker):
 
     @property
     def dashboard_link(self) -> str:
-        """The address of Dask's dashboard."""
-        return str(self.client.dashboard_link)
+        """The address of Dask's dashboard; empty when there is none, or none any more."""
+        return str(self.client.dashboard_link or "")
 
     @property
     def num_workers(self) -> int:
@@ -133,10 +134,9 @@ class Batch(TaskMaker):
         >>> batch.function(len, "abc").start()
         >>> batch.fence()
         """
-        if not self._dispatcher.outcomes.wait(lambda: not self._dispatcher.outcomes.left, timeout):
-            raise TimeoutError(
-                f"{self._dispatcher.outcomes.left} tasks are not over after {timeout:g} s"
-            )
+        outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
+        if not outcomes.wait(lambda: not outcomes.left, seconds):
+            raise TimeoutError(f"{outcomes.left} tasks are not over after {seconds:g} s")
 
     # -- the end --------------------------------------------------------------------------
 

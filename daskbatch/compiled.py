@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.wiring import wire
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.draw import draw
@@ -97,15 +98,14 @@ class CompiledTask(Task):
             raise LifecycleError(f"{self._cell.label} has not been started: start it first")
 
     def cancel(self) -> bool:
-        """Keep the members from completing, as far as they have not begun.
+        """Keep the members from completing.
 
         Returns
         -------
         bool
             True if at least one member will not complete.
         """
-        self._dispatcher.cancel([task._cell for task in self.tasks])
-        return any(task._cell.phase == Phase.CANCELLED for task in self.tasks)
+        return bool(self._dispatcher.cancel([task._cell for task in self.tasks]))
 
     async def _over(self) -> None:
         if not self._is_over():
@@ -114,6 +114,7 @@ class CompiledTask(Task):
             await task._over()
 
     def _get(self, part: str, timeout: float | None) -> Any:
+        timeout = patience(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self.wait(timeout)
 
@@ -139,6 +140,9 @@ class CompiledTask(Task):
         GraphError
             One of them is no member.
         """
+        for task in (a, b):
+            if not isinstance(task, Task):
+                raise GraphError(f"explain takes two tasks; {task!r} is none")
         return explain(self.graph, [task._cell for task in self.tasks], a._cell, b._cell)
 
     def to_dot(self) -> str:
@@ -180,6 +184,8 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
     LifecycleError
         One has been started.
     """
+    if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
+        raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):

@@ -44,8 +44,7 @@ class Configured:
         writes: Accesses = None,
         name: str | None = None,
     ) -> None:
-        if name is not None and (not isinstance(name, str) or not name):
-            raise SpecError(f"name= must be a text, not {name!r}")
+        require_name(name)
         self._batch = batch
         self._options = options
         self._reads = _channels(reads, Mode.READ)
@@ -75,6 +74,12 @@ class Configured:
         # It is a process of its own as it is.
         options = replace(self._options, isolated=False, cwd=None, env=())
         return _make(self._batch, call, name, options, self._reads, self._writes)
+
+
+def require_name(name: str | None) -> None:
+    """Make sure that a name is one, or none."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise SpecError(f"name= must be a text, not {name!r}")
 
 
 def make_function(
@@ -126,10 +131,7 @@ def _other_form(
     ):
         return args, (), ()
     if len(lists) > 2 or not all(some is None or type(some) is list for some in lists):
-        raise SpecError(
-            "there are accesses among the arguments: write function(f, (a, b), [reads…], "
-            "[writes…]), or function(f, a, b, reads=[…], writes=[…])"
-        )
+        return args, (), ()  # and refused, since an access is no argument
     reads, writes = [*lists, None][:2]
     return inner, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE)
 
@@ -137,6 +139,10 @@ def _other_form(
 def _channels(given: Accesses, mode: Mode) -> tuple[Channel, ...]:
     if given is None:
         return ()
+    if isinstance(given, (str, os.PathLike)) or not isinstance(given, (Access, Iterable)):
+        raise SpecError(
+            f"{mode.value}s= is {given!r}: give a list of what batch.{mode.value}(...) returns"
+        )
     channels: list[Channel] = []
     for access in (given,) if isinstance(given, Access) else given:
         if not isinstance(access, Access):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from daskbatch.compiled import CompiledTask, require_members
-from daskbatch.configured import Accesses, Configured, make_function
+from daskbatch.configured import Accesses, Configured, make_function, require_name
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
 from daskbatch.dispatch.cell import Cell
-from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.errors import SpecError, SubmitAfterCloseError
 from daskbatch.task import Task
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ class TaskMaker:
         >>> task.get()
         6
         """
+        if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+            raise SpecError(f"cwd= must be a path, not {cwd!r}")
         made = make_options(
             timeout=timeout,
             retries=retries,
@@ -269,6 +271,7 @@ class TaskMaker:
         """
         self._require_open()
         members = require_members(self._batch, tasks)
+        require_name(name)
         if name is None:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"

@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from daskbatch import pickling
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.outcomes import patience
 from daskbatch.errors import (
     DependencyFailed,
     LifecycleError,
     SerializationError,
     TaskCancelled,
 )
-from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.outcome import safe_str, unpack_error
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -135,7 +136,7 @@ class Task:
         found = pickling.reference((self._cell, part))
         if found is None:
             raise TypeError(
-                f"task {self._cell.label} cannot be sent to another process; to use its {part} "
+                f"task {self._cell.label} cannot be copied or sent away; to use its {part} "
                 "there, give it as an argument to another task, not by way of a global name "
                 "or a closure"
             )
@@ -221,8 +222,9 @@ class Task:
         if self._is_over():
             return
         self._require_started()
-        if not self._dispatcher.outcomes.wait(self._is_over, timeout):
-            raise TimeoutError(f"task {self._cell.label} is not over after {timeout:g} s")
+        seconds = patience(timeout)
+        if not self._dispatcher.outcomes.wait(self._is_over, seconds):
+            raise TimeoutError(f"task {self._cell.label} is not over after {seconds:g} s")
 
     @property
     def _dispatcher(self) -> Dispatcher:
@@ -268,7 +270,8 @@ class Task:
         Returns
         -------
         bool
-            True if it will not complete; False if it is done, or runs and cannot be stopped.
+            True if it will not complete: it has not begun, or runs and is being stopped;
+            False if it is over. A function in a thread stops when it next runs Python code.
 
         Examples
         --------
@@ -278,15 +281,24 @@ class Task:
         >>> task.state
         'cancelled'
         """
-        self._dispatcher.cancel([self._cell])
-        return self._cell.phase == Phase.CANCELLED
+        return bool(self._dispatcher.cancel([self._cell]))
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait_and_get().__await__()
 
     async def _wait_and_get(self) -> Any:
         await self._over()
-        return await asyncio.get_running_loop().run_in_executor(None, self.get)
+        value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
+        if error is not None:
+            raise error
+        return value
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        # As a value: not every exception can be raised from one thread into another's await.
+        try:
+            return self.get(), None
+        except BaseException as error:
+            return None, error
 
     async def _over(self) -> None:
         if self._is_over():
@@ -309,24 +321,32 @@ class Task:
         cell = self._cell
         if cell.phase < Phase.DONE:
             began = time.monotonic()
+            timeout = patience(timeout)
             self.wait(timeout)
             if timeout is not None:
                 timeout = max(0.0, timeout - (time.monotonic() - began))
         if part != "result":
-            if cell.output is None:
-                self._dispatcher.fetch(cell, timeout)
+            self._fetch(lambda: cell.output is None, timeout)
             assert cell.output is not None
             return cell.output[part == "stderr"]
         if self._object is _UNKNOWN:
+            if cell.phase == Phase.DONE:
+                self._fetch(lambda: cell.value is None, timeout)
             if cell.phase != Phase.DONE:
                 raise _failure(cell, self._dispatcher, timeout)
-            self._object = self._load(timeout)
+            self._object = self._load()
         return self._object
 
-    def _load(self, timeout: float | None) -> Any:
+    def _fetch(self, missing: Callable[[], bool], timeout: float | None) -> None:
+        """Bring here what is missing, even if the task has to run again for it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while missing() and self._cell.placement is not None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._dispatcher.fetch(self._cell, left)
+            self.wait(left)
+
+    def _load(self) -> Any:
         cell = self._cell
-        if cell.value is None:
-            self._dispatcher.fetch(cell, timeout)
         assert cell.value is not None
         try:
             return pickling.loads(cell.value)
@@ -350,10 +370,11 @@ def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseE
     if cell.blame is not None:
         root = cell.blame
         cause = _failure(root, dispatcher, timeout)
+        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        if root.phase == Phase.CANCELLED:
+            why = "was cancelled"
         error = DependencyFailed(
-            f"task {cell.label} did not run, because {root.label} failed: "
-            f"{type(cause).__name__}: {cause}",
-            root=root.name,
+            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
         )
         error.__cause__ = cause
         return error

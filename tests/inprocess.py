@@ -113,7 +113,7 @@ class InProcessBackend:
             self._results[key].finish(value)
             self.dispatcher.key_over(placement, value if placement.left else None)
 
-    def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
+    def revoke(self, members: Members, status: Status, then: Callable[[Members, Members], None]) -> None:
         revoked = {}
         with self._lock:
             for block, some in members.items():
@@ -121,7 +121,7 @@ class InProcessBackend:
                 run = self._runs.get(block)
                 began = run.revoke(some, status) if run is not None else []
                 revoked[block] = [member for member in some if member not in began]
-        threading.Thread(target=then, args=(revoked,)).start()
+        threading.Thread(target=then, args=(revoked, {})).start()
 
     def release(self, placement: Placement) -> None:
         pass

@@ -43,6 +43,7 @@ def spec(
         "links": links or {},
         "limits": limits or {},
         "isolated": False,
+        "journaled": False,
         "budget": 60.0,
         "share_limit": 1 << 20,
         "inline_limit": 1 << 16,

@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from daskbatch import pickling
 from daskbatch.errors import SpecError
 
 
@@ -142,6 +143,15 @@ class Access:
 
     def __str__(self) -> str:
         return f"{self.mode.value} of {', '.join(map(str, self.channels))}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if pickling.reference(self) is None:
+            return Access, (self.mode, self.channels)
+        # Nobody means to give it to a function: as an argument it would order nothing.
+        raise SpecError(
+            f"there is an access among the arguments ({self}): write function(f, (a, b), "
+            "[reads…], [writes…]), or function(f, a, b, reads=[…], writes=[…])"
+        )
 
 
 def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> Access:

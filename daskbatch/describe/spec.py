@@ -175,6 +175,8 @@ def _make_call(function: Callable[..., Any], family: Hashable, arguments: object
     try:
         return Call(function, family, *pickling.pack(arguments))
     except SerializationError as error:
+        if isinstance(error.__cause__, SpecError):
+            raise error.__cause__ from None
         return Call(function, family, b"", failure=error)
 
 

@@ -5,24 +5,23 @@ Does not know tasks. What was given is used and never closed; what was made here
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-import socket
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client
-from distributed.comm.addressing import get_address_host_port, parse_address
+from distributed.core import rpc
 from distributed.deploy import Cluster
+from distributed.security import Security
 
 from daskbatch import config
 from daskbatch.dispatch.embedded import EmbeddedCluster
 from daskbatch.errors import ServiceLost, SpecError
-
-_RETRY_SECONDS = 0.2
 
 
 class Connection:
@@ -105,6 +104,8 @@ def connect(
     if isinstance(cluster, Client):
         if cluster.asynchronous:
             raise SpecError("cluster= must not be an asynchronous Client")
+        if cluster.status != "running":
+            raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
         return Connection(cluster, owns_client=False)
     if isinstance(cluster, (str, Cluster)):
         return Connection(_client(cluster), owns_client=True)
@@ -118,25 +119,25 @@ def _client(cluster: str | Cluster) -> Client:
     seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
     try:
         if isinstance(cluster, str):
-            _await_listener(cluster, seconds)
+            _await_scheduler(cluster, seconds)
         return Client(cluster, set_as_default=False, timeout=seconds)
-    except (OSError, ValueError) as error:
-        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {error}") from error
+    except Exception as error:
+        # Whatever somebody else who listens there may have said, and Dask made of it.
+        said = f"{type(error).__name__}: {error}"
+        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
 
 
-def _await_listener(address: str, seconds: float) -> None:
-    """Wait until somebody listens: a Dask client that fails to connect is hard to get rid of."""
-    scheme, _ = parse_address(address)
-    if scheme not in ("tcp", "tls"):
-        return
-    where = get_address_host_port(address)
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(where, timeout=seconds).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RETRY_SECONDS)
-        else:
-            return
+def _await_scheduler(address: str, seconds: float) -> None:
+    """Wait until a scheduler says who it is: a Dask client would wait for ever for that."""
+
+    async def ask() -> None:
+        connection = Security().get_connection_args("client")
+        async with rpc(address, connection_args=connection, timeout=seconds) as scheduler:
+            await scheduler.identity(n_workers=0)
+
+    async def ask_in_time() -> None:
+        await asyncio.wait_for(ask(), seconds)
+
+    # In a thread of its own, since this one may have a loop that runs, as in a notebook.
+    with ThreadPoolExecutor(1, "daskbatch-connect") as thread:
+        thread.submit(asyncio.run, ask_in_time()).result()

@@ -81,7 +81,9 @@ class EmbeddedCluster:
 
     def __init__(self, num_workers: int, directory: str) -> None:
         added = [
-            name for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED") if name not in os.environ
+            name
+            for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "DASK_INTERNAL_INHERIT_CONFIG")
+            if name not in os.environ
         ]
         scratch = tempfile.mkdtemp(prefix="daskbatch-")
         receive, send = os.pipe()
@@ -109,7 +111,7 @@ class EmbeddedCluster:
         assert self._process.stdin is not None
         self._pipe: IO[str] = self._process.stdin
         settings = {
-            "path": sys.path,
+            "path": [os.fspath(each) for each in sys.path if isinstance(each, (str, os.PathLike))],
             "workers": num_workers,
             "answer": send,
             "scratch": scratch,

@@ -27,6 +27,9 @@ from daskbatch.worker.outcome import token
 
 Key = str | tuple[str, int]
 
+#: The annotation of keys: the topic of the client that they belong to.
+TOPIC = "daskbatch"
+
 #: What Dask calls tokens. A name of their own, or it would expect them to take as long as
 #: other tasks, and have idle workers steal them, values and all.
 TOKEN = "daskbatch_token"
@@ -176,6 +179,7 @@ class _Lowering:
             links={member: inputs.shift(link) for member, link in links.items()},
             limits=limits,
             isolated=placement.cells[0].options.isolated,
+            journaled=any(cell.writes for cell in placement.cells),
             budget=setting.budget,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
@@ -205,7 +209,7 @@ class _Lowering:
                 layer[key] = DataNode(key, buffer.content)
         layers = {
             f"{self._group}-{number}": MaterializedLayer(
-                mapping, annotations=_annotations(self._options[placement])
+                mapping, annotations=_annotations(self._options[placement], self._setting.topic)
             )
             for number, (placement, mapping) in enumerate(self._layers.items())
         }
@@ -253,7 +257,7 @@ class _Inputs:
 
 def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part | bytes | str:
     """Give what fills a slot: the value itself, if only the client has it, or where it is."""
-    if producer.over and producer.placement is None:
+    if producer.over and (producer.placement is None or producer.placement.lost):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:
@@ -265,8 +269,8 @@ def _buffer_key(buffer: pickling.Buffer) -> str:
     return f"buffer-{buffer.digest}"
 
 
-def _annotations(options: Options) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _annotations(options: Options, topic: str) -> dict[str, Any]:
+    found: dict[str, Any] = {TOPIC: topic}
     if options.resources:
         found["resources"] = dict(options.resources)
     if options.workers:

@@ -5,10 +5,14 @@ Does not know blocks, nor where an outcome comes from.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from datetime import timedelta
+from numbers import Real
 
 from daskbatch.dispatch.cell import SILENT, Cell, Phase
+from daskbatch.errors import SpecError
 
 
 class Outcomes:
@@ -59,3 +63,26 @@ class Outcomes:
                 self._callbacks.setdefault(cell, []).append(callback)
                 return
         callback()
+
+
+def patience(timeout: float | timedelta | None) -> float | None:
+    """Read how long somebody wants to wait at most; None is for ever.
+
+    Raises
+    ------
+    SpecError
+        It is neither a number of seconds nor a `timedelta`.
+
+    Examples
+    --------
+    >>> patience(float("inf")) is None
+    True
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if not isinstance(timeout, Real) or math.isnan(timeout):
+        raise SpecError(f"timeout= must be a number of seconds or a timedelta, not {timeout!r}")
+    # More than the clock can count is for ever, too.
+    return None if timeout > threading.TIMEOUT_MAX else max(0.0, float(timeout))

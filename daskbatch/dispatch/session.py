@@ -57,9 +57,7 @@ class Session:
                 output_limit=config.get_bytes("output-limit"),
             )
             self.dispatcher = Dispatcher(self._backend, setting)
-            self._backend.connect(
-                self.dispatcher.report, self.dispatcher.key_over, self.dispatcher.give_up
-            )
+            self._backend.connect(self.dispatcher)
         except BaseException:
             self._connection.close()
             raise

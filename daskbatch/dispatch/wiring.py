@@ -1,14 +1,15 @@
-"""Turns a graph of positions into cells that know what they wait for.
+"""Lets cells know what they wait for: of their own program, and of earlier ones.
 
 Does not know why they wait, nor when they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.plan.graph import Graph
+from daskbatch.plan.hazards import ARG
 
 
 def wire(graph: Graph, cells: Sequence[Cell], home: str) -> list[Cell]:
@@ -37,3 +38,17 @@ def wire(graph: Graph, cells: Sequence[Cell], home: str) -> list[Cell]:
     for node, overwritten in graph.overwrites.items():
         nodes[node].overwrites = tuple(nodes[before] for before in overwritten)
     return [nodes[node] for node in graph.order]
+
+
+def wait_for_producers(cells: Iterable[Cell]) -> None:
+    """Let cells wait for those started before them whose results they take.
+
+    The order within a program is inferred from its list; what was started apart is ordered
+    by results alone, and is in no graph.
+    """
+    for cell in cells:
+        started = [each for each in cell.producers if each.phase >= Phase.WAITING]
+        if started:
+            known = dict(cell.waits)
+            known.update((each, known.get(each, 0) | ARG) for each in started)
+            cell.waits = tuple(known.items())

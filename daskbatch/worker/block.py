@@ -73,6 +73,9 @@ class BlockSpec(NamedTuple):
         For those members that have any.
     isolated : bool
         Whether the members run in a child process.
+    journaled : bool
+        Whether their outcomes must not be forgotten when the worker dies: one may have
+        written what may not be written again.
     budget : float
         After so many seconds what has not begun is deferred.
     share_limit : int
@@ -91,6 +94,7 @@ class BlockSpec(NamedTuple):
     links: Mapping[int, Link]
     limits: Mapping[int, Limits]
     isolated: bool
+    journaled: bool
     budget: float
     share_limit: int
     inline_limit: int

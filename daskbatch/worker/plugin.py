@@ -6,21 +6,31 @@ carries reports up to the client and revocations down to the blocks.
 
 from __future__ import annotations
 
+import itertools
+import os
 import pickle
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
 from daskbatch.worker.block import BlockSpec
 from daskbatch.worker.entry import run_block
+from daskbatch.worker.journal import Journal
 from daskbatch.worker.outcome import BlockResult, Status
+from daskbatch.worker.process import ADDED_VARIABLE
 from daskbatch.worker.progress import Progress
+from daskbatch.worker.warden import warden
 
 PLUGIN = "daskbatch-worker"
 
 #: How often a running block is looked at: for reports, and for its budget. Seconds.
 _TICK = 0.02
+
+#: Values up to this size are kept for the case that the worker is killed. Bytes.
+_JOURNAL_BYTES = 1 << 16
 
 
 def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
@@ -49,25 +59,49 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         self._worker = worker
+        _survive_interrupts()
         self._runs: dict[tuple[str, int], Progress] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics whose clients are gone.
         self._ended: set[str] = set()
+        #: The journals of slots that are free, and where they are. Without a nanny there is
+        #: nobody to read them.
+        self._journals: list[Journal] = []
+        self._numbers = itertools.count()
+        self._directory: Path | None = None
+        if worker.nanny is not None:
+            self._directory = Path(worker.local_directory).parent / f"daskbatch-{worker.id}"
+            self._directory.mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
+        worker.batched_send(
+            {
+                "op": "daskbatch-hello",
+                "pid": os.getpid(),
+                "owner": warden().owner,
+                "directory": str(self._directory or ""),
+            }
+        )
 
     def teardown(self, worker: Worker) -> None:
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
+        # A worker that leaves, or has lost its scheduler, must not go on with its tasks.
+        for run in list(self._runs.values()):
+            run.stop_all()
 
     # -- the threads that run blocks (`run.Reporter`) -------------------------------------
 
     def begin(self, run: Progress) -> None:
         key = _key(run.spec)
+        journal = self._take_journal()
+        if journal is not None:
+            journal.begin(*key)
+            run.journal = journal
         with self._lock:
             self._runs[key] = run
             if run.spec.topic in self._ended:
@@ -79,10 +113,21 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._worker.loop.add_callback(self._start_ticking)
 
     def end(self, run: Progress) -> None:
+        if run.journal is not None:
+            run.journal.run(-1)
+            self._journals.append(run.journal)
         # On the loop this comes before what Dask does there when the key is done; and who
         # asks to revoke members of the block is answered either before, that they have begun,
         # or after the report that they are over.
         self._worker.loop.add_callback(self._finish, run)
+
+    def _take_journal(self) -> Journal | None:
+        if self._directory is None:
+            return None
+        try:
+            return self._journals.pop()
+        except IndexError:
+            return Journal(self._directory / str(next(self._numbers)), _JOURNAL_BYTES)
 
     # -- the event loop -------------------------------------------------------------------
 
@@ -125,7 +170,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             run = self._runs.get(key)
             began = run.revoke(members, Status(status)) if run is not None else []
             self._revoked.setdefault(key, {}).update(dict.fromkeys(members, Status(status)))
-        self._worker.batched_send({"op": "daskbatch-revoked", "request": request, "began": began})
+        stopping = []
+        if run is not None and status == Status.CANCELLED:
+            stopping = [member for member in began if run.stop_running(member)]
+        self._worker.batched_send(
+            {"op": "daskbatch-revoked", "request": request, "began": began, "stopping": stopping}
+        )
 
     def _end(self, topic: str) -> None:
         """Begin nothing more of a client that is gone."""
@@ -141,6 +191,18 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         with self._lock:
             for block in blocks:
                 self._revoked.pop((topic, block), None)
+
+
+def _survive_interrupts() -> None:
+    """Let a SIGINT that a task sends its own process not end an embedded worker.
+
+    There is nobody at a terminal of its own to send it on purpose; and Dask would take the
+    worker for one that wants to leave, and not start another.
+    """
+    embedded = ADDED_VARIABLE in os.environ
+    if embedded and threading.current_thread() is threading.main_thread():
+        # A handler, since what is ignored would be ignored by executables, too.
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

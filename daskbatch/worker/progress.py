@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Protocol
 
 from daskbatch.worker.block import BlockSpec, Report
+from daskbatch.worker.journal import Journal
 from daskbatch.worker.outcome import BlockResult, Status
 
 #: What a claim on a member says when the runner has it; else it is a `Status`.
@@ -60,6 +61,8 @@ class Progress:
     def __init__(self, spec: BlockSpec, claims: Claims) -> None:
         self.spec = spec
         self.claims = claims
+        #: Where outcomes are kept for the case that the worker is killed.
+        self.journal: Journal | None = None
         self.began = perf_counter()
         #: The member that runs now, or -1.
         self.running = -1
@@ -88,6 +91,8 @@ class Progress:
         self.durations.append(seconds)
         if output is not None:
             self.outputs[member] = output
+        if self.journal is not None and self.spec.journaled:
+            self.journal.over((member, status, value, seconds, output))
         # Last, since a report takes its length for that of all.
         self.statuses.append(status)
 

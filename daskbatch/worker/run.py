@@ -5,9 +5,9 @@ Does not know Dask, nor any graph beyond what each member says that it takes.
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from time import perf_counter
 from types import CoroutineType
@@ -52,11 +52,11 @@ class BlockRun(Progress):
         self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
 
     def __call__(self) -> BlockResult:
-        spec, claims, links = self.spec, self.claims, self.spec.links
+        spec, claims, links, journal = self.spec, self.claims, self.spec.links, self.journal
         deadline = self.began + spec.budget
         room = spec.share_limit
         last = perf_counter()
-        with capturing(spec.output_limit) as capture:
+        with self._capturing() as capture:
             for member in range(len(self.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
@@ -64,6 +64,8 @@ class BlockRun(Progress):
                 value: bytes | None = None
                 output: tuple[str, str] | None = None
                 claim = claims.claim(member)
+                if journal is not None:
+                    journal.run(member)
                 if claim != RUN:
                     # What comes after it takes its being over for the being over of all that
                     # it waits for: if that was deferred, so is this, cancelled or not.
@@ -84,6 +86,25 @@ class BlockRun(Progress):
                     self.defer_rest()
         self.running = -1
         return self.result()
+
+    # What else runs blocks by this may want to know, or to do in another way.
+
+    def _capturing(self) -> AbstractContextManager[Capture]:
+        return capturing(self.spec.output_limit)
+
+    def _calling(self) -> None:
+        """Told when a member's function is about to be called."""
+
+    def _call(
+        self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        return function(*args, **kwargs)
+
+    def _may_try_again(self, member: int) -> bool:
+        return True
+
+    def _again(self) -> None:
+        """Told when a member is about to be tried again."""
 
     def _status_of(self, source: Source) -> int:
         position, member = source
@@ -125,7 +146,7 @@ class BlockRun(Progress):
         index, data = self.spec.calls[member]
         if index < 0:
             return Status.DONE, _NONE
-        attempts, timeout, _, _ = self.spec.limits.get(member, _NO_LIMITS)
+        attempts = self.spec.limits.get(member, _NO_LIMITS).retries
         while True:
             doing = "its function could not be loaded on the worker"
             try:
@@ -138,18 +159,20 @@ class BlockRun(Progress):
                 else:
                     args, kwargs = self._arguments(data, link)
                 doing = ""
-                began = 0.0 if timeout is None else perf_counter()
-                value = function(*args, **kwargs)
+                self._calling()
+                value = self._call(member, function, args, kwargs)
                 if type(value) is CoroutineType:
-                    value = asyncio.run(value)
-                if timeout is not None and perf_counter() - began > timeout:
-                    raise TaskTimeout(f"it ran for longer than its timeout of {timeout:g} s")
+                    # Not at the top: a child starts faster without it.
+                    import asyncio
+
+                    value = self._call(member, asyncio.run, (value,), {})
                 doing = f"its {type(value).__name__} cannot be sent"
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 error = _as_task_error(raised, doing, self.spec.label(member))
-                if attempts > 0:
+                if attempts > 0 and self._may_try_again(member):
                     attempts -= 1
+                    self._again()
                     capture.clear()
                     continue
                 return Status.FAILED, pack_error(error, self.spec.label(member))
