@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -271,7 +272,56 @@ def test_many_threads_use_one_batch(batch: Batch) -> None:
 
 
 def test_accesses_among_the_arguments_are_refused(batch: Batch) -> None:
-    with pytest.raises(SpecError, match="there are accesses among the arguments"):
+    with pytest.raises(SpecError, match="there is an access among the arguments"):
         batch.function(pow, (2, 3), [batch.read("a")], 5)
-    with pytest.raises(SpecError, match="there are accesses among the arguments"):
+    with pytest.raises(SpecError, match="there is an access among the arguments"):
         batch.function(pow, (2, 3), [batch.read("a")], [batch.write("b")], None)
+    with pytest.raises(SpecError, match="there is an access among the arguments"):
+        batch.function(pow, (2, 3), batch.read("a"))
+    with pytest.raises(SpecError, match="there is an access among the arguments"):
+        batch.function(pow, 2, 3, {"deep": (batch.read("a"),)})
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["none", "http"])
+def test_somebody_else_at_the_address(answer: bytes) -> None:
+    def talk() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            connection.sendall(answer)
+
+    connections: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=talk, daemon=True).start()
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(ServiceLost, match="no Dask scheduler answers at"),
+        ):
+            Batch(address)
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            connection.close()
+
+
+def test_wrong_types_are_said_at_once(batch: Batch) -> None:
+    task = batch.function(len, "")
+    for wrong in (5, "file.txt", Path("file.txt")):
+        with pytest.raises(SpecError, match="give a list of what batch.read"):
+            batch.function(len, "", reads=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="cwd= must be a path, not 5"):
+        batch.process("ls", cwd=5)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="name= must be a text, not 5"):
+        batch.compile([task], name=5)  # type: ignore[arg-type]
+    for tasks in (5, task):
+        with pytest.raises(daskbatch.GraphError, match="compile takes a list of tasks"):
+            batch.compile(tasks)  # type: ignore[arg-type]
+    program = batch.compile([task])
+    with pytest.raises(daskbatch.GraphError, match="explain takes two tasks; 0 is none"):
+        program.explain(0, task)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="timeout= must be a number of seconds or a timedelta"):
+        batch.fence("5")  # type: ignore[arg-type]
+    batch.fence(float("inf"))

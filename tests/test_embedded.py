@@ -236,7 +236,7 @@ with Batch(num_workers=1) as batch:
     task.run()
     names = {line.partition("=")[0] for line in task.stdout.get().splitlines()}
     print(sorted(names & {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"}))
-    print(any(name.startswith("DASKBATCH") for name in names))
+    print(sorted(name for name in names if name.startswith("DASKBATCH")))
 """
     # Dask's own nannies, if this process has started any, have left theirs here.
     theirs = ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -248,4 +248,45 @@ with Batch(num_workers=1) as batch:
         text=True,
         timeout=100,
     )
-    assert done.stdout.splitlines() == ["['OMP_NUM_THREADS']", "False"], done.stderr
+    assert done.stdout.splitlines() == [
+        "['OMP_NUM_THREADS']",
+        "['DASKBATCH_TASK', 'DASKBATCH_WORKER']",
+    ], done.stderr
+
+
+def test_a_worker_outlives_an_interrupt_of_a_task() -> None:
+    program = """
+import signal
+from daskbatch import Batch
+with Batch(num_workers=1) as batch:
+    task = batch.function(signal.raise_signal, signal.SIGINT)
+    task.run(timeout=60)
+    after = batch.function(len, "abc")
+    after.run(timeout=60)
+    print(task.state, after.get(), batch.num_workers)
+"""
+    assert python("-c", program) == ["done 3 1"]
+
+
+def test_a_forked_child_of_the_creator_leaves_the_cluster_alone() -> None:
+    program = """
+import os, sys
+from daskbatch import Batch
+batch = Batch(num_workers=1)
+reader, writer = os.pipe()
+if os.fork() == 0:
+    sys.exit(0)
+print(os.wait()[1])
+child = os.fork()
+if child == 0:
+    os.read(reader, 1)
+    os._exit(0)
+task = batch.function(len, "abc")
+task.run(timeout=60)
+batch.close()
+batch.join()
+print(task.get())
+os.write(writer, b"x")
+print(os.wait()[1])
+"""
+    assert python("-W", "ignore", "-c", program) == ["0", "3", "0"]

@@ -315,11 +315,9 @@ def test_a_task_that_kills_its_workers_fails_alone() -> None:
     with Batch(num_workers=2) as batch:
         killer, other = batch.function(kill_worker), batch.function(len, "abc")
         batch.compile([killer, other]).run(timeout=60)
-        with pytest.raises(
-            WorkerLost,
-            match="'kill_worker' was lost: 3 workers died under it",
-        ):
+        with pytest.raises(WorkerLost, match="again: 3 workers have died under it") as caught:
             killer.get()
+        assert (caught.value.exitcode, caught.value.attempt) == (-signal.SIGKILL, 3)
         assert other.get() == 3
         after = batch.function(len, "abcd")
         after.run(timeout=60)
@@ -339,3 +337,33 @@ def test_a_worker_killed_from_outside_is_replaced() -> None:
 def _slow_square(number: int) -> int:
     threading.Event().wait(0.03)
     return number**2
+
+
+# -- exceptions that refer to exceptions ------------------------------------------------
+
+
+def fail_with_itself() -> None:
+    error = ValueError("mine")
+    error.other = KeyError("other")  # type: ignore[attr-defined]
+    error.other.first = error  # type: ignore[attr-defined]
+    raise error
+
+
+def fail_with_a_chain(length: int) -> None:
+    error = ValueError(0)
+    for number in range(1, length):
+        following = ValueError(number)
+        following.original = error  # type: ignore[attr-defined]
+        error = following
+    raise error
+
+
+def test_exceptions_that_refer_to_each_other(batch: Batch) -> None:
+    circle, chain = batch.function(fail_with_itself), batch.function(fail_with_a_chain, 40)
+    batch.compile([circle, chain]).run(timeout=60)
+    with pytest.raises(ValueError, match="mine") as caught:
+        circle.get()
+    assert caught.value.other.first is caught.value  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="39") as caught:
+        chain.get()
+    assert caught.value.original.original.args == (37,)  # type: ignore[attr-defined]

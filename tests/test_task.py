@@ -236,7 +236,7 @@ def test_waiting_not_long_enough(batch: Batch, tmp_path: Path) -> None:
 def test_a_task_does_not_leave_its_process_but_as_an_argument(batch: Batch) -> None:
     task = batch.function(len, "abc", name="here")
     for each in (task, task.result, batch.compile([task])):
-        with pytest.raises(TypeError, match="'here' cannot be sent to another process"):
+        with pytest.raises(TypeError, match="'here' cannot be copied or sent away"):
             pickle.dumps(each)
 
 

@@ -5,6 +5,7 @@ Does not know tasks; what it hears it tells a dispatcher. It is a `backend.Backe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -23,6 +24,7 @@ from daskbatch.dispatch.backend import Answered, Listener, Members
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.nanny import BatchNannyPlugin
 from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.requests import Capacity
 from daskbatch.dispatch.service import BatchService
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.worker.outcome import BlockResult, Status
@@ -134,6 +136,22 @@ class ClusterBackend:
             self._futures.add(futures[key])
             self.client.loop.add_callback(self._watch, placement, futures[key])
         return {key: futures[key] for key in lowered.buffers}
+
+    def capacities(self) -> list[Capacity]:
+        """Ask what the workers have that are there now."""
+        found = self.client.sync(self.client.scheduler.daskbatch_capacities)
+        return [Capacity(*each) for each in found]
+
+    def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
+        """Ask that after some time, and tell."""
+
+        async def ask() -> None:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(OSError, CommClosedError):
+                found = await self.client.scheduler.daskbatch_capacities()
+                self._guard(then, [Capacity(*each) for each in found])
+
+        self.client.loop.add_callback(ask)
 
     def require_alive(self) -> None:
         if self.client.status != "running":

@@ -28,6 +28,7 @@ from daskbatch.errors import (
     BatchError,
     LifecycleError,
     ServiceLost,
+    SpecError,
     WorkerLost,
 )
 from daskbatch.worker.block import Report
@@ -106,6 +107,28 @@ class Dispatcher(Moves):
         with self._changed:
             return [c for c in cells if c.phase == Phase.CANCELLED or c in self._stopping]
 
+    def refuse(self, reasons: Mapping[Cell, str]) -> None:
+        """Count tasks as failed that no worker can run."""
+        with self._changed:
+            placed = {cell: cell.placement for cell in reasons if cell.placement is not None}
+            members = by_block(placed)
+            self._revoked.update(members)
+
+        def then(revoked: Members, _: Members) -> None:
+            with self._changed:
+                for cell, placement in placed.items():
+                    if cell.placement is placement and cell.member in revoked.get(
+                        placement.number, ()
+                    ):
+                        error = SpecError(f"task {cell.label} {reasons[cell]}")
+                        data = pack_error(error, cell.label)
+                        self._tell(placement, cell, Status.FAILED, data)
+                self._changed.notify_all()
+            self._let_go(placed.values())
+
+        if members:
+            self._backend.revoke(members, Status.CANCELLED, then)
+
     def _cancel_started(self, cells: Iterable[Cell]) -> list[Cell]:
         """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
         answered = threading.Event()
@@ -133,12 +156,27 @@ class Dispatcher(Moves):
             for number, confirmed in revoked.items():
                 for cell in live[number].members_left(confirmed):
                     self._tell(live[number], cell, Status.CANCELLED)
-                self._drop_if_empty(live[number])
             for number, begun in stopping.items():
                 # What comes after them must wait until they have really ended.
                 self._stopping.update(live[number].members_left(begun))
             self._changed.notify_all()
-            return [c for c, where in asked.items() if not c.over and c.placement is not where]
+            elsewhere = [c for c, at in asked.items() if not c.over and c.placement is not at]
+        self._let_go(live[number] for number in revoked)
+        return elsewhere
+
+    def _let_go(self, placements: Iterable[Placement]) -> None:
+        """Take back what waits for blocks of which nothing is left, and spare the cluster those.
+
+        Nobody knows whether they would ever have run.
+        """
+        with self._changed:
+            empty = [placement for placement in set(placements) if not placement.left]
+            self._stuck.update(empty)
+        if empty:
+            self._take_back()
+        with self._changed:
+            for placement in empty:
+                self._drop_if_empty(placement)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Count all that is not over as cancelled, or as failed of an error."""

@@ -155,6 +155,7 @@ class _Lowering:
         calls: list[tuple[int, bytes]] = []
         links: dict[int, Link] = {}
         limits: dict[int, Limits] = {}
+        equal: dict[Limits, Limits] = {}
         for member, cell in enumerate(placement.cells):
             cell.placement, cell.member = placement, member
             if cell.call is None:
@@ -165,7 +166,9 @@ class _Lowering:
                 calls.append((index, cell.call.data))
                 o = cell.options
                 if o.retries or o.timeout or o.cwd or o.env:
-                    limits[member] = Limits(o.retries, o.timeout, o.cwd, o.env)
+                    # One object where they are equal: then pickle writes it once.
+                    found = Limits(o.retries, o.timeout, o.cwd, o.env)
+                    limits[member] = equal.setdefault(found, found)
             if cell.waits or (cell.call and (cell.call.references or cell.call.buffers)):
                 links[member] = self._link(cell, placement, inputs)
         names = [cell.name for cell in placement.cells]

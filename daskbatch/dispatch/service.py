@@ -15,6 +15,7 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.dispatch.ledger import Casualties, strike
+from daskbatch.dispatch.requests import Capacity
 
 PLUGIN = "daskbatch-service"
 
@@ -54,6 +55,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_unregister": self._unregister,
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
+                "daskbatch_capacities": self._capacities,
             }
         )
 
@@ -110,6 +112,12 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         task = asyncio.get_running_loop().create_task(work)
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+
+    def _capacities(self) -> list[Capacity]:
+        return [
+            Capacity(each.address, each.host, str(each.name), dict(each.resources))
+            for each in self._scheduler.workers.values()
+        ]
 
     # -- deaths ---------------------------------------------------------------------------
 
