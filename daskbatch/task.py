@@ -15,6 +15,7 @@ from daskbatch import pickling
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
+from daskbatch.dispatch.recovery import value_lost
 from daskbatch.errors import (
     DependencyFailed,
     LifecycleError,
@@ -327,12 +328,13 @@ class Task:
                 timeout = max(0.0, timeout - (time.monotonic() - began))
         if part != "result":
             self._fetch(lambda: cell.output is None, timeout)
-            assert cell.output is not None
+            if cell.output is None:
+                raise value_lost(cell)
             return cell.output[part == "stderr"]
         if self._object is _UNKNOWN:
             if cell.phase == Phase.DONE:
                 self._fetch(lambda: cell.value is None, timeout)
-            if cell.phase != Phase.DONE:
+            if cell.phase != Phase.DONE or cell.value is None:
                 raise _failure(cell, self._dispatcher, timeout)
             self._object = self._load()
         return self._object
@@ -380,5 +382,6 @@ def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseE
         return error
     if cell.value is None:
         dispatcher.fetch(cell, timeout)
-    assert cell.value is not None
+    if cell.value is None or cell.phase == Phase.DONE:
+        return value_lost(cell)
     return unpack_error(cell.value)

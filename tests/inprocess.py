@@ -11,8 +11,9 @@ import dask
 import dask.threaded
 from dask.task_spec import DataNode
 
+from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.cell import Cell
-from daskbatch.dispatch.dispatcher import Dispatcher, Members
+from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
 from daskbatch.dispatch.placement import Placement
 from daskbatch.worker.entry import run_block
@@ -113,7 +114,7 @@ class InProcessBackend:
             self._results[key].finish(value)
             self.dispatcher.key_over(placement, value if placement.left else None)
 
-    def revoke(self, members: Members, status: Status, then: Callable[[Members, Members], None]) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered) -> None:
         revoked = {}
         with self._lock:
             for block, some in members.items():

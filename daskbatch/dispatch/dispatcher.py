@@ -15,6 +15,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from daskbatch.dispatch.backend import Key, Members
@@ -37,6 +38,9 @@ from daskbatch.worker.outcome import BlockResult, Status, pack_error
 
 #: How long tasks that wait behind a stuck block are gathered before they are taken back.
 _UNSTICK_SECONDS = 0.05
+
+#: How long the scheduler may take to tell what a worker that died had done. Seconds.
+_TOLD_SECONDS = 30.0
 
 #: How often is looked whether an answer can still come. Seconds.
 _LOOK_SECONDS = 0.2
@@ -256,13 +260,21 @@ class Dispatcher(Moves):
             if error is not None:
                 deferred = self._key_failed(placement, error)
             elif result is not None and result.lost:
-                return  # its worker has died, and it is yet to be told what had run
+                # Its worker has died, and it is yet to be told what had run.
+                told = partial(self._was_not_told, placement)
+                self._backend.later(_TOLD_SECONDS, told)
+                return
             elif result is not None:
                 report = result.as_report(placement.number)
                 deferred = self._take_in(placement, report, timed=False)
             self._forget(placement)
             self._place(deferred, placement.name)
             self._changed.notify_all()
+
+    def _was_not_told(self, placement: Placement) -> None:
+        """Go on without having been told what had run of a block: so it all may have."""
+        if self._live.get(placement.number) is placement:
+            self.worker_died([placement.key], {}, None)
 
     def values_gone(self, keys: Sequence[Key]) -> None:
         """Take in that what finished blocks returned was lost with a worker."""

@@ -89,7 +89,7 @@ class EmbeddedCluster:
         receive, send = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, *["-O"] * sys.flags.optimize, "-c", _START],
+                [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", _START],
                 stdin=subprocess.PIPE,
                 pass_fds=[send],
                 cwd=directory,

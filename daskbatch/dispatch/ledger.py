@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dask.task_spec import Task
 from distributed import Scheduler
-from distributed.comm import CommClosedError
 
 from daskbatch.dispatch.lower import TOKEN, TOPIC
 from daskbatch.worker.outcome import BlockResult
@@ -27,6 +27,9 @@ Key = tuple[str, int]
 
 #: How long a nanny may take to tell of its worker. Seconds.
 _FATE_SECONDS = 15.0
+
+#: What a worker leaves that had begun nothing.
+_NO_TRACES = pickle.dumps([], 5)
 
 
 def lost() -> BlockResult:
@@ -48,8 +51,13 @@ def strike(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
     struck: dict[str, list[Key]] = {}
     for key in keys:
         topic = topic_of(scheduler, key)
-        if topic is not None:
-            scheduler.tasks[key].run_spec = Task(key, lost)
+        if topic is None:
+            continue
+        state = scheduler.tasks[key]
+        # What was replaced before has begun nowhere since: whose death it was is still to be
+        # told, or was, and a worker that only had what came instead knows nothing of it.
+        if getattr(state.run_spec, "func", None) is not lost:
+            state.run_spec = Task(key, lost)
             struck.setdefault(topic, []).append(key)
     return struck
 
@@ -117,15 +125,21 @@ class Casualties:
             "memory_limit": worker.state.memory_limit or None,
             "out_of_memory": bool(worker.out_of_memory),
         }
+        traces = fate.get("traces")
         return {
-            topic: {"died": keys, "why": why, "traces": fate.get("traces")}
+            topic: {
+                "died": keys,
+                "why": why,
+                "traces": None if traces is None else traces.get(topic, _NO_TRACES),
+            }
             for topic, keys in worker.began.items()
         }
 
     async def _ask_nanny(self, worker: _Worker) -> dict[str, Any]:
         if worker.nanny is None or not worker.directory:
             return {}
-        with contextlib.suppress(OSError, CommClosedError, TimeoutError):
+        # Whatever goes wrong there: the clients wait to be told.
+        with contextlib.suppress(Exception):
             # Also where nothing of ours ran: what the worker has started must not outlive it.
             return await asyncio.wait_for(
                 self._scheduler.rpc(worker.nanny).daskbatch_fate(

@@ -95,12 +95,10 @@ class Moves:
         return sorted([*revived, *cells], key=lambda cell: cell.rank) if revived else cells
 
     def _revive(self, cell: Cell) -> list[Cell]:
-        """Count a finished task whose value was lost as one that is to run; or as failed."""
-        cells = to_revive(cell, self._writers)
+        """Count a finished task whose value was lost as one that is to run, if it may."""
+        cells = None if cell.unsuccessful else to_revive(cell, self._writers)
         if cells is None:
-            error = lost_with_worker(cell, "its value was, and to make it again could be seen")
-            cell.phase, cell.placement = Phase.FAILED, None
-            cell.value = pack_error(error, cell.label)
+            cell.placement = None  # it is over all the same, but there is nothing to be had
             return []
         for each in cells:
             each.phase, each.placement = Phase.WAITING, None
@@ -112,7 +110,7 @@ class Moves:
 
     def _may_run(self, cell: Cell) -> bool:
         if cell.waits:
-            cell.blame = find_blame(cell)
+            cell.blame = find_blame(cell) or self._find_gone(cell)
             if cell.blame is not None:
                 self.outcomes.settle(cell, Phase.FAILED)
                 return False
@@ -125,6 +123,12 @@ class Moves:
                 self.outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
                 return False
         return True
+
+    def _find_gone(self, cell: Cell) -> Cell | None:
+        """Find a task whose value another one takes, and which is lost for good."""
+        if not self._any_lost:
+            return None
+        return next((each for each in cell.producers if each.over and is_gone(each)), None)
 
     def _take_in(self, placement: Placement, report: Report, timed: bool = True) -> list[Cell]:
         """Settle what a report tells of; returns what has to be placed again."""

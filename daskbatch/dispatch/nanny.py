@@ -53,9 +53,13 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
         await asyncio.to_thread(_end, pid, owner)
         traces = await asyncio.to_thread(journal.read_journals, Path(directory))
         await asyncio.to_thread(journal.remove, Path(directory))
+        of_topics: dict[str, list[journal.Trace]] = {}
+        for trace in traces:
+            of_topics.setdefault(trace.topic, []).append(trace)
         return {
             "exitcode": self._exits[-1] if self._exits else None,
-            "traces": pickle.dumps(traces, 5),
+            # By topic, since the blocks of different clients have the same numbers.
+            "traces": {topic: pickle.dumps(some, 5) for topic, some in of_topics.items()},
         }
 
 

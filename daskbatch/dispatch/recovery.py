@@ -104,11 +104,20 @@ def why_not_again(cell: Cell, deaths: int, beside: Iterable[Cell]) -> str | None
     return None
 
 
+def value_lost(cell: Cell) -> WorkerLost:
+    """Make the exception that tells that what a finished task has returned is lost for good."""
+    return WorkerLost(
+        f"what task {cell.label} returned was lost with its worker, and the task does not run "
+        "again: it writes something, or what it read may have been written since, or what it "
+        "took was lost as well"
+    )
+
+
 def lost_with_worker(
-    cell: Cell, reason: str, attempt: int = 1, why: Mapping[str, Any] | None = None
+    cell: Cell, reason: str, attempt: int, why: Mapping[str, Any] | None = None
 ) -> WorkerLost:
     """Make the exception that tells what was lost, and what is known of it."""
-    said = "" if why is None else f" {_describe(**why)}, and"
+    said = f" {_describe(**why)}, and" if why else ""
     return WorkerLost(
         f"task {cell.label} was lost with its worker{said} does not run again: {reason}",
         attempt=attempt,

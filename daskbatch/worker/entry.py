@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from daskbatch import pickling
+from daskbatch.worker.isolated import IsolatedRun
 from daskbatch.worker.outcome import BlockResult
 from daskbatch.worker.progress import Progress
-from daskbatch.worker.run import BlockRun
+from daskbatch.worker.thread import ThreadRun
 
 
 class Reporter(Protocol):
@@ -33,7 +34,8 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
     reporter : Reporter, optional
         Who is told of the progress.
     """
-    run = BlockRun(pickling.loads(payload), inputs)
+    spec = pickling.loads(payload)
+    run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)
     if reporter is None:
         return run()
     reporter.begin(run)

@@ -9,10 +9,12 @@ older blocks are dropped at last: what was done long ago has been reported long 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-import os
 import pickle
+import shutil
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,12 @@ from daskbatch.worker.block import Report
 
 #: How large each of the two files may become. Bytes.
 SIZE = 4 << 20
+
+#: How the directories begin in which workers keep their journals.
+PREFIX = "daskbatch-"
+
+#: What has not been touched for so long has been left behind. Seconds.
+_OLD = 7 * 24 * 3600.0
 
 #: At the start of a file: which turn it is, how many bytes are used, the member that runs.
 _HEADER = struct.Struct("<QQi")
@@ -42,20 +50,39 @@ class Journal:
         The files are named after it.
     value_limit : int
         Larger values are not kept, but that they were returned is.
+    block : (str, int), optional
+        Go on with what another process has begun there: with this block.
     """
 
-    def __init__(self, path: Path, value_limit: int) -> None:
-        self._limit = value_limit
+    def __init__(self, path: Path, value_limit: int, block: tuple[str, int] | None = None) -> None:
+        self.path = path
+        self.value_limit = self._limit = value_limit
         self._maps = []
         for end in "ab":
-            with open(f"{path}-{end}.journal", "w+b") as file:
-                file.truncate(SIZE)
+            with open(f"{path}-{end}.journal", "w+b" if block is None else "r+b") as file:
+                if block is None:
+                    file.truncate(SIZE)
                 self._maps.append(mmap.mmap(file.fileno(), SIZE))
         self._turn = 0
         self._map = self._maps[0]
         self._used = _START
-        self._block: tuple[str, int] = ("", -1)
+        self._block: tuple[str, int] = block or ("", -1)
+        if block is not None:
+            self.take_up()
+            return
         _HEADER.pack_into(self._map, 0, self._turn, self._used, -1)
+
+    def to_take_up(self) -> tuple[str, int]:
+        """Give what another process needs to go on with it, for its own `Journal`."""
+        return str(self.path), self.value_limit
+
+    def take_up(self) -> None:
+        """Go on behind what another process has written, which writes no more."""
+        self._turn, self._used, _ = max(_HEADER.unpack_from(each, 0) for each in self._maps)
+        self._map = self._maps[self._turn % 2]
+        if self._used == _START:
+            # It may have been killed when it had just turned to this file.
+            self._append(self._block)
 
     def begin(self, topic: str, block: int) -> None:
         """Write down that a block begins."""
@@ -171,7 +198,16 @@ def _records(content: bytes) -> Iterator[tuple]:  # type: ignore[type-arg]
 
 def remove(directory: Path) -> None:
     """Delete the journals of a worker, and their directory."""
-    for path in directory.glob("*.journal"):
-        path.unlink(missing_ok=True)
-    if directory.is_dir() and not any(directory.iterdir()):
-        os.rmdir(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_old(scratch: Path) -> None:
+    """Delete journals that were left where nobody was left to delete them."""
+    for directory in scratch.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if (
+                time.time()
+                - max(each.stat().st_mtime for each in [directory, *directory.iterdir()])
+                > _OLD
+            ):
+                remove(directory)

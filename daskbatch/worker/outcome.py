@@ -150,18 +150,29 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     fields of built-in types.
     """
 
+    def __init__(self, file: io.BytesIO, states: dict[int, dict[str, object]]) -> None:
+        super().__init__(file, pickling.PROTOCOL)
+        #: What can be sent of the exceptions met so far, by their ids: they may refer to
+        #: each other, and to themselves.
+        self._states = states
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, BaseException) and not _reduces_itself(type(obj)):
             base = _built_in_base(type(obj))
             _, arguments, *more = cast("tuple[Any, ...]", base.__reduce__(obj))
-            state = {**_slots_of(obj), **(more[0] if more else {})}
-            return _rebuild, (type(obj), arguments, obj.args, _sendable(state))
+            state = self._states.get(id(obj))
+            if state is None:
+                state = self._states[id(obj)] = {}
+                whole = {**_slots_of(obj), **(more[0] if more else {})}
+                state.update(_sendable(whole, self._states))
+            # The state comes last, when what refers back to the exception can be resolved.
+            return _rebuild, (type(obj), arguments, obj.args), state, None, None, _restore
         return super().reducer_override(obj)
 
 
-def _dumps(obj: object) -> bytes:
+def _dumps(obj: object, states: dict[int, dict[str, object]] | None = None) -> bytes:
     with io.BytesIO() as file:
-        _Pickler(file, pickling.PROTOCOL).dump(obj)
+        _Pickler(file, {} if states is None else states).dump(obj)
         return file.getvalue()
 
 
@@ -181,12 +192,14 @@ def _slots_of(error: BaseException) -> dict[str, object]:
     return {name: getattr(error, name) for name in slots if hasattr(error, name)}
 
 
-def _sendable(state: Mapping[str, object]) -> dict[str, object]:
+def _sendable(
+    state: Mapping[str, object], states: dict[int, dict[str, object]]
+) -> dict[str, object]:
     """Leave out attributes that cannot be sent: type and arguments are what counts."""
     found = {}
     for name, value in state.items():
         try:
-            _dumps(value)
+            _dumps(value, states)
         except Exception:
             continue
         found[name] = value
@@ -194,14 +207,14 @@ def _sendable(state: Mapping[str, object]) -> dict[str, object]:
 
 
 def _rebuild(
-    kind: type[BaseException],
-    arguments: tuple[Any, ...],
-    args: tuple[Any, ...],
-    state: dict[str, object],
+    kind: type[BaseException], arguments: tuple[Any, ...], args: tuple[Any, ...]
 ) -> BaseException:
     base = _built_in_base(kind)
     error = base.__new__(kind, *arguments)
     base.__init__(error, *arguments)
     error.args = args
-    error.__setstate__(state)
     return error
+
+
+def _restore(error: BaseException, state: dict[str, object]) -> None:
+    error.__setstate__(state)

@@ -14,11 +14,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
 from daskbatch.worker.block import BlockSpec
+from daskbatch.worker.children import children
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.journal import Journal
+from daskbatch.worker.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.process import ADDED_VARIABLE
 from daskbatch.worker.progress import Progress
@@ -60,6 +62,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Worker) -> None:
         self._worker = worker
         _survive_interrupts()
+        if worker.nanny is not None:
+            _note_added_environment()
         self._runs: dict[tuple[str, int], Progress] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics whose clients are gone.
@@ -70,7 +74,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._numbers = itertools.count()
         self._directory: Path | None = None
         if worker.nanny is not None:
-            self._directory = Path(worker.local_directory).parent / f"daskbatch-{worker.id}"
+            scratch = Path(worker.local_directory).parent
+            remove_old(scratch)
+            self._directory = scratch / f"{PREFIX}{worker.id}"
             self._directory.mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._ticking = False
@@ -93,6 +99,11 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         # A worker that leaves, or has lost its scheduler, must not go on with its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
+        children().close()
+        if not self._runs:
+            warden().close()  # it would end what a task has left running on purpose
+        if self._directory is not None:
+            remove(self._directory)
 
     # -- the threads that run blocks (`run.Reporter`) -------------------------------------
 
@@ -203,6 +214,23 @@ def _survive_interrupts() -> None:
     if embedded and threading.current_thread() is threading.main_thread():
         # A handler, since what is ignored would be ignored by executables, too.
         signal.signal(signal.SIGINT, lambda *_: None)
+
+
+def _note_added_environment() -> None:
+    """Note what the nanny has set for its worker alone: one thread for linear algebra, say.
+
+    What its own parent had set already is the user's.
+    """
+    ours = dask.config.get("distributed.nanny.pre-spawn-environ", default=None) or {}
+    found = [name for name, value in ours.items() if os.environ.get(name) == str(value)]
+    try:
+        before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        before = []
+    names = {each.partition(b"=")[0].decode(errors="replace") for each in before}
+    added = [name for name in found if name not in names]
+    if added and ADDED_VARIABLE not in os.environ:
+        os.environ[ADDED_VARIABLE] = ",".join(added)
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

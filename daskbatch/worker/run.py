@@ -126,6 +126,12 @@ class BlockRun(Progress):
         for source in link.after:
             if self._status_of(source) == Status.DEFERRED:
                 return Status.DEFERRED
+        for value in link.values:
+            # What had been there when this was submitted may have been lost since.
+            if isinstance(value, Part):
+                position, _ = value.source
+                if position != LOCAL and self.inputs[position].lost:
+                    return Status.DEFERRED
         return status
 
     def _part(self, part: Part | bytes | str) -> bytes | str:
