@@ -1,29 +1,35 @@
-"""Sequential programs of tasks, run in parallel on Dask."""
+"""Sequential programs of tasks, run in parallel on Dask.
 
-from daskbatch import config as _config
+The names are imported when they are first asked for: a child process that runs functions
+imports this package too, and would wait for Dask for longer than for all the rest.
+"""
+
+import sys as _sys
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
 from daskbatch._version import __version__
-from daskbatch.batch import Batch
-from daskbatch.describe.access import CommunicationDomain, CommunicationObject
-from daskbatch.errors import (
-    BatchError,
-    DependencyFailed,
-    GraphError,
-    LifecycleError,
-    ProcessFailed,
-    SerializationError,
-    ServiceLost,
-    SpecError,
-    SubmitAfterCloseError,
-    TaskCancelled,
-    TaskCrashed,
-    TaskError,
-    TaskTimeout,
-    TemplateError,
-    WorkerLost,
-)
 
-_config.load_defaults()
-
+if TYPE_CHECKING:
+    from daskbatch.batch import Batch
+    from daskbatch.describe.access import CommunicationDomain, CommunicationObject
+    from daskbatch.errors import (
+        BatchError,
+        DependencyFailed,
+        GraphError,
+        LifecycleError,
+        ProcessFailed,
+        SerializationError,
+        ServiceLost,
+        SpecError,
+        SubmitAfterCloseError,
+        TaskCancelled,
+        TaskCrashed,
+        TaskError,
+        TaskTimeout,
+        TemplateError,
+        WorkerLost,
+    )
 
 __all__ = [
     "Batch",
@@ -46,3 +52,28 @@ __all__ = [
     "WorkerLost",
     "__version__",
 ]
+
+#: Where the names are that are not in `errors`.
+_ELSEWHERE = {
+    "Batch": "batch",
+    "CommunicationDomain": "describe.access",
+    "CommunicationObject": "describe.access",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _import_module(f"{__name__}.{_ELSEWHERE.get(name, 'errors')}")
+    found = globals()[name] = getattr(module, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    # Without what is imported for this file alone.
+    return sorted((globals().keys() - {"TYPE_CHECKING", "Any"}) | set(__all__))
+
+
+if "dask" in _sys.modules:
+    # Who has imported Dask may look for our settings there.
+    from daskbatch import config as _config  # noqa: F401

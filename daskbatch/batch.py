@@ -114,7 +114,7 @@ class Batch(TaskMaker):
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
-        self._dispatcher.submit(cells, name, group)
+        self._session.submit(cells, name, group)
 
     def fence(self, timeout: float | None = None) -> None:
         """Wait for all that this client has started.

@@ -98,15 +98,14 @@ class CompiledTask(Task):
             raise LifecycleError(f"{self._cell.label} has not been started: start it first")
 
     def cancel(self) -> bool:
-        """Keep the members from completing, as far as they have not begun.
+        """Keep the members from completing.
 
         Returns
         -------
         bool
             True if at least one member will not complete.
         """
-        self._dispatcher.cancel([task._cell for task in self.tasks])
-        return any(task._cell.phase == Phase.CANCELLED for task in self.tasks)
+        return bool(self._dispatcher.cancel([task._cell for task in self.tasks]))
 
     async def _over(self) -> None:
         if not self._is_over():

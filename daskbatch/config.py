@@ -34,3 +34,6 @@ def get_bytes(name: str) -> int:
 def get_seconds(name: str) -> float:
     """Read a span such as ``200ms``, in seconds."""
     return float(parse_timedelta(get(name)))
+
+
+load_defaults()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,6 @@ class Configured:
         reads: Accesses = None,
         writes: Accesses = None,
         name: str | None = None,
-        cwd: str | Path | None = None,
-        env: Mapping[str, str] | None = None,
     ) -> None:
         require_name(name)
         self._batch = batch
@@ -51,15 +50,9 @@ class Configured:
         self._reads = _channels(reads, Mode.READ)
         self._writes = _channels(writes, Mode.WRITE)
         self._name = name
-        if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
-            raise SpecError(f"cwd= must be a path, not {cwd!r}")
-        self._cwd = cwd
-        self._env = env
 
     def function(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
         """Make a task of a Python function; all arguments are its own. See `Batch.function`."""
-        if self._cwd is not None or self._env is not None:
-            raise SpecError("cwd= and env= are for processes: functions share their worker's")
         return make_function(
             self._batch, target, args, kwargs, self._options, self._reads, self._writes, self._name
         )
@@ -71,14 +64,22 @@ class Configured:
         call = process_call(
             target,
             args,
-            cwd=os.path.normpath(os.path.join(self._batch._directory, self._cwd or "")),
-            env=self._env,
+            cwd=self._options.cwd or self._batch._directory,
+            env=dict(self._options.env),
             stdin=stdin,
             check=check,
             timeout=self._options.timeout,
         )
         name = self._name or os.path.basename(target)
-        return _make(self._batch, call, name, self._options, self._reads, self._writes)
+        # It is a process of its own as it is.
+        options = replace(self._options, isolated=False, cwd=None, env=())
+        return _make(self._batch, call, name, options, self._reads, self._writes)
+
+
+def require_name(name: str | None) -> None:
+    """Make sure that a name is one, or none."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise SpecError(f"name= must be a text, not {name!r}")
 
 
 def require_name(name: str | None) -> None:

@@ -179,11 +179,42 @@ class DependencyFailed(TaskError):
 class WorkerLost(TaskError, BrokenExecutor):
     """A task's worker died, and the task may not run a second time.
 
+    Parameters
+    ----------
+    worker : str, optional
+        The worker's address.
+    exitcode : int, optional
+        How its process ended; negative for a signal.
+    memory, memory_limit : int, optional
+        How much memory it used, and might have used. Bytes.
+    out_of_memory : bool
+        Whether it was ended because it used too much.
+    attempt : int
+        The how manieth run of the task it was.
+
     Examples
     --------
-    >>> issubclass(WorkerLost, BrokenExecutor)
-    True
+    >>> WorkerLost("task 'fit' was lost", exitcode=-9).exitcode
+    -9
     """
+
+    def __init__(
+        self,
+        *args: object,
+        worker: str | None = None,
+        exitcode: int | None = None,
+        memory: int | None = None,
+        memory_limit: int | None = None,
+        out_of_memory: bool = False,
+        attempt: int = 1,
+    ) -> None:
+        super().__init__(*args)
+        self.worker = worker
+        self.exitcode = exitcode
+        self.memory = memory
+        self.memory_limit = memory_limit
+        self.out_of_memory = out_of_memory
+        self.attempt = attempt
 
 
 class TaskCrashed(TaskError):

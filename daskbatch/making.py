@@ -17,7 +17,7 @@ from daskbatch.configured import Accesses, Configured, make_function, require_na
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
 from daskbatch.dispatch.cell import Cell
-from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.errors import SpecError, SubmitAfterCloseError
 from daskbatch.task import Task
 
 if TYPE_CHECKING:
@@ -175,9 +175,12 @@ class TaskMaker:
         priority : float
             Higher runs first.
         isolation : str, optional
-            ``"thread"``: the worker's thread.
+            Where functions run: ``"thread"``, in the worker's thread, or ``"process"``, in a
+            child that can be killed and has its own files, environment and directory. By
+            default a process where `timeout`, `cwd` or `env` is given, else a thread.
         cwd, env
-            For processes; see `process`.
+            Working directory, and what is added to the environment, of executables and of
+            isolated functions; see `process`.
 
         Returns
         -------
@@ -191,6 +194,8 @@ class TaskMaker:
         >>> task.get()
         6
         """
+        if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+            raise SpecError(f"cwd= must be a path, not {cwd!r}")
         made = make_options(
             timeout=timeout,
             retries=retries,
@@ -198,8 +203,10 @@ class TaskMaker:
             workers=workers,
             priority=priority,
             isolation=isolation,
+            cwd=None if cwd is None else os.path.normpath(os.path.join(self._directory, cwd)),
+            env=env,
         )
-        return Configured(self._batch, made, reads, writes, name, cwd, env)
+        return Configured(self._batch, made, reads, writes, name)
 
     def read(self, obj: Any, *channels: Any) -> Access:
         """Say that something is read, for the ``reads=`` of a task.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from daskbatch import pickling
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
+from daskbatch.dispatch.recovery import value_lost
 from daskbatch.errors import (
     DependencyFailed,
     LifecycleError,
@@ -270,7 +271,8 @@ class Task:
         Returns
         -------
         bool
-            True if it will not complete; False if it is done, or runs and cannot be stopped.
+            True if it will not complete: it has not begun, or runs and is being stopped;
+            False if it is over. A function in a thread stops when it next runs Python code.
 
         Examples
         --------
@@ -280,8 +282,7 @@ class Task:
         >>> task.state
         'cancelled'
         """
-        self._dispatcher.cancel([self._cell])
-        return self._cell.phase == Phase.CANCELLED
+        return bool(self._dispatcher.cancel([self._cell]))
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait_and_get().__await__()
@@ -326,20 +327,28 @@ class Task:
             if timeout is not None:
                 timeout = max(0.0, timeout - (time.monotonic() - began))
         if part != "result":
+            self._fetch(lambda: cell.output is None, timeout)
             if cell.output is None:
-                self._dispatcher.fetch(cell, timeout)
-            assert cell.output is not None
+                raise value_lost(cell)
             return cell.output[part == "stderr"]
         if self._object is _UNKNOWN:
-            if cell.phase != Phase.DONE:
+            if cell.phase == Phase.DONE:
+                self._fetch(lambda: cell.value is None, timeout)
+            if cell.phase != Phase.DONE or cell.value is None:
                 raise _failure(cell, self._dispatcher, timeout)
-            self._object = self._load(timeout)
+            self._object = self._load()
         return self._object
 
-    def _load(self, timeout: float | None) -> Any:
+    def _fetch(self, missing: Callable[[], bool], timeout: float | None) -> None:
+        """Bring here what is missing, even if the task has to run again for it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while missing() and self._cell.placement is not None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._dispatcher.fetch(self._cell, left)
+            self.wait(left)
+
+    def _load(self) -> Any:
         cell = self._cell
-        if cell.value is None:
-            self._dispatcher.fetch(cell, timeout)
         assert cell.value is not None
         try:
             return pickling.loads(cell.value)
@@ -373,5 +382,6 @@ def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseE
         return error
     if cell.value is None:
         dispatcher.fetch(cell, timeout)
-    assert cell.value is not None
+    if cell.value is None or cell.phase == Phase.DONE:
+        return value_lost(cell)
     return unpack_error(cell.value)

@@ -11,12 +11,14 @@ import dask
 import dask.threaded
 from dask.task_spec import DataNode
 
+from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.cell import Cell
-from daskbatch.dispatch.dispatcher import Dispatcher, Members
+from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
 from daskbatch.dispatch.placement import Placement
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.run import BlockRun
 
 
 class Result:
@@ -112,7 +114,7 @@ class InProcessBackend:
             self._results[key].finish(value)
             self.dispatcher.key_over(placement, value if placement.left else None)
 
-    def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered) -> None:
         revoked = {}
         with self._lock:
             for block, some in members.items():
@@ -120,7 +122,7 @@ class InProcessBackend:
                 run = self._runs.get(block)
                 began = run.revoke(some, status) if run is not None else []
                 revoked[block] = [member for member in some if member not in began]
-        threading.Thread(target=then, args=(revoked,)).start()
+        threading.Thread(target=then, args=(revoked, {})).start()
 
     def release(self, placement: Placement) -> None:
         pass

@@ -42,6 +42,8 @@ def spec(
         "labels": ["t"],
         "links": links or {},
         "limits": limits or {},
+        "isolated": False,
+        "journaled": False,
         "budget": 60.0,
         "share_limit": 1 << 20,
         "inline_limit": 1 << 16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,9 @@ def snapshot(root: Path) -> dict[str, str]:
     }
 
 
-def make_tasks(batch: Batch, root: Path, steps: Sequence[Step]) -> list[Task]:
+def make_tasks(
+    batch: Batch, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
+) -> list[Task]:
     """Make the tasks of a program, wired by reads, writes and arguments alone."""
     tasks: list[Task] = []
     for step in steps:

@@ -1,17 +1,21 @@
-"""Cancelling what does not run yet, and telling the truth about it."""
+"""Cancelling what has not begun and what runs, and telling the truth about it."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import dask
+import psutil
 import pytest
 from programs import Step, act, make_root, make_tasks, random_program, result_of, snapshot
 from programs import last_writers as writers_that_count
 
 from daskbatch import Batch, DependencyFailed, LifecycleError, TaskCancelled
+from daskbatch.task import Task
 
 
 def wait_for(path: Path) -> str:
@@ -67,14 +71,76 @@ def test_done(batch: Batch) -> None:
     assert task.get() == 3
 
 
-def test_running_cannot_be_stopped_and_is_not_said_to_be(batch: Batch, tmp_path: Path) -> None:
-    task = batch.function(wait_for, tmp_path / "go")
-    task.start()
+def spin(path: Path) -> None:
+    path.touch()
+    while True:
+        pass
+
+
+def until_running(task: Task) -> None:
     while task.state != "running":
         threading.Event().wait(0.005)
-    assert task.cancel() is False
-    (tmp_path / "go").touch()
-    assert task.get(timeout=60) == "waited"
+
+
+def test_a_function_that_runs_is_stopped(batch: Batch, tmp_path: Path) -> None:
+    written = batch.write(tmp_path / "data")
+    task = batch.function(spin, tmp_path / "began", writes=[written])
+    reader = batch.function(len, "", reads=[batch.read(tmp_path / "data")])
+    after = batch.function(touch, tmp_path / "after", writes=[written])
+    batch.compile([task, reader, after]).start()
+    until_running(task)
+    assert task.cancel() is True
+    after.wait(timeout=60)
+    assert task.state == "cancelled"
+    assert after.state == "done"
+    with pytest.raises(DependencyFailed, match="because 'spin' was cancelled"):
+        reader.get(timeout=60)
+
+
+def test_an_executable_that_runs_is_stopped_with_its_children(batch: Batch, tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; touch {tmp_path}/go; wait"
+    task = batch.process("sh", "-c", script)
+    task.start()
+    wait_for(tmp_path / "go")
+    pid = int((tmp_path / "pid").read_text())
+    assert task.cancel() is True
+    task.wait(timeout=60)
+    assert task.state == "cancelled"
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def swallow(path: Path) -> str:
+    for number in range(3):
+        try:
+            (path / str(number)).touch()
+            while True:
+                pass
+        except BaseException:
+            continue
+    return "done nevertheless"
+
+
+def test_a_function_that_swallows_what_stops_it_is_stopped_again(
+    batch: Batch, tmp_path: Path
+) -> None:
+    task = batch.function(swallow, tmp_path)
+    task.start()
+    wait_for(tmp_path / "0")
+    assert task.cancel() is True
+    task.wait(timeout=60)
+    assert (task.state, task.cancel()) == ("cancelled", True)
+    with pytest.raises(TaskCancelled):
+        task.get()
+
+
+def test_a_cancelled_task_is_not_tried_again(batch: Batch, tmp_path: Path) -> None:
+    task = batch.options(retries=5).function(spin, tmp_path / "began")
+    task.start()
+    wait_for(tmp_path / "began")
+    (tmp_path / "began").unlink()
+    assert task.cancel() is True
+    task.wait(timeout=60)
+    assert not (tmp_path / "began").exists()
 
 
 def test_a_member_and_those_that_hang_on_it(batch: Batch, tmp_path: Path) -> None:
@@ -90,7 +156,7 @@ def test_a_member_and_those_that_hang_on_it(batch: Batch, tmp_path: Path) -> Non
     (tmp_path / "go").touch()
     program.wait(timeout=60)
     for task in (by_argument, by_reading):
-        with pytest.raises(DependencyFailed, match="because 'first' failed: TaskCancelled") as e:
+        with pytest.raises(DependencyFailed, match="because 'first' was cancelled") as e:
             task.get()
         assert isinstance(e.value.__cause__, TaskCancelled)
     assert after.state == "done"
@@ -161,7 +227,8 @@ def check_cancellations(batch: Batch, seed: int, path: Path) -> None:
     rng = random.Random(seed)
     steps = random_program(rng, rng.choice([20, 60, 120]), seconds=rng.choice([0, 0.002, 0.02]))
     root = make_root(path / "found")
-    tasks = make_tasks(batch, root, steps)
+    (path / "began").mkdir()
+    tasks = make_tasks(batch, root, steps, act_whole)
     program = batch.compile(tasks)
     said = {}
     for number in rng.sample(range(len(steps)), rng.choice([0, 1])):
@@ -175,15 +242,45 @@ def check_cancellations(batch: Batch, seed: int, path: Path) -> None:
     results = [result_of(task) for task in tasks]
     for number, cancelled in said.items():
         assert cancelled == (tasks[number].state == "cancelled"), f"seed {seed}: {number}"
-    assert_as_sequential(steps, results, make_root(path / "expected"), f"seed {seed}")
+    begun = {int(each.name) for each in (path / "began").iterdir()}
+    assert_as_sequential(steps, results, begun, make_root(path / "expected"), f"seed {seed}")
     assert snapshot(path / "expected") == snapshot(root), f"seed {seed}"
 
 
-def assert_as_sequential(steps: list[Step], results: list[str], root: Path, what: str) -> None:
+def act_whole(root: str, step: Step, *values: Any) -> str:
+    """Do what a step says to its end, once it has begun: what is stopped midway is unknown."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append(act(root, step, *values))
+        except ValueError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    while not outcome:
+        try:
+            if thread.ident is None:
+                Path(root).with_name("began").joinpath(str(step.number)).touch()
+                thread.start()
+            thread.join()
+        except BaseException:
+            continue
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return str(outcome[0])
+
+
+def assert_as_sequential(
+    steps: list[Step], results: list[str], begun: set[int], root: Path, what: str
+) -> None:
     values: dict[int, str] = {}
     for step, result in zip(steps, results, strict=True):
         needed = {*step.arguments, *writers_that_count(steps, step)}
         if result == "cancelled":
+            if step.number in begun:
+                with contextlib.suppress(ValueError):
+                    act(str(root), step, *(values[number] for number in step.arguments))
             continue
         if result == "skipped":
             assert not needed <= set(values), f"{what}: {step} was skipped without cause"

@@ -315,11 +315,9 @@ def test_a_task_that_kills_its_workers_fails_alone() -> None:
     with Batch(num_workers=2) as batch:
         killer, other = batch.function(kill_worker), batch.function(len, "abc")
         batch.compile([killer, other]).run(timeout=60)
-        with pytest.raises(
-            WorkerLost,
-            match="'kill_worker' was lost: 3 workers died under it",
-        ):
+        with pytest.raises(WorkerLost, match="again: 3 workers have died under it") as caught:
             killer.get()
+        assert (caught.value.exitcode, caught.value.attempt) == (-signal.SIGKILL, 3)
         assert other.get() == 3
         after = batch.function(len, "abcd")
         after.run(timeout=60)

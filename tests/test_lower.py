@@ -18,12 +18,12 @@ from daskbatch import pickling
 from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT, Options, function_call, make_options
 from daskbatch.dispatch.cell import Cell, Phase
-from daskbatch.dispatch.lower import Lowered, Setting, lower
+from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.wiring import wire
 from daskbatch.plan.program import build_graph
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import run_block
 
 LARGE = "x" * 100_000
 
@@ -319,7 +319,7 @@ def test_options_are_annotations(options: Options, annotations: dict[str, Any]) 
     program = Program()
     task = program.add(follow, options=options)
     lowered = program.lower()
-    assert (layer_of(lowered, key_of(task)).annotations or {}) == annotations
+    assert layer_of(lowered, key_of(task)).annotations == {TOPIC: "topic", **annotations}
 
 
 def test_retries_are_for_the_task_and_not_for_its_key() -> None:
@@ -345,7 +345,7 @@ def test_what_only_tells_that_a_task_is_over_may_run_anywhere() -> None:
     second = program.add(follow, reads="a", options=make_options(resources={"GPU": 1}))
     lowered = program.lower()
     (between,) = inputs_of(lowered, second)
-    assert not layer_of(lowered, between).annotations
+    assert layer_of(lowered, between).annotations == {TOPIC: "topic"}
 
 
 def test_a_submission_is_one_graph_whose_layers_know_of_each_other() -> None:

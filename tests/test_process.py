@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,8 +16,11 @@ import psutil
 import pytest
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
+from daskbatch.worker import process as module
 from daskbatch.worker.capture import capturing
-from daskbatch.worker.process import ADDED_VARIABLE, end_tree, execute
+from daskbatch.worker.process import ADDED_VARIABLE, ProcessStopped, Running, execute
+from daskbatch.worker.tree import MARKER, OWNER, sweep
+from daskbatch.worker.warden import warden
 
 
 def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, str]:
@@ -131,6 +133,37 @@ def test_what_was_set_for_the_worker_alone_is_not_passed_on(
     show = f"echo ${{FOR_WORKER-none}} ${{OMP_NUM_THREADS-none}} ${{{ADDED_VARIABLE}-none}}"
     assert run("sh", "-c", show)[1] == "none none none"
     assert run("sh", "-c", show, env={"OMP_NUM_THREADS": "4"})[1] == "none 4 none"
+
+
+def test_what_an_mpi_launcher_has_set_for_the_worker_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removed = [
+        "PMI_FD",
+        "PMI_RANK",
+        "PMIX_RANK",
+        "HYDI_CONTROL_FD",
+        "HYDRA_PROXY",
+        "OMPI_COMM_WORLD_RANK",
+        "MPI_LOCALRANKID",
+        "MPIR_CVAR_X",
+        "I_MPI_X",
+    ]
+    kept = ["MPI_HOME", "MPICC", "XPMI_RANK", "I_MP", "OMP_NUM_THREADS"]
+    for name in removed + kept:
+        monkeypatch.setenv(name, "of the worker")
+    show = "import os, sys; print(*[name for name in sys.argv[1:] if name in os.environ])"
+    assert python(show, *removed, *kept)[1].split() == kept
+    own = dict.fromkeys(removed, "of the task")
+    assert python(show, *removed, *kept, env=own)[1].split() == removed + kept
+    assert os.environ["PMI_RANK"] == "of the worker"
+
+
+def test_each_launch_is_marked_by_its_worker_and_by_a_value_of_its_own() -> None:
+    show = f"echo ${OWNER} ${MARKER}"
+    marks = [run("sh", "-c", show, env={MARKER: "x", OWNER: "x"})[1].split() for _ in range(3)]
+    assert {owner for owner, _ in marks} == {warden().owner}
+    assert len({marker for _, marker in marks}) == 3
 
 
 def test_it_runs_in_the_given_directory(tmp_path: Path) -> None:
@@ -285,11 +318,37 @@ def test_a_process_that_ends_when_asked_is_not_waited_for_longer() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_the_end_of_a_tree_that_has_ended_already_is_no_trouble() -> None:
-    process = subprocess.Popen(["true"], start_new_session=True)
-    process.wait()
-    end_tree(process)
-    assert process.returncode == 0
+def test_a_timeout_ends_what_has_left_the_tree() -> None:
+    script = "(setsid sh -c 'echo $$; exec sleep 300' &) ; exec sleep 300"
+    (daemon,) = ended("sh", "-c", script, timeout=0.5)
+    assert not is_running(daemon)
+
+
+def test_a_timeout_says_how_long_it_ran_and_what_it_said_last() -> None:
+    script = "for i in $(seq 30); do echo line $i; done; echo oh no >&2; trap 'echo bye' TERM; "
+    with pytest.raises(TaskTimeout) as caught:
+        run("sh", "-c", script + "while :; do sleep 0.05; done", timeout=0.5)
+    lines = "\n".join(f"line {i}" for i in range(22, 31))
+    said = str(caught.value)
+    began, _, rest = said.partition(" s: it was ended after ")
+    assert began == "sh ran for longer than its timeout of 0.5"
+    seconds, _, rest = rest.partition(" s; ")
+    # It did not end when it was asked to.
+    assert 2.5 <= float(seconds) < 30
+    # Of its children it says that they were terminated, or does not, as shells differ.
+    assert rest.startswith(f"its last output: {lines}\nbye; its last errors: oh no")
+
+
+def test_a_timeout_of_what_says_nothing_or_too_much() -> None:
+    with pytest.raises(TaskTimeout) as caught:
+        run("sleep", "300", timeout=0.05)
+    assert str(caught.value).endswith(" s")
+    with pytest.raises(TaskTimeout) as caught:
+        python(
+            "print('x' * 100_000, end='END', flush=True); import time; time.sleep(99)", timeout=1
+        )
+    assert str(caught.value).endswith("xxEND")
+    assert len(str(caught.value)) < 2200
 
 
 def test_a_process_has_a_session_of_its_own() -> None:
@@ -297,12 +356,180 @@ def test_a_process_has_a_session_of_its_own() -> None:
     assert sessions == "True"
 
 
-def test_no_file_descriptors_are_left_open() -> None:
+def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
     run("true")
-    before = psutil.Process().num_fds()
-    for _ in range(5):
+    this = psutil.Process()
+    before = this.num_fds(), len(this.children()), threading.active_count()
+    for _ in range(50):
         run("true", stdin="text")
         run("no-such-executable")
-    with pytest.raises(TaskTimeout):
+    for _ in range(5):
+        with pytest.raises(TaskTimeout):
+            run("sleep", "300", timeout=0.02)
+        stopped("sh", "-c", "setsid sleep 300 & echo ready; wait")
+    assert (this.num_fds(), len(this.children()), threading.active_count()) == before
+    assert module.running == {}
+    assert sweep(OWNER, warden().owner) == []
+
+
+# -- being stopped ------------------------------------------------------------------------
+
+
+#: By thread, what is about to be run.
+starting: dict[int, Executing] = {}
+
+
+class Told(Running):
+    """Tells at once that it can be stopped: it may be over before anybody looks."""
+
+    def __enter__(self) -> Running:
+        entered = super().__enter__()
+        ident = threading.get_ident()
+        assert module.running[ident] is self
+        if executing := starting.pop(ident, None):
+            executing.running = self
+            executing.began.set()
+        return entered
+
+
+@pytest.fixture(autouse=True)
+def _told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Running", Told)
+
+
+class Executing:
+    """An executable that a thread of its own waits for."""
+
+    running: Running
+
+    def __init__(self, *command: Any) -> None:
+        self.raised: BaseException | None = None
+        self.code: int | None = None
+        self.began = threading.Event()
+        self._command = command
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        assert self.began.wait(30)
+
+    def _run(self) -> None:
+        starting[threading.get_ident()] = self
+        with capturing(1 << 20) as self.capture:
+            try:
+                self.code = execute(self._command, os.getcwd(), {}, None, True, None)
+            except BaseException as error:
+                self.raised = error
+
+    def said(self) -> str:
+        return self.capture.texts()[0]
+
+    def join(self) -> None:
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+def stopped(*command: Any) -> tuple[Executing, float]:
+    """Stop an executable once it has said that it is ready; gives how long its end took."""
+    executing = Executing(*command)
+    wait_until(lambda: "ready" in executing.said(), "it is not ready")
+    began = time.monotonic()
+    assert executing.running.stop()
+    assert time.monotonic() - began < 1  # though it may be given 2 s to end
+    executing.join()
+    assert type(executing.raised) is ProcessStopped
+    assert executing.code is None
+    assert sweep(MARKER, executing.running.marker) == []
+    return executing, time.monotonic() - began
+
+
+def test_it_can_be_stopped() -> None:
+    _, took = stopped("sh", "-c", "echo ready; sleep 300")
+    assert took < 2
+
+
+def test_it_is_asked_to_end_before_it_is_made_to() -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.02; done"
+    executing, took = stopped("sh", "-c", script)
+    assert executing.said() == "ready\nbye"
+    assert took < 2
+
+
+def test_all_that_is_deaf_to_that_is_stopped() -> None:
+    executing, took = stopped(sys.executable, "-c", DEAF.replace("print(", "print('ready', "))
+    assert took >= 2
+    for pid in executing.said().split()[1:]:
+        assert not is_running(int(pid))
+
+
+def test_what_has_ended_cannot_be_stopped() -> None:
+    executing = Executing("sh", "-c", "sleep 0.1")
+    executing.join()
+    assert (executing.code, executing.raised) == (0, None)
+    assert executing.running.stop() is False
+    assert executing.running.stop() is False
+
+
+def test_it_is_stopped_but_once_whoever_asks() -> None:
+    executing = Executing("sleep", "300")
+    assert [executing.running.stop() for _ in range(3)] == [True] * 3
+    executing.join()
+    assert type(executing.raised) is ProcessStopped
+    assert executing.running.stop() is True
+
+
+def test_what_is_stopped_before_it_begins_does_not_go_on() -> None:
+    # The thread is somewhere before, within or just after the launch.
+    for _ in range(20):
+        executing = Executing("sleep", "300")
+        assert executing.running.stop()
+        executing.join()
+        assert type(executing.raised) is ProcessStopped
+
+
+def test_a_stop_and_an_end_at_the_same_time_agree() -> None:
+    outcomes = set()
+    for delay in range(60):
+        executing = Executing("sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & exit 0")
+        threading.Event().wait(delay / 10_000)
+        was_stopped = executing.running.stop()
+        executing.join()
+        if was_stopped:
+            assert type(executing.raised) is ProcessStopped
+            # Neither has what it left behind stayed.
+            assert sweep(MARKER, executing.running.marker) == []
+        else:
+            assert (executing.code, executing.raised) == (0, None)
+            # What an executable has left behind is its own business. Within its exec it
+            # cannot be found.
+            marker = executing.running.marker
+            wait_until(lambda marker=marker: sweep(MARKER, marker), "nothing was left behind")
+        outcomes.add(was_stopped)
+    assert True in outcomes
+
+
+def test_a_stop_after_the_time_limit_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Within the grace it has not ended by itself yet.
+    asked = threading.Event()
+    ending = module.kill_tree
+
+    def kill_tree(*arguments: Any) -> None:
+        asked.set()
+        assert module.running[threading.get_ident()].stop()
+        ending(*arguments)
+
+    monkeypatch.setattr(module, "kill_tree", kill_tree)
+    with pytest.raises(ProcessStopped):
         run("sleep", "300", timeout=0.05)
-    assert psutil.Process().num_fds() == before
+    assert asked.is_set()
+
+
+def test_several_at_once_are_stopped_one_by_one() -> None:
+    all_of_them = [Executing("sleep", "300") for _ in range(6)]
+    assert len({each.running.marker for each in all_of_them}) == 6
+    for each in all_of_them[::2]:
+        assert each.running.stop()
+        each.join()
+    assert all(each.thread.is_alive() for each in all_of_them[1::2])
+    for each in all_of_them[1::2]:
+        assert each.running.stop()
+        each.join()
+    assert module.running == {}

@@ -16,8 +16,9 @@ from daskbatch import pickling
 from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, TaskTimeout
 from daskbatch.worker import process
 from daskbatch.worker.block import LOCAL, Limits, Link, Part
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status, unpack_error
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.run import BlockRun
 from tests.payloads import BARRIER, Call, Stand, call, spec
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status

@@ -13,8 +13,9 @@ import pytest
 
 from daskbatch import pickling
 from daskbatch.worker.block import LOCAL, BlockSpec, Link, Report
+from daskbatch.worker.entry import run_block
 from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.run import BlockRun
 from tests.payloads import BARRIER, call, spec
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
@@ -114,7 +115,7 @@ def test_a_value_over_the_limit_ends_the_sharing(size: int, rest: Status) -> Non
 def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
-    running.run.expire()
+    running.run.look()
     (report,) = running.run.reports()
     assert (report.running, report.statuses) == (0, b"")
     assert [Status(each) for each in report.rest] == [DEFERRED, DEFERRED]
@@ -125,7 +126,7 @@ def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
 def test_a_block_does_not_expire_before_its_time() -> None:
     running = Running(spec(call(hold), call(note, 1), budget=60.0))
     assert BEGAN.wait(30)
-    running.run.expire()
+    running.run.look()
     assert [report.rest for report in running.run.reports()] == [b""]
     assert running.finish() == [DONE, DONE]
 
@@ -134,8 +135,8 @@ def test_the_rest_is_told_once_and_keeps_what_was_revoked() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
     assert running.run.revoke([2], CANCELLED) == []
-    running.run.expire()
-    running.run.expire()
+    running.run.look()
+    running.run.look()
     assert [list(report.rest) for report in running.run.reports()] == [[DEFERRED, CANCELLED]]
     assert running.run.reports() == []
     assert running.finish() == [DONE, DEFERRED, CANCELLED]

@@ -84,7 +84,31 @@ def test_placement_differs_where_tasks_cannot_share_a_dask_key() -> None:
         DEFAULT.placement,
     ]
     assert len(set(placements)) == len(placements)
-    assert make_options(timeout=1, retries=3).placement == DEFAULT.placement
+    assert make_options(retries=3).placement == DEFAULT.placement
+    assert make_options(isolation="process").placement != DEFAULT.placement
+
+
+@pytest.mark.parametrize(
+    ("options", "isolated"),
+    [
+        ({}, False),
+        ({"timeout": 1}, True),
+        ({"cwd": "/"}, True),
+        ({"env": {"A": "b"}}, True),
+        ({"timeout": 1, "isolation": "thread"}, False),
+        ({"isolation": "process"}, True),
+    ],
+)
+def test_functions_that_must_be_killed_or_have_their_own_are_isolated(
+    options: dict[str, Any], isolated: bool
+) -> None:
+    assert make_options(**options).isolated is isolated
+
+
+def test_a_thread_has_no_directory_and_no_environment_of_its_own() -> None:
+    for options in ({"cwd": "/"}, {"env": {"A": "b"}}):
+        with pytest.raises(SpecError, match='cwd= and env= need isolation="process"'):
+            make_options(isolation="thread", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ class Options:
         Addresses or hosts where it may run; everywhere if empty.
     priority : float
         Higher runs first.
+    isolated : bool
+        Whether a function runs in a process of its own, which can be killed.
+    cwd : str, optional
+        The working directory of an isolated function.
+    env : tuple of (str, str)
+        What is added to its environment.
     """
 
     timeout: float | None = None
@@ -43,12 +49,15 @@ class Options:
     resources: tuple[tuple[str, float], ...] = ()
     workers: tuple[str, ...] = ()
     priority: float = 0
+    isolated: bool = False
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
     #: What a Dask key has one of: tasks that differ here cannot share a block.
     placement: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.resources or self.workers or self.priority:
-            placement = (self.resources, self.workers, self.priority)
+        if self.resources or self.workers or self.priority or self.isolated:
+            placement = (self.resources, self.workers, self.priority, self.isolated)
             object.__setattr__(self, "placement", placement)
 
 
@@ -63,8 +72,10 @@ def make_options(
     workers: str | Sequence[str] | None = None,
     priority: float = 0,
     isolation: str | None = None,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Options:
-    """Validate what a user asks for.
+    """Validate what a user asks for, of a function.
 
     Raises
     ------
@@ -75,8 +86,10 @@ def make_options(
         raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
     if not isinstance(priority, Real) or math.isnan(priority):
         raise SpecError(f"priority= must be a number, not {priority!r}")
-    if isolation not in (None, "thread"):
-        raise SpecError(f'isolation= must be "thread", not {isolation!r}')
+    if isolation not in (None, "thread", "process"):
+        raise SpecError(f'isolation= must be "thread" or "process", not {isolation!r}')
+    if isolation == "thread" and (cwd is not None or env):
+        raise SpecError('cwd= and env= need isolation="process": a thread has none of its own')
     if workers is None or isinstance(workers, str):
         workers = [] if workers is None else [workers]
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
@@ -87,7 +100,20 @@ def make_options(
         resources=_resources(resources),
         workers=tuple(workers),
         priority=float(priority),
+        isolated=isolation == "process"
+        or (isolation is None and not (timeout is None and cwd is None and not env)),
+        cwd=None if cwd is None else os.fspath(cwd),
+        env=tuple(sorted(_environment(env).items())),
     )
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    if env is not None and not isinstance(env, Mapping):
+        raise SpecError(f"env= must be a dict of str to str, not {env!r}")
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, (str, os.PathLike)):
+            raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
+    return {name: os.fspath(value) for name, value in (env or {}).items()}
 
 
 def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
@@ -217,18 +243,12 @@ def process_call(
             f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
             "for a Python function use batch.function(...)"
         )
-    if env is not None and not isinstance(env, Mapping):
-        raise SpecError(f"env= must be a dict of str to str, not {env!r}")
     if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _stands_for_a_value(stdin)):
         raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
-    environment = dict(env or {})
-    for name, value in environment.items():
-        if not isinstance(name, str) or not isinstance(value, (str, os.PathLike)):
-            raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
     command = {
         "command": [target, *args],
         "cwd": cwd,
-        "env": environment,
+        "env": _environment(env),
         "stdin": stdin,
         "check": bool(check),
         "timeout": timeout,

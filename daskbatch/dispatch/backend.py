@@ -6,21 +6,52 @@ Does not know Dask; `dispatch.cluster` is it on Dask, and tests have one in thei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.placing import Submitter
-from daskbatch.worker.outcome import Status
+from daskbatch.worker.journal import Trace
+from daskbatch.worker.outcome import BlockResult, Status
+
+Key = tuple[str, int]
 
 #: Members of blocks, by the blocks' numbers.
 Members = Mapping[int, Sequence[int]]
 
 
+#: Told which members will not run, and which have begun and are being stopped.
+Answered = Callable[[Members, Members], None]
+
+
+class Listener(Protocol):
+    """Who is told what happens on the cluster; it is a `Dispatcher`."""
+
+    def report(self, data: bytes) -> None: ...
+
+    def key_over(
+        self,
+        placement: Placement,
+        result: BlockResult | None = None,
+        error: BaseException | None = None,
+    ) -> None: ...
+
+    def values_gone(self, keys: Sequence[Key]) -> None: ...
+
+    def worker_died(
+        self, keys: Sequence[Key], why: Mapping[str, Any], traces: Sequence[Trace] | None
+    ) -> None: ...
+
+    def give_up(self, error: BaseException | None = None) -> None: ...
+
+
 class Backend(Submitter, Protocol):
     """What runs graphs, and tells `Dispatcher.report` and `Dispatcher.key_over` of them."""
 
-    def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
-        """Take members back; `then` is surely told, some time, which will not run."""
+    def revoke(self, members: Members, status: Status, then: Answered) -> None:
+        """Take members back; `then` is surely told, some time, what came of it.
+
+        If they are cancelled, those that have begun are stopped.
+        """
 
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster is gone."""

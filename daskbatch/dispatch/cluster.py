@@ -5,9 +5,11 @@ Does not know tasks; what it hears it tells a dispatcher. It is a `backend.Backe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +20,11 @@ from distributed import Client
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from daskbatch.dispatch.backend import Members
+from daskbatch.dispatch.backend import Answered, Listener, Members
 from daskbatch.dispatch.lower import Lowered
+from daskbatch.dispatch.nanny import BatchNannyPlugin
 from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.requests import Capacity
 from daskbatch.dispatch.service import BatchService
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.worker.outcome import BlockResult, Status
@@ -40,8 +44,6 @@ _SAME_GENERATION = "1 h"
 
 #: How long an answer may be on its way from the scheduler. Seconds.
 _ANSWER_SECONDS = 5.0
-
-KeyOver = Callable[[Placement, BlockResult | None, BaseException | None], None]
 
 
 class ClusterBackend:
@@ -68,11 +70,10 @@ class ClusterBackend:
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
-        self._asked: dict[int, Callable[[Members], None]] = {}
-        self._report: Callable[[bytes], None] | None = None
-        self._key_over: KeyOver | None = None
-        self._give_up: Callable[[BaseException], None] = lambda error: None
+        self._asked: dict[int, Answered] = {}
+        self._listener: Listener | None = None
         try:
+            client.register_plugin(BatchNannyPlugin())
             client.register_plugin(BatchService())
             client.register_plugin(BatchWorkerPlugin())
         except ImportError as error:
@@ -81,14 +82,9 @@ class ClusterBackend:
                 "install the same version there, for its scheduler and its workers"
             ) from error
 
-    def connect(
-        self,
-        report: Callable[[bytes], None],
-        key_over: KeyOver,
-        give_up: Callable[[BaseException], None],
-    ) -> None:
-        """Say who is told of reports and of finished keys, and that nothing more can be told."""
-        self._report, self._key_over, self._give_up = report, key_over, give_up
+    def connect(self, listener: Listener) -> None:
+        """Say who is told of reports, of keys and of workers."""
+        self._listener = listener
         self.client.subscribe_topic(self._topic, self._heard)
         self.slots = self.client.sync(
             self.client.scheduler.daskbatch_register, client=self.client.id, topic=self._topic
@@ -96,7 +92,7 @@ class ClusterBackend:
 
     def disconnect(self) -> None:
         """Hear no more."""
-        self._report = self._key_over = None
+        self._listener = None
         for future in list(self._futures):
             future.release()
         if self.client.status == "running":
@@ -107,12 +103,20 @@ class ClusterBackend:
 
     def _heard(self, event: tuple[float, Any]) -> None:
         _, message = event
+        listener = self._listener
         if isinstance(message, int):
             self.slots = message
-        elif isinstance(message, dict):
-            self._answered(message["question"], message["revoked"])
-        elif self._report is not None:
-            self._guard(self._report, message)
+        elif listener is None:
+            return
+        elif isinstance(message, bytes):
+            self._guard(listener.report, message)
+        elif "question" in message:
+            self._answered(message["question"], message["revoked"], message["stopping"])
+        elif "gone" in message:
+            self._guard(listener.values_gone, message["gone"])
+        else:
+            traces = None if message["traces"] is None else pickle.loads(message["traces"])
+            self._guard(listener.worker_died, message["died"], message["why"], traces)
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         keys = [*lowered.blocks, *lowered.buffers]
@@ -132,6 +136,22 @@ class ClusterBackend:
             self._futures.add(futures[key])
             self.client.loop.add_callback(self._watch, placement, futures[key])
         return {key: futures[key] for key in lowered.buffers}
+
+    def capacities(self) -> list[Capacity]:
+        """Ask what the workers have that are there now."""
+        found = self.client.sync(self.client.scheduler.daskbatch_capacities)
+        return [Capacity(*each) for each in found]
+
+    def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
+        """Ask that after some time, and tell."""
+
+        async def ask() -> None:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(OSError, CommClosedError):
+                found = await self.client.scheduler.daskbatch_capacities()
+                self._guard(then, [Capacity(*each) for each in found])
+
+        self.client.loop.add_callback(ask)
 
     def require_alive(self) -> None:
         if self.client.status != "running":
@@ -161,8 +181,8 @@ class ClusterBackend:
                 result = await future
             except Exception as failure:
                 error = _as_own(failure)
-        if self._key_over is not None:
-            self._guard(self._key_over, placement, result, error)
+        if self._listener is not None:
+            self._guard(self._listener.key_over, placement, result, error)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
         # On Dask's event loop an error of ours would be logged, and whoever waits would wait
@@ -171,9 +191,11 @@ class ClusterBackend:
             function(*args)
         except Exception as error:
             _logger.exception("daskbatch lost track of its tasks; this is a bug of daskbatch")
-            self._give_up(BatchError(f"daskbatch lost track of this task: {error!r}"))
+            if self._listener is not None:
+                lost = BatchError(f"daskbatch lost track of this task: {error!r}")
+                self._listener.give_up(lost)
 
-    def revoke(self, members: Members, status: Status, then: Callable[[Members], None]) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered) -> None:
         question = next(self._questions)
         self._asked[question] = then
 
@@ -184,14 +206,14 @@ class ClusterBackend:
                 )
             # By then the answer has come, unless the scheduler is gone, or there is no client
             # any more that it knows.
-            self.client.loop.call_later(_ANSWER_SECONDS, self._answered, question, {})
+            self.client.loop.call_later(_ANSWER_SECONDS, self._answered, question, {}, {})
 
         self.client.loop.add_callback(ask)
 
-    def _answered(self, question: int, revoked: Members) -> None:
+    def _answered(self, question: int, revoked: Members, stopping: Members) -> None:
         then = self._asked.pop(question, None)
         if then is not None:
-            self._guard(then, revoked)
+            self._guard(then, revoked, stopping)
 
     def release(self, placement: Placement) -> None:
         future, placement.future = placement.future, None

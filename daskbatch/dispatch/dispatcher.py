@@ -12,41 +12,41 @@ defers them.
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import threading
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from daskbatch.dispatch.backend import Backend, Members
-from daskbatch.dispatch.cell import SILENT, Cell, Group, Phase, find_blame
-from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.outcomes import Outcomes
+from daskbatch.dispatch.backend import Key, Members
+from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.moves import Moves
 from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
-from daskbatch.dispatch.placing import Placer, pickle_functions
+from daskbatch.dispatch.placing import pickle_functions
 from daskbatch.dispatch.uninterrupted import uninterrupted
 from daskbatch.dispatch.wiring import wait_for_producers
 from daskbatch.errors import (
     BatchError,
     LifecycleError,
-    SerializationError,
     ServiceLost,
+    SpecError,
     WorkerLost,
 )
 from daskbatch.worker.block import Report
+from daskbatch.worker.journal import Trace
 from daskbatch.worker.outcome import BlockResult, Status, pack_error
 
 #: How long tasks that wait behind a stuck block are gathered before they are taken back.
 _UNSTICK_SECONDS = 0.05
 
+#: How long the scheduler may take to tell what a worker that died had done. Seconds.
+_TOLD_SECONDS = 30.0
+
 #: How often is looked whether an answer can still come. Seconds.
 _LOOK_SECONDS = 0.2
 
-#: By `Status`.
-_PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
 
-
-class Dispatcher:
+class Dispatcher(Moves):
     """The started tasks of one client.
 
     Parameters
@@ -56,17 +56,6 @@ class Dispatcher:
     setting : Setting
         What is the same for all blocks.
     """
-
-    def __init__(self, backend: Backend, setting: Setting) -> None:
-        self._backend = backend
-        self._placer = Placer(backend, setting)
-        self._inline_limit = setting.inline_limit
-        self.outcomes = Outcomes()
-        self._changed = self.outcomes.changed
-        self._live: dict[int, Placement] = {}
-        self._ranks = itertools.count()
-        self._stuck: set[Placement] = set()
-        self._revoked: set[int] = set()
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -102,11 +91,12 @@ class Dispatcher:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)
             self.outcomes.left += len(new)
+            self._writers.add(new)
             self._place(new, name, again=False)
             self._changed.notify_all()
 
-    def cancel(self, cells: Iterable[Cell]) -> None:
-        """Cancel what has not begun; returns when it is known what that is."""
+    def cancel(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Cancel what is not over; returns those that will not complete, once it is known."""
         with self._changed:
             started = []
             for cell in cells:
@@ -118,15 +108,40 @@ class Dispatcher:
             self._changed.notify_all()
         while started:
             started = self._cancel_started(started)
+        with self._changed:
+            return [c for c in cells if c.phase == Phase.CANCELLED or c in self._stopping]
+
+    def refuse(self, reasons: Mapping[Cell, str]) -> None:
+        """Count tasks as failed that no worker can run."""
+        with self._changed:
+            placed = {cell: cell.placement for cell in reasons if cell.placement is not None}
+            members = by_block(placed)
+            self._revoked.update(members)
+
+        def then(revoked: Members, _: Members) -> None:
+            with self._changed:
+                for cell, placement in placed.items():
+                    if cell.placement is placement and cell.member in revoked.get(
+                        placement.number, ()
+                    ):
+                        error = SpecError(f"task {cell.label} {reasons[cell]}")
+                        data = pack_error(error, cell.label)
+                        self._tell(placement, cell, Status.FAILED, data)
+                self._changed.notify_all()
+            self._let_go(placed.values())
+
+        if members:
+            self._backend.revoke(members, Status.CANCELLED, then)
 
     def _cancel_started(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Cancel what has not begun; returns what has been placed elsewhere meanwhile."""
+        """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
         answered = threading.Event()
         revoked: Members = {}
+        stopping: Members = {}
 
-        def then(confirmed: Members) -> None:
-            nonlocal revoked
-            revoked = confirmed
+        def then(not_begun: Members, begun: Members) -> None:
+            nonlocal revoked, stopping
+            revoked, stopping = not_begun, begun
             answered.set()
 
         with self._changed:
@@ -145,9 +160,27 @@ class Dispatcher:
             for number, confirmed in revoked.items():
                 for cell in live[number].members_left(confirmed):
                     self._tell(live[number], cell, Status.CANCELLED)
-                self._drop_if_empty(live[number])
+            for number, begun in stopping.items():
+                # What comes after them must wait until they have really ended.
+                self._stopping.update(live[number].members_left(begun))
             self._changed.notify_all()
-            return [c for c, where in asked.items() if not c.over and c.placement is not where]
+            elsewhere = [c for c, at in asked.items() if not c.over and c.placement is not at]
+        self._let_go(live[number] for number in revoked)
+        return elsewhere
+
+    def _let_go(self, placements: Iterable[Placement]) -> None:
+        """Take back what waits for blocks of which nothing is left, and spare the cluster those.
+
+        Nobody knows whether they would ever have run.
+        """
+        with self._changed:
+            empty = [placement for placement in set(placements) if not placement.left]
+            self._stuck.update(empty)
+        if empty:
+            self._take_back()
+        with self._changed:
+            for placement in empty:
+                self._drop_if_empty(placement)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Count all that is not over as cancelled, or as failed of an error."""
@@ -163,11 +196,25 @@ class Dispatcher:
             self._changed.notify_all()
 
     def fetch(self, cell: Cell, timeout: float | None = None) -> None:
-        """Bring here what a finished task left on its worker; see `Placement.fetch`."""
-        if cell.placement is not None:
-            result = cell.placement.fetch(cell.label, timeout)
+        """Bring here what a finished task left on its worker; see `Placement.fetch`.
+
+        If it was lost with the worker, the task is started again, if it may be; else it has
+        failed.
+        """
+        placement = cell.placement
+        if placement is None:
+            return
+        if not placement.lost:
+            result = placement.fetch(cell.label, timeout)
             with self._changed:
-                cell.placement.hand_out(result)
+                if not result.lost:
+                    placement.hand_out(result)
+                    return
+                placement.lost = self._any_lost = True
+        with self._changed:
+            if cell.over and cell.placement is placement:
+                self._place(self._revive(cell), placement.name)
+            self._changed.notify_all()
 
     # -- what the backend tells -----------------------------------------------------------
 
@@ -212,17 +259,62 @@ class Dispatcher:
             deferred: list[Cell] = []
             if error is not None:
                 deferred = self._key_failed(placement, error)
+            elif result is not None and result.lost:
+                # Its worker has died, and it is yet to be told what had run.
+                told = partial(self._was_not_told, placement)
+                self._backend.later(_TOLD_SECONDS, told)
+                return
             elif result is not None:
                 report = result.as_report(placement.number)
                 deferred = self._take_in(placement, report, timed=False)
-            self._live.pop(placement.number, None)
-            self._stuck.discard(placement)
-            placement.waits = frozenset()
-            placement.held = ()
-            if placement.number in self._revoked:
-                self._revoked.discard(placement.number)
-                self._backend.forget([placement.number])
+            self._forget(placement)
             self._place(deferred, placement.name)
+            self._changed.notify_all()
+
+    def _was_not_told(self, placement: Placement) -> None:
+        """Go on without having been told what had run of a block: so it all may have."""
+        if self._live.get(placement.number) is placement:
+            self.worker_died([placement.key], {}, None)
+
+    def values_gone(self, keys: Sequence[Key]) -> None:
+        """Take in that what finished blocks returned was lost with a worker."""
+        with self._changed:
+            for key in keys:
+                placement = self._placed.get(key)
+                if placement is not None:
+                    placement.lost = self._any_lost = True
+
+    def worker_died(
+        self, keys: Sequence[Key], why: Mapping[str, Any], traces: Sequence[Trace] | None
+    ) -> None:
+        """Take in that a worker has died, and with it what it had not reported.
+
+        Parameters
+        ----------
+        keys : sequence of Key
+            The blocks that it may have begun.
+        why : mapping
+            What is known of its death; see `WorkerLost`.
+        traces : sequence of Trace, optional
+            What it had done; None if nobody knows.
+        """
+        with self._changed:
+            deferred: list[Cell] = []
+            done = {trace.block: trace for trace in traces or ()}
+            for key in keys:
+                placement = self._placed.get(key)
+                if placement is None:
+                    continue
+                placement.lost = self._any_lost = True
+                if placement.number in self._live:
+                    trace = done.get(placement.number)
+                    if trace is not None and trace.entries:
+                        deferred += self._take_in(placement, trace.as_report(), timed=False)
+                    running = None if traces is None else -1 if trace is None else trace.running
+                    deferred += self._recover(placement, running, why)
+                    self._forget(placement)
+            deferred.sort(key=lambda cell: cell.rank)
+            self._place(deferred, "batch")
             self._changed.notify_all()
 
     def _key_failed(self, placement: Placement, error: BaseException) -> list[Cell]:
@@ -240,107 +332,6 @@ class Dispatcher:
                 failure.__cause__ = error
                 self._tell(placement, cell, Status.FAILED, pack_error(failure, cell.label))
         return deferred
-
-    # -- placing and settling -------------------------------------------------------------
-
-    def _place(self, cells: Sequence[Cell], name: str, again: bool = True) -> None:
-        ready = [cell for cell in cells if self._may_run(cell)]
-        if not ready:
-            return
-        try:
-            others = self.outcomes.left - len(ready)
-            placements = self._placer.place(ready, name, others, again)
-        except Exception as error:
-            # Somebody waits for these: they must hear of it.
-            data = pack_error(error, name)
-            for cell in ready:
-                self.outcomes.settle(cell, Phase.FAILED, data)
-            return
-        for placement in placements:
-            self._live[placement.number] = placement
-
-    def _may_run(self, cell: Cell) -> bool:
-        if cell.waits:
-            cell.blame = find_blame(cell)
-            if cell.blame is not None:
-                self.outcomes.settle(cell, Phase.FAILED)
-                return False
-        if cell.call is not None:
-            failure = cell.call.failure or cell.function
-            if isinstance(failure, SerializationError):
-                what = "its arguments" if cell.call.failure else "its function"
-                error = SerializationError(f"task {cell.label}: {what} cannot be sent: {failure}")
-                error.__cause__ = failure.__cause__
-                self.outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
-                return False
-        return True
-
-    def _take_in(self, placement: Placement, report: Report, timed: bool = True) -> list[Cell]:
-        """Settle what a report tells of; returns what has to be placed again."""
-        deferred = []
-        ran: list[Cell] = []
-        sizes: list[int] = []
-        stop = report.start + len(report.statuses)
-        for member, (cell, status, value, seconds) in enumerate(
-            zip(
-                placement.cells[report.start : stop],
-                report.statuses,
-                report.values,
-                array("f", report.durations),
-                strict=True,
-            ),
-            report.start,
-        ):
-            if cell.placement is not placement or cell.phase >= Phase.DONE:
-                continue
-            if status == Status.DEFERRED:
-                self._give_back(placement, cell)
-                deferred.append(cell)
-                continue
-            output = report.outputs.get(member, SILENT)
-            if timed and status <= Status.FAILED:
-                ran.append(cell)
-                if value is None or output is None:
-                    sizes.append(-1)
-                else:
-                    sizes.append(len(value) + len(output[0]) + len(output[1]))
-            self._tell(placement, cell, status, value, output, seconds)
-        self._placer.learn(ran, sizes)
-        return deferred
-
-    def _tell(
-        self,
-        placement: Placement,
-        cell: Cell,
-        status: int,
-        value: bytes | None = None,
-        output: tuple[str, str] | None = SILENT,
-        seconds: float = 0.0,
-    ) -> None:
-        placement.left -= 1
-        if status > Status.FAILED or self._is_here(value, output):
-            cell.placement = None
-        if status == Status.SKIPPED:
-            cell.blame = find_blame(cell)
-        self.outcomes.settle(cell, _PHASES[status], value, output, seconds)
-
-    def _is_here(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
-        """Say whether all of an outcome is here, and small enough to be sent from here."""
-        if value is None or output is None:
-            return False
-        return len(value) <= self._inline_limit
-
-    def _drop_if_empty(self, placement: Placement) -> None:
-        """Spare the cluster a block of which nothing is left to run."""
-        if not placement.left and all(cell.placement is not placement for cell in placement.cells):
-            # It runs all the same if others hang on its key: what was revoked stays so.
-            self._revoked.discard(placement.number)
-            self._backend.release(placement)
-
-    def _give_back(self, placement: Placement, cell: Cell) -> None:
-        placement.left -= 1
-        cell.placement = None
-        cell.phase = Phase.WAITING
 
     # -- stuck blocks ---------------------------------------------------------------------
 
@@ -360,7 +351,7 @@ class Dispatcher:
         if members:
             self._backend.revoke(members, Status.DEFERRED, self._taken_back)
 
-    def _taken_back(self, revoked: Members) -> None:
+    def _taken_back(self, revoked: Members, _: Members) -> None:
         with self._changed:
             deferred: list[Cell] = []
             names: set[str] = set()

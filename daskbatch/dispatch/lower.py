@@ -27,6 +27,9 @@ from daskbatch.worker.outcome import token
 
 Key = str | tuple[str, int]
 
+#: The annotation of keys: the topic of the client that they belong to.
+TOPIC = "daskbatch"
+
 #: What Dask calls tokens. A name of their own, or it would expect them to take as long as
 #: other tasks, and have idle workers steal them, values and all.
 TOKEN = "daskbatch_token"
@@ -152,6 +155,7 @@ class _Lowering:
         calls: list[tuple[int, bytes]] = []
         links: dict[int, Link] = {}
         limits: dict[int, Limits] = {}
+        equal: dict[Limits, Limits] = {}
         for member, cell in enumerate(placement.cells):
             cell.placement, cell.member = placement, member
             if cell.call is None:
@@ -160,8 +164,11 @@ class _Lowering:
                 assert isinstance(cell.function, bytes)
                 index = functions.setdefault(cell.function, len(functions))
                 calls.append((index, cell.call.data))
-                if cell.options.retries or cell.options.timeout:
-                    limits[member] = Limits(cell.options.retries, cell.options.timeout)
+                o = cell.options
+                if o.retries or o.timeout or o.cwd or o.env:
+                    # One object where they are equal: then pickle writes it once.
+                    found = Limits(o.retries, o.timeout, o.cwd, o.env)
+                    limits[member] = equal.setdefault(found, found)
             if cell.waits or (cell.call and (cell.call.references or cell.call.buffers)):
                 links[member] = self._link(cell, placement, inputs)
         names = [cell.name for cell in placement.cells]
@@ -174,6 +181,8 @@ class _Lowering:
             labels=names[:1] if len(set(names)) == 1 else names,
             links={member: inputs.shift(link) for member, link in links.items()},
             limits=limits,
+            isolated=placement.cells[0].options.isolated,
+            journaled=any(cell.writes for cell in placement.cells),
             budget=setting.budget,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
@@ -203,7 +212,7 @@ class _Lowering:
                 layer[key] = DataNode(key, buffer.content)
         layers = {
             f"{self._group}-{number}": MaterializedLayer(
-                mapping, annotations=_annotations(self._options[placement])
+                mapping, annotations=_annotations(self._options[placement], self._setting.topic)
             )
             for number, (placement, mapping) in enumerate(self._layers.items())
         }
@@ -251,7 +260,7 @@ class _Inputs:
 
 def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part | bytes | str:
     """Give what fills a slot: the value itself, if only the client has it, or where it is."""
-    if producer.over and producer.placement is None:
+    if producer.over and (producer.placement is None or producer.placement.lost):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:
@@ -263,8 +272,8 @@ def _buffer_key(buffer: pickling.Buffer) -> str:
     return f"buffer-{buffer.digest}"
 
 
-def _annotations(options: Options) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _annotations(options: Options, topic: str) -> dict[str, Any]:
+    found: dict[str, Any] = {TOPIC: topic}
     if options.resources:
         found["resources"] = dict(options.resources)
     if options.workers:

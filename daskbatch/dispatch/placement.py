@@ -34,6 +34,7 @@ class Placement:
     """
 
     __slots__ = (
+        "__weakref__",
         "buffers",
         "cells",
         "failed",
@@ -42,6 +43,7 @@ class Placement:
         "key",
         "left",
         "long",
+        "lost",
         "number",
         "small",
         "waits",
@@ -60,6 +62,8 @@ class Placement:
         #: The placements that its key waits for.
         self.waits: frozenset[Placement] = frozenset()
         self.future: Future | None = None
+        #: Whether what its members returned is not to be had any more.
+        self.lost = False
         #: Whether its key has failed as a whole.
         self.failed = False
         #: The keys of the shared buffers that it takes, and their futures, which must live

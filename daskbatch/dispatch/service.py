@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from time import time
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
+from daskbatch.dispatch.ledger import Casualties, strike
+from daskbatch.dispatch.requests import Capacity
+
 PLUGIN = "daskbatch-service"
 
 #: How long a worker may take to answer that members are revoked, before that counts as "no".
 ANSWER_SECONDS = 5.0
+
+#: Of some members of a block, those that have begun on a worker, and those of them that it stops.
+Answer = tuple[Sequence[int], Sequence[int]]
 
 
 class BatchService(SchedulerPlugin):  # type: ignore[misc]
@@ -33,9 +39,15 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         #: What workers are yet to be told: topic -> block -> member -> status.
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
-        self._answers: dict[tuple[int, str], asyncio.Future[Sequence[int]]] = {}
+        self._answers: dict[tuple[int, str], asyncio.Future[Answer]] = {}
+        self._casualties = Casualties(scheduler)
+        self._working: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
-            {"daskbatch-report": self._report, "daskbatch-revoked": self._answer}
+            {
+                "daskbatch-report": self._report,
+                "daskbatch-revoked": self._answer,
+                "daskbatch-hello": self._casualties.hello,
+            }
         )
         scheduler.handlers.update(
             {
@@ -43,6 +55,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_unregister": self._unregister,
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
+                "daskbatch_capacities": self._capacities,
             }
         )
 
@@ -78,6 +91,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        self._casualties.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
                 for member, status in members.items():
@@ -90,8 +104,44 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
-                answer.set_result(())
+                answer.set_result(((), ()))
         self._tell_slots()
+        self._begin(self._tell_of_death(worker))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    def _capacities(self) -> list[Capacity]:
+        return [
+            Capacity(each.address, each.host, str(each.name), dict(each.resources))
+            for each in self._scheduler.workers.values()
+        ]
+
+    # -- deaths ---------------------------------------------------------------------------
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Hear of a worker's death before Dask does anything about its keys."""
+        if topic == "worker-restart-memory":
+            self._casualties.ran_out_of_memory(msg["worker"], msg["rss"])
+        elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
+            began = strike(self._scheduler, msg["processing-tasks"])
+            gone = strike(self._scheduler, msg["lost-computed-tasks"])
+            self._casualties.died(msg["worker"], began)
+            for topic, keys in gone.items():
+                self._notify(topic, {"gone": keys})
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if start == "memory" and finish == "released":
+            # Nobody wants the result; if a token of it gets lost, that is no reason to run it.
+            strike(self._scheduler, [key])
+
+    async def _tell_of_death(self, worker: str) -> None:
+        for topic, message in (await self._casualties.tell(worker)).items():
+            self._notify(topic, message)
+
+    # -- slots ----------------------------------------------------------------------------
 
     def _tell_slots(self) -> None:
         for topic in self._clients:
@@ -113,14 +163,14 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         begun on the worker that says so, or is over by a report that the client is sent
         before: hence the answer takes the way of the reports.
         """
-        waiting: dict[int, list[asyncio.Future[Sequence[int]]]] = {}
+        waiting: dict[int, list[asyncio.Future[Answer]]] = {}
         for block, some in members.items():
             known = self._revoked.setdefault(topic, {}).setdefault(block, {})
             known.update(dict.fromkeys(some, status))
             waiting[block] = []
             for address in list(self._scheduler.workers):
                 request = next(self._requests)
-                answer: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
+                answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
                 self._answers[request, address] = answer
                 waiting[block].append(answer)
                 self._scheduler.worker_send(
@@ -133,14 +183,21 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             revoked = {
                 block: _not_begun(members[block], answers) for block, answers in waiting.items()
             }
-            self._notify(topic, {"question": question, "revoked": revoked})
+            stopping = {
+                block: [m for a in answers if a.done() for m in a.result()[1]]
+                for block, answers in waiting.items()
+            }
+            message = {"question": question, "revoked": revoked, "stopping": stopping}
+            self._notify(topic, message)
         finally:
             self._answers = {k: a for k, a in self._answers.items() if a not in everything}
 
-    def _answer(self, request: int, began: Sequence[int], worker: str) -> None:
+    def _answer(
+        self, request: int, began: Sequence[int], stopping: Sequence[int], worker: str
+    ) -> None:
         answer = self._answers.get((request, worker))
         if answer is not None and not answer.done():
-            answer.set_result(began)
+            answer.set_result((began, stopping))
 
     def _forget(self, topic: str, blocks: Sequence[int]) -> None:
         """Drop what is known of blocks that are over."""
@@ -162,10 +219,8 @@ def _revocation(
     }
 
 
-def _not_begun(
-    members: Sequence[int], answers: Sequence[asyncio.Future[Sequence[int]]]
-) -> list[int]:
+def _not_begun(members: Sequence[int], answers: Sequence[asyncio.Future[Answer]]) -> list[int]:
     if not all(answer.done() for answer in answers):
         return []
-    began = {member for answer in answers for member in answer.result()}
+    began = {member for answer in answers for member in answer.result()[0]}
     return [member for member in members if member not in began]

@@ -9,15 +9,20 @@ import atexit
 import logging
 import os
 import weakref
+from collections.abc import Iterable, Sequence
 
 from distributed import Client
 from distributed.deploy import Cluster
 
 from daskbatch import config
+from daskbatch.describe.spec import Options
+from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.dispatch.cluster import ClusterBackend
 from daskbatch.dispatch.connection import connect
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.requests import Capacity, unmet
+from daskbatch.errors import SpecError
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
@@ -57,13 +62,34 @@ class Session:
                 output_limit=config.get_bytes("output-limit"),
             )
             self.dispatcher = Dispatcher(self._backend, setting)
-            self._backend.connect(
-                self.dispatcher.report, self.dispatcher.key_over, self.dispatcher.give_up
-            )
+            self._backend.connect(self.dispatcher)
         except BaseException:
             self._connection.close()
             raise
         _open.add(self)
+
+    def submit(self, cells: Sequence[Cell], name: str, group: Group | None) -> None:
+        """Start tasks; see `Dispatcher.submit`.
+
+        Raises
+        ------
+        SpecError
+            One asks for what no worker has, and there will be no others.
+        """
+        asking = [cell for cell in cells if cell.options.resources or cell.options.workers]
+        refused = _refused(asking, self._backend.capacities()) if asking else {}
+        if refused and self._connection.embedded is not None:
+            cell, why = next(iter(refused.items()))
+            raise SpecError(f"task {cell.label} {why}")
+        self.dispatcher.submit(cells, name, group)
+        if refused:
+            seconds = config.get_seconds("unmet-timeout")
+
+            def look_again(workers: list[Capacity]) -> None:
+                waiting = [cell for cell in refused if cell.phase == Phase.WAITING]
+                self.dispatcher.refuse(_refused(waiting, workers))
+
+            self._backend.capacities_later(seconds, look_again)
 
     @property
     def slots(self) -> int:
@@ -88,6 +114,15 @@ class Session:
         """End from where one must not wait: a finalizer, which any thread may run."""
         if not self._ended:
             self._connection.close_in_background()
+
+
+def _refused(cells: Iterable[Cell], workers: Sequence[Capacity]) -> dict[Cell, str]:
+    """Give the tasks that no worker can run, and why."""
+    reasons: dict[Options, str | None] = {}
+    for cell in cells:
+        if cell.options not in reasons:
+            reasons[cell.options] = unmet(cell.options, workers)
+    return {cell: why for cell in cells if (why := reasons[cell.options]) is not None}
 
 
 #: A session ends with its Batch; what is left at exit is ended there.

@@ -47,6 +47,8 @@ class Limits(NamedTuple):
 
     retries: int = 0
     timeout: float | None = None
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
 
 
 class BlockSpec(NamedTuple):
@@ -69,6 +71,11 @@ class BlockSpec(NamedTuple):
         For those members that have predecessors or buffers.
     limits : mapping
         For those members that have any.
+    isolated : bool
+        Whether the members run in a child process.
+    journaled : bool
+        Whether their outcomes must not be forgotten when the worker dies: one may have
+        written what may not be written again.
     budget : float
         After so many seconds what has not begun is deferred.
     share_limit : int
@@ -86,6 +93,8 @@ class BlockSpec(NamedTuple):
     labels: Sequence[str]
     links: Mapping[int, Link]
     limits: Mapping[int, Limits]
+    isolated: bool
+    journaled: bool
     budget: float
     share_limit: int
     inline_limit: int

@@ -59,6 +59,11 @@ class BlockResult:
         self.values = values
         self.outputs = outputs or {}
 
+    @property
+    def lost(self) -> bool:
+        """Whether nothing is known of the members any more, but perhaps to the client."""
+        return not self.statuses
+
     def __reduce__(self) -> tuple[object, ...]:
         return BlockResult, (self.statuses, self.values, self.outputs)
 

@@ -6,23 +6,33 @@ carries reports up to the client and revocations down to the blocks.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
 from daskbatch.worker.block import BlockSpec
+from daskbatch.worker.children import children
+from daskbatch.worker.entry import run_block
+from daskbatch.worker.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.process import ADDED_VARIABLE
-from daskbatch.worker.run import BlockRun, run_block
+from daskbatch.worker.progress import Progress
+from daskbatch.worker.warden import warden
 
 PLUGIN = "daskbatch-worker"
 
 #: How often a running block is looked at: for reports, and for its budget. Seconds.
 _TICK = 0.02
+
+#: Values up to this size are kept for the case that the worker is killed. Bytes.
+_JOURNAL_BYTES = 1 << 16
 
 
 def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
@@ -42,7 +52,7 @@ def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
 class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     """The part of daskbatch that lives on a worker.
 
-    The thread of a block only ever appends to its `BlockRun`; what has to be sent is
+    The thread of a block only ever appends to its `Progress`; what has to be sent is
     picked up from it by the worker's event loop, now and then and at the end.
     """
 
@@ -52,47 +62,90 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Worker) -> None:
         self._worker = worker
         _survive_interrupts()
-        self._runs: dict[tuple[str, int], BlockRun] = {}
+        if worker.nanny is not None:
+            _note_added_environment()
+        self._runs: dict[tuple[str, int], Progress] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics whose clients are gone.
         self._ended: set[str] = set()
+        #: The journals of slots that are free, and where they are. Without a nanny there is
+        #: nobody to read them.
+        self._journals: list[Journal] = []
+        self._numbers = itertools.count()
+        self._directory: Path | None = None
+        if worker.nanny is not None:
+            scratch = Path(worker.local_directory).parent
+            remove_old(scratch)
+            self._directory = scratch / f"{PREFIX}{worker.id}"
+            self._directory.mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
+        worker.batched_send(
+            {
+                "op": "daskbatch-hello",
+                "pid": os.getpid(),
+                "owner": warden().owner,
+                "directory": str(self._directory or ""),
+            }
+        )
 
     def teardown(self, worker: Worker) -> None:
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
+        # A worker that leaves, or has lost its scheduler, must not go on with its tasks.
+        for run in list(self._runs.values()):
+            run.stop_all()
+        children().close()
+        if not self._runs:
+            warden().close()  # it would end what a task has left running on purpose
+        if self._directory is not None:
+            remove(self._directory)
 
     # -- the threads that run blocks (`run.Reporter`) -------------------------------------
 
-    def begin(self, run: BlockRun) -> None:
+    def begin(self, run: Progress) -> None:
         key = _key(run.spec)
+        journal = self._take_journal()
+        if journal is not None:
+            journal.begin(*key)
+            run.journal = journal
         with self._lock:
             self._runs[key] = run
             if run.spec.topic in self._ended:
-                run.revoke_all()
+                run.stop_all()
             for member, status in self._revoked.get(key, {}).items():
                 run.revoke([member], status)
             if not self._ticking:
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
 
-    def end(self, run: BlockRun) -> None:
+    def end(self, run: Progress) -> None:
+        if run.journal is not None:
+            run.journal.run(-1)
+            self._journals.append(run.journal)
         # On the loop this comes before what Dask does there when the key is done; and who
         # asks to revoke members of the block is answered either before, that they have begun,
         # or after the report that they are over.
         self._worker.loop.add_callback(self._finish, run)
+
+    def _take_journal(self) -> Journal | None:
+        if self._directory is None:
+            return None
+        try:
+            return self._journals.pop()
+        except IndexError:
+            return Journal(self._directory / str(next(self._numbers)), _JOURNAL_BYTES)
 
     # -- the event loop -------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
         self._worker.loop.call_later(_TICK, self._tick)
 
-    def _finish(self, run: BlockRun) -> None:
+    def _finish(self, run: Progress) -> None:
         self._send(run)
         with self._lock:
             # A key that Dask runs a second time may have begun before the first has ended.
@@ -104,12 +157,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             runs = list(self._runs.values())
             self._ticking = bool(runs)
         for run in runs:
-            run.expire()
+            run.look()
             self._send(run)
         if runs:
             self._worker.loop.call_later(_TICK, self._tick)
 
-    def _send(self, run: BlockRun) -> None:
+    def _send(self, run: Progress) -> None:
         for report in run.reports():
             self._worker.batched_send(
                 {
@@ -128,7 +181,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             run = self._runs.get(key)
             began = run.revoke(members, Status(status)) if run is not None else []
             self._revoked.setdefault(key, {}).update(dict.fromkeys(members, Status(status)))
-        self._worker.batched_send({"op": "daskbatch-revoked", "request": request, "began": began})
+        stopping = []
+        if run is not None and status == Status.CANCELLED:
+            stopping = [member for member in began if run.stop_running(member)]
+        self._worker.batched_send(
+            {"op": "daskbatch-revoked", "request": request, "began": began, "stopping": stopping}
+        )
 
     def _end(self, topic: str) -> None:
         """Begin nothing more of a client that is gone."""
@@ -136,7 +194,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._ended.add(topic)
             for run in self._runs.values():
                 if run.spec.topic == topic:
-                    run.revoke_all()
+                    run.stop_all()
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
 
@@ -156,6 +214,23 @@ def _survive_interrupts() -> None:
     if embedded and threading.current_thread() is threading.main_thread():
         # A handler, since what is ignored would be ignored by executables, too.
         signal.signal(signal.SIGINT, lambda *_: None)
+
+
+def _note_added_environment() -> None:
+    """Note what the nanny has set for its worker alone: one thread for linear algebra, say.
+
+    What its own parent had set already is the user's.
+    """
+    ours = dask.config.get("distributed.nanny.pre-spawn-environ", default=None) or {}
+    found = [name for name, value in ours.items() if os.environ.get(name) == str(value)]
+    try:
+        before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        before = []
+    names = {each.partition(b"=")[0].decode(errors="replace") for each in before}
+    added = [name for name in found if name not in names]
+    if added and ADDED_VARIABLE not in os.environ:
+        os.environ[ADDED_VARIABLE] = ",".join(added)
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

@@ -1,27 +1,31 @@
-"""Runs an executable to its end: its output, its exit code, its time limit.
+"""Runs an executable to its end: its output, its exit code, its time limit, its being stopped.
 
-Does not know tasks; what the executable writes goes to the capture of the context.
+Does not know tasks; what the executable writes goes to the capture of the context. What
+comes of it when this process dies is the warden's matter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import selectors
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker import capture
+from daskbatch.worker.tree import MARKER, OWNER, end_of, kill_tree, sweep_all
+from daskbatch.worker.warden import warden
 
-_CHUNK = 1 << 16
+#: How much of its output is read at a time; and how often again once it was ended.
+_CHUNK, _DRAINED = 1 << 16, 16
 
 #: How long a process and its children may take to end after SIGTERM. Seconds.
 _GRACE = 2.0
@@ -36,7 +40,75 @@ _POLL = 0.05
 #: Names the environment variables that whoever started the worker has set for it alone.
 ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
 
+#: What an MPI launcher sets for the ranks that it starts. If this worker is one, an MPI
+#: program that inherits them takes itself for that rank, and ends at once.
+_MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
+#: By one of these a process knows that it is a rank. Else the others are the user's settings.
+_MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
+
+#: How much of its output the message about a process says at most: lines, characters.
+_TOLD_LINES, _TOLD_CHARACTERS = 10, 2000
+
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+_launches = itertools.count()
+
+
+class ProcessStopped(BaseException):
+    """The executable was stopped, by `Running.stop`."""
+
+
+class Running:
+    """An executable while it runs, for threads other than that which waits for it.
+
+    Parameters
+    ----------
+    marker : str
+        What `MARKER` says in its environment.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+        self._lock = threading.Lock()
+        self._over = self._stopped = False
+        self._read, self._write = os.pipe()
+
+    def stop(self) -> bool:
+        """Have it ended, with all that it has started; does not wait for that.
+
+        Returns
+        -------
+        bool
+            Whether it had not ended by itself. If so, `execute` raises `ProcessStopped`.
+        """
+        with self._lock:
+            if not self._over and not self._stopped:
+                self._stopped = True
+                os.write(self._write, b".")
+            return self._stopped
+
+    def fileno(self) -> int:
+        """Give a file descriptor that is readable once it is to be stopped."""
+        return self._read
+
+    def __enter__(self) -> Running:
+        running[threading.get_ident()] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del running[threading.get_ident()]
+        with self._lock:
+            self._over = True  # from here on it cannot be stopped any more
+            os.close(self._read)
+            os.close(self._write)
+        if self._stopped:
+            # It may have ended by itself meanwhile, and left something behind.
+            sweep_all(MARKER, self.marker)
+            raise ProcessStopped from None
+
+
+#: By thread, what each is waiting for in `execute`.
+running: dict[int, Running] = {}
 
 
 def execute(
@@ -75,6 +147,8 @@ def execute(
         The exit code is not 0, and `check` is set.
     TaskTimeout
         It ran for longer than `timeout`.
+    ProcessStopped
+        It was stopped by another thread.
     """
     argv = [_text(each) for each in command]
     sink = capture.current.get()
@@ -103,7 +177,7 @@ def _describe(argv: Sequence[str], code: int, stderr: str) -> str:
 
 
 @contextlib.contextmanager
-def _source(stdin: str | bytes | Path | None, cwd: str) -> Iterator[IO[bytes] | int]:
+def _source(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
     """Make a file of what the process reads; a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
@@ -126,53 +200,85 @@ def _run(
     timeout: float | None,
     sink: capture.Capture,
 ) -> int:
-    began = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            env=_environment(env),
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError as error:
-        if not os.path.isdir(cwd):
-            raise  # it is not the executable that is missing
-        sink.stderr.add(f"{argv[0]}: {error.strerror}\n".encode())
-        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    try:
-        if not _collect(process, None if timeout is None else began + timeout, sink):
-            raise TaskTimeout(f"{argv[0]} ran for longer than its timeout of {timeout:g} s")
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            end_tree(process)
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
+    guard = warden()
+    guard.ensure()
+    marker = f"{guard.owner}-{next(_launches)}"
+    environment = clean_environment({**env, OWNER: guard.owner, MARKER: marker})
+    with Running(marker) as stop:
+        began = time.monotonic()
+        try:
+            process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=environment,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            if not os.path.isdir(cwd):
+                raise  # it is not the executable that is missing
+            sink.stderr.add(f"{argv[0]}: {error.strerror}\n".encode())
+            return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+        assert process.stdout is not None
+        assert process.stderr is not None
+        streams = {process.stdout: sink.stdout, process.stderr: sink.stderr}
+        ended = False
+        try:
+            deadline = None if timeout is None else began + timeout
+            ended = _collect(process, deadline, streams, stop)
+            if ended:
+                return process.wait()
+        finally:
+            if not ended:
+                kill_tree(process.pid, marker, _GRACE)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)  # not for ever: it may hang in the kernel
+                _drain(streams)
+            for pipe in streams:
                 pipe.close()
+        raise TaskTimeout(
+            f"{argv[0]} ran for longer than its timeout of {timeout:g} s: it was ended after "
+            f"{time.monotonic() - began:.1f} s{_last_output(sink)}"
+        )
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
     """Give the worker's environment without what only its worker should have."""
-    added = os.environ.get(ADDED_VARIABLE, "").split(",")
-    found = {name: value for name, value in os.environ.items() if name not in added}
-    found.pop(ADDED_VARIABLE, None)
-    found.update(more)
+    # As bytes, since each of many short processes would have all of it decoded and encoded.
+    added = os.environb.get(os.fsencode(ADDED_VARIABLE), b"").split(b",")
+    found = {name: value for name, value in os.environb.items() if name not in added}
+    if any(name in found for name in _MPI_RANKS):
+        found = {n: value for n, value in found.items() if not n.startswith(_MPI_PREFIXES)}
+    found.pop(os.fsencode(ADDED_VARIABLE), None)
+    found.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
     return found
 
 
+def _last_output(sink: capture.Capture) -> str:
+    said = ""
+    for what, text in zip(("output", "errors"), sink.texts(), strict=True):
+        told = "\n".join(text.splitlines()[-_TOLD_LINES:])[-_TOLD_CHARACTERS:]
+        if told.strip():
+            said += f"; its last {what}: {told}"
+    return said
+
+
 def _collect(
-    process: subprocess.Popen[bytes], deadline: float | None, sink: capture.Capture
+    process: subprocess.Popen[bytes],
+    deadline: float | None,
+    streams: Mapping[IO[bytes], capture.BoundedText],
+    stop: Running,
 ) -> bool:
-    """Read what a process writes until it has ended; False if the deadline came first."""
+    """Read what a process writes until it has ended; False if that is to be brought about."""
     ended = False
-    with _end_of(process) as end, selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, sink.stdout)  # type: ignore[arg-type]
-        selector.register(process.stderr, selectors.EVENT_READ, sink.stderr)  # type: ignore[arg-type]
-        open_pipes = 2
+    with end_of(process.pid) as end, selectors.PollSelector() as selector:
+        selector.register(stop, selectors.EVENT_READ, stop)
+        for pipe, text in streams.items():
+            selector.register(pipe, selectors.EVENT_READ, text)
+        open_pipes = len(streams)
         if end is not None:
             selector.register(end, selectors.EVENT_READ)
         while open_pipes or not ended:
@@ -182,6 +288,8 @@ def _collect(
             if end is None and not ended:
                 left = _POLL if left is None else min(left, _POLL)
             for key, _ in selector.select(left):
+                if key.data is stop:
+                    return False
                 if key.data is None:
                     selector.unregister(key.fileobj)
                     ended = True
@@ -198,38 +306,11 @@ def _collect(
     return True
 
 
-@contextlib.contextmanager
-def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """Give a file descriptor that is readable once a process has ended, where there are such."""
-    if not hasattr(os, "pidfd_open"):
-        yield None
-        return
-    try:
-        end = os.pidfd_open(process.pid)
-    except OSError:
-        yield None
-        return
-    try:
-        yield end
-    finally:
-        os.close(end)
-
-
-def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process with its children: SIGTERM, a grace, SIGKILL."""
-    try:
-        parent = psutil.Process(process.pid)
-        tree = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        tree = []
-    for each in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.terminate()
-    _, alive = psutil.wait_procs(tree, timeout=_GRACE)
-    for each in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    psutil.wait_procs(alive, timeout=_GRACE)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _drain(streams: Mapping[IO[bytes], capture.BoundedText]) -> None:
+    """Read what is left in the pipes of a process that was ended."""
+    for pipe, text in streams.items():
+        os.set_blocking(pipe.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            # Whatever may still hold them open and write must not keep us.
+            for _ in range(_DRAINED):
+                text.add(os.read(pipe.fileno(), _CHUNK))

@@ -1,0 +1,146 @@
+"""Decides what may be run a second time when a worker has died, by what tasks read and write.
+
+Does not know how it was found out, nor does it change anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dask.utils import format_bytes
+
+from daskbatch.describe.access import Channel
+from daskbatch.dispatch.cell import Cell
+from daskbatch.errors import WorkerLost
+from daskbatch.plan.program import may_run_again, shared_channels
+
+#: Under so many deaths of workers a task is given up.
+MOST_DEATHS = 3
+
+
+class Writers:
+    """Which task has been the last to be started that writes a channel."""
+
+    def __init__(self) -> None:
+        self._last: dict[Channel, int] = {}
+
+    def add(self, cells: Iterable[Cell]) -> None:
+        """Take in tasks that are being started."""
+        for cell in cells:
+            for channel in cell.writes:
+                self._last[channel] = cell.rank
+
+    def since(self, cell: Cell) -> bool:
+        """Say whether what a task has read may have been written since."""
+        if not cell.reads:
+            return False
+        later = [channel for channel, rank in self._last.items() if rank > cell.rank]
+        return any(shared_channels(cell.reads, later))
+
+
+def is_gone(cell: Cell) -> bool:
+    """Say whether the value of a finished task was lost with a worker."""
+    return cell.value is None and (cell.placement is None or cell.placement.lost)
+
+
+def to_revive(cell: Cell, writers: Writers) -> list[Cell] | None:
+    """Find what has to run again to have the lost value of a task again.
+
+    Parameters
+    ----------
+    cell : Cell
+        It has finished.
+    writers : Writers
+        Who has written what.
+
+    Returns
+    -------
+    list of Cell, or None
+        The tasks, each behind those that it takes results from; None if one of them may not
+        run again, since that could be seen.
+    """
+    found: dict[Cell, None] = {}
+    stack = [cell]
+    while stack:
+        each = stack.pop()
+        if each.writes or writers.since(each):
+            return None
+        found[each] = None
+        for producer in each.producers:
+            if producer.over and is_gone(producer):
+                if producer.unsuccessful:
+                    return None
+                if producer not in found:
+                    stack.append(producer)
+    return sorted(found, key=lambda each: each.rank)
+
+
+def why_not_again(cell: Cell, deaths: int, beside: Iterable[Cell]) -> str | None:
+    """Say why a task that may have begun when its worker died must not run again.
+
+    Parameters
+    ----------
+    cell : Cell
+        The task.
+    deaths : int
+        How many workers have died under it.
+    beside : iterable of Cell
+        Tasks of which nobody knows whether they have run since.
+
+    Returns
+    -------
+    str or None
+        None if it may run again.
+    """
+    if not may_run_again(cell):
+        return "it writes what it reads, so that a second run could do something else"
+    if any(any(shared_channels(cell.reads, other.writes)) for other in beside):
+        return "what it reads may have been written since"
+    if deaths >= MOST_DEATHS:
+        return f"{deaths} workers have died under it"
+    return None
+
+
+def value_lost(cell: Cell) -> WorkerLost:
+    """Make the exception that tells that what a finished task has returned is lost for good."""
+    return WorkerLost(
+        f"what task {cell.label} returned was lost with its worker, and the task does not run "
+        "again: it writes something, or what it read may have been written since, or what it "
+        "took was lost as well"
+    )
+
+
+def lost_with_worker(
+    cell: Cell, reason: str, attempt: int, why: Mapping[str, Any] | None = None
+) -> WorkerLost:
+    """Make the exception that tells what was lost, and what is known of it."""
+    said = f" {_describe(**why)}, and" if why else ""
+    return WorkerLost(
+        f"task {cell.label} was lost with its worker{said} does not run again: {reason}",
+        attempt=attempt,
+        **(why or {}),
+    )
+
+
+def _describe(
+    worker: str,
+    exitcode: int | None,
+    memory: int | None,
+    memory_limit: int | None,
+    out_of_memory: bool,
+) -> str:
+    parts = []
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            parts.append(f"ended by {signal.Signals(-exitcode).name}")
+    elif exitcode is not None:
+        parts.append(f"exit code {exitcode}")
+    if out_of_memory:
+        parts.append("out of memory")
+    if memory is not None:
+        limit = "" if memory_limit is None else f" of its limit of {format_bytes(memory_limit)}"
+        parts.append(f"memory last seen: {format_bytes(memory)}{limit}")
+    return f"{worker} ({', '.join(parts)})" if parts else worker
