@@ -82,12 +82,6 @@ def require_name(name: str | None) -> None:
         raise SpecError(f"name= must be a text, not {name!r}")
 
 
-def require_name(name: str | None) -> None:
-    """Make sure that a name is one, or none."""
-    if name is not None and (not isinstance(name, str) or not name):
-        raise SpecError(f"name= must be a text, not {name!r}")
-
-
 def make_function(
     batch: Batch,
     target: Callable[..., Any],
