@@ -82,14 +82,20 @@ class Session:
             cell, why = next(iter(refused.items()))
             raise SpecError(f"task {cell.label} {why}")
         self.dispatcher.submit(cells, name, group)
-        if refused:
-            seconds = config.get_seconds("unmet-timeout")
+        if asking:
+            self._look_after(asking, set(refused))
 
-            def look_again(workers: list[Capacity]) -> None:
-                waiting = [cell for cell in refused if cell.phase == Phase.WAITING]
-                self.dispatcher.refuse(_refused(waiting, workers))
+    def _look_after(self, cells: Sequence[Cell], unmet_before: set[Cell]) -> None:
+        """Refuse what no worker could run all the time between two looks: some come and go."""
 
-            self._backend.capacities_later(seconds, look_again)
+        def look(workers: list[Capacity]) -> None:
+            refused = _refused([c for c in cells if c.phase == Phase.WAITING], workers)
+            self.dispatcher.refuse({c: why for c, why in refused.items() if c in unmet_before})
+            left = [cell for cell in cells if not cell.over]
+            if left:
+                self._look_after(left, set(refused))
+
+        self._backend.capacities_later(config.get_seconds("unmet-timeout"), look)
 
     @property
     def slots(self) -> int:
