@@ -290,3 +290,21 @@ os.write(writer, b"x")
 print(os.wait()[1])
 """
     assert python("-W", "ignore", "-c", program) == ["0", "3", "0"]
+
+
+def test_a_worker_that_leaves_is_replaced() -> None:
+    program = """
+from daskbatch import Batch
+batch = Batch(num_workers=1)
+
+async def leave(dask_worker):
+    dask_worker.loop.add_callback(dask_worker.close)
+
+batch.client.run(leave)
+task = batch.function(len, "abc")
+task.run(timeout=80)
+print(task.get())
+batch.close()
+batch.join()
+"""
+    assert python("-c", program) == ["3"]

@@ -38,6 +38,9 @@ from daskbatch.dispatch.embedded import host; host(s)"
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 
+#: How often is looked whether a nanny has given up.
+_KEEP_UP_SECONDS = 0.5
+
 #: As Dask's nannies do: one thread for each linear algebra call, since every core has a
 #: worker. The creator's own settings win.
 _WORKER_ENVIRONMENT = {
@@ -206,12 +209,31 @@ async def _serve(settings: dict[str, Any]) -> None:
     )
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
+    keeping_up = asyncio.create_task(_keep_up(cluster, settings["workers"]))
     await asyncio.to_thread(sys.stdin.read)
+    keeping_up.cancel()
     # Nobody needs them any more. To ask them politely would take longer, and have them
     # complain of each other's absence.
     _kill_children()
     shutil.rmtree(settings["scratch"], ignore_errors=True)
     os._exit(0)
+
+
+async def _keep_up(cluster: Any, workers: int) -> None:
+    """Start workers anew where Dask does not: a nanny gives up if its worker dies as it starts."""
+    from distributed.core import Status
+
+    while True:
+        await asyncio.sleep(_KEEP_UP_SECONDS)
+        gone = [
+            name
+            for name, nanny in cluster.workers.items()
+            if nanny.status in (Status.closed, Status.failed)
+        ]
+        for name in gone:
+            del cluster.workers[name]
+        if len(cluster.workers) < workers:
+            cluster.scale(workers)
 
 
 def _kill_children() -> None:

@@ -96,6 +96,18 @@ class IsolatedRun(Progress):
 
     # -- the thread that runs the block ---------------------------------------------------
 
+    def _is_ready(self, child: Child) -> bool:
+        """Wait until a child has started; False if it has not, and another may."""
+        try:
+            child.wait_until_ready()
+        except ChildLost:
+            self._deaths += 1
+            if self._deaths >= _PATIENCE:
+                raise
+            child.end()
+            return False
+        return True
+
     def _go_on(self) -> None:
         """Get on with what is left, as far as one child gets."""
         start = len(self.statuses)
@@ -109,7 +121,8 @@ class IsolatedRun(Progress):
         child: Child | None = None
         try:
             child = self._pool.take()
-            child.wait_until_ready()
+            if not self._is_ready(child):
+                return
             if not self._attach(child, start):
                 self._pool.give(child)
                 return

@@ -197,8 +197,9 @@ def _records(content: bytes) -> Iterator[tuple]:  # type: ignore[type-arg]
 
 
 def remove(directory: Path) -> None:
-    """Delete the journals of a worker, and their directory."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Delete the journals of a worker, and their directory; no other one."""
+    if directory.name.startswith(PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_old(scratch: Path) -> None:
