@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,3 +333,20 @@ def test_nothing_piles_up(cluster: LocalCluster) -> None:
             with Batch(cluster) as batch:
                 use(batch)
         assert (client.run_on_scheduler(on_scheduler), client.run(on_worker)) == before
+
+
+def variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}
+
+
+def test_what_a_nanny_sets_for_its_worker_alone_does_not_reach_children() -> None:
+    with LocalCluster(n_workers=1, dashboard_address=":0") as cluster, Batch(cluster) as batch:
+        in_worker = batch.function(variables)
+        in_child = batch.options(isolation="process").function(variables)
+        executable = batch.process("env")
+        batch.compile([in_worker, in_child, executable]).run(timeout=60)
+        assert "OMP_NUM_THREADS" in in_worker.get()
+        # What this process was started with is the user's, and does.
+        ours = b"OMP_NUM_THREADS=" in Path("/proc/self/environ").read_bytes()
+        assert ("OMP_NUM_THREADS" in in_child.get()) is ours
+        assert ("OMP_NUM_THREADS=" in executable.stdout.get()) is ours
