@@ -63,7 +63,7 @@ class Worker:
 
     def __init__(self, program: str, **env: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER + program],
+            [sys.executable, "-W", "ignore", "-c", WORKER + program],
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
             env={**os.environ, **env},
