@@ -198,8 +198,8 @@ class Dispatcher(Moves):
     def fetch(self, cell: Cell, timeout: float | None = None) -> None:
         """Bring here what a finished task left on its worker; see `Placement.fetch`.
 
-        If it was lost with the worker, the task is started again, if it may be; else it has
-        failed.
+        If it was lost with the worker, the task is started again, if it may be; else there is
+        nothing to be had any more, and the cell has no placement.
         """
         placement = cell.placement
         if placement is None:

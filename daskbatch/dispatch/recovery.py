@@ -113,15 +113,13 @@ def value_lost(cell: Cell) -> WorkerLost:
     )
 
 
-def lost_with_worker(
-    cell: Cell, reason: str, attempt: int, why: Mapping[str, Any] | None = None
-) -> WorkerLost:
+def lost_with_worker(cell: Cell, reason: str, attempt: int, why: Mapping[str, Any]) -> WorkerLost:
     """Make the exception that tells what was lost, and what is known of it."""
-    said = f" {_describe(**why)}, and" if why else ""
+    said = f" {_describe(**why)}" if why else ""
     return WorkerLost(
-        f"task {cell.label} was lost with its worker{said} does not run again: {reason}",
+        f"task {cell.label} was lost with its worker{said}, and does not run again: {reason}",
         attempt=attempt,
-        **(why or {}),
+        **why,
     )
 
 
