@@ -8,6 +8,9 @@ import pytest
 
 from daskbatch import Batch
 
+#: CPython's files: `test_cpython.py` runs what is in them.
+collect_ignore = ["cpython"]
+
 
 @pytest.fixture(scope="session")
 def shared_batch() -> Iterator[Batch]:

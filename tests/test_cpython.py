@@ -1,0 +1,51 @@
+"""CPython's own tests of executors pass with a BatchPoolExecutor; see `cpython_cases`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cpython_cases
+import pytest
+from cpython_cases import (  # noqa: F401 - pytest finds them here
+    AsCompletedTest,
+    DeadlockTest,
+    ExecutorTest,
+    FailingInitializerTest,
+    FutureTest,
+    InitializerTest,
+    ProcessPoolExecutorTest,
+    ShutdownTest,
+    WaitTest,
+)
+
+from daskbatch import Batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared() -> Iterator[None]:
+    """A cluster for all, started once: workers that die are replaced."""
+    with Batch(num_workers=4) as batch, pytest.MonkeyPatch.context() as patch:
+        address = batch.client.scheduler.address
+        patch.setattr(cpython_cases.SharedExecutor, "cluster", address)
+        yield
+
+
+def test_each_test_is_run_or_it_is_said_why_not() -> None:
+    run = cpython_cases.run()
+    assert len(run) == len(set(run)), "one is run twice"
+    not_run = {test for test in cpython_cases.written() if cpython_cases.why_not(test)}
+    assert set(run) | not_run == cpython_cases.written()
+    assert not set(run) & not_run
+
+
+def test_all_modules_are_known() -> None:
+    directory = Path(cpython_cases.util.__file__).parent
+    known = {module.__name__.split(".")[-1] for module in cpython_cases.MODULES}
+    found = {path.stem for path in directory.glob("*.py")} - {"__init__", "util"}
+    assert found <= known | cpython_cases.OTHER_MODULES
+
+
+@pytest.mark.skipif(cpython_cases.SHIPPED.is_dir(), reason="this Python has others")
+def test_the_table_names_no_test_that_is_not_there() -> None:
+    assert set(cpython_cases.NOT_RUN) <= cpython_cases.written()
