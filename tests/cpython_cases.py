@@ -25,10 +25,9 @@ from unittest import mock
 from daskbatch import BatchPoolExecutor
 
 HERE = Path(__file__).parent
-OWN = HERE / "cpython"
-SHIPPED = Path(sysconfig.get_path("stdlib"), "test", "test_concurrent_futures")
-if not SHIPPED.is_dir():
-    sys.path.insert(0, str(OWN))
+COPY = HERE / "cpython" / "test" / "test_concurrent_futures"
+if not Path(sysconfig.get_path("stdlib"), "test", "test_concurrent_futures").is_dir():
+    sys.path.insert(0, str(HERE / "cpython"))
 
 from test.test_concurrent_futures import (  # noqa: E402
     executor,
@@ -53,6 +52,9 @@ MODULES = [
     test_shutdown,
     test_wait,
 ]
+
+#: Where they are.
+DIRECTORY = Path(util.__file__).parent
 
 #: Modules with tests of other executors alone.
 OTHER_MODULES = {"test_thread_pool", "test_interpreter_pool", "test_pool"}
@@ -257,12 +259,12 @@ def why_not(test: str) -> str | None:
     return NOT_RUN.get(test, NOT_RUN_OF.get(kind))
 
 
-def written() -> set[str]:
+def written(directory: Path) -> set[str]:
     """Give all tests that are written in CPython's modules, as `Class.name`."""
     return {
         f"{each.name}.{part.name}"
         for module in MODULES
-        for each in ast.parse(Path(module.__file__).read_text("utf-8")).body
+        for each in ast.parse((directory / Path(module.__file__).name).read_text("utf-8")).body
         if isinstance(each, ast.ClassDef)
         for part in each.body
         if isinstance(part, ast.FunctionDef) and part.name.startswith("test_")
