@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,22 +81,35 @@ class Dispatcher(Moves):
         self._backend.require_alive()
         pickle_functions(cells)
         with uninterrupted(), self._changed:
-            if (group is None and cells[0].phase != Phase.CREATED) or (group and group.started):
+            new = [cell for cell in cells if cell.phase < Phase.WAITING]
+            # What is over already was cancelled before it began; else it was started twice.
+            twice = any(Phase.WAITING <= cell.phase <= Phase.DONE for cell in cells)
+            if twice or (group is not None and group.started):
                 raise LifecycleError(f"{group.name if group else cells[0].label} has been started")
             if group is not None:
                 group.started = True
-            new = [cell for cell in cells if cell.phase < Phase.WAITING]
-            wait_for_producers(new)
+            if group is not None:
+                wait_for_producers(new)  # of earlier ones; its own order is known
             for cell in new:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)
+            if group is None:
+                wait_for_producers(new)
             self.outcomes.left += len(new)
             self._writers.add(new)
             self._place(new, name, again=False)
             self._changed.notify_all()
 
-    def cancel(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Cancel what is not over; returns those that will not complete, once it is known."""
+    def cancel(self, cells: Sequence[Cell], begun: bool = True) -> list[Cell]:
+        """Cancel what is not over; returns those that will not complete, once it is known.
+
+        Parameters
+        ----------
+        cells : sequence of Cell
+            The tasks.
+        begun : bool
+            Whether those that have begun are stopped, too.
+        """
         with self._changed:
             started = []
             for cell in cells:
@@ -107,7 +120,7 @@ class Dispatcher(Moves):
                     started.append(cell)
             self._changed.notify_all()
         while started:
-            started = self._cancel_started(started)
+            started = self._cancel_started(started, begun)
         with self._changed:
             return [c for c in cells if c.phase == Phase.CANCELLED or c in self._stopping]
 
@@ -133,15 +146,26 @@ class Dispatcher(Moves):
         if members:
             self._backend.revoke(members, Status.CANCELLED, then)
 
-    def _cancel_started(self, cells: Iterable[Cell]) -> list[Cell]:
+    def later(self, function: Callable[[], None]) -> None:
+        """Call a function soon, in a thread that holds no lock of anybody's."""
+        self._backend.later(0.0, function)
+
+    def unfinished(self, group: Group) -> list[Cell]:
+        """Give the started members of a group that are not over, in the order of their start."""
+        with self._changed:
+            placed = [p.members_left() for p in self._live.values()]
+        cells = [cell for some in placed for cell in some if cell.group is group]
+        return sorted(cells, key=lambda cell: cell.rank)
+
+    def _cancel_started(self, cells: Iterable[Cell], begun: bool) -> list[Cell]:
         """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
         answered = threading.Event()
         revoked: Members = {}
         stopping: Members = {}
 
-        def then(not_begun: Members, begun: Members) -> None:
+        def then(not_begun: Members, stopped: Members) -> None:
             nonlocal revoked, stopping
-            revoked, stopping = not_begun, begun
+            revoked, stopping = not_begun, stopped
             answered.set()
 
         with self._changed:
@@ -151,7 +175,7 @@ class Dispatcher(Moves):
             live = dict(self._live)
         if not members:
             return []
-        self._backend.revoke(members, Status.CANCELLED, then)
+        self._backend.revoke(members, Status.CANCELLED, then, begun)
         while not answered.wait(_LOOK_SECONDS):
             # Whoever ends the client meanwhile has settled them all.
             if all(cell.over for cell in asked):
@@ -160,9 +184,9 @@ class Dispatcher(Moves):
             for number, confirmed in revoked.items():
                 for cell in live[number].members_left(confirmed):
                     self._tell(live[number], cell, Status.CANCELLED)
-            for number, begun in stopping.items():
+            for number, stopped in stopping.items():
                 # What comes after them must wait until they have really ended.
-                self._stopping.update(live[number].members_left(begun))
+                self._stopping.update(live[number].members_left(stopped))
             self._changed.notify_all()
             elsewhere = [c for c, at in asked.items() if not c.over and c.placement is not at]
         self._let_go(live[number] for number in revoked)
