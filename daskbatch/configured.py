@@ -77,14 +77,14 @@ class Configured:
             self._batch, make_cell(self._batch, call, name, options, self._reads, self._writes)
         )
 
-    def name_of(self, target: Callable[..., Any]) -> str:
+    def _name_of(self, target: Callable[..., Any]) -> str:
         """Say what messages call the call of a function."""
         return self._name or name_of(target)
 
-    def cell(self, call: Call, target: Callable[..., Any]) -> Cell:
+    def _cell(self, call: Call, target: Callable[..., Any]) -> Cell:
         """Describe the call of a function as what is kept of a task."""
         return make_cell(
-            self._batch, call, self.name_of(target), self._options, self._reads, self._writes
+            self._batch, call, self._name_of(target), self._options, self._reads, self._writes
         )
 
 

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
-from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,18 +20,14 @@ from distributed import Client
 from distributed.deploy import Cluster
 
 from daskbatch.batch import Batch
-from daskbatch.compiled import require_own, require_producers
-from daskbatch.configured import Accesses, Configured
+from daskbatch.calls import Calls
+from daskbatch.configured import Accesses
 from daskbatch.cpus import count_cpus, thread_limits
-from daskbatch.describe.spec import DEFAULT, function_call
-from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError
 from daskbatch.future import BatchPoolFuture
-from daskbatch.mapping import Arguments, Mapped
+from daskbatch.mapping import Mapped
 from daskbatch.pool import Pool
-from daskbatch.worker.chunk import run_chunk
 from daskbatch.worker.cores import CORES
-from daskbatch.worker.prepare import Prepared
 
 
 class BatchPoolExecutor(Executor):
@@ -96,33 +91,25 @@ class BatchPoolExecutor(Executor):
         if cluster is None:
             own = max_workers or max(1, int(CPU_COUNT // max(1.0, cpus or 1.0)))
         batch = _PoolBatch(cluster, own, name, limits)
-        embedded = batch._session.embedded
-        self._take_pool(
-            Pool(batch, owned=True, name=name, cap=None if embedded else max_workers),
-            Prepared.maker(uuid.uuid4().hex, initializer, initargs) if initializer else None,
-            wait_on_exit,
-        )
-        if cpus is not None and not embedded:
-            # Children have an environment of their own, from before they load any library.
-            if cpus > 1:
+        if batch._session.embedded:
+            calls, cap = Calls(batch), None
+        else:
+            cores = {}
+            if cpus is not None and cpus > 1:
                 batch._session.reserve_cores()
-                self._resources[CORES] = cpus
-            self._env.update(limits)
-            self._how = self._configure()
+                cores = {CORES: cpus}
+            # Calls with an environment of their own run in children, which have it from before
+            # they load any library.
+            calls, cap = Calls(batch, cores, limits), max_workers
+        if initializer is not None:
+            calls = calls.prepared(uuid.uuid4().hex, initializer, initargs)
+        self._set_up(Pool(batch, owned=True, name=name, cap=cap), calls, wait_on_exit)
 
-    def _take_pool(
-        self,
-        pool: Pool,
-        prepare: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
-        wait_on_exit: bool,
-    ) -> None:
+    def _set_up(self, pool: Pool, calls: Calls, wait_on_exit: bool) -> None:
         self._pool = pool
+        self._calls = calls
         self._keeper = _Keeper(pool)
-        self._prepare = lru_cache(maxsize=8)(prepare) if prepare is not None else None
         self._wait_on_exit = bool(wait_on_exit)
-        self._resources: dict[str, float] = {}
-        self._env: dict[str, str] = {}
-        self._how = Configured(pool.batch, DEFAULT)
 
     @property
     def _max_workers(self) -> int:
@@ -174,7 +161,7 @@ class BatchPoolExecutor(Executor):
         1024
         """
         self._pool.require_open()
-        return self._pool.put_future(self._describe(fn, args, kwargs))
+        return self._pool.put_future(self._calls.one(fn, args, kwargs))
 
     def map(
         self,
@@ -285,7 +272,7 @@ class BatchPoolExecutor(Executor):
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._how = self._configure(
+        other._calls = self._calls.configured(
             reads=reads,
             writes=writes,
             name=name,
@@ -300,44 +287,6 @@ class BatchPoolExecutor(Executor):
         )
         return other
 
-    def _configure(
-        self,
-        resources: Mapping[str, float] | None = None,
-        env: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> Configured:
-        if self._resources and (resources is None or isinstance(resources, Mapping)):
-            resources = {**self._resources, **(resources or {})}
-        if self._env and (env is None or isinstance(env, Mapping)):
-            env = {**self._env, **(env or {})}
-        return self._pool.batch.options(resources=resources, env=env, **options)
-
-    # -- describing them ----------------------------------------------------------------------
-
-    def _describe(self, fn: Callable[..., Any], args: Arguments, kwargs: Mapping[str, Any]) -> Cell:
-        call = function_call(fn, args, kwargs)
-        if self._prepare is not None:
-            call = call._replace(function=self._prepare(call.function))
-        cell = self._how.cell(call, fn)
-        if call.references:
-            require_own(self._pool.batch, cell)
-            require_producers(cell)
-        return cell
-
-    def _describe_chunk(self, fn: Callable[..., Any], chunk: list[Arguments]) -> Cell | None:
-        options = self._how._options
-        if options.timeout is not None or options.retries:
-            return None  # these are of single calls
-        prepared = fn if self._prepare is None else self._prepare(fn)
-        call = function_call(run_chunk, (repr(self._how.name_of(fn)), prepared, chunk), {})
-        if call.failure is not None:
-            return None
-        cell = self._how.cell(call._replace(family=(self._how.name_of(fn), len(chunk))), fn)
-        if call.references:
-            require_own(self._pool.batch, cell)
-            require_producers(cell)
-        return cell
-
     def _map(
         self,
         fn: Callable[..., Any],
@@ -345,15 +294,8 @@ class BatchPoolExecutor(Executor):
         chunksize: int,
         buffersize: int | None,
     ) -> Mapped:
-        nothing: dict[str, Any] = {}
-        return Mapped(
-            self._pool,
-            zip(*iterables, strict=False),
-            lambda args: self._describe(fn, args, nothing),
-            partial(self._describe_chunk, fn),
-            chunksize,
-            buffersize,
-        )
+        arguments = zip(*iterables, strict=False)
+        return Mapped(self._pool, self._calls, fn, arguments, chunksize, buffersize)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -410,7 +352,8 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
         raise SpecError(f"as_executor takes a Batch, not {batch!r}")
     batch._require_open()
     executor = object.__new__(BatchPoolExecutor)
-    executor._take_pool(Pool(batch, owned=False, name=batch._name, cap=None), None, True)
+    pool = Pool(batch, owned=False, name=batch._name, cap=None)
+    executor._set_up(pool, Calls(batch), wait_on_exit=True)
     return executor
 
 

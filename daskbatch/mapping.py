@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from daskbatch import pickling
+from daskbatch.calls import Arguments, Calls
 from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError
 from daskbatch.pool import Pool
@@ -23,8 +24,6 @@ from daskbatch.worker.outcome import unpack_error
 #: How many calls are given at once.
 _SLAB = 1024
 
-Arguments = tuple[Any, ...]
-
 
 class Mapped:
     """The calls of one map.
@@ -33,12 +32,12 @@ class Mapped:
     ----------
     pool : Pool
         Takes them.
-    calls : iterable of tuple
+    calls : Calls
+        Describes them.
+    function : callable
+        What is called.
+    arguments : iterable of tuple
         The arguments of each call.
-    describe : callable
-        Makes what is kept of one call, of its arguments.
-    describe_chunk : callable
-        The same for a chunk of calls; None if they cannot be sent together.
     chunksize : int
         How many calls make a chunk.
     window : int, optional
@@ -53,9 +52,9 @@ class Mapped:
     def __init__(
         self,
         pool: Pool,
-        calls: Iterable[Arguments],
-        describe: Callable[[Arguments], Cell],
-        describe_chunk: Callable[[list[Arguments]], Cell | None],
+        calls: Calls,
+        function: Callable[..., Any],
+        arguments: Iterable[Arguments],
         chunksize: int,
         window: int | None,
     ) -> None:
@@ -67,9 +66,9 @@ class Mapped:
             raise SpecError("buffersize must be None or > 0")
         pool.require_open()
         self._pool = pool
-        self._calls = iter(calls)
-        self._describe = describe
-        self._describe_chunk = describe_chunk
+        self._calls = calls
+        self._function = function
+        self._arguments = iter(arguments)
         self._chunksize = chunksize
         self._window = window
         #: The cells of calls and of chunks, in order.
@@ -93,19 +92,20 @@ class Mapped:
                 room = self._window - len(self._given)
 
     def _describe_some(self, count: int) -> list[tuple[Cell, bool]]:
+        one, function = self._calls.one, self._function
         if self._chunksize == 1:
-            return [(self._describe(args), False) for args in islice(self._calls, count)]
+            return [(one(function, args), False) for args in islice(self._arguments, count)]
         given: list[tuple[Cell, bool]] = []
         # Some chunks at a time, since the workers wait.
         while len(given) < min(count, max(1, _SLAB // self._chunksize)):
-            chunk = list(islice(self._calls, self._chunksize))
+            chunk = list(islice(self._arguments, self._chunksize))
             if not chunk:
                 break
-            cell = self._describe_chunk(chunk)
+            cell = self._calls.chunk(function, chunk)
             if cell is not None:
                 given.append((cell, True))
-            else:  # one of them cannot be sent; the others can
-                given += [(self._describe(args), False) for args in chunk]
+            else:
+                given += [(one(function, args), False) for args in chunk]
         return given
 
     def results(self, timeout: float | None) -> Iterator[Any]:

@@ -36,10 +36,10 @@ MAY_IMPORT = {
     "gatherer": {"errors", "dispatch", "worker", "lanes", "batch"},
     "settler": {"dispatch", "future"},
     "pool": {"errors", "dispatch", "worker", "task", "future", "gatherer", "settler", "batch"},
-    "mapping": {"errors", "pickling", "dispatch", "worker", "pool"},
+    "calls": {"describe", "dispatch", "worker", "compiled", "configured", "batch"},
+    "mapping": {"errors", "pickling", "dispatch", "worker", "calls", "pool"},
     "executor": {
-        *("errors", "describe", "dispatch", "worker", "compiled", "configured", "batch"),
-        *("cpus", "future", "mapping", "pool"),
+        *("errors", "worker", "configured", "batch", "calls", "cpus", "future", "mapping", "pool"),
     },
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from daskbatch.errors import ServiceLost
@@ -49,13 +48,6 @@ class Prepared:
         self.initializer = initializer
         self.initargs = initargs
         self.function = function
-
-    @classmethod
-    def maker(
-        cls, key: str, initializer: Callable[..., Any], initargs: tuple[Any, ...]
-    ) -> Callable[[Callable[..., Any]], Prepared]:
-        """Give what prepares functions for one executor."""
-        return partial(cls, key, initializer, initargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._prepare()
