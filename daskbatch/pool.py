@@ -81,10 +81,10 @@ class Pool:
 
     def require_open(self) -> None:
         """Raise what `concurrent.futures` raises where no call can be given any more."""
-        if self._shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
             raise self.broken
         if self.batch.closed:
