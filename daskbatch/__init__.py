@@ -30,10 +30,12 @@ if TYPE_CHECKING:
         TemplateError,
         WorkerLost,
     )
+    from daskbatch.executor import BatchPoolExecutor, as_executor
 
 __all__ = [
     "Batch",
     "BatchError",
+    "BatchPoolExecutor",
     "CommunicationDomain",
     "CommunicationObject",
     "DependencyFailed",
@@ -51,11 +53,14 @@ __all__ = [
     "TemplateError",
     "WorkerLost",
     "__version__",
+    "as_executor",
 ]
 
 #: Where the names are that are not in `errors`.
 _ELSEWHERE = {
     "Batch": "batch",
+    "BatchPoolExecutor": "executor",
+    "as_executor": "executor",
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",
 }

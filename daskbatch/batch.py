@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -20,6 +20,9 @@ from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.session import Session
 from daskbatch.errors import LifecycleError
 from daskbatch.making import TaskMaker
+
+if TYPE_CHECKING:
+    from daskbatch.pool import Pool
 
 
 class Batch(TaskMaker):
@@ -55,6 +58,9 @@ class Batch(TaskMaker):
     1024
     """
 
+    #: What is added to the environment of the workers of a cluster on this machine.
+    _environment: Mapping[str, str] = MappingProxyType({})
+
     def __init__(
         self,
         cluster: str | Client | Cluster | None = None,
@@ -65,8 +71,12 @@ class Batch(TaskMaker):
     ) -> None:
         super().__init__(uuid.uuid4().hex[:8], name)
         self._background_batching = bool(background_batching)
-        self._session = Session(cluster, num_workers, self._directory, f"daskbatch-{self._uid}")
+        self._session = Session(
+            cluster, num_workers, self._directory, f"daskbatch-{self._uid}", self._environment
+        )
         self._dispatcher = self._session.dispatcher
+        #: The executors that hand over calls from a thread of their own.
+        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
         self._finalizer = weakref.finalize(self, self._session.abandon)
         self._finalizer.atexit = False
@@ -114,6 +124,8 @@ class Batch(TaskMaker):
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
+                for pool in self._pools:
+                    pool.hand_over(cell.producers)
         self._session.submit(cells, name, group)
 
     def fence(self, timeout: float | None = None) -> None:
@@ -135,8 +147,15 @@ class Batch(TaskMaker):
         >>> batch.fence()
         """
         outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
-        if not outcomes.wait(lambda: not outcomes.left, seconds):
-            raise TimeoutError(f"{outcomes.left} tasks are not over after {seconds:g} s")
+        pools = list(self._pools)
+        for pool in pools:
+            pool.hurry()
+
+        def left() -> int:
+            return outcomes.left + sum(pool.gathered for pool in pools)
+
+        if not outcomes.wait(lambda: not left(), seconds):
+            raise TimeoutError(f"{left()} tasks are not over after {seconds:g} s")
 
     # -- the end --------------------------------------------------------------------------
 
@@ -167,6 +186,8 @@ class Batch(TaskMaker):
     def terminate(self) -> None:
         """Give up all that is not over, and leave the cluster; an embedded one is killed."""
         self._closed = True
+        for pool in list(self._pools):
+            pool.abandon()
         self._session.end()
 
     def __enter__(self) -> Batch:

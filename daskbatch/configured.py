@@ -73,7 +73,19 @@ class Configured:
         name = self._name or os.path.basename(target)
         # It is a process of its own as it is.
         options = replace(self._options, isolated=False, cwd=None, env=())
-        return _make(self._batch, call, name, options, self._reads, self._writes)
+        return Task(
+            self._batch, make_cell(self._batch, call, name, options, self._reads, self._writes)
+        )
+
+    def _name_of(self, target: Callable[..., Any]) -> str:
+        """Say what messages call the call of a function."""
+        return self._name or name_of(target)
+
+    def _cell(self, call: Call, target: Callable[..., Any]) -> Cell:
+        """Describe the call of a function as what is kept of a task."""
+        return make_cell(
+            self._batch, call, self._name_of(target), self._options, self._reads, self._writes
+        )
 
 
 def require_name(name: str | None) -> None:
@@ -97,24 +109,25 @@ def make_function(
         args, more_reads, more_writes = _other_form(args)
         reads, writes = reads + more_reads, writes + more_writes
     call = function_call(target, args, kwargs)
-    return _make(batch, call, name or _name_of(target), options, reads, writes)
+    return Task(batch, make_cell(batch, call, name or name_of(target), options, reads, writes))
 
 
-def _make(
+def make_cell(
     batch: Batch,
     call: Call,
     name: str,
     options: Options,
     reads: tuple[Channel, ...],
     writes: tuple[Channel, ...],
-) -> Task:
+) -> Cell:
+    """Make what is kept of a task, with a number that no other task of the Batch has."""
     if batch._closed:
         batch._require_open()
-    number = next(batch._numbers)
-    return Task(batch, Cell(batch._uid, number, name, call, options, reads, writes))
+    return Cell(batch._uid, next(batch._numbers), name, call, options, reads, writes)
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """Say what messages call a function."""
     if type(function) is FunctionType:
         return function.__name__
     inner = getattr(function, "func", function)

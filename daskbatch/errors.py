@@ -16,7 +16,7 @@ Knows nothing of tasks or clusters: names and causes are handed in by whoever ra
         DependencyFailed                        it did not run: what it needs failed
         WorkerLost (BrokenExecutor)             its worker died and it may not run again
         TaskCrashed                             the interpreter was ended under it
-        SerializationError                      something could not be sent or received
+        SerializationError (PicklingError)      something could not be sent or received
         TaskCancelled (CancelledError)
       ServiceLost (BrokenExecutor)              the cluster or a shared object went away
 
@@ -26,6 +26,7 @@ An exception that a user's own function raises is none of these: it arrives as i
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor, CancelledError
+from pickle import PicklingError
 
 __all__ = [
     "BatchError",
@@ -224,6 +225,8 @@ class TaskCrashed(TaskError):
     ----------
     exitcode : int
         The exit code; negative for a signal.
+    exited : bool
+        Whether it was by ``sys.exit``.
 
     Examples
     --------
@@ -231,17 +234,30 @@ class TaskCrashed(TaskError):
     3
     """
 
-    def __init__(self, *args: object, exitcode: int | None = None) -> None:
+    def __init__(self, *args: object, exitcode: int | None = None, exited: bool = False) -> None:
         super().__init__(*args)
         self.exitcode = exitcode
+        self.exited = exited
 
 
-class SerializationError(TaskError):
+class SerializationError(TaskError, PicklingError):
     """A function, an argument, a result or an exception could not be sent.
 
     Examples
     --------
     >>> issubclass(SerializationError, TaskError)
+    True
+    """
+
+
+class LoadingError(SerializationError, BrokenExecutor):
+    """What had been sent could not be unpickled where it arrived.
+
+    For `concurrent.futures` that breaks the pool; here it is an error of one task alone.
+
+    Examples
+    --------
+    >>> issubclass(LoadingError, SerializationError)
     True
     """
 

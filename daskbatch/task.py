@@ -19,7 +19,7 @@ from daskbatch.dispatch.recovery import value_lost
 from daskbatch.errors import (
     DependencyFailed,
     LifecycleError,
-    SerializationError,
+    LoadingError,
     TaskCancelled,
 )
 from daskbatch.worker.outcome import safe_str, unpack_error
@@ -339,6 +339,11 @@ class Task:
             self._object = self._load()
         return self._object
 
+    def _bring(self) -> None:
+        """Bring here whatever the task has left on its worker."""
+        if self._cell.phase == Phase.DONE:
+            self._fetch(lambda: self._cell.value is None, None)
+
     def _fetch(self, missing: Callable[[], bool], timeout: float | None) -> None:
         """Bring here what is missing, even if the task has to run again for it."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -352,10 +357,12 @@ class Task:
         assert cell.value is not None
         try:
             return pickling.loads(cell.value)
-        except Exception as error:
-            raise SerializationError(
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # to unpickle may run anything, sys.exit() included
+            raise LoadingError(
                 f"the result of task {cell.label} cannot be loaded here: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {safe_str(error)}"
             ) from error
 
 

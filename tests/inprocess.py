@@ -114,7 +114,7 @@ class InProcessBackend:
             self._results[key].finish(value)
             self.dispatcher.key_over(placement, value if placement.left else None)
 
-    def revoke(self, members: Members, status: Status, then: Answered) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
         revoked = {}
         with self._lock:
             for block, some in members.items():

@@ -23,6 +23,9 @@ def test_examples(name: str, request: pytest.FixtureRequest) -> None:
     for test in doctest.DocTestFinder().find(module):
         if any("batch." in example.source for example in test.examples):
             test.globs.setdefault("batch", request.getfixturevalue("batch"))
+        if any("executor." in example.source for example in test.examples):
+            shared = daskbatch.as_executor(request.getfixturevalue("batch"))
+            test.globs.setdefault("executor", shared)
         runner = doctest.DocTestRunner()
         said: list[str] = []
         runner.run(test, out=said.append)

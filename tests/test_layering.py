@@ -28,11 +28,23 @@ MAY_IMPORT = {
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
     "making": {"errors", "describe", "dispatch", "task", "compiled", "configured", "batch"},
-    "batch": {"errors", "dispatch", "compiled", "making"},
+    "batch": {"errors", "dispatch", "compiled", "making", "pool"},
+    # The executor: pool knows the Batch, and the Batch only that there are pools.
+    "future": {"errors", "dispatch", "task", "pool"},
+    "lanes": {"dispatch"},
+    "cpus": {"errors"},
+    "gatherer": {"errors", "dispatch", "worker", "lanes", "batch"},
+    "settler": {"dispatch", "future"},
+    "pool": {"errors", "dispatch", "worker", "task", "future", "gatherer", "settler", "batch"},
+    "calls": {"describe", "dispatch", "worker", "compiled", "configured", "batch"},
+    "mapping": {"errors", "pickling", "dispatch", "worker", "calls", "pool"},
+    "executor": {
+        *("errors", "worker", "configured", "batch", "calls", "cpus", "future", "mapping", "pool"),
+    },
 }
 
 #: Only these may import `distributed`; and these `dask`, besides.
-DISTRIBUTED = {"dispatch", "worker/plugin.py", "batch.py"}
+DISTRIBUTED = {"dispatch", "worker/plugin.py", "worker/cores.py", "batch.py", "executor.py"}
 DASK = {"config.py", *DISTRIBUTED}
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
+from pickle import PicklingError
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from daskbatch import Batch
 #: All that `daskbatch` offers so far.
 NAMES = {
     "Batch",
+    "BatchPoolExecutor",
+    "as_executor",
     "CommunicationDomain",
     "CommunicationObject",
     "BatchError",
@@ -54,7 +57,7 @@ BASES: dict[str, tuple[str | type, ...]] = {
     "DependencyFailed": ("TaskError",),
     "WorkerLost": ("TaskError", BrokenExecutor),
     "TaskCrashed": ("TaskError",),
-    "SerializationError": ("TaskError",),
+    "SerializationError": ("TaskError", PicklingError),
     "TaskCancelled": ("TaskError", CancelledError),
     "ServiceLost": ("BatchError", BrokenExecutor),
 }

@@ -47,10 +47,10 @@ class Listener(Protocol):
 class Backend(Submitter, Protocol):
     """What runs graphs, and tells `Dispatcher.report` and `Dispatcher.key_over` of them."""
 
-    def revoke(self, members: Members, status: Status, then: Answered) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
         """Take members back; `then` is surely told, some time, what came of it.
 
-        If they are cancelled, those that have begun are stopped.
+        If they are cancelled, those that have `begun` are stopped, too.
         """
 
     def require_alive(self) -> None:

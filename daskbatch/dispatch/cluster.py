@@ -27,6 +27,7 @@ from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.requests import Capacity
 from daskbatch.dispatch.service import BatchService
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
+from daskbatch.worker.cores import CoresPlugin
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -41,6 +42,10 @@ _setting_config = threading.Lock()
 
 #: Graphs that follow each other faster than this are of one generation.
 _SAME_GENERATION = "1 h"
+
+#: How long a future is kept that nobody wants any more: to give it back at once would be in the
+#: way of what is submitted next. Seconds.
+_LINGER_SECONDS = 0.05
 
 #: How long an answer may be on its way from the scheduler. Seconds.
 _ANSWER_SECONDS = 5.0
@@ -72,6 +77,8 @@ class ClusterBackend:
         self._questions = itertools.count()
         self._asked: dict[int, Answered] = {}
         self._listener: Listener | None = None
+        #: Futures of keys that are over, for a while.
+        self._lingering: list[Any] = []
         try:
             client.register_plugin(BatchNannyPlugin())
             client.register_plugin(BatchService())
@@ -142,6 +149,10 @@ class ClusterBackend:
         found = self.client.sync(self.client.scheduler.daskbatch_capacities)
         return [Capacity(*each) for each in found]
 
+    def reserve_cores(self) -> None:
+        """Have each worker, also those to come, offer its threads as the resource `CORES`."""
+        self.client.register_plugin(CoresPlugin())
+
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
         """Ask that after some time, and tell."""
 
@@ -181,6 +192,9 @@ class ClusterBackend:
                 result = await future
             except Exception as failure:
                 error = _as_own(failure)
+        if not self._lingering:
+            self.client.loop.call_later(_LINGER_SECONDS, self._lingering.clear)
+        self._lingering.append(future)
         if self._listener is not None:
             self._guard(self._listener.key_over, placement, result, error)
 
@@ -195,14 +209,18 @@ class ClusterBackend:
                 lost = BatchError(f"daskbatch lost track of this task: {error!r}")
                 self._listener.give_up(lost)
 
-    def revoke(self, members: Members, status: Status, then: Answered) -> None:
+    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
         question = next(self._questions)
         self._asked[question] = then
 
         async def ask() -> None:
             with contextlib.suppress(OSError, CommClosedError):
                 await self.client.scheduler.daskbatch_revoke(
-                    topic=self._topic, question=question, members=dict(members), status=int(status)
+                    topic=self._topic,
+                    question=question,
+                    members=dict(members),
+                    status=int(status),
+                    begun=begun,
                 )
             # By then the answer has come, unless the scheduler is gone, or there is no client
             # any more that it knows.

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import dask
@@ -22,6 +23,10 @@ from distributed.security import Security
 from daskbatch import config
 from daskbatch.dispatch.embedded import EmbeddedCluster
 from daskbatch.errors import ServiceLost, SpecError
+
+#: How long a client lets pass between two messages to the scheduler. Dask's own 10 ms would be
+#: twice as long as a call takes in all.
+_SEND_SECONDS = 0.001
 
 
 class Connection:
@@ -65,7 +70,10 @@ class Connection:
 
 
 def connect(
-    cluster: str | Client | Cluster | None, num_workers: int | None, directory: str
+    cluster: str | Client | Cluster | None,
+    num_workers: int | None,
+    directory: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Connection:
     """Connect to a cluster, or start one.
 
@@ -77,6 +85,8 @@ def connect(
         Task slots of an embedded cluster.
     directory : str
         Where the workers of an embedded cluster work.
+    environment : mapping, optional
+        What is added to their environment.
 
     Raises
     ------
@@ -95,7 +105,7 @@ def connect(
     if cluster is None:
         cluster = os.environ.get("DASKBATCH_CLUSTER") or config.get("cluster")
     if cluster is None:
-        embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory)
+        embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory, environment or {})
         try:
             return Connection(_client(embedded.address), True, embedded)
         except BaseException:
@@ -120,7 +130,10 @@ def _client(cluster: str | Cluster) -> Client:
     try:
         if isinstance(cluster, str):
             _await_scheduler(cluster, seconds)
-        return Client(cluster, set_as_default=False, timeout=seconds)
+        client = Client(cluster, set_as_default=False, timeout=seconds)
+        # We hand over much at once anyway; what is handed over alone should not have to wait.
+        client.scheduler_comm.interval = _SEND_SECONDS
+        return client
     except Exception as error:
         # Whatever somebody else who listens there may have said, and Dask made of it.
         said = f"{type(error).__name__}: {error}"

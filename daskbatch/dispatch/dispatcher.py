@@ -13,40 +13,32 @@ defers them.
 from __future__ import annotations
 
 import pickle
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from daskbatch.dispatch.backend import Key, Members
+from daskbatch.dispatch.backend import Key
 from daskbatch.dispatch.cell import Cell, Group, Phase
-from daskbatch.dispatch.moves import Moves
-from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
+from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.placing import pickle_functions
+from daskbatch.dispatch.takeback import TakeBack
 from daskbatch.dispatch.uninterrupted import uninterrupted
 from daskbatch.dispatch.wiring import wait_for_producers
 from daskbatch.errors import (
     BatchError,
     LifecycleError,
     ServiceLost,
-    SpecError,
     WorkerLost,
 )
 from daskbatch.worker.block import Report
 from daskbatch.worker.journal import Trace
 from daskbatch.worker.outcome import BlockResult, Status, pack_error
 
-#: How long tasks that wait behind a stuck block are gathered before they are taken back.
-_UNSTICK_SECONDS = 0.05
-
 #: How long the scheduler may take to tell what a worker that died had done. Seconds.
 _TOLD_SECONDS = 30.0
 
-#: How often is looked whether an answer can still come. Seconds.
-_LOOK_SECONDS = 0.2
 
-
-class Dispatcher(Moves):
+class Dispatcher(TakeBack):
     """The started tasks of one client.
 
     Parameters
@@ -81,106 +73,35 @@ class Dispatcher(Moves):
         self._backend.require_alive()
         pickle_functions(cells)
         with uninterrupted(), self._changed:
-            if (group is None and cells[0].phase != Phase.CREATED) or (group and group.started):
+            new = [cell for cell in cells if cell.phase < Phase.WAITING]
+            # What is over already was cancelled before it began; else it was started twice.
+            twice = any(Phase.WAITING <= cell.phase <= Phase.DONE for cell in cells)
+            if twice or (group is not None and group.started):
                 raise LifecycleError(f"{group.name if group else cells[0].label} has been started")
             if group is not None:
                 group.started = True
-            new = [cell for cell in cells if cell.phase < Phase.WAITING]
-            wait_for_producers(new)
+            if group is not None:
+                wait_for_producers(new)  # of earlier ones; its own order is known
             for cell in new:
                 cell.phase = Phase.WAITING
                 cell.rank = next(self._ranks)
+            if group is None:
+                wait_for_producers(new)
             self.outcomes.left += len(new)
             self._writers.add(new)
             self._place(new, name, again=False)
             self._changed.notify_all()
 
-    def cancel(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Cancel what is not over; returns those that will not complete, once it is known."""
+    def later(self, function: Callable[[], None]) -> None:
+        """Call a function soon, in a thread that holds no lock of anybody's."""
+        self._backend.later(0.0, function)
+
+    def unfinished(self, group: Group) -> list[Cell]:
+        """Give the started members of a group that are not over, in the order of their start."""
         with self._changed:
-            started = []
-            for cell in cells:
-                if cell.phase < Phase.WAITING:
-                    self.outcomes.left += 1
-                    self.outcomes.settle(cell, Phase.CANCELLED)
-                else:
-                    started.append(cell)
-            self._changed.notify_all()
-        while started:
-            started = self._cancel_started(started)
-        with self._changed:
-            return [c for c in cells if c.phase == Phase.CANCELLED or c in self._stopping]
-
-    def refuse(self, reasons: Mapping[Cell, str]) -> None:
-        """Count tasks as failed that no worker can run."""
-        with self._changed:
-            placed = {cell: cell.placement for cell in reasons if cell.placement is not None}
-            members = by_block(placed)
-            self._revoked.update(members)
-
-        def then(revoked: Members, _: Members) -> None:
-            with self._changed:
-                for cell, placement in placed.items():
-                    if cell.placement is placement and cell.member in revoked.get(
-                        placement.number, ()
-                    ):
-                        error = SpecError(f"task {cell.label} {reasons[cell]}")
-                        data = pack_error(error, cell.label)
-                        self._tell(placement, cell, Status.FAILED, data)
-                self._changed.notify_all()
-            self._let_go(placed.values())
-
-        if members:
-            self._backend.revoke(members, Status.CANCELLED, then)
-
-    def _cancel_started(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
-        answered = threading.Event()
-        revoked: Members = {}
-        stopping: Members = {}
-
-        def then(not_begun: Members, begun: Members) -> None:
-            nonlocal revoked, stopping
-            revoked, stopping = not_begun, begun
-            answered.set()
-
-        with self._changed:
-            asked = {cell: cell.placement for cell in cells if not cell.over}
-            members = by_block(asked)
-            self._revoked.update(members)
-            live = dict(self._live)
-        if not members:
-            return []
-        self._backend.revoke(members, Status.CANCELLED, then)
-        while not answered.wait(_LOOK_SECONDS):
-            # Whoever ends the client meanwhile has settled them all.
-            if all(cell.over for cell in asked):
-                return []
-        with self._changed:
-            for number, confirmed in revoked.items():
-                for cell in live[number].members_left(confirmed):
-                    self._tell(live[number], cell, Status.CANCELLED)
-            for number, begun in stopping.items():
-                # What comes after them must wait until they have really ended.
-                self._stopping.update(live[number].members_left(begun))
-            self._changed.notify_all()
-            elsewhere = [c for c, at in asked.items() if not c.over and c.placement is not at]
-        self._let_go(live[number] for number in revoked)
-        return elsewhere
-
-    def _let_go(self, placements: Iterable[Placement]) -> None:
-        """Take back what waits for blocks of which nothing is left, and spare the cluster those.
-
-        Nobody knows whether they would ever have run.
-        """
-        with self._changed:
-            empty = [placement for placement in set(placements) if not placement.left]
-            self._stuck.update(empty)
-        if empty:
-            self._take_back()
-        with self._changed:
-            for placement in empty:
-                self._drop_if_empty(placement)
+            placed = [p.members_left() for p in self._live.values()]
+        cells = [cell for some in placed for cell in some if cell.group is group]
+        return sorted(cells, key=lambda cell: cell.rank)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Count all that is not over as cancelled, or as failed of an error."""
@@ -332,42 +253,6 @@ class Dispatcher(Moves):
                 failure.__cause__ = error
                 self._tell(placement, cell, Status.FAILED, pack_error(failure, cell.label))
         return deferred
-
-    # -- stuck blocks ---------------------------------------------------------------------
-
-    def _unstick(self, placement: Placement) -> None:
-        """Take back what waits for a block's key, but perhaps not for what runs in it."""
-        placement.long = True
-        if not self._stuck:
-            self._backend.later(_UNSTICK_SECONDS, self._take_back)
-        self._stuck.add(placement)
-
-    def _take_back(self) -> None:
-        with self._changed:
-            behind = blocks_behind(self._stuck, self._live.values())
-            self._stuck.clear()
-            members = by_block(cell for each in behind for cell in each.members_left())
-            self._revoked.update(members)
-        if members:
-            self._backend.revoke(members, Status.DEFERRED, self._taken_back)
-
-    def _taken_back(self, revoked: Members, _: Members) -> None:
-        with self._changed:
-            deferred: list[Cell] = []
-            names: set[str] = set()
-            for number, members in revoked.items():
-                placement = self._live.get(number)
-                for cell in [] if placement is None else placement.members_left(members):
-                    assert placement is not None
-                    self._give_back(placement, cell)
-                    deferred.append(cell)
-                    names.add(placement.name)
-                if placement is not None:
-                    self._drop_if_empty(placement)
-            # All at once, since one may wait for another.
-            deferred.sort(key=lambda cell: cell.rank)
-            self._place(deferred, names.pop() if len(names) == 1 else "batch")
-            self._changed.notify_all()
 
 
 def _as_failure(cell: Cell, error: BaseException) -> BatchError:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import IO, Any
 
 import dask
@@ -75,6 +76,8 @@ class EmbeddedCluster:
         How many worker processes, of one thread each.
     directory : str
         The directory that they work in.
+    environment : mapping, optional
+        What is added to their environment.
 
     Raises
     ------
@@ -82,11 +85,14 @@ class EmbeddedCluster:
         They did not start.
     """
 
-    def __init__(self, num_workers: int, directory: str) -> None:
+    def __init__(
+        self, num_workers: int, directory: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        wanted = {**os.environ, **(environment or {})}
         added = [
             name
             for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "DASK_INTERNAL_INHERIT_CONFIG")
-            if name not in os.environ
+            if name not in wanted
         ]
         scratch = tempfile.mkdtemp(prefix="daskbatch-")
         receive, send = os.pipe()
@@ -98,7 +104,7 @@ class EmbeddedCluster:
                 cwd=directory,
                 env={
                     **_WORKER_ENVIRONMENT,
-                    **os.environ,
+                    **wanted,
                     ADDED_VARIABLE: ",".join(added),
                     "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.config),
                 },

@@ -154,7 +154,12 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- revocations ----------------------------------------------------------------------
 
     async def _revoke(
-        self, topic: str, question: int, members: Mapping[int, Sequence[int]], status: int
+        self,
+        topic: str,
+        question: int,
+        members: Mapping[int, Sequence[int]],
+        status: int,
+        begun: bool,
     ) -> None:
         """Take members of blocks back; the client is told which surely will not run.
 
@@ -174,7 +179,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
                 self._answers[request, address] = answer
                 waiting[block].append(answer)
                 self._scheduler.worker_send(
-                    address, _revocation(topic, block, some, status, request)
+                    address, _revocation(topic, block, some, status, request, begun)
                 )
         everything = [answer for answers in waiting.values() for answer in answers]
         try:
@@ -207,7 +212,12 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
 
 def _revocation(
-    topic: str, block: int, members: Sequence[int], status: int, request: int
+    topic: str,
+    block: int,
+    members: Sequence[int],
+    status: int,
+    request: int,
+    begun: bool = True,
 ) -> dict[str, Any]:
     return {
         "op": "daskbatch-revoke",
@@ -216,6 +226,7 @@ def _revocation(
         "members": list(members),
         "status": status,
         "request": request,
+        "begun": begun,
     }
 
 

@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -39,6 +39,8 @@ class Session:
         Where the workers of an embedded cluster work.
     topic : str
         What no other client has, for reports to find their way.
+    environment : mapping, optional
+        What is added to the environment of an embedded cluster's workers.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Session:
         num_workers: int | None,
         directory: str,
         topic: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._ended = False
-        self._connection = connect(cluster, num_workers, directory)
+        self._connection = connect(cluster, num_workers, directory, environment)
         self.client: Client = self._connection.client
         try:
             self._backend = ClusterBackend(self.client, topic)
@@ -101,6 +104,15 @@ class Session:
     def slots(self) -> int:
         """How many tasks run at once."""
         return self._backend.slots
+
+    def reserve_cores(self) -> None:
+        """Have each worker offer as many cores as it has threads, as a resource."""
+        self._backend.reserve_cores()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the cluster was made here, with as many slots as were asked for."""
+        return self._connection.embedded is not None
 
     @property
     def ended(self) -> bool:

@@ -86,17 +86,6 @@ def token(result: BlockResult) -> BlockResult:
     return BlockResult(result.statuses)
 
 
-class RemoteTraceback(Exception):
-    """The traceback of an exception on the worker, as the cause of the one raised here."""
-
-    def __init__(self, text: str = "") -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
-
-
 def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> bytes:
     """Pickle an exception and its traceback so that they surely can be unpickled.
 
@@ -128,9 +117,13 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
 
 def unpack_error(data: bytes) -> BaseException:
     """Undo `pack_error`: the exception, with the worker's traceback as its cause."""
+    # As `concurrent.futures` does, whose class tools know. Not at the top: workers start
+    # faster without it.
+    from concurrent.futures.process import _RemoteTraceback
+
     error, text = pickling.loads(data)
     assert isinstance(error, BaseException)
-    error.__cause__ = RemoteTraceback(text)
+    error.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
     return error
 
 

@@ -173,19 +173,19 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             )
 
     def _revoke(
-        self, topic: str, block: int, members: list[int], status: int, request: int
+        self, topic: str, block: int, members: list[int], status: int, request: int, begun: bool
     ) -> None:
         """Take members of a block back, also if it comes here only later."""
         key = topic, block
         with self._lock:
             run = self._runs.get(key)
-            began = run.revoke(members, Status(status)) if run is not None else []
+            running = run.revoke(members, Status(status)) if run is not None else []
             self._revoked.setdefault(key, {}).update(dict.fromkeys(members, Status(status)))
         stopping = []
-        if run is not None and status == Status.CANCELLED:
-            stopping = [member for member in began if run.stop_running(member)]
+        if run is not None and status == Status.CANCELLED and begun:
+            stopping = [member for member in running if run.stop_running(member)]
         self._worker.batched_send(
-            {"op": "daskbatch-revoked", "request": request, "began": began, "stopping": stopping}
+            {"op": "daskbatch-revoked", "request": request, "began": running, "stopping": stopping}
         )
 
     def _end(self, topic: str) -> None:

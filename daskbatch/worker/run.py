@@ -15,6 +15,7 @@ from typing import Any
 
 from daskbatch import pickling
 from daskbatch.errors import (
+    LoadingError,
     ProcessFailed,
     SerializationError,
     TaskCrashed,
@@ -29,6 +30,10 @@ from daskbatch.worker.progress import RUN, Claims, LocalClaims, Progress
 _NO_LINK = Link()
 _NO_LIMITS = Limits()
 _NONE = pickling.dumps(None)
+
+# What may go wrong before a function is called.
+_LOADING_FUNCTION = "its function could not be loaded on the worker"
+_LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
 
 
 class BlockRun(Progress):
@@ -154,12 +159,12 @@ class BlockRun(Progress):
             return Status.DONE, _NONE
         attempts = self.spec.limits.get(member, _NO_LIMITS).retries
         while True:
-            doing = "its function could not be loaded on the worker"
+            doing = _LOADING_FUNCTION
             try:
                 function = self._functions[index]
                 if function is None:
                     function = self._functions[index] = load_function(self.spec.functions[index])
-                doing = "its arguments could not be loaded on the worker"
+                doing = _LOADING_ARGUMENTS
                 if link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
@@ -175,7 +180,7 @@ class BlockRun(Progress):
                 doing = f"its {type(value).__name__} cannot be sent"
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
-                error = _as_task_error(raised, doing, self.spec.label(member))
+                error = as_task_error(raised, doing, self.spec.label(member))
                 if attempts > 0 and self._may_try_again(member):
                     attempts -= 1
                     self._again()
@@ -196,17 +201,19 @@ def load_function(data: bytes) -> Callable[..., Any]:
     return function
 
 
-def _as_task_error(error: BaseException, doing: str, label: str) -> BaseException:
+def as_task_error(error: BaseException, doing: str, label: str) -> BaseException:
     """Make an error that names the task of what is none of its function's own."""
-    if isinstance(error, SystemExit):
+    said = f"{type(error).__name__}: {safe_str(error)}"
+    made: TaskError
+    if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
+        made = LoadingError(f"task {label}: {doing}: {said}")
+    elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        made: TaskError = TaskCrashed(
-            f"task {label} called sys.exit({safe_str(error.code, repr)})", exitcode=code
-        )
+        what = f"task {label} called sys.exit({safe_str(error.code, repr)})"
+        made = TaskCrashed(what, exitcode=code, exited=True)
     elif isinstance(error, KeyboardInterrupt):
         made = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
     elif doing:
-        said = f"{type(error).__name__}: {safe_str(error)}"
         made = SerializationError(f"task {label}: {doing}: {said}")
     elif isinstance(error, (ProcessFailed, TaskTimeout)):
         error.args = (f"task {label}: {error}",)

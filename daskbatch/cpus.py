@@ -1,0 +1,59 @@
+"""How many cores a call takes, and what tells libraries of linear algebra so.
+
+Does not know executors.
+"""
+
+from __future__ import annotations
+
+import re
+
+from daskbatch.errors import SpecError
+
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def count_cpus(cpus: int | float | str) -> float:
+    """Read a number of cores.
+
+    Parameters
+    ----------
+    cpus : int, float or str
+        A number, or a text such as ``"2"``, ``"0.25"`` or ``"500m"`` (thousandths).
+
+    Raises
+    ------
+    SpecError
+        It is none of these, or not positive.
+
+    Examples
+    --------
+    >>> count_cpus("1500m")
+    1.5
+    """
+    count = 0.0
+    if isinstance(cpus, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(m?)", cpus.strip())
+        if found is not None:
+            count = float(found[1]) / (1000 if found[2] else 1)
+    elif isinstance(cpus, (int, float)) and not isinstance(cpus, bool):
+        count = float(cpus)
+    if not 0 < count < float("inf"):
+        raise SpecError(f'cpus_per_job= must be a number such as 2, "0.5" or "500m", not {cpus!r}')
+    return count
+
+
+def thread_limits(cpus: float) -> dict[str, str]:
+    """Give the environment variables that hold libraries to so many cores, one at least.
+
+    Examples
+    --------
+    >>> thread_limits(2.5)["OMP_NUM_THREADS"]
+    '2'
+    """
+    return dict.fromkeys(_VARIABLES, str(max(1, int(cpus))))

@@ -1,0 +1,115 @@
+"""The futures of a `BatchPoolExecutor`: `concurrent.futures.Future`s that also know their task.
+
+Does not know when a call is over: its pool says so, from a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from typing import TYPE_CHECKING, Any
+
+from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.errors import TaskCrashed
+from daskbatch.task import Task
+
+if TYPE_CHECKING:
+    from daskbatch.pool import Pool
+
+
+class CallExited(TaskCrashed, SystemExit):
+    """A call ended its interpreter by ``sys.exit``: for `concurrent.futures` a `SystemExit`."""
+
+
+class CallCrashed(TaskCrashed, BrokenExecutor):
+    """A call ended its interpreter by a crash: for `concurrent.futures` the pool's end."""
+
+
+class BatchPoolFuture(Future[Any]):
+    """A call that a `BatchPoolExecutor` was given.
+
+    It is awaitable. As an argument of another call of the same executor it stands for its
+    result, and makes the other wait.
+
+    Examples
+    --------
+    >>> future = executor.submit(pow, 2, 10)
+    >>> future.result()
+    1024
+    >>> future.task.state
+    'done'
+    """
+
+    def __init__(self, pool: Pool, cell: Cell) -> None:
+        super().__init__()
+        self._pool = pool
+        self._cell = cell
+
+    @property
+    def task(self) -> Task:
+        """The call as a task, with ``stdout``, ``stderr`` and ``uid``."""
+        return self._pool.task(self._cell)
+
+    def running(self) -> bool:
+        """Say whether a worker has begun the call, and it is not over."""
+        return not self.done() and self._cell.phase == Phase.RUNNING
+
+    def cancel(self) -> bool:
+        """Keep the call from completing, also when it runs already.
+
+        Returns
+        -------
+        bool
+            True if it will not complete: it has not begun, or runs and is being stopped; False
+            if it is over.
+        """
+        if self.done():
+            return self.cancelled()
+        if not self._pool.cancel([self._cell]):
+            return False
+        self._settle_cancelled()
+        return self.cancelled()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.task.__reduce__()
+
+    def __repr__(self) -> str:
+        state = "running" if self.running() else self._state.lower().partition("_")[0]
+        return f"<{type(self).__name__} of {self._cell.label} {state}>"
+
+    # -- the pool's thread ----------------------------------------------------------------
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        """Take in what the call came to, unless it was cancelled before."""
+        try:
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        except InvalidStateError:
+            pass
+
+    def _settle_cancelled(self) -> None:
+        super().cancel()
+        with self._condition:
+            # Whoever comes second finds it notified already.
+            if self._state == "CANCELLED":
+                self.set_running_or_notify_cancel()
+
+
+def as_executors(error: BaseException) -> BaseException:
+    """Give an exception the kind that `concurrent.futures` has for it, besides our own."""
+    if type(error) is not TaskCrashed:
+        return error
+    made: TaskCrashed
+    if error.exited:
+        made = CallExited(*error.args, exitcode=error.exitcode, exited=True)
+        made.code = error.exitcode
+    else:
+        made = CallCrashed(*error.args, exitcode=error.exitcode)
+    made.__cause__ = error.__cause__
+    return made

@@ -1,0 +1,189 @@
+"""The calls of one ``map``: given ahead of what is asked for, and their results in order.
+
+Does not know how a call is described or run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from daskbatch import pickling
+from daskbatch.calls import Arguments, Calls
+from daskbatch.dispatch.cell import Cell
+from daskbatch.errors import SpecError
+from daskbatch.pool import Pool
+from daskbatch.worker.chunk import Chunk
+from daskbatch.worker.outcome import unpack_error
+
+#: How many calls are given at once.
+_SLAB = 1024
+
+
+class Mapped:
+    """The calls of one map.
+
+    Parameters
+    ----------
+    pool : Pool
+        Takes them.
+    calls : Calls
+        Describes them.
+    function : callable
+        What is called.
+    arguments : iterable of tuple
+        The arguments of each call.
+    chunksize : int
+        How many calls make a chunk.
+    window : int, optional
+        How many calls, or chunks, are given ahead of what is asked for; all, if None.
+
+    Raises
+    ------
+    SpecError
+        A number is wrong.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        calls: Calls,
+        function: Callable[..., Any],
+        arguments: Iterable[Arguments],
+        chunksize: int,
+        window: int | None,
+    ) -> None:
+        if not isinstance(chunksize, int) or chunksize < 1:
+            raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
+        if window is not None and not isinstance(window, int):
+            raise TypeError("buffersize must be an integer or None")
+        if window is not None and window < 1:
+            raise SpecError("buffersize must be None or > 0")
+        pool.require_open()
+        self._pool = pool
+        self._calls = calls
+        self._function = function
+        self._arguments = iter(arguments)
+        self._chunksize = chunksize
+        self._window = window
+        #: The cells of calls and of chunks, in order.
+        self._given: deque[tuple[Cell, bool]] = deque()
+        pool.maps.add(self)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give calls, as far ahead as wished."""
+        slab = _SLAB
+        room = self._window - len(self._given) if self._window is not None else slab
+        if self._window is not None and room < min(slab, 1 + self._window // 16):
+            return
+        while room > 0:
+            given = self._describe_some(min(slab, room))
+            if not given:
+                return
+            self._pool.put([cell for cell, _ in given])
+            self._given.extend(given)
+            if self._window is not None:
+                room = self._window - len(self._given)
+
+    def _describe_some(self, count: int) -> list[tuple[Cell, bool]]:
+        one, function = self._calls.one, self._function
+        if self._chunksize == 1:
+            return [(one(function, args), False) for args in islice(self._arguments, count)]
+        given: list[tuple[Cell, bool]] = []
+        # Some chunks at a time, since the workers wait.
+        while len(given) < min(count, max(1, _SLAB // self._chunksize)):
+            chunk = list(islice(self._arguments, self._chunksize))
+            if not chunk:
+                break
+            cell = self._calls.chunk(function, chunk)
+            if cell is not None:
+                given.append((cell, True))
+            else:
+                given += [(one(function, args), False) for args in chunk]
+        return given
+
+    def results(self, timeout: float | None) -> Iterator[Any]:
+        """Give the results in order; what is left is cancelled when nobody asks any more.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds from now, within which each is to be there.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._results(deadline)
+
+    def _results(self, deadline: float | None) -> Iterator[Any]:
+        try:
+            while self._given:
+                self._fill()
+                cell, is_chunk = self._given.popleft()
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                # Nothing here holds on to a result that has been handed out.
+                if is_chunk:
+                    yield from _unpack(self._get(cell, left))
+                else:
+                    yield self._get(cell, left)
+        finally:
+            self._drop()
+
+    def _get(self, cell: Cell, timeout: float | None) -> Any:
+        try:
+            return self._pool.get(cell, timeout)
+        except TimeoutError:
+            if not cell.over:
+                self._given.appendleft((cell, False))  # to be cancelled with the others
+            raise
+
+    async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
+        """Give the same without blocking the event loop."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        try:
+            while self._given:
+                self._fill()
+                cell, is_chunk = self._given[0]
+                async with asyncio.timeout_at(deadline):
+                    await self._pool.task(cell)._over()
+                self._given.popleft()
+                if cell.value is not None:
+                    value = self._pool.get(cell)
+                else:
+                    value = await loop.run_in_executor(None, self._pool.get, cell)
+                if is_chunk:
+                    for each in _unpack(value):
+                        yield each
+                else:
+                    yield value
+                del value
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        left = [cell for cell, _ in self._given if not cell.over]
+        self._given.clear()
+        if left:
+            self._pool.cancel_later(left)
+
+    def fetch_left(self) -> None:
+        """Bring here what is left on workers that are about to end."""
+        for cell, _ in list(self._given):
+            with contextlib.suppress(Exception):
+                self._pool.task(cell)._bring()
+
+
+def _unpack(chunk: Chunk) -> Iterator[Any]:
+    values = pickling.loads(chunk.values)
+    values.reverse()
+    for position in range(len(values)):
+        value = values.pop()
+        if position in chunk.errors:
+            raise unpack_error(chunk.errors[position])
+        yield value
+        del value

@@ -1,0 +1,251 @@
+"""The calls of one executor as a whole: what it takes, how it breaks, how it ends.
+
+Does not know how calls are described, gathered or settled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from daskbatch.batch import Batch
+from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.future import BatchPoolFuture, as_executors
+from daskbatch.gatherer import Gatherer
+from daskbatch.settler import Settler
+from daskbatch.task import Task
+from daskbatch.worker.prepare import InitializerFailed
+
+
+class Results(Protocol):
+    """What may still be asked for results when the cluster has ended."""
+
+    def fetch_left(self) -> None: ...
+
+
+class Pool:
+    """The calls of one executor.
+
+    Parameters
+    ----------
+    batch : Batch
+        Runs them.
+    owned : bool
+        Whether it ends with the executor.
+    name : str, optional
+        Stands before the functions' names on Dask's dashboard.
+    cap : int, optional
+        How many calls may run at once.
+    """
+
+    def __init__(self, batch: Batch, owned: bool, name: str | None, cap: int | None) -> None:
+        self.batch = batch
+        #: Why no call can be run any more.
+        self.broken: InitializerFailed | None = None
+        self.maps: weakref.WeakSet[Results] = weakref.WeakSet()
+        self._owned = owned
+        self._process = os.getpid()
+        self._dispatcher = batch._dispatcher
+        self._changed = self._dispatcher.outcomes.changed
+        self._group = Group("executor", 0)
+        self._group.started = True
+        self._gatherer = Gatherer(batch, self._group, name, cap)
+        self._settler = Settler(self._dispatcher.outcomes, self._settle)
+        self._shut = False
+        self._ended = False
+        self._ending = threading.Lock()
+        batch._pools.add(self)
+        _pools.add(self)
+
+    @property
+    def slots(self) -> int:
+        """How many calls run at once."""
+        return self._gatherer.slots
+
+    @property
+    def gathered(self) -> int:
+        """How many calls have not been handed over."""
+        return len(self._gatherer.waiting)
+
+    def task(self, cell: Cell) -> Task:
+        """Give a call as a task."""
+        return Task(self.batch, cell)
+
+    # -- giving calls ---------------------------------------------------------------------
+
+    def require_open(self) -> None:
+        """Raise what `concurrent.futures` raises where no call can be given any more."""
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self.broken is not None:
+            raise self.broken
+        if self.batch.closed:
+            raise SubmitAfterCloseError("the Batch of this executor has been closed")
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this executor belongs to the process that this one was forked from: make another"
+            )
+
+    def put(self, cells: Sequence[Cell]) -> None:
+        """Take calls."""
+        with self._changed:
+            self.require_open()
+            self._gatherer.put(cells)
+
+    def put_future(self, cell: Cell) -> BatchPoolFuture:
+        """Take a call, and give its future."""
+        future = BatchPoolFuture(self, cell)
+        with self._changed:
+            self.require_open()
+            self._gatherer.put([cell])
+            self._settler.watch(future, cell)
+        return future
+
+    def hurry(self) -> None:
+        """Have what was gathered handed over."""
+        self._gatherer.hurry()
+
+    def hand_over(self, cells: Sequence[Cell]) -> None:
+        """Wait until those of some tasks that are calls of this have been handed over."""
+        self._gatherer.hand_over(cells)
+
+    def cancel(self, cells: Sequence[Cell], begun: bool = True) -> list[Cell]:
+        """Cancel calls; returns those that will not complete."""
+        return self._dispatcher.cancel(cells, begun)
+
+    def cancel_later(self, cells: Iterable[Cell]) -> None:
+        """Cancel calls without waiting for it; a finalizer may call this."""
+        self._gatherer.cancel_later(cells)
+
+    # -- what calls come to ---------------------------------------------------------------
+
+    def get(self, cell: Cell, timeout: float | None = None) -> Any:
+        """Wait for a call, and give what it returned, or raise what it raised."""
+        task = self.task(cell)
+        task.wait(timeout)
+        value, error = task._outcome()
+        if error is not None:
+            raise self._understand(error)
+        return value
+
+    def _settle(self, future: BatchPoolFuture) -> None:
+        cell = future._cell
+        if cell.phase == Phase.CANCELLED:
+            if self.broken is None:
+                future._settle_cancelled()
+            else:
+                future._settle(None, self.broken)
+            return
+        value, error = self.task(cell)._outcome()
+        future._settle(value, None if error is None else self._understand(error))
+        if cell.placement is not None and cell.phase == Phase.DONE:
+            cell.value = None  # it stays on its worker, and here as an object
+
+    def _understand(self, error: BaseException) -> BaseException:
+        if isinstance(error, InitializerFailed) and self.broken is None:
+            self._break(error)
+        return as_executors(error)
+
+    def _break(self, error: InitializerFailed) -> None:
+        """Give up all calls: no worker can be prepared for them."""
+        self.broken = error
+        # As an executor of `concurrent.futures` does; there is nobody else to tell.
+        logging.getLogger("concurrent.futures").critical(
+            "Exception in initializer:%s", error.__cause__
+        )
+        self.cancel_later(self._left())
+
+    def _left(self) -> list[Cell]:
+        with self._changed:
+            return self._dispatcher.unfinished(self._group) + self._gatherer.waiting
+
+    # -- the end --------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool, cancel: bool = False) -> None:
+        """Take no more calls, and end when those that there are are over; see `Executor`."""
+        with self._changed:
+            self._shut = True
+        self._gatherer.hurry()
+        if cancel and not self._ended:
+            cells = self._left()
+            # What an idle slot is about to take counts as begun: it is on its way.
+            running = sum(cell.phase == Phase.RUNNING for cell in cells)
+            waiting = [cell for cell in cells if cell.phase < Phase.RUNNING]
+            self.cancel(waiting[max(0, self.slots - running) :], begun=False)
+        if wait:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._is_done())
+            self._end()
+        else:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """End when all calls are over, without waiting for that; a finalizer may call this."""
+        self._shut = True
+        # When the interpreter ends there are no new threads; but then all pools are ended.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(
+                target=self.shutdown, args=(True,), name="daskbatch-end", daemon=True
+            ).start()
+
+    def abandon(self) -> None:
+        """Cancel what has not been handed over: the Batch ends."""
+        with self._changed:
+            self._shut = True
+            self._gatherer.close()
+
+    def _is_done(self) -> bool:
+        return not self._group.left and not self._settler.left
+
+    def _end(self) -> None:
+        with self._ending:
+            if self._ended:
+                return
+            with self._changed:
+                self._shut = self._ended = True
+                self._gatherer.close()
+                self._settler.close()
+            self.batch._pools.discard(self)
+            if self._owned:
+                for results in list(self.maps):
+                    results.fetch_left()
+                self.batch.close()
+                self.batch._session.end()
+            _pools.discard(self)
+
+
+_exiting = False
+
+#: The pools that have not ended.
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+# A forked child has copies of its parent's, and must leave them alone.
+os.register_at_fork(after_in_child=_pools.clear)
+
+
+def _finish_all() -> None:
+    """Finish what executors were given, before the interpreter ends."""
+    global _exiting
+    _exiting = True
+    pools = list(_pools)
+    try:
+        for pool in pools:
+            pool.shutdown(wait=True)
+    except BaseException:  # Ctrl-C, while this waits
+        for pool in pools:
+            pool.abandon()
+            pool.cancel_later(pool._left())
+        raise
+
+
+# Unlike `atexit`, this comes while threads can still do their work: it is how the executors of
+# `concurrent.futures` themselves finish theirs. Dask's threads, imported before, end after it.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]

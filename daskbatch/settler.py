@@ -1,0 +1,86 @@
+"""Settles futures, in threads of its own: what a call came to is unpickled there.
+
+Does not know how calls are given or run. Two threads, so that large results, which have to be
+brought here from their workers first, do not hold up the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.outcomes import Outcomes
+from daskbatch.future import BatchPoolFuture
+
+_Queue = deque[tuple[BatchPoolFuture, Cell]]
+
+
+class Settler:
+    """The futures that are not settled yet.
+
+    Parameters
+    ----------
+    outcomes : Outcomes
+        Tells when calls are over.
+    settle : callable
+        Settles a future whose call is over, and never raises.
+    """
+
+    def __init__(self, outcomes: Outcomes, settle: Callable[[BatchPoolFuture], None]) -> None:
+        self._outcomes = outcomes
+        self._settle = settle
+        #: Held for every change; notified when tasks are over.
+        self._changed = outcomes.changed
+        #: How many are not settled.
+        self.left = 0
+        self._near: _Queue = deque()
+        self._far: _Queue = deque()
+        self._closed = False
+        self._started = False
+
+    def watch(self, future: BatchPoolFuture, cell: Cell) -> None:
+        """Settle a future when its call is over; to be called with the lock."""
+        if not self._started:
+            self._started = True
+            # Both at once: when the interpreter ends, none can be started any more.
+            for queue, name in ((self._near, "settle"), (self._far, "fetch")):
+                threading.Thread(
+                    target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
+                ).start()
+        self.left += 1
+        near = self._near
+        self._outcomes.when_over(cell, lambda: near.append((future, cell)))
+
+    def close(self) -> None:
+        """End the threads; to be called with the lock."""
+        self._closed = True
+        self._changed.notify_all()
+
+    def _run(self, queue: _Queue) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: queue or self._closed)
+                if not queue:
+                    return
+            settled = 0
+            while queue:
+                future, cell = queue.popleft()
+                if queue is self._near and _is_far(cell):
+                    self._far.append((future, cell))
+                else:
+                    try:
+                        self._settle(future)
+                    except BaseException:  # of a callback of the user's
+                        logging.getLogger("daskbatch").exception("a callback of a future raised")
+                    settled += 1
+                del future, cell
+            with self._changed:
+                self.left -= settled
+                self._changed.notify_all()
+
+
+def _is_far(cell: Cell) -> bool:
+    return cell.phase == Phase.DONE and cell.value is None and cell.placement is not None

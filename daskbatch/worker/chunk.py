@@ -1,0 +1,69 @@
+"""Runs several calls of one function as one task, each with an outcome of its own.
+
+Does not know who put them together, or why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import CoroutineType
+from typing import Any, NamedTuple
+
+from daskbatch import pickling
+from daskbatch.worker.interrupt import Stopped
+from daskbatch.worker.outcome import pack_error
+from daskbatch.worker.run import as_task_error
+
+
+class Chunk(NamedTuple):
+    """What became of the calls of a chunk.
+
+    Parameters
+    ----------
+    values : bytes
+        The pickled list of what they returned; None for those that raised.
+    errors : mapping
+        The packed exceptions, by position.
+    """
+
+    values: bytes
+    errors: Mapping[int, bytes]
+
+
+def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Chunk:
+    """Call a function with each of some tuples of arguments, one after another.
+
+    Parameters
+    ----------
+    label : str
+        What messages call the calls.
+    function : callable
+        The function.
+    calls : sequence of tuple
+        The arguments of each call.
+    """
+    values: list[Any] = []
+    errors: dict[int, bytes] = {}
+    for position, args in enumerate(calls):
+        value = None
+        try:
+            value = function(*args)
+            if type(value) is CoroutineType:
+                value = asyncio.run(value)
+        except Stopped:
+            raise
+        except BaseException as raised:
+            errors[position] = pack_error(as_task_error(raised, "", label), label)
+        values.append(value)
+    try:
+        return Chunk(pickling.dumps(values), errors)
+    except BaseException:  # one of them; it is found by pickling each
+        for position, value in enumerate(values):
+            try:
+                pickling.dumps(value)
+            except BaseException as raised:
+                doing = f"its {type(value).__name__} cannot be sent"
+                errors[position] = pack_error(as_task_error(raised, doing, label), label)
+                values[position] = None
+        return Chunk(pickling.dumps(values), errors)
