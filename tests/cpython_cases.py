@@ -16,13 +16,16 @@ import subprocess
 import sys
 import sysconfig
 import unittest
-from concurrent.futures import BrokenExecutor, Future
+from concurrent import futures
+from concurrent.futures import BrokenExecutor
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from daskbatch import BatchPoolExecutor
+from daskbatch.dispatch.cell import Phase
+from daskbatch.future import BatchPoolFuture
 
 HERE = Path(__file__).parent
 COPY = HERE / "cpython" / "test" / "test_concurrent_futures"
@@ -94,6 +97,10 @@ NOT_RUN = {
     "FailingInitializerResourcesTest.test_spawn": "the resource tracker of multiprocessing",
     "FailingInitializerResourcesTest.test_forkserver": "the resource tracker of multiprocessing",
     "ExecutorDeadlockTest.test_shutdown_deadlock_pickle": _PROCESSES,
+    "FutureTests.test_repr": "ours says which call it is of",
+    "FutureTests.test_cancel": (
+        "compares a private state: of ours, who waits is told of the cancellation at once"
+    ),
     "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full": _PROCESSES,
 }
 
@@ -202,17 +209,33 @@ class DeadlockTest(Shared, test_deadlock.ExecutorDeadlockTest, unittest.TestCase
     TIMEOUT = 60
 
 
+class Future(BatchPoolFuture):
+    """The future of a call that is as far as the future's state says, and that no worker has.
+
+    Its repr is a plain one's, which is found in messages.
+    """
+
+    __repr__ = futures.Future.__repr__
+
+    def __init__(self) -> None:
+        super().__init__(pool=self, cell=self)
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.RUNNING if self._state == RUNNING else Phase.WAITING
+
+    def cancel(self, cells: list[Any] | None = None) -> Any:
+        return super().cancel() if cells is None else cells
+
+
 class FutureTest(test_future.FutureTests):
     """With the futures of our executor in place of plain ones."""
 
     def setUp(self) -> None:
-        kind = type(_some_future())
-        # Their repr is compared with a plain one's.
-        ours = type("Future", (kind,), {})
-        self.enterContext(mock.patch.object(util, "Future", ours))
-        self.enterContext(mock.patch.object(test_future, "Future", ours))
         # What no logger's handler hears goes to stderr, where it is looked for; pytest hears all.
         self.enterContext(mock.patch.object(logging.getLogger(), "handlers", []))
+        self.enterContext(mock.patch.object(util, "Future", Future))
+        self.enterContext(mock.patch.object(test_future, "Future", Future))
         for name, state in {
             "PENDING": {},
             "RUNNING": {"state": RUNNING},
@@ -226,11 +249,6 @@ class FutureTest(test_future.FutureTests):
 
     def tearDown(self) -> None:
         """Leave the threads and the children of this process alone."""
-
-
-def _some_future() -> Future[int]:
-    with SharedExecutor(1) as pool:
-        return pool.submit(int)
 
 
 CASES = [
