@@ -409,12 +409,10 @@ def test_what_cannot_be_met_fails_alone(executor: BatchPoolExecutor) -> None:
 
 
 def test_max_workers_is_what_libraries_look_for() -> None:
-    with BatchPoolExecutor(max_workers=2, name="pool") as executor:
+    with BatchPoolExecutor(max_workers=2) as executor:
         assert executor._max_workers == 2
         assert executor.batch.num_workers == 2
-        future = executor.submit(abs, -1)
-        assert future.result(SECONDS) == 1
-        assert executor.batch.name if hasattr(executor.batch, "name") else True
+        assert executor.submit(abs, -1).result(SECONDS) == 1
 
 
 @pytest.mark.parametrize(
@@ -475,6 +473,16 @@ def test_a_given_cluster(tmp_path: Path) -> None:
         assert cluster.scheduler.status.name == "running", "it is never closed"
 
 
+def test_the_name_stands_on_the_dashboard(batch: Batch) -> None:
+    with BatchPoolExecutor(cluster=batch.client, name="survey") as executor:
+        futures = [executor.submit(abs, -1), executor.submit(abs, -2)]
+        wait(futures, SECONDS)
+        prefixes = batch.client.run_on_scheduler(
+            lambda dask_scheduler: list(dask_scheduler.task_prefixes)
+        )
+    assert "survey_abs" in prefixes
+
+
 # -- many threads ---------------------------------------------------------------------------
 
 
@@ -530,6 +538,7 @@ def test_cancelled_at_the_end_is_what_has_not_begun(tmp_path: Path) -> None:
     executor = BatchPoolExecutor(max_workers=2)
     files = [tmp_path / str(number) for number in range(20)]
     futures = [executor.submit(begin_and_wait, file) for file in files]
+    until(lambda: sum(file.exists() for file in files) == 2)
     until(lambda: sum(future.running() for future in futures) == 2)
     executor.shutdown(wait=False, cancel_futures=True)
     assert sum(future.cancelled() for future in futures) == 18
