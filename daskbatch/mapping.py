@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -108,7 +108,7 @@ class Mapped:
                 given += [(one(function, args), False) for args in chunk]
         return given
 
-    def results(self, timeout: float | None) -> Iterator[Any]:
+    def results(self, timeout: float | None) -> Results:
         """Give the results in order; what is left is cancelled when nobody asks any more.
 
         Parameters
@@ -117,9 +117,9 @@ class Mapped:
             Seconds from now, within which each is to be there.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._results(deadline)
+        return Results(self._results(deadline), self.drop)
 
-    def _results(self, deadline: float | None) -> Iterator[Any]:
+    def _results(self, deadline: float | None) -> Generator[Any, None, None]:
         try:
             while self._given:
                 self._fill()
@@ -131,7 +131,7 @@ class Mapped:
                 else:
                     yield self._get(cell, left)
         finally:
-            self._drop()
+            self.drop()
 
     def _get(self, cell: Cell, timeout: float | None) -> Any:
         try:
@@ -163,9 +163,10 @@ class Mapped:
                     yield value
                 del value
         finally:
-            self._drop()
+            self.drop()
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Cancel what is left."""
         left = [cell for cell, _ in self._given if not cell.over]
         self._given.clear()
         if left:
@@ -176,6 +177,25 @@ class Mapped:
         for cell, _ in list(self._given):
             with contextlib.suppress(Exception):
                 self._pool.task(cell)._bring()
+
+
+class Results(Iterator[Any]):
+    """The results of a map in order; the calls that are left are cancelled by `close`.
+
+    Also when it is dropped, if some have been asked for; else all calls are run.
+    """
+
+    def __init__(self, results: Generator[Any, None, None], drop: Callable[[], None]) -> None:
+        self._results = results
+        self._drop = drop
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Ask for no more."""
+        self._results.close()
+        self._drop()
 
 
 def _unpack(chunk: Chunk) -> Iterator[Any]:
