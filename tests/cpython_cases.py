@@ -153,9 +153,14 @@ del concurrent, cpython_cases
 def assert_python_ok(option: str, program: str) -> tuple[int, bytes, bytes]:
     """Run a program that knows our executor; gives its exit code and what it printed."""
     path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    assert SharedExecutor.cluster is not None
     run = subprocess.run(
         [sys.executable, option, _ONE_OF_OURS + program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "DASKBATCH_CLUSTER": SharedExecutor.cluster,
+        },
         capture_output=True,
         timeout=60,
     )

@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from tqdm import tqdm
 
-from daskbatch import BatchPoolExecutor
+from daskbatch import Batch, BatchPoolExecutor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORKERS = 2
@@ -441,11 +441,16 @@ def test_all_examples_are_listed() -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_prints_what_it_found(name: str, tmp_path: Path) -> None:
+def test_an_example_prints_what_it_found(name: str, batch: Batch, tmp_path: Path) -> None:
     program = EXAMPLES / f"executor_{name}.py"
+    environment = {"DASKBATCH_CLUSTER": batch.client.scheduler.address}
+    if name == "futures":
+        # One needs nothing but itself; others are spared the start of a cluster.
+        environment.clear()
     run = subprocess.run(
         [sys.executable, "-W", "error", program],
         cwd=tmp_path,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=100,

@@ -30,19 +30,20 @@ import sys, threading, time
 from pathlib import Path
 from daskbatch import BatchPoolExecutor
 
+here = Path.cwd()
+
 def work(name, seconds=0.2):
     time.sleep(seconds)
-    Path(name).touch()
+    (here / name).touch()
     return name
 
-def block():
-    Path("begun").touch()
-    while True:
-        time.sleep(0.01)
-
 def wait_for(name):
-    while not Path(name).exists():
+    while not (here / name).exists():
         time.sleep(0.005)
+
+def block():
+    (here / "begun").touch()
+    wait_for("never")
 
 def say_when_waiting_at_exit():
     def look():
@@ -102,7 +103,8 @@ class Program:
         return {path.name for path in self.directory.iterdir()} - {"program.py"}
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill what is left, and let what runs on a shared cluster end."""
+        (self.directory / "never").touch()
         for program in self.started:
             if program.poll() is None:
                 program.kill()
@@ -439,8 +441,8 @@ def test_ctrl_c_ends_it_on_a_cluster_that_goes_on(on_shared: Program, batch: Bat
 def test_ctrl_c_ends_other_waits(on_shared: Program, text: str) -> None:
     running = on_shared.start(text)
     assert read_line(running.stdout) == "waiting"
-    for _ in range(300):
-        # The block has ended, or is about to: once more, if this came too early for one wait.
+    for _ in range(5):
+        # Once for the wait here, and once for that at exit, as with other executors.
         os.kill(running.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             running.wait(2)
