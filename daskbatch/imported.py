@@ -41,7 +41,10 @@ class ImportedFunction:
         self._batch = batch
         self._form = form
         self._file = template.file
-        self._make = getattr(self, f"_make_{template.type}")
+        self._fill = form.fill
+        # Not bound: a circle would keep the Batch until Python collects its garbage.
+        self._make = _MAKERS[template.type]
+        self._taken_in = batch._made_by_template
         #: What all tasks share, once there is one.
         self._options: Options | None = None
         self.__name__ = self.__qualname__ = form.label
@@ -52,9 +55,7 @@ class ImportedFunction:
         )
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Task:
-        filled = self._form.fill(args, kwargs)
-        task: Task = self._make(filled)
-        return self._batch._made_by_template(task)
+        return self._taken_in(self._make(self, self._fill(args, kwargs)))
 
     def __repr__(self) -> str:
         return f"<{self.__name__}{self.__signature__}, imported from {self._file}>"
@@ -62,28 +63,28 @@ class ImportedFunction:
     # -- the types of tasks ---------------------------------------------------------------
 
     def _make_function(self, filled: Filled) -> Task:
-        (what,) = filled.executables
+        _, name, _, (what,), reads, writes = filled
         return make_function(
             self._batch,
             what.target,
             what.args,
             what.kwargs,
             self._options or self._options_for(filled, what),
-            self._channels(Mode.READ, filled.reads),
-            self._channels(Mode.WRITE, filled.writes),
-            filled.name,
+            self._channels(Mode.READ, reads) if reads else (),
+            self._channels(Mode.WRITE, writes) if writes else (),
+            name,
         )
 
     def _make_process(self, filled: Filled) -> Task:
-        (what,) = filled.executables
+        _, name, _, (what,), reads, writes = filled
         return make_process(
             self._batch,
             what.target,
             what.args,
             self._options or self._options_for(filled, what),
-            self._channels(Mode.READ, filled.reads),
-            self._channels(Mode.WRITE, filled.writes),
-            filled.name,
+            self._channels(Mode.READ, reads) if reads else (),
+            self._channels(Mode.WRITE, writes) if writes else (),
+            name,
         )
 
     def _make_job(self, filled: Filled) -> Task:
@@ -114,3 +115,10 @@ class ImportedFunction:
                 raise SpecError(f"{self._file}:{line}: {error}") from None
             channels += access.channels
         return channels
+
+
+_MAKERS = {
+    "function": ImportedFunction._make_function,
+    "process": ImportedFunction._make_process,
+    "job": ImportedFunction._make_job,
+}

@@ -101,6 +101,7 @@ class _Reader:
         import_args, import_kwargs, args, kwargs = (
             self._parameters(section, found.get(section)) for section in _DECLARATIONS
         )
+        import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
         kind = self._type(root.line, found.get("type"))
         name, timeout = found.get("name"), found.get("timeout")
         return Template(
@@ -108,7 +109,7 @@ class _Reader:
             kind,
             self._executables(kind, root.line, found.get("executables")),
             import_args,
-            self._with_defaults(import_args, import_kwargs, found.get("import_kwargs")),
+            import_kwargs,
             args,
             kwargs,
             self._accesses("reads", found.get("reads")),
