@@ -496,6 +496,16 @@ def test_a_given_argument_takes_the_place_of_its_call() -> None:
     assert both.fill((), {}).executables[0].args == (1, 2)
 
 
+def test_a_call_that_nobody_needs_is_not_made() -> None:
+    text = COMPUTED.replace("args: [made, again]", "args: [made]")
+
+    def join(one: str, other: str) -> str:
+        assert (one, other) == ("a", "b")
+        return "joined"
+
+    assert form(text, print, join, "b", fixed="a").fill((), {}).executables[0].args == ("joined",)
+
+
 def test_what_the_calls_need_must_be_there() -> None:
     assert "lacks the argument 'base', which my.yml uses in line 6" in complaint(
         lambda: form(COMPUTED, print, max, fixed=1)

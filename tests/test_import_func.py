@@ -134,6 +134,26 @@ def test_relative_paths_are_below_the_directory_of_the_batch(batch: Batch, tmp_p
     assert edges(batch.compile([writes, below, make(str)])) == {(0, 2), (1, 2)}
 
 
+def test_the_directory_of_the_batch_is_that_in_which_it_was_made(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "my.yml"
+    path.write_text(
+        "args: [f]\ntype: function\nexecutables: [{target: f, cwd: .}]\nreads: [{files: [in]}]"
+    )
+    made_in = os.getcwd()
+    relative = os.path.relpath(path)
+    monkeypatch.chdir(tmp_path)
+    task = batch.import_func(relative)(os.getcwd)
+    writes = batch.function(str, writes=batch.write(made_in, "in"))
+    program = batch.compile([writes, task])
+    assert edges(program) == {(0, 1)}
+    program.run(timeout=60)
+    assert task.get() == made_in
+    # Workers elsewhere may be in any directory: they are told this one.
+    assert task._cell.options.cwd == made_in
+
+
 def test_objects_and_channels(batch: Batch, imported: Import) -> None:
     text = """
 import_args: [f, next_key]

@@ -469,6 +469,12 @@ def test_a_text_may_resemble_a_name(written: str) -> None:
     assert value(written) == Literal(6, written)
 
 
+def test_executables_and_short_words_may_be_close_to_names() -> None:
+    text = "args: [port, sorts]\ntype: process\nexecutables: [{target: sorte, args: [sort]}]"
+    (executable,) = parse(text).executables
+    assert (executable.target, executable.args) == (Literal(3, "sorte"), (Literal(3, "sort"),))
+
+
 def test_the_name_of_a_task_may_be_close_to_another() -> None:
     assert parse(HEAD + BODY + "name: matrixx").name == Literal(7, "matrixx")
 

@@ -249,7 +249,7 @@ class _Reader:
         if kind == "function":
             expected = "the name of an argument that is a function"
             return self._values.reference(node, "target", expected)
-        return self._values.text(node, "target")
+        return self._values.text(node, "target", typos=False)
 
     def _kwargs(self, node: Node) -> tuple[tuple[str, Expression], ...]:
         entries = self._entries(node, "kwargs", "values")

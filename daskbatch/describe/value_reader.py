@@ -124,7 +124,7 @@ class ValueReader:
 
 def _is_slip(text: str, name: str) -> bool:
     """Say whether a word is likely to be a mistyped name: one letter off, and not by a digit."""
-    if min(len(text), len(name)) < 4 or not text.isidentifier():
+    if min(len(text), len(name)) < 5 or not text.isidentifier():
         return False
     text, name = text.casefold().replace("_", ""), name.casefold().replace("_", "")
     return text == name or (_are_close(text, name) and _undigited(text) != _undigited(name))
