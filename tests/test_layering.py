@@ -27,7 +27,11 @@ MAY_IMPORT = {
     "task": {"errors", "pickling", "dispatch", "worker", "batch"},
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
-    "making": {"errors", "describe", "dispatch", "task", "compiled", "configured", "batch"},
+    "imported": {"errors", "describe", "task", "configured", "batch"},
+    "making": {
+        *("errors", "describe", "dispatch", "task"),
+        *("compiled", "configured", "imported", "batch"),
+    },
     "batch": {"errors", "dispatch", "compiled", "making", "pool"},
     # The executor: pool knows the Batch, and the Batch only that there are pools.
     "future": {"errors", "dispatch", "task", "pool"},
