@@ -287,7 +287,7 @@ class TaskMaker:
         return import_template(self._batch, ptd_file, import_args, import_kwargs)
 
     def _made_by_template(self, task: Task) -> Task:
-        """Take in a task that an imported function has made; here it would be queued."""
+        """Take in a task that an imported function has made."""
         return task
 
     def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:

@@ -32,7 +32,11 @@ MAY_IMPORT = {
         *("errors", "describe", "dispatch", "task"),
         *("compiled", "configured", "imported", "batch"),
     },
-    "batch": {"errors", "dispatch", "compiled", "making", "pool"},
+    "backlog": {"dispatch"},
+    "batch": {
+        *("errors", "describe", "plan", "dispatch"),
+        *("task", "compiled", "making", "backlog", "pool"),
+    },
     # The executor: pool knows the Batch, and the Batch only that there are pools.
     "future": {"errors", "dispatch", "task", "pool"},
     "lanes": {"dispatch"},
