@@ -5,21 +5,27 @@ Does not know how tasks are made (`making`), planned or run; it hands them on.
 
 from __future__ import annotations
 
+import builtins
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from distributed import Client
 from distributed.deploy import Cluster
 
+from daskbatch.backlog import Backlog
 from daskbatch.compiled import require_own, require_producers
-from daskbatch.dispatch.cell import Cell, Group
+from daskbatch.describe.access import Access, Mode
+from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.session import Session
-from daskbatch.errors import LifecycleError
+from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.making import TaskMaker
+from daskbatch.plan.program import shared_channels
+from daskbatch.task import Task
 
 if TYPE_CHECKING:
     from daskbatch.pool import Pool
@@ -75,6 +81,7 @@ class Batch(TaskMaker):
             cluster, num_workers, self._directory, f"daskbatch-{self._uid}", self._environment
         )
         self._dispatcher = self._session.dispatcher
+        self._backlog = Backlog(self._uid)
         #: The executors that hand over calls from a thread of their own.
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
@@ -110,7 +117,7 @@ class Batch(TaskMaker):
 
     def __repr__(self) -> str:
         state = "ended" if self._session.ended else "closed" if self._closed else "open"
-        left = self._dispatcher.outcomes.left
+        left = self._dispatcher.outcomes.left + len(self._backlog)
         return f"<Batch {state}, {self.num_workers} workers, {left} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,12 +131,93 @@ class Batch(TaskMaker):
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
-                for pool in self._pools:
-                    pool.hand_over(cell.producers)
+                self._start_queued(cell.producers)
         self._session.submit(cells, name, group)
 
+    def _made_by_template(self, task: Task) -> Task:
+        if self._background_batching:
+            cell = task._cell
+            if cell.producers:
+                require_own(self, cell)
+                require_producers(cell)
+            self._backlog.add(cell)
+        return task
+
+    def _flush(self) -> None:
+        """Start what waits in the background."""
+        for cell in self._backlog.cells:
+            for pool in self._pools if cell.producers else ():
+                pool.hand_over(cell.producers)
+        self._backlog.flush(self._start_all)
+
+    def _start_all(self, cells: Sequence[Cell]) -> None:
+        names = {cell.name for cell in cells if cell.call is not None}
+        name = names.pop() if len(names) == 1 else self._name or "batch"
+        try:
+            self._session.submit(cells, name, None)
+        except Exception as error:
+            self._dispatcher.settle_unstarted(cells, error)
+
+    def _start_queued(self, cells: Sequence[Cell]) -> None:
+        """Have those of some tasks started that are queued, whoever has queued them."""
+        if any(cell.phase == Phase.QUEUED for cell in cells):
+            self._flush()
+            for pool in list(self._pools):
+                pool.hand_over(cells)
+
+    def _touch(self, access: Access) -> None:
+        """Wait for the tasks that must be over before something is read or written here."""
+
+        def in_the_way(cell: Cell) -> bool:
+            channels = cell.writes if access.mode is Mode.READ else cell.writes + cell.reads
+            return any(shared_channels(access.channels, channels))
+
+        waiting = [cell for pool in self._pools for cell in pool.waiting]
+        found = [cell for cell in (*self._backlog.cells, *waiting) if in_the_way(cell)]
+        if found:
+            self._start_queued(found)
+        found += [cell for cell in self._dispatcher.unfinished() if in_the_way(cell)]
+        self._dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
+
+    def open(self, file: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
+        """Open a file, when the tasks that touch it are over.
+
+        Parameters
+        ----------
+        file : str or Path
+            Its path; what tasks were told that they read or write is the same file.
+        mode : str
+            See the built-in `open`. To read, the tasks are waited for that write the file, or a
+            directory above it; to write, those as well that read it.
+        *args, **kwargs
+            See the built-in `open`.
+
+        Raises
+        ------
+        OSError
+            It cannot be opened.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory) / "sum.txt"
+        ...     task = batch.function(path.write_text, "42", writes=[batch.write(path)])
+        ...     task.start()
+        ...     with batch.open(path) as file:
+        ...         file.read()
+        '42'
+        """
+        if isinstance(file, int):
+            raise SpecError(f"batch.open takes a path, not the file descriptor {file}")
+        writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
+        self._touch(self.write(file) if writes else self.read(file))
+        return builtins.open(self._absolute(file), mode, *args, **kwargs)
+
     def fence(self, timeout: float | None = None) -> None:
-        """Wait for all that this client has started.
+        """Wait for all that this client has started, and for what waits in the background.
+
+        What template tasks read and write before puts nothing in order that comes after.
 
         Parameters
         ----------
@@ -147,21 +235,24 @@ class Batch(TaskMaker):
         >>> batch.fence()
         """
         outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
+        self._flush()
         pools = list(self._pools)
         for pool in pools:
             pool.hurry()
 
         def left() -> int:
-            return outcomes.left + sum(pool.gathered for pool in pools)
+            return outcomes.left + sum(len(pool.waiting) for pool in pools)
 
         if not outcomes.wait(lambda: not left(), seconds):
             raise TimeoutError(f"{left()} tasks are not over after {seconds:g} s")
+        self._backlog.start_over()
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
         """Say that this client makes and starts no more tasks. What is started still runs."""
         self._closed = True
+        self._flush()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until all work is done, then leave the cluster, and end it if it is embedded.
@@ -186,6 +277,7 @@ class Batch(TaskMaker):
     def terminate(self) -> None:
         """Give up all that is not over, and leave the cluster; an embedded one is killed."""
         self._closed = True
+        self._dispatcher.settle_unstarted(self._backlog.drop(), None)
         for pool in list(self._pools):
             pool.abandon()
         self._session.end()

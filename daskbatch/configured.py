@@ -61,20 +61,16 @@ class Configured:
         self, target: str | Path, /, *args: Any, stdin: Any = None, check: bool = True
     ) -> Task:
         """Make a task of a serial executable; see `Batch.process`."""
-        call = process_call(
+        return make_process(
+            self._batch,
             target,
             args,
-            cwd=self._options.cwd or self._batch._directory,
-            env=dict(self._options.env),
+            self._options,
+            self._reads,
+            self._writes,
+            self._name,
             stdin=stdin,
             check=check,
-            timeout=self._options.timeout,
-        )
-        name = self._name or os.path.basename(target)
-        # It is a process of its own as it is.
-        options = replace(self._options, isolated=False, cwd=None, env=())
-        return Task(
-            self._batch, make_cell(self._batch, call, name, options, self._reads, self._writes)
         )
 
     def _name_of(self, target: Callable[..., Any]) -> str:
@@ -83,9 +79,8 @@ class Configured:
 
     def _cell(self, call: Call, target: Callable[..., Any]) -> Cell:
         """Describe the call of a function as what is kept of a task."""
-        return make_cell(
-            self._batch, call, self._name_of(target), self._options, self._reads, self._writes
-        )
+        name = self._name_of(target)
+        return make_cell(self._batch, call, name, self._options, self._reads, self._writes)
 
 
 def require_name(name: str | None) -> None:
@@ -110,6 +105,34 @@ def make_function(
         reads, writes = reads + more_reads, writes + more_writes
     call = function_call(target, args, kwargs)
     return Task(batch, make_cell(batch, call, name or name_of(target), options, reads, writes))
+
+
+def make_process(
+    batch: Batch,
+    target: str | Path,
+    args: tuple[Any, ...],
+    options: Options,
+    reads: tuple[Channel, ...] = (),
+    writes: tuple[Channel, ...] = (),
+    name: str | None = None,
+    *,
+    stdin: Any = None,
+    check: bool = True,
+) -> Task:
+    """Make a task of a serial executable."""
+    call = process_call(
+        target,
+        args,
+        cwd=options.cwd or batch._directory,
+        env=dict(options.env),
+        stdin=stdin,
+        check=check,
+        timeout=options.timeout,
+    )
+    # It is a process of its own as it is.
+    options = replace(options, isolated=False, cwd=None, env=())
+    name = name or os.path.basename(target)
+    return Task(batch, make_cell(batch, call, name, options, reads, writes))
 
 
 def make_cell(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.errors import SpecError
 from daskbatch.lanes import Lanes
-from daskbatch.worker.outcome import pack_error
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -112,8 +111,7 @@ class Gatherer:
     def close(self) -> None:
         """End the thread; what has not been handed over is cancelled. With the lock."""
         self._closed = True
-        self._settle(self._gathered, None)
-        self._changed.notify_all()
+        self._dispatcher.settle_unstarted(self._gathered, None)
 
     # -- the thread that hands over -------------------------------------------------------
 
@@ -171,8 +169,7 @@ class Gatherer:
             if any(each.phase == Phase.QUEUED for each in others):
                 # Of another executor on the same Batch, which may itself wait for these.
                 self._submit_now(cells[:position])
-                for pool in list(self._batch._pools):
-                    pool.hand_over(others)
+                self._batch._start_queued(others)
                 self._submit(cells[position:])
                 return
         self._submit_now(cells)
@@ -188,19 +185,8 @@ class Gatherer:
                 for cell in left:  # one of them asks for what there is not
                     self._submit_now([cell])
                 return
-            with self._changed:
-                self._settle(left, None if self._batch._session.ended else error)
-
-    def _settle(self, cells: Iterable[Cell], error: Exception | None) -> None:
-        """Say what became of calls that cannot be handed over: cancelled, if of no error."""
-        for cell in cells:
-            if not cell.over:
-                self._outcomes.left += 1
-                if error is None:
-                    self._outcomes.settle(cell, Phase.CANCELLED)
-                else:
-                    self._outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
-        self._changed.notify_all()
+            cause = None if self._batch._session.ended else error
+            self._dispatcher.settle_unstarted(left, cause)
 
     def _dashboard_name(self, cells: Sequence[Cell]) -> str:
         names = {cell.name for cell in cells}

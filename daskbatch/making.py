@@ -18,6 +18,7 @@ from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
 from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError, SubmitAfterCloseError
+from daskbatch.imported import ImportedFunction, import_template
 from daskbatch.task import Task
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class TaskMaker:
             workers=workers,
             priority=priority,
             isolation=isolation,
-            cwd=None if cwd is None else os.path.normpath(os.path.join(self._directory, cwd)),
+            cwd=None if cwd is None else self._absolute(cwd),
             env=env,
         )
         return Configured(self._batch, made, reads, writes, name)
@@ -241,6 +242,54 @@ class TaskMaker:
         """
         return make_access(Mode.WRITE, obj, channels, self._directory)
 
+    def import_func(
+        self, ptd_file: str | Path, *import_args: Any, **import_kwargs: Any
+    ) -> ImportedFunction:
+        """Import a function that makes tasks by a template, a PTD file.
+
+        Parameters
+        ----------
+        ptd_file : str or Path
+            The file; ``examples/template.yml`` explains what it holds.
+        *import_args, **import_kwargs
+            What it declares below ``import_args`` and ``import_kwargs``: functions, directories,
+            and whatever else all tasks share.
+
+        Returns
+        -------
+        callable
+            Takes what the file declares below ``args`` and ``kwargs``; each call makes a task.
+            Functions that the file calls are called here, anew at each call.
+
+        Raises
+        ------
+        TemplateError
+            Something in the file is wrong; the message says the line, and what was expected.
+        SpecError
+            An argument is missing, too many, or of the wrong type. So it is when the function
+            is called. It is a `ValueError`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        ...     _ = file.write(
+        ...         "{import_args: [f], args: [i], type: function,"
+        ...         " executables: [{target: f, args: [i]}]}"
+        ...     )
+        ...     file.flush()
+        ...     absolute = batch.import_func(file.name, abs)
+        >>> tasks = [absolute(-1), absolute(-2)]
+        >>> batch.compile(tasks).run()
+        >>> [task.get() for task in tasks]
+        [1, 2]
+        """
+        return import_template(self._batch, ptd_file, import_args, import_kwargs)
+
+    def _made_by_template(self, task: Task) -> Task:
+        """Take in a task that an imported function has made."""
+        return task
+
     def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
         """Make one task of many.
 
@@ -276,6 +325,9 @@ class TaskMaker:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"
         return CompiledTask(self._batch, Cell(self._uid, next(self._numbers), name, None), members)
+
+    def _absolute(self, path: str | Path) -> str:
+        return os.path.normpath(os.path.join(self._directory, path))
 
     def _require_open(self) -> None:
         if self._closed:

@@ -69,9 +69,9 @@ class Pool:
         return self._gatherer.slots
 
     @property
-    def gathered(self) -> int:
-        """How many calls have not been handed over."""
-        return len(self._gatherer.waiting)
+    def waiting(self) -> list[Cell]:
+        """The calls that have not been handed over."""
+        return self._gatherer.waiting
 
     def task(self, cell: Cell) -> Task:
         """Give a call as a task."""

@@ -201,6 +201,9 @@ class Task:
             raise LifecycleError(
                 f"task {cell.label} is a member of {cell.group.name!r}: start that instead"
             )
+        if cell.phase == Phase.QUEUED:
+            self._batch._flush()
+            return
         if cell.phase != Phase.CREATED:
             raise LifecycleError(_started_already(cell))
         self._batch._submit([cell], cell.name)
@@ -239,6 +242,8 @@ class Task:
         if cell.phase == Phase.CREATED:
             what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
             raise LifecycleError(f"task {cell.label} has not been started: {what} first")
+        if cell.phase == Phase.QUEUED:
+            self._batch._flush()
 
     def run(self, timeout: float | None = None) -> None:
         """Start the task and wait until it is over; see `start` and `wait`.

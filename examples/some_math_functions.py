@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 
 
-def gpu_matmul(original_matrix: np.ndarray, base_dir: Path, i: int) -> float:
+def gpu_matmul(original_matrix: np.ndarray, base_dir: Path | int, i: int | None = None) -> float:
     """Multiply the matrix in file_i by the original one, and write the product to file_{i+1}.
 
+    Called as gpu_matmul(matrix, base_dir, i); or as gpu_matmul(matrix, i), as the template does.
     Returns the largest element of the product (of integers that wrap around).
     """
+    if i is None:
+        base_dir, i = Path("/some/path/to/base_dir"), base_dir
     directory = scratch(base_dir)
     directory.mkdir(parents=True, exist_ok=True)
     current = np.load(directory / f"file_{i}.npy") if i else original_matrix

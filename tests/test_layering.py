@@ -27,8 +27,16 @@ MAY_IMPORT = {
     "task": {"errors", "pickling", "dispatch", "worker", "batch"},
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
-    "making": {"errors", "describe", "dispatch", "task", "compiled", "configured", "batch"},
-    "batch": {"errors", "dispatch", "compiled", "making", "pool"},
+    "imported": {"errors", "describe", "task", "configured", "batch"},
+    "making": {
+        *("errors", "describe", "dispatch", "task"),
+        *("compiled", "configured", "imported", "batch"),
+    },
+    "backlog": {"dispatch"},
+    "batch": {
+        *("errors", "describe", "plan", "dispatch"),
+        *("task", "compiled", "making", "backlog", "pool"),
+    },
     # The executor: pool knows the Batch, and the Batch only that there are pools.
     "future": {"errors", "dispatch", "task", "pool"},
     "lanes": {"dispatch"},

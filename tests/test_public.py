@@ -157,6 +157,7 @@ def test_parameters_of_a_batch() -> None:
             "workers=None, priority=0, isolation=None, cwd=None, env=None)",
         ),
         ("compile", "(tasks, name=None)"),
+        ("import_func", "(ptd_file, *import_args, **import_kwargs)"),
         ("read", "(obj, *channels)"),
         ("write", "(obj, *channels)"),
         ("fence", "(timeout=None)"),
@@ -170,7 +171,7 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 
 
 def test_what_a_batch_offers() -> None:
-    methods = {"function", "process", "options", "compile", "read", "write"}
+    methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
     life = {"fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes

@@ -66,6 +66,98 @@ batch.close()
 batch.join()
 """  # noqa: E501
 
+MATRIX_POWERS_PTD = """\
+########################### import-time and call-time arguments specified here ###########################
+
+# these arguments are passed to import_func
+import_args:
+  # function to run
+  - gpu_matmul
+  # base directory of files that will be accessed
+  - base_dir
+  # function to select file
+  - get_file
+
+# import_kwargs:
+
+# these arguments are passed to gpu_matmul_lazy
+args:
+  - matrix
+  - i
+
+# kwargs:
+
+######### definition of task executables, resources, dependencies, etc. (in terms of args above) #########
+
+# type of task (should be function, process, or job)
+type: function
+
+executables:
+  # here we "plug in" the names of the function and its arguments (specified above)
+  - target: gpu_matmul
+    args:
+      - matrix
+      - i
+
+reads:
+  - files:
+    - get_file:
+      - base_dir
+      - i
+      - 0
+
+writes:
+  - files:
+    - get_file:
+      - base_dir
+      - i
+      - 1
+
+name: gpu_matmul_task
+
+timeout:
+  day: 0
+  hour: 0
+  min: 0
+  sec: 30
+"""  # noqa: E501
+
+#: The document's program around it, but that the caller compiles and starts what the calls make.
+MATRIX_POWERS_BY_TEMPLATE = """\
+from daskbatch import Batch
+from pathlib import Path
+from some_math_functions import gpu_matmul
+
+import numpy as np
+
+# A base directory, and files in it, will be used for communication of results
+batch = Batch(background_batching=False)
+base_dir = Path("/some/path/to/base_dir")
+
+a = np.array([j for j in range(100)])
+m = np.vander(a)
+
+get_file = lambda base_dir, i, j: Path(base_dir) / Path(f"file_{i + j}")
+gpu_matmul_lazy = batch.import_func("gpu_matmul_ptd.yml", gpu_matmul, base_dir, get_file)
+
+results = []
+for i in range(100):
+    val = gpu_matmul_lazy(m, i)
+    results.append(val)
+
+batch.compile(results).start()
+
+# If there was an exception while running the task, it will be raised when we call val.get()
+for val in results:
+    try:
+        print(f"{val.get()=}")
+    except Exception as e:
+        print(f"gpu_matmul failed with the following exception: {e}")
+
+batch.close()
+batch.join()
+"""
+
 ARGUMENT_PASSING = """\
 def foo():
     return "Hi-diddly-ho!!!"
@@ -115,15 +207,31 @@ def test_passing_arguments(tmp_path: Path) -> None:
     assert run_script(tmp_path, OUR_IMPORT + ARGUMENT_PASSING) == "Hi-diddly-ho!!!\n"
 
 
+def powers(count: int) -> list[float]:
+    matrix = power = np.vander(np.arange(100))
+    largest = []
+    for _ in range(count):
+        power = matrix @ power
+        largest.append(float(power.max()))
+    return largest
+
+
 def test_powers_of_a_matrix(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "some_math_functions.py", tmp_path)
     said = run_script(tmp_path, MATRIX_POWERS.replace(THEIR_IMPORT, OUR_IMPORT))
-    matrix = power = np.vander(np.arange(100))
-    expected = []
-    for _ in range(1000):
-        power = matrix @ power
-        expected.append(f"result={float(power.max())}")
-    assert said.splitlines() == expected
+    assert said.splitlines() == [f"result={power}" for power in powers(1000)]
+
+
+def test_powers_of_a_matrix_by_a_template(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "some_math_functions.py", tmp_path)
+    (tmp_path / "gpu_matmul_ptd.yml").write_text(MATRIX_POWERS_PTD, encoding="utf-8")
+    said = run_script(tmp_path, MATRIX_POWERS_BY_TEMPLATE)
+    assert said.splitlines() == [f"val.get()={power}" for power in powers(100)]
+
+
+def test_the_template_is_the_documents() -> None:
+    example = (EXAMPLES / "gpu_matmul_ptd.yml").read_text(encoding="utf-8")
+    assert example == MATRIX_POWERS_PTD
 
 
 def test_the_example_is_the_documents_but_for_a_heading_and_the_import() -> None:

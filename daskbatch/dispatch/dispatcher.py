@@ -13,7 +13,7 @@ defers them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,11 +96,23 @@ class Dispatcher(TakeBack):
         """Call a function soon, in a thread that holds no lock of anybody's."""
         self._backend.later(0.0, function)
 
-    def unfinished(self, group: Group) -> list[Cell]:
-        """Give the started members of a group that are not over, in the order of their start."""
+    def settle_unstarted(self, cells: Iterable[Cell], error: Exception | None) -> None:
+        """Say what became of tasks that could not be started: cancelled, if of no error."""
+        with self._changed:
+            for cell in cells:
+                if cell.phase < Phase.WAITING:
+                    self.outcomes.left += 1
+                    if error is None:
+                        self.outcomes.settle(cell, Phase.CANCELLED)
+                    else:
+                        self.outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
+            self._changed.notify_all()
+
+    def unfinished(self, group: Group | None = None) -> list[Cell]:
+        """Give the started tasks, of a group or of all, that are not over; in their order."""
         with self._changed:
             placed = [p.members_left() for p in self._live.values()]
-        cells = [cell for some in placed for cell in some if cell.group is group]
+        cells = [c for some in placed for c in some if group is None or c.group is group]
         return sorted(cells, key=lambda cell: cell.rank)
 
     def give_up(self, error: BaseException | None = None) -> None:

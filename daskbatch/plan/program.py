@@ -86,7 +86,7 @@ def build_graph(steps: Sequence[Step]) -> Graph:
             found[before] = found.get(before, 0) | ARG
         order.append(node)
         if found:
-            waits[node] = _without_implied(found, waits)
+            waits[node] = without_implied(found, waits)
     return Graph([step.name for step in steps], waits, order, overwrites)
 
 
@@ -148,7 +148,7 @@ def _backwards(steps: Sequence[Step], node: int, producer: int) -> str:
     )
 
 
-def _without_implied(found: Waits, waits: dict[int, Waits]) -> Waits:
+def without_implied(found: Waits, waits: dict[int, Waits]) -> Waits:
     """Leave out what only keeps an order that another wait keeps already."""
     if len(found) < 2 or all(why & NEEDS for why in found.values()):
         return found

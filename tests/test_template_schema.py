@@ -1,0 +1,201 @@
+"""The JSON schema and the reader agree: what the schema refuses, the reader does too."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from daskbatch import TemplateError
+from daskbatch.describe.template_reader import parse_template
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCHEMA = json.loads(importlib.resources.files("daskbatch").joinpath("ptd.schema.json").read_text())
+VALIDATOR = Draft7Validator(SCHEMA)
+
+#: Good all of it; the tests change one thing at a time.
+FILE = """
+import_args: [f, g]
+import_kwargs: {k: name, made: {g: [name, [1, null]]}}
+args: [a, b]
+kwargs: {c: d}
+type: job
+executables:
+  - {target: f, args: [a, {g: [{g: []}]}, [1, x]], kwargs: {k: a}, num_procs: 2, cwd: a, env: b}
+  - {target: ./x, nprocs: {g: [a]}, env: {A: text, B: b}}
+reads:
+  - files: [x, [a, y], {g: [a]}]
+  - {ddict: a, keys: [1, text, true, null, {g: [b]}]}
+writes:
+  - {ddict: {g: [a]}}
+name: {g: [a]}
+timeout: {day: 0, hour: a, min: 1.5, sec: {g: [b]}}
+"""
+
+GOOD = [
+    {},
+    {"import_kwargs": None, "reads": None, "writes": [], "name": None, "timeout": None},
+    {"name": "text"},
+    {"timeout": {"sec": 5}},
+    {"type": "function", "executables": [{"target": "f", "args": None, "env": None}]},
+    {"type": "function", "executables": [{"target": {"g": [1]}, "kwargs": {"any": "a"}}]},
+    {"type": "process", "executables": [{"target": "ls", "args": ["-l", 5], "cwd": "/tmp"}]},
+    {"executables": [{"target": "ls", "env": {"g": [1]}}]},
+    {"executables": [{"target": "ls", "env": {}}]},
+    {"reads": [{"ddict": "a", "keys": None}]},
+]
+
+BAD: list[dict[str, Any]] = [
+    {"typ": "function"},
+    {"type": "Function"},
+    {"type": None},
+    {"type": ["job"]},
+    {"import_args": {"a": "b"}},
+    {"import_args": ["f", "g", "g"]},
+    {"import_args": ["f", "g", 5]},
+    {"import_args": ["f", "g", "a-b"]},
+    {"import_kwargs": ["k"]},
+    {"import_kwargs": {"name": "name", "k": 5}},
+    {"import_kwargs": {"name": "name", "self": "k"}},
+    {"import_kwargs": {"name": "name", "k": {"f": [], "g": []}}},
+    {"args": "a"},
+    {"kwargs": {"k": {"g": []}}},
+    {"kwargs": {"a b": "k"}},
+    {"kwargs": {"k": None}},
+    {"executables": None},
+    {"executables": []},
+    {"executables": {"target": "f"}},
+    {"executables": ["f"]},
+    {"executables": [{}]},
+    {"executables": [{"target": None}]},
+    {"executables": [{"target": ""}]},
+    {"executables": [{"target": 5}]},
+    {"executables": [{"target": "f", "arg": []}]},
+    {"executables": [{"target": "f", "args": "a"}]},
+    {"executables": [{"target": "f", "args": [{}]}]},
+    {"executables": [{"target": "f", "args": [{"g": "a"}]}]},
+    {"executables": [{"target": "f", "args": [{"g": [], "f": []}]}]},
+    {"executables": [{"target": "f", "kwargs": ["a"]}]},
+    {"executables": [{"target": "f", "num_procs": 0}]},
+    {"executables": [{"target": "f", "num_procs": 1.5}]},
+    {"executables": [{"target": "f", "num_procs": True}]},
+    {"executables": [{"target": "f", "num_procs": 1, "nprocs": 1}]},
+    {"executables": [{"target": "f", "cwd": 5}]},
+    {"executables": [{"target": "f", "env": {"A": 5}}]},
+    {"executables": [{"target": "f", "env": {"A=": "x"}}]},
+    {"executables": [{"target": "f", "env": ["A"]}]},
+    {"type": "function", "executables": [{"target": "f"}, {"target": "f"}]},
+    {"type": "function", "executables": [{"target": "f", "num_procs": 2}]},
+    {"type": "function", "executables": [{"target": "./x"}]},
+    {"type": "process", "executables": [{"target": "ls", "kwargs": {"a": 1}}]},
+    {"type": "process", "executables": [{"target": "ls", "nprocs": 1}]},
+    {"reads": {"files": ["x"]}},
+    {"reads": [{}]},
+    {"reads": [{"files": "x"}]},
+    {"reads": [{"files": []}]},
+    {"reads": [{"files": [5]}]},
+    {"reads": [{"files": [["a"]]}]},
+    {"reads": [{"files": [["a", "b", "c"]]}]},
+    {"reads": [{"files": ["x"], "keys": ["a"]}]},
+    {"reads": [{"files": ["x"], "ddict": "a"}]},
+    {"writes": [{"keys": ["a"]}]},
+    {"writes": [{"ddict": 5, "keys": ["a"]}]},
+    {"writes": [{"ddict": "a", "keys": []}]},
+    {"writes": [{"ddict": "a", "keys": [["a"]]}]},
+    {"name": 5},
+    {"name": ["a"]},
+    {"timeout": 5},
+    {"timeout": {}},
+    {"timeout": {"second": 5}},
+    {"timeout": {"sec": -5}},
+    {"timeout": {"sec": True}},
+    {"timeout": {"sec": [5]}},
+]
+
+#: What only the reader knows.
+BEYOND = [
+    {"args": ["a", "b", "f"]},  # is declared twice
+    {"executables": [{"target": "f", "args": [{"h": []}]}]},  # h is declared nowhere
+    {"type": "function", "executables": [{"target": "h"}]},
+    {"reads": [{"ddict": "h"}]},
+    {"timeout": {"sec": "h"}},
+    {"timeout": {"sec": 0}},
+    {"kwargs": {"class": "d"}},
+    {"import_kwargs": {"made": {"g": ["name"]}, "name": "name"}},  # not known yet
+    {"executables": [{"target": "f", "num_procs": 1.0}]},
+]
+
+
+def changed(change: dict[str, Any]) -> str:
+    return yaml.safe_dump({**yaml.safe_load(FILE), **change}, sort_keys=False)
+
+
+def read(text: str) -> bool:
+    try:
+        parse_template(text.encode(), "my.yml")
+    except TemplateError:
+        return False
+    return True
+
+
+def conforms(text: str) -> bool:
+    return VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def test_the_schema_is_one() -> None:
+    Draft7Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("change", GOOD, ids=str)
+def test_both_take_what_is_good(change: dict[str, Any]) -> None:
+    text = changed(change)
+    parse_template(text.encode(), "my.yml")
+    VALIDATOR.validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("change", BAD, ids=str)
+def test_both_refuse_what_is_bad(change: dict[str, Any]) -> None:
+    text = changed(change)
+    assert not read(text)
+    assert not conforms(text)
+
+
+@pytest.mark.parametrize("missing", ["type", "executables"])
+def test_both_miss_what_must_be_there(missing: str) -> None:
+    whole = yaml.safe_load(FILE)
+    del whole[missing]
+    text = yaml.safe_dump(whole)
+    assert not read(text)
+    assert not conforms(text)
+
+
+@pytest.mark.parametrize("change", BEYOND, ids=str)
+def test_what_a_schema_cannot_know(change: dict[str, Any]) -> None:
+    text = changed(change)
+    assert not read(text)
+    assert conforms(text)
+
+
+@pytest.mark.parametrize("name", ["template.yml", "gpu_matmul_ptd.yml"])
+def test_both_take_the_examples(name: str) -> None:
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    parse_template(text.encode(), name)
+    VALIDATOR.validate(yaml.safe_load(text))
+
+
+def test_the_commented_template_names_every_key() -> None:
+    text = (EXAMPLES / "template.yml").read_text(encoding="utf-8")
+    executable = SCHEMA["definitions"]["executable"]["properties"]
+    for key in (*SCHEMA["properties"], *executable, "files", "ddict", "keys", "day", "hour"):
+        assert f"{key}:" in text or f"`{key}`" in text or f" {key}, " in text, key
+
+
+def test_the_commented_template_says_where_the_schema_is() -> None:
+    first, *_ = (EXAMPLES / "template.yml").read_text(encoding="utf-8").splitlines()
+    address = first.partition("$schema=")[2]
+    assert json.loads((EXAMPLES / address).read_text(encoding="utf-8")) == SCHEMA
