@@ -7,17 +7,20 @@ than all of them at once, and a call that comes alone does not wait.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from daskbatch.dispatch.cell import Cell, Group, Phase
-from daskbatch.errors import SpecError
+from daskbatch.errors import BatchError, SpecError
 from daskbatch.lanes import Lanes
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
+
+_logger = logging.getLogger("daskbatch")
 
 #: How long calls are gathered while all slots are busy. Seconds.
 _GATHER_SECONDS = 0.01
@@ -116,6 +119,19 @@ class Gatherer:
     # -- the thread that hands over -------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._hand_over_all()
+        except BaseException as error:
+            # Whoever waits for calls must hear of it.
+            _logger.exception("daskbatch lost track of its calls; this is a bug of daskbatch")
+            lost = BatchError(f"daskbatch lost track of this call: {error!r}")
+            with self._changed:
+                self._thread = None
+                self._dispatcher.settle_unstarted(self.waiting, lost)
+                self._gathered.clear()
+                self._passing = []
+
+    def _hand_over_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work)

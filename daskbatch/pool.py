@@ -180,6 +180,7 @@ class Pool:
             running = sum(cell.phase == Phase.RUNNING for cell in cells)
             waiting = [cell for cell in cells if cell.phase < Phase.RUNNING]
             self.cancel(waiting[max(0, self.slots - running) :], begun=False)
+            self._settler.catch_up()
         if wait:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._is_done())

@@ -38,6 +38,8 @@ class Settler:
         self.left = 0
         self._near: _Queue = deque()
         self._far: _Queue = deque()
+        #: The thread that settles what is here, while it does.
+        self._busy: threading.Thread | None = None
         self._closed = False
         self._started = False
 
@@ -54,6 +56,13 @@ class Settler:
         near = self._near
         self._outcomes.when_over(cell, lambda: near.append((future, cell)))
 
+    def catch_up(self) -> None:
+        """Wait until what is over is settled, but for what has to be brought here first."""
+        with self._changed:
+            # A callback that calls this is itself what would be waited for.
+            if self._busy is not threading.current_thread():
+                self._changed.wait_for(lambda: not self._near and self._busy is None)
+
     def close(self) -> None:
         """End the threads; to be called with the lock."""
         self._closed = True
@@ -65,6 +74,8 @@ class Settler:
                 self._changed.wait_for(lambda: queue or self._closed)
                 if not queue:
                     return
+                if queue is self._near:
+                    self._busy = threading.current_thread()
             settled = 0
             while queue:
                 future, cell = queue.popleft()
@@ -79,6 +90,8 @@ class Settler:
                 del future, cell
             with self._changed:
                 self.left -= settled
+                if queue is self._near:
+                    self._busy = None
                 self._changed.notify_all()
 
 
