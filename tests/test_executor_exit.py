@@ -235,8 +235,9 @@ def test_nor_of_a_thread_that_outlives_the_program(on_shared: Program) -> None:
 
         threading.Thread(target=go_on).start()
     """)
-    said = "cannot schedule new futures after interpreter shutdown\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    # For an instant before, it may be for want of a thread that none is taken.
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("interpreter shutdown\n")
 
 
 def test_a_future_can_be_asked_while_the_program_ends(on_shared: Program) -> None:
