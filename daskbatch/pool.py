@@ -121,6 +121,10 @@ class Pool:
         """Cancel calls; returns those that will not complete."""
         return self._dispatcher.cancel(cells, begun)
 
+    def forget(self, future: BatchPoolFuture) -> None:
+        """Wait no more for the call of a future that was cancelled; it may take long to stop."""
+        self._settler.forget(future)
+
     def cancel_later(self, cells: Iterable[Cell]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
         self._gatherer.cancel_later(cells)
@@ -204,7 +208,11 @@ class Pool:
             self._gatherer.close()
 
     def _is_done(self) -> bool:
-        return not self._group.left and not self._settler.left
+        left = self._group.left
+        if left:
+            # What is being stopped is over for those who wait here; to end stops it for sure.
+            left -= self._dispatcher.count_stopping(self._group)
+        return not left and not self._settler.left
 
     def _end(self) -> None:
         with self._ending:
