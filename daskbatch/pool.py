@@ -60,7 +60,8 @@ class Pool:
         self._shut = False
         self._ended = False
         self._ending = threading.Lock()
-        batch._pools.add(self)
+        with self._changed:
+            batch._pools.add(self)
         _pools.add(self)
 
     @property
@@ -222,7 +223,7 @@ class Pool:
                 self._shut = self._ended = True
                 self._gatherer.close()
                 self._settler.close()
-            self.batch._pools.discard(self)
+                self.batch._pools.discard(self)
             if self._owned:
                 for results in list(self.maps):
                     results.fetch_left()
