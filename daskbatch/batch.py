@@ -5,9 +5,11 @@ Does not know how tasks are made (`making`), planned or run; it hands them on.
 
 from __future__ import annotations
 
+import os
 import uuid
 import weakref
 from collections.abc import Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -16,9 +18,11 @@ from distributed.deploy import Cluster
 
 from daskbatch.compiled import require_own, require_producers
 from daskbatch.dispatch.cell import Cell, Group
+from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
-from daskbatch.dispatch.session import Session
+from daskbatch.dispatch.session import make_session
 from daskbatch.errors import LifecycleError
+from daskbatch.identity import Address, Identity
 from daskbatch.making import TaskMaker
 
 
@@ -63,20 +67,29 @@ class Batch(TaskMaker):
         name: str | None = None,
         background_batching: bool = True,
     ) -> None:
-        super().__init__(uuid.uuid4().hex[:8], name)
-        self._background_batching = bool(background_batching)
-        self._session = Session(cluster, num_workers, self._directory, f"daskbatch-{self._uid}")
-        self._dispatcher = self._session.dispatcher
+        uid, directory = uuid.uuid4().hex[:12], os.getcwd()
+        session = make_session(uid, cluster, num_workers, directory)
+        address = Address(session.client.scheduler.address, uid, session.grows)
+        self._be(Identity(address, session), name, directory, bool(background_batching))
+
+    def _be(
+        self, identity: Identity, name: str | None, directory: str, background_batching: bool
+    ) -> None:
+        super().__init__(identity, name, directory)
+        self._background_batching = background_batching
         # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
-        self._finalizer = weakref.finalize(self, self._session.abandon)
+        self._finalizer = weakref.finalize(self, identity.abandon)
         self._finalizer.atexit = False
 
     # -- what it is -----------------------------------------------------------------------
 
     @property
     def client_id(self) -> int:
-        """The number of this client of the Batch: 0 for the one that made it."""
-        return 0
+        """The number of this client of the Batch: 0 for the one that made it.
+
+        A copy is a client from its first use on, each task that uses one is a client of its own.
+        """
+        return self._session.number
 
     @property
     def client(self) -> Client:
@@ -96,25 +109,39 @@ class Batch(TaskMaker):
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return self._closed
+        return self._identity.closed
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
+        return self._session.dispatcher
 
     def __repr__(self) -> str:
-        state = "ended" if self._session.ended else "closed" if self._closed else "open"
-        left = self._dispatcher.outcomes.left
-        return f"<Batch {state}, {self.num_workers} workers, {left} tasks left>"
+        session = self._identity.known()
+        state = "closed" if self.closed else "open"
+        if session is None:
+            return f"<Batch {state}, not used here>"
+        if session.ended:
+            state = "ended"
+        left = session.dispatcher.outcomes.left
+        return f"<Batch {state}, {session.slots} workers, {left} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Batch cannot be sent to another process")
+        # Who it is, and where; never what it takes to connect there.
+        settings = self._name, self._directory, self._background_batching
+        return _copy, (tuple(self._identity.address), *settings)
 
     # -- running --------------------------------------------------------------------------
 
     def _submit(self, cells: Sequence[Cell], name: str, group: Group | None = None) -> None:
         self._require_open()
+        session = self._session
         for cell in cells:
+            if cell.home != session.home:
+                require_own(self, cell)
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
-        self._session.submit(cells, name, group)
+        session.submit(cells, name, group)
 
     def fence(self, timeout: float | None = None) -> None:
         """Wait for all that this client has started.
@@ -134,18 +161,27 @@ class Batch(TaskMaker):
         >>> batch.function(len, "abc").start()
         >>> batch.fence()
         """
-        outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
+        session, seconds = self._identity.known(), patience(timeout)
+        if session is None:
+            return
+        outcomes = session.dispatcher.outcomes
         if not outcomes.wait(lambda: not outcomes.left, seconds):
             raise TimeoutError(f"{outcomes.left} tasks are not over after {seconds:g} s")
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say that this client makes and starts no more tasks. What is started still runs."""
-        self._closed = True
+        """Say that this client makes and starts no more tasks. What is started still runs.
+
+        Every client must do so: the one that made the Batch, and each copy that was used. A
+        task need not, since what it does with a Batch ends with it.
+        """
+        self._identity.close()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all work is done, then leave the cluster, and end it if it is embedded.
+        """Wait until every client has closed and all work is done, then end the Batch.
+
+        A cluster that was made for it ends, too; one that was given stays.
 
         Parameters
         ----------
@@ -155,19 +191,39 @@ class Batch(TaskMaker):
         Raises
         ------
         LifecycleError
-            `close` has not been called.
+            `close` has not been called, or this is not the client that made the Batch.
         TimeoutError
             The time is up first; the Batch can be joined again.
+        ServiceLost
+            The cluster is gone.
         """
-        if not self._closed:
+        session = self._identity.known()
+        if session is None or session.number:
+            raise LifecycleError(
+                "only the client that made a Batch joins it; a copy is done with close(), and "
+                "waits for its own tasks with fence()"
+            )
+        if not session.closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
+        seconds = patience(timeout)
+        deadline = None if seconds is None else monotonic() + seconds
         self.fence(timeout)
-        self._session.end()
+        if session.ended:
+            return
+        others = session.others_left(None if deadline is None else deadline - monotonic())
+        if others:
+            raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
+        session.end()
 
     def terminate(self) -> None:
-        """Give up all that is not over, and leave the cluster; an embedded one is killed."""
-        self._closed = True
-        self._session.end()
+        """Give up all that is not over, and leave the cluster; an embedded one is killed.
+
+        With the client that made the Batch, all others end. A copy gives up its own tasks only.
+        """
+        self._identity.close()
+        session = self._identity.known()
+        if session is not None:
+            session.end()
 
     def __enter__(self) -> Batch:
         return self
@@ -178,8 +234,21 @@ class Batch(TaskMaker):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
+        if kind is not None:
+            self.terminate()
+            return
+        self.close()
+        session = self._identity.known()
+        if session is not None and session.number == 0:
             self.join()
         else:
-            self.terminate()
+            self.fence()
+
+
+def _copy(
+    address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
+) -> Batch:
+    """Make what a pickled Batch becomes: a client of its own, once it is used."""
+    batch: Batch = Batch.__new__(Batch)
+    batch._be(Identity(Address(*address)), name, directory, background_batching)
+    return batch

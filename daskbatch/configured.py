@@ -108,10 +108,11 @@ def _make(
     reads: tuple[Channel, ...],
     writes: tuple[Channel, ...],
 ) -> Task:
-    if batch._closed:
+    session = batch._session
+    if session.closed:
         batch._require_open()
-    number = next(batch._numbers)
-    return Task(batch, Cell(batch._uid, number, name, call, options, reads, writes))
+    number = next(session.numbers)
+    return Task(batch, Cell(session.home, number, name, call, options, reads, writes))
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -23,6 +23,7 @@ from daskbatch.errors import (
     TaskCancelled,
 )
 from daskbatch.worker.outcome import safe_str, unpack_error
+from daskbatch.worker.running import waiting_in_loop
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -88,10 +89,12 @@ class Task:
     1024
     """
 
-    __slots__ = ("_batch", "_cell", "_object")
+    __slots__ = ("_batch", "_cell", "_object", "_session")
 
     def __init__(self, batch: Batch, cell: Cell) -> None:
         self._batch = batch
+        #: The client that made it; whoever waits for it may be another.
+        self._session = batch._session
         self._cell = cell
         self._object: Any = _UNKNOWN
 
@@ -229,7 +232,7 @@ class Task:
 
     @property
     def _dispatcher(self) -> Dispatcher:
-        return self._batch._dispatcher
+        return self._session.dispatcher
 
     def _is_over(self) -> bool:
         return self._cell.phase >= Phase.DONE
@@ -288,7 +291,8 @@ class Task:
         return self._wait_and_get().__await__()
 
     async def _wait_and_get(self) -> Any:
-        await self._over()
+        async with waiting_in_loop():
+            await self._over()
         value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
         if error is not None:
             raise error

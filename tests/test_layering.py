@@ -27,8 +27,18 @@ MAY_IMPORT = {
     "task": {"errors", "pickling", "dispatch", "worker", "batch"},
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
-    "making": {"errors", "describe", "dispatch", "task", "compiled", "configured", "batch"},
-    "batch": {"errors", "dispatch", "compiled", "making"},
+    "identity": {"errors", "pickling", "dispatch", "worker"},
+    "making": {
+        "errors",
+        "describe",
+        "dispatch",
+        "identity",
+        "task",
+        "compiled",
+        "configured",
+        "batch",
+    },
+    "batch": {"errors", "dispatch", "identity", "compiled", "making"},
 }
 
 #: Only these may import `distributed`; and these `dask`, besides.

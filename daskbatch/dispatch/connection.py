@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client
+from distributed import Client, get_worker
+from distributed.client import _maybe_call_security_loader
 from distributed.core import rpc
 from distributed.deploy import Cluster
 from distributed.security import Security
@@ -97,7 +99,7 @@ def connect(
     if cluster is None:
         embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory)
         try:
-            return Connection(_client(embedded.address), True, embedded)
+            return Connection(open_client(embedded.address), True, embedded)
         except BaseException:
             embedded.close()
             raise
@@ -106,32 +108,75 @@ def connect(
             raise SpecError("cluster= must not be an asynchronous Client")
         if cluster.status != "running":
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
+        _known[cluster.scheduler.address] = cluster.security
         return Connection(cluster, owns_client=False)
     if isinstance(cluster, (str, Cluster)):
-        return Connection(_client(cluster), owns_client=True)
+        return Connection(open_client(cluster), owns_client=True)
     raise SpecError(
         "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
         f"not {cluster!r}"
     )
 
 
-def _client(cluster: str | Cluster) -> Client:
+#: What this process has connected to schedulers with, by their addresses. It is never sent.
+_known: dict[str, Security] = {}
+
+
+def learn_security(address: str, security: Security) -> None:
+    """Keep what it takes to connect to a scheduler."""
+    _known[address] = security
+
+
+def open_client(cluster: str | Cluster) -> Client:
+    """Make a client of a cluster.
+
+    An address says nothing of keys and certificates: they are those that this process has
+    connected there with before, or its worker has; else they are for Dask's configuration to say.
+
+    Raises
+    ------
+    ServiceLost
+        Nothing answers there.
+    """
     seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+    security: Security | None = None
     try:
         if isinstance(cluster, str):
-            _await_scheduler(cluster, seconds)
-        return Client(cluster, set_as_default=False, timeout=seconds)
+            security = _known.get(cluster) or _of_worker(cluster)
+            security = security or _maybe_call_security_loader(cluster) or Security()
+            _await_scheduler(cluster, security, seconds)
+        client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
     except Exception as error:
         # Whatever somebody else who listens there may have said, and Dask made of it.
         said = f"{type(error).__name__}: {error}"
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
+    _known[client.scheduler.address] = client.security
+    return client
 
 
-def _await_scheduler(address: str, seconds: float) -> None:
+def _of_worker(address: str) -> Security | None:
+    """Give what this process's own worker has, if it is one of that scheduler's."""
+    try:
+        worker = get_worker()
+    except ValueError:
+        return None
+    return for_client(worker.security) if worker.scheduler.address == address else None
+
+
+def for_client(security: Security) -> Security:
+    """Have a worker's certificate serve its tasks, where there is none for clients."""
+    if security.tls_client_cert is None and security.tls_worker_cert is not None:
+        security = copy.copy(security)
+        security.tls_client_cert = security.tls_worker_cert
+        security.tls_client_key = security.tls_worker_key
+    return security
+
+
+def _await_scheduler(address: str, security: Security, seconds: float) -> None:
     """Wait until a scheduler says who it is: a Dask client would wait for ever for that."""
 
     async def ask() -> None:
-        connection = Security().get_connection_args("client")
+        connection = security.get_connection_args("client")
         async with rpc(address, connection_args=connection, timeout=seconds) as scheduler:
             await scheduler.identity(n_workers=0)
 

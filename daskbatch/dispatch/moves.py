@@ -64,6 +64,11 @@ class Moves:
         self._placed: WeakValueDictionary[Key, Placement] = WeakValueDictionary()
         self._any_lost = False
 
+    def unfinished(self) -> list[Cell]:
+        """Give the started tasks that are not over."""
+        with self._changed:
+            return [cell for each in self._live.values() for cell in each.members_left()]
+
     def _place(self, cells: Sequence[Cell], name: str, again: bool = True) -> None:
         if self._any_lost:
             cells = self._with_revived(cells)
