@@ -94,18 +94,24 @@ class ClusterBackend:
                 "install the same version there, for its scheduler and its workers"
             ) from error
 
-    def connect(self, listener: Listener, batch: str, founds: bool) -> int:
+    def connect(
+        self,
+        listener: Listener,
+        batch: str,
+        founds: bool,
+        on_loss: Callable[[ServiceLost], None],
+    ) -> int:
         """Become a client of a Batch; returns its number there. See `Membership.take`.
 
         Parameters
         ----------
         listener : Listener
             Who is told of reports, of keys and of workers.
-        batch, founds
+        batch, founds, on_loss
             See there.
         """
         self._listener = listener
-        number, self.slots = self.membership.take(batch, founds, self._heard, listener.give_up)
+        number, self.slots = self.membership.take(batch, founds, self._heard, on_loss)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
@@ -186,6 +192,7 @@ class ClusterBackend:
         elif future.status != "finished":
             # Unless it was released here, nobody else's cancelling but the cluster's end does it.
             if placement.future is not None:
+                self._guard(self.membership.look)
                 error = ServiceLost(f"its key is {future.status}")
         elif placement.left:
             # Not all was reported; the key has it all.

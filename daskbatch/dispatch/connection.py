@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import copy
 import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, get_worker
 from distributed.client import _maybe_call_security_loader
+from distributed.comm import get_address_host_port
 from distributed.core import rpc
 from distributed.deploy import Cluster
 from distributed.security import Security
@@ -152,6 +154,28 @@ def open_client(cluster: str | Cluster) -> Client:
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
     _known[client.scheduler.address] = client.security
     return client
+
+
+def require_listener(address: str) -> None:
+    """Make sure that somebody listens where a scheduler has been.
+
+    A Dask client would try for half a minute, since a scheduler may be about to start.
+
+    Raises
+    ------
+    ServiceLost
+        Nobody does.
+    """
+    if not address.startswith(("tcp://", "tls://")):
+        return
+    try:
+        socket.create_connection(get_address_host_port(address), 1.0).close()
+    except ConnectionRefusedError as error:
+        raise ServiceLost(
+            f"no Dask scheduler answers at {address!r} any more: the Batch that was there has ended"
+        ) from error
+    except OSError:
+        pass  # it may yet come
 
 
 def _of_worker(address: str) -> Security | None:

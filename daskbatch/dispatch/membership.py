@@ -102,15 +102,17 @@ class Membership:
         ServiceLost
             There is none.
         """
-        if self._client.status != "running":
-            raise ServiceLost(
-                self._lost or f"the cluster at {self._address} is gone; make another Batch to go on"
-            )
-        if self._client.scheduler_comm is not self._stream:
-            # Dask may have connected once more; but who loses the connection counts as closed.
-            self.lose(f"the connection to {self._address} was lost; make another Batch to go on")
+        self.look()
         if self._lost:
             raise ServiceLost(self._lost)
+
+    def look(self) -> None:
+        """Find out whether the place is lost."""
+        if self._client.status != "running":
+            self.lose(f"the cluster at {self._address} is gone; make another Batch to go on")
+        elif self._client.scheduler_comm is not self._stream:
+            # Dask has connected once more; but who loses the connection counts as closed.
+            self.lose(f"the connection to {self._address} was lost; make another Batch to go on")
 
     def lose(self, why: str) -> None:
         """Take in that the place is lost."""

@@ -29,7 +29,7 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requests import Capacity, unmet
 from daskbatch.dispatch.sharing import Shared, take_share
-from daskbatch.errors import SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
@@ -73,6 +73,7 @@ class Session:
         self.closed = False
         self._ended = False
         self._within = within
+        self._has_left = False
         self._lock = threading.Lock()
         self._connection = connection
         self.grows = grows if connection is None else connection.embedded is None
@@ -100,7 +101,7 @@ class Session:
             self.dispatcher = Dispatcher(self._backend, setting)
             founds = connection is not None
             #: Which client of the Batch this is: 0 has made it.
-            self.number = self._backend.connect(self.dispatcher, batch, founds)
+            self.number = self._backend.connect(self.dispatcher, batch, founds, self._on_loss)
         except BaseException:
             self._disconnect()
             raise
@@ -159,6 +160,12 @@ class Session:
         if hasattr(self, "_backend"):  # else it finds out at once, as it becomes a client
             self._backend.membership.lose(why)
 
+    def _on_loss(self, error: ServiceLost) -> None:
+        self.dispatcher.give_up(error)
+        if self._shared is not None:
+            # There is nothing more to be had: nor shall Dask try to connect again.
+            self._disconnect()
+
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -175,7 +182,8 @@ class Session:
             self.dispatcher.outcomes.when_idle(self._leave)
 
     def _leave(self) -> None:
-        self._backend.membership.say_idle()
+        if not self._ended:  # else its tasks were given up, and may still run
+            self._backend.membership.say_idle()
         _closing.discard(self)
 
     def others_left(self, seconds: float | None) -> list[str]:
@@ -197,7 +205,10 @@ class Session:
 
     def _disconnect(self) -> None:
         if self._shared is not None:
-            self._shared.leave(self)
+            with self._lock:
+                has_left, self._has_left = self._has_left, True
+            if not has_left:
+                self._shared.leave(self)
         elif self._connection is not None:
             self._connection.close()
 

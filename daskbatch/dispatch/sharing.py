@@ -11,17 +11,21 @@ import contextlib
 import os
 import threading
 import weakref
+from time import monotonic
 from typing import Any, Protocol
 
 from distributed import Client
 
 from daskbatch import config
-from daskbatch.dispatch.connection import Connection, open_client
+from daskbatch.dispatch.connection import Connection, open_client, require_listener
 from daskbatch.dispatch.membership import GONE
 from daskbatch.dispatch.service import BATCHES
 
 #: How often in the time after which silence counts as a crash one says something.
 _PER_SILENCE = 4
+
+#: How often is looked whether the connection is still there. Seconds.
+_LOOK_SECONDS = 0.5
 
 
 class Member(Protocol):
@@ -44,6 +48,7 @@ class Shared:
 
     def __init__(self, address: str) -> None:
         patience = config.get_seconds("client-ttl")
+        require_listener(address)
         self.client: Client = open_client(address)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
@@ -57,12 +62,15 @@ class Shared:
     async def _keep_alive(self, patience: float) -> None:
         """Have the scheduler know that this process goes on."""
         stream = self.client.scheduler_comm
+        said = -patience
         while self.client.scheduler_comm is stream and self.client.status == "running":
-            with contextlib.suppress(*GONE):
-                await self.client.scheduler.daskbatch_alive(
-                    client=self.client.id, patience=patience
-                )
-            await asyncio.sleep(patience / _PER_SILENCE)
+            if monotonic() - said > patience / _PER_SILENCE:
+                said = monotonic()
+                with contextlib.suppress(*GONE):
+                    await self.client.scheduler.daskbatch_alive(
+                        client=self.client.id, patience=patience
+                    )
+            await asyncio.sleep(min(_LOOK_SECONDS, patience / _PER_SILENCE))
         for member in list(self._members):
             member.lose(f"the connection to {self._address} was lost")
 
