@@ -152,7 +152,7 @@ class Identity:
             scheduler = host.scheduler
         if host.security is not None and host.scheduler == scheduler:
             learn_security(scheduler, for_client(loads(host.security)))
-        return Session(batch, scheduler, within=host.key, grows=grows)
+        return Session(batch, scheduler, within=host, grows=grows)
 
     def forget(self) -> None:
         """Be another client, in a process that was forked."""

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -220,8 +220,12 @@ def start_and_return(batch: Batch, path: Path) -> str:
 
 
 def start_and_fail(batch: Batch, path: Path) -> None:
-    batch.function(spin, path).start()
-    until(path.with_suffix(".begun").exists)
+    task = batch.function(spin, path)
+    task.start()
+    while not path.with_suffix(".begun").exists():
+        # Only who waits like this leaves the slot to others.
+        with suppress(TimeoutError):
+            task.wait(timeout=0.1)
     raise KeyError("mine")
 
 

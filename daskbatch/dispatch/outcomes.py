@@ -14,7 +14,7 @@ from time import monotonic
 
 from daskbatch.dispatch.cell import SILENT, Cell, Phase
 from daskbatch.errors import SpecError
-from daskbatch.worker.running import PACE, current, waiting
+from daskbatch.worker.running import PACE, Host, current, waiting
 
 
 class Outcomes:
@@ -30,6 +30,8 @@ class Outcomes:
         self.left = 0
         self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
         self._when_idle: list[Callable[[], None]] = []
+        #: Of the task that these are the tasks of, if one is: it may wait in any thread.
+        self.host: Host | None = None
 
     def settle(
         self,
@@ -63,7 +65,7 @@ class Outcomes:
 
         A task of a worker that waits lets others have its slot meanwhile.
         """
-        host = current()
+        host = current() or self.host
         if host is None:
             with self.changed:
                 return self.changed.wait_for(over, timeout)

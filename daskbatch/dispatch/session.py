@@ -15,7 +15,6 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -31,6 +30,7 @@ from daskbatch.dispatch.requests import Capacity, unmet
 from daskbatch.dispatch.sharing import Shared, take_share
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.worker.plugin import run_on_worker
+from daskbatch.worker.running import Host
 
 _logger = logging.getLogger("daskbatch")
 
@@ -47,8 +47,8 @@ class Session:
         The Batch.
     address : str, optional
         The scheduler, where others have made the Batch.
-    within : object, optional
-        The key of the Dask task that this client is in, and ends with.
+    within : Host, optional
+        What the task has around it that is this client, and ends with it.
     connection : Connection, optional
         To the cluster, for the client that makes the Batch.
     grows : bool
@@ -64,7 +64,7 @@ class Session:
         self,
         batch: str,
         address: str | None = None,
-        within: Any = None,
+        within: Host | None = None,
         connection: Connection | None = None,
         grows: bool = True,
     ) -> None:
@@ -87,7 +87,8 @@ class Session:
             self.client = connection.client
             topic = f"daskbatch-{batch}"
         try:
-            self._backend = ClusterBackend(self.client, topic, within)
+            key = None if within is None else within.key
+            self._backend = ClusterBackend(self.client, topic, key)
             if connection is not None:
                 self._backend.prepare()
             setting = Setting(
@@ -99,6 +100,7 @@ class Session:
                 output_limit=config.get_bytes("output-limit"),
             )
             self.dispatcher = Dispatcher(self._backend, setting)
+            self.dispatcher.outcomes.host = within
             founds = connection is not None
             #: Which client of the Batch this is: 0 has made it.
             self.number = self._backend.connect(self.dispatcher, batch, founds, self._on_loss)
