@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import copy
 import os
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +17,6 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, get_worker
 from distributed.client import _maybe_call_security_loader
-from distributed.comm import get_address_host_port
 from distributed.core import rpc
 from distributed.deploy import Cluster
 from distributed.security import Security
@@ -120,6 +118,9 @@ def connect(
     )
 
 
+#: How long is tried, at first, to reach a scheduler that has been there. Seconds.
+_ATTEMPT = 1.0
+
 #: What this process has connected to schedulers with, by their addresses. It is never sent.
 _known: dict[str, Security] = {}
 
@@ -129,11 +130,18 @@ def learn_security(address: str, security: Security) -> None:
     _known[address] = security
 
 
-def open_client(cluster: str | Cluster) -> Client:
+def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     """Make a client of a cluster.
 
     An address says nothing of keys and certificates: they are those that this process has
     connected there with before, or its worker has; else they are for Dask's configuration to say.
+
+    Parameters
+    ----------
+    cluster : str or Cluster
+        Its address, or an object for it.
+    was_there : bool
+        Whether there surely was one before: then it is not about to start.
 
     Raises
     ------
@@ -146,36 +154,16 @@ def open_client(cluster: str | Cluster) -> Client:
         if isinstance(cluster, str):
             security = _known.get(cluster) or _of_worker(cluster)
             security = security or _maybe_call_security_loader(cluster) or Security()
-            _await_scheduler(cluster, security, seconds)
+            _await_scheduler(cluster, security, seconds, was_there)
         client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
     except Exception as error:
         # Whatever somebody else who listens there may have said, and Dask made of it.
         said = f"{type(error).__name__}: {error}"
+        if "ssl_context" in said:
+            said = "it wants TLS: set distributed.comm.tls in Dask's configuration in this process"
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
     _known[client.scheduler.address] = client.security
     return client
-
-
-def require_listener(address: str) -> None:
-    """Make sure that somebody listens where a scheduler has been.
-
-    A Dask client would try for half a minute, since a scheduler may be about to start.
-
-    Raises
-    ------
-    ServiceLost
-        Nobody does.
-    """
-    if not address.startswith(("tcp://", "tls://")):
-        return
-    try:
-        socket.create_connection(get_address_host_port(address), 1.0).close()
-    except ConnectionRefusedError as error:
-        raise ServiceLost(
-            f"no Dask scheduler answers at {address!r} any more: the Batch that was there has ended"
-        ) from error
-    except OSError:
-        pass  # it may yet come
 
 
 def _of_worker(address: str) -> Security | None:
@@ -196,17 +184,30 @@ def for_client(security: Security) -> Security:
     return security
 
 
-def _await_scheduler(address: str, security: Security, seconds: float) -> None:
+def _await_scheduler(address: str, security: Security, seconds: float, was_there: bool) -> None:
     """Wait until a scheduler says who it is: a Dask client would wait for ever for that."""
 
-    async def ask() -> None:
+    async def ask(seconds: float) -> None:
         connection = security.get_connection_args("client")
         async with rpc(address, connection_args=connection, timeout=seconds) as scheduler:
             await scheduler.identity(n_workers=0)
 
     async def ask_in_time() -> None:
-        await asyncio.wait_for(ask(), seconds)
+        # Dask tries again and again. One second tells whether somebody listens there.
+        if was_there and seconds > _ATTEMPT:
+            try:
+                return await asyncio.wait_for(ask(_ATTEMPT), 2 * _ATTEMPT)
+            except Exception as error:
+                if _was_refused(error):
+                    raise
+        return await asyncio.wait_for(ask(seconds), seconds)
 
     # In a thread of its own, since this one may have a loop that runs, as in a notebook.
     with ThreadPoolExecutor(1, "daskbatch-connect") as thread:
         thread.submit(asyncio.run, ask_in_time()).result()
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None

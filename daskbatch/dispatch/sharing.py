@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from distributed import Client
 
 from daskbatch import config
-from daskbatch.dispatch.connection import Connection, open_client, require_listener
+from daskbatch.dispatch.connection import Connection, open_client
 from daskbatch.dispatch.membership import GONE
 from daskbatch.dispatch.service import BATCHES
 
@@ -48,8 +48,7 @@ class Shared:
 
     def __init__(self, address: str) -> None:
         patience = config.get_seconds("client-ttl")
-        require_listener(address)
-        self.client: Client = open_client(address)
+        self.client: Client = open_client(address, was_there=True)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
         self._members: weakref.WeakSet[Member] = weakref.WeakSet()
