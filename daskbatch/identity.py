@@ -56,7 +56,7 @@ class Identity:
         self._own = own
         self._closed = False
         # Where this came among the arguments of a task, the threads of the task have it, too.
-        host = current() if own is None else None
+        host = current()
         self._home = None if host is None else (weakref.ref(host), host.turn)
         _all.add(self)
 
@@ -78,7 +78,7 @@ class Identity:
             if host is not None:
                 guest = host.guests.get(self.address.batch)
                 if guest is None:
-                    guest = host.guests[self.address.batch] = self._attach(host)
+                    guest = self._attach(host)
                 if isinstance(guest, Session):
                     return guest
             elif not self._closed:
@@ -133,6 +133,10 @@ class Identity:
 
     def _host(self) -> Host | None:
         host = current()
+        if self._own is not None:
+            # The task that has made a Batch is its creator.
+            made = host is not None and self._home == (weakref.ref(host), host.turn)
+            return None if made else host
         if host is not None or self._home is None:
             return host
         found, turn = self._home[0](), self._home[1]
@@ -157,7 +161,7 @@ class Identity:
     def forget(self) -> None:
         """Be another client, in a process that was forked."""
         _inherited.append(self._own)
-        self._own = None
+        self._own = self._home = None
 
 
 class _Nobody:

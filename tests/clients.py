@@ -45,6 +45,12 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.005)
 
 
+def pid_in(path: Path) -> int:
+    """Wait for a process to have written its number."""
+    until(lambda: path.exists() and path.read_text().endswith("\n"))
+    return int(path.read_text())
+
+
 # -- clients ----------------------------------------------------------------------------
 
 
@@ -83,7 +89,7 @@ def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
 
 def spin(path: Path) -> None:
     """Run until stopped, and leave a trace of that."""
-    path.with_suffix(".begun").write_text(str(os.getpid()))
+    path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
     try:
         while True:
             time.sleep(0.01)
@@ -97,6 +103,17 @@ def use_and_leave(batch: Batch, path: Path) -> None:
     batch.close()
 
 
+def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
+    """Be one of two processes: the other one has all that this one has open."""
+    batch.function(spin, directory / "task").start()
+    until((directory / "task.begun").exists)
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    (directory / "forked").touch()
+    time.sleep(600)
+
+
 def forget_to_close(batch: Batch, path: Path) -> None:
     """End without having closed, with a task that runs."""
     batch.function(spin, path).start()
@@ -106,7 +123,8 @@ def forget_to_close(batch: Batch, path: Path) -> None:
 def square_there(batch: Batch, answers: Any) -> None:
     """Run one task."""
     with batch:
-        task = batch.function(pow, 7, 2)
+        task, large = batch.function(pow, 7, 2), batch.function(len, bytes(11 << 20))
+        large.run(timeout=30)
         task.run(timeout=30)
         answers.put((batch.client_id, task.get()))
 
@@ -212,6 +230,40 @@ def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
             task.start()
             met += task.get()
     return met
+
+
+def fork_and_square(batch: Batch) -> tuple[int, int]:
+    """Have a process that is forked be a client, which is no task."""
+    number = batch.client_id
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException), batch:
+            task = batch.function(pow, 7, 2)
+            task.run(timeout=30)
+            answers.put((batch.client_id - number, task.get()))
+        os._exit(0)
+    os.waitpid(child, 0)
+    return answers.get()  # type: ignore[no-any-return]
+
+
+def make_another() -> tuple[int, int, bool]:
+    """Make a Batch in a task, as its creator."""
+    with Batch(num_workers=1) as batch:
+        task = batch.function(pow, 2, 5)
+        task.run(timeout=30)
+        inner = batch.function(square, batch, 3)
+        inner.run(timeout=30)
+    return batch.client_id, task.get() + inner.get()[0], batch.closed
+
+
+def wait_and_tell(batch: Batch, directory: Path) -> Any:
+    """Wait for another, and say in which process."""
+    task = batch.function(wait_for, directory / "go")
+    task.start()
+    with (directory / "waiting").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return task.get()
 
 
 def start_and_return(batch: Batch, path: Path) -> str:

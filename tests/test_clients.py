@@ -18,7 +18,7 @@ from pathlib import Path
 import clients
 import psutil
 import pytest
-from clients import context, process, until
+from clients import context, pid_in, process, until
 from distributed import Client, LocalCluster
 
 from daskbatch import (
@@ -83,9 +83,8 @@ def test_one_that_is_killed_counts_as_closed(tmp_path: Path) -> None:
     begin, answers, end = context.Barrier(1), context.Queue(), context.Event()
     batch = Batch(num_workers=4)
     with process(clients.run_for_ever, batch, tmp_path) as victim:
-        for kind in ("thread", "process", "executable"):
-            until((tmp_path / f"{kind}.begun").exists)
-        pids = [int((tmp_path / f"{kind}.begun").read_text()) for kind in ("process", "executable")]
+        until((tmp_path / "thread.begun").exists)
+        pids = [pid_in(tmp_path / f"{kind}.begun") for kind in ("process", "executable")]
         with process(clients.run_squares, batch, 0, 300, begin, answers, end):
             victim.kill()
             assert answers.get(timeout=60) == (2, True), "the others notice nothing"
@@ -111,6 +110,23 @@ def test_one_that_is_frozen_counts_as_crashed_after_a_time(owner: Batch, tmp_pat
         until((tmp_path / "told again").exists)
         victim.join(30)
         assert victim.exitcode == 0
+
+
+def test_one_that_has_forked_before_it_is_killed(owner: Batch, tmp_path: Path) -> None:
+    """The other process must not keep its connection open."""
+    with process(clients.fork_and_run_for_ever, owner, tmp_path) as victim:
+        until((tmp_path / "forked").exists)
+        assert victim.pid is not None
+        forked = psutil.Process(victim.pid).children()
+        try:
+            victim.kill()
+            until((tmp_path / "task.stopped").exists)
+            owner.close()
+            owner.join(timeout=30)
+            assert all(each.is_running() for each in forked)
+        finally:
+            for each in forked:
+                each.kill()
 
 
 def test_who_leaves_has_its_tasks_run_to_their_end(owner: Batch, tmp_path: Path) -> None:
@@ -205,18 +221,24 @@ def test_through_a_file(owner: Batch, tmp_path: Path) -> None:
     owner.join(timeout=30)
 
 
+def test_a_process_that_a_task_forks(owner: Batch) -> None:
+    task = owner.function(clients.fork_and_square, owner)
+    task.run(timeout=60)
+    assert task.get() == (1, 49)
+
+
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_of_the_creator(owner: Batch) -> None:
     forking = multiprocessing.get_context("fork")
     answers = forking.Queue()
-    before = owner.function(pow, 2, 2)
+    before = owner.function(len, bytes(11 << 20))  # Dask gets to know a thread for large things
     before.run(timeout=30)
     child = forking.Process(target=clients.square_there, args=(owner, answers))
     child.start()
     assert answers.get(timeout=30) == (1, 49)
     child.join(30)
     assert child.exitcode == 0
-    assert before.get() == 4
+    assert before.get() == 11 << 20
     assert owner.client_id == 0
     owner.close()
     owner.join(timeout=30)

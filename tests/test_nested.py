@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import clients
 import pytest
-from clients import until
+from clients import pid_in, until
 from distributed import LocalCluster
 
 from daskbatch import Batch, TaskCancelled, TaskTimeout
@@ -193,6 +195,22 @@ def test_a_timeout_is_kept_though_no_slot_is_free(slot: Batch, tmp_path: Path) -
     task = slot.function(wait_in_vain, slot, tmp_path)
     task.run(timeout=30)
     assert task.get() == "in vain"
+
+
+def test_its_worker_is_killed_while_it_waits(tmp_path: Path) -> None:
+    with Batch(num_workers=2) as batch:
+        task = batch.function(clients.wait_and_tell, batch, tmp_path)
+        task.start()
+        os.kill(pid_in(tmp_path / "waiting"), signal.SIGKILL)
+        until(lambda: len((tmp_path / "waiting").read_text().split()) == 2)
+        (tmp_path / "go").touch()
+        assert task.get(timeout=60) == "go", "it runs again, and so does what it starts"
+
+
+def test_a_batch_that_a_task_makes(slot: Batch) -> None:
+    task = slot.function(clients.make_another)
+    task.run(timeout=60)
+    assert task.get() == (0, 41, True)
 
 
 def test_in_the_process_of_the_creator(tmp_path: Path) -> None:

@@ -160,4 +160,4 @@ class Clients:
         """Say in how many seconds one may have become silent; None if none has to speak."""
         now = monotonic()
         ends = [when + much - now for when, much in self._heard.values()]
-        return max(0.0, min(ends)) if ends else None
+        return max(0.01, min(ends)) if ends else None

@@ -10,9 +10,11 @@ import contextlib
 import copy
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import dask
+import distributed.utils
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, get_worker
@@ -45,6 +47,8 @@ class Connection:
         self.client = client
         self.embedded = embedded
         self._owns_client = owns_client
+        if owns_client:
+            _owned.add(client)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -164,6 +168,35 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
     _known[client.scheduler.address] = client.security
     return client
+
+
+#: The clients that were made here.
+_owned: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def leave_to_parent(client: Client) -> None:
+    """Let go of a connection in a process that was forked.
+
+    As long as anybody has it open, the scheduler takes the parent for alive.
+    """
+    if client not in _owned or client.scheduler_comm is None:
+        return
+    pool = client.rpc
+    for comms in (*pool.available.values(), *pool.occupied.values(), {client.scheduler_comm.comm}):
+        for comm in comms:
+            # What it is on; the loop that it belongs to does not run here.
+            stream = getattr(comm, "stream", None)
+            if stream is not None and stream.socket is not None:
+                with contextlib.suppress(OSError):
+                    stream.socket.close()
+
+
+def _renew_offload() -> None:
+    # Its thread is the parent's: here it would be waited for in vain.
+    distributed.utils._offload_executor = ThreadPoolExecutor(1, "Dask-Offload")
+
+
+os.register_at_fork(after_in_child=_renew_offload)
 
 
 def _of_worker(address: str) -> Security | None:

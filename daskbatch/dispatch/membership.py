@@ -73,7 +73,8 @@ class Membership:
         """
         self._on_loss = on_loss
         self._stream = self._client.scheduler_comm
-        self._client.subscribe_topic(self._topic, hear)
+        # Not by `subscribe_topic`: the scheduler would keep a record of each topic for ever.
+        self._client._event_handlers[self._topic] = hear
         try:
             enrolled = self._client.sync(
                 self._client.scheduler.daskbatch_register,
@@ -85,6 +86,11 @@ class Membership:
             )
         except GONE as error:
             raise ServiceLost(f"the cluster at {self._address} is gone: {error}") from error
+        except BaseException:
+            # Whoever was interrupted does not know that it has become a client, perhaps.
+            loop = self._client.loop
+            loop.add_callback(loop.call_later, 1.0, self._say, "daskbatch_unregister")
+            raise
         if enrolled is None:
             self._unsubscribe()
             raise ServiceLost(
@@ -185,8 +191,7 @@ class Membership:
             )
 
     def _unsubscribe(self) -> None:
-        self._client.unsubscribe_topic(self._topic)
-        # Dask would keep the handler, and does not like messages for which there is none.
+        # Dask does not like messages for which there is no handler.
         handlers = self._client._event_handlers
         handlers[self._topic] = _ignore
         loop = self._client.loop

@@ -26,6 +26,9 @@ BATCHES = "daskbatch-batches"
 #: How long a worker may take to answer that members are revoked, before that counts as "no".
 ANSWER_SECONDS = 5.0
 
+#: How often is looked, at the least, whether a client has been silent for too long.
+_LOOK_SECONDS = 1.0
+
 #: Of some members of a block, those that have begun on a worker, and those of them that it stops.
 Answer = tuple[Sequence[int], Sequence[int]]
 
@@ -140,7 +143,8 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     async def _listen(self) -> None:
         """Count clients that are silent as crashed."""
         while (seconds := self._clients.next_look()) is not None:
-            await asyncio.sleep(seconds + 0.01)
+            # Not for longer: others may come that may be silent for less.
+            await asyncio.sleep(min(seconds, _LOOK_SECONDS))
             for connection in self._clients.silent():
                 self._clients.disconnected(connection)
                 comm = self._scheduler.client_comms.get(connection)

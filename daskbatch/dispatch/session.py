@@ -23,7 +23,7 @@ from daskbatch import config
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.dispatch.cluster import ClusterBackend
-from daskbatch.dispatch.connection import Connection, connect
+from daskbatch.dispatch.connection import Connection, connect, leave_to_parent
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requests import Capacity, unmet
@@ -102,10 +102,19 @@ class Session:
             self.dispatcher = Dispatcher(self._backend, setting)
             self.dispatcher.outcomes.host = within
             founds = connection is not None
+            if within is not None:
+                # From here on it is ended with the task, whatever happens.
+                within.guests[batch] = self
             #: Which client of the Batch this is: 0 has made it.
             self.number = self._backend.connect(self.dispatcher, batch, founds, self._on_loss)
-        except BaseException:
-            self._disconnect()
+        except BaseException as error:
+            is_guest = within is not None and within.guests.get(batch) is self
+            if is_guest and isinstance(error, Exception):
+                assert within is not None
+                del within.guests[batch]
+                is_guest = False
+            if not is_guest:
+                self._disconnect()
             raise
         #: What its tasks belong to, and what they are counted by.
         self.home = batch if founds else f"{batch}-{self.number}"
@@ -287,6 +296,8 @@ _inherited: list[Session] = []
 
 
 def _forget() -> None:
+    for session in _open:
+        leave_to_parent(session.client)
     _inherited.extend(_open)
     _inherited.extend(_closing)
     _open.clear()

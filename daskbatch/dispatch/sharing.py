@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from distributed import Client
 
 from daskbatch import config
-from daskbatch.dispatch.connection import Connection, open_client
+from daskbatch.dispatch.connection import Connection, leave_to_parent, open_client
 from daskbatch.dispatch.membership import GONE
 from daskbatch.dispatch.service import BATCHES
 
@@ -55,7 +55,7 @@ class Shared:
         self._shares = 0
         #: The Batches whose tasks in this process are likely to connect again.
         self._kept: set[str] = set()
-        self.client.subscribe_topic(BATCHES, self._heard)
+        self.client._event_handlers[BATCHES] = self._heard
         self.client.loop.add_callback(self._keep_alive, patience)
 
     async def _keep_alive(self, patience: float) -> None:
@@ -139,6 +139,8 @@ def take_share(address: str, member: Member, keep: bool) -> Shared:
 
 def _forget() -> None:
     global _changing
+    for shared in _shared.values():
+        leave_to_parent(shared.client)
     _inherited.extend(_shared.values())
     _shared.clear()
     _changing = threading.RLock()
