@@ -125,6 +125,9 @@ def connect(
 #: How long is tried, at first, to reach a scheduler that has been there. Seconds.
 _ATTEMPT = 1.0
 
+#: How much longer an answer may take. Seconds.
+_SLACK = 5.0
+
 #: What this process has connected to schedulers with, by their addresses. It is never sent.
 _known: dict[str, Security] = {}
 
@@ -226,13 +229,16 @@ def _await_scheduler(address: str, security: Security, seconds: float, was_there
             await scheduler.identity(n_workers=0)
 
     async def ask_in_time() -> None:
-        # Dask tries again and again. One second tells whether somebody listens there.
-        if was_there and seconds > _ATTEMPT:
+        # Dask tries again and again, also where nobody listens any more: so it may for a short
+        # time only at first, then for longer and longer, if nobody says so.
+        attempt = _ATTEMPT
+        while was_there and attempt < seconds:
             try:
-                return await asyncio.wait_for(ask(_ATTEMPT), 2 * _ATTEMPT)
+                return await asyncio.wait_for(ask(attempt), attempt + _SLACK)
             except Exception as error:
                 if _was_refused(error):
                     raise
+            attempt *= 2
         return await asyncio.wait_for(ask(seconds), seconds)
 
     # In a thread of its own, since this one may have a loop that runs, as in a notebook.
