@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import clients
+import dask
 import pytest
 from clients import pid_in, until
 from distributed import LocalCluster
@@ -78,25 +79,33 @@ def test_a_batch_that_a_function_knows_by_itself(slot: Batch) -> None:
     assert program.get() == [number**3 for number in range(20)]
 
 
-@ISOLATION
-def test_it_waits_for_what_is_behind_it_in_its_block(
-    slot: Batch, tmp_path: Path, isolation: str
-) -> None:
-    waits = slot.options(isolation=isolation).function(
-        clients.wait_for_another, slot, tmp_path / "there"
-    )
-    behind = slot.options(isolation=isolation).function(Path.touch, tmp_path / "there")
-    program = slot.compile([waits, behind])
-    program.run(timeout=60)
-    assert waits.get() == "there"
+def test_what_is_behind_it_in_its_block_does_not_wait(tmp_path: Path) -> None:
+    """What it waits for has one slot, and ends when that behind it has run on the other."""
+    with dask.config.set({"daskbatch.block-budget": "60 s"}):
+        batch = Batch(num_workers=2)
+    try:
+        for isolation in ("thread", "process"):
+            make = batch.options(isolation=isolation).function
+            waits = make(clients.wait_for_another, batch, tmp_path / isolation)
+            behind = make(Path.touch, tmp_path / isolation)
+            others = [make(len, "") for _ in range(40)]  # or they would have blocks of their own
+            program = batch.compile([waits, behind, *others])
+            program.run(timeout=30)
+            assert waits.get() == isolation
+    finally:
+        batch.terminate()
 
 
 @ISOLATION
 def test_one_slot_is_one_task_that_computes(slot: Batch, tmp_path: Path, isolation: str) -> None:
+    assert _meetings(slot, tmp_path, isolation) == 0
+
+
+def _meetings(slot: Batch, directory: Path, isolation: str) -> int:
     make = slot.options(isolation=isolation).function
-    program = slot.compile([make(clients.alone, slot, tmp_path) for _ in range(8)])
+    program = slot.compile([make(clients.alone, slot, directory) for _ in range(8)])
     program.run(timeout=60)
-    assert program.get() == [0] * 8
+    return sum(program.get())
 
 
 def test_await(slot: Batch) -> None:
@@ -166,6 +175,7 @@ def test_if_it_is_cancelled_while_it_waits(slot: Batch, tmp_path: Path, isolatio
     with pytest.raises(TaskCancelled):
         task.get()
     until((tmp_path / "task.stopped").exists)
+    assert _meetings(slot, tmp_path, isolation) == 0, "there are as many threads as before"
 
 
 @ISOLATION
