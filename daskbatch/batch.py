@@ -29,6 +29,12 @@ from daskbatch.making import TaskMaker
 class Batch(TaskMaker):
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
 
+    A Batch can be sent to other processes and to tasks. What is sent is where it is, and no
+    credentials. A copy is another client of the Batch from its first use on, with tasks of its
+    own, and must be closed. A task that uses a copy need not close it: it is over when all is
+    that it has started; if it fails, that is stopped. While a task waits for others, its slot is
+    free for them.
+
     Parameters
     ----------
     cluster : str, distributed.Client, cluster object or None
@@ -57,6 +63,20 @@ class Batch(TaskMaker):
     ...     task.run()
     ...     task.result.get()
     1024
+
+    A task that submits tasks to the Batch that runs it:
+
+    >>> def factorial(batch, n):
+    ...     if n == 0:
+    ...         return 1
+    ...     smaller = batch.function(factorial, batch, n - 1)
+    ...     smaller.start()
+    ...     return n * smaller.get()
+    >>> with Batch(num_workers=1) as batch:
+    ...     task = batch.function(factorial, batch, 5)
+    ...     task.run()
+    ...     task.get()
+    120
     """
 
     def __init__(

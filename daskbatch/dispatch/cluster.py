@@ -40,7 +40,16 @@ _logger = logging.getLogger("daskbatch")
 
 #: Dask's configuration is one for all threads.
 _setting_config = threading.Lock()
-os.register_at_fork(after_in_child=lambda: _setting_config._at_fork_reinit())  # type: ignore[attr-defined]
+
+
+def _free_locks() -> None:
+    # Whoever has them at a fork is a thread of the parent.
+    locks: list[Any] = [_setting_config, dask.config.config_lock]
+    for lock in locks:
+        lock._at_fork_reinit()
+
+
+os.register_at_fork(after_in_child=_free_locks)
 
 #: Graphs that follow each other faster than this are of one generation.
 _SAME_GENERATION = "1 h"

@@ -74,7 +74,7 @@ class Session:
         self._ended = False
         self._within = within
         self._has_left = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come in between
         self._connection = connection
         self.grows = grows if connection is None else connection.embedded is None
         self._shared: Shared | None = None

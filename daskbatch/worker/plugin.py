@@ -6,6 +6,7 @@ carries reports up to the client and revocations down to the blocks.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -71,7 +72,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         #: For children, which are no workers, and have nothing to connect with by themselves.
         self._security: bytes | None = None
         if worker.scheduler.address.startswith("tls"):
-            self._security = pickle.dumps(worker.security, 5)
+            with contextlib.suppress(Exception):  # else children need some of their own
+                self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
         if worker.nanny is not None:
             _note_added_environment()
