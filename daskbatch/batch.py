@@ -214,8 +214,6 @@ class Batch(TaskMaker):
             `close` has not been called, or this is not the client that made the Batch.
         TimeoutError
             The time is up first; the Batch can be joined again.
-        ServiceLost
-            The cluster is gone.
         """
         session = self._identity.known()
         if session is None or session.number:

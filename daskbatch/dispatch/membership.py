@@ -144,29 +144,23 @@ class Membership:
     def others_left(self, seconds: float | None) -> list[str]:
         """Wait for a time until this client is alone in its Batch, which ends with that.
 
-        Returns what there is to say of the others.
-
-        Raises
-        ------
-        ServiceLost
-            The scheduler is gone, or has taken this client for gone.
+        Returns what there is to say of the others: nothing, if there is nobody who would know.
         """
         deadline = None if seconds is None else monotonic() + seconds
         while True:
             left = _JOIN_SECONDS if deadline is None else max(0.0, deadline - monotonic())
-            self.require()
-            try:
+            self.look()
+            if self._lost:
+                return []
+            others = None
+            with contextlib.suppress(*GONE):
                 others = self._client.sync(
                     self._client.scheduler.daskbatch_join,
                     topic=self._topic,
                     seconds=min(left, _JOIN_SECONDS),
                 )
-            except GONE as error:
-                raise ServiceLost(f"the cluster at {self._address} is gone: {error}") from error
-            if others is None:
-                raise ServiceLost(f"the scheduler at {self._address} knows this Batch no more")
             if not others or (deadline is not None and monotonic() >= deadline):
-                return list(others)
+                return list(others or ())
 
     def give_up(self, idle: bool, wait: bool = True) -> None:
         """Leave; what of its tasks is not over ends.
