@@ -11,29 +11,34 @@ import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from distributed import Client
 from distributed.deploy import Cluster
 
-from daskbatch.backlog import Backlog
 from daskbatch.compiled import require_own, require_producers
 from daskbatch.describe.access import Access, Mode
-from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.cell import Cell, Group
+from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
-from daskbatch.dispatch.session import Session
+from daskbatch.dispatch.session import make_session
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.identity import Address, Identity
 from daskbatch.making import TaskMaker
 from daskbatch.plan.program import overlap
 from daskbatch.task import Task
 
-if TYPE_CHECKING:
-    from daskbatch.pool import Pool
-
 
 class Batch(TaskMaker):
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
+
+    A Batch can be sent to other processes and to tasks. What is sent is where it is, and no
+    credentials. A copy is another client of the Batch from its first use on, with tasks of its
+    own, and must be closed. A task that uses a copy need not close it: it is over when all is
+    that it has started; if it fails, that is stopped. While a task waits for others, its slot is
+    free for them.
 
     Parameters
     ----------
@@ -63,6 +68,20 @@ class Batch(TaskMaker):
     ...     task.run()
     ...     task.result.get()
     1024
+
+    A task that submits tasks to the Batch that runs it:
+
+    >>> def factorial(batch, n):
+    ...     if n == 0:
+    ...         return 1
+    ...     smaller = batch.function(factorial, batch, n - 1)
+    ...     smaller.start()
+    ...     return n * smaller.get()
+    >>> with Batch(num_workers=1) as batch:
+    ...     task = batch.function(factorial, batch, 5)
+    ...     task.run()
+    ...     task.get()
+    120
     """
 
     #: What is added to the environment of the workers of a cluster on this machine.
@@ -76,27 +95,30 @@ class Batch(TaskMaker):
         name: str | None = None,
         background_batching: bool = True,
     ) -> None:
-        super().__init__(uuid.uuid4().hex[:8], name)
-        self._background_batching = bool(background_batching)
-        self._session = Session(
-            cluster, num_workers, self._directory, f"daskbatch-{self._uid}", self._environment
-        )
-        self._dispatcher = self._session.dispatcher
-        self._backlog = Backlog(self._uid)
-        self._session.queued = self._backlog.__len__
-        #: The executors that hand over calls from a thread of their own; with the dispatcher's
-        #: lock.
-        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        uid, directory = uuid.uuid4().hex[:12], os.getcwd()
+        session = make_session(uid, cluster, num_workers, directory, self._environment)
+        session.background.name = name or "batch"
+        address = Address(session.client.scheduler.address, uid, session.grows)
+        self._be(Identity(address, session), name, directory, bool(background_batching))
+
+    def _be(
+        self, identity: Identity, name: str | None, directory: str, background_batching: bool
+    ) -> None:
+        super().__init__(identity, name, directory)
+        self._background_batching = background_batching
         # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
-        self._finalizer = weakref.finalize(self, self._session.abandon)
+        self._finalizer = weakref.finalize(self, identity.abandon)
         self._finalizer.atexit = False
 
     # -- what it is -----------------------------------------------------------------------
 
     @property
     def client_id(self) -> int:
-        """The number of this client of the Batch: 0 for the one that made it."""
-        return 0
+        """The number of this client of the Batch: 0 for the one that made it.
+
+        A copy is a client from its first use on, each task that uses one is a client of its own.
+        """
+        return self._session.number
 
     @property
     def client(self) -> Client:
@@ -116,26 +138,40 @@ class Batch(TaskMaker):
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return self._closed
+        return self._identity.closed
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
+        return self._session.dispatcher
 
     def __repr__(self) -> str:
-        state = "ended" if self._session.ended else "closed" if self._closed else "open"
-        left = self._dispatcher.outcomes.left + len(self._backlog)
-        return f"<Batch {state}, {self.num_workers} workers, {left} tasks left>"
+        session = self._identity.known()
+        state = "closed" if self.closed else "open"
+        if session is None:
+            return f"<Batch {state}, not used here>"
+        if session.ended:
+            state = "ended"
+        left = session.dispatcher.outcomes.left + len(session.background.backlog)
+        return f"<Batch {state}, {session.slots} workers, {left} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Batch cannot be sent to another process")
+        # Who it is, and where; never what it takes to connect there.
+        settings = self._name, self._directory, self._background_batching
+        return _copy, (tuple(self._identity.address), *settings)
 
     # -- running --------------------------------------------------------------------------
 
     def _submit(self, cells: Sequence[Cell], name: str, group: Group | None = None) -> None:
         self._require_open()
+        session = self._session
         for cell in cells:
+            if cell.home != session.home:
+                require_own(self, cell)
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
-                self._start_queued(cell.producers)
-        self._session.submit(cells, name, group)
+                session.background.start_queued(cell.producers)
+        session.submit(cells, name, group)
 
     def _made_by_template(self, task: Task) -> Task:
         if self._background_batching:
@@ -143,51 +179,22 @@ class Batch(TaskMaker):
             if cell.producers:
                 require_own(self, cell)
                 require_producers(cell)
-            self._backlog.add(cell)
+            task._session.background.backlog.add(cell)
             task._in_background = True
         return task
 
-    def _flush(self, wanted: Sequence[Cell] | None = None) -> None:
-        """Start what waits in the background; at least some of it, or all."""
-        self._backlog.flush(
-            self._start_all, self._dispatcher.settle_unstarted, self._hand_over, wanted
-        )
-
-    def _start_all(self, cells: Sequence[Cell]) -> None:
-        names = {cell.name for cell in cells if cell.call is not None}
-        self._session.submit(cells, names.pop() if len(names) == 1 else self._name or "batch", None)
-
-    def _hand_over(self, cells: Sequence[Cell]) -> None:
-        """Wait until the executors have handed over those of some tasks that are their calls."""
-        for pool in self._all_pools():
-            pool.hand_over(cells)
-
-    def _all_pools(self) -> list[Pool]:
-        with self._dispatcher.outcomes.changed:
-            return list(self._pools)
-
-    def _start_queued(self, cells: Sequence[Cell]) -> None:
-        """Have those of some tasks started that are queued, whoever has queued them."""
-        queued = [cell for cell in cells if cell.phase == Phase.QUEUED]
-        if any(cell.group is None for cell in queued):
-            self._flush(queued)
-        if any(cell.group is not None for cell in queued):
-            self._hand_over(queued)
-
     def _touch(self, access: Access) -> None:
         """Wait for the tasks that must be over before something is read or written here."""
+        session = self._identity.known()
+        if session is None:
+            return
 
         def in_the_way(cell: Cell) -> bool:
             channels = cell.writes if access.mode is Mode.READ else cell.writes + cell.reads
             return overlap(access.channels, channels)
 
-        # In the order in which tasks move on, or one could slip through.
-        found = [cell for cell in self._backlog.cells if in_the_way(cell)]
-        for pool in self._all_pools():
-            found += [cell for cell in pool.waiting if in_the_way(cell)]
-        self._start_queued(found)
-        found += [cell for cell in self._dispatcher.unfinished() if in_the_way(cell)]
-        self._dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
+        found = session.background.unfinished(in_the_way)
+        session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
 
     def open(self, path: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
         """Open a file, once the tasks that touch it are over, however they have ended.
@@ -255,9 +262,12 @@ class Batch(TaskMaker):
         >>> batch.function(len, "abc").start()
         >>> batch.fence()
         """
-        outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
-        self._flush()
-        pools = self._all_pools()
+        session, seconds = self._identity.known(), patience(timeout)
+        if session is None:
+            return
+        outcomes, background = session.dispatcher.outcomes, session.background
+        background.flush()
+        pools = background.gathering
         for pool in pools:
             pool.hurry()
 
@@ -266,17 +276,22 @@ class Batch(TaskMaker):
 
         if not outcomes.wait(lambda: not left(), seconds):
             raise TimeoutError(f"{left()} tasks are not over after {seconds:g} s")
-        self._backlog.start_over()
+        background.backlog.start_over()
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say that this client makes and starts no more tasks. What is started still runs."""
-        self._closed = True
-        self._flush()
+        """Say that this client makes and starts no more tasks. What is started still runs.
+
+        Every client must do so: the one that made the Batch, and each copy that was used. A
+        task need not, since what it does with a Batch ends with it.
+        """
+        self._identity.close()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all work is done, then leave the cluster, and end it if it is embedded.
+        """Wait until every client has closed and all work is done, then end the Batch.
+
+        A cluster that was made for it ends, too; one that was given stays.
 
         Parameters
         ----------
@@ -286,22 +301,37 @@ class Batch(TaskMaker):
         Raises
         ------
         LifecycleError
-            `close` has not been called.
+            `close` has not been called, or this is not the client that made the Batch.
         TimeoutError
             The time is up first; the Batch can be joined again.
         """
-        if not self._closed:
+        session = self._identity.known()
+        if session is None or session.number:
+            raise LifecycleError(
+                "only the client that made a Batch joins it; a copy is done with close(), and "
+                "waits for its own tasks with fence()"
+            )
+        if not session.closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
+        seconds = patience(timeout)
+        deadline = None if seconds is None else monotonic() + seconds
         self.fence(timeout)
-        self._session.end()
+        if session.ended:
+            return
+        others = session.others_left(None if deadline is None else deadline - monotonic())
+        if others:
+            raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
+        session.end()
 
     def terminate(self) -> None:
-        """Give up all that is not over, and leave the cluster; an embedded one is killed."""
-        self._closed = True
-        self._dispatcher.settle_unstarted(self._backlog.drop(), None)
-        for pool in self._all_pools():
-            pool.abandon()
-        self._session.end()
+        """Give up all that is not over, and leave the cluster; an embedded one is killed.
+
+        With the client that made the Batch, all others end. A copy gives up its own tasks only.
+        """
+        self._identity.close()
+        session = self._identity.known()
+        if session is not None:
+            session.end()
 
     def __enter__(self) -> Batch:
         return self
@@ -312,8 +342,21 @@ class Batch(TaskMaker):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
+        if kind is not None:
+            self.terminate()
+            return
+        self.close()
+        session = self._identity.known()
+        if session is not None and session.number == 0:
             self.join()
         else:
-            self.terminate()
+            self.fence()
+
+
+def _copy(
+    address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
+) -> Batch:
+    """Make what a pickled Batch becomes: a client of its own, once it is used."""
+    batch: Batch = Batch.__new__(Batch)
+    batch._be(Identity(Address(*address)), name, directory, background_batching)
+    return batch

@@ -211,10 +211,14 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
 
 def require_own(batch: Batch, cell: Cell) -> None:
     """Make sure that a task, and what it takes results from, belongs to a Batch."""
+    home = batch._session.home
     for each in (cell, *cell.producers):
-        if each.home != batch._uid:
+        if each.home != home:
             which = "" if each is cell else f"takes the result of {each.label}, which "
-            raise GraphError(f"task {cell.label} {which}belongs to another Batch")
+            other = "another Batch"
+            if each.home.split("-")[0] == home.split("-")[0]:
+                other = "another client of this Batch: give its value in place of the task"
+            raise GraphError(f"task {cell.label} {which}belongs to {other}")
 
 
 def require_producers(cell: Cell) -> None:

@@ -143,10 +143,11 @@ def make_cell(
     reads: tuple[Channel, ...],
     writes: tuple[Channel, ...],
 ) -> Cell:
-    """Make what is kept of a task, with a number that no other task of the Batch has."""
-    if batch._closed:
+    """Make what is kept of a task, with a number that no other task of its client has."""
+    session = batch._session
+    if session.closed:
         batch._require_open()
-    return Cell(batch._uid, next(batch._numbers), name, call, options, reads, writes)
+    return Cell(session.home, next(session.numbers), name, call, options, reads, writes)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -91,7 +91,7 @@ class BatchPoolExecutor(Executor):
         if cluster is None:
             own = max_workers or max(1, int(CPU_COUNT // max(1.0, cpus or 1.0)))
         batch = _PoolBatch(cluster, own, name, limits)
-        if batch._session.embedded:
+        if not batch._session.grows:
             calls, cap = Calls(batch), None
         else:
             cores = {}

@@ -11,14 +11,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.session import Session
 from daskbatch.errors import BatchError, SpecError
 from daskbatch.lanes import Lanes
-
-if TYPE_CHECKING:
-    from daskbatch.batch import Batch
 
 _logger = logging.getLogger("daskbatch")
 
@@ -34,7 +31,7 @@ class Gatherer:
 
     Parameters
     ----------
-    batch : Batch
+    session : Session
         Runs them.
     group : Group
         Counts them.
@@ -44,9 +41,9 @@ class Gatherer:
         How many may run at once.
     """
 
-    def __init__(self, batch: Batch, group: Group, name: str | None, cap: int | None) -> None:
-        self._batch = batch
-        self._dispatcher = batch._dispatcher
+    def __init__(self, session: Session, group: Group, name: str | None, cap: int | None) -> None:
+        self._session = session
+        self._dispatcher = session.dispatcher
         self._outcomes = self._dispatcher.outcomes
         self._group = group
         self._name = name
@@ -64,7 +61,7 @@ class Gatherer:
     @property
     def slots(self) -> int:
         """How many calls run at once."""
-        slots = self._batch.num_workers
+        slots = self._session.slots
         return slots if self._lanes is None else min(slots, self._lanes.cap)
 
     @property
@@ -158,7 +155,7 @@ class Gatherer:
         return bool(self._gathered) and (not self._is_capped() or self._lanes_are_free())
 
     def _is_capped(self) -> bool:
-        return self._lanes is not None and self._lanes.cap < self._batch.num_workers
+        return self._lanes is not None and self._lanes.cap < self._session.slots
 
     def _lanes_are_free(self) -> bool:
         assert self._lanes is not None
@@ -168,7 +165,7 @@ class Gatherer:
         return (
             self._hurried
             or self._closed
-            or self._outcomes.left < self._batch.num_workers
+            or self._outcomes.left < self._session.slots
             or len(self._gathered) >= _MANY
         )
 
@@ -185,7 +182,7 @@ class Gatherer:
             if any(each.phase == Phase.QUEUED for each in others):
                 # Of another executor on the same Batch, which may itself wait for these.
                 self._submit_now(cells[:position])
-                self._batch._start_queued(others)
+                self._session.background.start_queued(others)
                 self._submit(cells[position:])
                 return
         self._submit_now(cells)
@@ -194,14 +191,14 @@ class Gatherer:
         if not cells:
             return
         try:
-            self._batch._session.submit(cells, self._dashboard_name(cells), None)
+            self._session.submit(cells, self._dashboard_name(cells), None)
         except Exception as error:
             left = [cell for cell in cells if cell.phase < Phase.WAITING]
             if len(left) > 1 and isinstance(error, SpecError):
                 for cell in left:  # one of them asks for what there is not
                     self._submit_now([cell])
                 return
-            cause = None if self._batch._session.ended else error
+            cause = None if self._session.ended else error
             self._dispatcher.settle_unstarted(left, cause)
 
     def _dashboard_name(self, cells: Sequence[Cell]) -> str:

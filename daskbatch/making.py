@@ -5,7 +5,6 @@ Does not know clusters: what it makes can be started, and that is all.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -17,7 +16,9 @@ from daskbatch.configured import Accesses, Configured, make_function, require_na
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
 from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.session import Session
 from daskbatch.errors import SpecError, SubmitAfterCloseError
+from daskbatch.identity import Identity
 from daskbatch.imported import ImportedFunction, import_template
 from daskbatch.task import Task
 
@@ -30,18 +31,22 @@ class TaskMaker:
 
     Parameters
     ----------
-    uid : str
-        What no other Batch has.
+    identity : Identity
+        As which client of which Batch.
     name : str, optional
         What compiled tasks are called that have no better name.
+    directory : str
+        What paths are relative to.
     """
 
-    def __init__(self, uid: str, name: str | None) -> None:
-        self._uid = uid
+    def __init__(self, identity: Identity, name: str | None, directory: str) -> None:
+        self._identity = identity
         self._name = name
-        self._directory = os.getcwd()
-        self._numbers = itertools.count()
-        self._closed = False
+        self._directory = directory
+
+    @property
+    def _session(self) -> Session:
+        return self._identity.session()
 
     @property
     def _batch(self) -> Batch:
@@ -330,13 +335,15 @@ class TaskMaker:
         if name is None:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"
-        return CompiledTask(self._batch, Cell(self._uid, next(self._numbers), name, None), members)
+        session = self._session
+        cell = Cell(session.home, next(session.numbers), name, None)
+        return CompiledTask(self._batch, cell, members)
 
     def _absolute(self, path: str | Path) -> str:
         return os.path.normpath(os.path.join(self._directory, path))
 
     def _require_open(self) -> None:
-        if self._closed:
+        if self._identity.closed:
             raise SubmitAfterCloseError(
                 "this Batch has been closed: no task can be made or started any more"
             )

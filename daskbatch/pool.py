@@ -51,17 +51,18 @@ class Pool:
         self.maps: weakref.WeakSet[Results] = weakref.WeakSet()
         self._owned = owned
         self._process = os.getpid()
-        self._dispatcher = batch._dispatcher
+        self._session = batch._session
+        self._dispatcher = self._session.dispatcher
         self._changed = self._dispatcher.outcomes.changed
         self._group = Group("executor", 0)
         self._group.started = True
-        self._gatherer = Gatherer(batch, self._group, name, cap)
+        self._gatherer = Gatherer(self._session, self._group, name, cap)
         self._settler = Settler(self._dispatcher.outcomes, self._settle)
         self._shut = False
         self._ended = False
         self._ending = threading.Lock()
         with self._changed:
-            batch._pools.add(self)
+            self._session.background.pools.add(self)
         _pools.add(self)
 
     @property
@@ -88,7 +89,7 @@ class Pool:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
             raise self.broken
-        if self.batch.closed:
+        if self._session.closed:
             raise SubmitAfterCloseError("the Batch of this executor has been closed")
         if os.getpid() != self._process:
             raise RuntimeError(
@@ -223,12 +224,12 @@ class Pool:
                 self._shut = self._ended = True
                 self._gatherer.close()
                 self._settler.close()
-                self.batch._pools.discard(self)
+                self._session.background.pools.discard(self)
             if self._owned:
                 for results in list(self.maps):
                     results.fetch_left()
                 self.batch.close()
-                self.batch._session.end()
+                self._session.end()
             _pools.discard(self)
 
 

@@ -19,6 +19,7 @@ from daskbatch.dispatch.recovery import value_lost
 from daskbatch.errors import LifecycleError, LoadingError
 from daskbatch.failure import failure_of
 from daskbatch.worker.outcome import safe_str
+from daskbatch.worker.running import waiting_in_loop
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -84,10 +85,12 @@ class Task:
     1024
     """
 
-    __slots__ = ("_batch", "_cell", "_in_background", "_object")
+    __slots__ = ("_batch", "_cell", "_in_background", "_object", "_session")
 
     def __init__(self, batch: Batch, cell: Cell) -> None:
         self._batch = batch
+        #: The client that made it; whoever waits for it may be another.
+        self._session = batch._session
         self._cell = cell
         self._object: Any = _UNKNOWN
         #: Whether it starts by itself when it is needed, and the user has not started it.
@@ -232,7 +235,7 @@ class Task:
 
     @property
     def _dispatcher(self) -> Dispatcher:
-        return self._batch._dispatcher
+        return self._session.dispatcher
 
     def _is_over(self) -> bool:
         return self._cell.phase >= Phase.DONE
@@ -243,7 +246,7 @@ class Task:
             what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
             raise LifecycleError(f"task {cell.label} has not been started: {what} first")
         if cell.phase == Phase.QUEUED and cell.group is None:
-            self._batch._flush([cell])
+            self._session.background.flush([cell])
 
     def run(self, timeout: float | None = None) -> None:
         """Start the task and wait until it is over; see `start` and `wait`.
@@ -293,7 +296,8 @@ class Task:
         return self._wait_and_get().__await__()
 
     async def _wait_and_get(self) -> Any:
-        await self._over()
+        async with waiting_in_loop():
+            await self._over()
         value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
         if error is not None:
             raise error

@@ -247,13 +247,6 @@ def test_fence(batch: Batch, tmp_path: Path) -> None:
     assert task.state == "done"
 
 
-def test_a_batch_is_no_argument(batch: Batch) -> None:
-    task = batch.function(len, [batch])
-    task.run(timeout=60)
-    with pytest.raises(daskbatch.SerializationError, match="cannot be sent to another process"):
-        task.get()
-
-
 def test_many_threads_use_one_batch(batch: Batch) -> None:
     found: list[int] = []
 

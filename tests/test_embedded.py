@@ -203,7 +203,7 @@ for child in psutil.Process().children():
 try:
     task.get(timeout=60)
 except ServiceLost as error:
-    print("lost:", "was lost with its cluster" in str(error))
+    print("lost:", "was lost with its Batch" in str(error))
 try:
     batch.function(len, "abc").start()
 except ServiceLost as error:

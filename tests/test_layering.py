@@ -29,20 +29,20 @@ MAY_IMPORT = {
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
     "imported": {"errors", "describe", "task", "configured", "batch"},
+    "identity": {"errors", "pickling", "dispatch", "worker"},
     "making": {
-        *("errors", "describe", "dispatch", "task"),
+        *("errors", "describe", "dispatch", "identity", "task"),
         *("compiled", "configured", "imported", "batch"),
     },
-    "backlog": {"errors", "dispatch"},
     "batch": {
         *("errors", "describe", "plan", "dispatch"),
-        *("task", "compiled", "making", "backlog", "pool"),
+        *("identity", "task", "compiled", "making"),
     },
-    # The executor: pool knows the Batch, and the Batch only that there are pools.
+    # The executor.
     "future": {"errors", "dispatch", "task", "pool"},
     "lanes": {"dispatch"},
     "cpus": {"errors"},
-    "gatherer": {"errors", "dispatch", "worker", "lanes", "batch"},
+    "gatherer": {"errors", "dispatch", "lanes"},
     "settler": {"dispatch", "future"},
     "pool": {"errors", "dispatch", "worker", "task", "future", "gatherer", "settler", "batch"},
     "calls": {"describe", "dispatch", "worker", "compiled", "configured", "batch"},

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import pickle
 import threading
 import weakref
@@ -17,11 +18,12 @@ from typing import Any
 
 import dask
 from distributed import Client
-from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
+from distributed.utils import set_thread_state
 
 from daskbatch.dispatch.backend import Answered, Listener, Members
 from daskbatch.dispatch.lower import Lowered
+from daskbatch.dispatch.membership import GONE, Membership
 from daskbatch.dispatch.nanny import BatchNannyPlugin
 from daskbatch.dispatch.placement import Placement
 from daskbatch.dispatch.requests import Capacity
@@ -39,6 +41,16 @@ _logger = logging.getLogger("daskbatch")
 
 #: Dask's configuration is one for all threads.
 _setting_config = threading.Lock()
+
+
+def _free_locks() -> None:
+    # Whoever has them at a fork is a thread of the parent.
+    locks: list[Any] = [_setting_config, dask.config.config_lock]
+    for lock in locks:
+        lock._at_fork_reinit()
+
+
+os.register_at_fork(after_in_child=_free_locks)
 
 #: Graphs that follow each other faster than this are of one generation.
 _SAME_GENERATION = "1 h"
@@ -60,16 +72,16 @@ class ClusterBackend:
         Connected to it.
     topic : str
         Under which this client is told of its blocks.
-
-    Raises
-    ------
-    BatchError
-        The scheduler or a worker cannot import daskbatch.
+    within : object, optional
+        The key of the Dask task that this client is in. What it submits is served before what
+        has been submitted since that was.
     """
 
-    def __init__(self, client: Client, topic: str) -> None:
+    def __init__(self, client: Client, topic: str, within: Any = None) -> None:
         self.client = client
         self.slots = 0
+        self.membership = Membership(client, topic)
+        self._within = within
         self._address = client.scheduler.address
         #: Of the blocks whose results somebody may still ask for.
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -79,34 +91,51 @@ class ClusterBackend:
         self._listener: Listener | None = None
         #: Futures of keys that are over, for a while.
         self._lingering: list[Any] = []
+
+    def prepare(self) -> None:
+        """Have the scheduler, nannies and workers do their part.
+
+        Raises
+        ------
+        BatchError
+            The scheduler or a worker cannot import daskbatch.
+        """
         try:
-            client.register_plugin(BatchNannyPlugin())
-            client.register_plugin(BatchService())
-            client.register_plugin(BatchWorkerPlugin())
+            self.client.register_plugin(BatchNannyPlugin())
+            self.client.register_plugin(BatchService())
+            self.client.register_plugin(BatchWorkerPlugin())
         except ImportError as error:
             raise BatchError(
                 f"the cluster at {self._address} cannot import daskbatch ({error}); "
                 "install the same version there, for its scheduler and its workers"
             ) from error
 
-    def connect(self, listener: Listener) -> None:
-        """Say who is told of reports, of keys and of workers."""
-        self._listener = listener
-        self.client.subscribe_topic(self._topic, self._heard)
-        self.slots = self.client.sync(
-            self.client.scheduler.daskbatch_register, client=self.client.id, topic=self._topic
-        )
+    def connect(
+        self,
+        listener: Listener,
+        batch: str,
+        founds: bool,
+        on_loss: Callable[[ServiceLost], None],
+    ) -> int:
+        """Become a client of a Batch; returns its number there. See `Membership.take`.
 
-    def disconnect(self) -> None:
-        """Hear no more."""
+        Parameters
+        ----------
+        listener : Listener
+            Who is told of reports, of keys and of workers.
+        batch, founds, on_loss
+            See there.
+        """
+        self._listener = listener
+        number, self.slots = self.membership.take(batch, founds, self._heard, on_loss)
+        return number
+
+    def disconnect(self, idle: bool = False) -> None:
+        """Be no client any more, and hear no more; see `Membership.give_up`."""
         self._listener = None
         for future in list(self._futures):
             future.release()
-        if self.client.status == "running":
-            # It may go away at this very moment, and then has nothing to forget any more.
-            with contextlib.suppress(OSError, CommClosedError):
-                self.client.unsubscribe_topic(self._topic)
-                self.client.sync(self.client.scheduler.daskbatch_unregister, topic=self._topic)
+        self.membership.give_up(idle)
 
     def _heard(self, event: tuple[float, Any]) -> None:
         _, message = event
@@ -127,7 +156,8 @@ class ClusterBackend:
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         keys = [*lowered.blocks, *lowered.buffers]
-        with _setting_config, dask.config.set(_NO_WARNING):
+        within = {} if self._within is None else {"key": self._within}
+        with _setting_config, dask.config.set(_NO_WARNING), set_thread_state(**within):
             # Dask serves one generation of graphs after the other: a new one each time, so
             # that whoever submits first is served first, but for what was submitted before.
             timeout = _SAME_GENERATION if again else 0
@@ -158,17 +188,14 @@ class ClusterBackend:
 
         async def ask() -> None:
             await asyncio.sleep(seconds)
-            with contextlib.suppress(OSError, CommClosedError):
+            with contextlib.suppress(*GONE):
                 found = await self.client.scheduler.daskbatch_capacities()
                 self._guard(then, [Capacity(*each) for each in found])
 
         self.client.loop.add_callback(ask)
 
     def require_alive(self) -> None:
-        if self.client.status != "running":
-            raise ServiceLost(
-                f"the cluster at {self._address} is gone; make another Batch to go on"
-            )
+        self.membership.require()
 
     async def _watch(self, placement: Placement, future: Any) -> None:
         """Wait for a key on the client's event loop, and tell what became of it.
@@ -185,6 +212,7 @@ class ClusterBackend:
         elif future.status != "finished":
             # Unless it was released here, nobody else's cancelling but the cluster's end does it.
             if placement.future is not None:
+                self._guard(self.membership.look)
                 error = ServiceLost(f"its key is {future.status}")
         elif placement.left:
             # Not all was reported; the key has it all.
@@ -214,7 +242,7 @@ class ClusterBackend:
         self._asked[question] = then
 
         async def ask() -> None:
-            with contextlib.suppress(OSError, CommClosedError):
+            with contextlib.suppress(*GONE):
                 await self.client.scheduler.daskbatch_revoke(
                     topic=self._topic,
                     question=question,

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import dask
+import distributed.utils
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client
+from distributed import Client, get_worker
+from distributed.client import _maybe_call_security_loader
 from distributed.core import rpc
 from distributed.deploy import Cluster
 from distributed.security import Security
@@ -48,6 +52,8 @@ class Connection:
         self.client = client
         self.embedded = embedded
         self._owns_client = owns_client
+        if owns_client:
+            _owned.add(client)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -107,7 +113,7 @@ def connect(
     if cluster is None:
         embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory, environment or {})
         try:
-            return Connection(_client(embedded.address), True, embedded)
+            return Connection(open_client(embedded.address), True, embedded)
         except BaseException:
             embedded.close()
             raise
@@ -116,41 +122,143 @@ def connect(
             raise SpecError("cluster= must not be an asynchronous Client")
         if cluster.status != "running":
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
+        _known[cluster.scheduler.address] = cluster.security
         return Connection(cluster, owns_client=False)
     if isinstance(cluster, (str, Cluster)):
-        return Connection(_client(cluster), owns_client=True)
+        return Connection(open_client(cluster), owns_client=True)
     raise SpecError(
         "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
         f"not {cluster!r}"
     )
 
 
-def _client(cluster: str | Cluster) -> Client:
+#: How long is tried, at first, to reach a scheduler that has been there. Seconds.
+_ATTEMPT = 1.0
+
+#: How much longer an answer may take. Seconds.
+_SLACK = 5.0
+
+#: What this process has connected to schedulers with, by their addresses. It is never sent.
+_known: dict[str, Security] = {}
+
+
+def learn_security(address: str, security: Security) -> None:
+    """Keep what it takes to connect to a scheduler."""
+    _known[address] = security
+
+
+def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
+    """Make a client of a cluster.
+
+    An address says nothing of keys and certificates: they are those that this process has
+    connected there with before, or its worker has; else they are for Dask's configuration to say.
+
+    Parameters
+    ----------
+    cluster : str or Cluster
+        Its address, or an object for it.
+    was_there : bool
+        Whether there surely was one before: then it is not about to start.
+
+    Raises
+    ------
+    ServiceLost
+        Nothing answers there.
+    """
     seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+    security: Security | None = None
     try:
         if isinstance(cluster, str):
-            _await_scheduler(cluster, seconds)
-        client = Client(cluster, set_as_default=False, timeout=seconds)
+            security = _known.get(cluster) or _of_worker(cluster)
+            security = security or _maybe_call_security_loader(cluster) or Security()
+            _await_scheduler(cluster, security, seconds, was_there)
+        client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
         # We hand over much at once anyway; what is handed over alone should not have to wait.
         client.scheduler_comm.interval = _SEND_SECONDS
-        return client
     except Exception as error:
         # Whatever somebody else who listens there may have said, and Dask made of it.
         said = f"{type(error).__name__}: {error}"
+        if "ssl_context" in said:
+            said = "it wants TLS: set distributed.comm.tls in Dask's configuration in this process"
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
+    _known[client.scheduler.address] = client.security
+    return client
 
 
-def _await_scheduler(address: str, seconds: float) -> None:
+#: The clients that were made here.
+_owned: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def leave_to_parent(client: Client) -> None:
+    """Let go of a connection in a process that was forked.
+
+    As long as anybody has it open, the scheduler takes the parent for alive.
+    """
+    if client not in _owned or client.scheduler_comm is None:
+        return
+    pool = client.rpc
+    for comms in (*pool.available.values(), *pool.occupied.values(), {client.scheduler_comm.comm}):
+        for comm in comms:
+            # What it is on; the loop that it belongs to does not run here.
+            stream = getattr(comm, "stream", None)
+            if stream is not None and stream.socket is not None:
+                with contextlib.suppress(OSError):
+                    stream.socket.close()
+
+
+def _renew_offload() -> None:
+    # Its thread is the parent's: here it would be waited for in vain.
+    distributed.utils._offload_executor = ThreadPoolExecutor(1, "Dask-Offload")
+
+
+os.register_at_fork(after_in_child=_renew_offload)
+
+
+def _of_worker(address: str) -> Security | None:
+    """Give what this process's own worker has, if it is one of that scheduler's."""
+    try:
+        worker = get_worker()
+    except ValueError:
+        return None
+    return for_client(worker.security) if worker.scheduler.address == address else None
+
+
+def for_client(security: Security) -> Security:
+    """Have a worker's certificate serve its tasks, where there is none for clients."""
+    if security.tls_client_cert is None and security.tls_worker_cert is not None:
+        security = copy.copy(security)
+        security.tls_client_cert = security.tls_worker_cert
+        security.tls_client_key = security.tls_worker_key
+    return security
+
+
+def _await_scheduler(address: str, security: Security, seconds: float, was_there: bool) -> None:
     """Wait until a scheduler says who it is: a Dask client would wait for ever for that."""
 
-    async def ask() -> None:
-        connection = Security().get_connection_args("client")
+    async def ask(seconds: float) -> None:
+        connection = security.get_connection_args("client")
         async with rpc(address, connection_args=connection, timeout=seconds) as scheduler:
             await scheduler.identity(n_workers=0)
 
     async def ask_in_time() -> None:
-        await asyncio.wait_for(ask(), seconds)
+        # Dask tries again and again, also where nobody listens any more: so it may for a short
+        # time only at first, then for longer and longer, if nobody says so.
+        attempt = _ATTEMPT
+        while was_there and attempt < seconds:
+            try:
+                return await asyncio.wait_for(ask(attempt), attempt + _SLACK)
+            except Exception as error:
+                if _was_refused(error):
+                    raise
+            attempt *= 2
+        return await asyncio.wait_for(ask(seconds), seconds)
 
     # In a thread of its own, since this one may have a loop that runs, as in a notebook.
     with ThreadPoolExecutor(1, "daskbatch-connect") as thread:
         thread.submit(asyncio.run, ask_in_time()).result()
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -123,7 +123,8 @@ class Dispatcher(TakeBack):
                     if error is None:
                         self._tell(placement, cell, Status.CANCELLED)
                     else:
-                        self._tell(placement, cell, Status.FAILED, pack_error(error, cell.label))
+                        failure = pack_error(_as_failure(cell, error), cell.label)
+                        self._tell(placement, cell, Status.FAILED, failure)
                 self._backend.release(placement)
             self._live.clear()
             self._changed.notify_all()
@@ -268,7 +269,7 @@ class Dispatcher(TakeBack):
 
 
 def _as_failure(cell: Cell, error: BaseException) -> BatchError:
-    for kind, what in ((ServiceLost, "was lost with its cluster"), (WorkerLost, "was lost")):
+    for kind, what in ((ServiceLost, "was lost with its Batch"), (WorkerLost, "was lost")):
         if isinstance(error, kind):
             return kind(f"task {cell.label} {what}: {error}")
     return BatchError(f"task {cell.label} could not be run: {error}")

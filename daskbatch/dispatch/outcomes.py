@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from numbers import Real
+from time import monotonic
 
 from daskbatch.dispatch.cell import SILENT, Cell, Phase
 from daskbatch.errors import SpecError
+from daskbatch.worker.running import PACE, Host, current, waiting
 
 
 class Outcomes:
@@ -27,6 +29,9 @@ class Outcomes:
         #: How many started tasks are not over.
         self.left = 0
         self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
+        self._when_idle: list[Callable[[], None]] = []
+        #: Of the task that these are the tasks of, if one is: it may wait in any thread.
+        self.host: Host | None = None
 
     def settle(
         self,
@@ -50,17 +55,45 @@ class Outcomes:
         if self._callbacks:
             for callback in self._callbacks.pop(cell, ()):
                 callback()
+        if self._when_idle and not self.left:
+            callbacks, self._when_idle = self._when_idle, []
+            for callback in callbacks:
+                callback()
 
     def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until something is over; False if the time is up first."""
-        with self.changed:
-            return self.changed.wait_for(over, timeout)
+        """Wait until something is over; False if the time is up first.
+
+        A task of a worker that waits lets others have its slot meanwhile.
+        """
+        host = current() or self.host
+        if host is None:
+            with self.changed:
+                return self.changed.wait_for(over, timeout)
+        if over():
+            return True
+        deadline = None if timeout is None else monotonic() + timeout
+        with waiting(host, deadline):
+            while True:
+                left = PACE if deadline is None else min(PACE, deadline - monotonic())
+                with self.changed:
+                    if self.changed.wait_for(over, max(0.0, left)):
+                        return True
+                if left < PACE:
+                    return False
 
     def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
         """Have a function called, in any thread, when a task is over. It must not raise."""
         with self.changed:
             if not cell.over:
                 self._callbacks.setdefault(cell, []).append(callback)
+                return
+        callback()
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Have a function called, in any thread, when nothing is left. It must not raise."""
+        with self.changed:
+            if self.left:
+                self._when_idle.append(callback)
                 return
         callback()
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from daskbatch.dispatch.cell import SILENT, Cell
 from daskbatch.errors import LifecycleError, WorkerLost
 from daskbatch.worker.outcome import BlockResult
+from daskbatch.worker.running import called_aside
 
 
 class Future(Protocol):
@@ -100,8 +101,9 @@ class Placement:
                 f"the result of task {label} stayed on its worker, and the Batch has ended: "
                 "get what is large before"
             )
+        future = self.future
         try:
-            result = self.future.result(timeout)
+            result = called_aside(lambda: future.result(timeout))
         except TimeoutError:
             raise
         except Exception as error:

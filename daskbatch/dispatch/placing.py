@@ -84,8 +84,9 @@ class Placer:
             placement.long = any(candidates[position].long for position in block)
             placements.append(placement)
         known = dict(self._buffers)
-        # The dashboard shows a name without what looks like a hexadecimal number behind it.
-        lowered = lower(placements, name, uuid.uuid4().hex[:8], self._setting, known)
+        # The dashboard shows a name without what looks like a hexadecimal number behind it. It
+        # is long, since Dask takes two equal keys for one, whichever clients they are of.
+        lowered = lower(placements, name, uuid.uuid4().hex[:16], self._setting, known)
         known.update(self._submitter.submit(lowered, again))
         for placement in placements:
             placement.held = [known[key] for key in placement.buffers]

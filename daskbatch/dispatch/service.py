@@ -14,13 +14,20 @@ from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
+from daskbatch.dispatch.clients import Clients
 from daskbatch.dispatch.ledger import Casualties, strike
 from daskbatch.dispatch.requests import Capacity
 
 PLUGIN = "daskbatch-service"
 
+#: The topic of what concerns all clients of a Batch.
+BATCHES = "daskbatch-batches"
+
 #: How long a worker may take to answer that members are revoked, before that counts as "no".
 ANSWER_SECONDS = 5.0
+
+#: How often is looked, at the least, whether a client has been silent for too long.
+_LOOK_SECONDS = 1.0
 
 #: Of some members of a block, those that have begun on a worker, and those of them that it stops.
 Answer = tuple[Sequence[int], Sequence[int]]
@@ -34,8 +41,8 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
     async def start(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        #: Which client hears of a topic.
-        self._clients: dict[str, str] = {}
+        self._clients = Clients()
+        self._listening = False
         #: What workers are yet to be told: topic -> block -> member -> status.
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
@@ -53,6 +60,9 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             {
                 "daskbatch_register": self._register,
                 "daskbatch_unregister": self._unregister,
+                "daskbatch_close": self._close,
+                "daskbatch_join": self._join,
+                "daskbatch_alive": self._alive,
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
                 "daskbatch_capacities": self._capacities,
@@ -61,27 +71,97 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
     # -- clients --------------------------------------------------------------------------
 
-    def _register(self, client: str, topic: str) -> int:
-        """Enrol a client for a topic; returns the cluster's task slots."""
-        self._clients[topic] = client
-        return int(self._scheduler.total_nthreads)
+    def _register(
+        self, client: str, topic: str, batch: str, where: str, founds: bool
+    ) -> tuple[int, int] | None:
+        """Enrol a client; returns its number and the cluster's task slots."""
+        enrolled = self._clients.enrol(topic, batch, client, where, founds)
+        if enrolled is None:
+            return None
+        return enrolled.number, int(self._scheduler.total_nthreads)
 
-    def _unregister(self, topic: str) -> None:
-        """Let a client go; what of its tasks has not begun will not begin."""
-        self._clients.pop(topic, None)
-        self._revoked.pop(topic, None)
-        self._tell_workers({"op": "daskbatch-end", "topic": topic})
+    def _close(self, topic: str) -> None:
+        """Note that a client starts no more tasks."""
+        client = self._clients.find(topic)
+        if client is not None:
+            client.closed = True
+
+    async def _join(self, topic: str, seconds: float) -> list[str] | None:
+        """Wait for a time until a client is the last of its Batch, which ends with that.
+
+        Returns what there is to say of the others; None if it is no client itself any more.
+        """
+        client = self._clients.find(topic)
+        if client is None:
+            return None
+        others = await self._clients.others_left(topic, seconds)
+        if not others:
+            self._end_batch(client.batch)
+        return [str(each) for each in others]
+
+    def _unregister(self, topic: str, idle: bool = False) -> None:
+        """Let a client go; what of its tasks has not begun will not begin.
+
+        With the creator of a Batch all go. One that is `idle` has no tasks left.
+        """
+        client = self._clients.find(topic)
+        if client is not None and client.number == 0:
+            self._end_batch(client.batch)
+        self._drop(topic, idle)
+
+    def _drop(self, topic: str, idle: bool = False) -> None:
+        client = self._clients.leave(topic)
+        if client is None:
+            return
+        # What was revoked must not run, though nobody waits for it any more.
+        if self._revoked.pop(topic, None) or not idle:
+            self._tell_workers({"op": "daskbatch-end", "topic": topic})
+        if self._clients.is_empty(client.batch):
+            self._end_batch(client.batch)
+
+    def _end_batch(self, batch: str) -> None:
+        """Have a Batch end for all its clients."""
+        others = [each for each in self._clients.of_batch(batch) if each.number]
+        for connection in self._clients.end(batch):
+            self._send(connection, BATCHES, {"ended": batch})
+        for other in others:
+            self._drop(other.topic)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        for topic in [topic for topic, owner in self._clients.items() if owner == client]:
-            self._unregister(topic)
+        # It may have crashed: the others of its Batch go on, its creator or not.
+        for each in self._clients.of_connection(client):
+            self._drop(each.topic)
+        self._clients.disconnected(client)
+
+    def _alive(self, client: str, patience: float) -> None:
+        """Hear that a client is there, and for how long it may be silent."""
+        self._clients.heard(client, patience)
+        if not self._listening:
+            self._listening = True
+            self._begin(self._listen())
+
+    async def _listen(self) -> None:
+        """Count clients that are silent as crashed."""
+        while (seconds := self._clients.next_look()) is not None:
+            # Not for longer: others may come that may be silent for less.
+            await asyncio.sleep(min(seconds, _LOOK_SECONDS))
+            for connection in self._clients.silent():
+                self._clients.disconnected(connection)
+                comm = self._scheduler.client_comms.get(connection)
+                if comm is not None:
+                    # As when it had crashed; and it will notice, if it ever goes on.
+                    comm.abort()
+        self._listening = False
 
     def _notify(self, topic: str, message: Any) -> None:
-        client = self._clients.get(topic)
+        client = self._clients.find(topic)
         if client is not None:
-            # Dask's client hands an "event" to whoever has subscribed to its topic.
-            event = {"op": "event", "topic": topic, "event": (time(), message)}
-            self._scheduler.client_send(client, event)
+            self._send(client.connection, topic, message)
+
+    def _send(self, connection: str, topic: str, message: Any) -> None:
+        # Dask's client hands an "event" to whoever has subscribed to its topic.
+        event = {"op": "event", "topic": topic, "event": (time(), message)}
+        self._scheduler.client_send(connection, event)
 
     # -- reports --------------------------------------------------------------------------
 
@@ -144,8 +224,8 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- slots ----------------------------------------------------------------------------
 
     def _tell_slots(self) -> None:
-        for topic in self._clients:
-            self._notify(topic, int(self._scheduler.total_nthreads))
+        for client in self._clients:
+            self._notify(client.topic, int(self._scheduler.total_nthreads))
 
     def _tell_workers(self, message: dict[str, Any]) -> None:
         for address in list(self._scheduler.workers):

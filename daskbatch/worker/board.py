@@ -26,7 +26,7 @@ _FREE, _BEGUN = 0, 255
 _PATIENCE = 1.0
 
 # The file: some integers, a time, two sizes, and then the members.
-_RUNNING, _HALT, _ATTEMPT, _CALLED = range(4)
+_RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT = range(6)
 _TIMES, _SIZES, _MEMBERS = 32, 40, 64
 
 
@@ -62,6 +62,7 @@ class Board:
         self._sizes = whole[_SIZES:_MEMBERS].cast("q")
         if file is None:
             self._integers[_RUNNING] = -1
+            self._integers[_SLOT] = 1
 
     def __del__(self) -> None:
         self.close()
@@ -209,6 +210,7 @@ class Board:
     def reset(self) -> None:
         """Make ready for another process that goes on, once there is none."""
         self._integers[_HALT] = 0
+        self._integers[_WAITS] = 0
         self._begin(0)
 
     @property
@@ -235,6 +237,26 @@ class Board:
     def began(self) -> float:
         """When its function was called, or, before that, when it was begun."""
         return self._times[0]
+
+    # -- the slot that the member computes on ---------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether the member that runs waits, and has no use for its slot; it says so itself."""
+        return bool(self._integers[_WAITS])
+
+    @waits.setter
+    def waits(self, waits: bool) -> None:
+        self._integers[_WAITS] = waits
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it has the slot; who watches says so."""
+        return bool(self._integers[_SLOT])
+
+    @has_slot.setter
+    def has_slot(self, has: bool) -> None:
+        self._integers[_SLOT] = has
 
     # -- both -----------------------------------------------------------------------------
 

@@ -27,8 +27,9 @@ from daskbatch.worker.journal import Journal
 from daskbatch.worker.orders import Order, unpack_order
 from daskbatch.worker.outcome import Status, pack_error
 from daskbatch.worker.run import BlockRun
+from daskbatch.worker.running import Host
 from daskbatch.worker.surroundings import FileCapture, Surroundings
-from daskbatch.worker.wire import ANNOUNCEMENT, FULL, OVER, READY, Frame, pack_frame
+from daskbatch.worker.wire import ANNOUNCEMENT, FULL, OVER, READY, WAITS, Frame, pack_frame
 
 #: Frames up to this size are put together before they are written.
 _SMALL = 1 << 16
@@ -98,10 +99,30 @@ class Claims(Board):
         return super().claim(member)
 
 
+class WorkerSlot:
+    """The slot of the worker's thread that watches over this process; implements `Slot`."""
+
+    def __init__(self, board: Board, bell: socket.socket) -> None:
+        self._board = board
+        self._bell = bell
+
+    def give(self) -> None:
+        self._board.waits = True
+        self._bell.send(WAITS)
+
+    def ask(self) -> None:
+        self._board.waits = False
+        self._bell.send(WAITS)
+
+    def has(self) -> bool:
+        return self._board.has_slot and not self._board.waits
+
+
 class ChildRun(BlockRun):
     """A block whose members run in this process, which is there for nothing else."""
 
     claims: Claims
+    has_process = True
 
     def __init__(
         self, spec: BlockSpec, order: Order, claims: Claims, frames: Frames, around: Surroundings
@@ -200,6 +221,9 @@ class Child:
         spec = spec._replace(limits=limits, budget=order.budget, share_limit=order.share_limit)
         self._claims = Claims(len(spec.calls), board, self._frames)
         run = ChildRun(spec, order, self._claims, self._frames, self._around)
+        if order.host is not None:
+            topic, key, scheduler, security = order.host
+            run.host = Host(WorkerSlot(self._claims, self._bell), topic, key, scheduler, security)
         if order.journal is not None:
             path, limit = order.journal
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block))

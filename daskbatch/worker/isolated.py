@@ -34,6 +34,9 @@ _PATIENCE = 3
 #: How much of what the last of them has written is told. Characters.
 _TOLD = 2000
 
+#: How often is looked whether there is a slot for a member that has done with waiting. Seconds.
+_IN_LINE = 0.005
+
 #: How often is looked how much memory a child has. Seconds.
 _MEMORY = 0.1
 
@@ -132,6 +135,8 @@ class IsolatedRun(Progress):
             )
             if self._journal is not None:
                 order = order._replace(journal=self._journal.to_take_up())
+            if (host := self.host) is not None:
+                order = order._replace(host=(host.topic, host.key, host.scheduler, host.security))
             child.order(self.claims, pack_order(order))
             why = self._watch(child)
         except Exception as error:
@@ -163,7 +168,8 @@ class IsolatedRun(Progress):
         """Take outcomes until the child is done, or gone, or has to go: says which."""
         paced, pace = True, _PACE
         while True:
-            said = child.wait(self._deadline.patience(pace if paced else None), frames=not paced)
+            longest = pace if paced else _IN_LINE if self._is_in_line() else None
+            said = child.wait(self._deadline.patience(longest), frames=not paced)
             with self._guard:
                 before = len(self.statuses)
                 more = self._drain(child)
@@ -201,6 +207,22 @@ class IsolatedRun(Progress):
         while more:
             with self._guard:
                 more = self._drain(child)
+
+    def _is_in_line(self) -> bool:
+        """Give the slot away while the member waits; says whether it is asked for again."""
+        board = self.claims
+        if self.host is None or (board.has_slot and not board.waits):
+            return False
+        slot = self.host.slot
+        if board.waits:
+            if board.has_slot:
+                board.has_slot = False
+                self.running = max(board.running, 0)
+                slot.give()
+            return False
+        slot.ask()
+        board.has_slot = slot.has()
+        return not board.has_slot
 
     # -- time limits ----------------------------------------------------------------------
 

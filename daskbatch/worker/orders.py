@@ -35,6 +35,8 @@ class Order(NamedTuple):
         Where the child writes down what becomes of members: the arguments of a `Journal`.
     path : sequence of str
         The worker's `sys.path`.
+    host : tuple, optional
+        What the members have around them, but for the slot: see `running.Host`.
     """
 
     payload: bytes
@@ -47,6 +49,7 @@ class Order(NamedTuple):
     retries: int | None
     journal: tuple[str, int] | None
     path: Sequence[str]
+    host: tuple[str, Any, str, bytes | None] | None = None
 
 
 def pack_order(order: Order) -> bytes:

@@ -6,6 +6,7 @@ carries reports up to the client and revocations down to the blocks.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -16,6 +17,11 @@ from typing import Any
 
 import dask
 from distributed import Worker, WorkerPlugin, get_worker
+from distributed.metrics import time
+from distributed.threadpoolexecutor import thread_state as pool_state
+from distributed.threadpoolexecutor import threads_lock
+from distributed.utils import thread_state
+from distributed.worker_state_machine import SecedeEvent
 
 from daskbatch.worker.block import BlockSpec
 from daskbatch.worker.children import children
@@ -24,6 +30,8 @@ from daskbatch.worker.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.process import ADDED_VARIABLE
 from daskbatch.worker.progress import Progress
+from daskbatch.worker.running import Host
+from daskbatch.worker.slot import NoSlot, PoolSlot
 from daskbatch.worker.warden import warden
 
 PLUGIN = "daskbatch-worker"
@@ -61,6 +69,11 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         self._worker = worker
+        #: For children, which are no workers, and have nothing to connect with by themselves.
+        self._security: bytes | None = None
+        if worker.scheduler.address.startswith("tls"):
+            with contextlib.suppress(Exception):  # else children need some of their own
+                self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
         if worker.nanny is not None:
             _note_added_environment()
@@ -113,6 +126,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if journal is not None:
             journal.begin(*key)
             run.journal = journal
+        run.host = self._host(run)
         with self._lock:
             self._runs[key] = run
             if run.spec.topic in self._ended:
@@ -123,7 +137,29 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
 
+    def _host(self, run: Progress) -> Host:
+        """Say what the members of a block that runs in this thread have around them."""
+        pool, dask_key = getattr(pool_state, "executor", None), thread_state.key
+        began = thread_state.start_time
+        slot: NoSlot | PoolSlot = NoSlot()
+
+        def given() -> None:
+            # What is behind the member that waits may be what it waits for.
+            run.defer_rest()
+            event = SecedeEvent(
+                key=dask_key, compute_duration=time() - began, stimulus_id=f"secede-{time()}"
+            )
+            self._worker.loop.add_callback(self._worker.handle_stimulus, event)
+
+        if hasattr(pool, "_rejoin_list"):
+            slot = PoolSlot(pool, threads_lock, given)
+        return Host(slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security)
+
     def end(self, run: Progress) -> None:
+        slot = None if run.host is None else run.host.slot
+        if isinstance(slot, PoolSlot):
+            # By this the pool lets go of the thread, or not.
+            pool_state.proceed = slot.finish()
         if run.journal is not None:
             run.journal.run(-1)
             self._journals.append(run.journal)

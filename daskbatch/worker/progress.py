@@ -14,6 +14,7 @@ from typing import Protocol
 from daskbatch.worker.block import BlockSpec, Report
 from daskbatch.worker.journal import Journal
 from daskbatch.worker.outcome import BlockResult, Status
+from daskbatch.worker.running import Host
 
 #: What a claim on a member says when the runner has it; else it is a `Status`.
 RUN = -1
@@ -63,6 +64,8 @@ class Progress:
         self.claims = claims
         #: Where outcomes are kept for the case that the worker is killed.
         self.journal: Journal | None = None
+        #: What its members have around them, where that is known.
+        self.host: Host | None = None
         self.began = perf_counter()
         #: The member that runs now, or -1.
         self.running = -1

@@ -26,6 +26,7 @@ from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Source
 from daskbatch.worker.capture import Capture, capturing
 from daskbatch.worker.outcome import BlockResult, Status, pack_error, safe_str
 from daskbatch.worker.progress import RUN, Claims, LocalClaims, Progress
+from daskbatch.worker.running import hosted
 
 _NO_LINK = Link()
 _NO_LIMITS = Limits()
@@ -61,7 +62,7 @@ class BlockRun(Progress):
         deadline = self.began + spec.budget
         room = spec.share_limit
         last = perf_counter()
-        with self._capturing() as capture:
+        with hosted(self.host, self.has_process), self._capturing() as capture:
             for member in range(len(self.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
@@ -93,6 +94,9 @@ class BlockRun(Progress):
         return self.result()
 
     # What else runs blocks by this may want to know, or to do in another way.
+
+    #: Whether nothing else runs in this process.
+    has_process = False
 
     def _capturing(self) -> AbstractContextManager[Capture]:
         return capturing(self.spec.output_limit)
@@ -158,7 +162,10 @@ class BlockRun(Progress):
         if index < 0:
             return Status.DONE, _NONE
         attempts = self.spec.limits.get(member, _NO_LIMITS).retries
+        host = self.host
         while True:
+            if host is not None:
+                host.next_task()
             doing = _LOADING_FUNCTION
             try:
                 function = self._functions[index]
@@ -177,9 +184,14 @@ class BlockRun(Progress):
                     import asyncio
 
                     value = self._call(member, asyncio.run, (value,), {})
+                if host is not None and host.guests:
+                    # What it has started is part of it.
+                    self._call(member, host.finish, (), {})
                 doing = f"its {type(value).__name__} cannot be sent"
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
+                if host is not None and host.guests:
+                    host.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member))
                 if attempts > 0 and self._may_try_again(member):
                     attempts -= 1

@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: What a child says to get attention: it has started; a block is over; its pipe is full.
-READY, OVER, FULL = b"r", b"o", b"f"
+#: What a child says to get attention: it has started; a block is over; its pipe is full; the
+#: member that runs begins to wait, or does so no longer.
+READY, OVER, FULL, WAITS = b"r", b"o", b"f", b"w"
 
 #: An order is announced by its size; with it come the board and the order as files.
 ANNOUNCEMENT = struct.Struct("=q")

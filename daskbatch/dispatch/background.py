@@ -1,0 +1,102 @@
+"""What one client has not started yet: template tasks that wait, calls that executors gather.
+
+Does not know how they came about. Whoever needs some of it has it started here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from daskbatch.dispatch.backlog import Backlog
+from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.dispatcher import Dispatcher
+
+
+class Gathering(Protocol):
+    """What gathers calls, and hands them over from a thread of its own."""
+
+    @property
+    def waiting(self) -> list[Cell]:
+        """The calls that have not been handed over."""
+
+    def hurry(self) -> None:
+        """Have what was gathered handed over."""
+
+    def hand_over(self, cells: Sequence[Cell]) -> None:
+        """Wait until those of some tasks that are calls of this have been handed over."""
+
+    def abandon(self) -> None:
+        """Cancel what has not been handed over."""
+
+
+class Background:
+    """The queued tasks of one client.
+
+    Parameters
+    ----------
+    home : str
+        The client.
+    dispatcher : Dispatcher
+        Runs what is started.
+    start : callable
+        Starts tasks, each behind those that it waits for, under a name for the dashboard.
+    """
+
+    def __init__(
+        self,
+        home: str,
+        dispatcher: Dispatcher,
+        start: Callable[[Sequence[Cell], str, None], None],
+    ) -> None:
+        self.backlog = Backlog(home)
+        #: The executors of this client.
+        self.pools: weakref.WeakSet[Gathering] = weakref.WeakSet()
+        #: What Dask's dashboard calls tasks of many names.
+        self.name = "batch"
+        self._dispatcher = dispatcher
+        self._start = start
+
+    @property
+    def gathering(self) -> list[Gathering]:
+        """The executors of this client."""
+        with self._dispatcher.outcomes.changed:
+            return list(self.pools)
+
+    def flush(self, wanted: Sequence[Cell] | None = None) -> None:
+        """Start what waits in the background; at least some of it, or all."""
+        if len(self.backlog):
+            fail = self._dispatcher.settle_unstarted
+            self.backlog.flush(self._start_all, fail, self._hand_over, wanted)
+
+    def start_queued(self, cells: Sequence[Cell]) -> None:
+        """Have those of some tasks started that are queued, whoever has queued them."""
+        queued = [cell for cell in cells if cell.phase == Phase.QUEUED]
+        if any(cell.group is None for cell in queued):
+            self.flush(queued)
+        if any(cell.group is not None for cell in queued):
+            self._hand_over(queued)
+
+    def unfinished(self, which: Callable[[Cell], bool]) -> list[Cell]:
+        """Give the tasks of a kind that are not over, and have them started."""
+        # In the order in which tasks move on, or one could slip through.
+        found = [cell for cell in self.backlog.cells if which(cell)]
+        for pool in self.gathering:
+            found += [cell for cell in pool.waiting if which(cell)]
+        self.start_queued(found)
+        return found + [cell for cell in self._dispatcher.unfinished() if which(cell)]
+
+    def drop(self) -> None:
+        """Start none of it: it is cancelled."""
+        self._dispatcher.settle_unstarted(self.backlog.drop(), None)
+        for pool in self.gathering:
+            pool.abandon()
+
+    def _start_all(self, cells: Sequence[Cell]) -> None:
+        names = {cell.name for cell in cells if cell.call is not None}
+        self._start(cells, names.pop() if len(names) == 1 else self.name, None)
+
+    def _hand_over(self, cells: Sequence[Cell]) -> None:
+        for pool in self.gathering:
+            pool.hand_over(cells)
