@@ -68,8 +68,9 @@ class BatchPoolFuture(Future[Any]):
             return self.cancelled()
         if not self._pool.cancel([self._cell]):
             return False
-        self._settle_cancelled()
-        self._pool.forget(self)
+        super().cancel()
+        # Those who wait for it are told by the pool's thread, as by an executor of Python's own.
+        self._pool.tell_cancelled(self)
         return self.cancelled()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -79,8 +80,9 @@ class BatchPoolFuture(Future[Any]):
         return self.task.__reduce__()
 
     def __repr__(self) -> str:
-        state = "running" if self.running() else self._state.lower().partition("_")[0]
-        return f"<{type(self).__name__} of {self._cell.label} {state}>"
+        if self.running():
+            return f"<{type(self).__name__} at {id(self):#x} state=running>"
+        return super().__repr__()
 
     # -- the pool's thread ----------------------------------------------------------------
 

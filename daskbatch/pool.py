@@ -123,9 +123,9 @@ class Pool:
         """Cancel calls; returns those that will not complete."""
         return self._dispatcher.cancel(cells, begun)
 
-    def forget(self, future: BatchPoolFuture) -> None:
-        """Wait no more for the call of a future that was cancelled; it may take long to stop."""
-        self._settler.forget(future)
+    def tell_cancelled(self, future: BatchPoolFuture) -> None:
+        """Settle a future that was cancelled, though its call may take long to stop."""
+        self._settler.settle_now(future, future._cell)
 
     def cancel_later(self, cells: Iterable[Cell]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
@@ -144,8 +144,8 @@ class Pool:
 
     def _settle(self, future: BatchPoolFuture) -> None:
         cell = future._cell
-        if cell.phase == Phase.CANCELLED:
-            if self.broken is None:
+        if cell.phase == Phase.CANCELLED or future.cancelled():
+            if self.broken is None or future.cancelled():
                 future._settle_cancelled()
             else:
                 future._settle(None, self.broken)

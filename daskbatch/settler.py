@@ -60,10 +60,10 @@ class Settler:
         """How many are not settled."""
         return len(self._left)
 
-    def forget(self, future: BatchPoolFuture) -> None:
-        """Take a future for settled, whatever becomes of its call."""
+    def settle_now(self, future: BatchPoolFuture, cell: Cell) -> None:
+        """Settle a future without waiting for its call."""
         with self._changed:
-            self._left.discard(future)
+            self._near.append((future, cell))
             self._changed.notify_all()
 
     def catch_up(self) -> None:

@@ -26,7 +26,6 @@ from daskbatch import (
     TemplateError,
 )
 from daskbatch.compiled import CompiledTask
-from daskbatch.making import TaskMaker
 from daskbatch.task import Task
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -375,41 +374,25 @@ def test_threads_may_call_one_function_at_once(batch: Batch, imported: Import) -
     assert found == [start + n + 4 * n for start in range(0, 4000, 1000) for n in range(50)]
 
 
-def test_each_task_passes_where_it_would_be_queued(tmp_path: Path) -> None:
-    class Queueing(TaskMaker):
-        def _made_by_template(self, task: Task) -> Task:
-            queued.append(task)
-            return task
-
-    queued: list[Task] = []
-    path = tmp_path / "my.yml"
-    for kind, target in (("function", "f"), ("process", "f")):
-        path.write_text(f"args: [f]\ntype: {kind}\nexecutables: [{{target: {target}}}]")
-        make = Queueing("uid", None).import_func(path)
-        assert make(print if kind == "function" else "ls") is queued[-1]
-    assert [task.name for task in queued] == ["print", "ls"]
-
-
-def test_nothing_is_made_once_the_batch_is_closed(tmp_path: Path) -> None:
+def test_nothing_is_made_once_the_batch_is_closed(batch: Batch, tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     path.write_text("args: [f]\ntype: function\nexecutables: [{target: f}]")
-    maker = TaskMaker("uid", None)
-    make = maker.import_func(path)
-    make(print)
-    maker._closed = True
+    with Batch(batch.client) as other:
+        make = other.import_func(path)
+        make(print)
     with pytest.raises(SubmitAfterCloseError):
         make(print)
 
 
-def test_a_function_that_is_dropped_lets_go_of_its_batch(tmp_path: Path) -> None:
+def test_a_function_that_is_dropped_lets_go_of_its_batch(batch: Batch, tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     path.write_text("args: [f]\ntype: function\nexecutables: [{target: f}]")
-    maker = TaskMaker("uid", None)
-    make = maker.import_func(path)
-    there = weakref.ref(maker)
+    other = Batch(batch.client)
+    make = other.import_func(path)
+    there = weakref.ref(other)
     gc.disable()
     try:
-        del maker
+        del other
         assert there() is not None
         del make
         assert there() is None
