@@ -8,11 +8,13 @@ that were started before, until a fence.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.epoch import Epoch
+from daskbatch.dispatch.placing import pickle_functions
 from daskbatch.dispatch.uninterrupted import uninterrupted
+from daskbatch.errors import LifecycleError
 
 
 class Backlog:
@@ -25,42 +27,123 @@ class Backlog:
     """
 
     def __init__(self, home: str) -> None:
-        self._home = home
         self._cells: list[Cell] = []
         self._epoch = Epoch(home)
-        #: Held from when tasks are taken until they are started, or two threads could start
-        #: them out of order.
-        self._starting = threading.RLock()
+        #: Held for every change, and from when tasks are taken until they are started, or two
+        #: threads could start them out of order. The dispatcher's lock may be taken with it,
+        #: never the other way round; and nothing of the user's runs with it, nor does anybody
+        #: wait for another thread.
+        self._changing = threading.RLock()
+        #: The threads that are about to pickle functions.
+        self._pickling: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._cells)
+        with self._changing:
+            return sum(not cell.over for cell in self._cells)
 
     @property
     def cells(self) -> list[Cell]:
-        """The tasks that wait."""
-        return list(self._cells)
+        """The tasks that wait. Those that do not any more are known to the dispatcher."""
+        with self._changing:
+            return list(self._cells)
 
     def add(self, cell: Cell) -> None:
         """Put a task behind the others."""
-        with self._starting:
-            cell.phase = Phase.QUEUED
+        with self._changing:
             self._cells.append(cell)
+            cell.phase = Phase.QUEUED
 
-    def flush(self, start: Callable[[Sequence[Cell]], None]) -> None:
-        """Start all that wait."""
-        if self._cells:
-            with self._starting, uninterrupted():
-                cells, self._cells = self._cells, []
-                start(self._epoch.add(cells))
+    def flush(
+        self,
+        start: Callable[[Sequence[Cell]], None],
+        fail: Callable[[Sequence[Cell], Exception], None],
+        hand_over: Callable[[Sequence[Cell]], None],
+        wanted: Sequence[Cell] | None = None,
+    ) -> None:
+        """Start what waits.
+
+        Parameters
+        ----------
+        start, fail : callable
+            Starts tasks, each behind those that it waits for; says that they cannot be started.
+        hand_over : callable
+            Waits until tasks are started that are queued elsewhere: the calls of an executor.
+        wanted : sequence of Cell, optional
+            What must have been started in the end. Others are started, too, but not where that
+            would mean to wait. All by default.
+
+        Raises
+        ------
+        LifecycleError
+            This thread is in the middle of it.
+        """
+        if threading.get_ident() in self._pickling:
+            raise LifecycleError("a task that is being started cannot wait for one that is queued")
+        if wanted is None:
+            wanted = self.cells
+        while True:
+            self._pickle(self.cells)
+            with self._changing:
+                ready = self._ready()
+                if ready:
+                    with uninterrupted():
+                        del self._cells[: len(ready)]
+                        self._start(ready, start, fail)
+                if not any(_is_here(cell) for cell in wanted):
+                    return
+                awaited = _elsewhere(self._cells[0])
+            hand_over(awaited)
 
     def start_over(self) -> None:
-        """Forget what was read and written before: it is over."""
-        with self._starting:
-            if not self._cells:
-                self._epoch = Epoch(self._home)
+        """Forget what tasks have read and written that are over."""
+        with self._changing:
+            self._epoch.start_over()
 
     def drop(self) -> list[Cell]:
         """Start none of those that wait; returns them."""
-        with self._starting:
+        with self._changing:
             cells, self._cells = self._cells, []
             return cells
+
+    def _pickle(self, cells: Iterable[Cell]) -> None:
+        # This may run anything, and is interrupted by Ctrl-C: then nothing has been started.
+        thread = threading.get_ident()
+        self._pickling.add(thread)
+        try:
+            pickle_functions(cells)
+        finally:
+            self._pickling.discard(thread)
+
+    def _ready(self) -> list[Cell]:
+        """Give the first of the tasks, up to one that cannot be started yet."""
+        ready = []
+        for cell in self._cells:
+            if not cell.over and (not cell.function or _elsewhere(cell)):
+                break
+            ready.append(cell)
+        return ready
+
+    def _start(
+        self,
+        cells: Sequence[Cell],
+        start: Callable[[Sequence[Cell]], None],
+        fail: Callable[[Sequence[Cell], Exception], None],
+    ) -> None:
+        ordered: list[Cell] = []
+        try:
+            self._epoch.add(cells, ordered)
+            start(ordered)
+        except Exception as error:
+            # Barriers too, or what comes later would wait for them for ever.
+            fail([*ordered, *cells], error)
+
+
+def _is_here(cell: Cell) -> bool:
+    return cell.phase == Phase.QUEUED and cell.group is None
+
+
+def _elsewhere(cell: Cell) -> list[Cell]:
+    """Give those whose results a task takes, and which are queued, but not here."""
+    return [
+        each for each in cell.producers if each.phase == Phase.QUEUED and each.group is not None
+    ]

@@ -6,6 +6,7 @@ Does not know how tasks are made (`making`), planned or run; it hands them on.
 from __future__ import annotations
 
 import builtins
+import os
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.session import Session
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.making import TaskMaker
-from daskbatch.plan.program import shared_channels
+from daskbatch.plan.program import overlap
 from daskbatch.task import Task
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class Batch(TaskMaker):
         )
         self._dispatcher = self._session.dispatcher
         self._backlog = Backlog(self._uid)
-        #: The executors that hand over calls from a thread of their own.
+        self._session.queued = self._backlog.__len__
+        #: The executors that hand over calls from a thread of their own; with the dispatcher's
+        #: lock.
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
         self._finalizer = weakref.finalize(self, self._session.abandon)
@@ -141,59 +144,76 @@ class Batch(TaskMaker):
                 require_own(self, cell)
                 require_producers(cell)
             self._backlog.add(cell)
+            task._in_background = True
         return task
 
-    def _flush(self) -> None:
-        """Start what waits in the background."""
-        for cell in self._backlog.cells:
-            for pool in self._pools if cell.producers else ():
-                pool.hand_over(cell.producers)
-        self._backlog.flush(self._start_all)
+    def _flush(self, wanted: Sequence[Cell] | None = None) -> None:
+        """Start what waits in the background; at least some of it, or all."""
+        self._backlog.flush(
+            self._start_all, self._dispatcher.settle_unstarted, self._hand_over, wanted
+        )
 
     def _start_all(self, cells: Sequence[Cell]) -> None:
         names = {cell.name for cell in cells if cell.call is not None}
-        name = names.pop() if len(names) == 1 else self._name or "batch"
-        try:
-            self._session.submit(cells, name, None)
-        except Exception as error:
-            self._dispatcher.settle_unstarted(cells, error)
+        self._session.submit(cells, names.pop() if len(names) == 1 else self._name or "batch", None)
+
+    def _hand_over(self, cells: Sequence[Cell]) -> None:
+        """Wait until the executors have handed over those of some tasks that are their calls."""
+        for pool in self._all_pools():
+            pool.hand_over(cells)
+
+    def _all_pools(self) -> list[Pool]:
+        with self._dispatcher.outcomes.changed:
+            return list(self._pools)
 
     def _start_queued(self, cells: Sequence[Cell]) -> None:
         """Have those of some tasks started that are queued, whoever has queued them."""
-        if any(cell.phase == Phase.QUEUED for cell in cells):
-            self._flush()
-            for pool in list(self._pools):
-                pool.hand_over(cells)
+        queued = [cell for cell in cells if cell.phase == Phase.QUEUED]
+        if any(cell.group is None for cell in queued):
+            self._flush(queued)
+        if any(cell.group is not None for cell in queued):
+            self._hand_over(queued)
 
     def _touch(self, access: Access) -> None:
         """Wait for the tasks that must be over before something is read or written here."""
 
         def in_the_way(cell: Cell) -> bool:
             channels = cell.writes if access.mode is Mode.READ else cell.writes + cell.reads
-            return any(shared_channels(access.channels, channels))
+            return overlap(access.channels, channels)
 
-        waiting = [cell for pool in self._pools for cell in pool.waiting]
-        found = [cell for cell in (*self._backlog.cells, *waiting) if in_the_way(cell)]
-        if found:
-            self._start_queued(found)
+        # In the order in which tasks move on, or one could slip through.
+        found = [cell for cell in self._backlog.cells if in_the_way(cell)]
+        for pool in self._all_pools():
+            found += [cell for cell in pool.waiting if in_the_way(cell)]
+        self._start_queued(found)
         found += [cell for cell in self._dispatcher.unfinished() if in_the_way(cell)]
         self._dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
 
-    def open(self, file: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
-        """Open a file, when the tasks that touch it are over.
+    def open(self, path: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
+        """Open a file, once the tasks that touch it are over, however they have ended.
 
         Parameters
         ----------
-        file : str or Path
-            Its path; what tasks were told that they read or write is the same file.
+        path : str or Path
+            What tasks read and write by this path is the same file. A relative one is relative
+            to the directory in which this Batch was made.
         mode : str
-            See the built-in `open`. To read, the tasks are waited for that write the file, or a
-            directory above it; to write, those as well that read it.
+            See the built-in `open`. To read, the tasks are waited for that write the file or a
+            directory above it; to write, append or update, those that read it as well. What
+            waits in the background is started first.
         *args, **kwargs
             See the built-in `open`.
 
+        Returns
+        -------
+        file object
+            As the built-in `open` gives it. Tasks that are made later do not wait until it is
+            closed.
+
         Raises
         ------
+        SpecError
+            It is no path.
         OSError
             It cannot be opened.
 
@@ -208,8 +228,9 @@ class Batch(TaskMaker):
         ...         file.read()
         '42'
         """
-        if isinstance(file, int):
-            raise SpecError(f"batch.open takes a path, not the file descriptor {file}")
+        if not isinstance(path, (str, os.PathLike)):
+            raise SpecError(f"batch.open takes a path as a str or a Path, not {path!r}")
+        file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
         self._touch(self.write(file) if writes else self.read(file))
         return builtins.open(self._absolute(file), mode, *args, **kwargs)
@@ -236,7 +257,7 @@ class Batch(TaskMaker):
         """
         outcomes, seconds = self._dispatcher.outcomes, patience(timeout)
         self._flush()
-        pools = list(self._pools)
+        pools = self._all_pools()
         for pool in pools:
             pool.hurry()
 
@@ -278,7 +299,7 @@ class Batch(TaskMaker):
         """Give up all that is not over, and leave the cluster; an embedded one is killed."""
         self._closed = True
         self._dispatcher.settle_unstarted(self._backlog.drop(), None)
-        for pool in list(self._pools):
+        for pool in self._all_pools():
             pool.abandon()
         self._session.end()
 

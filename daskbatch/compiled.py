@@ -196,6 +196,11 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
             raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
         if cell.group is not None:
             raise GraphError(f"task {cell.label} is a member of {cell.group.name!r} already")
+        if cell.phase == Phase.QUEUED:
+            raise LifecycleError(
+                f"task {cell.label} waits in the background and starts by itself; only with "
+                "Batch(background_batching=False) are the tasks of templates yours to compile"
+            )
         if cell.phase != Phase.CREATED:
             raise LifecycleError(
                 f"task {cell.label} is {cell.phase.name.lower()} already; "

@@ -69,6 +69,7 @@ class BatchPoolFuture(Future[Any]):
         if not self._pool.cancel([self._cell]):
             return False
         self._settle_cancelled()
+        self._pool.forget(self)
         return self.cancelled()
 
     def __await__(self) -> Generator[Any, None, Any]:

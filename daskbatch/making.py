@@ -259,6 +259,11 @@ class TaskMaker:
         -------
         callable
             Takes what the file declares below ``args`` and ``kwargs``; each call makes a task.
+            It waits in the background until it, or another one, is needed: asked for its
+            result, waited for or started, taken by a task that is started, in the way of
+            `Batch.open`, or at a `fence`. Then all that wait are started, in parallel where
+            what they read and write lets them. With ``background_batching=False`` they are to
+            be compiled and started as others are.
             Functions that the file calls are called here, anew at each call.
 
         Raises
@@ -280,7 +285,8 @@ class TaskMaker:
         ...     file.flush()
         ...     absolute = batch.import_func(file.name, abs)
         >>> tasks = [absolute(-1), absolute(-2)]
-        >>> batch.compile(tasks).run()
+        >>> tasks[0].state
+        'queued'
         >>> [task.get() for task in tasks]
         [1, 2]
         """

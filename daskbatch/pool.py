@@ -60,7 +60,8 @@ class Pool:
         self._shut = False
         self._ended = False
         self._ending = threading.Lock()
-        batch._pools.add(self)
+        with self._changed:
+            batch._pools.add(self)
         _pools.add(self)
 
     @property
@@ -120,6 +121,10 @@ class Pool:
     def cancel(self, cells: Sequence[Cell], begun: bool = True) -> list[Cell]:
         """Cancel calls; returns those that will not complete."""
         return self._dispatcher.cancel(cells, begun)
+
+    def forget(self, future: BatchPoolFuture) -> None:
+        """Wait no more for the call of a future that was cancelled; it may take long to stop."""
+        self._settler.forget(future)
 
     def cancel_later(self, cells: Iterable[Cell]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
@@ -204,7 +209,11 @@ class Pool:
             self._gatherer.close()
 
     def _is_done(self) -> bool:
-        return not self._group.left and not self._settler.left
+        left = self._group.left
+        if left:
+            # What is being stopped is over for those who wait here; to end stops it for sure.
+            left -= self._dispatcher.count_stopping(self._group)
+        return not left and not self._settler.left
 
     def _end(self) -> None:
         with self._ending:
@@ -214,7 +223,7 @@ class Pool:
                 self._shut = self._ended = True
                 self._gatherer.close()
                 self._settler.close()
-            self.batch._pools.discard(self)
+                self.batch._pools.discard(self)
             if self._owned:
                 for results in list(self.maps):
                     results.fetch_left()

@@ -34,8 +34,7 @@ class Settler:
         self._settle = settle
         #: Held for every change; notified when tasks are over.
         self._changed = outcomes.changed
-        #: How many are not settled.
-        self.left = 0
+        self._left: set[BatchPoolFuture] = set()
         self._near: _Queue = deque()
         self._far: _Queue = deque()
         #: The thread that settles what is here, while it does.
@@ -52,9 +51,20 @@ class Settler:
                 threading.Thread(
                     target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
                 ).start()
-        self.left += 1
+        self._left.add(future)
         near = self._near
         self._outcomes.when_over(cell, lambda: near.append((future, cell)))
+
+    @property
+    def left(self) -> int:
+        """How many are not settled."""
+        return len(self._left)
+
+    def forget(self, future: BatchPoolFuture) -> None:
+        """Take a future for settled, whatever becomes of its call."""
+        with self._changed:
+            self._left.discard(future)
+            self._changed.notify_all()
 
     def catch_up(self) -> None:
         """Wait until what is over is settled, but for what has to be brought here first."""
@@ -76,7 +86,7 @@ class Settler:
                     return
                 if queue is self._near:
                     self._busy = threading.current_thread()
-            settled = 0
+            settled = []
             while queue:
                 future, cell = queue.popleft()
                 if queue is self._near and _is_far(cell):
@@ -86,13 +96,14 @@ class Settler:
                         self._settle(future)
                     except BaseException:  # of a callback of the user's
                         logging.getLogger("daskbatch").exception("a callback of a future raised")
-                    settled += 1
+                    settled.append(future)
                 del future, cell
             with self._changed:
-                self.left -= settled
+                self._left.difference_update(settled)
                 if queue is self._near:
                     self._busy = None
                 self._changed.notify_all()
+            del settled
 
 
 def _is_far(cell: Cell) -> bool:

@@ -16,13 +16,9 @@ from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.recovery import value_lost
-from daskbatch.errors import (
-    DependencyFailed,
-    LifecycleError,
-    LoadingError,
-    TaskCancelled,
-)
-from daskbatch.worker.outcome import safe_str, unpack_error
+from daskbatch.errors import LifecycleError, LoadingError
+from daskbatch.failure import failure_of
+from daskbatch.worker.outcome import safe_str
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -88,12 +84,14 @@ class Task:
     1024
     """
 
-    __slots__ = ("_batch", "_cell", "_object")
+    __slots__ = ("_batch", "_cell", "_in_background", "_object")
 
     def __init__(self, batch: Batch, cell: Cell) -> None:
         self._batch = batch
         self._cell = cell
         self._object: Any = _UNKNOWN
+        #: Whether it starts by itself when it is needed, and the user has not started it.
+        self._in_background = False
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -201,8 +199,10 @@ class Task:
             raise LifecycleError(
                 f"task {cell.label} is a member of {cell.group.name!r}: start that instead"
             )
-        if cell.phase == Phase.QUEUED:
-            self._batch._flush()
+        if self._in_background and cell.phase != Phase.CANCELLED:
+            # Another one may have been needed before: whoever starts this one need not know.
+            self._require_started()
+            self._in_background = False
             return
         if cell.phase != Phase.CREATED:
             raise LifecycleError(_started_already(cell))
@@ -242,8 +242,8 @@ class Task:
         if cell.phase == Phase.CREATED:
             what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
             raise LifecycleError(f"task {cell.label} has not been started: {what} first")
-        if cell.phase == Phase.QUEUED:
-            self._batch._flush()
+        if cell.phase == Phase.QUEUED and cell.group is None:
+            self._batch._flush([cell])
 
     def run(self, timeout: float | None = None) -> None:
         """Start the task and wait until it is over; see `start` and `wait`.
@@ -340,7 +340,7 @@ class Task:
             if cell.phase == Phase.DONE:
                 self._fetch(lambda: cell.value is None, timeout)
             if cell.phase != Phase.DONE or cell.value is None:
-                raise _failure(cell, self._dispatcher, timeout)
+                raise failure_of(cell, self._dispatcher, timeout)
             self._object = self._load()
         return self._object
 
@@ -375,25 +375,3 @@ def _started_already(cell: Cell) -> str:
     return (
         f"task {cell.label} is {cell.phase.name.lower()} already: a task starts once, make another"
     )
-
-
-def _failure(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
-    """Make the exception that tells why there is no result; a new one each time."""
-    if cell.phase == Phase.CANCELLED:
-        return TaskCancelled(f"task {cell.label} was cancelled")
-    if cell.blame is not None:
-        root = cell.blame
-        cause = _failure(root, dispatcher, timeout)
-        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
-        if root.phase == Phase.CANCELLED:
-            why = "was cancelled"
-        error = DependencyFailed(
-            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
-        )
-        error.__cause__ = cause
-        return error
-    if cell.value is None:
-        dispatcher.fetch(cell, timeout)
-    if cell.value is None or cell.phase == Phase.DONE:
-        return value_lost(cell)
-    return unpack_error(cell.value)

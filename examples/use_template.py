@@ -25,16 +25,17 @@ def file_name(stem: str, number: int) -> str:
 
 def main() -> None:
     template = Path(__file__).with_name("template.yml")
-    with tempfile.TemporaryDirectory() as place, Batch(background_batching=False) as batch:
+    with tempfile.TemporaryDirectory() as place, Batch() as batch:
         directory = Path(place)
         for number, text in enumerate(TEXTS):
             (directory / file_name("text", number)).write_text(text, encoding="utf-8")
         count = batch.import_func(template, count_words, file_name, directory=directory, longest=30)
         tasks = [count("the", number, ignore_case=True) for number in range(len(TEXTS))]
-        batch.compile(tasks).run()
+        # They wait in the background until one of them is needed; then all are started. All write
+        # the report, so each waits for the one before.
         print([task.get() for task in tasks])
-        # All write the report, so each waits for the one before.
-        print((directory / "report-0.txt").read_text(encoding="utf-8"), end="")
+        with batch.open(directory / "report-0.txt", encoding="utf-8") as report:
+            print(report.read(), end="")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
+from daskbatch.making import TaskMaker
 from daskbatch.task import Task
 
 FILES = ("a", "b", "sub/c", "sub/d", "sub/deep/e", "sub/deep/f g ü")
@@ -108,11 +109,14 @@ class Outcome:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def run_sequentially(root: Path, steps: Sequence[Step]) -> Outcome:
+def run_sequentially(root: Path, steps: Sequence[Step], cancelled: Container[int] = ()) -> Outcome:
     """Run a program one step after another, in this process: what must come out."""
     outcome = Outcome()
     values: dict[int, str] = {}
     for step in steps:
+        if step.number in cancelled:
+            outcome.results.append("cancelled")
+            continue
         needed = [*step.arguments, *last_writers(steps, step)]
         if any(number not in values for number in needed):
             outcome.results.append("skipped")
@@ -161,7 +165,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def make_tasks(
-    batch: Batch, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
+    batch: TaskMaker, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
 ) -> list[Task]:
     """Make the tasks of a program, wired by reads, writes and arguments alone."""
     tasks: list[Task] = []

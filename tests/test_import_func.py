@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,19 @@ from daskbatch.task import Task
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 Import = Callable[..., Callable[..., Task]]
+
+
+@pytest.fixture(scope="module")
+def by_hand(shared_batch: Batch) -> Iterator[Batch]:
+    """A Batch on the shared cluster that leaves it to the tests to compile and to start."""
+    with Batch(shared_batch.client, background_batching=False) as batch:
+        yield batch
+
+
+@pytest.fixture
+def batch(by_hand: Batch) -> Iterator[Batch]:
+    yield by_hand
+    by_hand.fence(timeout=60)
 
 
 @pytest.fixture

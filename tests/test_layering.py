@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "plan": {"errors", "describe"},
     "dispatch": {"errors", "config", "pickling", "describe", "plan", "worker"},
     # The face: what the user holds.
-    "task": {"errors", "pickling", "dispatch", "worker", "batch"},
+    "failure": {"errors", "dispatch", "worker"},
+    "task": {"errors", "pickling", "dispatch", "worker", "failure", "batch"},
     "compiled": {"errors", "plan", "dispatch", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
     "imported": {"errors", "describe", "task", "configured", "batch"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
         *("errors", "describe", "dispatch", "task"),
         *("compiled", "configured", "imported", "batch"),
     },
-    "backlog": {"dispatch"},
+    "backlog": {"errors", "dispatch"},
     "batch": {
         *("errors", "describe", "plan", "dispatch"),
         *("task", "compiled", "making", "backlog", "pool"),

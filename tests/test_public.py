@@ -160,6 +160,7 @@ def test_parameters_of_a_batch() -> None:
         ("import_func", "(ptd_file, *import_args, **import_kwargs)"),
         ("read", "(obj, *channels)"),
         ("write", "(obj, *channels)"),
+        ("open", "(path, mode='r', *args, **kwargs)"),
         ("fence", "(timeout=None)"),
         ("close", "()"),
         ("join", "(timeout=None)"),
@@ -172,7 +173,7 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 
 def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
-    life = {"fence", "close", "join", "terminate"}
+    life = {"open", "fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes
 

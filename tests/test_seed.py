@@ -122,30 +122,33 @@ timeout:
   sec: 30
 """  # noqa: E501
 
-#: The document's program around it, but that the caller compiles and starts what the calls make.
-MATRIX_POWERS_BY_TEMPLATE = """\
-from daskbatch import Batch
+#: The document misspells the name of the imported function where it makes it.
+MATRIX_POWERS_LAZY = """\
+# Generate the powers of a matrix and write them to disk
+from dragon.workflows.batch import Batch
 from pathlib import Path
 from some_math_functions import gpu_matmul
 
 import numpy as np
 
 # A base directory, and files in it, will be used for communication of results
-batch = Batch(background_batching=False)
+batch = Batch()
 base_dir = Path("/some/path/to/base_dir")
 
 a = np.array([j for j in range(100)])
 m = np.vander(a)
 
+# Import a function to lazily run gpu_matful tasks in parallel. Notice that the
+# "ptd" in the file name refers to "parameterized task descriptor", since the yaml
+# file describes a collection of tasks that are parameterized by the arguments to
+# the returned function, gpu_matmul_func.
 get_file = lambda base_dir, i, j: Path(base_dir) / Path(f"file_{i + j}")
-gpu_matmul_lazy = batch.import_func("gpu_matmul_ptd.yml", gpu_matmul, base_dir, get_file)
+gpu_matul_lazy = batch.import_func("gpu_matmul_ptd.yml", gpu_matmul, base_dir, get_file)
 
 results = []
-for i in range(100):
+for i in range(1000):
     val = gpu_matmul_lazy(m, i)
     results.append(val)
-
-batch.compile(results).start()
 
 # If there was an exception while running the task, it will be raised when we call val.get()
 for val in results:
@@ -157,6 +160,9 @@ for val in results:
 batch.close()
 batch.join()
 """
+
+THEIR_NAME = "gpu_matul_lazy"
+OUR_NAME = "gpu_matmul_lazy"
 
 ARGUMENT_PASSING = """\
 def foo():
@@ -223,10 +229,11 @@ def test_powers_of_a_matrix(tmp_path: Path) -> None:
 
 
 def test_powers_of_a_matrix_by_a_template(tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "some_math_functions.py", tmp_path)
-    (tmp_path / "gpu_matmul_ptd.yml").write_text(MATRIX_POWERS_PTD, encoding="utf-8")
-    said = run_script(tmp_path, MATRIX_POWERS_BY_TEMPLATE)
-    assert said.splitlines() == [f"val.get()={power}" for power in powers(100)]
+    for name in ("some_math_functions.py", "gpu_matmul_ptd.yml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    program = MATRIX_POWERS_LAZY.replace(THEIR_IMPORT, OUR_IMPORT).replace(THEIR_NAME, OUR_NAME)
+    said = run_script(tmp_path, program)
+    assert said.splitlines() == [f"val.get()={power}" for power in powers(1000)]
 
 
 def test_the_template_is_the_documents() -> None:
@@ -234,12 +241,18 @@ def test_the_template_is_the_documents() -> None:
     assert example == MATRIX_POWERS_PTD
 
 
-def test_the_example_is_the_documents_but_for_a_heading_and_the_import() -> None:
-    example = (EXAMPLES / "matrix_powers.py").read_text(encoding="utf-8")
-    assert THEIR_IMPORT in MATRIX_POWERS
-    heading, _, text = example.partition('"""\n\n')
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("matrix_powers.py", MATRIX_POWERS), ("matrix_powers_lazy.py", MATRIX_POWERS_LAZY)],
+)
+def test_the_example_is_the_documents_but_for_a_heading_and_the_import(
+    name: str, text: str
+) -> None:
+    example = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert THEIR_IMPORT in text
+    heading, _, program = example.partition('"""\n\n')
     assert heading.startswith('"""')
-    assert text == MATRIX_POWERS.replace(THEIR_IMPORT, OUR_IMPORT)
+    assert program == text.replace(THEIR_IMPORT, OUR_IMPORT).replace(THEIR_NAME, OUR_NAME)
 
 
 # -- fragments ----------------------------------------------------------------------------

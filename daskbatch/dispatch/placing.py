@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch import pickling
-from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.lower import Lowered, Setting, lower
 from daskbatch.dispatch.placement import Placement
 from daskbatch.errors import SerializationError
@@ -167,17 +167,22 @@ def _with_waits(candidate: Candidate, cell: Cell) -> Candidate:
 
 
 def pickle_functions(cells: Iterable[Cell]) -> None:
-    """Pickle each function once, as it is now, its globals and all."""
+    """Pickle each function once, as it is now, its globals and all.
+
+    Those of tasks that are queued stay as they are, once they have been pickled.
+    """
     pickled: dict[int, bytes | SerializationError] = {}
     for cell in cells:
-        if cell.call is None:
+        if cell.call is None or (cell.function and cell.phase == Phase.QUEUED):
             continue
         function = cell.call.function
         found = pickled.get(id(function))
         if found is None:
             try:
                 found = pickling.dumps(function)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # to pickle may run anything, sys.exit() included
                 found = SerializationError(f"{type(error).__name__}: {error}")
                 found.__cause__ = error
             pickled[id(function)] = found

@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -52,6 +52,8 @@ class Session:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._ended = False
+        #: How many tasks wait in the background, to be started when they are needed.
+        self.queued: Callable[[], int] = int
         self._connection = connect(cluster, num_workers, directory, environment)
         self.client: Client = self._connection.client
         try:
@@ -154,7 +156,7 @@ os.register_at_fork(after_in_child=_open.clear)
 @atexit.register
 def _end_all() -> None:
     for session in list(_open):
-        left = session.dispatcher.outcomes.left
+        left = session.dispatcher.outcomes.left + session.queued()
         if left:
             _logger.warning(
                 "%d tasks were given up, because the program ended; "

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from daskbatch.dispatch.backend import Members
-from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.dispatch.moves import Moves
 from daskbatch.dispatch.placement import Placement, blocks_behind, by_block
 from daskbatch.errors import SpecError
@@ -48,6 +48,11 @@ class TakeBack(Moves):
             started = self._cancel_started(started, begun)
         with self._changed:
             return [c for c in cells if c.phase == Phase.CANCELLED or c in self._stopping]
+
+    def count_stopping(self, group: Group) -> int:
+        """Say how many members of a group run, and are being stopped."""
+        with self._changed:
+            return sum(cell.group is group for cell in self._stopping)
 
     def refuse(self, reasons: Mapping[Cell, str]) -> None:
         """Count tasks as failed that no worker can run."""

@@ -5,11 +5,12 @@ Does not know what tasks do: only their names, their arguments and their accesse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Protocol
 
-from daskbatch.describe.access import Channel
+from daskbatch.describe.access import FILES, WHOLE, Channel
 from daskbatch.errors import GraphError
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG, NEEDS, WAR, HazardTracker, Waits, next_above
@@ -116,6 +117,29 @@ def shared_channels(
         for above in _lineage(channel):
             if above in known and above != channel:
                 yield above, channel
+
+
+def overlap(some: Iterable[Channel], others: Iterable[Channel]) -> bool:
+    """Say whether a channel is equal to one of the others, or one covers the other.
+
+    Without looking anything up: this is for many small sets against one.
+    """
+    return any(_meet(one, other) for one in some for other in others)
+
+
+def _meet(one: Channel, other: Channel) -> bool:
+    if one.object.name is FILES.name:
+        if other.object.name is not FILES.name:
+            return False
+        first, second = str(one.key), str(other.key)
+        return first == second or _is_below(first, second) or _is_below(second, first)
+    if one.object != other.object:
+        return False
+    return one.key is WHOLE or other.key is WHOLE or one.key == other.key
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.startswith(directory if directory.endswith(os.sep) else directory + os.sep)
 
 
 def _lineage(channel: Channel | None) -> Iterator[Channel]:

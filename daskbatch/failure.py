@@ -1,0 +1,34 @@
+"""Says why a task has no result, as the exception that whoever asks for it is given.
+
+Does not know who asks, nor how the task came to its end.
+"""
+
+from __future__ import annotations
+
+from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.recovery import value_lost
+from daskbatch.errors import DependencyFailed, TaskCancelled
+from daskbatch.worker.outcome import safe_str, unpack_error
+
+
+def failure_of(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
+    """Make the exception that tells why there is no result; a new one each time."""
+    if cell.phase == Phase.CANCELLED:
+        return TaskCancelled(f"task {cell.label} was cancelled")
+    if cell.blame is not None:
+        root = cell.blame
+        cause = failure_of(root, dispatcher, timeout)
+        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        if root.phase == Phase.CANCELLED:
+            why = "was cancelled"
+        error = DependencyFailed(
+            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
+        )
+        error.__cause__ = cause
+        return error
+    if cell.value is None:
+        dispatcher.fetch(cell, timeout)
+    if cell.value is None or cell.phase == Phase.DONE:
+        return value_lost(cell)
+    return unpack_error(cell.value)
