@@ -74,11 +74,6 @@ class Gatherer:
 
     def put(self, cells: Sequence[Cell]) -> None:
         """Gather calls; to be called with the lock."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="daskbatch-hand-over", daemon=True
-            )
-            self._thread.start()
         for cell in cells:
             cell.phase = Phase.QUEUED
             cell.group = self._group
@@ -87,6 +82,19 @@ class Gatherer:
         self._gathered.extend(cells)
         if was_empty or len(self._gathered) >= _MANY:
             self._changed.notify_all()
+
+    def start(self) -> None:
+        """Start the thread, if that has not been done; to be called with the lock.
+
+        Raises
+        ------
+        RuntimeError
+            The interpreter ends.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="daskbatch-hand-over", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def hurry(self) -> None:
         """Gather no longer."""

@@ -22,6 +22,8 @@ from daskbatch.settler import Settler
 from daskbatch.task import Task
 from daskbatch.worker.prepare import InitializerFailed
 
+_INTERPRETER_ENDS = "cannot schedule new futures after interpreter shutdown"
+
 
 class Results(Protocol):
     """What may still be asked for results when the cluster has ended."""
@@ -84,7 +86,7 @@ class Pool:
     def require_open(self) -> None:
         """Raise what `concurrent.futures` raises where no call can be given any more."""
         if _exiting:
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            raise RuntimeError(_INTERPRETER_ENDS)
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
@@ -100,6 +102,7 @@ class Pool:
         """Take calls."""
         with self._changed:
             self.require_open()
+            self._start()
             self._gatherer.put(cells)
 
     def put_future(self, cell: Cell) -> BatchPoolFuture:
@@ -107,9 +110,18 @@ class Pool:
         future = BatchPoolFuture(self, cell)
         with self._changed:
             self.require_open()
+            self._start()
             self._gatherer.put([cell])
             self._settler.watch(future, cell)
         return future
+
+    def _start(self) -> None:
+        # Before a call is taken: none is that nobody would hand over, or settle.
+        try:
+            self._gatherer.start()
+            self._settler.start()
+        except RuntimeError:
+            raise RuntimeError(_INTERPRETER_ENDS) from None
 
     def hurry(self) -> None:
         """Have what was gathered handed over."""

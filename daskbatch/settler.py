@@ -40,17 +40,26 @@ class Settler:
         #: The thread that settles what is here, while it does.
         self._busy: threading.Thread | None = None
         self._closed = False
-        self._started = False
+        self._unstarted = [(self._near, "settle"), (self._far, "fetch")]
+
+    def start(self) -> None:
+        """Start the threads, if that has not been done; to be called with the lock.
+
+        Raises
+        ------
+        RuntimeError
+            The interpreter ends.
+        """
+        # Both at once: when the interpreter ends, none can be started any more.
+        while self._unstarted:
+            queue, name = self._unstarted[-1]
+            threading.Thread(
+                target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
+            ).start()
+            self._unstarted.pop()
 
     def watch(self, future: BatchPoolFuture, cell: Cell) -> None:
         """Settle a future when its call is over; to be called with the lock."""
-        if not self._started:
-            self._started = True
-            # Both at once: when the interpreter ends, none can be started any more.
-            for queue, name in ((self._near, "settle"), (self._far, "fetch")):
-                threading.Thread(
-                    target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
-                ).start()
         self._left.add(future)
         near = self._near
         self._outcomes.when_over(cell, lambda: near.append((future, cell)))

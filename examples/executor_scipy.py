@@ -5,7 +5,7 @@ from scipy.optimize import differential_evolution, rosen
 
 from daskbatch import BatchPoolExecutor
 
-BOUNDS = [(0, 2)] * 3
+BOUNDS = [(0, 2)] * 2
 
 
 def minimize(workers):
