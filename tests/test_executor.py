@@ -459,7 +459,7 @@ def test_a_given_cluster(tmp_path: Path) -> None:
             with BatchPoolExecutor(cluster=cluster, max_workers=cap) as executor:
                 assert executor._max_workers == cap
                 found = list(executor.map(most_at_once, [tmp_path] * 40))
-                assert max(found) == cap
+                assert min(cap, 2) <= max(found) <= cap
                 future: Any = 0
                 for _ in range(10):
                     future = executor.submit(lambda a: a + 1, future)

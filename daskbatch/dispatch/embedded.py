@@ -58,8 +58,6 @@ _CONFIG = {
     # Python is started and Dask imported once for all workers.
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ": {},
-    # A task under which workers die is given up at the third.
-    "distributed.scheduler.allowed-failures": 2,
     # Nobody should steal these, even before one has been seen to run.
     f"distributed.scheduler.default-task-durations.{TOKEN}": "1us",
     # A slot that has nothing to do should not wait a second for work to steal.

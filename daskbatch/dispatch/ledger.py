@@ -62,6 +62,17 @@ def strike(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
     return struck
 
 
+def acquit(scheduler: Scheduler, keys: Iterable[Any]) -> None:
+    """Have Dask forget under how many deaths keys of ours have been on their way.
+
+    It counts those that had not begun, too, and gives them up. The client counts what ran.
+    """
+    for key in keys:
+        state = scheduler.tasks.get(key)
+        if state is not None and state.annotations and TOPIC in state.annotations:
+            state.suspicious = 0
+
+
 @dataclass(slots=True)
 class _Worker:
     """What has to be known of a worker once it is dead."""

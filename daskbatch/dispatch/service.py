@@ -15,7 +15,7 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.dispatch.clients import Clients
-from daskbatch.dispatch.ledger import Casualties, strike
+from daskbatch.dispatch.ledger import Casualties, acquit, strike
 from daskbatch.dispatch.requests import Capacity
 
 PLUGIN = "daskbatch-service"
@@ -206,6 +206,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         if topic == "worker-restart-memory":
             self._casualties.ran_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
+            acquit(self._scheduler, msg["processing-tasks"])
             began = strike(self._scheduler, msg["processing-tasks"])
             gone = strike(self._scheduler, msg["lost-computed-tasks"])
             self._casualties.died(msg["worker"], began)
