@@ -107,8 +107,10 @@ def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
     ordered = add(epoch, first)
     for number in range(0, 40, 10):
         ordered += add(epoch, *readers[number : number + 10])
-        ordered += add(epoch, *writers[number : number + 10])
-    ordered += add(epoch, *last[:20])
+        ordered += add(epoch, *writers[number : number + 5])
+    # The barrier is between tasks of one piece.
+    rest = [each for each in writers if each not in ordered]
+    ordered += add(epoch, *rest, *last[:20])
     ordered += add(epoch, *last[20:])
     rewrite = cell(121, [], ["/d"])
     ordered += add(epoch, rewrite)
