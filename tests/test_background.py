@@ -458,7 +458,7 @@ def test_a_function_that_cannot_be_sent_is_an_error_of_its_tasks_alone(
     batch: Batch, lazy: Lazy
 ) -> None:
     good = lazy(same)(1)
-    bad = [lazy(hooked(do))(1) for do in (sys.exit, lambda: good.get())]
+    bad = [lazy(hooked(do))(1) for do in (lambda: sys.exit(3), good.get)]
     assert good.get(timeout=60) == 1
     for task in bad:
         with pytest.raises(SerializationError):
@@ -498,6 +498,24 @@ def test_an_interrupt_loses_nothing(batch: Batch, lazy: Lazy) -> None:
             alarm.join()
             threading.Event().wait(10)
         assert [task.get(timeout=60) for task in tasks] == list(range(3_000))
+
+
+def test_an_interrupt_in_the_middle_of_it_comes_behind_it(
+    batch: Batch, lazy: Lazy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = batch._session.submit
+
+    def interrupted(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.01)
+        submit(*args)
+
+    monkeypatch.setattr(batch._session, "submit", interrupted)
+    tasks = [lazy(same)(number) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        tasks[0].get()
+    assert not {task.state for task in tasks} & {"created", "queued"}
+    assert [task.get(timeout=60) for task in tasks] == [0, 1, 2]
 
 
 def test_an_interrupt_is_heard_while_functions_are_pickled(batch: Batch, lazy: Lazy) -> None:
@@ -567,6 +585,30 @@ def test_several_threads_need_the_same_tasks_at_once(batch: Batch, lazy: Lazy) -
         with ThreadPoolExecutor(6) as threads:
             found = list(threads.map(need, range(6)))
         assert found == [list(range(300))[thread::6] for thread in range(6)]
+
+
+def test_who_needs_one_that_another_thread_is_starting_comes_behind_it(
+    batch: Batch, lazy: Lazy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = batch._session.submit
+    starting, go = threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> None:
+        if threading.current_thread() is starter:
+            starting.set()
+            assert go.wait(30)
+        submit(*args)
+
+    monkeypatch.setattr(batch._session, "submit", slowly)
+    task = lazy(same)(1)
+    starter = threading.Thread(target=task.start)
+    starter.start()
+    assert starting.wait(30)
+    threading.Timer(0.05, go.set).start()
+    taking = batch.function(same, task)
+    taking.start()
+    assert taking.get(timeout=60) == 1
+    starter.join()
 
 
 def test_a_fence_waits_for_what_another_thread_is_about_to_start(batch: Batch, lazy: Lazy) -> None:

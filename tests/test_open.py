@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daskbatch import Batch, SpecError, as_executor
+from daskbatch import Batch, BatchPoolExecutor, SpecError
 from daskbatch.task import Task
 
 STEP = """
@@ -220,15 +220,26 @@ def test_a_cancelled_writer_is_not_waited_for(batch: Batch, write: Step, tmp_pat
         batch.open(tmp_path / "a.txt")
 
 
-def test_calls_of_an_executor_that_are_still_gathered_are_waited_for(
-    batch: Batch, write: Step, tmp_path: Path
+def test_calls_that_an_executor_has_not_handed_over_are_waited_for(
+    batch: Batch, tmp_path: Path, gate: Path
 ) -> None:
-    with as_executor(batch) as executor:
-        writes = executor.options(writes=[batch.write(tmp_path / "a.txt")])
-        for text in "abc":
-            writes.submit(step, tmp_path / "a.txt", text, None)
-        with batch.open(tmp_path / "a.txt") as opened:
-            assert len(opened.read()) == 3
+    file = tmp_path / "a.txt"
+    with BatchPoolExecutor(cluster=batch.client, max_workers=1) as executor:
+        executor.submit(step, tmp_path / "other.txt", "", gate)
+        executor.options(writes=[batch.write(file)]).submit(step, file, "text", None)
+        opened: list[str] = []
+
+        def read_it() -> None:
+            with executor.batch.open(file) as there:
+                opened.append(there.read())
+
+        thread = threading.Thread(target=read_it)
+        thread.start()
+        thread.join(timeout=0.1)
+        assert thread.is_alive()
+        gate.touch()
+        thread.join(timeout=60)
+        assert opened == ["text"]
 
 
 def test_it_can_be_opened_when_the_batch_has_ended(batch: Batch, tmp_path: Path) -> None:
