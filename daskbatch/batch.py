@@ -83,7 +83,10 @@ class Batch(TaskMaker):
         )
         self._dispatcher = self._session.dispatcher
         self._backlog = Backlog(self._uid)
-        self._session.queued = self._backlog.__len__
+        # The session outlives a Batch that is dropped, and must not keep its tasks, which may
+        # know it.
+        backlog = weakref.ref(self._backlog)
+        self._session.queued = lambda: len(backlog() or ())
         #: The executors that hand over calls from a thread of their own; with the dispatcher's
         #: lock.
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -140,7 +143,7 @@ class Batch(TaskMaker):
     def _made_by_template(self, task: Task) -> Task:
         if self._background_batching:
             cell = task._cell
-            if cell.producers:
+            if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
             self._backlog.add(cell)
