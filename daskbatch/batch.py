@@ -176,7 +176,7 @@ class Batch(TaskMaker):
     def _made_by_template(self, task: Task) -> Task:
         if self._background_batching:
             cell = task._cell
-            if cell.producers:
+            if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
             task._session.background.backlog.add(cell)

@@ -403,6 +403,15 @@ def test_a_batch_that_is_dropped_drops_what_waits(batch: Batch, tmp_path: Path) 
     assert not file.exists()
 
 
+def test_what_waits_does_not_keep_the_batch_that_it_knows(batch: Batch, tmp_path: Path) -> None:
+    other = Batch(batch.client)
+    lazy_on(other, tmp_path)(lambda value, keeps=other: value)(1)
+    there = weakref.ref(other)
+    del other
+    gc.collect()
+    assert there() is None
+
+
 EXIT = """
 import sys
 from daskbatch import Batch

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -184,12 +186,21 @@ def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> 
     assert not third.waits_left()
 
 
+class _Maker(TaskMaker):
+    """Makes tasks that no cluster runs."""
+
+    def __init__(self) -> None:
+        session = SimpleNamespace(home="uid", numbers=itertools.count(), closed=False)
+        identity = SimpleNamespace(session=lambda: session, closed=False)
+        super().__init__(identity, None, os.getcwd())  # type: ignore[arg-type]
+
+
 def run_in_pieces(
     root: Path, steps: Sequence[Step], rng: random.Random, cancelled: set[int]
 ) -> Outcome:
     """Run a program as a Batch would that is given it in pieces, in any order that it may."""
     outcomes, epoch = Outcomes(), Epoch("uid")
-    tasks = make_tasks(TaskMaker("uid", None), root, steps)
+    tasks = make_tasks(_Maker(), root, steps)
     cells = [task._cell for task in tasks]
     step_of = dict(zip(cells, steps, strict=True))
     values: dict[int, str] = {}

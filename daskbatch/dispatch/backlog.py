@@ -29,10 +29,10 @@ class Backlog:
     def __init__(self, home: str) -> None:
         self._cells: list[Cell] = []
         self._epoch = Epoch(home)
-        #: Held for every change, and from when tasks are taken until they are started, or two
-        #: threads could start them out of order. The dispatcher's lock may be taken with it,
-        #: never the other way round; and nothing of the user's runs with it, nor does anybody
-        #: wait for another thread.
+        #: Held from when tasks are taken until they are started, or two threads could start them
+        #: out of order, and a third one could find them nowhere. The dispatcher's lock may be
+        #: taken with it, never the other way round. Nobody waits for another thread with it, and
+        #: nothing of the user's runs, but to compare channels.
         self._changing = threading.RLock()
         #: The threads that are about to pickle functions.
         self._pickling: set[int] = set()
@@ -48,10 +48,11 @@ class Backlog:
             return list(self._cells)
 
     def add(self, cell: Cell) -> None:
-        """Put a task behind the others."""
-        with self._changing:
-            self._cells.append(cell)
-            cell.phase = Phase.QUEUED
+        """Put a task behind the others; nobody else must know of it yet."""
+        # Without the lock, which takes longer than all the rest. Once it is in the list another
+        # thread may start it.
+        cell.phase = Phase.QUEUED
+        self._cells.append(cell)
 
     def flush(
         self,
@@ -102,8 +103,13 @@ class Backlog:
     def drop(self) -> list[Cell]:
         """Start none of those that wait; returns them."""
         with self._changing:
-            cells, self._cells = self._cells, []
+            cells = list(self._cells)
+            del self._cells[: len(cells)]
             return cells
+
+    def forget(self) -> None:
+        """Forget those that wait: nobody knows them any more. It takes no lock."""
+        self._cells.clear()
 
     def _pickle(self, cells: Iterable[Cell]) -> None:
         # This may run anything, and is interrupted by Ctrl-C: then nothing has been started.

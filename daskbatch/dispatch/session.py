@@ -240,10 +240,10 @@ class Session:
         """End from where one must not wait: a finalizer, which any thread may run."""
         if self._ended:
             return
+        # To start what waits takes locks that a finalizer must not.
+        self.background.backlog.forget()
         if self._shared is not None:
-            # As if it had been closed: what it has started is worth no less for that. What
-            # waits in the background is not: to start it takes locks that a finalizer must not.
-            self.dispatcher.settle_unstarted(self.background.backlog.drop(), None)
+            # As if it had been closed: what it has started is worth no less for that.
             self.close()
             self.dispatcher.outcomes.when_idle(self._end_later)
             return
