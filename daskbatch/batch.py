@@ -98,6 +98,8 @@ class Batch(TaskMaker):
         uid, directory = uuid.uuid4().hex[:12], os.getcwd()
         session = make_session(uid, cluster, num_workers, directory, self._environment)
         session.background.name = name or "batch"
+        # What waits may know this Batch, and must not keep it when it is dropped.
+        self._backlog = session.background.lend()
         address = Address(session.client.scheduler.address, uid, session.grows)
         self._be(Identity(address, session), name, directory, bool(background_batching))
 

@@ -50,13 +50,26 @@ class Background:
         dispatcher: Dispatcher,
         start: Callable[[Sequence[Cell], str, None], None],
     ) -> None:
-        self.backlog = Backlog(home)
+        self._home = home
+        self._kept: Backlog | None = Backlog(home)
+        self._backlog = weakref.ref(self._kept)
         #: The executors of this client.
         self.pools: weakref.WeakSet[Gathering] = weakref.WeakSet()
         #: What Dask's dashboard calls tasks of many names.
         self.name = "batch"
         self._dispatcher = dispatcher
         self._start = start
+
+    @property
+    def backlog(self) -> Backlog:
+        """The template tasks that wait."""
+        found = self._backlog()
+        return Backlog(self._home) if found is None else found
+
+    def lend(self) -> Backlog:
+        """Leave it to a Batch to keep what waits, which may itself keep the Batch."""
+        backlog, self._kept = self.backlog, None
+        return backlog
 
     @property
     def gathering(self) -> list[Gathering]:

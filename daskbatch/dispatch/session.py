@@ -121,7 +121,7 @@ class Session:
         self.home = batch if founds else f"{batch}-{self.number}"
         self.numbers = itertools.count()
         #: What it has not started yet.
-        self.background = Background(self.home, self.dispatcher, self.submit)
+        self.background = Background(self.home, self.dispatcher, lambda *some: self.submit(*some))
         if within is None:
             _open.add(self)
             _end_with_multiprocessing()
