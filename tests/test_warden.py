@@ -78,7 +78,10 @@ class Worker:
 
     def __exit__(self, *_: Any) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.stdout.close()  # others may have it open, too, and would keep it from its end
         sweep_all(OWNER, self.owner)
 
     def is_swept(self) -> bool:
@@ -144,7 +147,7 @@ def test_the_children_of_a_worker_do_not_keep_its_warden_from_seeing_its_end() -
     program = (
         "subprocess.Popen(['sleep', '300'], stdout=2, start_new_session=True, close_fds=False)\n"
         "if os.fork() == 0:\n"
-        "    print('fork', os.getpid(), flush=True)\n"
+        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # at once: others write there, too
         "    signal.pause()\n"
         "start('sh', '-c', 'echo root $$; sleep 300')" + STAY
     )
@@ -239,10 +242,13 @@ def test_it_is_started_once_whoever_asks(mine: Warden) -> None:
 def test_it_is_started_again_if_it_was_killed(mine: Warden) -> None:
     mine.ensure()
     before = psutil.Process().num_fds()
+    # For a moment there is also the process that starts it.
+    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
     (first,) = wardens(mine.owner)
     first.kill()
     wait_until(lambda: not wardens(mine.owner), "it still runs")
     mine.ensure()
+    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
     (second,) = wardens(mine.owner)
     assert second != first
     assert psutil.Process().num_fds() == before
