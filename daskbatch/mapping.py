@@ -69,6 +69,7 @@ class Mapped:
         self._calls = calls
         self._function = function
         self._arguments = iter(arguments)
+        self._exhausted = False
         self._chunksize = chunksize
         self._window = window
         #: The cells of calls and of chunks, in order.
@@ -78,6 +79,8 @@ class Mapped:
 
     def _fill(self) -> None:
         """Give calls, as far ahead as wished."""
+        if self._exhausted:
+            return
         slab = _SLAB
         room = self._window - len(self._given) if self._window is not None else slab
         if self._window is not None and room < min(slab, 1 + self._window // 16):
@@ -85,6 +88,7 @@ class Mapped:
         while room > 0:
             given = self._describe_some(min(slab, room))
             if not given:
+                self._exhausted = True
                 return
             self._pool.put([cell for cell, _ in given])
             self._given.extend(given)
@@ -122,8 +126,8 @@ class Mapped:
     def _results(self, deadline: float | None) -> Generator[Any, None, None]:
         try:
             while self._given:
-                self._fill()
                 cell, is_chunk = self._given.popleft()
+                self._fill()
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 # Nothing here holds on to a result that has been handed out.
                 if is_chunk:
@@ -147,11 +151,11 @@ class Mapped:
         deadline = None if timeout is None else loop.time() + timeout
         try:
             while self._given:
-                self._fill()
                 cell, is_chunk = self._given[0]
                 async with asyncio.timeout_at(deadline):
                     await self._pool.task(cell)._over()
                 self._given.popleft()
+                self._fill()
                 if cell.value is not None:
                     value = self._pool.get(cell)
                 else:

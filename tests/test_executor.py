@@ -309,6 +309,8 @@ def test_asyncio_stops_what_takes_too_long(executor: BatchPoolExecutor, tmp_path
             )
         assert await (await executor.async_submit(pow, 2, 10)) == 1024
         assert [each async for each in executor.async_map(abs, [[-1, 2]])] == [1, 2]
+        one_by_one = executor.async_map(abs, [range(5)], buffersize=1)
+        assert [each async for each in one_by_one] == [0, 1, 2, 3, 4]
         endless = executor.async_map(abs, [count()], buffersize=4)
         assert [await anext(endless) for _ in range(20)] == list(range(20))
         with pytest.raises(TimeoutError):
@@ -332,6 +334,10 @@ def test_map_takes_what_is_endless(executor: BatchPoolExecutor) -> None:
     results = executor.map(abs, numbers(), buffersize=10)
     assert list(islice(results, 100)) == list(range(100))
     assert len(asked) <= 111
+    for ahead in (1, 2, 100):
+        assert list(executor.map(abs, range(20), buffersize=ahead)) == list(range(20))
+        several = executor.map(abs, range(20), chunksize=3, buffersize=ahead)
+        assert list(several) == list(range(20))
     chunks = executor.map(abs, count(), chunksize=7, buffersize=2)
     assert list(islice(chunks, 50)) == list(range(50))
 
