@@ -617,9 +617,18 @@ class Run:
         kills = self._killer.kills
         if step.kind == "process":
             return any(kill.number == step.number for kill in kills)
-        children = {kill.pid for kill in kills if kill.kind == "child"}
+        if step.kind != "isolated":
+            return False
+        children = [kill for kill in kills if kill.kind == "child"]
         begun = self._begun.get(step.number)
-        return step.kind == "isolated" and bool(begun[-1][1] in children if begun else children)
+        if not begun:
+            return bool(children)
+        _, last, when, _ = begun[-1]
+        # It may have died with its worker, and with its next child before that could begin.
+        again = [kill for kill in children if kill.when >= when] and any(
+            kill.kind == "worker" and kill.when >= when for kill in kills
+        )
+        return bool(again) or last in {kill.pid for kill in children}
 
     def _check_runs(self, step: Step) -> None:
         number = step.number
