@@ -23,7 +23,7 @@ from distributed.core import rpc
 from distributed.security import Security
 from distributed.worker_state_machine import UnpauseEvent
 
-from daskbatch.dispatch.connection import open_client, security_of
+from daskbatch.dispatch.connection import for_client, learn_security, open_client, security_of
 from daskbatch.errors import BatchError, LifecycleError, ServiceLost
 from daskbatch.shared.records import Member, Request, Spec
 from daskbatch.worker.running import PACE, called_aside, current
@@ -61,7 +61,7 @@ def ask(scheduler: str, operation: str, **arguments: Any) -> Any:
     async def go(reached: Any) -> Any:
         return await getattr(reached, operation)(data=data)
 
-    return pickle.loads(_asked(scheduler, security_of(scheduler), go, patience))
+    return pickle.loads(_asked(scheduler, _security(scheduler), go, patience))
 
 
 def _asked(
@@ -93,9 +93,17 @@ def _asked(
     return done.result()
 
 
+def _security(scheduler: str) -> Security:
+    host = current()
+    if host is not None and host.security is not None and host.scheduler == scheduler:
+        # A child process has it from its worker.
+        learn_security(scheduler, for_client(pickle.loads(host.security)))
+    return security_of(scheduler)
+
+
 def relayed(scheduler: str, member: Member, request: Request) -> tuple[int, Any]:
     """Have a request answered by an actor, by way of the scheduler."""
-    security = security_of(scheduler)
+    security = _security(scheduler)
     # Their buffers would be written by Dask as they are, in a pickle they are part of it.
     data = pickle.dumps(request, 5)
 
@@ -120,7 +128,7 @@ def tls_context(scheduler: str) -> ssl.SSLContext | None:
     """Give what it takes to speak TLS with the workers of a cluster; None if it does not."""
     if not scheduler.startswith(("tls://", "wss://")):
         return None
-    context = security_of(scheduler).get_connection_args("client").get("ssl_context")
+    context = _security(scheduler).get_connection_args("client").get("ssl_context")
     return context if isinstance(context, ssl.SSLContext) else None
 
 
@@ -148,6 +156,7 @@ def scheduler_here() -> str:
 @contextlib.contextmanager
 def client_of(scheduler: str) -> Iterator[Client]:
     """Have a Dask client of a scheduler for a while."""
+    _security(scheduler)
     client = called_aside(lambda: open_client(scheduler, was_there=True))
     try:
         yield client
