@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "describe": {"errors", "pickling", "worker"},
     "plan": {"errors", "describe"},
     "dispatch": {"errors", "config", "pickling", "describe", "plan", "worker"},
+    "shared": {"errors", "config", "pickling", "describe", "dispatch", "worker"},
     # The face: what the user holds.
     "failure": {"errors", "dispatch", "worker"},
     "task": {"errors", "pickling", "dispatch", "worker", "failure", "batch"},
