@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import socket
 import ssl
 import threading
 import uuid
@@ -19,6 +20,7 @@ from typing import Any
 
 import dask
 from distributed import Client, get_client, get_worker
+from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
 from distributed.worker_state_machine import UnpauseEvent
@@ -30,6 +32,9 @@ from daskbatch.worker.running import PACE, called_aside, current
 
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
+
+#: How long it may take to see whether anybody listens. Seconds.
+_KNOCK_SECONDS = 2.0
 
 #: How long an actor may take to be there: its worker may be busy with other things. Seconds.
 _ACTOR_SECONDS = 60.0
@@ -68,6 +73,7 @@ def _asked(
     scheduler: str, security: Security, go: Callable[[Any], Awaitable[Any]], seconds: float
 ) -> Any:
     async def connected() -> Any:
+        _require_listening(scheduler)
         connection = security.get_connection_args("client")
         async with rpc(scheduler, connection_args=connection, timeout=seconds) as reached:
             return await go(reached)
@@ -91,6 +97,14 @@ def _asked(
     if error is not None:
         raise error
     return done.result()
+
+
+def _require_listening(address: str) -> None:
+    """Find out at once that nobody listens any more: Dask would try again for long."""
+    if address.startswith(("tcp://", "tls://")):
+        host, port = parse_host_port(address.partition("://")[2])
+        with contextlib.suppress(TimeoutError):
+            socket.create_connection((host, port), _KNOCK_SECONDS).close()
 
 
 def _security(scheduler: str) -> Security:
