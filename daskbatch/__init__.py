@@ -12,6 +12,7 @@ from daskbatch._version import __version__
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
+    from daskbatch.ddict import DDict
     from daskbatch.describe.access import CommunicationDomain, CommunicationObject
     from daskbatch.errors import (
         BatchError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         WorkerLost,
     )
     from daskbatch.executor import BatchPoolExecutor, as_executor
+    from daskbatch.queue import Queue
 
 __all__ = [
     "Batch",
@@ -38,10 +40,12 @@ __all__ = [
     "BatchPoolExecutor",
     "CommunicationDomain",
     "CommunicationObject",
+    "DDict",
     "DependencyFailed",
     "GraphError",
     "LifecycleError",
     "ProcessFailed",
+    "Queue",
     "SerializationError",
     "ServiceLost",
     "SpecError",
@@ -63,6 +67,8 @@ _ELSEWHERE = {
     "as_executor": "executor",
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",
+    "DDict": "ddict",
+    "Queue": "queue",
 }
 
 

@@ -19,7 +19,7 @@ from distributed import Client
 from distributed.deploy import Cluster
 
 from daskbatch.compiled import require_own, require_producers
-from daskbatch.describe.access import Access, Mode
+from daskbatch.describe.access import Access
 from daskbatch.dispatch.cell import Cell, Group
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
@@ -27,11 +27,11 @@ from daskbatch.dispatch.session import make_session
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.identity import Address, Identity
 from daskbatch.making import TaskMaker
-from daskbatch.plan.program import overlap
+from daskbatch.sharing import SharedMaker, is_in_the_way
 from daskbatch.task import Task
 
 
-class Batch(TaskMaker):
+class Batch(TaskMaker, SharedMaker):
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
 
     A Batch can be sent to other processes and to tasks. What is sent is where it is, and no
@@ -181,7 +181,7 @@ class Batch(TaskMaker):
             if cell.call is not None and cell.call.references:
                 require_own(self, cell)
                 require_producers(cell)
-            task._session.background.backlog.add(cell)
+            task._session.background.queue(cell)
             task._in_background = True
         return task
 
@@ -191,11 +191,7 @@ class Batch(TaskMaker):
         if session is None:
             return
 
-        def in_the_way(cell: Cell) -> bool:
-            channels = cell.writes if access.mode is Mode.READ else cell.writes + cell.reads
-            return overlap(access.channels, channels)
-
-        found = session.background.unfinished(in_the_way)
+        found = session.background.unfinished(lambda cell: is_in_the_way(cell, access))
         session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
 
     def open(self, path: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:

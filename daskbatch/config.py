@@ -31,6 +31,11 @@ def get_bytes(name: str) -> int:
     return int(parse_bytes(get(name)))
 
 
+def as_bytes(size: int | str) -> int:
+    """Read a size such as ``"10MiB"`` that somebody has given, in bytes."""
+    return int(parse_bytes(size))
+
+
 def get_seconds(name: str) -> float:
     """Read a span such as ``200ms``, in seconds."""
     return float(parse_timedelta(get(name)))

@@ -90,6 +90,34 @@ def _dumps_by_reference(
     return None if b"__main__" in data else data
 
 
+def dumps_apart(obj: object, least: int) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle an object, but for its large buffers, which are not copied.
+
+    Parameters
+    ----------
+    obj : object
+        Anything that pickles.
+    least : int
+        From which size on a buffer is large. Bytes.
+    """
+    apart: list[pickle.PickleBuffer] = []
+
+    def goes_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            if buffer.raw().nbytes < least:
+                return True
+        except BufferError:  # it is not in one piece
+            return True
+        apart.append(buffer)
+        return False
+
+    data = _dumps_by_reference(obj, goes_in_band)
+    if data is None:
+        apart.clear()
+        data = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=goes_in_band)
+    return data, apart
+
+
 def pack(obj: object) -> Packed:
     """Pickle arguments, and find the tasks and the large buffers among them.
 

@@ -59,6 +59,8 @@ class Background:
         self.name = "batch"
         self._dispatcher = dispatcher
         self._start = start
+        #: Template tasks that may not be over.
+        self._queued: list[Cell] = []
 
     @property
     def backlog(self) -> Backlog:
@@ -70,6 +72,28 @@ class Background:
         """Leave it to a Batch to keep what waits, which may itself keep the Batch."""
         backlog, self._kept = self.backlog, None
         return backlog
+
+    def queue(self, cell: Cell) -> None:
+        """Have a template task wait until it is needed."""
+        self._queued.append(cell)
+        self.backlog.add(cell)
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether there may be template tasks that are not over."""
+        return bool(self._queued)
+
+    def not_over(self, which: Callable[[Cell], bool]) -> list[Cell]:
+        """Give those of the template tasks that are of a kind and not over; they are started."""
+        # What is appended meanwhile stays.
+        some = self._queued
+        left = [cell for cell in list(some) if not cell.over]
+        if len(left) < len(some):
+            gone = set(some) - set(left)
+            self._queued = [cell for cell in some if cell not in gone]
+        found = [cell for cell in left if which(cell)]
+        self.start_queued(found)
+        return found
 
     @property
     def gathering(self) -> list[Gathering]:

@@ -147,6 +147,12 @@ def learn_security(address: str, security: Security) -> None:
     _known[address] = security
 
 
+def security_of(address: str) -> Security:
+    """Give what it takes to connect to a scheduler, as far as this process knows."""
+    known = _known.get(address) or _of_worker(address)
+    return known or _maybe_call_security_loader(address) or Security()
+
+
 def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     """Make a client of a cluster.
 
@@ -169,8 +175,7 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     security: Security | None = None
     try:
         if isinstance(cluster, str):
-            security = _known.get(cluster) or _of_worker(cluster)
-            security = security or _maybe_call_security_loader(cluster) or Security()
+            security = security_of(cluster)
             _await_scheduler(cluster, security, seconds, was_there)
         client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
         # We hand over much at once anyway; what is handed over alone should not have to wait.

@@ -20,6 +20,9 @@ from daskbatch.dispatch.requests import Capacity
 
 PLUGIN = "daskbatch-service"
 
+#: The plugin that knows dictionaries and queues, if there is one.
+SHARED = "daskbatch-shared"
+
 #: The topic of what concerns all clients of a Batch.
 BATCHES = "daskbatch-batches"
 
@@ -120,7 +123,10 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             self._end_batch(client.batch)
 
     def _end_batch(self, batch: str) -> None:
-        """Have a Batch end for all its clients."""
+        """Have a Batch end for all its clients, and the shared objects that it has made."""
+        shared = self._scheduler.plugins.get(SHARED)
+        if shared is not None:
+            shared.end_owned(batch)
         others = [each for each in self._clients.of_batch(batch) if each.number]
         for connection in self._clients.end(batch):
             self._send(connection, BATCHES, {"ended": batch})

@@ -1,0 +1,301 @@
+"""The distributed dictionary: what tasks and clients know by key.
+
+Does not know where a key is kept, nor how it is asked for; `shared` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from daskbatch import config
+from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
+from daskbatch.dispatch.outcomes import patience
+from daskbatch.errors import SpecError
+from daskbatch.keyed import Keyed
+from daskbatch.shared.calls import Calls
+from daskbatch.shared.handle import Handle, handle_of
+from daskbatch.shared.opening import Home, Where, at_home, open_shared
+from daskbatch.shared.records import Options
+from daskbatch.shared.snapshot import read_snapshot, write_snapshot
+
+_DOMAIN = CommunicationDomain()
+
+
+class DDict(Keyed):
+    """A dictionary that the client, tasks and their child processes share.
+
+    It lives on the workers of a cluster, in as many parts (shards) as there are workers. What is
+    put in is copied, and what is got is a copy. It is sent as what it is called alone: a task
+    that has one among its arguments uses the same dictionary; to have tasks wait for each other
+    say what they read and write, with `Batch.read` and `Batch.write`.
+
+    Parameters
+    ----------
+    cluster : str, distributed.Client or cluster object, optional
+        Where it is made; by default the cluster that this process is connected to.
+    shards : int, optional
+        In how many parts. By default one for each worker, up to 32.
+    replicas : int
+        On how many workers each key is kept. With 2, none is lost when a worker dies.
+    wait_for_keys : bool
+        Whether ``d[key]`` waits until the key is written. A task that waits leaves its slot to
+        others meanwhile.
+    timeout : float or timedelta, optional
+        Seconds that it waits at most.
+    memory_limit : int or str, optional
+        How much each worker keeps in memory, in bytes or as in "1GiB"; the rest is on disk. By
+        default 30 % of the worker's own limit, for all such dictionaries together.
+    name : str, optional
+        The same name on one cluster is the same dictionary. One with a name is there until it is
+        closed, one without ends with the client or the Batch that has made it.
+
+    Raises
+    ------
+    SpecError
+        A parameter is wrong, or there are fewer workers than replicas. It is a `ValueError`.
+    LifecycleError
+        There is no `cluster`, and this process is connected to none.
+    ServiceLost
+        The cluster cannot be reached; later: what was asked for was lost with a worker.
+
+    Examples
+    --------
+    >>> d = batch.ddict()
+    >>> d["a"] = [1, 2]
+    >>> def double(d, key):
+    ...     d[key] = d[key] * 2
+    >>> task = batch.function(double, d, "a", writes=[batch.write(d, "a")])
+    >>> task.run()
+    >>> d["a"]
+    [1, 2, 1, 2]
+    """
+
+    def __init__(
+        self,
+        cluster: Where = None,
+        *,
+        shards: int | None = None,
+        replicas: int = 1,
+        wait_for_keys: bool = False,
+        timeout: float | timedelta | None = None,
+        memory_limit: int | str | None = None,
+        name: str | None = None,
+    ) -> None:
+        options = Options(
+            "ddict",
+            None if shards is None else _whole("shards", shards),
+            _whole("replicas", replicas),
+            None if memory_limit is None else _size(memory_limit),
+        )
+        seconds = patience(timeout)
+        with at_home(cluster) as home:
+            self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
+
+    def _be(
+        self, handle: Handle, wait_for_keys: bool, timeout: float | None, home: Home | None = None
+    ) -> None:
+        self._handle = handle
+        self._wait = wait_for_keys
+        self._timeout = timeout
+        self._calls = Calls(handle)
+        self._touched = None if home is None else home.touch
+
+    # -- where they are -------------------------------------------------------------------
+
+    def local_keys(self) -> list[Any]:
+        """Give the keys that are kept in this process: none, unless a task asks.
+
+        Examples
+        --------
+        >>> batch.ddict().local_keys()
+        []
+        """
+        return [
+            key
+            for index in range(self._handle.count)
+            if self._handle.is_here(index)
+            for key in self._calls.keys_of(index)
+        ]
+
+    def workers_for(self, keys: Iterable[Any]) -> list[str]:
+        """Give the workers that keep some keys, or will: those first that keep most.
+
+        Parameters
+        ----------
+        keys : iterable
+            Which keys.
+
+        Returns
+        -------
+        list of str
+            Addresses, as ``workers=`` of a task takes them: it runs where the data is.
+
+        Examples
+        --------
+        >>> d = batch.ddict()
+        >>> near = batch.options(workers=d.workers_for(["a"]))
+        >>> task = near.function(d.get, "a")
+        """
+        return self._calls.workers_for(keys)
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Tell of each shard: its worker, its keys, and the bytes in memory and on disk there.
+
+        Examples
+        --------
+        >>> d = batch.ddict(shards=1)
+        >>> d["a"] = 1
+        >>> [shard["keys"] for shard in d.stats()]
+        [1]
+        """
+        return [
+            {"worker": self._calls.worker_of(index), **each}
+            for index, each in enumerate(self._calls.everywhere("stats"))
+        ]
+
+    # -- as a whole -----------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Let nobody write any more, until `unfreeze`: that is a `LifecycleError`.
+
+        Examples
+        --------
+        >>> d = batch.ddict()
+        >>> d.freeze()
+        >>> d.frozen
+        True
+        """
+        self._touch(Mode.WRITE)
+        self._calls.everywhere("freeze", True)
+
+    def unfreeze(self) -> None:
+        """Let everybody write again."""
+        self._calls.everywhere("freeze", False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nobody can write."""
+        return all(each["frozen"] for each in self._calls.everywhere("stats"))
+
+    def save(self, path: str | Path) -> None:
+        """Write all there is at one moment to a file; others may write to it meanwhile.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file. It is there as a whole or not at all, and one that was there before stays
+            until then.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> d = batch.ddict()
+        >>> d["a"] = 1
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     d.save(Path(directory) / "state")
+        ...     DDict.load(Path(directory) / "state", batch.client)["a"]
+        1
+        """
+        self._touch(Mode.READ)
+        with self._calls.snapshot() as records:
+            write_snapshot(path, records)
+
+    @classmethod
+    def load(cls, path: str | Path, cluster: Where = None, **options: Any) -> DDict:
+        """Make a dictionary of what `save` has written.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        cluster, **options
+            See `DDict`.
+
+        Raises
+        ------
+        SpecError
+            It is no such file, or it is damaged.
+        OSError
+            It cannot be read.
+        """
+        made = cls(cluster, **options)
+        try:
+            made._calls.put_records(read_snapshot(path))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def close(self) -> None:
+        """End it, for all who use it: any later use is a `LifecycleError`."""
+        self._calls.close()
+
+    def __enter__(self) -> DDict:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # -- what it is -----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str | None:
+        """What it is called, if it has a name."""
+        return self._handle.placed.name
+
+    def __batch_channels__(
+        self, keys: tuple[Any, ...]
+    ) -> tuple[CommunicationObject, tuple[Any, ...]]:
+        """Be read and written by tasks; see `Batch.read`."""
+        return CommunicationObject(_DOMAIN, f"ddict-{self._handle.uid}"), keys
+
+    def __reduce__(self) -> tuple[Callable[..., DDict], tuple[Any, ...]]:
+        # Which it is; never what it takes to connect there.
+        return _attached, (self._handle.scheduler, self._handle.uid, self._wait, self._timeout)
+
+    def __repr__(self) -> str:
+        return f"<{self._handle.what}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{index}</td><td>{escape(each['worker'])}</td><td>{each['keys']:,}</td>"
+            f"<td>{each['bytes']:,}</td><td>{each['spilled']:,}</td></tr>"
+            for index, each in enumerate(self.stats())
+        )
+        return (
+            f"<table><caption>{escape(self._handle.what)}</caption><thead><tr><th>shard</th>"
+            "<th>worker</th><th>keys</th><th>bytes in memory</th><th>bytes on disk</th></tr>"
+            f"</thead><tbody>{rows}</tbody></table>"
+        )
+
+
+def _attached(scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None) -> DDict:
+    """Make what a pickled dictionary becomes."""
+    made = DDict.__new__(DDict)
+    made._be(handle_of(scheduler, uid), wait_for_keys, timeout)
+    return made
+
+
+def _whole(what: str, number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise SpecError(f"{what}= must be a whole number from 1, not {number!r}")
+    return number
+
+
+def _size(limit: int | str) -> int:
+    try:
+        size = config.as_bytes(limit)
+    except (ValueError, AttributeError, TypeError):
+        size = -1
+    if size < 0:
+        raise SpecError(f'memory_limit= must be bytes or a text such as "1GiB", not {limit!r}')
+    return size

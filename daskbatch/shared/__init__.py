@@ -1,0 +1,1 @@
+"""What tasks share: dictionaries and queues on the workers of a cluster."""

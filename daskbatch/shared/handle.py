@@ -1,0 +1,303 @@
+"""A shared object as this process sees it: has requests answered by whoever is to answer them.
+
+Does not know dictionaries nor queues. If an actor has died it goes on with the one that has
+taken over; what was asked for is done once, however often it had to be asked.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from daskbatch.errors import ServiceLost
+from daskbatch.shared.actor import here
+from daskbatch.shared.door import CONFIRM, FAILED, answer_to
+from daskbatch.shared.lane import PACE, Failed, Lane
+from daskbatch.shared.reach import ask, relayed, tls_context
+from daskbatch.shared.records import (
+    Layout,
+    NotServing,
+    Placed,
+    closed_error,
+    lost_error,
+    what_of,
+)
+from daskbatch.shared.value import copied
+
+#: After so long without an answer it is asked whether the one who is to give it is still there.
+_DOUBT = 1.0
+
+#: How long it may take until somebody has taken over, or is reached after all. Seconds.
+_TURN = 1.0
+
+#: A worker that is there and does not open its door so often is reached through the scheduler.
+_KNOCKS = 3
+
+
+class _Moved(Exception):
+    """Somebody else is to answer by now."""
+
+
+class _TimeUp(Exception):
+    pass
+
+
+class Handle:
+    """What a process has of a shared object; one for all that use it there.
+
+    Parameters
+    ----------
+    scheduler : str
+        Where it is.
+    uid : str
+        Which it is.
+    placed : Placed, optional
+        What is known of it.
+    """
+
+    def __init__(self, scheduler: str, uid: str, placed: Placed | None = None) -> None:
+        self.scheduler = scheduler
+        self.uid = uid
+        self._placed = placed
+        self._layouts: list[Layout] = []
+        self._lanes: list[deque[Lane]] = []
+        self._context: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+        if placed is not None:
+            self._take(placed)
+        _handles[scheduler, uid] = self
+
+    @property
+    def placed(self) -> Placed:
+        """What is known of it; asked for on the first use."""
+        found = self._placed
+        if found is None:
+            answer = ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+            if not isinstance(answer, Placed):
+                raise self._gone(answer)
+            with self._lock:
+                if self._placed is None:
+                    self._take(answer)
+            found = answer
+        return found
+
+    def _take(self, placed: Placed) -> None:
+        self._layouts = list(placed.layouts)
+        self._lanes = [deque() for _ in placed.layouts]
+        self._context = tls_context(self.scheduler)
+        self._placed = placed
+
+    def _gone(self, said: Any) -> Exception:
+        what = self.what
+        if said == "closed":
+            return closed_error(what)
+        return ServiceLost(f"the cluster at {self.scheduler} knows no {what}")
+
+    @property
+    def what(self) -> str:
+        """What it is called in messages."""
+        known = self._placed
+        return what_of(self.uid, known and known.options, known and known.name)
+
+    @property
+    def count(self) -> int:
+        """How many shards there are."""
+        return len(self.placed.layouts)
+
+    def layout(self, index: int) -> Layout:
+        """Give who has a shard, as far as is known here."""
+        _ = self.placed
+        return self._layouts[index]
+
+    def is_here(self, index: int) -> bool:
+        """Say whether a shard is served in this process."""
+        actor = here(self.uid, index)
+        return actor is not None and getattr(actor.state, "serves", True)
+
+    # -- requests -------------------------------------------------------------------------
+
+    def call(
+        self,
+        index: int,
+        operation: str,
+        *arguments: Any,
+        wait: float = 0.0,
+        deadline: float | None = None,
+    ) -> Any:
+        """Have something done by a shard.
+
+        Parameters
+        ----------
+        index : int
+            Which.
+        operation : str
+            What.
+        *arguments
+            With what.
+        wait : float
+            How long the shard may wait until it can be done. Seconds.
+        deadline : float, optional
+            Of `monotonic`: when there must be an answer.
+
+        Raises
+        ------
+        ServiceLost
+            What the shard had is lost, or the cluster is gone.
+        LifecycleError
+            It has been closed.
+        TimeoutError
+            There is no answer in time.
+        Exception
+            It could not be done.
+        """
+        actor = here(self.uid, index)
+        if actor is not None:
+            try:
+                return self._directly(actor.handle, operation, arguments, min(wait, PACE))
+            except NotServing:
+                pass
+        _ = self.placed
+        lanes = self._lanes[index]
+        try:
+            lane = lanes.pop()
+        except IndexError:
+            lane = Lane()
+        lane.seq += 1
+        try:
+            return self._go(lane, index, operation, arguments, wait, deadline)
+        finally:
+            lanes.append(lane)
+
+    def _directly(
+        self,
+        handler: Callable[..., Any],
+        operation: str,
+        arguments: tuple[Any, ...],
+        wait: float,
+    ) -> Any:
+        request = operation, b"", 0, wait, copied(arguments)
+        sign, result, *settle = answer_to(handler, request)
+        if sign == FAILED:
+            raise result
+        if sign == CONFIRM:
+            settle[0](True)
+        return copied(result)
+
+    def _go(
+        self,
+        lane: Lane,
+        index: int,
+        operation: str,
+        arguments: tuple[Any, ...],
+        wait: float,
+        deadline: float | None,
+    ) -> Any:
+        knocks = 0
+        while True:
+            layout = self._layouts[index]
+            if not layout.members:
+                raise lost_error(self.what, layout.lost)
+            door = layout.members[0].door
+            try:
+                return lane.call(
+                    door,
+                    self._context,
+                    operation,
+                    wait,
+                    arguments,
+                    self._watcher(index, layout, wait, deadline),
+                )
+            except Failed as failed:
+                error = failed.args[0]
+                if not isinstance(error, NotServing):
+                    raise error from None
+                self._renew(index, layout.epoch, PACE)
+            except _TimeUp:
+                raise TimeoutError(f"{self.what} has not answered in time") from None
+            except _Moved:
+                lane.close()
+            except OSError:
+                lane.close()
+                if not self._renew(index, layout.epoch, _TURN):
+                    knocks += 1
+                    if knocks >= _KNOCKS:
+                        return self._relayed(lane, index, operation, wait, arguments)
+            if deadline is not None and monotonic() > deadline:
+                raise TimeoutError(f"{self.what} has not answered in time")
+
+    def _watcher(
+        self, index: int, layout: Layout, wait: float, deadline: float | None
+    ) -> Callable[[], None]:
+        next_look = monotonic() + wait + _DOUBT
+
+        def idle() -> None:
+            nonlocal next_look
+            now = monotonic()
+            if deadline is not None and now > deadline + PACE:
+                raise _TimeUp
+            if now > next_look:
+                if self._renew(index, layout.epoch, 0.0):
+                    raise _Moved
+                next_look = monotonic() + _DOUBT
+
+        return idle
+
+    def _renew(self, index: int, epoch: int, seconds: float) -> bool:
+        """Ask who has a shard, and wait a little for news; says whether there are any."""
+        answer = ask(
+            self.scheduler,
+            "daskbatch_shared_look",
+            uid=self.uid,
+            index=index,
+            epoch=epoch,
+            seconds=seconds,
+        )
+        if not isinstance(answer, Layout):
+            raise self._gone(answer)
+        with self._lock:
+            if answer.epoch > self._layouts[index].epoch:
+                self._layouts[index] = answer
+        return answer.epoch > epoch
+
+    def _relayed(
+        self, lane: Lane, index: int, operation: str, wait: float, arguments: tuple[Any, ...]
+    ) -> Any:
+        """Have it done by way of the scheduler, since the worker's door cannot be reached."""
+        member = self._layouts[index].members[0]
+        request = operation, lane.sid, lane.seq, min(wait, _TURN), arguments
+        sign, result = relayed(self.scheduler, member, request)
+        if sign == FAILED:
+            raise result
+        return result
+
+    def forget(self) -> None:
+        """Let go of connections that are those of the process this was forked from."""
+        self._lock = threading.Lock()
+        self._lanes = [deque() for _ in self._lanes]
+
+
+#: By scheduler and object.
+_handles: weakref.WeakValueDictionary[tuple[str, str], Handle] = weakref.WeakValueDictionary()
+_finding = threading.Lock()
+
+
+def handle_of(scheduler: str, uid: str) -> Handle:
+    """Give the handle of an object."""
+    with _finding:
+        return _handles.get((scheduler, uid)) or Handle(scheduler, uid)
+
+
+def _forget() -> None:
+    global _finding
+    _finding = threading.Lock()
+    for each in list(_handles.values()):
+        each.forget()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,150 @@
+"""What stands in a queue, on the worker that has it.
+
+Does not know who puts and gets. What is taken out is only gone once the taker has it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from daskbatch.shared.door import Answer
+from daskbatch.shared.records import Request, closed_error
+from daskbatch.shared.value import Value, to_send
+from daskbatch.shared.vault import Slot, Vault
+
+#: Of so many lanes is known what came last through them.
+_LANES = 1 << 14
+
+
+class Line:
+    """The items of a queue, first in, first out.
+
+    Parameters
+    ----------
+    what : str
+        What the queue is called in messages.
+    vault : Vault
+        Where items are kept.
+    maxsize : int
+        How many there may be; 0 is no limit.
+    """
+
+    def __init__(self, what: str, vault: Vault, maxsize: int) -> None:
+        self._what = what
+        self.vault = vault
+        self._maxsize = maxsize
+        self._items: deque[Slot] = deque()
+        #: Handed out, and not yet known to have come.
+        self._under_way = 0
+        self._unfinished = 0
+        self.closed = False
+        self._lock = threading.Lock()
+        self._not_empty = threading.Condition(self._lock)
+        self._not_full = threading.Condition(self._lock)
+        self._all_done = threading.Condition(self._lock)
+        #: By lane: the last item that came through it.
+        self._done: OrderedDict[bytes, int] = OrderedDict()
+        self._operations: dict[str, Callable[..., Any]] = {
+            "qsize": self._qsize,
+            "task_done": self._task_done,
+            "stats": self._stats,
+        }
+
+    def __call__(self, request: Request) -> Any:
+        """Do what is asked for."""
+        operation, sid, seq, wait, arguments = request
+        self._require_open()
+        if operation == "get":
+            return self._get(wait)
+        if operation == "put":
+            return self._put(sid, seq, wait, *arguments)
+        if operation == "join":
+            return self._join(wait)
+        return self._operations[operation](*arguments)
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise closed_error(self._what)
+
+    def _put(self, sid: bytes, seq: int, wait: float, value: Value) -> bool:
+        """Take an item in; False if there is no room, also after a while."""
+        with self._lock:
+            if sid and self._done.get(sid) == seq:
+                return True
+            if self._is_full():
+                if wait > 0:
+                    self._not_full.wait_for(lambda: not self._is_full() or self.closed, wait)
+                self._require_open()
+                if self._is_full():
+                    return False
+            self._items.append(self.vault.keep(None, value))
+            self._unfinished += 1
+            if sid:
+                self._done[sid] = seq
+                self._done.move_to_end(sid)
+                if len(self._done) > _LANES:
+                    self._done.popitem(last=False)
+            self._not_empty.notify()
+            return True
+
+    def _is_full(self) -> bool:
+        return 0 < self._maxsize <= len(self._items) + self._under_way
+
+    def _get(self, wait: float) -> Any:
+        """Give the first item; None if there is none, also after a while."""
+        with self._lock:
+            if not self._items:
+                if wait > 0:
+                    self._not_empty.wait_for(lambda: self._items or self.closed, wait)
+                self._require_open()
+                if not self._items:
+                    return None
+            slot = self._items.popleft()
+            self._under_way += 1
+
+        def settle(has_it: bool) -> None:
+            with self._lock:
+                self._under_way -= 1
+                if has_it:
+                    self._not_full.notify()
+                elif not self.closed:
+                    self._items.appendleft(slot)
+                    self._not_empty.notify()
+
+        return Answer(to_send(slot.value), settle)
+
+    def _qsize(self) -> int:
+        return len(self._items)
+
+    def _task_done(self) -> bool:
+        """Count an item as done; False if there are no more to be done."""
+        with self._lock:
+            if not self._unfinished:
+                return False
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._all_done.notify_all()
+            return True
+
+    def _join(self, wait: float) -> bool:
+        """Say whether all items are done, also after a while."""
+        with self._lock:
+            self._all_done.wait_for(lambda: not self._unfinished or self.closed, wait)
+            self._require_open()
+            return not self._unfinished
+
+    def _stats(self) -> dict[str, Any]:
+        memory, spilled = self.vault.sizes()
+        return {"items": len(self._items), "bytes": memory, "spilled": spilled}
+
+    def close(self) -> None:
+        """Be no more; who waits is told."""
+        with self._lock:
+            self.closed = True
+            self._items.clear()
+            for condition in (self._not_empty, self._not_full, self._all_done):
+                condition.notify_all()
+        self.vault.tidy()

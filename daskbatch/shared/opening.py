@@ -1,0 +1,194 @@
+"""Makes shared objects on a cluster, or finds those that are there.
+
+Does not know what they are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import Any, NamedTuple, TypeAlias
+
+from distributed import Client, get_client
+from distributed.deploy import Cluster
+
+from daskbatch import config
+from daskbatch.dispatch.connection import connect
+from daskbatch.errors import BatchError, ServiceLost, SpecError
+from daskbatch.shared.actor import SharedActor
+from daskbatch.shared.handle import Handle
+from daskbatch.shared.reach import ask, client_of, make_actors, scheduler_here
+from daskbatch.shared.records import Options, Placed, Spec, what_of
+from daskbatch.shared.registry import SharedRegistry
+from daskbatch.worker.running import current, waiting
+
+#: So many shards a dictionary has at most, if nobody says how many.
+_SHARDS = 32
+
+#: How often is looked whether there is a worker by now. Seconds.
+_PAUSE = 0.1
+
+
+class Home(NamedTuple):
+    """Where an object is made, and with what it ends.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    owner : str, optional
+        A Dask client or a Batch; None: it ends with the cluster.
+    touch : callable, optional
+        Is told of what is about to be read or written here.
+    """
+
+    client: Client
+    owner: str | None
+    touch: Callable[..., None] | None = None
+
+
+#: What `cluster=` may be.
+Where: TypeAlias = str | Client | Cluster | Home | None
+
+
+@contextmanager
+def at_home(cluster: Where) -> Iterator[Home]:
+    """Have a client of a cluster for a while.
+
+    Raises
+    ------
+    LifecycleError
+        There is none given, and this process is connected to none.
+    ServiceLost
+        Nothing answers there.
+    """
+    if isinstance(cluster, Home):
+        yield cluster
+    elif isinstance(cluster, Client):
+        connect(cluster, None, "")  # it is looked at, and known from here on
+        yield Home(cluster, cluster.id)
+    elif cluster is not None:
+        connection = connect(cluster, None, "")
+        try:
+            yield Home(connection.client, None)
+        finally:
+            connection.close_in_background()
+    else:
+        address = scheduler_here()
+        if current() is None:
+            with contextlib.suppress(ValueError):
+                client = get_client()
+                if client.scheduler.address == address:
+                    yield Home(client, client.id)
+                    return
+        with client_of(address) as client:
+            yield Home(client, None)
+
+
+def open_shared(home: Home, options: Options, name: str | None) -> Handle:
+    """Make an object, or find the one of that name.
+
+    Parameters
+    ----------
+    home : Home
+        Where.
+    options : Options
+        How it is to be made.
+    name : str, optional
+        What it is called.
+
+    Raises
+    ------
+    SpecError
+        There are too few workers; or another kind of object has the name.
+    ServiceLost
+        There is no worker.
+    BatchError
+        The cluster cannot import daskbatch.
+    """
+    if name is not None and not (isinstance(name, str) and name):
+        raise SpecError(f"name= must be a text that is not empty, not {name!r}")
+    client = home.client
+    address = str(client.scheduler.address)
+    try:
+        client.register_plugin(SharedRegistry())
+    except ImportError as error:
+        raise BatchError(
+            f"the cluster at {address} cannot import daskbatch ({error}); "
+            "install the same version there, for its scheduler and its workers"
+        ) from error
+    uid = uuid.uuid4().hex[:12]
+    # What somebody has given a name to is there for others, too.
+    owner = home.owner if name is None or not _is_client(home) else None
+    with waiting(current()):
+        workers = _begin(address, uid, options, name, owner)
+        if isinstance(workers, Placed):
+            _compare(workers, options, name)
+            return Handle(address, workers.uid, workers)
+        try:
+            placed = _make(client, address, uid, options, name, workers)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                ask(address, "daskbatch_shared_close", uid=uid)
+            raise
+    return Handle(address, uid, placed)
+
+
+def _is_client(home: Home) -> bool:
+    return home.owner == str(home.client.id)
+
+
+def _begin(
+    address: str, uid: str, options: Options, name: str | None, owner: str | None
+) -> Placed | list[str]:
+    end = monotonic() + config.get_seconds("unmet-timeout")
+    while True:
+        found: Placed | list[str] = ask(
+            address, "daskbatch_shared_begin", uid=uid, options=options, name=name, owner=owner
+        )
+        if found:
+            return found
+        if monotonic() > end:
+            raise ServiceLost(f"the cluster at {address} has no worker to take a {options.kind}")
+        sleep(_PAUSE)
+
+
+def _make(
+    client: Client, address: str, uid: str, options: Options, name: str | None, workers: list[str]
+) -> Placed:
+    count = options.shards or min(len(workers), _SHARDS)
+    replicas = options.replicas
+    if replicas > len(workers):
+        raise SpecError(
+            f"replicas={replicas} needs as many workers, and there are {len(workers)} now"
+        )
+    spec = Spec(address, uid, 0, options, name, serves=replicas == 1)
+    wanted = [
+        (spec._replace(shard=index), workers[(index + copy) % len(workers)])
+        for index in range(count)
+        for copy in range(replicas)
+    ]
+    made = make_actors(client, SharedActor, wanted)
+    members = [member for member, _ in made]
+    shards = [members[start : start + replicas] for start in range(0, len(members), replicas)]
+    placed: Any = ask(address, "daskbatch_shared_made", uid=uid, shards=shards)
+    if placed is None:
+        raise ServiceLost(f"{what_of(uid, options, name)} was ended while it was being made")
+    result: Placed = placed
+    return result
+
+
+def _compare(found: Placed, wanted: Options, name: str | None) -> None:
+    if found.options.kind != wanted.kind:
+        raise SpecError(f"the name {name!r} is that of a {what_of(found.uid, found.options, None)}")
+    default = Options(wanted.kind)
+    for field in ("shards", "replicas", "memory_limit", "maxsize"):
+        has, wants = getattr(found.options, field), getattr(wanted, field)
+        if wants not in (has, getattr(default, field)):
+            raise SpecError(
+                f"{what_of(found.uid, found.options, name)} is there already, with "
+                f"{field}={has!r}, and not {wants!r}; leave it out to use that one"
+            )

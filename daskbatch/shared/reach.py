@@ -1,0 +1,245 @@
+"""Reaches the scheduler of a shared object from any process, and makes actors on its workers.
+
+Does not know what for. It needs no Dask client but to make actors: a question takes a
+connection of its own, which is rare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import ssl
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import dask
+from distributed import Client, get_client, get_worker
+from distributed.core import rpc
+from distributed.security import Security
+from distributed.worker_state_machine import UnpauseEvent
+
+from daskbatch.dispatch.connection import open_client, security_of
+from daskbatch.errors import BatchError, LifecycleError, ServiceLost
+from daskbatch.shared.records import Member, Request, Spec
+from daskbatch.worker.running import PACE, called_aside, current
+
+#: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
+_ANSWER_SECONDS = 30.0
+
+#: How long an actor may take to be there: its worker may be busy with other things. Seconds.
+_ACTOR_SECONDS = 60.0
+
+#: Served before all else.
+_PRIORITY = 1_000_000_000
+
+
+def ask(scheduler: str, operation: str, **arguments: Any) -> Any:
+    """Ask a scheduler.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address.
+    operation : str
+        What is asked.
+    **arguments
+        What about; sent as a pickle.
+
+    Raises
+    ------
+    ServiceLost
+        It cannot be reached, or does not answer.
+    """
+    patience = _ANSWER_SECONDS + float(arguments.get("seconds", 0.0))
+    data = pickle.dumps(arguments, 5)
+
+    async def go(reached: Any) -> Any:
+        return await getattr(reached, operation)(data=data)
+
+    return pickle.loads(_asked(scheduler, security_of(scheduler), go, patience))
+
+
+def _asked(
+    scheduler: str, security: Security, go: Callable[[Any], Awaitable[Any]], seconds: float
+) -> Any:
+    async def connected() -> Any:
+        connection = security.get_connection_args("client")
+        async with rpc(scheduler, connection_args=connection, timeout=seconds) as reached:
+            return await go(reached)
+
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(asyncio.run(asyncio.wait_for(connected(), seconds)))
+        except BaseException as error:
+            done.set_exception(error)
+
+    # In a thread of its own, since this one may have a loop that runs, as in a notebook.
+    threading.Thread(target=run, name="daskbatch-ask", daemon=True).start()
+    while not done.done():
+        with contextlib.suppress(TimeoutError):  # a task that waits here can be stopped
+            done.exception(PACE)
+    error = done.exception()
+    if isinstance(error, OSError):
+        raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
+    if error is not None:
+        raise error
+    return done.result()
+
+
+def relayed(scheduler: str, member: Member, request: Request) -> tuple[int, Any]:
+    """Have a request answered by an actor, by way of the scheduler."""
+    security = security_of(scheduler)
+    # Their buffers would be written by Dask as they are, in a pickle they are part of it.
+    data = pickle.dumps(request, 5)
+
+    async def go(reached: Any) -> Any:
+        message = {
+            "op": "actor_execute",
+            "function": "relay",
+            "actor": member.key,
+            "args": [data],
+            "kwargs": {},
+        }
+        answer = await reached.proxy(worker=member.worker, msg=message)
+        if answer["status"] != "OK":
+            raise answer["exception"]
+        return answer["result"]
+
+    answered: tuple[int, Any] = pickle.loads(_asked(scheduler, security, go, _ANSWER_SECONDS))
+    return answered
+
+
+def tls_context(scheduler: str) -> ssl.SSLContext | None:
+    """Give what it takes to speak TLS with the workers of a cluster; None if it does not."""
+    if not scheduler.startswith(("tls://", "wss://")):
+        return None
+    context = security_of(scheduler).get_connection_args("client").get("ssl_context")
+    return context if isinstance(context, ssl.SSLContext) else None
+
+
+def scheduler_here() -> str:
+    """Give the scheduler that this process is connected to.
+
+    Raises
+    ------
+    LifecycleError
+        It is connected to none.
+    """
+    host = current()
+    if host is not None:
+        return host.scheduler
+    with contextlib.suppress(ValueError):
+        return str(get_worker().scheduler.address)
+    with contextlib.suppress(ValueError):
+        return str(get_client().scheduler.address)
+    raise LifecycleError(
+        "this process is connected to no cluster: give cluster=, make a dask.distributed.Client "
+        "or a Batch first, or use batch.ddict() or batch.queue()"
+    )
+
+
+@contextlib.contextmanager
+def client_of(scheduler: str) -> Iterator[Client]:
+    """Have a Dask client of a scheduler for a while."""
+    client = called_aside(lambda: open_client(scheduler, was_there=True))
+    try:
+        yield client
+    finally:
+        threading.Thread(target=client.close, args=[2], name="daskbatch-close").start()
+
+
+def make_actors(
+    client: Client, kind: type, specs: Sequence[tuple[Spec, str]]
+) -> list[tuple[Member, Any]]:
+    """Make actors on workers, whatever these are busy with.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected there.
+    kind : type
+        The actors' class: made with a `Spec`, and has `describe`.
+    specs : sequence of (Spec, str)
+        What they are to be, and on which workers.
+
+    Returns
+    -------
+    list of (Member, future)
+        Each with what keeps it.
+
+    Raises
+    ------
+    ServiceLost
+        A worker has gone, or has no time for it.
+    """
+    futures = []
+    for spec, worker in specs:
+        key = f"daskbatch-{spec.options.kind}-{spec.uid}-{spec.shard}-{uuid.uuid4().hex[:8]}"
+        # Not in the threads for tasks: they may all be in use.
+        with dask.annotate(executor="actor"):
+            future = client.submit(
+                kind,
+                spec,
+                key=key,
+                workers=[worker],
+                allow_other_workers=False,
+                actor=True,
+                pure=False,
+                priority=_PRIORITY,
+            )
+        futures.append((future, worker))
+    made = []
+    for future, worker in futures:
+        try:
+            client.run(_admit, future.key, _ACTOR_SECONDS, workers=[worker], on_error="raise")
+            end = monotonic() + _ACTOR_SECONDS
+            while not future.done():
+                with contextlib.suppress(TimeoutError):
+                    future.exception(PACE)
+                if monotonic() > end:
+                    raise TimeoutError(f"not there after {_ACTOR_SECONDS:g} s")
+            if future.status != "finished":
+                raise future.exception() or BatchError(f"its key is {future.status}")
+            reply = client.sync(_call_actor, client, worker, future.key, "describe")
+            made.append((Member(worker, future.key, reply), future))
+        except Exception as error:
+            raise ServiceLost(
+                f"worker {worker} cannot take a part of {specs[0][0].uid}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return made
+
+
+async def _call_actor(client: Client, worker: str, key: str, function: str, *args: Any) -> Any:
+    # Not by Dask's own proxy, which may wait for ever for a worker that is gone.
+    answer = await client.rpc(worker).actor_execute(
+        function=function, actor=key, args=list(args), kwargs={}
+    )
+    if answer["status"] != "OK":
+        raise answer["exception"]
+    return pickle.loads(answer["result"])
+
+
+async def _admit(key: str, seconds: float, dask_worker: Any) -> None:
+    """Have an actor begin though all slots of its worker are in use: it needs none later."""
+    state = dask_worker.state
+    end = monotonic() + seconds
+    while monotonic() < end:
+        task = state.tasks.get(key)
+        if task is not None and task.state == "ready":
+            # By its priority it is the first that is looked at.
+            state.nthreads += 1
+            try:
+                dask_worker.handle_stimulus(UnpauseEvent(stimulus_id=f"daskbatch-admit-{key}"))
+            finally:
+                state.nthreads -= 1
+        elif task is not None and task.state not in ("waiting", "released", "fetch", "flight"):
+            return
+        await asyncio.sleep(0.002)

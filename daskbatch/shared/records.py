@@ -1,0 +1,154 @@
+"""What is said of shared objects between clients, workers and the scheduler.
+
+Does not know who says it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+from daskbatch.errors import LifecycleError, ServiceLost
+
+
+class DoorAddress(NamedTuple):
+    """Where a door is, and what it takes to be let in.
+
+    Parameters
+    ----------
+    host, port
+        Where it listens.
+    secret : bytes
+        What both sides must know.
+    tls : bool
+        Whether all is encrypted that goes through it.
+    """
+
+    host: str
+    port: int
+    secret: bytes
+    tls: bool
+
+    def __repr__(self) -> str:
+        return f"DoorAddress({self.host}:{self.port})"
+
+
+class Member(NamedTuple):
+    """A worker that has what belongs to a shard.
+
+    Parameters
+    ----------
+    worker : str
+        Its address.
+    key : str
+        Dask's key of the actor.
+    door : DoorAddress
+        Where the actor is reached.
+    """
+
+    worker: str
+    key: str
+    door: DoorAddress
+
+
+class Layout(NamedTuple):
+    """Who has a shard, as it stands.
+
+    Parameters
+    ----------
+    epoch : int
+        Goes up whenever that changes.
+    members : tuple of Member
+        The first serves it, the others have copies. Without any, it is lost.
+    lost : str
+        How that came about.
+    """
+
+    epoch: int
+    members: tuple[Member, ...]
+    lost: str = ""
+
+
+class Options(NamedTuple):
+    """How a shared object is made; what may differ between its handles is no part of it."""
+
+    kind: str
+    shards: int | None = None
+    replicas: int = 1
+    memory_limit: int | None = None
+    maxsize: int = 0
+
+
+class Placed(NamedTuple):
+    """A shared object, and where it is."""
+
+    uid: str
+    options: Options
+    name: str | None
+    layouts: tuple[Layout, ...]
+
+
+class Spec(NamedTuple):
+    """What an actor is to be.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address.
+    uid : str
+        The object.
+    shard : int
+        The shard of it.
+    options : Options
+        How the object is made.
+    name : str, optional
+        What the object is called.
+    serves : bool
+        Whether the actor serves its shard at once, without a copy.
+    """
+
+    scheduler: str
+    uid: str
+    shard: int
+    options: Options
+    name: str | None
+    serves: bool
+
+    def __str__(self) -> str:
+        return what_of(self.uid, self.options, self.name)
+
+
+class NotServing(Exception):
+    """This actor is not, or no longer, the one to ask."""
+
+
+def what_of(uid: str, options: Options | None, name: str | None) -> str:
+    """Say in messages which object it is."""
+    kind = "DDict" if options is None or options.kind == "ddict" else "Queue"
+    return f"{kind} {name!r}" if name is not None else f"{kind} {uid}"
+
+
+def closed_error(what: str) -> LifecycleError:
+    """Say that an object has been closed."""
+    return LifecycleError(f"{what} has been closed; make another one to go on")
+
+
+def lost_error(what: str, why: str) -> ServiceLost:
+    """Say that what an object held is gone."""
+    return ServiceLost(
+        f"a part of {what} is lost: {why}; what it held is gone (replicas=2 would have kept it)"
+    )
+
+
+def error_to_send(error: BaseException) -> BaseException:
+    """Give an exception that can be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error, 5))
+    except Exception:
+        return ServiceLost(f"{type(error).__name__}: {error}")
+    return error
+
+
+#: What a request looks like: what is to be done, whose request it is and the how manieth (None
+#: where it may be done twice), how long may be waited, and what it is about.
+Request = tuple[str, bytes, int, float, tuple[Any, ...]]

@@ -1,0 +1,158 @@
+"""Turns keys and values into what is sent and kept, and back.
+
+Does not know where that is. What is kept is a copy: whatever becomes of the object, or of what
+it was made into again, nothing of it is seen there.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pickle import PickleBuffer
+from typing import Any
+
+from daskbatch import pickling
+from daskbatch.errors import SerializationError
+
+#: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
+APART = 1 << 14
+
+#: What a value is while it is kept: its pickle, or the pickle and behind it the buffers that
+#: belong to it, of which each is apart.
+Value = bytes | tuple[Any, ...]
+
+#: What a value takes besides its bytes, roughly.
+_OVERHEAD = 256
+
+#: Objects that are pickled in one way, and are the same in every process.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+class OddKey:
+    """A key that is no plain value, pickled.
+
+    Parameters
+    ----------
+    data : bytes
+        The key.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OddKey, (self.data,)
+
+
+def key_to_send(key: object) -> Any:
+    """Make of a key what can be sent; it stays what it is if it is plain.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be pickled.
+    """
+    if type(key) in _PLAIN:
+        return key
+    if type(key) is tuple and _PLAIN.issuperset(map(type, key)):
+        return key
+    try:
+        return OddKey(pickling.dumps(key))
+    except Exception as error:
+        raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
+
+
+def key_sent(sent: Any) -> Any:
+    """Undo `key_to_send`.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be unpickled here.
+    """
+    if type(sent) is not OddKey:
+        return sent
+    try:
+        return pickling.loads(sent.data)
+    except Exception as error:
+        raise SerializationError(
+            f"a key cannot be unpickled in this process: {type(error).__name__}: {error}"
+        ) from error
+
+
+def pack(obj: object) -> Value:
+    """Pickle a value; its large buffers are not copied, and must be sent before they change.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be pickled.
+    """
+    if type(obj) in _PLAIN:
+        data = pickle.dumps(obj, pickling.PROTOCOL)
+        return data if len(data) < APART else (PickleBuffer(data),)
+    try:
+        data, apart = pickling.dumps_apart(obj, APART)
+    except Exception as error:
+        raise SerializationError(
+            f"a value of type {type(obj).__name__} cannot be pickled: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not apart and len(data) < APART:
+        return data
+    return PickleBuffer(data), *apart
+
+
+def unpack(value: Value) -> Any:
+    """Undo `pack`; what comes of it may use the buffers that were given.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be unpickled here.
+    """
+    try:
+        if isinstance(value, tuple):
+            return pickle.loads(value[0], buffers=value[1:])
+        return pickle.loads(value)
+    except Exception as error:
+        raise SerializationError(
+            f"a value cannot be unpickled in this process: {type(error).__name__}: {error}"
+        ) from error
+
+
+def size_of(value: Value) -> int:
+    """Say how much memory a value takes. Bytes."""
+    if isinstance(value, tuple):
+        return _OVERHEAD + sum(memoryview(each).nbytes for each in value)
+    return _OVERHEAD + len(value)
+
+
+def to_send(value: Value) -> Value:
+    """Have what is kept sent without a copy."""
+    if isinstance(value, tuple):
+        return tuple(PickleBuffer(each) for each in value)
+    return value
+
+
+def copied(sent: Any) -> Any:
+    """Copy what is apart in what is sent, where it does not travel but stays in this process."""
+    if isinstance(sent, (PickleBuffer, memoryview)):
+        with memoryview(sent) as given:
+            raw = given.cast("B") if given.contiguous else memoryview(bytes(given))
+            room = empty(raw.nbytes)
+            room[:] = raw
+            return room
+    if isinstance(sent, (tuple, list)):
+        return type(sent)(map(copied, sent))
+    return sent
+
+
+def empty(size: int) -> memoryview:
+    """Give room for so many bytes, which is not cleared first: that takes as long as to fill it."""
+    if size < APART:
+        return memoryview(bytearray(size))
+    import numpy  # not at the top: a child starts faster without it
+
+    return numpy.empty(size, "u1").data
