@@ -275,10 +275,7 @@ def _contained(make: Make, view: Callable[[Any], Any]) -> None:
     assert larger == larger2
     assert smaller != larger
     assert empty == empty2
-    assert empty == empty2
     assert empty != smaller
-    assert empty != smaller
-    assert larger != larger3
     assert larger != larger3
 
 
@@ -430,8 +427,10 @@ def test_each_case_of_mappings_runs_in_each_layout_or_it_is_said_why_not() -> No
         assert case.options == options
         for test in written:
             assert (test.split(".")[1] in _names(case)) != (test in NOT_RUN), test
-    replaced = {test for test in written if test.split(".")[1] in vars(mapping_cases.MappingCases)}
-    assert replaced - set(NOT_RUN) == set(REWRITTEN)
+    ours = vars(mapping_cases.MappingCases)
+    replaced = {test for test in written if test.split(".")[1] in ours} - set(NOT_RUN)
+    # What is in CPython's first class is called by what replaces it.
+    assert {test for test in replaced if not test.startswith("Basic")} == set(REWRITTEN)
     assert {test for test in NOT_RUN if "Protocol." in test} <= written
 
 
