@@ -35,7 +35,7 @@ class DDict(Keyed):
 
     Parameters
     ----------
-    cluster : str, distributed.Client or cluster object, optional
+    cluster : str, distributed.Client, cluster object or Batch, optional
         Where it is made; by default the cluster that this process is connected to.
     shards : int, optional
         In how many parts. By default one for each worker, up to 32.
@@ -202,7 +202,7 @@ class DDict(Keyed):
         >>> d["a"] = 1
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     d.save(Path(directory) / "state")
-        ...     DDict.load(Path(directory) / "state", batch.client)["a"]
+        ...     DDict.load(Path(directory) / "state", batch)["a"]
         1
         """
         self._touch(Mode.READ)

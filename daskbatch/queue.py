@@ -36,7 +36,7 @@ class Queue:
 
     Parameters
     ----------
-    cluster : str, distributed.Client or cluster object, optional
+    cluster : str, distributed.Client, cluster object or Batch, optional
         Where it is made; by default the cluster that this process is connected to.
     maxsize : int
         How many items there may be; 0 is no limit.

@@ -26,6 +26,7 @@ from daskbatch.shared.records import (
     NotServing,
     Placed,
     closed_error,
+    error_sent,
     lost_error,
     what_of,
 )
@@ -206,7 +207,7 @@ class Handle:
         request = operation, b"", 0, wait, copied(arguments)
         sign, result, *settle = answer_to(handler, request)
         if sign == FAILED:
-            raise result
+            raise error_sent(result)
         if sign == CONFIRM:
             settle[0](True)
         return copied(result)
@@ -297,7 +298,7 @@ class Handle:
         request = operation, lane.sid, lane.seq, min(wait, _TURN), arguments
         sign, result = relayed(self.scheduler, member, request)
         if sign == FAILED:
-            raise result
+            raise error_sent(result)
         return result
 
     def forget(self) -> None:
