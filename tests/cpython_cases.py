@@ -14,7 +14,6 @@ import logging
 import os
 import subprocess
 import sys
-import sysconfig
 import unittest
 from concurrent.futures import BrokenExecutor
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
@@ -22,16 +21,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cpython_path import HERE
+
 from daskbatch import BatchPoolExecutor
 from daskbatch.dispatch.cell import Phase
 from daskbatch.future import BatchPoolFuture
 
-HERE = Path(__file__).parent
-COPY = HERE / "cpython" / "test" / "test_concurrent_futures"
-if not Path(sysconfig.get_path("stdlib"), "test", "test_concurrent_futures").is_dir():
-    sys.path.insert(0, str(HERE / "cpython"))
-
-from test.test_concurrent_futures import (  # noqa: E402
+from test.test_concurrent_futures import (  # isort: skip - after cpython_path
     executor,
     test_as_completed,
     test_deadlock,
@@ -42,6 +38,8 @@ from test.test_concurrent_futures import (  # noqa: E402
     test_wait,
     util,
 )
+
+COPY = HERE / "cpython" / "test" / "test_concurrent_futures"
 
 #: What is read for tests, to know that none is forgotten.
 MODULES = [

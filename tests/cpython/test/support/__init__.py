@@ -1,4 +1,4 @@
-"""What the tests of executors ask of CPython's `test.support`; its names, in a few lines each."""
+"""What these tests ask of CPython's `test.support`; its names, in a few lines each."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def skip_if_sanitizer(why: str = "", **kinds: bool) -> Callable[[Any], Any]:
 
 def check_sanitizer(**kinds: bool) -> bool:
     return False
+
+
+def get_c_recursion_limit() -> int:
+    return 10_000
 
 
 def reap_children() -> None:
