@@ -240,6 +240,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         if layout.epoch != epoch:
             return layout
         gone = [member for member in layout.members[1:] if member.key == key]
+        if not gone:
+            return layout
         self._without(each, index, gone, "it did not answer")
         return each.layouts[index]
 
