@@ -69,7 +69,7 @@ class Lane:
         """
         if self._wire is None or self._door != door:
             self.close()
-            sock = enter(door, context, _CONNECT)
+            sock = enter(door, context, _CONNECT, idle)
             sock.settimeout(PACE)
             self._wire, self._door = Wire(sock), door
         wire = self._wire

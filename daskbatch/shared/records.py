@@ -135,6 +135,8 @@ def closed_error(what: str) -> LifecycleError:
 
 def lost_error(what: str, why: str) -> ServiceLost:
     """Say that what an object held is gone."""
+    if what.startswith("Queue"):
+        return ServiceLost(f"{what} is lost, and all that was in it: {why}")
     return ServiceLost(
         f"a part of {what} is lost: {why}; what it held is gone (replicas=2 would have kept it)"
     )
