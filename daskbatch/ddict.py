@@ -50,8 +50,9 @@ class DDict(Keyed):
         How much each worker keeps in memory, in bytes or as in "1GiB"; the rest is on disk. By
         default 30 % of the worker's own limit, for all such dictionaries together.
     name : str, optional
-        The same name on one cluster is the same dictionary. One with a name is there until it is
-        closed, one without ends with the client or the Batch that has made it.
+        The same name on one cluster is the same dictionary. What a Batch has made ends with the
+        Batch; else one with a name is there until it is closed, and one without ends with the
+        client that has made it.
 
     Raises
     ------
