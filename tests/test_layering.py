@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "describe": {"errors", "pickling", "worker"},
     "plan": {"errors", "describe"},
     "dispatch": {"errors", "config", "pickling", "describe", "plan", "worker"},
+    "shared": {"errors", "config", "pickling", "describe", "dispatch", "worker"},
     # The face: what the user holds.
     "failure": {"errors", "dispatch", "worker"},
     "task": {"errors", "pickling", "dispatch", "worker", "failure", "batch"},
@@ -34,10 +35,15 @@ MAY_IMPORT = {
         *("errors", "describe", "dispatch", "identity", "task"),
         *("compiled", "configured", "imported", "batch"),
     },
+    "sharing": {"describe", "dispatch", "plan", "shared", "identity", "ddict", "queue"},
     "batch": {
-        *("errors", "describe", "plan", "dispatch"),
-        *("identity", "task", "compiled", "making"),
+        *("errors", "describe", "dispatch"),
+        *("identity", "task", "compiled", "making", "sharing"),
     },
+    # What tasks share.
+    "keyed": {"describe", "shared"},
+    "ddict": {"errors", "config", "describe", "dispatch", "shared", "keyed"},
+    "queue": {"errors", "describe", "dispatch", "shared", "worker"},
     # The executor.
     "future": {"errors", "dispatch", "task", "pool"},
     "lanes": {"dispatch"},
@@ -53,7 +59,10 @@ MAY_IMPORT = {
 }
 
 #: Only these may import `distributed`; and these `dask`, besides.
-DISTRIBUTED = {"dispatch", "worker/plugin.py", "worker/cores.py", "batch.py", "executor.py"}
+DISTRIBUTED = {
+    *("dispatch", "worker/plugin.py", "worker/cores.py", "batch.py", "executor.py"),
+    *("shared/actor.py", "shared/opening.py", "shared/reach.py", "shared/registry.py"),
+}
 DASK = {"config.py", *DISTRIBUTED}
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import BrokenExecutor, CancelledError
 from pickle import PicklingError
 from typing import Any
@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 import daskbatch
-from daskbatch import Batch
+from daskbatch import Batch, DDict, Queue
 
 #: All that `daskbatch` offers so far.
 NAMES = {
     "Batch",
     "BatchPoolExecutor",
     "as_executor",
+    "DDict",
+    "Queue",
     "CommunicationDomain",
     "CommunicationObject",
     "BatchError",
@@ -161,6 +163,12 @@ def test_parameters_of_a_batch() -> None:
         ("read", "(obj, *channels)"),
         ("write", "(obj, *channels)"),
         ("open", "(path, mode='r', *args, **kwargs)"),
+        (
+            "ddict",
+            "(*, shards=None, replicas=1, wait_for_keys=False, timeout=None, memory_limit=None, "
+            "name=None)",
+        ),
+        ("queue", "(maxsize=0, *, name=None)"),
         ("fence", "(timeout=None)"),
         ("close", "()"),
         ("join", "(timeout=None)"),
@@ -173,9 +181,23 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 
 def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
+    methods |= {"ddict", "queue"}
     life = {"open", "fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes
+
+
+def test_what_dictionaries_and_queues_offer() -> None:
+    assert shape(DDict) == (
+        "(cluster=None, *, shards=None, replicas=1, wait_for_keys=False, timeout=None, "
+        "memory_limit=None, name=None)"
+    )
+    assert shape(Queue) == "(cluster=None, maxsize=0, *, name=None)"
+    many = {"put_many", "get_many", "fetch_add", "freeze", "unfreeze", "frozen"}
+    places = {"local_keys", "workers_for", "stats", "save", "load", "close", "name"}
+    assert own(DDict) == own(MutableMapping) | many | places
+    items = {"put", "get", "put_nowait", "get_nowait", "qsize", "empty", "full"}
+    assert own(Queue) == items | {"task_done", "join", "close", "name"}
 
 
 def test_what_tasks_offer(batch: Batch) -> None:

@@ -21,6 +21,7 @@ from daskbatch.shared.door import CONFIRM, FAILED, answer_to
 from daskbatch.shared.lane import PACE, Failed, Lane
 from daskbatch.shared.reach import ask, relayed, tls_context
 from daskbatch.shared.records import (
+    DoorAddress,
     Layout,
     NotServing,
     Placed,
@@ -29,6 +30,7 @@ from daskbatch.shared.records import (
     what_of,
 )
 from daskbatch.shared.value import copied
+from daskbatch.worker.running import current
 
 #: After so long without an answer it is asked whether the one who is to give it is still there.
 _DOUBT = 1.0
@@ -36,8 +38,13 @@ _DOUBT = 1.0
 #: How long it may take until somebody has taken over, or is reached after all. Seconds.
 _TURN = 1.0
 
-#: A worker that is there and does not open its door so often is reached through the scheduler.
+#: A worker that is there and does not open its door so often is reached through the scheduler;
+#: after so many seconds it is tried again.
 _KNOCKS = 3
+_DETOUR = 60.0
+
+#: So many objects are remembered that nobody uses at the moment: the next task is likely to.
+_REMEMBERED = 64
 
 
 class _Moved(Exception):
@@ -68,17 +75,20 @@ class Handle:
         self._layouts: list[Layout] = []
         self._lanes: list[deque[Lane]] = []
         self._context: ssl.SSLContext | None = None
+        #: By door: until when it is not tried any more.
+        self._detours: dict[DoorAddress, float] = {}
         self._lock = threading.Lock()
         if placed is not None:
             self._take(placed)
         _handles[scheduler, uid] = self
+        _remembered.append(self)
 
     @property
     def placed(self) -> Placed:
         """What is known of it; asked for on the first use."""
         found = self._placed
         if found is None:
-            answer = ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+            answer = self._find()
             if not isinstance(answer, Placed):
                 raise self._gone(answer)
             with self._lock:
@@ -86,6 +96,18 @@ class Handle:
                     self._take(answer)
             found = answer
         return found
+
+    def _find(self) -> Any:
+        try:
+            return ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+        except ServiceLost:
+            # A task may reach the same scheduler in another way.
+            host = current()
+            if host is None or host.scheduler == self.scheduler:
+                raise
+            answer = ask(host.scheduler, "daskbatch_shared_find", uid=self.uid)
+            self.scheduler = host.scheduler
+            return answer
 
     def _take(self, placed: Placed) -> None:
         self._layouts = list(placed.layouts)
@@ -204,6 +226,8 @@ class Handle:
             if not layout.members:
                 raise lost_error(self.what, layout.lost)
             door = layout.members[0].door
+            if self._detours and self._detours.get(door, 0.0) > monotonic():
+                return self._relayed(lane, index, operation, wait, arguments)
             try:
                 return lane.call(
                     door,
@@ -227,7 +251,7 @@ class Handle:
                 if not self._renew(index, layout.epoch, _TURN):
                     knocks += 1
                     if knocks >= _KNOCKS:
-                        return self._relayed(lane, index, operation, wait, arguments)
+                        self._detours[door] = monotonic() + _DETOUR
             if deadline is not None and monotonic() > deadline:
                 raise TimeoutError(f"{self.what} has not answered in time")
 
@@ -284,6 +308,7 @@ class Handle:
 
 #: By scheduler and object.
 _handles: weakref.WeakValueDictionary[tuple[str, str], Handle] = weakref.WeakValueDictionary()
+_remembered: deque[Handle] = deque(maxlen=_REMEMBERED)
 _finding = threading.Lock()
 
 

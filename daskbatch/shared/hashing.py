@@ -1,5 +1,291 @@
-from zlib import crc32
+"""Says which of some shards a key belongs to: the same one in every process, for equal keys.
+
+Does not know what a shard is, nor who asks. The `hash` of a text differs from process to
+process, so this has an arithmetic of its own: equal keys, as a dict has it (`1`, `1.0` and
+`True`; a tuple and a named tuple), get the same number, whatever their types. Where that
+cannot be told for sure, the number is 0: one shard has more to do then, but none is wrong.
+One thing is beyond it: a class of a user's own whose objects equal texts (or other keys that
+are no numbers) without being such: a text that ignores case, say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+import zlib
+from collections import UserString
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, Flag
+from fractions import Fraction
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+_BITS = 2**64 - 1
+_ONE, _TWO = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+_MICROSECOND = timedelta(microseconds=1)
+_EPOCH = (datetime(1970, 1, 1) - datetime.min) // _MICROSECOND
+
+#: How deep tuples and their like are looked into: deeper ones count as all the same. The
+#: recursion must not end where the stack of whoever asks happens to be full.
+_DEEPEST = 20
+
+_Rule = Callable[[Any, int], int]
 
 
-def shard_of(key, count):
-    return (crc32(repr(key).encode()) if not isinstance(key, (int, float)) else hash(key)) % count
+def shard_of(key: object, count: int) -> int:
+    """Say which of ``count`` shards a key belongs to.
+
+    Parameters
+    ----------
+    key : object
+        Anything that can be hashed.
+    count : int
+        How many shards there are.
+
+    Examples
+    --------
+    >>> shard_of("a", 7) in range(7)
+    True
+    >>> shard_of((1, 2), 7) == shard_of((1.0, 2 + 0j), 7)
+    True
+    """
+    kind = type(key)
+    if kind is str:
+        return zlib.crc32(key.encode("utf-8", "surrogatepass")) % count  # type: ignore[attr-defined]
+    if kind is int:
+        return _mix(hash(key)) % count
+    return _number_of(key, 0) % count
+
+
+def _number_of(key: object, depth: int) -> int:
+    """Turn a key into a number that is the same for all that are equal to it."""
+    kind = type(key)
+    try:
+        rule = _KNOWN.get(kind) or _rules.get(kind)
+        if rule is None:
+            rule = _rules[kind] = _find_rule(kind)
+        return rule(key, depth)
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:
+        return 0  # a signalling NaN; a time zone that fails
+
+
+def _mix(number: int) -> int:
+    """Spread what differs in a few bits only: multiples of the number of shards, say."""
+    number = number * _ONE & _BITS
+    number = (number ^ number >> 32) * _TWO & _BITS
+    return number >> 32
+
+
+# -- what is known ------------------------------------------------------------------------
+
+
+def _of_text(key: str, depth: int) -> int:
+    return zlib.crc32(str.encode(key, "utf-8", "surrogatepass"))
+
+
+def _of_bytes(key: bytes, depth: int) -> int:
+    return zlib.crc32(key)
+
+
+def _of_number(key: Any, depth: int) -> int:
+    # Python defines the hash of a number by its value, for numbers of all types alike. That
+    # of a NaN is that of the object, which is a new one elsewhere.
+    return _mix(hash(key)) if key == key else 0
+
+
+def _of_tuple(key: tuple[Any, ...], depth: int) -> int:
+    if depth == _DEEPEST:
+        return 0
+    total = 0
+    for item in tuple.__iter__(key):
+        total = _mix(total * 31 + _number_of(item, depth + 1) + 1)
+    return total
+
+
+def _of_set(key: frozenset[Any], depth: int) -> int:
+    if depth == _DEEPEST:
+        return 0
+    return _mix(sum(_mix(_number_of(item, depth + 1)) for item in frozenset.__iter__(key)))
+
+
+def _of_date(key: date, depth: int) -> int:
+    # As midnight: NumPy has objects that equal the one, and such that equal the other.
+    return _of_moment(datetime(key.year, key.month, key.day), depth)
+
+
+def _of_moment(key: datetime, depth: int) -> int:
+    # With a time zone, what counts is the moment, and by definition that with fold=0.
+    offset = key.replace(fold=0).utcoffset() or timedelta(0)
+    wall = key.replace(tzinfo=None) - datetime.min
+    return _mix((wall - offset) // _MICROSECOND)
+
+
+def _of_time(key: time, depth: int) -> int:
+    if key.utcoffset() is not None:
+        return 0
+    since = timedelta(0, key.second, key.microsecond, 0, key.minute, key.hour)
+    return _mix(since // _MICROSECOND)
+
+
+def _of_duration(key: timedelta, depth: int) -> int:
+    return _mix(hash(key))  # of three numbers
+
+
+def _of_uuid(key: UUID, depth: int) -> int:
+    return _mix(hash(key.int))
+
+
+def _of_range(key: range, depth: int) -> int:
+    # Ranges of the same numbers are equal, however they were described.
+    return _mix(hash((key[0], key[-1]))) if key else 0
+
+
+def _of_view(key: memoryview, depth: int) -> int:
+    return zlib.crc32(key.tobytes())
+
+
+def _of_path(key: PurePath, depth: int) -> int:
+    return _of_text(PurePath.__str__(key).lower(), depth)  # some systems ignore case
+
+
+def _of_wrapped_text(key: UserString, depth: int) -> int:
+    return _number_of(key.data, depth)
+
+
+def _unknown(key: object, depth: int) -> int:
+    return 0
+
+
+#: By type: for objects of just this type, and of those derived from it that compare alike.
+_KNOWN: dict[type, _Rule] = {
+    str: _of_text,
+    bytes: _of_bytes,
+    int: _of_number,
+    bool: _of_number,
+    float: _of_number,
+    complex: _of_number,
+    Decimal: _of_number,
+    Fraction: _of_number,
+    tuple: _of_tuple,
+    frozenset: _of_set,
+    datetime: _of_moment,
+    date: _of_date,
+    time: _of_time,
+    timedelta: _of_duration,
+    UUID: _of_uuid,
+    range: _of_range,
+    memoryview: _of_view,
+    PurePath: _of_path,
+    UserString: _of_wrapped_text,
+    type(None): _unknown,
+}
+
+#: The rules of other types.
+_rules: weakref.WeakKeyDictionary[type, _Rule] = weakref.WeakKeyDictionary()
+
+
+# -- what can be found out ----------------------------------------------------------------
+
+
+def _find_rule(kind: type) -> _Rule:
+    if kind.__module__ == "numpy" and hasattr(kind, "dtype"):
+        return _of_numpy
+    for base, rule in _KNOWN.items():
+        if issubclass(kind, base) and _compares_as(kind, base):
+            return rule
+    if issubclass(kind, Enum) and _compares_as(kind, Enum):
+        return _of_flag if issubclass(kind, Flag) else _of_member
+    if issubclass(kind, datetime):
+        return _of_own_moment
+    if issubclass(kind, timedelta):
+        return _of_own_duration
+    names = _compared_fields(kind)
+    if names is not None:
+        return lambda key, depth: _of_tuple(tuple(getattr(key, name) for name in names), depth)
+    if any(hasattr(kind, name) for name in ("__index__", "__int__", "__float__", "__complex__")):
+        return _of_own_number
+    return _unknown
+
+
+def _compares_as(kind: type, base: type) -> bool:
+    return kind.__eq__ is base.__eq__ and kind.__hash__ is base.__hash__
+
+
+def _of_numpy(key: Any, depth: int) -> int:
+    match key.dtype.kind:
+        case "b" | "i" | "u" | "f" | "c":
+            return _of_number(key, depth)
+        case "U":
+            return _of_text(str(key), depth)
+        case "S":
+            return _of_bytes(bytes(key), depth)
+        case "m" | "M" if key == key:
+            # Parts of a microsecond have no match in Python.
+            whole = key.astype(f"{key.dtype.kind}8[us]")
+            if key.dtype.kind == "m":
+                fine = key.dtype.str[4:-1].lstrip("0123456789") in ("ns", "ps", "fs", "as")
+                return 0 if fine and whole != key else _mix(hash(key))
+            year = 1970 + int(key.astype("M8[Y]").astype("i8"))
+            if whole == key and 1 <= year <= 9999:
+                return _mix(_EPOCH + int(whole.astype("i8")))
+    return _of_own_number(key, depth)
+
+
+def _of_member(key: Enum, depth: int) -> int:
+    return _of_text(key._name_, depth)
+
+
+def _of_flag(key: Flag, depth: int) -> int:
+    return _number_of(key._value_, depth)
+
+
+def _of_own_moment(key: datetime, depth: int) -> int:
+    parts = key.year, key.month, key.day, key.hour, key.minute, key.second, key.microsecond
+    plain = datetime(*parts, tzinfo=key.tzinfo, fold=key.fold)
+    return _of_moment(plain, depth) if _same(key, plain) else 0
+
+
+def _of_own_duration(key: timedelta, depth: int) -> int:
+    plain = timedelta(key.days, key.seconds, key.microseconds)
+    return _of_duration(plain, depth) if _same(key, plain) else 0
+
+
+def _of_own_number(key: Any, depth: int) -> int:
+    """A number of a type that is not known is one if it equals one of Python's own."""
+    for convert in (int, float, complex, lambda x: Fraction(int(x.numerator), int(x.denominator))):
+        try:
+            plain = convert(key)
+            if _same(key, plain):
+                return _of_number(plain, depth)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception:
+            continue
+    return 0
+
+
+def _same(key: object, plain: object) -> bool:
+    return hash(key) == hash(plain) and bool(key == plain)
+
+
+def _compared_fields(kind: type) -> tuple[str, ...] | None:
+    """Give the fields by which a dataclass compares; None if it does so in a way of its own."""
+    owner = next(each for each in kind.__mro__ if "__eq__" in vars(each))
+    if "__dataclass_fields__" not in vars(owner):
+        return None
+    names = tuple(field.name for field in dataclasses.fields(owner) if field.compare)
+    # `dataclass` leaves an `__eq__` that is there: is it one that `dataclass` made?
+    like = dataclasses.make_dataclass("Like", names)
+    return names if _does(owner.__eq__) == _does(like.__eq__) is not None else None
+
+
+def _does(function: Any) -> tuple[object, ...] | None:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    return code.co_code, code.co_consts, code.co_names, code.co_varnames, code.co_freevars

@@ -91,3 +91,6 @@ class Lane:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
+
+    def __del__(self) -> None:
+        self.close()

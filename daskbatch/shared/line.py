@@ -6,6 +6,7 @@ Does not know who puts and gets. What is taken out is only gone once the taker h
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +38,9 @@ class Line:
         self.vault = vault
         self._maxsize = maxsize
         self._items: deque[Slot] = deque()
-        #: Handed out, and not yet known to have come.
-        self._under_way = 0
+        #: Handed out, and not yet known to have come. Weak, since a task of this process that
+        #: takes one may be stopped at any moment.
+        self._under_way: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._unfinished = 0
         self.closed = False
         self._lock = threading.Lock()
@@ -91,7 +93,7 @@ class Line:
             return True
 
     def _is_full(self) -> bool:
-        return 0 < self._maxsize <= len(self._items) + self._under_way
+        return 0 < self._maxsize <= len(self._items) + len(self._under_way)
 
     def _get(self, wait: float) -> Any:
         """Give the first item; None if there is none, also after a while."""
@@ -103,11 +105,11 @@ class Line:
                 if not self._items:
                     return None
             slot = self._items.popleft()
-            self._under_way += 1
+            self._under_way.add(slot)
 
         def settle(has_it: bool) -> None:
             with self._lock:
-                self._under_way -= 1
+                self._under_way.discard(slot)
                 if has_it:
                     self._not_full.notify()
                 elif not self.closed:

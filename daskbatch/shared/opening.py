@@ -78,14 +78,21 @@ def at_home(cluster: Where) -> Iterator[Home]:
             connection.close_in_background()
     else:
         address = scheduler_here()
-        if current() is None:
-            with contextlib.suppress(ValueError):
-                client = get_client()
-                if client.scheduler.address == address:
-                    yield Home(client, client.id)
-                    return
+        client = _own_client(address) if current() is None else None
+        if client is not None:
+            yield Home(client, client.id)
+            return
         with client_of(address) as client:
             yield Home(client, None)
+
+
+def _own_client(address: str) -> Client | None:
+    """Give the client that this process has of a scheduler, if it is the default one."""
+    try:
+        client = get_client()
+    except ValueError:
+        return None
+    return client if client.scheduler.address == address else None
 
 
 def open_shared(home: Home, options: Options, name: str | None) -> Handle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import socket
 import ssl
 import threading
 import uuid
@@ -19,17 +20,21 @@ from typing import Any
 
 import dask
 from distributed import Client, get_client, get_worker
+from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
 from distributed.worker_state_machine import UnpauseEvent
 
-from daskbatch.dispatch.connection import open_client, security_of
+from daskbatch.dispatch.connection import for_client, learn_security, open_client, security_of
 from daskbatch.errors import BatchError, LifecycleError, ServiceLost
 from daskbatch.shared.records import Member, Request, Spec
 from daskbatch.worker.running import PACE, called_aside, current
 
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
+
+#: How long it may take to see whether anybody listens. Seconds.
+_KNOCK_SECONDS = 2.0
 
 #: How long an actor may take to be there: its worker may be busy with other things. Seconds.
 _ACTOR_SECONDS = 60.0
@@ -61,13 +66,14 @@ def ask(scheduler: str, operation: str, **arguments: Any) -> Any:
     async def go(reached: Any) -> Any:
         return await getattr(reached, operation)(data=data)
 
-    return pickle.loads(_asked(scheduler, security_of(scheduler), go, patience))
+    return pickle.loads(_asked(scheduler, _security(scheduler), go, patience))
 
 
 def _asked(
     scheduler: str, security: Security, go: Callable[[Any], Awaitable[Any]], seconds: float
 ) -> Any:
     async def connected() -> Any:
+        _require_listening(scheduler)
         connection = security.get_connection_args("client")
         async with rpc(scheduler, connection_args=connection, timeout=seconds) as reached:
             return await go(reached)
@@ -93,9 +99,25 @@ def _asked(
     return done.result()
 
 
+def _require_listening(address: str) -> None:
+    """Find out at once that nobody listens any more: Dask would try again for long."""
+    if address.startswith(("tcp://", "tls://")):
+        host, port = parse_host_port(address.partition("://")[2])
+        with contextlib.suppress(TimeoutError):
+            socket.create_connection((host, port), _KNOCK_SECONDS).close()
+
+
+def _security(scheduler: str) -> Security:
+    host = current()
+    if host is not None and host.security is not None and host.scheduler == scheduler:
+        # A child process has it from its worker.
+        learn_security(scheduler, for_client(pickle.loads(host.security)))
+    return security_of(scheduler)
+
+
 def relayed(scheduler: str, member: Member, request: Request) -> tuple[int, Any]:
     """Have a request answered by an actor, by way of the scheduler."""
-    security = security_of(scheduler)
+    security = _security(scheduler)
     # Their buffers would be written by Dask as they are, in a pickle they are part of it.
     data = pickle.dumps(request, 5)
 
@@ -120,7 +142,7 @@ def tls_context(scheduler: str) -> ssl.SSLContext | None:
     """Give what it takes to speak TLS with the workers of a cluster; None if it does not."""
     if not scheduler.startswith(("tls://", "wss://")):
         return None
-    context = security_of(scheduler).get_connection_args("client").get("ssl_context")
+    context = _security(scheduler).get_connection_args("client").get("ssl_context")
     return context if isinstance(context, ssl.SSLContext) else None
 
 
@@ -148,6 +170,7 @@ def scheduler_here() -> str:
 @contextlib.contextmanager
 def client_of(scheduler: str) -> Iterator[Client]:
     """Have a Dask client of a scheduler for a while."""
+    _security(scheduler)
     client = called_aside(lambda: open_client(scheduler, was_there=True))
     try:
         yield client
