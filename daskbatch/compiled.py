@@ -187,25 +187,28 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
     members = list(tasks)
+    home = batch._session.home
     for task in members:
         if not isinstance(task, Task):
             raise GraphError(f"compile takes tasks; {task!r} is none")
         cell = task._cell
-        require_own(batch, cell)
+        if cell.home != home or cell.producers:
+            require_own(batch, cell)
         if isinstance(task, CompiledTask):
             raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
         if cell.group is not None:
             raise GraphError(f"task {cell.label} is a member of {cell.group.name!r} already")
+        if cell.phase == Phase.CREATED:
+            continue
         if cell.phase == Phase.QUEUED:
             raise LifecycleError(
                 f"task {cell.label} waits in the background and starts by itself; only with "
                 "Batch(background_batching=False) are the tasks of templates yours to compile"
             )
-        if cell.phase != Phase.CREATED:
-            raise LifecycleError(
-                f"task {cell.label} is {cell.phase.name.lower()} already; "
-                "only tasks that have not been started can be compiled"
-            )
+        raise LifecycleError(
+            f"task {cell.label} is {cell.phase.name.lower()} already; "
+            "only tasks that have not been started can be compiled"
+        )
     return members
 
 

@@ -20,6 +20,7 @@ from daskbatch.task import Task
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
+    from daskbatch.dispatch.session import Session
 
 Accesses = Access | Iterable[Access] | None
 
@@ -80,7 +81,9 @@ class Configured:
     def _cell(self, call: Call, target: Callable[..., Any]) -> Cell:
         """Describe the call of a function as what is kept of a task."""
         name = self._name_of(target)
-        return make_cell(self._batch, call, name, self._options, self._reads, self._writes)
+        batch = self._batch
+        options, reads, writes = self._options, self._reads, self._writes
+        return make_cell(batch, batch._session, call, name, options, reads, writes)
 
 
 def require_name(name: str | None) -> None:
@@ -104,7 +107,9 @@ def make_function(
         args, more_reads, more_writes = _other_form(args)
         reads, writes = reads + more_reads, writes + more_writes
     call = function_call(target, args, kwargs)
-    return Task(batch, make_cell(batch, call, name or name_of(target), options, reads, writes))
+    session = batch._session
+    cell = make_cell(batch, session, call, name or name_of(target), options, reads, writes)
+    return Task(batch, cell, session)
 
 
 def make_process(
@@ -132,11 +137,13 @@ def make_process(
     # It is a process of its own as it is.
     options = replace(options, isolated=False, cwd=None, env=())
     name = name or os.path.basename(target)
-    return Task(batch, make_cell(batch, call, name, options, reads, writes))
+    session = batch._session
+    return Task(batch, make_cell(batch, session, call, name, options, reads, writes), session)
 
 
 def make_cell(
     batch: Batch,
+    session: Session,
     call: Call,
     name: str,
     options: Options,
@@ -144,7 +151,6 @@ def make_cell(
     writes: tuple[Channel, ...],
 ) -> Cell:
     """Make what is kept of a task, with a number that no other task of its client has."""
-    session = batch._session
     if session.closed:
         batch._require_open()
     return Cell(session.home, next(session.numbers), name, call, options, reads, writes)

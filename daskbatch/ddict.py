@@ -35,7 +35,7 @@ class DDict(Keyed):
 
     Parameters
     ----------
-    cluster : str, distributed.Client or cluster object, optional
+    cluster : str, distributed.Client, cluster object or Batch, optional
         Where it is made; by default the cluster that this process is connected to.
     shards : int, optional
         In how many parts. By default one for each worker, up to 32.
@@ -50,8 +50,9 @@ class DDict(Keyed):
         How much each worker keeps in memory, in bytes or as in "1GiB"; the rest is on disk. By
         default 30 % of the worker's own limit, for all such dictionaries together.
     name : str, optional
-        The same name on one cluster is the same dictionary. One with a name is there until it is
-        closed, one without ends with the client or the Batch that has made it.
+        The same name on one cluster is the same dictionary. What a Batch has made ends with the
+        Batch; else one with a name is there until it is closed, and one without ends with the
+        client that has made it.
 
     Raises
     ------
@@ -202,7 +203,7 @@ class DDict(Keyed):
         >>> d["a"] = 1
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     d.save(Path(directory) / "state")
-        ...     DDict.load(Path(directory) / "state", batch.client)["a"]
+        ...     DDict.load(Path(directory) / "state", batch)["a"]
         1
         """
         self._touch(Mode.READ)

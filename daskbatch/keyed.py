@@ -330,6 +330,14 @@ class _Items(ItemsView[Any, Any]):
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         return self._mapping._all_items()
 
+    def __contains__(self, item: object) -> bool:
+        if not (isinstance(item, tuple) and len(item) == 2):
+            return False
+        # Not by `d[key]`, which may wait for the key.
+        missing = object()
+        value = self._mapping.get(item[0], missing)
+        return value is not missing and (value is item[1] or bool(value == item[1]))
+
 
 def _pairs(given: Any) -> list[tuple[Any, Any]]:
     if isinstance(given, Mapping):

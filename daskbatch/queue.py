@@ -36,13 +36,14 @@ class Queue:
 
     Parameters
     ----------
-    cluster : str, distributed.Client or cluster object, optional
+    cluster : str, distributed.Client, cluster object or Batch, optional
         Where it is made; by default the cluster that this process is connected to.
     maxsize : int
         How many items there may be; 0 is no limit.
     name : str, optional
-        The same name on one cluster is the same queue. One with a name is there until it is
-        closed, one without ends with the client or the Batch that has made it.
+        The same name on one cluster is the same queue. What a Batch has made ends with the Batch;
+        else one with a name is there until it is closed, and one without ends with the client that
+        has made it.
 
     Raises
     ------

@@ -23,6 +23,7 @@ from daskbatch.worker.running import waiting_in_loop
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
+    from daskbatch.dispatch.session import Session
 
 _UNKNOWN = object()
 
@@ -87,10 +88,10 @@ class Task:
 
     __slots__ = ("_batch", "_cell", "_in_background", "_object", "_session")
 
-    def __init__(self, batch: Batch, cell: Cell) -> None:
+    def __init__(self, batch: Batch, cell: Cell, session: Session | None = None) -> None:
         self._batch = batch
         #: The client that made it; whoever waits for it may be another.
-        self._session = batch._session
+        self._session = batch._session if session is None else session
         self._cell = cell
         self._object: Any = _UNKNOWN
         #: Whether it starts by itself when it is needed, and the user has not started it.
@@ -341,7 +342,7 @@ class Task:
                 raise value_lost(cell)
             return cell.output[part == "stderr"]
         if self._object is _UNKNOWN:
-            if cell.phase == Phase.DONE:
+            if cell.value is None and cell.phase == Phase.DONE:
                 self._fetch(lambda: cell.value is None, timeout)
             if cell.phase != Phase.DONE or cell.value is None:
                 raise failure_of(cell, self._dispatcher, timeout)

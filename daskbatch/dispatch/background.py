@@ -5,6 +5,7 @@ Does not know how they came about. Whoever needs some of it has it started here.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -59,8 +60,9 @@ class Background:
         self.name = "batch"
         self._dispatcher = dispatcher
         self._start = start
-        #: Template tasks that may not be over.
-        self._queued: list[Cell] = []
+        #: Template tasks that may not be over. What waits may keep a Batch, and must not be kept.
+        self._queued: list[weakref.ref[Cell]] = []
+        self._sorting = threading.Lock()
 
     @property
     def backlog(self) -> Backlog:
@@ -75,7 +77,7 @@ class Background:
 
     def queue(self, cell: Cell) -> None:
         """Have a template task wait until it is needed."""
-        self._queued.append(cell)
+        self._queued.append(weakref.ref(cell))
         self.backlog.add(cell)
 
     @property
@@ -85,12 +87,11 @@ class Background:
 
     def not_over(self, which: Callable[[Cell], bool]) -> list[Cell]:
         """Give those of the template tasks that are of a kind and not over; they are started."""
-        # What is appended meanwhile stays.
-        some = self._queued
-        left = [cell for cell in list(some) if not cell.over]
-        if len(left) < len(some):
-            gone = set(some) - set(left)
-            self._queued = [cell for cell in some if cell not in gone]
+        with self._sorting:
+            # What is appended meanwhile is behind these.
+            some = list(self._queued)
+            left = [cell for each in some if (cell := each()) is not None and not cell.over]
+            self._queued[: len(some)] = [weakref.ref(cell) for cell in left]
         found = [cell for cell in left if which(cell)]
         self.start_queued(found)
         return found

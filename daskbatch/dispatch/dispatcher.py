@@ -75,7 +75,9 @@ class Dispatcher(TakeBack):
         with uninterrupted(), self._changed:
             new = [cell for cell in cells if cell.phase < Phase.WAITING]
             # What is over already was cancelled before it began; else it was started twice.
-            twice = any(Phase.WAITING <= cell.phase <= Phase.DONE for cell in cells)
+            twice = len(new) < len(cells) and any(
+                Phase.WAITING <= cell.phase <= Phase.DONE for cell in cells
+            )
             if twice or (group is not None and group.started):
                 raise LifecycleError(f"{group.name if group else cells[0].label} has been started")
             if group is not None:

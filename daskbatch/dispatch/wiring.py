@@ -47,7 +47,10 @@ def wait_for_producers(cells: Iterable[Cell]) -> None:
     by results alone, and is in no graph.
     """
     for cell in cells:
-        started = [each for each in cell.producers if each.phase >= Phase.WAITING]
+        producers = cell.producers
+        if not producers:
+            continue
+        started = [each for each in producers if each.phase >= Phase.WAITING]
         if started:
             known = dict(cell.waits)
             known.update((each, known.get(each, 0) | ARG) for each in started)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pickle
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -31,6 +34,9 @@ from daskbatch.shared.vault import Vault
 #: How much of its worker's memory all may take together that say nothing of it themselves.
 _FRACTION = 0.3
 
+#: How long it may take from here until Dask knows that an actor is there. Seconds.
+_MAKING_SECONDS = 30.0
+
 
 class SharedActor:
     """A shard, or a queue.
@@ -45,12 +51,13 @@ class SharedActor:
         worker: Worker = get_worker()
         self._spec = spec
         self._worker: weakref.ref[Worker] = weakref.ref(worker)
-        self._key: str | None = None
+        self._key: str = worker.get_current_task()
+        self._until = monotonic() + _MAKING_SECONDS
         address = worker.address
         context = None
         # What goes out from here later, in threads of no task, needs to know.
         learn_security(spec.scheduler, for_client(worker.security))
-        if address.startswith("tls"):
+        if address.startswith(("tls", "wss")):
             context = worker.security.get_listen_args("worker")["ssl_context"]
         vault = _vault_of(worker, spec)
         self.state: Shard | Line
@@ -66,8 +73,10 @@ class SharedActor:
         self._door = Door(host, self.handle, self._is_needed, context)
         _here[spec.uid, spec.shard] = self
 
-    def handle(self, request: Request) -> Any:
-        """Answer a request, in whatever thread."""
+    def handle(self, request: Request, is_gone: Callable[[], bool] = lambda: False) -> Any:
+        """Answer a request, in whatever thread; it may be that nobody waits for it any more."""
+        if isinstance(self.state, Line):
+            return self.state(request, is_gone)
         if request[0] == "follow":
             return self._follow(*request[4])
         return self.state(request)
@@ -84,7 +93,11 @@ class SharedActor:
         worker = self._worker()
         if worker is None or worker.status in (Status.closed, Status.closing, Status.failed):
             return False
-        return self._key is None or self._key in worker.state.actors
+        if self._key in worker.state.actors:
+            self._until = 0.0
+            return True
+        # It may still be being made; what is not needed after all is forgotten without a word.
+        return monotonic() < self._until
 
     def _ask(self, operation: str, **arguments: Any) -> Layout:
         spec = self._spec
@@ -101,7 +114,6 @@ class SharedActor:
 
     async def take(self, layout: bytes, key: str) -> None:
         """Hear who has the shard, and by what key this actor is known."""
-        self._key = key
         if self._followers is not None:
             await asyncio.to_thread(self._followers.take, pickle.loads(layout), key)
 
@@ -151,6 +163,9 @@ class SharedActor:
 
 #: The actors of this process.
 _here: weakref.WeakValueDictionary[tuple[str, int], SharedActor] = weakref.WeakValueDictionary()
+
+# A process that a task has forked has none: what it wrote there, nobody would see.
+os.register_at_fork(after_in_child=_here.clear)
 
 _vaults: weakref.WeakValueDictionary[Path, Vault] = weakref.WeakValueDictionary()
 _making = threading.Lock()

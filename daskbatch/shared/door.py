@@ -15,10 +15,14 @@ import ssl
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from time import monotonic, sleep
+from typing import Any, TypeVar
 
 from daskbatch.shared.records import DoorAddress, Request, error_to_send
-from daskbatch.shared.wire import Wire
+from daskbatch.shared.wire import Idle, Wire
+
+T = TypeVar("T")
 
 #: Says which protocol is spoken, and is followed by a number that is used once.
 _GREETING = b"daskbatch-1"
@@ -33,6 +37,9 @@ _KEEPALIVE = 15
 
 #: How often is looked whether the door is still needed. Seconds.
 _LOOK_SECONDS = 1.0
+
+#: How often one who wants to come in looks up. Seconds.
+_PACE = 0.05
 
 OK, FAILED, CONFIRM = 0, 1, 2
 
@@ -55,8 +62,9 @@ class Answer:
         self.settle = settle
 
 
-#: Does what is asked for. It may raise, and that is the answer.
-Handler = Callable[[Request], Any]
+#: Does what is asked for. It may raise, and that is the answer. The second argument says whether
+#: nobody waits for that any more.
+Handler = Callable[[Request, Callable[[], bool]], Any]
 
 
 class Door:
@@ -118,6 +126,7 @@ class Door:
             except OSError:
                 if self._closed:
                     return
+                sleep(_LOOK_SECONDS)  # there are too many open files, say
                 continue
             threading.Thread(
                 target=self._talk, args=[sock], name="daskbatch-talk", daemon=True
@@ -126,12 +135,16 @@ class Door:
     def _talk(self, sock: socket.socket) -> None:
         _sockets.add(sock)
         try:
-            sock.settimeout(_PATIENCE)
+            end = monotonic() + _PATIENCE
+            sock.settimeout(_LOOK_SECONDS)
             tune(sock)
             if self._context is not None:
-                sock = self._context.wrap_socket(sock, server_side=True)
+                sock = self._context.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False
+                )
                 _sockets.add(sock)
-            if not _let_in(sock, self.address.secret):
+                _in_time(sock.do_handshake, end)
+            if not _let_in(sock, self.address.secret, end):
                 sock.close()
                 return
             sock.settimeout(None)
@@ -156,10 +169,10 @@ class Door:
     def _serve(self, wire: Wire) -> None:
         while True:
             request = wire.receive()
-            answer = answer_to(self._handler, request)
+            answer = answer_to(self._handler, request, wire.is_cut)
             del request
             if answer[0] != CONFIRM:
-                wire.send(answer)
+                _send(wire, answer)
                 continue
             _, result, settle = answer
             has_it = False
@@ -171,10 +184,21 @@ class Door:
             del result, answer
 
 
-def answer_to(handler: Handler, request: Request) -> tuple[Any, ...]:
+def _send(wire: Wire, answer: object) -> None:
+    try:
+        wire.send(answer)
+    except OSError:
+        raise
+    except Exception as error:  # it cannot be pickled, and nothing of it was sent
+        wire.send((FAILED, error_to_send(error)))
+
+
+def answer_to(
+    handler: Handler, request: Request, is_gone: Callable[[], bool] = lambda: False
+) -> tuple[Any, ...]:
     """Have a request answered: a sign of what it is, and the answer."""
     try:
-        result = handler(request)
+        result = handler(request, is_gone)
     except Exception as error:
         return FAILED, error_to_send(error)
     if type(result) is Answer:
@@ -191,18 +215,23 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE)
 
 
-def _let_in(sock: socket.socket, secret: bytes) -> bool:
+def _let_in(sock: socket.socket, secret: bytes, end: float) -> bool:
     """Find out whether the other side knows the secret, and prove that this one does."""
     nonce = os.urandom(_NONCE)
     sock.sendall(_GREETING + nonce)
-    said = _exactly(sock, _DIGEST + _NONCE)
+    said = _exactly(sock, _DIGEST + _NONCE, end)
     if not hmac.compare_digest(said[:_DIGEST], _proof(secret, b"client", nonce)):
         return False
     sock.sendall(_proof(secret, b"server", said[_DIGEST:]))
     return True
 
 
-def enter(address: DoorAddress, context: ssl.SSLContext | None, seconds: float) -> socket.socket:
+def enter(
+    address: DoorAddress,
+    context: ssl.SSLContext | None,
+    seconds: float,
+    idle: Idle | None = None,
+) -> socket.socket:
     """Go through a door.
 
     Parameters
@@ -213,27 +242,34 @@ def enter(address: DoorAddress, context: ssl.SSLContext | None, seconds: float) 
         What it takes, if it is one with TLS.
     seconds : float
         How long is tried.
+    idle : callable, optional
+        Is called now and then meanwhile, and may raise.
 
     Raises
     ------
     OSError
         Nobody opens, or it is another door.
     """
+    end = monotonic() + seconds
     sock = socket.create_connection((address.host, address.port), timeout=seconds)
     try:
+        sock.settimeout(_PACE)
         tune(sock)
         _sockets.add(sock)
         if address.tls:
             if context is None:
                 raise ConnectionError("the door wants TLS, and there is none in this process")
-            sock = context.wrap_socket(sock, server_hostname=address.host)
+            sock = context.wrap_socket(
+                sock, server_hostname=address.host, do_handshake_on_connect=False
+            )
             _sockets.add(sock)
-        said = _exactly(sock, len(_GREETING) + _NONCE)
+            _in_time(sock.do_handshake, end, idle)
+        said = _exactly(sock, len(_GREETING) + _NONCE, end, idle)
         if not said.startswith(_GREETING):
             raise ConnectionError("something else listens there")
         nonce = os.urandom(_NONCE)
         sock.sendall(_proof(address.secret, b"client", said[len(_GREETING) :]) + nonce)
-        proof = _exactly(sock, _DIGEST)
+        proof = _exactly(sock, _DIGEST, end, idle)
         if not hmac.compare_digest(proof, _proof(address.secret, b"server", nonce)):
             raise ConnectionError("it does not know the secret")
     except BaseException:
@@ -246,10 +282,21 @@ def _proof(secret: bytes, side: bytes, nonce: bytes) -> bytes:
     return hmac.digest(secret, side + nonce, "sha256")
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def _in_time(step: Callable[[], T], end: float, idle: Idle | None = None) -> T:
+    """Do what a socket may take longer for than it waits, but not beyond a time."""
+    while monotonic() < end:
+        try:
+            return step()
+        except TimeoutError:
+            if idle is not None:
+                idle()
+    raise TimeoutError("the other side says nothing")
+
+
+def _exactly(sock: socket.socket, size: int, end: float, idle: Idle | None = None) -> bytes:
     data = b""
     while len(data) < size:
-        more = sock.recv(size - len(data))
+        more = _in_time(partial(sock.recv, size - len(data)), end, idle)
         if not more:
             raise ConnectionError("the other side has closed the connection")
         data += more

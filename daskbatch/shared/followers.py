@@ -142,11 +142,12 @@ class Followers:
                     follower.call("follow", self.epoch, sent, sid, seq, reply)
                 break
             except Failed as failed:
-                if isinstance(failed.args[0], NotServing):
-                    # It follows another one; and so shall this.
-                    self._shard.serves = False
-                    raise NotServing from None
-                raise failed.args[0] from None
+                if not isinstance(failed.args[0], NotServing):
+                    raise failed.args[0] from None
+                # It follows another one, or has heard of news first that are for this one, too.
+                assert follower is not None
+                if not self._has_news():
+                    self._strike(follower)
             except OSError:
                 assert follower is not None
                 self._strike(follower)
@@ -155,6 +156,20 @@ class Followers:
                 recruit.call("follow", self.epoch, sent, sid, seq, reply)
             except (OSError, Failed):
                 self._recruit = None
+
+    def _has_news(self) -> bool:
+        """Ask the scheduler who has the shard; says whether that has changed.
+
+        Raises
+        ------
+        NotServing
+            It is another one that serves by now.
+        """
+        before = self.epoch
+        self.take(self._ask("daskbatch_shared_look", epoch=before, seconds=0.0), self._me)
+        if not self._shard.serves:
+            raise NotServing
+        return self.epoch > before
 
     def _strike(self, follower: _Follower) -> None:
         """Have the scheduler strike a copy off.

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -23,9 +24,11 @@ from daskbatch.shared.reach import ask, relayed, tls_context
 from daskbatch.shared.records import (
     DoorAddress,
     Layout,
+    Member,
     NotServing,
     Placed,
     closed_error,
+    error_sent,
     lost_error,
     what_of,
 )
@@ -42,6 +45,9 @@ _TURN = 1.0
 #: after so many seconds it is tried again.
 _KNOCKS = 3
 _DETOUR = 60.0
+
+#: So long is it tried to reach a worker of which the scheduler says that it is there. Seconds.
+_PATIENCE = 30.0
 
 #: So many objects are remembered that nobody uses at the moment: the next task is likely to.
 _REMEMBERED = 64
@@ -178,12 +184,6 @@ class Handle:
         Exception
             It could not be done.
         """
-        actor = here(self.uid, index)
-        if actor is not None:
-            try:
-                return self._directly(actor.handle, operation, arguments, min(wait, PACE))
-            except NotServing:
-                pass
         _ = self.placed
         lanes = self._lanes[index]
         try:
@@ -192,6 +192,12 @@ class Handle:
             lane = Lane()
         lane.seq += 1
         try:
+            actor = here(self.uid, index)
+            if actor is not None:
+                try:
+                    return self._directly(actor.handle, operation, lane, min(wait, PACE), arguments)
+                except NotServing:
+                    pass
             return self._go(lane, index, operation, arguments, wait, deadline)
         finally:
             lanes.append(lane)
@@ -200,13 +206,14 @@ class Handle:
         self,
         handler: Callable[..., Any],
         operation: str,
-        arguments: tuple[Any, ...],
+        lane: Lane,
         wait: float,
+        arguments: tuple[Any, ...],
     ) -> Any:
-        request = operation, b"", 0, wait, copied(arguments)
+        request = operation, lane.sid, lane.seq, wait, copied(arguments)
         sign, result, *settle = answer_to(handler, request)
         if sign == FAILED:
-            raise result
+            raise error_sent(result)
         if sign == CONFIRM:
             settle[0](True)
         return copied(result)
@@ -220,15 +227,16 @@ class Handle:
         wait: float,
         deadline: float | None,
     ) -> Any:
-        knocks = 0
+        knocks, give_up = 0, inf
         while True:
             layout = self._layouts[index]
             if not layout.members:
                 raise lost_error(self.what, layout.lost)
-            door = layout.members[0].door
-            if self._detours and self._detours.get(door, 0.0) > monotonic():
-                return self._relayed(lane, index, operation, wait, arguments)
+            member = layout.members[0]
+            door = member.door
             try:
+                if self._detours and self._detours.get(door, 0.0) > monotonic():
+                    return self._relayed(lane, member, operation, wait, arguments)
                 return lane.call(
                     door,
                     self._context,
@@ -246,9 +254,17 @@ class Handle:
                 raise TimeoutError(f"{self.what} has not answered in time") from None
             except _Moved:
                 lane.close()
-            except OSError:
+            except OSError as error:
                 lane.close()
-                if not self._renew(index, layout.epoch, _TURN):
+                give_up = min(give_up, monotonic() + _PATIENCE)
+                if self._renew(index, layout.epoch, _TURN):
+                    knocks, give_up = 0, inf
+                elif monotonic() > give_up:
+                    raise ServiceLost(
+                        f"worker {member.worker}, which has a part of {self.what}, cannot be "
+                        f"reached: {error}"
+                    ) from error
+                else:
                     knocks += 1
                     if knocks >= _KNOCKS:
                         self._detours[door] = monotonic() + _DETOUR
@@ -290,14 +306,16 @@ class Handle:
         return answer.epoch > epoch
 
     def _relayed(
-        self, lane: Lane, index: int, operation: str, wait: float, arguments: tuple[Any, ...]
+        self, lane: Lane, member: Member, operation: str, wait: float, arguments: tuple[Any, ...]
     ) -> Any:
         """Have it done by way of the scheduler, since the worker's door cannot be reached."""
-        member = self._layouts[index].members[0]
         request = operation, lane.sid, lane.seq, min(wait, _TURN), arguments
-        sign, result = relayed(self.scheduler, member, request)
+        try:
+            sign, result = relayed(self.scheduler, member, request)
+        except Exception as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
         if sign == FAILED:
-            raise result
+            raise Failed(error_sent(result))
         return result
 
     def forget(self) -> None:

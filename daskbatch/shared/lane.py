@@ -10,7 +10,7 @@ import ssl
 from typing import Any
 
 from daskbatch.shared.door import CONFIRM, FAILED, enter
-from daskbatch.shared.records import DoorAddress
+from daskbatch.shared.records import DoorAddress, error_sent
 from daskbatch.shared.wire import Idle, Wire
 
 #: How often one who waits looks up: only then can it be stopped. Seconds.
@@ -69,7 +69,7 @@ class Lane:
         """
         if self._wire is None or self._door != door:
             self.close()
-            sock = enter(door, context, _CONNECT)
+            sock = enter(door, context, _CONNECT, idle)
             sock.settimeout(PACE)
             self._wire, self._door = Wire(sock), door
         wire = self._wire
@@ -83,7 +83,7 @@ class Lane:
             self.close()
             raise
         if sign == FAILED:
-            raise Failed(result)
+            raise Failed(error_sent(result))
         return result
 
     def close(self) -> None:

@@ -47,22 +47,33 @@ class Line:
         self._not_empty = threading.Condition(self._lock)
         self._not_full = threading.Condition(self._lock)
         self._all_done = threading.Condition(self._lock)
-        #: By lane: the last item that came through it.
+        #: The number of the item that came last.
+        self._number = 0
+        #: By lane: the last change that came through it.
         self._done: OrderedDict[bytes, int] = OrderedDict()
         self._operations: dict[str, Callable[..., Any]] = {
             "qsize": self._qsize,
-            "task_done": self._task_done,
             "stats": self._stats,
         }
 
-    def __call__(self, request: Request) -> Any:
-        """Do what is asked for."""
+    def __call__(self, request: Request, is_gone: Callable[[], bool] = lambda: False) -> Any:
+        """Do what is asked for.
+
+        Parameters
+        ----------
+        request : Request
+            What.
+        is_gone : callable
+            Says whether nobody waits for the answer any more.
+        """
         operation, sid, seq, wait, arguments = request
         self._require_open()
         if operation == "get":
-            return self._get(wait)
+            return self._get(wait, is_gone)
         if operation == "put":
-            return self._put(sid, seq, wait, *arguments)
+            return self._put(sid, seq, wait, is_gone, *arguments)
+        if operation == "task_done":
+            return self._task_done(sid, seq)
         if operation == "join":
             return self._join(wait)
         return self._operations[operation](*arguments)
@@ -71,39 +82,52 @@ class Line:
         if self.closed:
             raise closed_error(self._what)
 
-    def _put(self, sid: bytes, seq: int, wait: float, value: Value) -> bool:
+    def _put(
+        self, sid: bytes, seq: int, wait: float, is_gone: Callable[[], bool], value: Value
+    ) -> bool:
         """Take an item in; False if there is no room, also after a while."""
         with self._lock:
-            if sid and self._done.get(sid) == seq:
+            if wait > 0 and self._is_full():
+                self._not_full.wait_for(lambda: not self._is_full() or self.closed, wait)
+                if is_gone():
+                    self._not_full.notify()  # another one may have the room
+                    return False
+            self._require_open()
+            if self._was_done(sid, seq):
                 return True
             if self._is_full():
-                if wait > 0:
-                    self._not_full.wait_for(lambda: not self._is_full() or self.closed, wait)
-                self._require_open()
-                if self._is_full():
-                    return False
-            self._items.append(self.vault.keep(None, value))
+                return False
+            self._number += 1
+            self._items.append(self.vault.keep(self._number, value))
             self._unfinished += 1
-            if sid:
-                self._done[sid] = seq
-                self._done.move_to_end(sid)
-                if len(self._done) > _LANES:
-                    self._done.popitem(last=False)
+            self._note(sid, seq)
             self._not_empty.notify()
             return True
+
+    def _was_done(self, sid: bytes, seq: int) -> bool:
+        return bool(sid) and self._done.get(sid, -1) >= seq
+
+    def _note(self, sid: bytes, seq: int) -> None:
+        if sid:
+            self._done[sid] = seq
+            self._done.move_to_end(sid)
+            if len(self._done) > _LANES:
+                self._done.popitem(last=False)
 
     def _is_full(self) -> bool:
         return 0 < self._maxsize <= len(self._items) + len(self._under_way)
 
-    def _get(self, wait: float) -> Any:
+    def _get(self, wait: float, is_gone: Callable[[], bool]) -> Any:
         """Give the first item; None if there is none, also after a while."""
         with self._lock:
-            if not self._items:
-                if wait > 0:
-                    self._not_empty.wait_for(lambda: self._items or self.closed, wait)
-                self._require_open()
-                if not self._items:
+            if wait > 0 and not self._items:
+                self._not_empty.wait_for(lambda: self._items or self.closed, wait)
+                if is_gone():
+                    self._not_empty.notify()  # another one may have the item
                     return None
+            self._require_open()
+            if not self._items:
+                return None
             slot = self._items.popleft()
             self._under_way.add(slot)
 
@@ -113,20 +137,34 @@ class Line:
                 if has_it:
                     self._not_full.notify()
                 elif not self.closed:
-                    self._items.appendleft(slot)
+                    self._put_back(slot)
                     self._not_empty.notify()
 
-        return Answer(to_send(slot.value), settle)
+        try:
+            return Answer(to_send(slot.value), settle)
+        except Exception:  # it is on disk, and cannot be read now
+            settle(False)
+            raise
+
+    def _put_back(self, slot: Slot) -> None:
+        """Have an item where it was, though others may have come back first."""
+        place = 0
+        while place < len(self._items) and self._items[place].key < slot.key:
+            place += 1
+        self._items.insert(place, slot)
 
     def _qsize(self) -> int:
         return len(self._items)
 
-    def _task_done(self) -> bool:
+    def _task_done(self, sid: bytes, seq: int) -> bool:
         """Count an item as done; False if there are no more to be done."""
         with self._lock:
+            if self._was_done(sid, seq):
+                return True
             if not self._unfinished:
                 return False
             self._unfinished -= 1
+            self._note(sid, seq)
             if not self._unfinished:
                 self._all_done.notify_all()
             return True

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from distributed import Client, get_client
 from distributed.deploy import Cluster
@@ -50,8 +50,14 @@ class Home(NamedTuple):
     touch: Callable[..., None] | None = None
 
 
+class Hosts(Protocol):
+    """What has a home for shared objects: a Batch."""
+
+    def _home(self) -> Home: ...
+
+
 #: What `cluster=` may be.
-Where: TypeAlias = str | Client | Cluster | Home | None
+Where: TypeAlias = str | Client | Cluster | Hosts | Home | None
 
 
 @contextmanager
@@ -67,6 +73,8 @@ def at_home(cluster: Where) -> Iterator[Home]:
     """
     if isinstance(cluster, Home):
         yield cluster
+    elif cluster is not None and hasattr(cluster, "_home"):
+        yield cluster._home()
     elif isinstance(cluster, Client):
         connect(cluster, None, "")  # it is looked at, and known from here on
         yield Home(cluster, cluster.id)

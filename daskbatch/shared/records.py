@@ -5,10 +5,10 @@ Does not know who says it.
 
 from __future__ import annotations
 
-import pickle
 from typing import Any, NamedTuple
 
-from daskbatch.errors import LifecycleError, ServiceLost
+from daskbatch import pickling
+from daskbatch.errors import LifecycleError, SerializationError, ServiceLost
 
 
 class DoorAddress(NamedTuple):
@@ -135,18 +135,32 @@ def closed_error(what: str) -> LifecycleError:
 
 def lost_error(what: str, why: str) -> ServiceLost:
     """Say that what an object held is gone."""
+    if what.startswith("Queue"):
+        return ServiceLost(f"{what} is lost, and all that was in it: {why}")
     return ServiceLost(
         f"a part of {what} is lost: {why}; what it held is gone (replicas=2 would have kept it)"
     )
 
 
-def error_to_send(error: BaseException) -> BaseException:
-    """Give an exception that can be pickled."""
+def error_to_send(error: BaseException) -> bytes:
+    """Pickle an exception; or another one that says what it was."""
     try:
-        pickle.loads(pickle.dumps(error, 5))
+        data = pickling.dumps(error)
+        pickling.loads(data)
     except Exception:
-        return ServiceLost(f"{type(error).__name__}: {error}")
-    return error
+        return pickling.dumps(SerializationError(f"{type(error).__name__}: {error}"))
+    return data
+
+
+def error_sent(data: bytes) -> BaseException:
+    """Undo `error_to_send`."""
+    try:
+        error = pickling.loads(data)
+    except Exception as failure:
+        return SerializationError(
+            f"an exception of the other side cannot be unpickled here: {failure}"
+        )
+    return error if isinstance(error, BaseException) else SerializationError(repr(error))
 
 
 #: What a request looks like: what is to be done, whose request it is and the how manieth (None

@@ -33,6 +33,9 @@ _MAKING_SECONDS = 120.0
 #: After so long a copy is tried again that could not be made. Seconds.
 _AGAIN_SECONDS = 2.0
 
+#: For so long others come first, after a worker could not take one, or did not answer. Seconds.
+_AVOIDED_SECONDS = 60.0
+
 
 @dataclass(slots=True, eq=False)
 class _Object:
@@ -67,6 +70,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._objects: dict[str, _Object] = {}
         self._closed: dict[str, None] = {}
+        #: Workers that had trouble with copies, and until when that counts.
+        self._avoided: dict[str, float] = {}
         self._working: set[asyncio.Task[None]] = set()
         for operation in (
             self._begin,
@@ -189,6 +194,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
     # -- who has what ---------------------------------------------------------------------
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        self._avoided.pop(worker, None)
         self._lose(worker)
 
     def _lose(self, worker: str) -> None:
@@ -196,6 +202,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             for index, layout in enumerate(each.layouts):
                 if each.recruits.get(index) == worker:
                     del each.recruits[index]
+                    self._later(each)
                 gone = [member for member in layout.members if member.worker == worker]
                 if gone:
                     self._without(each, index, gone, f"its worker {worker} has died")
@@ -219,6 +226,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
 
     def _fill(self, each: _Object) -> None:
         """Have copies made where there are too few, if there are workers for them."""
+        if each.uid not in self._objects:
+            return
         for index, layout in enumerate(each.layouts):
             there = layout.members
             if not there or len(there) >= each.options.replicas or index in each.recruits:
@@ -228,8 +237,15 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             if free:
                 host = get_address_host(there[0].worker)
                 free.sort(key=lambda address: get_address_host(address) == host)
+                now = time.monotonic()
+                free.sort(key=lambda address: self._avoided.get(address, 0.0) > now)
                 each.recruits[index] = free[0]
-                self._start(self._call(there[0], "recruit", free[0]))
+                self._start(self._have_recruited(each, index, there[0], free[0]))
+
+    async def _have_recruited(self, each: _Object, index: int, member: Member, on: str) -> None:
+        if not await self._call(member, "recruit", on) and each.recruits.get(index) == on:
+            del each.recruits[index]
+            self._later(each)
 
     def _strike(self, uid: str, index: int, epoch: int, key: str) -> Layout | str:
         """Strike off a copy that does not answer; it is for the one to say that serves."""
@@ -240,6 +256,10 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         if layout.epoch != epoch:
             return layout
         gone = [member for member in layout.members[1:] if member.key == key]
+        if not gone:
+            return layout
+        for member in gone:
+            self._avoid(member.worker)
         self._without(each, index, gone, "it did not answer")
         return each.layouts[index]
 
@@ -266,22 +286,44 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             return "closed"
         if each.recruits.get(index) == worker:
             del each.recruits[index]
-            loop = asyncio.get_running_loop()
-            loop.call_later(_AGAIN_SECONDS, self._fill, each)
+            self._avoid(worker)
+            self._later(each)
         return each.layouts[index]
+
+    def _later(self, each: _Object) -> None:
+        """Try again to have copies made, in a while."""
+        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._fill, each)
+
+    def _avoid(self, worker: str) -> None:
+        """Have another worker take copies for a while, if there is one."""
+        self._avoided[worker] = time.monotonic() + _AVOIDED_SECONDS
 
     # -- actors ---------------------------------------------------------------------------
 
     async def _tell(self, layout: Layout) -> None:
         data = pickle.dumps(layout, 5)
-        await asyncio.gather(*(self._call(m, "take", data, m.key) for m in layout.members))
+        await asyncio.gather(*(self._have_taken(member, data) for member in layout.members))
 
-    async def _call(self, member: Member, function: str, *args: Any) -> None:
-        # If it does not work, the worker is gone, and that is heard of otherwise.
-        with contextlib.suppress(Exception):
-            await self._scheduler.rpc(member.worker).actor_execute(
+    async def _have_taken(self, member: Member, data: bytes) -> None:
+        # Who did not hear that it serves would send all away for ever. If there is news by now,
+        # it is older, and left aside.
+        while not await self._call(member, "take", data, member.key):
+            if member.worker not in self._scheduler.workers:
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _call(self, member: Member, function: str, *args: Any) -> bool:
+        """Have an actor do something; False if it is not known to have."""
+        try:
+            answer = await self._scheduler.rpc(member.worker).actor_execute(
                 function=function, actor=member.key, args=list(args), kwargs={}
             )
+        except KeyError:
+            return True  # there is no such actor any more
+        except Exception:
+            # Mostly the worker is gone, and that is heard of otherwise.
+            return False
+        return bool(answer["status"] == "OK")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

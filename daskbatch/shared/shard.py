@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from daskbatch.errors import LifecycleError
 from daskbatch.shared.records import NotServing, Request, closed_error
-from daskbatch.shared.value import Value, key_sent, pack, size_of, to_send, unpack
+from daskbatch.shared.value import Value, key_sent, pack, sendable, size_of, to_send, unpack
 from daskbatch.shared.vault import Slot, Vault
 
 #: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether.
@@ -183,7 +183,8 @@ class Shard:
         with self.writing:
             self._require_serving()
             done = self._done.get(sid)
-            if done is not None and done[0] == seq:
+            if done is not None and done[0] >= seq:
+                # If there was another since, nobody waits for this one any more.
                 return done[1]
             if self.frozen and operation != "freeze":
                 raise LifecycleError(f"{self._what} is frozen; unfreeze() it to write to it")
@@ -201,7 +202,8 @@ class Shard:
         """Make changes that were made elsewhere."""
         with self.writing:
             self._make(self._prepare(changes))
-            self._note(sid, seq, reply)
+            # It may have to be sent from here, too.
+            self._note(sid, seq, sendable(reply))
 
     def _note(self, sid: bytes, seq: int, reply: Any) -> None:
         if sid:

@@ -136,6 +136,13 @@ def to_send(value: Value) -> Value:
     return value
 
 
+def sendable(sent: Any) -> Any:
+    """Have what was sent here be sent on, whatever it is."""
+    if isinstance(sent, memoryview):
+        return PickleBuffer(sent)
+    return tuple(map(sendable, sent)) if type(sent) is tuple else sent
+
+
 def copied(sent: Any) -> Any:
     """Copy what is apart in what is sent, where it does not travel but stays in this process."""
     if isinstance(sent, (PickleBuffer, memoryview)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -162,6 +163,15 @@ class Wire:
             if not got:
                 raise Cut("the other side has closed the connection")
             room = room[got:]
+
+    def is_cut(self) -> bool:
+        """Say whether the other side is gone, at a moment when it has nothing to say."""
+        poll = select.poll()
+        try:
+            poll.register(self.sock, select.POLLIN)
+        except (OSError, ValueError):
+            return True  # it is this side that has closed it
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """End the connection, also for one who waits in `receive`."""
