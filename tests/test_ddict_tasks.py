@@ -307,8 +307,7 @@ def test_equal_keys_are_one_channel(batch: Batch, d: DDict) -> None:
     other.read(d, (2, "a"))
     again = batch.function(len, "")
     again.write(d, (1, "a"))
-    program = batch.compile([again, other])
-    assert program.graph.edges == []  # type: ignore[comparison-overlap]
+    assert "need not" in batch.compile([again, other]).explain(again, other)
 
 
 @pytest.mark.parametrize(
@@ -325,13 +324,15 @@ def test_what_is_written_is_written_before_it_is_used(
     before.write(d, *first)
     after = batch.function(ddicts.add_one, d, "a", "a")
     getattr(after, later)(d, *then)
-    free = batch.function(ddicts.read, d, "a", reads=[batch.read(d, "free")] if first else [])
-    program = batch.compile([before, after, free])
+    program = batch.compile([before, after])
     program.start()
-    free.wait(timeout=60)
-    assert free.get() == 0
-    assert after.state == "waiting"
-    (tmp_path / "go").touch()
+    try:
+        # Another one runs meanwhile: there is a slot for what is ready.
+        batch.function(ddicts.write, d, "other", 1).run(timeout=60)
+        assert d["a"] == 0
+        assert after.state == "waiting"
+    finally:
+        (tmp_path / "go").touch()
     program.wait(timeout=60)
     assert after.get() == 2
 
@@ -342,8 +343,12 @@ def test_what_is_read_is_read_before_it_is_written(batch: Batch, d: DDict, tmp_p
     write = batch.function(ddicts.write, d, "a", 1, writes=[batch.write(d)])
     program = batch.compile([read, write])
     program.start()
-    assert d["a"] == 0
-    (tmp_path / "go").touch()
+    try:
+        batch.function(ddicts.write, d, "other", 1).run(timeout=60)
+        assert d["a"] == 0
+        assert write.state == "waiting"
+    finally:
+        (tmp_path / "go").touch()
     program.wait(timeout=60)
     assert (read.get(), d["a"]) == (0, 1)
 
