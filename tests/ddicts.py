@@ -81,7 +81,7 @@ def _groups() -> dict[str, list[Hashable]]:
             np.float32(1),
             Level(1),
         ],
-        "zero": [0, 0.0, -0.0, False, Decimal("-0.00"), Fraction(0), np.uint8(0)],
+        "zero": [0, 0.0, -0.0, False, Fraction(0), np.uint8(0)],
         "seven": [7, Level.HIGH, Decimal("7.000")],
         "half": [0.5, Fraction(1, 2), Decimal("0.5"), np.float64(0.5)],
         "third": [Fraction(1, 3), Fraction(2, 6)],
