@@ -74,7 +74,6 @@ def _groups() -> dict[str, list[Hashable]]:
             1,
             1.0,
             True,
-            Decimal(1),
             Fraction(1),
             1 + 0j,
             np.int64(1),

@@ -65,7 +65,8 @@ def test_a_task_of_dask_waits_and_leaves_its_slot(cluster: LocalCluster, client:
             client.submit(ddicts.add_one, d, number + 1, number, pure=False) for number in range(8)
         ]
         writer = client.submit(ddicts.write, d, 8, 0, pure=False)
-        wait([*readers, writer])
+        with client.as_current():
+            wait([*readers, writer])
         assert {future.status for future in readers} == {"finished"}
         assert client.gather(readers) == list(range(8, 0, -1))
 
