@@ -33,8 +33,9 @@ from daskbatch.worker.running import PACE, called_aside, current
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
 
-#: How long it may take to see whether anybody listens. Seconds.
-_KNOCK_SECONDS = 2.0
+#: After so long without an answer it is looked whether anybody listens; and how long that may
+#: take. Seconds.
+_DOUBT, _KNOCK_SECONDS = 0.3, 2.0
 
 #: How long an actor may take to be there: its worker may be busy with other things. Seconds.
 _ACTOR_SECONDS = 60.0
@@ -60,23 +61,32 @@ def ask(scheduler: str, operation: str, **arguments: Any) -> Any:
     ServiceLost
         It cannot be reached, or does not answer.
     """
-    patience = _ANSWER_SECONDS + float(arguments.get("seconds", 0.0))
+    wait = float(arguments.get("seconds", 0.0))
     data = pickle.dumps(arguments, 5)
 
     async def go(reached: Any) -> Any:
         return await getattr(reached, operation)(data=data)
 
-    return pickle.loads(_asked(scheduler, _security(scheduler), go, patience))
+    return pickle.loads(_asked(scheduler, _security(scheduler), go, wait))
 
 
 def _asked(
-    scheduler: str, security: Security, go: Callable[[Any], Awaitable[Any]], seconds: float
+    scheduler: str, security: Security, go: Callable[[Any], Awaitable[Any]], wait: float
 ) -> Any:
+    seconds = _ANSWER_SECONDS + wait
+
     async def connected() -> Any:
-        _require_listening(scheduler)
         connection = security.get_connection_args("client")
         async with rpc(scheduler, connection_args=connection, timeout=seconds) as reached:
-            return await go(reached)
+            going = asyncio.ensure_future(go(reached))
+            try:
+                pause = _DOUBT + wait
+                while not (await asyncio.wait([going], timeout=pause))[0]:
+                    _require_listening(scheduler)
+                    pause *= 2
+                return await going
+            finally:
+                going.cancel()
 
     done: Future[Any] = Future()
 
@@ -100,7 +110,7 @@ def _asked(
 
 
 def _require_listening(address: str) -> None:
-    """Find out at once that nobody listens any more: Dask would try again for long."""
+    """Find out that nobody listens any more: Dask would try again for long."""
     if address.startswith(("tcp://", "tls://")):
         host, port = parse_host_port(address.partition("://")[2])
         with contextlib.suppress(TimeoutError):
@@ -134,7 +144,7 @@ def relayed(scheduler: str, member: Member, request: Request) -> tuple[int, Any]
             raise answer["exception"]
         return answer["result"]
 
-    answered: tuple[int, Any] = pickle.loads(_asked(scheduler, security, go, _ANSWER_SECONDS))
+    answered: tuple[int, Any] = pickle.loads(_asked(scheduler, security, go, 0.0))
     return answered
 
 
@@ -221,7 +231,7 @@ def make_actors(
     made = []
     for future, worker in futures:
         try:
-            client.run(_admit, future.key, _ACTOR_SECONDS, workers=[worker], on_error="raise")
+            client.sync(_admitted, client, worker, future.key)
             end = monotonic() + _ACTOR_SECONDS
             while not future.done():
                 with contextlib.suppress(TimeoutError):
@@ -240,11 +250,20 @@ def make_actors(
     return made
 
 
+# What follows waits for no worker that is there and does nothing any more.
+
+
+async def _admitted(client: Client, worker: str, key: str) -> None:
+    run = client.run(_admit, key, _ACTOR_SECONDS, workers=[worker], on_error="raise")
+    await asyncio.wait_for(run, _ACTOR_SECONDS)
+
+
 async def _call_actor(client: Client, worker: str, key: str, function: str, *args: Any) -> Any:
     # Not by Dask's own proxy, which may wait for ever for a worker that is gone.
-    answer = await client.rpc(worker).actor_execute(
+    call = client.rpc(worker).actor_execute(
         function=function, actor=key, args=list(args), kwargs={}
     )
+    answer = await asyncio.wait_for(call, _ACTOR_SECONDS)
     if answer["status"] != "OK":
         raise answer["exception"]
     return pickle.loads(answer["result"])
