@@ -144,7 +144,7 @@ class DDict(Keyed):
         return self._calls.workers_for(keys)
 
     def stats(self) -> list[dict[str, Any]]:
-        """Tell of each shard: its worker, the copies, the keys, and the bytes in memory and on disk.
+        """Tell of each shard: worker, copies, keys, and how many bytes are in memory and on disk.
 
         Examples
         --------
@@ -275,8 +275,8 @@ class DDict(Keyed):
         )
         return (
             f"<table><caption>{escape(self._handle.what)}</caption><thead><tr><th>shard</th>"
-            "<th>worker</th><th>copies</th><th>keys</th><th>bytes in memory</th><th>bytes on disk</th></tr>"
-            f"</thead><tbody>{rows}</tbody></table>"
+            "<th>worker</th><th>copies</th><th>keys</th><th>bytes in memory</th>"
+            f"<th>bytes on disk</th></tr></thead><tbody>{rows}</tbody></table>"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pickle import PickleBuffer
 from time import monotonic
@@ -24,7 +24,6 @@ from daskbatch.shared.value import (
     key_sent,
     key_to_send,
     pack,
-    require_findable,
     size_of,
     unpack,
 )
@@ -38,9 +37,6 @@ _BYTES, _COUNT = 32 << 20, 10_000
 
 #: How often a snapshot is tried again.
 _TRIES = 3
-
-#: Keys of these types are equal to their copies.
-_ALWAYS_FOUND = frozenset({str, int, bytes, bool, type(None)})
 
 #: What a snapshot holds of a key: the key, the value, and its buffers.
 Record = tuple[bytes, Any, Sequence[Any]]
@@ -67,11 +63,6 @@ class Calls:
         hash(key)  # a list is no key, here as in a dict
         count = self._handle.count
         return shard_of(key, count) if count > 1 else 0, key_to_send(key)
-
-    def _place_to_write(self, key: Any) -> tuple[int, Any]:
-        index, sent = self._place(key)
-        require_findable(key, sent)
-        return index, sent
 
     # -- one key --------------------------------------------------------------------------
 
@@ -111,7 +102,7 @@ class Calls:
 
     def put(self, key: Any, value: Any) -> None:
         """Write a key."""
-        index, sent = self._place_to_write(key)
+        index, sent = self._place(key)
         self._handle.call(index, "put", sent, pack(value))
 
     def remove(self, key: Any) -> None:
@@ -153,14 +144,14 @@ class Calls:
 
     def set_default(self, key: Any, default: Any) -> Any:
         """Give the value of a key, which is the default if it had none."""
-        index, sent = self._place_to_write(key)
+        index, sent = self._place(key)
         packed = pack(default)
         value = self._handle.call(index, "set_default", sent, packed)
         return default if value is None else unpack(value)
 
     def add(self, key: Any, amount: Any) -> Any:
         """Add to a number, and give what it was."""
-        index, sent = self._place_to_write(key)
+        index, sent = self._place(key)
         return unpack(self._handle.call(index, "add", sent, pack(amount)))
 
     # -- many keys ------------------------------------------------------------------------
@@ -171,10 +162,7 @@ class Calls:
         shards: list[list[tuple[Any, Any]]] = [[] for _ in range(count)]
         for key, value in pairs:
             hash(key)  # before anything is written
-            sent = key_to_send(key)
-            if type(sent) not in _ALWAYS_FOUND:
-                require_findable(key, sent)
-            shards[shard_of(key, count) if count > 1 else 0].append((sent, value))
+            shards[shard_of(key, count) if count > 1 else 0].append((key_to_send(key), value))
         for index, some in enumerate(shards):
             self._put_packed(index, ((sent, pack(value)) for sent, value in some))
 
@@ -229,12 +217,29 @@ class Calls:
             yield from self.keys_of(index)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Give all keys and values, a few at a time; those not that are removed meanwhile."""
+        """Give all keys and values, a few at a time: of each shard, what there is when it comes."""
         for index in range(self._handle.count):
-            sent = iter(self._handle.call(index, "keys"))
-            while some := list(islice(sent, _COUNT)):
-                for position, value in self._values_of(index, some):
-                    yield key_sent(some[position]), unpack(value)
+            token = os.urandom(8)
+            given: set[Any] = set()
+            self._handle.call(index, "view", token)
+            try:
+                while page := self._handle.call(index, "page", token, len(given)):
+                    for sent, value in page:
+                        key = key_sent(sent)
+                        given.add(key)
+                        yield key, unpack(value)
+                if page is None:
+                    # Another worker has it now, which knows nothing of this.
+                    yield from self._items_without(index, given)
+            finally:
+                with suppress(ServiceLost, LifecycleError):
+                    self._handle.call(index, "unmark", token)
+
+    def _items_without(self, index: int, given: set[Any]) -> Iterator[tuple[Any, Any]]:
+        sent = (each for each in self._handle.call(index, "keys") if key_sent(each) not in given)
+        while some := list(islice(sent, _COUNT)):
+            for position, value in self._values_of(index, some):
+                yield key_sent(some[position]), unpack(value)
 
     # -- where they are -------------------------------------------------------------------
 

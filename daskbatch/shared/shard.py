@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from daskbatch.errors import LifecycleError
 from daskbatch.shared.records import NotServing, Request, closed_error
-from daskbatch.shared.value import Value, key_sent, pack, sendable, size_of, to_send, unpack
+from daskbatch.shared.value import OddKey, Value, key_sent, pack, sendable, size_of, to_send, unpack
 from daskbatch.shared.vault import Slot, Vault
 
 #: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether;
@@ -89,6 +89,7 @@ class Shard:
             "add": self._add,
             "clear": self._clear,
             "freeze": self._freeze,
+            "view": self._view,
             "hold": self._hold,
             "mark": self._mark,
             "release": self._release,
@@ -223,9 +224,11 @@ class Shard:
                 before = self._slots.get(key)
                 # The first of equal keys stays, as in a dict.
                 sent = sent if before is None else before.key
-                ready.append(("set", key, keep(sent, value)))
+                slot = keep(sent, value)
+                slot.own = key
+                ready.append(("set", key, slot))
             elif change[0] == "del":
-                ready.append(("del", key_sent(change[1])))
+                ready.append(("del", key_sent(change[1]), change[1]))
             else:
                 ready.append(change)
         return ready
@@ -237,12 +240,13 @@ class Shard:
                 if self._waiting:
                     self._wake(change[1])
             elif change[0] == "del":
-                self._slots.pop(change[1], None)
+                if self._slots.pop(change[1], None) is None:
+                    self._drop_alike(change[2])
             elif change[0] == "clear":
                 self._slots.clear()
             elif change[0] == "done":
-                for done in change[1]:
-                    self._note(*done)
+                for sid, seq, reply in change[1]:
+                    self._note(sid, seq, sendable(reply))
             else:
                 self.frozen = change[1]
 
@@ -267,6 +271,17 @@ class Shard:
             return [], None
         slot = self._slots[next(reversed(self._slots))]
         return [("del", slot.key)], (slot.key, to_send(slot.value))
+
+    def _drop_alike(self, sent: Any) -> None:
+        """Remove a key that is equal to nothing, not even to a copy of itself: a NaN, say."""
+        alike = sent.data if type(sent) is OddKey else repr(sent)
+        for key in reversed(list(self._slots)):
+            mine = self._slots[key].key
+            if type(mine) is type(sent) and alike == (
+                mine.data if type(mine) is OddKey else repr(mine)
+            ):
+                del self._slots[key]
+                return
 
     def _set_default(self, key: Any, value: Value) -> tuple[list[Change], Value | None]:
         slot = self._slots.get(key_sent(key))
@@ -307,10 +322,14 @@ class Shard:
         """Keep what there is now; False if it is no longer held."""
         if not self._holds(token):
             return False
+        self._view(token)
+        return True
+
+    def _view(self, token: bytes) -> None:
+        """Keep what there is now."""
         now = monotonic()
         self._marks = {k: m for k, m in self._marks.items() if now - m[0] < _MARK_SECONDS}
         self._marks[token] = now, self._all()
-        return True
 
     def _release(self, token: bytes) -> bool:
         with self._looking:
@@ -340,7 +359,8 @@ class Shard:
 
     def has_still(self, slot: Slot) -> bool:
         """Say whether a value is the one of its key."""
-        return self._slots.get(key_sent(slot.key)) is slot
+        # Some keys are equal to themselves alone.
+        return self._slots.get(slot.own) is slot
 
     # -- the end --------------------------------------------------------------------------
 

@@ -38,12 +38,14 @@ class Slot:
         The value.
     """
 
-    __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "size")
+    __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "own", "size")
 
     def __init__(self, vault: Vault, key: Any, value: Value) -> None:
         self._vault = vault
         self._value: Value | None = value
         self.key = key
+        #: The key itself, as it is in the mapping that this is in, if it is in one.
+        self.own: Any = None
         self.file: str | None = None
         self.size = size_of(value)
 
