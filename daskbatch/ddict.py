@@ -144,17 +144,18 @@ class DDict(Keyed):
         return self._calls.workers_for(keys)
 
     def stats(self) -> list[dict[str, Any]]:
-        """Tell of each shard: its worker, its keys, and the bytes in memory and on disk there.
+        """Tell of each shard: its worker, the copies, the keys, and the bytes in memory and on disk.
 
         Examples
         --------
         >>> d = batch.ddict(shards=1)
         >>> d["a"] = 1
-        >>> [shard["keys"] for shard in d.stats()]
-        [1]
+        >>> [(shard["keys"], shard["copies"]) for shard in d.stats()]
+        [(1, 0)]
         """
+        self._handle.renew()
         return [
-            {"worker": self._calls.worker_of(index), **each}
+            {"worker": self._calls.worker_of(index), "copies": self._calls.copies_of(index), **each}
             for index, each in enumerate(self._calls.everywhere("stats"))
         ]
 
@@ -268,13 +269,13 @@ class DDict(Keyed):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{index}</td><td>{escape(each['worker'])}</td><td>{each['keys']:,}</td>"
-            f"<td>{each['bytes']:,}</td><td>{each['spilled']:,}</td></tr>"
+            f"<tr><td>{index}</td><td>{escape(each['worker'])}</td><td>{each['copies']}</td>"
+            f"<td>{each['keys']:,}</td><td>{each['bytes']:,}</td><td>{each['spilled']:,}</td></tr>"
             for index, each in enumerate(self.stats())
         )
         return (
             f"<table><caption>{escape(self._handle.what)}</caption><thead><tr><th>shard</th>"
-            "<th>worker</th><th>keys</th><th>bytes in memory</th><th>bytes on disk</th></tr>"
+            "<th>worker</th><th>copies</th><th>keys</th><th>bytes in memory</th><th>bytes on disk</th></tr>"
             f"</thead><tbody>{rows}</tbody></table>"
         )
 

@@ -19,7 +19,15 @@ from daskbatch.shared.handle import Handle
 from daskbatch.shared.hashing import shard_of
 from daskbatch.shared.reach import ask
 from daskbatch.shared.records import lost_error
-from daskbatch.shared.value import Value, key_sent, key_to_send, pack, size_of, unpack
+from daskbatch.shared.value import (
+    Value,
+    key_sent,
+    key_to_send,
+    pack,
+    require_findable,
+    size_of,
+    unpack,
+)
 from daskbatch.worker.running import current, waiting
 
 #: How long a shard may wait before it says that there is nothing yet. Seconds.
@@ -30,6 +38,9 @@ _BYTES, _COUNT = 32 << 20, 10_000
 
 #: How often a snapshot is tried again.
 _TRIES = 3
+
+#: Keys of these types are equal to their copies.
+_ALWAYS_FOUND = frozenset({str, int, bytes, bool, type(None)})
 
 #: What a snapshot holds of a key: the key, the value, and its buffers.
 Record = tuple[bytes, Any, Sequence[Any]]
@@ -56,6 +67,11 @@ class Calls:
         hash(key)  # a list is no key, here as in a dict
         count = self._handle.count
         return shard_of(key, count) if count > 1 else 0, key_to_send(key)
+
+    def _place_to_write(self, key: Any) -> tuple[int, Any]:
+        index, sent = self._place(key)
+        require_findable(key, sent)
+        return index, sent
 
     # -- one key --------------------------------------------------------------------------
 
@@ -95,7 +111,7 @@ class Calls:
 
     def put(self, key: Any, value: Any) -> None:
         """Write a key."""
-        index, sent = self._place(key)
+        index, sent = self._place_to_write(key)
         self._handle.call(index, "put", sent, pack(value))
 
     def remove(self, key: Any) -> None:
@@ -137,14 +153,14 @@ class Calls:
 
     def set_default(self, key: Any, default: Any) -> Any:
         """Give the value of a key, which is the default if it had none."""
-        index, sent = self._place(key)
+        index, sent = self._place_to_write(key)
         packed = pack(default)
         value = self._handle.call(index, "set_default", sent, packed)
         return default if value is None else unpack(value)
 
     def add(self, key: Any, amount: Any) -> Any:
         """Add to a number, and give what it was."""
-        index, sent = self._place(key)
+        index, sent = self._place_to_write(key)
         return unpack(self._handle.call(index, "add", sent, pack(amount)))
 
     # -- many keys ------------------------------------------------------------------------
@@ -152,14 +168,15 @@ class Calls:
     def put_some(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         """Write many keys, those of each shard in the order given."""
         count = self._handle.count
-        if count == 1:
-            self._put_packed(0, ((key_to_send(key), pack(value)) for key, value in _hashed(pairs)))
-            return
         shards: list[list[tuple[Any, Any]]] = [[] for _ in range(count)]
-        for pair in _hashed(pairs):
-            shards[shard_of(pair[0], count)].append(pair)
+        for key, value in pairs:
+            hash(key)  # before anything is written
+            sent = key_to_send(key)
+            if type(sent) not in _ALWAYS_FOUND:
+                require_findable(key, sent)
+            shards[shard_of(key, count) if count > 1 else 0].append((sent, value))
         for index, some in enumerate(shards):
-            self._put_packed(index, ((key_to_send(key), pack(value)) for key, value in some))
+            self._put_packed(index, ((sent, pack(value)) for sent, value in some))
 
     def _put_packed(self, index: int, items: Iterable[tuple[Any, Value]]) -> None:
         room, some = _BYTES, []
@@ -228,11 +245,20 @@ class Calls:
             raise lost_error(self._handle.what, layout.lost)
         return layout.members[0].worker
 
+    def copies_of(self, index: int) -> int:
+        """Say how many copies there are of a shard, besides the one that serves it."""
+        return max(0, len(self._handle.layout(index).members) - 1)
+
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
         """Give the workers of some keys, those first that have most."""
         counts: dict[str, int] = {}
+        asked: set[int] = set()
         for key in keys:
-            worker = self.worker_of(self._place(key)[0])
+            index, _ = self._place(key)
+            if index not in asked:
+                asked.add(index)
+                self._handle.call(index, "count")  # it may be elsewhere by now, or closed
+            worker = self.worker_of(index)
             counts[worker] = counts.get(worker, 0) + 1
         return sorted(counts, key=lambda worker: -counts[worker])
 
@@ -309,12 +335,6 @@ class Calls:
     def close(self) -> None:
         """End the dictionary for all."""
         ask(self._handle.scheduler, "daskbatch_shared_close", uid=self._handle.uid)
-
-
-def _hashed(pairs: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
-    for key, _ in pairs:
-        hash(key)  # before anything is written
-    return pairs
 
 
 def _record(sent: Any, value: Value) -> Record:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from daskbatch.shared.lane import Failed, Lane
@@ -23,6 +23,9 @@ _PATIENCE = 10.0
 
 #: So much is copied at once while nobody can write. Bytes.
 _PIECE = 4 << 20
+
+#: How often it is asked, and with what pause, whether a copy counts. Seconds.
+_ATTEMPTS, _PAUSE = 30, 1.0
 
 
 class _Late(Exception):
@@ -207,9 +210,8 @@ class Followers:
                     raise NotServing
                 # From here on it hears of all that is written.
                 slots, frozen, done = self._shard.contents()
-                follower.call("follow", self.epoch, [("freeze", frozen)], b"", 0, None)
-                for sid, seq, reply in done:
-                    follower.call("follow", self.epoch, [], sid, seq, reply)
+                first = [("freeze", frozen), ("done", done)]
+                follower.call("follow", self.epoch, first, b"", 0, None)
                 self._recruit = follower
             piece: list[Change] = []
             room = _PIECE
@@ -223,16 +225,38 @@ class Followers:
             with self._shard.writing:
                 if self._recruit is not follower:
                     raise NotServing
-                layout = self._ask(
-                    "daskbatch_shared_joined", epoch=self.epoch, member=follower.member
-                )
-                self.take(layout, self._me)
+                self._join(follower.member)
         except BaseException:
             with self._shard.writing:
                 if self._recruit is follower:
                     self._recruit = None
             follower.close()
             raise
+
+    def _join(self, member: Member) -> None:
+        """Have a copy count; nobody must write until it is known whether it does."""
+        try:
+            layout = self._ask("daskbatch_shared_joined", epoch=self.epoch, member=member)
+        except NotServing:
+            raise
+        except Exception:
+            # It may have been counted, and the answer be lost.
+            layout = self._look_again()
+        self.take(layout, self._me)
+
+    def _look_again(self) -> Layout:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._ask("daskbatch_shared_look", epoch=self.epoch, seconds=0.0)
+            except NotServing:
+                raise
+            except Exception:
+                if attempt == _ATTEMPTS - 1:
+                    # Rather nobody serves than one that leaves out a copy that counts.
+                    self._shard.serves = False
+                    raise
+                sleep(_PAUSE)
+        raise AssertionError
 
     def _copy(self, follower: _Follower, piece: Sequence[tuple[Any, ...]]) -> None:
         with self._shard.writing:

@@ -143,6 +143,24 @@ class Handle:
         _ = self.placed
         return self._layouts[index]
 
+    def renew(self) -> None:
+        """Ask anew who has what.
+
+        Raises
+        ------
+        LifecycleError
+            It has been closed.
+        """
+        answer = self._find()
+        if not isinstance(answer, Placed):
+            raise self._gone(answer)
+        if self._placed is None:
+            self._take(answer)
+        with self._lock:
+            for index, layout in enumerate(answer.layouts):
+                if layout.epoch > self._layouts[index].epoch:
+                    self._layouts[index] = layout
+
     def is_here(self, index: int) -> bool:
         """Say whether a shard is served in this process."""
         actor = here(self.uid, index)

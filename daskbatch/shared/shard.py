@@ -18,7 +18,8 @@ from daskbatch.shared.records import NotServing, Request, closed_error
 from daskbatch.shared.value import Value, key_sent, pack, sendable, size_of, to_send, unpack
 from daskbatch.shared.vault import Slot, Vault
 
-#: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether.
+#: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether;
+#: "done", what was done last by lane.
 Change = tuple[Any, ...]
 
 #: Of so many lanes is known what came last through them.
@@ -239,6 +240,9 @@ class Shard:
                 self._slots.pop(change[1], None)
             elif change[0] == "clear":
                 self._slots.clear()
+            elif change[0] == "done":
+                for done in change[1]:
+                    self._note(*done)
             else:
                 self.frozen = change[1]
 

@@ -11,7 +11,7 @@ from pickle import PickleBuffer
 from typing import Any
 
 from daskbatch import pickling
-from daskbatch.errors import SerializationError
+from daskbatch.errors import SerializationError, SpecError
 
 #: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
 APART = 1 << 14
@@ -61,6 +61,29 @@ def key_to_send(key: object) -> Any:
         return OddKey(pickling.dumps(key))
     except Exception as error:
         raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
+
+
+def require_findable(key: object, sent: Any) -> None:
+    """Make sure that a key is equal to its copies, or nobody could ever read what is written.
+
+    Raises
+    ------
+    SpecError
+        It is not: a NaN, say, or an object of a class that does not say when two are equal.
+    """
+    kind = type(sent)
+    if kind is OddKey:
+        copy = key_sent(sent)
+        found = bool(copy == key) and hash(copy) == hash(key)
+    elif kind is tuple:
+        found = all(item == item for item in sent)
+    else:
+        found = bool(key == key)
+    if not found:
+        raise SpecError(
+            f"the key {key!r} is not equal to a copy of itself, so nobody could ever find what is "
+            "written there; give its class __eq__ and __hash__, or take another key"
+        )
 
 
 def key_sent(sent: Any) -> Any:
