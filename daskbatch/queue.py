@@ -17,10 +17,9 @@ from daskbatch.dispatch.outcomes import patience
 from daskbatch.errors import SpecError
 from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.opening import Home, Where, at_home, open_shared
-from daskbatch.shared.reach import ask
+from daskbatch.shared.reach import ask, without_slot
 from daskbatch.shared.records import Options
 from daskbatch.shared.value import pack, unpack
-from daskbatch.worker.running import current, waiting
 
 _DOMAIN = CommunicationDomain()
 
@@ -91,7 +90,7 @@ class Queue:
         found = self._call(operation, *arguments)
         if found is not miss:
             return found
-        with waiting(current(), deadline):
+        with without_slot(deadline):
             while True:
                 left = _SLICE if deadline is None else deadline - monotonic()
                 if left <= 0:

@@ -311,6 +311,12 @@ def _refused(cells: Iterable[Cell], workers: Sequence[Capacity]) -> dict[Cell, s
 #: A session ends with its Batch; what is left at exit is ended there.
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
+
+def open_clients() -> list[Client]:
+    """Give the Dask clients of the Batches that are open in this process."""
+    return [session.client for session in _open if not session.ended]
+
+
 #: Those that are closed, and have tasks left; their Batches may be gone.
 _closing: set[Session] = set()
 

@@ -17,7 +17,7 @@ from daskbatch import pickling
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.handle import Handle
 from daskbatch.shared.hashing import shard_of
-from daskbatch.shared.reach import ask
+from daskbatch.shared.reach import ask, without_slot
 from daskbatch.shared.records import lost_error
 from daskbatch.shared.value import (
     Value,
@@ -27,7 +27,6 @@ from daskbatch.shared.value import (
     size_of,
     unpack,
 )
-from daskbatch.worker.running import current, waiting
 
 #: How long a shard may wait before it says that there is nothing yet. Seconds.
 _SLICE = 5.0
@@ -80,7 +79,7 @@ class Calls:
         deadline = None if timeout is None else monotonic() + timeout
         value = self._handle.call(index, "get", sent, deadline=deadline)
         if value is None:
-            with waiting(current(), deadline):
+            with without_slot(deadline):
                 value = self._await(index, sent, key, timeout, deadline)
         return unpack(value)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -17,13 +17,14 @@ from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.dispatch.connection import connect
+from daskbatch.dispatch.session import open_clients
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
 from daskbatch.shared.handle import Handle
-from daskbatch.shared.reach import ask, client_of, make_actors, scheduler_here
+from daskbatch.shared.reach import ask, client_of, make_actors, scheduler_here, without_slot
 from daskbatch.shared.records import Options, Placed, Spec, what_of
 from daskbatch.shared.registry import SharedRegistry
-from daskbatch.worker.running import current, waiting
+from daskbatch.worker.running import current
 
 #: So many shards a dictionary has at most, if nobody says how many.
 _SHARDS = 32
@@ -95,12 +96,11 @@ def at_home(cluster: Where) -> Iterator[Home]:
 
 
 def _own_client(address: str) -> Client | None:
-    """Give the client that this process has of a scheduler, if it is the default one."""
-    try:
-        client = get_client()
-    except ValueError:
-        return None
-    return client if client.scheduler.address == address else None
+    """Give the client that this process has of a scheduler: the default one, or a Batch's."""
+    found = open_clients()
+    with suppress(ValueError):
+        found.insert(0, get_client())
+    return next((each for each in found if each.scheduler.address == address), None)
 
 
 def open_shared(home: Home, options: Options, name: str | None) -> Handle:
@@ -138,7 +138,7 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     uid = uuid.uuid4().hex[:12]
     # What somebody has given a name to is there for others, too.
     owner = home.owner if name is None or not _is_client(home) else None
-    with waiting(current()):
+    with without_slot(None):
         workers = _begin(address, uid, options, name, owner)
         if isinstance(workers, Placed):
             _compare(workers, options, name)

@@ -19,16 +19,18 @@ from time import monotonic
 from typing import Any
 
 import dask
-from distributed import Client, get_client, get_worker
+from distributed import Client, get_client, get_worker, rejoin, secede
 from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
+from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker_state_machine import UnpauseEvent
 
 from daskbatch.dispatch.connection import for_client, learn_security, open_client, security_of
+from daskbatch.dispatch.session import open_clients
 from daskbatch.errors import BatchError, LifecycleError, ServiceLost
 from daskbatch.shared.records import Member, Request, Spec
-from daskbatch.worker.running import PACE, called_aside, current
+from daskbatch.worker.running import PACE, called_aside, current, waiting
 
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
@@ -171,10 +173,47 @@ def scheduler_here() -> str:
         return str(get_worker().scheduler.address)
     with contextlib.suppress(ValueError):
         return str(get_client().scheduler.address)
+    found = {str(client.scheduler.address) for client in open_clients()}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise LifecycleError(
+            f"this process is connected to {len(found)} clusters: say which by cluster=, or use "
+            "batch.ddict() or batch.queue()"
+        )
     raise LifecycleError(
         "this process is connected to no cluster: give cluster=, make a dask.distributed.Client "
         "or a Batch first, or use batch.ddict() or batch.queue()"
     )
+
+
+@contextlib.contextmanager
+def without_slot(deadline: float | None) -> Iterator[None]:
+    """Let another task have the slot while this one waits, be it a task of a Batch or of Dask.
+
+    Parameters
+    ----------
+    deadline : float, optional
+        When it no longer waits for a slot to be free, but goes on without. Of `monotonic`.
+    """
+    host = current()
+    if host is None and getattr(pool_state, "proceed", False) and _is_task():
+        secede()
+        try:
+            yield
+        finally:
+            rejoin()
+        return
+    with waiting(host, deadline):
+        yield
+
+
+def _is_task() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
