@@ -574,7 +574,7 @@ def test_each_thread_keeps_its_order_and_nothing_is_lost(
 
 def test_several_threads_need_the_same_tasks_at_once(batch: Batch, lazy: Lazy) -> None:
     call = lazy(same)
-    for _ in range(10):
+    for _ in range(5):
         together = threading.Barrier(6, timeout=30)
         tasks = [call(number) for number in range(300)]
 

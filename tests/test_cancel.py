@@ -215,7 +215,7 @@ def test_whatever_is_cancelled_the_rest_ends_as_in_a_sequential_run(
 
     with dask.config.set({"daskbatch.block-budget": budget}), Batch(num_workers=2) as batch:
         threads = [
-            threading.Thread(target=check_some, args=(range(first, 16, 2),)) for first in (0, 1)
+            threading.Thread(target=check_some, args=(range(first, 10, 2),)) for first in (0, 1)
         ]
         for thread in threads:
             thread.start()

@@ -13,10 +13,10 @@ from faults import run_seeds
 @pytest.mark.parametrize(
     ("workers", "seeds"),
     [
-        (2, [1, 2, 5, 9, 300]),
-        (2, [12, 15, 17, 101, 106]),
-        (3, [0, 3, 11, 18, 19]),
-        (4, [44, 84, 107, 113, 192]),
+        (2, [1, 5, 300]),
+        (2, [15, 17, 106]),
+        (3, [3, 11, 19]),
+        (4, [44, 84, 113]),
     ],
 )
 def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from daskbatch import Batch
 @pytest.mark.parametrize(
     ("workers", "budget", "seeds"),
     [
-        (1, "200ms", range(12)),
-        (2, "200ms", range(20, 40)),
-        (4, "20ms", range(50, 62)),
+        (1, "200ms", range(6)),
+        (2, "200ms", range(20, 30)),
+        (4, "20ms", range(50, 56)),
         # With so small a budget each block comes back after its first task or two.
-        (2, "0ms", range(70, 80)),
-        (3, "2ms", range(90, 100)),
+        (2, "0ms", range(70, 75)),
+        (3, "2ms", range(90, 95)),
     ],
 )
 def test_programs_end_as_their_sequential_run(

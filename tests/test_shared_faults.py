@@ -17,7 +17,7 @@ from daskbatch import Batch
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("replicas", "numbers"), [(2, [0, 1]), (1, [0, 1])])
+@pytest.mark.parametrize(("replicas", "numbers"), [(2, [0]), (1, [0])])
 def test_what_was_acknowledged_is_kept_or_told_as_lost(
     replicas: int, numbers: list[int], tmp_path: Path
 ) -> None:
