@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from caught import Caught, blocked
 
 from daskbatch import (
     Batch,
@@ -30,35 +30,6 @@ from daskbatch import (
     TaskCancelled,
     TaskTimeout,
 )
-
-
-class Caught(threading.Thread):
-    """Calls something in a thread; keeps what it gave or raised."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        super().__init__(daemon=True)
-        self.found: Any = None
-        self._function = function
-        self._args = args
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.found = self._function(*self._args)
-        except BaseException as error:
-            self.found = error
-
-    def result(self, seconds: float = 30.0) -> Any:
-        self.join(seconds)
-        assert not self.is_alive(), "it hangs"
-        return self.found
-
-
-def blocked(*waiting: Caught) -> None:
-    """Give what waits the time to begin to."""
-    for each in waiting:
-        each.join(0.3)
-        assert each.is_alive(), each.found
 
 
 def worker_of(queue: Queue) -> str:

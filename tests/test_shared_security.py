@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from caught import Caught, blocked
 from distributed import LocalCluster
 from distributed.security import Security
 
@@ -32,35 +33,6 @@ GREETING = b"daskbatch-1"
 
 #: What nobody is to see who is not meant to.
 NEEDLE = b"needle-in-a-haystack"
-
-
-class Caught(threading.Thread):
-    """Calls something in a thread; keeps what it gave or raised."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        super().__init__(daemon=True)
-        self.found: Any = None
-        self._function = function
-        self._args = args
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.found = self._function(*self._args)
-        except BaseException as error:
-            self.found = error
-
-    def result(self, seconds: float = 30.0) -> Any:
-        self.join(seconds)
-        assert not self.is_alive(), "it hangs"
-        return self.found
-
-
-def blocked(*waiting: Caught) -> None:
-    """Give what waits the time to begin to."""
-    for each in waiting:
-        each.join(0.3)
-        assert each.is_alive(), each.found
 
 
 def ports_of(batch: Batch) -> list[tuple[str, int]]:
