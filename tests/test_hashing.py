@@ -207,7 +207,7 @@ WILFUL: list[list[Hashable]] = [
 OTHERS: list[Hashable] = [
     *(math.nan, Decimal("nan"), np.float32(np.nan), complex(0, math.nan), (math.nan,)),
     *(Ellipsis, NotImplemented, object, len, int, Fraction, enum, object()),
-    *(np.datetime64("NaT"), np.datetime64(5, "ps"), np.timedelta64(5, "as")),
+    *(np.datetime64("NaT", "s"), np.datetime64(5, "ps"), np.timedelta64(5, "as")),
     *(np.datetime64(10**9, "Y"), np.dtype("f8"), np.timedelta64("NaT", "s")),
     *(datetime(2024, 1, 1, tzinfo=Broken()), time(1, tzinfo=timezone(timedelta(0, 1)))),
 ]

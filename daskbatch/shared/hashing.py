@@ -224,15 +224,16 @@ def _of_numpy(key: Any, depth: int) -> int:
             return _of_text(str(key), depth)
         case "S":
             return _of_bytes(bytes(key), depth)
-        case "m" | "M" if key == key:
+        case "m" if key == key:
             # Parts of a microsecond have no match in Python.
-            whole = key.astype(f"{key.dtype.kind}8[us]")
-            if key.dtype.kind == "m":
-                fine = key.dtype.str[4:-1].lstrip("0123456789") in ("ns", "ps", "fs", "as")
-                return 0 if fine and whole != key else _mix(hash(key))
+            fine = key.dtype.str[4:-1].lstrip("0123456789") in ("ns", "ps", "fs", "as")
+            return 0 if fine and key.astype("m8[us]") != key else _mix(hash(key))
+        case "M" if key == key:
             year = 1970 + int(key.astype("M8[Y]").astype("i8"))
-            if whole == key and 1 <= year <= 9999:
-                return _mix(_EPOCH + int(whole.astype("i8")))
+            if 1 <= year <= 9999:  # others could be too many microseconds
+                whole = key.astype("M8[us]")
+                if whole == key:
+                    return _mix(_EPOCH + int(whole.astype("i8")))
     return _of_own_number(key, depth)
 
 
