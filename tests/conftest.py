@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from daskbatch import Batch
+
+# The same examples each time; with HYPOTHESIS_PROFILE=explore, others.
+hypothesis.settings.register_profile("suite", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 #: CPython's files: `test_cpython.py` runs what is in them.
 collect_ignore = ["cpython"]
