@@ -13,10 +13,10 @@ from faults import run_seeds
 @pytest.mark.parametrize(
     ("workers", "seeds"),
     [
-        (2, [1, 5, 300]),
-        (2, [15, 17, 106]),
+        (2, [1, 300]),
+        (2, [15, 106]),
         (3, [3, 11, 19]),
-        (4, [44, 84, 113]),
+        (4, [44, 84]),
     ],
 )
 def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:

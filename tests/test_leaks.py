@@ -16,7 +16,7 @@ from distributed import Worker
 from daskbatch import Batch, TaskCancelled, TaskCrashed, TaskTimeout
 from daskbatch.task import Task
 
-ROUNDS = 25
+ROUNDS = 15
 
 
 def spin() -> None:

@@ -16,7 +16,7 @@ from daskbatch import Batch
     ("workers", "budget", "seeds"),
     [
         (1, "200ms", range(6)),
-        (2, "200ms", range(20, 30)),
+        (2, "200ms", range(20, 26)),
         (4, "20ms", range(50, 56)),
         # With so small a budget each block comes back after its first task or two.
         (2, "0ms", range(70, 75)),
