@@ -496,6 +496,23 @@ def test_a_writer_does_not_fill_the_disk(gate: Gate, ends: str) -> None:
     assert result.outputs[1] == ("b", "")
 
 
+def write_pieces(count: int, size: int) -> None:
+    for _ in range(count):
+        os.write(1, b"x" * size)
+    os.write(1, b"tail")
+
+
+def test_what_is_written_while_a_file_is_shortened_is_not_lost() -> None:
+    count, size = 4000, 16_384
+    running = Running(block(call(write_pieces, count, size)))
+    while running.result is None:
+        running.run.look()
+    out, _ = running.finish().outputs[0]
+    assert out.endswith("xxxtail")
+    (dropped,) = re.findall(r"(\d+) bytes dropped", out)
+    assert int(dropped) + running.run.spec.output_limit == count * size + len("tail")
+
+
 # -- journals -----------------------------------------------------------------------------
 
 

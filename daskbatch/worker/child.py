@@ -168,7 +168,7 @@ class ChildRun(BlockRun):
         output: tuple[str, str] | None,
     ) -> None:
         super().over(member, status, value, seconds, output)
-        self._frames.add(Frame(member, status, self.claims.attempt, seconds, value, output))
+        self._frames.add(Frame(member, status, seconds, value, output))
 
 
 class Child:

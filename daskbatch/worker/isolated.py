@@ -81,7 +81,7 @@ class IsolatedRun(Progress):
         self._deaths = 0
         self._outputs = Outputs(self.claims, spec.output_limit)
         self._deadline = Deadline(spec, self.claims, self.statuses)
-        self._is_large, self._memory, self._measured = False, 0, 0.0
+        self._memory, self._measured = 0, 0.0
 
     def __call__(self) -> BlockResult:
         # What a child tells it has written down itself, where that lasts if this is killed.
@@ -183,8 +183,6 @@ class IsolatedRun(Progress):
                 return "gone"
             if self._is_late(child):
                 return "late"
-            if self._is_large:
-                self._shorten(child)
             # Either more is likely to come soon, or the next member is about to begin.
             soon = done > before or self.claims.running < done
             paced = soon and not more and FULL not in said
@@ -193,8 +191,7 @@ class IsolatedRun(Progress):
     def _drain(self, child: Child) -> bool:
         """Write down outcomes that have come; says whether there may be more at once."""
         frames, more = child.frames.read()
-        for member, status, attempt, seconds, value, output in frames:
-            output = self._outputs.completed(member, attempt, output)
+        for member, status, seconds, value, output in frames:
             if member in self._stopped:
                 self.over(member, Status.CANCELLED, None, seconds, output)
                 continue
@@ -303,14 +300,6 @@ class IsolatedRun(Progress):
             rest.journal = self._journal
         rest()
 
-    def _shorten(self, child: Child) -> None:
-        """Take from the files of output what has become too much to leave it there."""
-        self._is_large = False
-        with self._guard, self.claims.locked() as held:
-            # With the lock no other member begins, nor does the child take what it wrote.
-            if held and self.claims.running >= len(self.statuses):
-                self._outputs.shorten(child.files)
-
     # -- other threads --------------------------------------------------------------------
 
     def look(self) -> None:
@@ -319,8 +308,10 @@ class IsolatedRun(Progress):
             if child is not None:
                 self.running = self.claims.running
                 if self._outputs.are_large(child.files):
-                    self._is_large = True
-                    child.wake()
+                    with self.claims.locked() as held:
+                        # With the lock no other member begins to write.
+                        if held:
+                            self._outputs.shorten(child.files)
                 if perf_counter() > self._measured + _MEMORY:
                     self._memory, self._measured = child.memory(), perf_counter()
         super().look()

@@ -1,13 +1,17 @@
 """Takes from files what a member in a child process has written to stdout and stderr.
 
-Does not know when: the child does it when a member is over, its worker when it has killed
-the child, or when there is more than what is kept in any case.
+Does not know when: the child does it when a member is over, its worker when it has killed the
+child. Of what is too much for a file, the middle is let go of meanwhile: nobody would read it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
+import struct
+import sys
 
 from daskbatch.worker.board import Board
 from daskbatch.worker.capture import BoundedText, Capture
@@ -17,6 +21,17 @@ _TIMES, _SPARE = 4, 1 << 20
 
 _CHUNK = 1 << 20
 
+#: What a file's room is counted and given back in. Bytes.
+_SECTOR, _PAGE = 512, 1 << 12
+
+#: Of fallocate(2): the rest of the file stays where it is.
+_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+
+#: The same on macOS.
+_F_PUNCHHOLE = 99
+
+_libc = ctypes.CDLL(None)
+
 
 class Outputs:
     """What a child's members write, as the worker sees it.
@@ -24,7 +39,7 @@ class Outputs:
     Parameters
     ----------
     board : Board
-        Says which member runs, and where its output begins.
+        Says where the output of the member begins that runs.
     limit : int
         How many bytes of each stream are kept.
     """
@@ -32,52 +47,42 @@ class Outputs:
     def __init__(self, board: Board, limit: int) -> None:
         self._board = board
         self._limit = limit
-        #: What was taken before its end, of which attempt of which member.
-        self._taken: tuple[int, int, Capture] | None = None
 
     def are_large(self, files: tuple[int, int]) -> bool:
-        """Say whether the files hold far more than is kept."""
+        """Say whether the files take far more room than what is kept needs."""
         room = _TIMES * self._limit + _SPARE
-        marks = self._board.marks
         return any(
-            os.fstat(file).st_size - mark > room for file, mark in zip(files, marks, strict=True)
+            os.fstat(file).st_blocks * _SECTOR - mark > room
+            for file, mark in zip(files, self._board.marks, strict=True)
         )
 
     def shorten(self, files: tuple[int, int]) -> None:
-        """Take what there is of the member that runs, and empty the files; with the lock held."""
-        now = self._board.running, self._board.attempt
-        if self._taken is None or self._taken[:2] != now:
-            self._taken = (*now, Capture(self._limit))
-        self._add(files, self._taken[2])
+        """Give back the room between what is kept of the files; with the board's lock held."""
         for file, mark in zip(files, self._board.marks, strict=True):
-            os.ftruncate(file, mark)
+            begin = mark + self._limit + _PAGE
+            end = os.lseek(file, 0, os.SEEK_END) - self._limit
+            begin, end = begin - begin % _PAGE, end - end % _PAGE
+            if begin < end:
+                _punch(file, begin, end - begin)
 
     def so_far(self, files: tuple[int, int]) -> tuple[str, str] | None:
         """Give what the member has written that ran last, if anything."""
-        now = self._board.running, self._board.attempt
-        taken, self._taken = self._taken, None
         capture = Capture(self._limit)
-        if taken is not None and taken[:2] == now:
-            capture = taken[2]
-        self._add(files, capture)
-        wrote = capture.stdout.size or capture.stderr.size
-        return capture.texts() if wrote else None
-
-    def completed(
-        self, member: int, attempt: int, output: tuple[str, str] | None
-    ) -> tuple[str, str] | None:
-        """Put together what a member has written, of which the child had only the rest."""
-        if self._taken is None or self._taken[:2] != (member, attempt):
-            return output
-        capture, self._taken = self._taken[2], None
-        for stream, text in zip((capture.stdout, capture.stderr), output or (), strict=False):
-            stream.add(text.encode("utf-8", "replace"))
-        return capture.texts()
-
-    def _add(self, files: tuple[int, int], capture: Capture) -> None:
         streams = capture.stdout, capture.stderr
         for file, mark, text in zip(files, self._board.marks, streams, strict=True):
             add_output(file, mark, text, self._limit)
+        wrote = capture.stdout.size or capture.stderr.size
+        return capture.texts() if wrote else None
+
+
+def _punch(file: int, begin: int, size: int) -> None:
+    """Have a part of a file take no room; where this cannot be done, it goes on taking it."""
+    with contextlib.suppress(OSError, AttributeError):
+        if sys.platform == "darwin":
+            fcntl.fcntl(file, _F_PUNCHHOLE, struct.pack("IIqq", 0, 0, begin, size))
+        else:
+            mode = _PUNCH_HOLE | _KEEP_SIZE
+            _libc.fallocate(file, mode, ctypes.c_int64(begin), ctypes.c_int64(size))
 
 
 def add_output(file: int, start: int, text: BoundedText, limit: int) -> int:

@@ -80,8 +80,8 @@ class BlockRun(Progress):
                 elif status == Status.DONE:
                     status, value = self._run(member, link, capture)
                     if capture.stdout.size or capture.stderr.size:
-                        room -= capture.stdout.size + capture.stderr.size
                         output = capture.texts()
+                        room -= sum(map(len, output))
                         capture.clear()
                     if value is not None:
                         room -= len(value)

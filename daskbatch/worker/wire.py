@@ -17,9 +17,9 @@ READY, OVER, FULL, WAITS = b"r", b"o", b"f", b"w"
 #: An order is announced by its size; with it come the board and the order as files.
 ANNOUNCEMENT = struct.Struct("=q")
 
-# The member, its status, how often it was tried before, the seconds; then how many bytes there
-# are of its value and, behind that, of its stdout and stderr; -1 is none.
-_HEADER = struct.Struct("=iBifqqq")
+# The member, its status, the seconds; then how many bytes there are of its value and, behind
+# that, of its stdout and stderr; -1 is none.
+_HEADER = struct.Struct("=iBfqqq")
 
 _CHUNK = 1 << 20
 
@@ -32,7 +32,6 @@ class Frame(NamedTuple):
 
     member: int
     status: int
-    attempt: int
     seconds: float
     value: bytes | None
     output: tuple[str, str] | None
@@ -48,15 +47,13 @@ def write_file(file: int, data: bytes) -> None:
 
 def pack_frame(frame: Frame) -> list[bytes]:
     """Give a frame as pieces of bytes."""
-    member, status, attempt, seconds, value, output = frame
+    member, status, seconds, value, output = frame
+    size = -1 if value is None else len(value)
     if output is None:
-        header = _HEADER.pack(
-            member, status, attempt, seconds, -1 if value is None else len(value), -1, -1
-        )
+        header = _HEADER.pack(member, status, seconds, size, -1, -1)
         return [header] if value is None else [header, value]
     out, err = (text.encode("utf-8", "surrogatepass") for text in output)
-    size = -1 if value is None else len(value)
-    header = _HEADER.pack(member, status, attempt, seconds, size, len(out), len(err))
+    header = _HEADER.pack(member, status, seconds, size, len(out), len(err))
     return [header, value or b"", out, err]
 
 
@@ -87,7 +84,7 @@ class Frames:
     def _frames(self) -> Iterator[Frame]:
         data, start, last = self._data, 0, len(self._data) - _HEADER.size
         while start <= last:
-            member, status, attempt, seconds, size, out, err = _HEADER.unpack_from(data, start)
+            member, status, seconds, size, out, err = _HEADER.unpack_from(data, start)
             first = start + _HEADER.size
             second = first + max(size, 0)
             third = second + max(out, 0)
@@ -99,7 +96,7 @@ class Frames:
             if out >= 0:
                 output = _text(data[second:third]), _text(data[third:end])
             start = end
-            yield Frame(member, status, attempt, seconds, value, output)
+            yield Frame(member, status, seconds, value, output)
         if start:
             del data[:start]
 
