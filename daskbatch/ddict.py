@@ -239,7 +239,7 @@ class DDict(Keyed):
 
     def close(self) -> None:
         """End it, for all who use it: any later use is a `LifecycleError`."""
-        self._calls.close()
+        self._handle.close()
 
     def __enter__(self) -> DDict:
         return self

@@ -28,8 +28,8 @@ SHARED_BUFFER = 64 * 1024
 
 loads = pickle.loads
 
-#: Types whose objects are pickled in one way only.
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+#: Types whose objects are pickled in one way only, and are the same in every process.
+PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -60,7 +60,7 @@ _by_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionar
 
 def are_plain(values: Sequence[object]) -> bool:
     """Say whether there is nothing in some values to look for: numbers, texts and the like."""
-    return _PLAIN.issuperset(map(type, values))
+    return PLAIN.issuperset(map(type, values))
 
 
 def dumps_plain(obj: object) -> bytes:
@@ -70,7 +70,7 @@ def dumps_plain(obj: object) -> bytes:
 
 def dumps(obj: object) -> bytes:
     """Pickle an object by reference where that works elsewhere, by value where it must."""
-    if type(obj) in _PLAIN:
+    if type(obj) in PLAIN:
         return dumps_plain(obj)
     data = _dumps_by_reference(obj, None)
     return cloudpickle.dumps(obj, PROTOCOL) if data is None else data

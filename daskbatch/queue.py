@@ -17,14 +17,11 @@ from daskbatch.dispatch.outcomes import patience
 from daskbatch.errors import SpecError
 from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.opening import Home, Where, at_home, open_shared
-from daskbatch.shared.reach import ask, without_slot
+from daskbatch.shared.reach import awaited
 from daskbatch.shared.records import Options
 from daskbatch.shared.value import pack, unpack
 
 _DOMAIN = CommunicationDomain()
-
-#: How long its worker may wait before it says that there is nothing yet. Seconds.
-_SLICE = 5.0
 
 
 class Queue:
@@ -87,17 +84,9 @@ class Queue:
     ) -> Any:
         """Have something done as soon as it can be; gives `miss` if it cannot in time."""
         deadline = None if timeout is None else monotonic() + timeout
-        found = self._call(operation, *arguments)
-        if found is not miss:
-            return found
-        with without_slot(deadline):
-            while True:
-                left = _SLICE if deadline is None else deadline - monotonic()
-                if left <= 0:
-                    return miss
-                found = self._call(operation, *arguments, wait=min(left, _SLICE))
-                if found is not miss:
-                    return found
+        return awaited(
+            lambda seconds: self._call(operation, *arguments, wait=seconds), deadline, miss
+        )
 
     # -- items ----------------------------------------------------------------------------
 
@@ -225,7 +214,7 @@ class Queue:
 
     def close(self) -> None:
         """End it, for all who use it; what is in it is gone, and who waits is told."""
-        ask(self._handle.scheduler, "daskbatch_shared_close", uid=self._handle.uid)
+        self._handle.close()
 
     def __enter__(self) -> Queue:
         return self

@@ -22,6 +22,7 @@ from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
 from daskbatch.dispatch.backend import Answered, Listener, Members
+from daskbatch.dispatch.connection import register
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.membership import GONE, Membership
 from daskbatch.dispatch.nanny import BatchNannyPlugin
@@ -93,22 +94,8 @@ class ClusterBackend:
         self._lingering: list[Any] = []
 
     def prepare(self) -> None:
-        """Have the scheduler, nannies and workers do their part.
-
-        Raises
-        ------
-        BatchError
-            The scheduler or a worker cannot import daskbatch.
-        """
-        try:
-            self.client.register_plugin(BatchNannyPlugin())
-            self.client.register_plugin(BatchService())
-            self.client.register_plugin(BatchWorkerPlugin())
-        except ImportError as error:
-            raise BatchError(
-                f"the cluster at {self._address} cannot import daskbatch ({error}); "
-                "install the same version there, for its scheduler and its workers"
-            ) from error
+        """Have the scheduler, nannies and workers do their part; raises `BatchError`."""
+        register(self.client, BatchNannyPlugin(), BatchService(), BatchWorkerPlugin())
 
     def connect(
         self,

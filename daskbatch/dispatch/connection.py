@@ -26,7 +26,7 @@ from distributed.security import Security
 
 from daskbatch import config
 from daskbatch.dispatch.embedded import EmbeddedCluster
-from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.errors import BatchError, ServiceLost, SpecError
 
 #: How long a client lets pass between two messages to the scheduler. Dask's own 10 ms would be
 #: twice as long as a call takes in all.
@@ -130,6 +130,24 @@ def connect(
         "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
         f"not {cluster!r}"
     )
+
+
+def register(client: Client, *plugins: object) -> None:
+    """Have the scheduler, nannies and workers do their part, as plugins that they may have already.
+
+    Raises
+    ------
+    BatchError
+        The scheduler or a worker cannot import daskbatch.
+    """
+    try:
+        for plugin in plugins:
+            client.register_plugin(plugin)
+    except ImportError as error:
+        raise BatchError(
+            f"the cluster at {client.scheduler.address} cannot import daskbatch ({error}); "
+            "install the same version there, for its scheduler and its workers"
+        ) from error
 
 
 #: How long is tried, at first, to reach a scheduler that has been there. Seconds.

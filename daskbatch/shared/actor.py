@@ -73,7 +73,7 @@ class SharedActor:
         self._door = Door(host, self.handle, self._is_needed, context)
         _here[spec.uid, spec.shard] = self
 
-    def handle(self, request: Request, is_gone: Callable[[], bool] = lambda: False) -> Any:
+    def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Answer a request, in whatever thread; it may be that nobody waits for it any more."""
         if isinstance(self.state, Line):
             return self.state(request, is_gone)

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pickle import PickleBuffer
 from time import monotonic
 from typing import Any
 
@@ -17,7 +16,7 @@ from daskbatch import pickling
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.handle import Handle
 from daskbatch.shared.hashing import shard_of
-from daskbatch.shared.reach import ask, without_slot
+from daskbatch.shared.reach import awaited
 from daskbatch.shared.records import lost_error
 from daskbatch.shared.value import (
     Value,
@@ -25,11 +24,9 @@ from daskbatch.shared.value import (
     key_to_send,
     pack,
     size_of,
+    to_send,
     unpack,
 )
-
-#: How long a shard may wait before it says that there is nothing yet. Seconds.
-_SLICE = 5.0
 
 #: So much, and so many, are sent at once.
 _BYTES, _COUNT = 32 << 20, 10_000
@@ -58,10 +55,13 @@ class Calls:
         """Which dictionary it is."""
         return self._handle.uid
 
-    def _place(self, key: Any) -> tuple[int, Any]:
+    def _index_of(self, key: Any) -> int:
         hash(key)  # a list is no key, here as in a dict
         count = self._handle.count
-        return shard_of(key, count) if count > 1 else 0, key_to_send(key)
+        return shard_of(key, count) if count > 1 else 0
+
+    def _place(self, key: Any) -> tuple[int, Any]:
+        return self._index_of(key), key_to_send(key)
 
     # -- one key --------------------------------------------------------------------------
 
@@ -77,27 +77,19 @@ class Calls:
         """Give the value of a key once there is one, or raise `TimeoutError`."""
         index, sent = self._place(key)
         deadline = None if timeout is None else monotonic() + timeout
-        value = self._handle.call(index, "get", sent, deadline=deadline)
-        if value is None:
-            with without_slot(deadline):
-                value = self._await(index, sent, key, timeout, deadline)
-        return unpack(value)
 
-    def _await(
-        self, index: int, sent: Any, key: Any, timeout: float | None, deadline: float | None
-    ) -> Value:
-        while True:
-            left = _SLICE if deadline is None else deadline - monotonic()
-            if left <= 0:
-                raise TimeoutError(
-                    f"nobody has written the key {key!r} of {self._handle.what} within "
-                    f"{timeout:g} s"
-                )
+        def get(seconds: float) -> Value | None:
             value: Value | None = self._handle.call(
-                index, "get", sent, wait=min(left, _SLICE), deadline=deadline
+                index, "get", sent, wait=seconds, deadline=deadline
             )
-            if value is not None:
-                return value
+            return value
+
+        value = awaited(get, deadline)
+        if value is None:
+            raise TimeoutError(
+                f"nobody has written the key {key!r} of {self._handle.what} within {timeout:g} s"
+            )
+        return unpack(value)
 
     def put(self, key: Any, value: Any) -> None:
         """Write a key."""
@@ -157,11 +149,9 @@ class Calls:
 
     def put_some(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         """Write many keys, those of each shard in the order given."""
-        count = self._handle.count
-        shards: list[list[tuple[Any, Any]]] = [[] for _ in range(count)]
+        shards: list[list[tuple[Any, Any]]] = [[] for _ in range(self._handle.count)]
         for key, value in pairs:
-            hash(key)  # before anything is written
-            shards[shard_of(key, count) if count > 1 else 0].append((key_to_send(key), value))
+            shards[self._index_of(key)].append((key_to_send(key), value))
         for index, some in enumerate(shards):
             self._put_packed(index, ((sent, pack(value)) for sent, value in some))
 
@@ -179,11 +169,9 @@ class Calls:
 
     def get_some(self, keys: Sequence[Any]) -> dict[Any, Any]:
         """Give the values of those of some keys that are there."""
-        count = self._handle.count
-        shards: list[list[Any]] = [[] for _ in range(count)]
+        shards: list[list[Any]] = [[] for _ in range(self._handle.count)]
         for key in keys:
-            hash(key)
-            shards[shard_of(key, count) if count > 1 else 0].append(key)
+            shards[self._index_of(key)].append(key)
         found: dict[Any, Any] = {}
         for index, some in enumerate(shards):
             sent = [key_to_send(key) for key in some]
@@ -317,13 +305,12 @@ class Calls:
 
     def put_records(self, records: Iterable[tuple[bytes, Any, Sequence[Any]]]) -> None:
         """Write what a snapshot holds."""
-        count = self._handle.count
-        shards: list[list[tuple[Any, Value]]] = [[] for _ in range(count)]
+        shards: list[list[tuple[Any, Value]]] = [[] for _ in range(self._handle.count)]
         room = _BYTES
         for data, main, buffers in records:
             key = unpack(data)
             value: Value = (main, *buffers) if buffers else bytes(main)
-            shards[shard_of(key, count)].append((key_to_send(key), value))
+            shards[self._index_of(key)].append((key_to_send(key), value))
             room -= size_of(value)
             if room < 0:
                 self._put_all(shards)
@@ -332,19 +319,10 @@ class Calls:
 
     def _put_all(self, shards: list[list[tuple[Any, Value]]]) -> None:
         for index, some in enumerate(shards):
-            items = [(key, _apart(value)) for key, value in some]
-            self._put_packed(index, items)
+            self._put_packed(index, [(key, to_send(value)) for key, value in some])
             some.clear()
-
-    def close(self) -> None:
-        """End the dictionary for all."""
-        ask(self._handle.scheduler, "daskbatch_shared_close", uid=self._handle.uid)
 
 
 def _record(sent: Any, value: Value) -> Record:
     data = pickling.dumps(key_sent(sent))
     return (data, value[0], value[1:]) if isinstance(value, tuple) else (data, value, ())
-
-
-def _apart(value: Value) -> Value:
-    return tuple(map(PickleBuffer, value)) if isinstance(value, tuple) else value

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from daskbatch.shared.records import DoorAddress, Request, error_to_send
 from daskbatch.shared.wire import Idle, Wire
+from daskbatch.worker.running import PACE
 
 T = TypeVar("T")
 
@@ -37,9 +38,6 @@ _KEEPALIVE = 15
 
 #: How often is looked whether the door is still needed. Seconds.
 _LOOK_SECONDS = 1.0
-
-#: How often one who wants to come in looks up. Seconds.
-_PACE = 0.05
 
 OK, FAILED, CONFIRM = 0, 1, 2
 
@@ -253,7 +251,7 @@ def enter(
     end = monotonic() + seconds
     sock = socket.create_connection((address.host, address.port), timeout=seconds)
     try:
-        sock.settimeout(_PACE)
+        sock.settimeout(PACE)
         tune(sock)
         _sockets.add(sock)
         if address.tls:

@@ -19,7 +19,7 @@ from typing import Any
 from daskbatch.errors import ServiceLost
 from daskbatch.shared.actor import here
 from daskbatch.shared.door import CONFIRM, FAILED, answer_to
-from daskbatch.shared.lane import PACE, Failed, Lane
+from daskbatch.shared.lane import Failed, Lane
 from daskbatch.shared.reach import ask, relayed, tls_context
 from daskbatch.shared.records import (
     DoorAddress,
@@ -33,7 +33,7 @@ from daskbatch.shared.records import (
     what_of,
 )
 from daskbatch.shared.value import copied
-from daskbatch.worker.running import current
+from daskbatch.worker.running import PACE, current
 
 #: After so long without an answer it is asked whether the one who is to give it is still there.
 _DOUBT = 1.0
@@ -77,7 +77,7 @@ class Handle:
     def __init__(self, scheduler: str, uid: str, placed: Placed | None = None) -> None:
         self.scheduler = scheduler
         self.uid = uid
-        self._placed = placed
+        self._placed: Placed | None = None
         self._layouts: list[Layout] = []
         self._lanes: list[deque[Lane]] = []
         self._context: ssl.SSLContext | None = None
@@ -94,18 +94,13 @@ class Handle:
         """What is known of it; asked for on the first use."""
         found = self._placed
         if found is None:
-            answer = self._find()
-            if not isinstance(answer, Placed):
-                raise self._gone(answer)
-            with self._lock:
-                if self._placed is None:
-                    self._take(answer)
-            found = answer
+            found = self._find()
+            self._take(found)
         return found
 
-    def _find(self) -> Any:
+    def _find(self) -> Placed:
         try:
-            return ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+            answer = ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
         except ServiceLost:
             # A task may reach the same scheduler in another way.
             host = current()
@@ -113,13 +108,24 @@ class Handle:
                 raise
             answer = ask(host.scheduler, "daskbatch_shared_find", uid=self.uid)
             self.scheduler = host.scheduler
-            return answer
+        if not isinstance(answer, Placed):
+            raise self._gone(answer)
+        return answer
 
     def _take(self, placed: Placed) -> None:
-        self._layouts = list(placed.layouts)
-        self._lanes = [deque() for _ in placed.layouts]
-        self._context = tls_context(self.scheduler)
-        self._placed = placed
+        """Take in who has what, as far as it is news."""
+        with self._lock:
+            if self._placed is None:
+                self._layouts = list(placed.layouts)
+                self._lanes = [deque() for _ in placed.layouts]
+                self._context = tls_context(self.scheduler)
+                self._placed = placed
+            for index, layout in enumerate(placed.layouts):
+                self._hear(index, layout)
+
+    def _hear(self, index: int, layout: Layout) -> None:
+        if layout.epoch > self._layouts[index].epoch:
+            self._layouts[index] = layout
 
     def _gone(self, said: Any) -> Exception:
         what = self.what
@@ -151,15 +157,7 @@ class Handle:
         LifecycleError
             It has been closed.
         """
-        answer = self._find()
-        if not isinstance(answer, Placed):
-            raise self._gone(answer)
-        if self._placed is None:
-            self._take(answer)
-        with self._lock:
-            for index, layout in enumerate(answer.layouts):
-                if layout.epoch > self._layouts[index].epoch:
-                    self._layouts[index] = layout
+        self._take(self._find())
 
     def is_here(self, index: int) -> bool:
         """Say whether a shard is served in this process."""
@@ -319,8 +317,7 @@ class Handle:
         if not isinstance(answer, Layout):
             raise self._gone(answer)
         with self._lock:
-            if answer.epoch > self._layouts[index].epoch:
-                self._layouts[index] = answer
+            self._hear(index, answer)
         return answer.epoch > epoch
 
     def _relayed(
@@ -336,6 +333,10 @@ class Handle:
             raise Failed(error_sent(result))
         return result
 
+    def close(self) -> None:
+        """End the object, for all who use it."""
+        ask(self.scheduler, "daskbatch_shared_close", uid=self.uid)
+
     def forget(self) -> None:
         """Let go of connections that are those of the process this was forked from."""
         self._lock = threading.Lock()
@@ -348,10 +349,10 @@ _remembered: deque[Handle] = deque(maxlen=_REMEMBERED)
 _finding = threading.Lock()
 
 
-def handle_of(scheduler: str, uid: str) -> Handle:
-    """Give the handle of an object."""
+def handle_of(scheduler: str, uid: str, placed: Placed | None = None) -> Handle:
+    """Give the handle that this process has of an object, or make one."""
     with _finding:
-        return _handles.get((scheduler, uid)) or Handle(scheduler, uid)
+        return _handles.get((scheduler, uid)) or Handle(scheduler, uid, placed)
 
 
 def _forget() -> None:

@@ -12,9 +12,7 @@ from typing import Any
 from daskbatch.shared.door import CONFIRM, FAILED, enter
 from daskbatch.shared.records import DoorAddress, error_sent
 from daskbatch.shared.wire import Idle, Wire
-
-#: How often one who waits looks up: only then can it be stopped. Seconds.
-PACE = 0.05
+from daskbatch.worker.running import PACE
 
 #: How long it may take to come in. Seconds.
 _CONNECT = 5.0

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from daskbatch.shared.door import Answer
+from daskbatch.shared.lately import Lately
 from daskbatch.shared.records import Request, closed_error
 from daskbatch.shared.value import Value, to_send
 from daskbatch.shared.vault import Slot, Vault
-
-#: Of so many lanes is known what came last through them.
-_LANES = 1 << 14
 
 
 class Line:
@@ -49,14 +47,13 @@ class Line:
         self._all_done = threading.Condition(self._lock)
         #: The number of the item that came last.
         self._number = 0
-        #: By lane: the last change that came through it.
-        self._done: OrderedDict[bytes, int] = OrderedDict()
+        self._lately = Lately()
         self._operations: dict[str, Callable[..., Any]] = {
             "qsize": self._qsize,
             "stats": self._stats,
         }
 
-    def __call__(self, request: Request, is_gone: Callable[[], bool] = lambda: False) -> Any:
+    def __call__(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Do what is asked for.
 
         Parameters
@@ -93,26 +90,16 @@ class Line:
                     self._not_full.notify()  # another one may have the room
                     return False
             self._require_open()
-            if self._was_done(sid, seq):
+            if self._lately.find(sid, seq):
                 return True
             if self._is_full():
                 return False
             self._number += 1
             self._items.append(self.vault.keep(self._number, value))
             self._unfinished += 1
-            self._note(sid, seq)
+            self._lately.note(sid, seq)
             self._not_empty.notify()
             return True
-
-    def _was_done(self, sid: bytes, seq: int) -> bool:
-        return bool(sid) and self._done.get(sid, -1) >= seq
-
-    def _note(self, sid: bytes, seq: int) -> None:
-        if sid:
-            self._done[sid] = seq
-            self._done.move_to_end(sid)
-            if len(self._done) > _LANES:
-                self._done.popitem(last=False)
 
     def _is_full(self) -> bool:
         return 0 < self._maxsize <= len(self._items) + len(self._under_way)
@@ -159,12 +146,12 @@ class Line:
     def _task_done(self, sid: bytes, seq: int) -> bool:
         """Count an item as done; False if there are no more to be done."""
         with self._lock:
-            if self._was_done(sid, seq):
+            if self._lately.find(sid, seq):
                 return True
             if not self._unfinished:
                 return False
             self._unfinished -= 1
-            self._note(sid, seq)
+            self._lately.note(sid, seq)
             if not self._unfinished:
                 self._all_done.notify_all()
             return True

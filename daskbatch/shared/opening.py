@@ -5,7 +5,6 @@ Does not know what they are for.
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +15,11 @@ from distributed import Client, get_client
 from distributed.deploy import Cluster
 
 from daskbatch import config
-from daskbatch.dispatch.connection import connect
+from daskbatch.dispatch.connection import connect, register
 from daskbatch.dispatch.session import open_clients
-from daskbatch.errors import BatchError, ServiceLost, SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
-from daskbatch.shared.handle import Handle
+from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.reach import ask, client_of, make_actors, scheduler_here, without_slot
 from daskbatch.shared.records import Options, Placed, Spec, what_of
 from daskbatch.shared.registry import SharedRegistry
@@ -128,13 +127,7 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
         raise SpecError(f"name= must be a text that is not empty, not {name!r}")
     client = home.client
     address = str(client.scheduler.address)
-    try:
-        client.register_plugin(SharedRegistry())
-    except ImportError as error:
-        raise BatchError(
-            f"the cluster at {address} cannot import daskbatch ({error}); "
-            "install the same version there, for its scheduler and its workers"
-        ) from error
+    register(client, SharedRegistry())
     uid = uuid.uuid4().hex[:12]
     # What somebody has given a name to is there for others, too.
     owner = home.owner if name is None or not _is_client(home) else None
@@ -142,14 +135,14 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
         workers = _begin(address, uid, options, name, owner)
         if isinstance(workers, Placed):
             _compare(workers, options, name)
-            return Handle(address, workers.uid, workers)
+            return handle_of(address, workers.uid, workers)
         try:
             placed = _make(client, address, uid, options, name, workers)
         except BaseException:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 ask(address, "daskbatch_shared_close", uid=uid)
             raise
-    return Handle(address, uid, placed)
+    return handle_of(address, uid, placed)
 
 
 def _is_client(home: Home) -> bool:

@@ -14,9 +14,8 @@ import ssl
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 from distributed import Client, get_client, get_worker, rejoin, secede
@@ -30,7 +29,9 @@ from daskbatch.dispatch.connection import for_client, learn_security, open_clien
 from daskbatch.dispatch.session import open_clients
 from daskbatch.errors import BatchError, LifecycleError, ServiceLost
 from daskbatch.shared.records import Member, Request, Spec
-from daskbatch.worker.running import PACE, called_aside, current, waiting
+from daskbatch.worker.running import PACE, called_aside, current, in_thread, waiting
+
+T = TypeVar("T")
 
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
@@ -41,6 +42,9 @@ _DOUBT, _KNOCK_SECONDS = 0.3, 2.0
 
 #: How long an actor may take to be there: its worker may be busy with other things. Seconds.
 _ACTOR_SECONDS = 60.0
+
+#: How long may be waited at a shard before it says that there is nothing yet. Seconds.
+_SLICE = 5.0
 
 #: Served before all else.
 _PRIORITY = 1_000_000_000
@@ -90,25 +94,11 @@ def _asked(
             finally:
                 going.cancel()
 
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(asyncio.run(asyncio.wait_for(connected(), seconds)))
-        except BaseException as error:
-            done.set_exception(error)
-
-    # In a thread of its own, since this one may have a loop that runs, as in a notebook.
-    threading.Thread(target=run, name="daskbatch-ask", daemon=True).start()
-    while not done.done():
-        with contextlib.suppress(TimeoutError):  # a task that waits here can be stopped
-            done.exception(PACE)
-    error = done.exception()
-    if isinstance(error, OSError):
+    try:
+        # This thread may have a loop that runs, as in a notebook.
+        return in_thread(lambda: asyncio.run(asyncio.wait_for(connected(), seconds)))
+    except OSError as error:
         raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
-    if error is not None:
-        raise error
-    return done.result()
 
 
 def _require_listening(address: str) -> None:
@@ -206,6 +196,30 @@ def without_slot(deadline: float | None) -> Iterator[None]:
         return
     with waiting(host, deadline):
         yield
+
+
+def awaited(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
+    """Ask for what may not be there yet, until it is; another task has the slot meanwhile.
+
+    Parameters
+    ----------
+    ask : callable
+        Asks for it; is given how long may be waited there. Seconds.
+    deadline : float, optional
+        When it is no longer asked for. Of `monotonic`.
+    miss : object
+        Is answered if it is not there; and given back if the time is up.
+    """
+    found = ask(0.0)
+    if found is not miss:
+        return found
+    with without_slot(deadline):
+        while found is miss:
+            left = _SLICE if deadline is None else deadline - monotonic()
+            if left <= 0:
+                break
+            found = ask(min(left, _SLICE))
+    return found
 
 
 def _is_task() -> bool:

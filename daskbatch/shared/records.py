@@ -163,6 +163,6 @@ def error_sent(data: bytes) -> BaseException:
     return error if isinstance(error, BaseException) else SerializationError(repr(error))
 
 
-#: What a request looks like: what is to be done, whose request it is and the how manieth (None
-#: where it may be done twice), how long may be waited, and what it is about.
+#: What a request looks like: what is to be done, through which lane it came and as the how manieth
+#: there, how long may be waited, and what it is about.
 Request = tuple[str, bytes, int, float, tuple[Any, ...]]

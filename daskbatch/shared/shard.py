@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numbers
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
 from daskbatch.errors import LifecycleError
+from daskbatch.shared.lately import Lately
 from daskbatch.shared.records import NotServing, Request, closed_error
 from daskbatch.shared.value import OddKey, Value, key_sent, pack, sendable, size_of, to_send, unpack
 from daskbatch.shared.vault import Slot, Vault
@@ -21,9 +21,6 @@ from daskbatch.shared.vault import Slot, Vault
 #: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether;
 #: "done", what was done last by lane.
 Change = tuple[Any, ...]
-
-#: Of so many lanes is known what came last through them.
-_LANES = 1 << 14
 
 #: How long all may be held at one point, and how long what was there is kept for a reader.
 _HOLD_SECONDS = 10.0
@@ -68,8 +65,7 @@ class Shard:
         self.copies: Copies | None = None
         #: Whoever changes anything has this.
         self.writing = threading.Lock()
-        #: By lane: the last change that came through it, and what was answered.
-        self._done: OrderedDict[bytes, tuple[int, Any]] = OrderedDict()
+        self._lately = Lately()
         self._waiting: dict[Any, list[threading.Event]] = {}
         self._looking = threading.Lock()
         self._held: tuple[bytes, threading.Timer] | None = None
@@ -184,10 +180,9 @@ class Shard:
     def _change(self, operation: str, sid: bytes, seq: int, arguments: tuple[Any, ...]) -> Any:
         with self.writing:
             self._require_serving()
-            done = self._done.get(sid)
-            if done is not None and done[0] >= seq:
-                # If there was another since, nobody waits for this one any more.
-                return done[1]
+            done = self._lately.find(sid, seq)
+            if done is not None:
+                return done.reply
             if self.frozen and operation != "freeze":
                 raise LifecycleError(f"{self._what} is frozen; unfreeze() it to write to it")
             changes, reply = self._operations[operation](*arguments)
@@ -197,7 +192,7 @@ class Shard:
                 if self.copies is not None:
                     self.copies.send(changes, sid, seq, reply)
                 self._make(ready)
-            self._note(sid, seq, reply)
+            self._lately.note(sid, seq, reply)
             return reply
 
     def follow(self, changes: Sequence[Change], sid: bytes, seq: int, reply: Any) -> None:
@@ -205,14 +200,7 @@ class Shard:
         with self.writing:
             self._make(self._prepare(changes))
             # It may have to be sent from here, too.
-            self._note(sid, seq, sendable(reply))
-
-    def _note(self, sid: bytes, seq: int, reply: Any) -> None:
-        if sid:
-            self._done[sid] = seq, reply
-            self._done.move_to_end(sid)
-            if len(self._done) > _LANES:
-                self._done.popitem(last=False)
+            self._lately.note(sid, seq, sendable(reply))
 
     def _prepare(self, changes: Sequence[Change]) -> list[tuple[Any, ...]]:
         ready: list[tuple[Any, ...]] = []
@@ -246,7 +234,7 @@ class Shard:
                 self._slots.clear()
             elif change[0] == "done":
                 for sid, seq, reply in change[1]:
-                    self._note(sid, seq, sendable(reply))
+                    self._lately.note(sid, seq, sendable(reply))
             else:
                 self.frozen = change[1]
 
@@ -346,7 +334,16 @@ class Shard:
             return None
         _, slots = self._marks[token]
         self._marks[token] = monotonic(), slots
-        return pages_of(slots, start)
+        page: list[tuple[Any, Value]] = []
+        room = _PAGE
+        for position in range(start, len(slots)):
+            slot = slots[position]
+            value = to_send(slot.value)
+            page.append((slot.key, value))
+            room -= size_of(value)
+            if room < 0:
+                break
+        return page
 
     def _unmark(self, token: bytes) -> None:
         self._marks.pop(token, None)
@@ -355,7 +352,7 @@ class Shard:
 
     def contents(self) -> tuple[list[Slot], bool, list[tuple[bytes, int, Any]]]:
         """Give all there is: values, whether it is frozen, and what was done last by lane."""
-        return self._all(), self.frozen, [(s, *done) for s, done in self._done.items()]
+        return self._all(), self.frozen, list(self._lately.all())
 
     def has_still(self, slot: Slot) -> bool:
         """Say whether a value is the one of its key."""
@@ -373,7 +370,7 @@ class Shard:
             for event in events:
                 event.set()
         self._slots = {}
-        self._done.clear()
+        self._lately.clear()
         self._marks.clear()
         self.vault.tidy()
 
@@ -381,16 +378,3 @@ class Shard:
 _CHANGES = frozenset(
     ["put", "put_some", "remove", "pop", "pop_any", "set_default", "add", "clear", "freeze"]
 )
-
-
-def pages_of(slots: Sequence[Slot], start: int) -> list[tuple[Any, Value]]:
-    """Give keys and values from a position on: one at least, or as many as are no page."""
-    found: list[tuple[Any, Value]] = []
-    room = _PAGE
-    for slot in slots[start:]:
-        value = to_send(slot.value)
-        found.append((slot.key, value))
-        room -= size_of(value)
-        if room < 0:
-            break
-    return found

@@ -23,9 +23,6 @@ Value = bytes | tuple[Any, ...]
 #: What a value takes besides its bytes, roughly.
 _OVERHEAD = 256
 
-#: Objects that are pickled in one way, and are the same in every process.
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
-
 
 class OddKey:
     """A key that is no plain value, pickled.
@@ -53,9 +50,7 @@ def key_to_send(key: object) -> Any:
     SerializationError
         It cannot be pickled.
     """
-    if type(key) in _PLAIN:
-        return key
-    if type(key) is tuple and _PLAIN.issuperset(map(type, key)):
+    if type(key) in pickling.PLAIN or (type(key) is tuple and pickling.are_plain(key)):
         return key
     try:
         return OddKey(pickling.dumps(key))
@@ -89,8 +84,8 @@ def pack(obj: object) -> Value:
     SerializationError
         It cannot be pickled.
     """
-    if type(obj) in _PLAIN:
-        data = pickle.dumps(obj, pickling.PROTOCOL)
+    if type(obj) in pickling.PLAIN:
+        data = pickling.dumps_plain(obj)
         return data if len(data) < APART else (PickleBuffer(data),)
     try:
         data, apart = pickling.dumps_apart(obj, APART)

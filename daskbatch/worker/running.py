@@ -217,6 +217,12 @@ def called_aside(function: Callable[[], T]) -> T:
     host = current()
     if host is None:
         return function()
+    with waiting(host):
+        return in_thread(function)
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Call something in a thread of its own, while this one can be stopped."""
     done: Future[T] = Future()
 
     def call() -> None:
@@ -225,10 +231,8 @@ def called_aside(function: Callable[[], T]) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    with waiting(host):
-        threading.Thread(target=call, name="daskbatch-aside", daemon=True).start()
-        while not done.done():
-            # Up now and then, or it could not be stopped.
-            with suppress(TimeoutError):
-                done.exception(PACE)
+    threading.Thread(target=call, name="daskbatch-aside", daemon=True).start()
+    while not done.done():
+        with suppress(TimeoutError):
+            done.exception(PACE)
     return done.result()
