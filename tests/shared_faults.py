@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -196,8 +197,11 @@ class Run:
 
     def __call__(self) -> Tally:
         self._client.wait_for_workers(WORKERS, timeout=60)
-        with DDict(self._client, replicas=self._replicas, wait_for_keys=True) as d:
-            self._use(d)
+        try:
+            with DDict(self._client, replicas=self._replicas, wait_for_keys=True) as d:
+                self._use(d)
+        except Exception:
+            self._wrong.append(traceback.format_exc())
         self.tally.counts["runs"] += 1
         if self._wrong:
             kills = [f"{kill.when:.3f} {kill.worker}" for kill in self._kills]

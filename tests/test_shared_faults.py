@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
+from distributed.core import Status
 from shared_faults import run_many
 
-from daskbatch import Batch
+from daskbatch import Batch, DDict
 
 
 @pytest.mark.slow
@@ -32,10 +34,10 @@ def _members(dask_scheduler: Any) -> list[str]:
     return [member.worker for member in found.layouts[0].members]
 
 
-def await_copies(batch: Batch, gone: set[str]) -> list[str]:
+def await_copies(client: Client, gone: set[str]) -> list[str]:
     end = time.monotonic() + 60
     while True:
-        found: list[str] = batch.client.run_on_scheduler(_members)
+        found: list[str] = client.run_on_scheduler(_members)
         if len(found) == 2 and not gone & set(found):
             return found
         assert time.monotonic() < end, (found, gone)
@@ -58,11 +60,58 @@ def test_who_is_to_have_a_copy_may_die_too(pause: float) -> None:
         os.kill(pids[third], signal.SIGKILL)
         d["more"] = 1
         assert d.fetch_add("more") == 1
-        assert first in await_copies(batch, {second, third})
+        assert first in await_copies(batch.client, {second, third})
         os.kill(pids[first], signal.SIGKILL)
         assert d["more"] == 2
         for number in range(60):
             assert np.array_equal(d[number], np.full(200_000, number))
+
+
+@pytest.mark.slow
+def test_the_worker_that_comes_in_the_place_of_another_has_the_copy() -> None:
+    with Batch(num_workers=2) as batch:
+        d = batch.ddict(shards=2, replicas=2)
+        d.put_many({number: number for number in range(10)})
+        for _ in range(2):
+            pids = batch.client.run(os.getpid)
+            first = batch.client.run_on_scheduler(_members)[0]
+            os.kill(pids[first], signal.SIGKILL)
+            await_copies(batch.client, {first})
+            assert dict(d) == {number: number for number in range(10)}
+
+
+def _pause(dask_worker: Any) -> None:
+    dask_worker.memory_manager.memory_pause_fraction = False  # nothing else resumes it
+    dask_worker.status = Status.paused
+
+
+def _resume(dask_worker: Any) -> None:
+    dask_worker.status = Status.running
+
+
+def _statuses(dask_scheduler: Any) -> dict[str, Status]:
+    return {each.address: each.status for each in dask_scheduler.workers.values()}
+
+
+def test_a_worker_that_was_paused_has_the_copy_later() -> None:
+    cluster = LocalCluster(
+        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None
+    )
+    with cluster, Client(cluster) as client:
+        d = DDict(client, shards=1, replicas=2)
+        d["a"] = 1
+        first, second = client.run_on_scheduler(_members)
+        (third,) = set(client.run_on_scheduler(_statuses)) - {first, second}
+        client.run(_pause, workers=[third])
+        while client.run_on_scheduler(_statuses)[third] != Status.paused:
+            time.sleep(0.01)
+        (worker,) = (each for each in cluster.workers.values() if each.address == second)
+        cluster.sync(worker.close)
+        while len(client.run_on_scheduler(_members)) == 2:
+            time.sleep(0.01)
+        client.run(_resume, workers=[third])
+        assert await_copies(client, {second}) == [first, third]
+        assert d["a"] == 1
 
 
 @pytest.mark.slow
@@ -76,8 +125,8 @@ def test_what_was_taken_out_is_copied_too() -> None:
         pids = batch.client.run(os.getpid)
         first, second = batch.client.run_on_scheduler(_members)
         os.kill(pids[second], signal.SIGKILL)
-        _, third = await_copies(batch, {second})
+        _, third = await_copies(batch.client, {second})
         os.kill(pids[first], signal.SIGKILL)
-        assert await_copies(batch, {first, second})[0] == third
+        assert await_copies(batch.client, {first, second})[0] == third
         assert d.popitem()[0] in (1, 2)
         assert len(d) == 1

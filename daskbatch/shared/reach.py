@@ -23,13 +23,12 @@ from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
 from distributed.threadpoolexecutor import thread_state as pool_state
-from distributed.worker_state_machine import UnpauseEvent
 
 from daskbatch.dispatch.connection import for_client, learn_security, open_client, security_of
 from daskbatch.dispatch.session import open_clients
-from daskbatch.errors import BatchError, LifecycleError, ServiceLost
-from daskbatch.shared.records import Member, Request, Spec
-from daskbatch.worker.running import PACE, called_aside, current, in_thread, waiting
+from daskbatch.errors import LifecycleError, ServiceLost
+from daskbatch.shared.records import DoorAddress, Member, Request, Spec
+from daskbatch.worker.running import called_aside, current, in_thread, waiting
 
 T = TypeVar("T")
 
@@ -280,61 +279,17 @@ def make_actors(
                 pure=False,
                 priority=_PRIORITY,
             )
-        futures.append((future, worker))
+        futures.append(future)
     made = []
-    for future, worker in futures:
-        try:
-            client.sync(_admitted, client, worker, future.key)
-            end = monotonic() + _ACTOR_SECONDS
-            while not future.done():
-                with contextlib.suppress(TimeoutError):
-                    future.exception(PACE)
-                if monotonic() > end:
-                    raise TimeoutError(f"not there after {_ACTOR_SECONDS:g} s")
-            if future.status != "finished":
-                raise future.exception() or BatchError(f"its key is {future.status}")
-            reply = client.sync(_call_actor, client, worker, future.key, "describe")
-            made.append((Member(worker, future.key, reply), future))
-        except Exception as error:
-            raise ServiceLost(
-                f"worker {worker} cannot take a part of {specs[0][0].uid}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    for (spec, worker), future in zip(specs, futures, strict=True):
+        answer = ask(
+            spec.scheduler,
+            "daskbatch_shared_describe",
+            worker=worker,
+            key=future.key,
+            seconds=_ACTOR_SECONDS,
+        )
+        if not isinstance(answer, DoorAddress):
+            raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")
+        made.append((Member(worker, future.key, answer), future))
     return made
-
-
-# What follows waits for no worker that is there and does nothing any more.
-
-
-async def _admitted(client: Client, worker: str, key: str) -> None:
-    run = client.run(_admit, key, _ACTOR_SECONDS, workers=[worker], on_error="raise")
-    await asyncio.wait_for(run, _ACTOR_SECONDS)
-
-
-async def _call_actor(client: Client, worker: str, key: str, function: str, *args: Any) -> Any:
-    # Not by Dask's own proxy, which may wait for ever for a worker that is gone.
-    call = client.rpc(worker).actor_execute(
-        function=function, actor=key, args=list(args), kwargs={}
-    )
-    answer = await asyncio.wait_for(call, _ACTOR_SECONDS)
-    if answer["status"] != "OK":
-        raise answer["exception"]
-    return pickle.loads(answer["result"])
-
-
-async def _admit(key: str, seconds: float, dask_worker: Any) -> None:
-    """Have an actor begin though all slots of its worker are in use: it needs none later."""
-    state = dask_worker.state
-    end = monotonic() + seconds
-    while monotonic() < end:
-        task = state.tasks.get(key)
-        if task is not None and task.state == "ready":
-            # By its priority it is the first that is looked at.
-            state.nthreads += 1
-            try:
-                dask_worker.handle_stimulus(UnpauseEvent(stimulus_id=f"daskbatch-admit-{key}"))
-            finally:
-                state.nthreads -= 1
-        elif task is not None and task.state not in ("waiting", "released", "fetch", "flight"):
-            return
-        await asyncio.sleep(0.002)

@@ -19,7 +19,8 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.dispatch.service import SHARED
-from daskbatch.shared.records import Layout, Member, Options, Placed
+from daskbatch.shared.admitting import NotMade, describe_actor
+from daskbatch.shared.records import DoorAddress, Layout, Member, Options, Placed
 
 #: Whose the actors are, in Dask's books: they stay until they are closed.
 _HOLDER = "daskbatch-shared"
@@ -36,6 +37,9 @@ _AGAIN_SECONDS = 2.0
 #: For so long others come first, after a worker could not take one, or did not answer. Seconds.
 _AVOIDED_SECONDS = 60.0
 
+#: Workers that can take something; one that has just come runs in a moment.
+_ABLE = (Status.init, Status.running)
+
 
 @dataclass(slots=True, eq=False)
 class _Object:
@@ -47,6 +51,8 @@ class _Object:
     layouts: list[Layout] = field(default_factory=list)
     #: The workers on which copies are being made, by shard.
     recruits: dict[int, str] = field(default_factory=dict)
+    #: When copies are tried again that could not be made.
+    again: asyncio.TimerHandle | None = None
     #: Is set, and replaced, when anything changes.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     since: float = field(default_factory=time.monotonic)
@@ -75,6 +81,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._working: set[asyncio.Task[None]] = set()
         for operation in (
             self._begin,
+            self._describe,
             self._made,
             self._find,
             self._look,
@@ -117,10 +124,15 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             for layout in each.layouts:
                 for member in layout.members:
                     load[member.worker] = load.get(member.worker, 0) + 1
-        running = [
-            w.address for w in self._scheduler.workers.values() if w.status == Status.running
-        ]
-        return sorted(running, key=lambda address: load.get(address, 0))
+        able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE]
+        return sorted(able, key=lambda address: load.get(address, 0))
+
+    async def _describe(self, worker: str, key: str, seconds: float) -> DoorAddress | str:
+        """Give where an actor is reached, once it is there; or say why it will not be."""
+        try:
+            return await describe_actor(self._scheduler, worker, key, seconds)
+        except Exception as error:
+            return str(error) if isinstance(error, NotMade) else f"{type(error).__name__}: {error}"
 
     async def _made(self, uid: str, shards: Sequence[Sequence[Member]]) -> Placed | None:
         """Take in who has what; None if it was ended meanwhile."""
@@ -179,8 +191,9 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         """Have actors end that belong to nothing any more."""
         there = [each for each in members if each.worker in self._scheduler.workers]
         await asyncio.gather(*(self._call(each, "close") for each in there))
-        keys = [each.key for each in members]
-        self._scheduler.client_releases_keys(keys=keys, client=_HOLDER)
+        if members:
+            keys = [each.key for each in members]
+            self._scheduler.client_releases_keys(keys=keys, client=_HOLDER)
 
     def end_owned(self, owner: str) -> None:
         """End what somebody has made who is gone."""
@@ -202,10 +215,10 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             for index, layout in enumerate(each.layouts):
                 if each.recruits.get(index) == worker:
                     del each.recruits[index]
-                    self._later(each)
                 gone = [member for member in layout.members if member.worker == worker]
                 if gone:
                     self._without(each, index, gone, f"its worker {worker} has died")
+            self._fill(each)
 
     def _without(self, each: _Object, index: int, gone: Sequence[Member], why: str) -> None:
         """Go on with those of a shard that are left."""
@@ -218,7 +231,6 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._start(self._dismiss(gone))
         if left:
             self._start(self._tell(new))
-            self._fill(each)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         for each in self._objects.values():
@@ -234,7 +246,10 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 continue
             taken = {member.worker for member in there}
             free = [address for address in self._workers() if address not in taken]
-            if free:
+            if not free:
+                if len(self._scheduler.workers) > len(there):
+                    self._later(each)  # one is paused, say; nobody tells when it goes on
+            else:
                 host = get_address_host(there[0].worker)
                 free.sort(key=lambda address: get_address_host(address) == host)
                 now = time.monotonic()
@@ -261,6 +276,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         for member in gone:
             self._avoid(member.worker)
         self._without(each, index, gone, "it did not answer")
+        self._fill(each)
         return each.layouts[index]
 
     def _joined(self, uid: str, index: int, epoch: int, member: Member) -> Layout | str:
@@ -292,7 +308,12 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
 
     def _later(self, each: _Object) -> None:
         """Try again to have copies made, in a while."""
-        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._fill, each)
+        if each.again is None:
+            each.again = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._again, each)
+
+    def _again(self, each: _Object) -> None:
+        each.again = None
+        self._fill(each)
 
     def _avoid(self, worker: str) -> None:
         """Have another worker take copies for a while, if there is one."""
