@@ -61,7 +61,8 @@ MAY_IMPORT = {
 #: Only these may import `distributed`; and these `dask`, besides.
 DISTRIBUTED = {
     *("dispatch", "worker/plugin.py", "worker/cores.py", "batch.py", "executor.py"),
-    *("shared/actor.py", "shared/opening.py", "shared/reach.py", "shared/registry.py"),
+    *("shared/actor.py", "shared/admitting.py", "shared/opening.py"),
+    *("shared/reach.py", "shared/registry.py"),
 }
 DASK = {"config.py", *DISTRIBUTED}
 
