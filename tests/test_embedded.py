@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -215,17 +216,33 @@ print("joined")
     assert python("-c", program) == ["lost: True", "gone: True", "joined"]
 
 
-def test_nothing_is_left_in_the_temporary_directory(tmp_path: Path) -> None:
-    program = (
-        "from daskbatch import Batch\nwith Batch(num_workers=1) as b: b.function(len, '').run()"
-    )
-    subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        check=True,
-        timeout=100,
-    )
-    assert list(tmp_path.glob("daskbatch-*")) == []
+@pytest.mark.parametrize(("name", "count"), [("short", 1), ("long" * 50, 2)], ids=["short", "long"])
+def test_nothing_is_left_in_the_temporary_directory(name: str, count: int) -> None:
+    """What is not made there, since the names of sockets must be short, does not stay either."""
+    program = """
+import os, tempfile
+make, made = tempfile.mkdtemp, []
+tempfile.mkdtemp = lambda *args, **kwargs: made.append(make(*args, **kwargs)) or made[-1]
+from daskbatch import Batch
+with Batch(num_workers=1) as batch:
+    batch.function(len, "").run()
+    assert all(map(os.path.exists, made))
+print([each for each in made if os.path.exists(each)], len(made))
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        temporary = Path(directory, name)
+        temporary.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        assert done.stdout.split() == ["[]", str(count)]
+        # Dask's own place stays, for whoever comes next.
+        assert [each.name for each in temporary.iterdir()] in ([], ["dask-scratch-space"])
 
 
 def test_children_do_not_see_what_only_workers_should(batch: object) -> None:

@@ -66,7 +66,9 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "said", [b"\0" * 64, os.urandom(64), os.urandom(1 << 20), pickle.dumps(print) * 100]
+    "said",
+    [b"\0" * 64, os.urandom(64), os.urandom(1 << 20), pickle.dumps(print) * 100],
+    ids=["zeros", "noise", "much noise", "pickles"],
 )
 def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -> None:
     d = batch.ddict(shards=1)

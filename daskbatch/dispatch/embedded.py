@@ -39,6 +39,10 @@ from daskbatch.dispatch.embedded import host; host(s)"
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 
+#: A directory for sockets has a name of so many bytes at most. One of a socket may have 107, on
+#: macOS 103, of which `multiprocessing` needs 32.
+_SHORT = 70
+
 #: How often is looked whether a nanny has given up.
 _KEEP_UP_SECONDS = 0.5
 
@@ -92,7 +96,7 @@ class EmbeddedCluster:
             for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "DASK_INTERNAL_INHERIT_CONFIG")
             if name not in wanted
         ]
-        scratch = tempfile.mkdtemp(prefix="daskbatch-")
+        scratch, sockets = _make_places()
         receive, send = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -111,7 +115,7 @@ class EmbeddedCluster:
             )
         except BaseException:
             os.close(receive)
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove_places(scratch, sockets)
             raise
         finally:
             os.close(send)
@@ -122,11 +126,12 @@ class EmbeddedCluster:
             "workers": num_workers,
             "answer": send,
             "scratch": scratch,
+            "sockets": sockets,
         }
         with contextlib.suppress(BrokenPipeError):
             self._pipe.write(json.dumps(settings) + "\n")
             self._pipe.flush()
-        self._finalizer = weakref.finalize(self, _end, self._process, self._pipe, scratch)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._pipe, scratch, sockets)
         _clusters.add(self)
         try:
             self.address = self._await_address(receive)
@@ -173,7 +178,24 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _end(process: subprocess.Popen[str], pipe: IO[str], scratch: str) -> None:
+def _make_places() -> tuple[str, str]:
+    """Make a directory for what workers keep, and one for sockets: their names must be short."""
+    scratch = tempfile.mkdtemp(prefix="daskbatch-")
+    if len(os.fsencode(scratch)) <= _SHORT:
+        return scratch, scratch
+    try:
+        return scratch, tempfile.mkdtemp(prefix="daskbatch-", dir="/tmp")
+    except BaseException:
+        _remove_places(scratch)
+        raise
+
+
+def _remove_places(*places: str) -> None:
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[str], pipe: IO[str], *places: str) -> None:
     with contextlib.suppress(OSError):
         pipe.close()
     try:
@@ -181,7 +203,7 @@ def _end(process: subprocess.Popen[str], pipe: IO[str], scratch: str) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    shutil.rmtree(scratch, ignore_errors=True)
+    _remove_places(*places)
 
 
 # -- in the host ------------------------------------------------------------------------
@@ -194,7 +216,9 @@ def host(settings: dict[str, Any]) -> None:
 
     # Started first, the fork server imports Dask while this process does.
     multiprocessing.set_forkserver_preload(["distributed.nanny", "daskbatch.worker.plugin"])
+    tempfile.tempdir = settings["sockets"]
     forkserver.ensure_running()
+    tempfile.tempdir = None
     dask.config.set(_CONFIG)
     asyncio.run(_serve(settings))
 
@@ -219,7 +243,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     # Nobody needs them any more. To ask them politely would take longer, and have them
     # complain of each other's absence.
     _kill_children()
-    shutil.rmtree(settings["scratch"], ignore_errors=True)
+    _remove_places(settings["scratch"], settings["sockets"])
     os._exit(0)
 
 
