@@ -12,8 +12,8 @@ BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
 
-test: $(VENV)/check  ## run the tests
-	$(RUN) -m pytest
+test: $(VENV)/check  ## run the tests, two files at a time
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/check  ## ruff, mypy, the walls between the packages
 	$(RUN) -m ruff check .
