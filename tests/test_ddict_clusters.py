@@ -240,12 +240,13 @@ def test_another_process(batch: Batch) -> None:
 
 
 def test_it_ends_with_its_batch(cluster: LocalCluster, client: Client) -> None:
-    with Batch(client) as batch:
-        unnamed, named = batch.ddict(), batch.ddict(name="ends")
-        unnamed["a"] = named["a"] = 1
-    for d in (unnamed, named):
-        with pytest.raises(LifecycleError):
-            d["a"]
+    for _ in range(10):
+        with Batch(client) as batch:
+            unnamed, named = batch.ddict(), batch.ddict(name="ends")
+            unnamed["a"] = named["a"] = 1
+        for d in (unnamed, named):
+            with pytest.raises(LifecycleError):
+                d["a"]
     with DDict(client, name="ends") as d:
         assert len(d) == 0
 

@@ -32,6 +32,9 @@ ANSWER_SECONDS = 5.0
 #: How often is looked, at the least, whether a client has been silent for too long.
 _LOOK_SECONDS = 1.0
 
+#: How long who leaves may have to wait until shared objects have ended. Seconds.
+_ENDING_SECONDS = 5.0
+
 #: Of some members of a block, those that have begun on a worker, and those of them that it stops.
 Answer = tuple[Sequence[int], Sequence[int]]
 
@@ -99,39 +102,43 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             return None
         others = await self._clients.others_left(topic, seconds)
         if not others:
-            self._end_batch(client.batch)
+            await _over(self._end_batch(client.batch))
         return [str(each) for each in others]
 
-    def _unregister(self, topic: str, idle: bool = False) -> None:
+    async def _unregister(self, topic: str, idle: bool = False) -> None:
         """Let a client go; what of its tasks has not begun will not begin.
 
         With the creator of a Batch all go. One that is `idle` has no tasks left.
         """
         client = self._clients.find(topic)
+        ending: list[asyncio.Task[None]] = []
         if client is not None and client.number == 0:
-            self._end_batch(client.batch)
-        self._drop(topic, idle)
+            ending = self._end_batch(client.batch)
+        ending += self._drop(topic, idle)
+        await _over(ending)
 
-    def _drop(self, topic: str, idle: bool = False) -> None:
+    def _drop(self, topic: str, idle: bool = False) -> list[asyncio.Task[None]]:
         client = self._clients.leave(topic)
         if client is None:
-            return
+            return []
         # What was revoked must not run, though nobody waits for it any more.
         if self._revoked.pop(topic, None) or not idle:
             self._tell_workers({"op": "daskbatch-end", "topic": topic})
-        if self._clients.is_empty(client.batch):
-            self._end_batch(client.batch)
+        return self._end_batch(client.batch) if self._clients.is_empty(client.batch) else []
 
-    def _end_batch(self, batch: str) -> None:
-        """Have a Batch end for all its clients, and the shared objects that it has made."""
+    def _end_batch(self, batch: str) -> list[asyncio.Task[None]]:
+        """Have a Batch end for all its clients, and the shared objects that it has made.
+
+        Gives what ends them: until that is over, somebody may yet read them.
+        """
         shared = self._scheduler.plugins.get(SHARED)
-        if shared is not None:
-            shared.end_owned(batch)
+        ending: list[asyncio.Task[None]] = [] if shared is None else shared.end_owned(batch)
         others = [each for each in self._clients.of_batch(batch) if each.number]
         for connection in self._clients.end(batch):
             self._send(connection, BATCHES, {"ended": batch})
         for other in others:
-            self._drop(other.topic)
+            ending += self._drop(other.topic)
+        return ending
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         # It may have crashed: the others of its Batch go on, its creator or not.
@@ -322,3 +329,9 @@ def _not_begun(members: Sequence[int], answers: Sequence[asyncio.Future[Answer]]
         return []
     began = {member for answer in answers for member in answer.result()[0]}
     return [member for member in members if member not in began]
+
+
+async def _over(ending: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until something has ended; a worker that does not answer is not waited for."""
+    if ending:
+        await asyncio.wait(ending, timeout=_ENDING_SECONDS)

@@ -195,11 +195,10 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             keys = [each.key for each in members]
             self._scheduler.client_releases_keys(keys=keys, client=_HOLDER)
 
-    def end_owned(self, owner: str) -> None:
-        """End what somebody has made who is gone."""
-        for each in list(self._objects.values()):
-            if each.owner == owner:
-                self._end(each)
+    def end_owned(self, owner: str) -> list[asyncio.Task[None]]:
+        """End what somebody has made who is gone; gives what is over once it is."""
+        owned = [each for each in self._objects.values() if each.owner == owner]
+        return [self._end(each) for each in owned]
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         self.end_owned(client)
