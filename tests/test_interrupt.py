@@ -522,3 +522,30 @@ def test_stops_hit_only_the_calls_that_they_are_meant_for(hesitant: bool) -> Non
     race = Race(100_000, hesitant)
     race.run()
     race.check()
+
+
+def start_threads() -> None:
+    while True:
+        threading.Thread(target=int).start()
+
+
+def test_a_call_that_starts_threads_is_stopped() -> None:
+    """What is meant for it must not hit a thread that it starts, for which it would wait."""
+    interruption, rounds = Interruption(), 300
+    over = threading.Event()
+
+    def call() -> int:
+        stopped = 0
+        for number in range(rounds):
+            try:
+                interruption.call(number, start_threads, (), {})
+            except Stopped:
+                stopped += 1
+        over.set()
+        return stopped
+
+    calling = Thread(call)
+    while not over.wait(random.random() / 1000):
+        interruption.stop()
+        assert calling.is_alive() or over.is_set()
+    assert calling.result() == rounds

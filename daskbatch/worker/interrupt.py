@@ -8,6 +8,8 @@ exception that another thread has thrown at it.
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock, get_ident
 from time import sleep
@@ -24,6 +26,16 @@ _NOTHING: Any = ctypes.py_object()
 
 #: Seconds between two looks at whether a stop() in another thread is over.
 _PAUSE = 1e-5
+
+#: Threads that are being started. Up to CPython 3.11 one has, until it runs, the number of the
+#: thread that starts it, and is found first by it: thrown at, it would end before it has begun,
+#: and whoever starts it wait for ever.
+_starting: Mapping[Any, Any] = (
+    threading._limbo if sys.version_info < (3, 12) else {}  # type: ignore[attr-defined]
+)
+
+#: How often is looked whether they run: one that never will is not waited for.
+_LOOKS = 2_000
 
 
 class Stopped(BaseException):
@@ -163,6 +175,11 @@ class Interruption:
         with self._lock:
             try:
                 self._stopping = True
+                looks = _LOOKS
+                while _starting and looks:
+                    looks -= 1
+                    sleep(_PAUSE)
+                # From the last look to the throw no other thread comes: see 1.
                 running = self._number
                 if running is None or (number is not None and number != running):
                     return False
