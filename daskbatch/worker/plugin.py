@@ -26,6 +26,7 @@ from distributed.worker_state_machine import SecedeEvent
 from daskbatch.worker.block import BlockSpec
 from daskbatch.worker.children import children
 from daskbatch.worker.entry import run_block
+from daskbatch.worker.errands import errands
 from daskbatch.worker.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.outcome import BlockResult, Status
 from daskbatch.worker.process import ADDED_VARIABLE
@@ -92,6 +93,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._directory = scratch / f"{PREFIX}{worker.id}"
             self._directory.mkdir(exist_ok=True)
         self._lock = threading.Lock()
+        self._errands = errands()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
@@ -152,7 +154,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._worker.loop.add_callback(self._worker.handle_stimulus, event)
 
         if hasattr(pool, "_rejoin_list"):
-            slot = PoolSlot(pool, threads_lock, given)
+            slot = PoolSlot(pool, threads_lock, given, self._errands.do)
         return Host(slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security)
 
     def end(self, run: Progress) -> None:

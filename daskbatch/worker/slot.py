@@ -22,12 +22,22 @@ class PoolSlot:
         Held while the set of its threads is changed.
     given : callable
         Called whenever the slot has been given back.
+    do : callable
+        Does something in a thread that is not stopped: the task is, at any moment, and its pool
+        would count a thread that never came, say.
     """
 
-    def __init__(self, pool: Any, lock: threading.Lock, given: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: Any,
+        lock: threading.Lock,
+        given: Callable[[], None],
+        do: Callable[[Callable[[], None]], None],
+    ) -> None:
         self._pool = pool
         self._threads_lock = lock
         self._given = given
+        self._do = do
         self._thread = threading.current_thread()
         self._guard = threading.Lock()
         self._asked: threading.Event | None = None
@@ -35,6 +45,9 @@ class PoolSlot:
 
     def give(self) -> None:
         """Leave the pool, which may start another thread."""
+        self._do(self._give)
+
+    def _give(self) -> None:
         with self._guard:
             if self._over:
                 return
@@ -48,6 +61,9 @@ class PoolSlot:
 
     def ask(self) -> None:
         """Get in line: the next thread of the pool that has nothing to do makes way."""
+        self._do(self._ask)
+
+    def _ask(self) -> None:
         with self._guard:
             if self._over or self._asked is not None or self._is_in():
                 return
