@@ -238,7 +238,8 @@ class Batch(TaskMaker, SharedMaker):
         file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
         self._touch(self.write(file) if writes else self.read(file))
-        return builtins.open(self._absolute(file), mode, *args, **kwargs)
+        # The directory is no answer to no name at all.
+        return builtins.open(file and self._absolute(file), mode, *args, **kwargs)
 
     def fence(self, timeout: float | None = None) -> None:
         """Wait for all that this client has started, and for what waits in the background.

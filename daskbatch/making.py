@@ -340,7 +340,8 @@ class TaskMaker:
         return CompiledTask(self._batch, cell, members)
 
     def _absolute(self, path: str | Path) -> str:
-        return os.path.normpath(os.path.join(self._directory, path))
+        # Not normalised: what ".." is behind a link is for the system to say.
+        return os.path.join(self._directory, path)
 
     def _require_open(self) -> None:
         if self._identity.closed:

@@ -95,6 +95,7 @@ class SharedMaker:
 
         self._require_open()
         session = self._session
+        session.require_alive()
         touch = weakref.WeakMethod(self._touch_shared)
 
         def touched(mode: Mode, obj: DDict | Queue, keys: Sequence[Any]) -> None:

@@ -205,9 +205,11 @@ class Task:
             )
         if self._in_background and cell.phase != Phase.CANCELLED:
             # Another one may have been needed before: whoever starts this one need not know.
-            self._require_started()
-            self._in_background = False
-            return
+            self._session.background.start_queued([cell])
+            with self._dispatcher.outcomes.changed:
+                first, self._in_background = self._in_background, False
+            if first:
+                return
         if cell.phase != Phase.CREATED:
             raise LifecycleError(_started_already(cell))
         self._batch._submit([cell], cell.name)

@@ -205,6 +205,22 @@ def test_each_may_be_started_once_by_name_also_when_another_was_needed_before(
     assert {task.state for task in tasks} == {"failed"}
 
 
+def test_of_threads_that_start_one_at_once_one_succeeds(batch: Batch, lazy: Lazy) -> None:
+    together = threading.Barrier(4)
+
+    def start(task: Task) -> bool:
+        together.wait(30)
+        try:
+            task.start()
+        except LifecycleError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        for task in map(lazy(same), range(50)):
+            assert sum(threads.map(start, [task] * 4)) == 1
+
+
 def test_waiting_has_its_time(batch: Batch, lazy: Lazy, tmp_path: Path) -> None:
     task = lazy(wait_for)(tmp_path / "go")
     for wait in (task.wait, task.get, task.stdout.get, batch.fence):
@@ -401,6 +417,24 @@ def test_a_batch_that_is_dropped_drops_what_waits(batch: Batch, tmp_path: Path) 
     finally:
         gc.enable()
     assert not file.exists()
+
+
+def test_what_is_over_leaves_nothing(batch: Batch, lazy: Lazy) -> None:
+    def count() -> int:
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    def work(rounds: int) -> None:
+        for _ in range(rounds):
+            tasks = [lazy(same)(number) for number in range(1000)]
+            batch.fence(timeout=60)
+            del tasks
+
+    work(3)
+    before = count()
+    work(5)
+    # A block for each task would be one too many.
+    assert count() - before < 3000
 
 
 def test_what_waits_does_not_keep_the_batch_that_it_knows(batch: Batch, tmp_path: Path) -> None:

@@ -205,15 +205,16 @@ try:
     task.get(timeout=60)
 except ServiceLost as error:
     print("lost:", "was lost with its Batch" in str(error))
-try:
-    batch.function(len, "abc").start()
-except ServiceLost as error:
-    print("gone:", "make another Batch to go on" in str(error))
+for use in batch.function(len, "abc").start, batch.ddict, batch.queue:
+    try:
+        use()
+    except ServiceLost as error:
+        print("gone:", "make another Batch to go on" in str(error))
 batch.close()
 batch.join(timeout=60)
 print("joined")
 """
-    assert python("-c", program) == ["lost: True", "gone: True", "joined"]
+    assert python("-c", program) == ["lost: True", *["gone: True"] * 3, "joined"]
 
 
 @pytest.mark.parametrize(("name", "count"), [("short", 1), ("long" * 50, 2)], ids=["short", "long"])
@@ -307,6 +308,45 @@ os.write(writer, b"x")
 print(os.wait()[1])
 """
     assert python("-W", "ignore", "-c", program) == ["0", "3", "0"]
+
+
+def test_a_forked_child_is_told_that_tasks_of_its_parent_are_not_its_own() -> None:
+    """Nobody would ever tell it what becomes of them."""
+    program = """
+import os, time
+from daskbatch import Batch, LifecycleError
+batch = Batch(num_workers=2)
+small = batch.function(len, "abc")
+small.run(timeout=60)
+large = batch.function(bytes, 5_000_000)
+large.run(timeout=60)
+running = batch.function(time.sleep, 600)
+running.start()
+with open("one.yml", "w") as file:
+    file.write("{import_args: [f], type: function, executables: [{target: f}]}")
+waiting = batch.import_func("one.yml", dict)()
+if os.fork() == 0:
+    try:
+        print(small.get(), flush=True)
+        for use in (
+            large.get, running.get, running.wait, running.cancel, waiting.get, waiting.start,
+        ):
+            try:
+                use()
+            except LifecycleError as error:
+                print("forked" in str(error), flush=True)
+        own = batch.function(len, "abcd")
+        own.run(timeout=60)
+        print(own.get(), flush=True)
+        batch.close()
+    finally:
+        os._exit(0)
+print(os.wait()[1])
+batch.terminate()
+"""
+    with tempfile.TemporaryDirectory() as directory:
+        said = python("-W", "ignore", "-c", f"import os; os.chdir({directory!r})" + program)
+    assert said == ["3", *["True"] * 6, "4", "0"]
 
 
 def test_a_worker_that_leaves_is_replaced() -> None:

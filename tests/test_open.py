@@ -283,6 +283,25 @@ def test_what_cannot_be_opened(batch: Batch, tmp_path: Path) -> None:
         batch.open(tmp_path / "none", "q")
     with pytest.raises(TypeError):
         batch.open(tmp_path / "none", 5)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        batch.open("")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        batch.open(f"{tmp_path}/file/")
+
+
+def test_the_system_says_what_is_above_a_link(batch: Batch, tmp_path: Path) -> None:
+    """As for the built-in `open`, and for a working directory."""
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "sub")
+    with batch.open(f"{tmp_path}/link/../file", "w") as file:
+        file.write("there")
+    assert (tmp_path / "real" / "file").read_text() == "there"
+    with batch.open(f"{tmp_path}/link/../file") as file:
+        assert file.read() == "there"
+    task = batch.process("cat", "file", cwd=f"{tmp_path}/link/..")
+    task.run(timeout=30)
+    assert task.stdout.get() == "there"
 
 
 @pytest.mark.parametrize("wrong", [0, b"a.txt", None, ["a.txt"]])

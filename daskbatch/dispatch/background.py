@@ -14,6 +14,9 @@ from daskbatch.dispatch.backlog import Backlog
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 
+#: So few template tasks are not worth looking through. The number itself does not matter.
+_MANY = 1000
+
 
 class Gathering(Protocol):
     """What gathers calls, and hands them over from a thread of its own."""
@@ -62,6 +65,8 @@ class Background:
         self._start = start
         #: Template tasks that may not be over. What waits may keep a Batch, and must not be kept.
         self._queued: list[weakref.ref[Cell]] = []
+        #: With so many, those that are over are let go of.
+        self._many = _MANY
         self._sorting = threading.Lock()
 
     @property
@@ -78,6 +83,8 @@ class Background:
     def queue(self, cell: Cell) -> None:
         """Have a template task wait until it is needed."""
         self._queued.append(weakref.ref(cell))
+        if len(self._queued) >= self._many:
+            self._left()
         self.backlog.add(cell)
 
     @property
@@ -87,14 +94,18 @@ class Background:
 
     def not_over(self, which: Callable[[Cell], bool]) -> list[Cell]:
         """Give those of the template tasks that are of a kind and not over; they are started."""
+        found = [cell for cell in self._left() if which(cell)]
+        self.start_queued(found)
+        return found
+
+    def _left(self) -> list[Cell]:
         with self._sorting:
             # What is appended meanwhile is behind these.
             some = list(self._queued)
             left = [cell for each in some if (cell := each()) is not None and not cell.over]
             self._queued[: len(some)] = [weakref.ref(cell) for cell in left]
-        found = [cell for cell in left if which(cell)]
-        self.start_queued(found)
-        return found
+            self._many = max(_MANY, 2 * len(left))
+        return left
 
     @property
     def gathering(self) -> list[Gathering]:
@@ -105,6 +116,7 @@ class Background:
     def flush(self, wanted: Sequence[Cell] | None = None) -> None:
         """Start what waits in the background; at least some of it, or all."""
         if len(self.backlog):
+            self._dispatcher.outcomes.require_here()
             fail = self._dispatcher.settle_unstarted
             self.backlog.flush(self._start_all, fail, self._hand_over, wanted)
 

@@ -175,6 +175,8 @@ class ClusterBackend:
 
         async def ask() -> None:
             await asyncio.sleep(seconds)
+            if self.client.status != "running":
+                return
             with contextlib.suppress(*GONE):
                 found = await self.client.scheduler.daskbatch_capacities()
                 self._guard(then, [Capacity(*each) for each in found])

@@ -139,13 +139,20 @@ def register(client: Client, *plugins: object) -> None:
     ------
     BatchError
         The scheduler or a worker cannot import daskbatch.
+    ServiceLost
+        The client is closed, or the cluster is gone.
     """
+    address = client.scheduler.address if client.scheduler is not None else "its address"
     try:
+        if client.status != "running":
+            raise OSError(f"the client is {client.status}")
         for plugin in plugins:
             client.register_plugin(plugin)
+    except OSError as error:
+        raise ServiceLost(f"the cluster at {address} is gone: {error}") from error
     except ImportError as error:
         raise BatchError(
-            f"the cluster at {client.scheduler.address} cannot import daskbatch ({error}); "
+            f"the cluster at {address} cannot import daskbatch ({error}); "
             "install the same version there, for its scheduler and its workers"
         ) from error
 

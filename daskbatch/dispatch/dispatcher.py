@@ -140,6 +140,7 @@ class Dispatcher(TakeBack):
         placement = cell.placement
         if placement is None:
             return
+        self.outcomes.require_here()
         if not placement.lost:
             result = placement.fetch(cell.label, timeout)
             with self._changed:

@@ -115,7 +115,10 @@ class Membership:
     def look(self) -> None:
         """Find out whether the place is lost."""
         if self._client.status != "running":
-            self.lose(f"the cluster at {self._address} is gone; make another Batch to go on")
+            self.lose(
+                f"the cluster at {self._address} is gone, or this client was silent for so long "
+                "that it was closed; make another Batch to go on"
+            )
         elif self._client.scheduler_comm is not self._stream:
             # Dask has connected once more; but who loses the connection counts as closed.
             self.lose(f"the connection to {self._address} was lost; make another Batch to go on")

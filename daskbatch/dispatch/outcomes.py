@@ -6,6 +6,7 @@ Does not know blocks, nor where an outcome comes from.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +14,7 @@ from numbers import Real
 from time import monotonic
 
 from daskbatch.dispatch.cell import SILENT, Cell, Phase
-from daskbatch.errors import SpecError
+from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.worker.running import PACE, Host, current, waiting
 
 
@@ -30,6 +31,7 @@ class Outcomes:
         self.left = 0
         self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
         self._when_idle: list[Callable[[], None]] = []
+        self._process = os.getpid()
         #: Of the task that these are the tasks of, if one is: it may wait in any thread.
         self.host: Host | None = None
 
@@ -60,17 +62,37 @@ class Outcomes:
             for callback in callbacks:
                 callback()
 
+    def require_here(self) -> None:
+        """Make sure that this process is the one that hears of these tasks.
+
+        Raises
+        ------
+        LifecycleError
+            It was forked from that one.
+        """
+        if os.getpid() != self._process:
+            raise LifecycleError(
+                "these tasks belong to the process that this one was forked from, which alone "
+                "hears of them: get their results there, or make tasks of your own here"
+            )
+
     def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until something is over; False if the time is up first.
 
         A task of a worker that waits lets others have its slot meanwhile.
+
+        Raises
+        ------
+        LifecycleError
+            This process was forked from the one that would be told.
         """
+        if over():
+            return True
+        self.require_here()
         host = current() or self.host
         if host is None:
             with self.changed:
                 return self.changed.wait_for(over, timeout)
-        if over():
-            return True
         deadline = None if timeout is None else monotonic() + timeout
         with waiting(host, deadline):
             while True:
@@ -83,6 +105,7 @@ class Outcomes:
 
     def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
         """Have a function called, in any thread, when a task is over. It must not raise."""
+        self.require_here()
         with self.changed:
             if not cell.over:
                 self._callbacks.setdefault(cell, []).append(callback)

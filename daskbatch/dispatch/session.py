@@ -155,6 +155,16 @@ class Session:
 
         self._backend.capacities_later(config.get_seconds("unmet-timeout"), look)
 
+    def require_alive(self) -> None:
+        """Make sure that there is still a cluster, and a place in its Batch.
+
+        Raises
+        ------
+        ServiceLost
+            There is none.
+        """
+        self._backend.require_alive()
+
     @property
     def slots(self) -> int:
         """How many tasks run at once."""

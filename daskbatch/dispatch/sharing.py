@@ -71,7 +71,9 @@ class Shared:
                     )
             await asyncio.sleep(min(_LOOK_SECONDS, patience / _PER_SILENCE))
         for member in list(self._members):
-            member.lose(f"the connection to {self._address} was lost")
+            member.lose(
+                f"the connection to {self._address} was lost; take another copy of the Batch"
+            )
 
     def _heard(self, event: tuple[float, Any]) -> None:
         batch = event[1]["ended"]

@@ -35,6 +35,7 @@ class TakeBack(Moves):
         begun : bool
             Whether those that have begun are stopped, too.
         """
+        self.outcomes.require_here()
         with self._changed:
             started = []
             for cell in cells:

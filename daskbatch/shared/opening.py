@@ -99,7 +99,8 @@ def _own_client(address: str) -> Client | None:
     found = open_clients()
     with suppress(ValueError):
         found.insert(0, get_client())
-    return next((each for each in found if each.scheduler.address == address), None)
+    running = (each for each in found if each.status == "running")
+    return next((each for each in running if each.scheduler.address == address), None)
 
 
 def open_shared(home: Home, options: Options, name: str | None) -> Handle:
