@@ -250,7 +250,7 @@ class DDict(Keyed):
         Returns
         -------
         DDict
-            With all that was saved; where that fails, it is closed again.
+            With all that was saved. Where that fails it is closed, also one that was there.
 
         Raises
         ------
