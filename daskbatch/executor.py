@@ -189,11 +189,9 @@ class BatchPoolExecutor(Executor):
 
         Raises
         ------
-        SpecError, TypeError
-            `chunksize` or `buffersize` is no whole number from 1.
-        RuntimeError, ServiceLost
-            See `submit`. What calls raise, or `TimeoutError`, comes where a result is taken; the
-            calls that are left are cancelled then.
+        RuntimeError, ServiceLost, SpecError, TypeError
+            As by `submit`; or `chunksize` or `buffersize` is no whole number from 1. What calls
+            raise, or `TimeoutError`, comes with a result; calls that are left are cancelled then.
 
         Examples
         --------
@@ -340,17 +338,13 @@ class BatchPoolExecutor(Executor):
 def as_executor(batch: Batch) -> BatchPoolExecutor:
     """Give an executor on a Batch, so that its calls and the tasks of the Batch share a cluster.
 
-    To shut it down leaves the Batch as it is.
+    To shut it down leaves the Batch as it is. `SpecError` if it is no Batch, and
+    `SubmitAfterCloseError` if it has been closed.
 
     Parameters
     ----------
     batch : Batch
         The Batch; its tasks can be arguments of the calls, and its tasks can be given futures.
-
-    Raises
-    ------
-    SpecError, SubmitAfterCloseError
-        It is no Batch, or has been closed.
 
     Examples
     --------

@@ -35,8 +35,8 @@ class BatchPoolFuture(Future[Any]):
     Examples
     --------
     >>> future = executor.submit(pow, 2, 10)
-    >>> future.result()
-    1024
+    >>> future.result(), future.exception()
+    (1024, None)
     >>> future.task.state, future.running(), future.cancel()
     ('done', False, False)
     """
