@@ -1,7 +1,8 @@
 """Sequential programs of tasks, run in parallel on Dask.
 
-The names are imported when they are first asked for: a child process that runs functions
-imports this package too, and would wait for Dask for longer than for all the rest.
+Does not know what is behind its names. They are imported when they are first asked for: a child
+process that runs functions imports this package too, and would wait for Dask for longer than for
+all the rest.
 """
 
 import sys as _sys

@@ -59,7 +59,8 @@ class Batch(TaskMaker, SharedMaker):
     SpecError
         A parameter is wrong. It is a `ValueError`.
     ServiceLost
-        There is no cluster, or it did not start.
+        There is no cluster, or it did not start; later, of whatever needs the cluster: it, or
+        the Batch that a copy is of, is there no more.
 
     Examples
     --------
@@ -68,6 +69,18 @@ class Batch(TaskMaker, SharedMaker):
     ...     task.run()
     ...     task.result.get()
     1024
+
+    Without a block, it is closed and joined by hand:
+
+    >>> batch = Batch(num_workers=1)
+    >>> batch.client_id, batch.num_workers, batch.closed
+    (0, 1, False)
+    >>> client, link = batch.client, batch.dashboard_link
+    >>> batch.function(len, "four").start()
+    >>> batch.close()
+    >>> batch.join(timeout=60)
+    >>> batch.closed
+    True
 
     A task that submits tasks to the Batch that runs it:
 
@@ -119,6 +132,11 @@ class Batch(TaskMaker, SharedMaker):
         """The number of this client of the Batch: 0 for the one that made it.
 
         A copy is a client from its first use on, each task that uses one is a client of its own.
+
+        Raises
+        ------
+        ServiceLost
+            It is a copy, not used before, and there is no such Batch any more.
         """
         return self._session.number
 
@@ -280,10 +298,12 @@ class Batch(TaskMaker, SharedMaker):
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say that this client makes and starts no more tasks. What is started still runs.
+        """Say that this client makes and starts no more tasks; twice does no harm.
 
-        Every client must do so: the one that made the Batch, and each copy that was used. A
-        task need not, since what it does with a Batch ends with it.
+        What is started still runs, and what waits in the background is started. Every client
+        must close: the one that made the Batch, and each copy that was used. A task need not,
+        since what it does with a Batch ends with it. To make or to start a task later is a
+        `SubmitAfterCloseError`.
         """
         self._identity.close()
 
@@ -326,6 +346,16 @@ class Batch(TaskMaker, SharedMaker):
         """Give up all that is not over, and leave the cluster; an embedded one is killed.
 
         With the client that made the Batch, all others end. A copy gives up its own tasks only.
+        What is given up is cancelled, also where it runs. To terminate twice does no harm.
+
+        Examples
+        --------
+        >>> batch = Batch(num_workers=1)
+        >>> task = batch.process("sleep", 3600)
+        >>> task.start()
+        >>> batch.terminate()
+        >>> task.state
+        'cancelled'
         """
         self._identity.close()
         session = self._identity.known()
@@ -333,6 +363,7 @@ class Batch(TaskMaker, SharedMaker):
             session.end()
 
     def __enter__(self) -> Batch:
+        """Give the Batch itself, which ends with the block."""
         return self
 
     def __exit__(
@@ -341,6 +372,11 @@ class Batch(TaskMaker, SharedMaker):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End the Batch: `close` and `join` it, or `terminate` it where the block has raised.
+
+        A copy does not join: it waits, by `fence`, for its own tasks. What tasks have raised
+        is not raised here.
+        """
         if kind is not None:
             self.terminate()
             return

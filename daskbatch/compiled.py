@@ -18,7 +18,7 @@ from daskbatch.plan.draw import draw
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.task import Task
+from daskbatch.task import Handle, Task
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -27,16 +27,28 @@ if TYPE_CHECKING:
 class CompiledTask(Task):
     """Tasks that `Batch.compile` has made one; it is over when all of them are.
 
+    Its result is the list of theirs, in the order of the list. What they read and write is said
+    of them, not of it. A member can be waited for, asked and cancelled by itself.
+
+    Attributes
+    ----------
+    tasks : tuple of Task
+        The members, in the order of the list.
+
     Examples
     --------
     >>> double = batch.function(pow, 2, 1)
     >>> power = batch.function(pow, double, 8)
     >>> both = batch.compile([double, power])
-    >>> both.run()
-    >>> both.get()
-    [2, 256]
-    >>> both.explain(double, power)
-    "'pow' (1) waits for 'pow' (0): it takes its result."
+    >>> both.explain(double, power), both.graph.counts()["argument"]
+    ("'pow' (1) waits for 'pow' (0): it takes its result.", 1)
+    >>> both.state, both.tasks == (double, power)
+    ('created', True)
+    >>> both.start()
+    >>> both.get(), both.result.get(), both.stdout.get(), both.stderr.get()
+    ([2, 256], [2, 256], '', '')
+    >>> both.cancel()
+    False
     """
 
     __slots__ = ("_graph", "_group", "_known", "tasks")
@@ -54,7 +66,7 @@ class CompiledTask(Task):
 
     @property
     def graph(self) -> Graph:
-        """Who waits for whom among the members, and why."""
+        """Who waits for whom among the members, and why; by their positions in the list."""
         cells = [task._cell for task in self.tasks]
         if not self._group.started and _count_accesses(cells) != self._known:
             self._graph = build_graph(cells)
@@ -63,7 +75,10 @@ class CompiledTask(Task):
 
     @property
     def state(self) -> str:
-        """One of created, waiting, running, done, failed and cancelled."""
+        """One of created, waiting, running, done, failed and cancelled.
+
+        Once all are over, it is failed if one has failed, else cancelled if one was cancelled.
+        """
         phases = {task._cell.phase for task in self.tasks}
         if self._is_over():
             for phase in (Phase.FAILED, Phase.CANCELLED):
@@ -74,8 +89,34 @@ class CompiledTask(Task):
             return "created"
         return "waiting" if phases == {Phase.WAITING} else "running"
 
+    @property
+    def result(self) -> Handle:
+        """The members' results, a list in their order; if one has none, `get` raises why."""
+        return super().result
+
+    @property
+    def stdout(self) -> Handle:
+        """What the members printed, in their order, joined by line breaks."""
+        return super().stdout
+
+    @property
+    def stderr(self) -> Handle:
+        """What the members wrote to stderr, in their order, joined by line breaks."""
+        return super().stderr
+
     def start(self) -> None:
-        """Start the members; see `Task.start`."""
+        """Start the members, and do not wait for them.
+
+        Raises
+        ------
+        LifecycleError
+            It has been started before, is over since all were cancelled, or a member takes the
+            result of a task that was never started.
+        SubmitAfterCloseError
+            The Batch has been closed.
+        GraphError, SpecError
+            See `Task.start`.
+        """
         if self._group.started:
             raise LifecycleError(
                 f"{self._cell.label} has been started already: a task starts once, make another"
@@ -98,7 +139,7 @@ class CompiledTask(Task):
             raise LifecycleError(f"{self._cell.label} has not been started: start it first")
 
     def cancel(self) -> bool:
-        """Keep the members from completing.
+        """Keep the members from completing; those that are over keep their results.
 
         Returns
         -------
@@ -135,6 +176,11 @@ class CompiledTask(Task):
     def explain(self, a: Task, b: Task) -> str:
         """Say in a sentence why `b` waits for `a`, or that it need not.
 
+        Parameters
+        ----------
+        a, b : Task
+            Two members.
+
         Raises
         ------
         GraphError
@@ -146,7 +192,15 @@ class CompiledTask(Task):
         return explain(self.graph, [task._cell for task in self.tasks], a._cell, b._cell)
 
     def to_dot(self) -> str:
-        """Give the graph in the DOT language of Graphviz."""
+        """Give the graph in the DOT language of Graphviz.
+
+        Examples
+        --------
+        >>> print(batch.compile([batch.function(len, "four")], name="one").to_dot())
+        digraph {
+          0 [label="len"];
+        }
+        """
         return self.graph.to_dot()
 
     def visualize(self, filename: str | Path = "graph.svg") -> Path:
@@ -166,6 +220,16 @@ class CompiledTask(Task):
         ------
         SpecError
             The format is unknown, or Graphviz is not installed.
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     program = batch.compile([batch.function(len, "four")])
+        ...     program.visualize(Path(directory) / "four.svg").name
+        'four.svg'
         """
         return draw(self.graph, Path(filename))
 

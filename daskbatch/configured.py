@@ -32,9 +32,10 @@ class Configured:
     --------
     >>> robust = batch.options(retries=2)
     >>> task = robust.function(int, "ff", base=16)
-    >>> task.run()
-    >>> task.get()
-    255
+    >>> other = robust.process("echo", "hello")
+    >>> batch.compile([task, other]).run()
+    >>> task.get(), other.stdout.get()
+    (255, 'hello')
     """
 
     def __init__(
@@ -53,7 +54,15 @@ class Configured:
         self._name = name
 
     def function(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
-        """Make a task of a Python function; all arguments are its own. See `Batch.function`."""
+        """Make a task of a Python function; see `Batch.function`, also for what is raised.
+
+        Parameters
+        ----------
+        target : callable
+            The function.
+        *args, **kwargs
+            All are its own: what `Batch.function` takes by keyword, `Batch.options` was given.
+        """
         return make_function(
             self._batch, target, args, kwargs, self._options, self._reads, self._writes, self._name
         )
@@ -61,7 +70,13 @@ class Configured:
     def process(
         self, target: str | Path, /, *args: Any, stdin: Any = None, check: bool = True
     ) -> Task:
-        """Make a task of a serial executable; see `Batch.process`."""
+        """Make a task of a serial executable; see `Batch.process`, also for what is raised.
+
+        Parameters
+        ----------
+        target, *args, stdin, check
+            See `Batch.process`; all else `Batch.options` was given.
+        """
         return make_process(
             self._batch,
             target,

@@ -59,13 +59,22 @@ class DDict(Keyed):
     SpecError
         A parameter is wrong, or there are fewer workers than replicas. It is a `ValueError`.
     LifecycleError
-        There is no `cluster`, and this process is connected to none.
+        There is no `cluster`, and this process is connected to none; later, of whatever is done
+        with it: it has been closed; of all that writes: it is frozen.
     ServiceLost
         The cluster cannot be reached; later: what was asked for was lost with a worker.
+    KeyError, TimeoutError
+        Of ``d[key]``: the key is not there; or, with `wait_for_keys`, not within `timeout`.
+    SerializationError
+        Of all that takes or gives keys and values: one cannot be pickled, or not unpickled here.
+    TypeError
+        Of all that takes keys: one is not hashable.
 
     Examples
     --------
-    >>> d = batch.ddict()
+    >>> d = batch.ddict(name="numbers")
+    >>> d.name, d.frozen
+    ('numbers', False)
     >>> d["a"] = [1, 2]
     >>> def double(d, key):
     ...     d[key] = d[key] * 2
@@ -73,6 +82,7 @@ class DDict(Keyed):
     >>> task.run()
     >>> d["a"]
     [1, 2, 1, 2]
+    >>> d.close()
     """
 
     def __init__(
@@ -135,6 +145,11 @@ class DDict(Keyed):
         list of str
             Addresses, as ``workers=`` of a task takes them: it runs where the data is.
 
+        Raises
+        ------
+        ServiceLost
+            A part that has one of them was lost with a worker.
+
         Examples
         --------
         >>> d = batch.ddict()
@@ -164,6 +179,8 @@ class DDict(Keyed):
     def freeze(self) -> None:
         """Let nobody write any more, until `unfreeze`: that is a `LifecycleError`.
 
+        Background tasks are run first that write to it. To freeze it twice does no harm.
+
         Examples
         --------
         >>> d = batch.ddict()
@@ -175,12 +192,20 @@ class DDict(Keyed):
         self._calls.everywhere("freeze", True)
 
     def unfreeze(self) -> None:
-        """Let everybody write again."""
+        """Let everybody write again.
+
+        Examples
+        --------
+        >>> d = batch.ddict()
+        >>> d.freeze()
+        >>> d.unfreeze()
+        >>> d["a"] = 1
+        """
         self._calls.everywhere("freeze", False)
 
     @property
     def frozen(self) -> bool:
-        """Whether nobody can write."""
+        """Whether nobody can write; see `freeze`."""
         return all(each["frozen"] for each in self._calls.everywhere("stats"))
 
     def save(self, path: str | Path) -> None:
@@ -220,14 +245,29 @@ class DDict(Keyed):
         path : str or Path
             The file.
         cluster, **options
-            See `DDict`.
+            What `DDict` takes. If there is one of that `name` already, that is written to.
+
+        Returns
+        -------
+        DDict
+            With all that was saved. Where that fails it is closed, also one that was there.
 
         Raises
         ------
         SpecError
-            It is no such file, or it is damaged.
+            It is no such file, or it is damaged; or an option is wrong.
         OSError
             It cannot be read.
+        LifecycleError, ServiceLost
+            See `DDict`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     batch.ddict().save(Path(directory) / "nothing")
+        ...     len(DDict.load(Path(directory) / "nothing", batch, shards=1))
+        0
         """
         made = cls(cluster, **options)
         try:
@@ -238,13 +278,18 @@ class DDict(Keyed):
         return made
 
     def close(self) -> None:
-        """End it, for all who use it: any later use is a `LifecycleError`."""
+        """End it, for all who use it.
+
+        Any later use is a `LifecycleError`, but to close it again.
+        """
         self._handle.close()
 
     def __enter__(self) -> DDict:
+        """Give the dictionary itself, which ends with the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Close it, for all who use it."""
         self.close()
 
     # -- what it is -----------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """An executor of `concurrent.futures` on any Dask cluster.
 
-Does not know how calls are gathered, run or settled: it describes them, and its pool does
-the rest.
+Does not know how calls are gathered, run or settled: it describes them for its pool.
 """
 
 from __future__ import annotations
@@ -46,25 +45,22 @@ class BatchPoolExecutor(Executor):
         algebra that it uses are held to these.
     wait_on_exit : bool
         Whether a ``with`` block waits at its end for all calls.
-    initializer : callable, optional
-        Called once in each worker process, before its first call.
-    initargs : tuple
-        Its arguments.
+    initializer, initargs : callable and tuple, optional
+        Called once in each worker process, before its first call. If it raises, the executor is
+        broken: calls that are left, and later ones, raise `ServiceLost`, a `BrokenExecutor`.
 
     Raises
     ------
-    SpecError
-        A parameter is wrong. It is a `ValueError`.
-    ServiceLost
-        There is no cluster, or it did not start.
+    SpecError, ServiceLost
+        A parameter is wrong; or there is no cluster, or it did not start.
 
     Examples
     --------
     >>> with BatchPoolExecutor(max_workers=2) as executor:
     ...     future = executor.submit(pow, 2, 10)
     ...     squares = list(executor.map(lambda x: x * x, range(5)))
-    >>> future.result(), squares
-    (1024, [0, 1, 4, 9, 16])
+    >>> future.result(), squares, executor.batch.closed
+    (1024, [0, 1, 4, 9, 16], True)
     """
 
     def __init__(
@@ -122,7 +118,7 @@ class BatchPoolExecutor(Executor):
 
     @property
     def batch(self) -> Batch:
-        """The Batch that runs the calls."""
+        """The Batch that runs the calls; it ends with the executor, but for `as_executor`."""
         return self._pool.batch
 
     def __repr__(self) -> str:
@@ -151,8 +147,10 @@ class BatchPoolExecutor(Executor):
 
         Raises
         ------
-        RuntimeError
-            The executor has been shut down.
+        RuntimeError, ServiceLost
+            The executor has been shut down, or its Batch closed; or the initializer has failed.
+        SpecError, GraphError, LifecycleError
+            It is no function, or takes the result of another Batch's task, or of one not started.
 
         Examples
         --------
@@ -189,6 +187,12 @@ class BatchPoolExecutor(Executor):
             How many calls, or chunks, are sent ahead of what has been taken of the results. By
             default all are sent at once, which an endless iterable does not allow.
 
+        Raises
+        ------
+        RuntimeError, ServiceLost, SpecError, TypeError
+            As by `submit`; or `chunksize` or `buffersize` is no whole number from 1. What calls
+            raise, or `TimeoutError`, comes with a result; calls that are left are cancelled then.
+
         Examples
         --------
         >>> list(executor.map(pow, [2, 3], [5, 2]))
@@ -202,7 +206,7 @@ class BatchPoolExecutor(Executor):
     async def async_submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> BatchPoolFuture:
-        """Have a function called; see `submit`. The future can itself be awaited.
+        """Have a function called; see `submit`, also for what is raised. The future is awaitable.
 
         Examples
         --------
@@ -231,7 +235,7 @@ class BatchPoolExecutor(Executor):
         iterables : iterable of iterable
             Its arguments, in one list.
         timeout, chunksize, buffersize
-            See `map`.
+            See `map`, also for what is raised.
 
         Examples
         --------
@@ -262,7 +266,8 @@ class BatchPoolExecutor(Executor):
         """Give the same executor with other options for its calls; see `Batch.options`.
 
         What calls read and write says which may run again when a worker dies; it puts them in
-        no order. To shut down what this returns is to shut down the executor.
+        no order. To shut down what this returns is to shut down the executor. An option that is
+        wrong is a `SpecError`.
 
         Examples
         --------
@@ -326,13 +331,15 @@ class BatchPoolExecutor(Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Shut down; with `wait_on_exit`, wait for all calls, also where the block has raised."""
         self.shutdown(wait=self._wait_on_exit)
 
 
 def as_executor(batch: Batch) -> BatchPoolExecutor:
     """Give an executor on a Batch, so that its calls and the tasks of the Batch share a cluster.
 
-    To shut it down leaves the Batch as it is.
+    To shut it down leaves the Batch as it is. `SpecError` if it is no Batch, and
+    `SubmitAfterCloseError` if it has been closed.
 
     Parameters
     ----------

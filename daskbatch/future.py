@@ -35,10 +35,10 @@ class BatchPoolFuture(Future[Any]):
     Examples
     --------
     >>> future = executor.submit(pow, 2, 10)
-    >>> future.result()
-    1024
-    >>> future.task.state
-    'done'
+    >>> future.result(), future.exception()
+    (1024, None)
+    >>> future.task.state, future.running(), future.cancel()
+    ('done', False, False)
     """
 
     def __init__(self, pool: Pool, cell: Cell) -> None:
@@ -62,7 +62,7 @@ class BatchPoolFuture(Future[Any]):
         -------
         bool
             True if it will not complete: it has not begun, or runs and is being stopped; False
-            if it is over.
+            if it is over, unless it was cancelled before.
         """
         if self.done():
             return self.cancelled()
@@ -74,6 +74,7 @@ class BatchPoolFuture(Future[Any]):
         return self.cancelled()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        """Give or raise what `result` does, without blocking the event loop."""
         return asyncio.wrap_future(self).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:

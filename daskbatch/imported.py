@@ -34,7 +34,18 @@ def import_template(
 
 
 class ImportedFunction:
-    """Makes a task of each call; any number of threads may call it at once."""
+    """Makes a task of each call; any number of threads may call it at once.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+    ...     _ = file.write("{args: [f, i], type: function, executables: [{target: f, args: [i]}]}")
+    ...     file.flush()
+    ...     call = batch.import_func(file.name)
+    >>> call(abs, -1).get()
+    1
+    """
 
     def __init__(self, batch: Batch, form: Form) -> None:
         template = form.template
@@ -55,6 +66,21 @@ class ImportedFunction:
         )
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Task:
+        """Make a task of what the file declares below ``args`` and ``kwargs``.
+
+        It waits in the background until it is needed; see `Batch.import_func`.
+
+        Raises
+        ------
+        SpecError
+            An argument is missing, too many, or of the wrong type. It is a `ValueError`.
+        SubmitAfterCloseError
+            The Batch has been closed.
+        LifecycleError
+            It takes the result of a task that was never started.
+        Exception
+            What a function raises that the file calls.
+        """
         return self._taken_in(self._make(self, self._fill(args, kwargs)))
 
     def __repr__(self) -> str:

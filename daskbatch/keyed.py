@@ -40,13 +40,22 @@ class Keyed(MutableMapping[Any, Any]):
     # -- one key --------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
+        """Give a copy of the value of a key; with `wait_for_keys`, wait until it is written.
+
+        Raises
+        ------
+        KeyError
+            It is not there, and is not waited for.
+        TimeoutError
+            It is waited for, and was not written within `timeout`.
+        """
         self._touch(Mode.READ, key)
         if self._wait:
             return self._calls.get_waiting(key, self._timeout)
         return self._calls.get(key)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Give the value of a key, or the default; it never waits for the key.
+        """Give a copy of the value of a key, or the default; it never waits for the key.
 
         Parameters
         ----------
@@ -67,19 +76,22 @@ class Keyed(MutableMapping[Any, Any]):
             return default
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        """Write a copy of a value, and wake who waits for the key; `LifecycleError` if frozen."""
         self._touch(Mode.WRITE, key)
         self._calls.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
+        """Remove a key: `KeyError` if it is not there, which is never waited for."""
         self._touch(Mode.WRITE, key)
         self._calls.remove(key)
 
     def __contains__(self, key: object) -> bool:
+        """Say whether a key is there now; this never waits for it."""
         self._touch(Mode.READ, key)
         return self._calls.has(key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        """Remove a key, and give its value.
+        """Remove a key, and give its value; with `wait_for_keys` and no default, wait for it.
 
         Parameters
         ----------
@@ -90,8 +102,8 @@ class Keyed(MutableMapping[Any, Any]):
 
         Raises
         ------
-        KeyError
-            It is not there, and there is no default.
+        KeyError, TimeoutError
+            It is not there, and there is no default; or it was waited for in vain.
 
         Examples
         --------
@@ -185,6 +197,11 @@ class Keyed(MutableMapping[Any, Any]):
         mapping : mapping or iterable of pairs
             Keys and values.
 
+        Raises
+        ------
+        LifecycleError, ServiceLost, SerializationError
+            See `DDict`. Some of the keys may have been written then.
+
         Examples
         --------
         >>> d = batch.ddict()
@@ -213,6 +230,8 @@ class Keyed(MutableMapping[Any, Any]):
         ------
         KeyError
             Some are not there: these are its arguments.
+        TimeoutError
+            With `wait_for_keys`: one was not written within `timeout`, which is for all together.
 
         Examples
         --------
@@ -235,7 +254,7 @@ class Keyed(MutableMapping[Any, Any]):
         return {key: found[key] for key in wanted}
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Write what is in a mapping or in pairs, as a dict does.
+        """Write what is in a mapping or in pairs, as a dict does; raises what `put_many` does.
 
         Parameters
         ----------
@@ -257,7 +276,7 @@ class Keyed(MutableMapping[Any, Any]):
             self.put_many(pairs)
 
     def clear(self) -> None:
-        """Remove all keys.
+        """Remove all keys; `LifecycleError` if it is frozen.
 
         Examples
         --------
@@ -271,10 +290,12 @@ class Keyed(MutableMapping[Any, Any]):
         self._calls.everywhere("clear")
 
     def __iter__(self) -> Iterator[Any]:
+        """Give the keys, part by part: of each those that are there when it comes to it."""
         self._touch(Mode.READ)
         return self._calls.keys()
 
     def __len__(self) -> int:
+        """Say how many keys there are now."""
         self._touch(Mode.READ)
         return sum(self._calls.everywhere("count"))
 
@@ -307,6 +328,7 @@ class Keyed(MutableMapping[Any, Any]):
         return self._calls.items()
 
     def __eq__(self, other: object) -> bool:
+        """Say whether it is the same dictionary, or a mapping with equal keys and values now."""
         if isinstance(other, Keyed) and other._calls.uid == self._calls.uid:
             return True
         if not isinstance(other, Mapping):

@@ -73,12 +73,18 @@ class TaskMaker:
             ``stderr``, anywhere among them stands for the value, and is waited for. For
             keywords that are taken here use `options`. ``function(f, (a, b), [reads…], [writes…])``
             is the other way to write it.
-        reads, writes : list of Access
+        reads, writes : Access or list of Access, optional
             What it reads and writes; see `read` and `write`.
         name : str, optional
             What messages call it; the function's name by default.
         timeout : float or timedelta, optional
-            How many seconds it may run.
+            How many seconds it may run; then it is stopped, and its result is `TaskTimeout`.
+            With one it runs in a child process of the worker; see `isolation` of `options`.
+
+        Returns
+        -------
+        Task
+            Not started yet. What cannot be sent is a `SerializationError` of its result.
 
         Raises
         ------
@@ -130,7 +136,13 @@ class TaskMaker:
         check : bool
             Whether an exit code other than 0 is a failure.
         reads, writes, name, timeout
-            See `function`.
+            See `function`; what has run for too long is ended with all that it has started.
+
+        Returns
+        -------
+        Task
+            Not started yet. Its result is the exit code: negative for a signal, 127 where the
+            executable is not found. With `check`, one other than 0 is `ProcessFailed`.
 
         Raises
         ------
@@ -191,7 +203,14 @@ class TaskMaker:
         Returns
         -------
         Configured
-            With ``function`` and ``process``, which pass all keywords on.
+            With ``function`` and ``process``; all keywords of a function are its own there.
+
+        Raises
+        ------
+        SpecError
+            Something is of the wrong type, or out of range; or isolation is ``"thread"`` and
+            there is a `cwd` or an `env`. That no worker has the resources, or is one of
+            `workers`, is found when a task is started.
 
         Examples
         --------
@@ -223,7 +242,13 @@ class TaskMaker:
             A directory, when file names follow; one file or a directory with all below it,
             when none do; or another object.
         *channels
-            The file names, or keys, or channels.
+            The file names, or keys, or channels. All are taken as they stand: ``*.txt`` is a
+            file of that name, and no pattern.
+
+        Returns
+        -------
+        Access
+            What ``reads=`` takes.
 
         Raises
         ------
@@ -239,6 +264,11 @@ class TaskMaker:
 
     def write(self, obj: Any, *channels: Any) -> Access:
         """Say that something is written, for the ``writes=`` of a task; see `read`.
+
+        Raises
+        ------
+        SpecError
+            Tasks cannot communicate through such an object.
 
         Examples
         --------
@@ -302,7 +332,7 @@ class TaskMaker:
         return task
 
     def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
-        """Make one task of many.
+        """Make one task of many; of none, one that is over.
 
         Parameters
         ----------
@@ -315,9 +345,12 @@ class TaskMaker:
         Raises
         ------
         GraphError
-            The list is no sequential program of tasks of this Batch.
+            The list is no sequential program of tasks of this Batch: one is there twice, takes
+            the result of a later one, or is a member elsewhere; the message names them.
         LifecycleError
-            One of them has been started.
+            One of them has been started, or waits in the background.
+        SpecError
+            The name is no text.
         SubmitAfterCloseError
             The Batch has been closed.
 

@@ -46,19 +46,23 @@ class Queue:
     SpecError
         A parameter is wrong. It is a `ValueError`.
     LifecycleError
-        There is no `cluster`, and this process is connected to none; later: it is closed.
+        There is no `cluster`, and this process is connected to none; later, of whatever is done
+        with it: it has been closed.
     ServiceLost
         The cluster cannot be reached; later: the worker that had the queue has died.
 
     Examples
     --------
-    >>> queue = batch.queue()
+    >>> queue = batch.queue(maxsize=5, name="numbers")
+    >>> queue.name, queue.empty(), queue.full()
+    ('numbers', True, False)
     >>> def produce(queue, count):
     ...     for number in range(count):
     ...         queue.put(number)
     >>> batch.function(produce, queue, 3).start()
     >>> [queue.get() for _ in range(3)]
     [0, 1, 2]
+    >>> queue.close()
     """
 
     def __init__(self, cluster: Where = None, maxsize: int = 0, *, name: str | None = None) -> None:
@@ -105,7 +109,11 @@ class Queue:
         Raises
         ------
         queue.Full
-            There is no room.
+            There is no room, or not in time.
+        SerializationError
+            The item cannot be pickled.
+        ValueError
+            `timeout` is negative, or no span of time.
 
         Examples
         --------
@@ -132,7 +140,11 @@ class Queue:
         Raises
         ------
         queue.Empty
-            There is none.
+            There is none, or not in time.
+        SerializationError
+            The item cannot be unpickled here; it is taken out.
+        ValueError
+            `timeout` is negative, or no span of time.
 
         Examples
         --------
@@ -149,15 +161,32 @@ class Queue:
         return unpack(found)
 
     def put_nowait(self, item: Any) -> None:
-        """Put an item in if there is room, or raise `queue.Full`."""
+        """Put an item in if there is room, or raise `queue.Full`; see `put`.
+
+        Examples
+        --------
+        >>> queue = batch.queue()
+        >>> queue.put_nowait("a")
+        >>> queue.get_nowait()
+        'a'
+        """
         self.put(item, block=False)
 
     def get_nowait(self) -> Any:
-        """Take an item out if there is one, or raise `queue.Empty`."""
+        """Take an item out if there is one, or raise `queue.Empty`; see `get`.
+
+        Examples
+        --------
+        >>> try:
+        ...     batch.queue().get_nowait()
+        ... except Empty:
+        ...     print("nothing is there")
+        nothing is there
+        """
         return self.get(block=False)
 
     def qsize(self) -> int:
-        """Say how many items there are now.
+        """Say how many items there are now; others may put in and take out meanwhile.
 
         Examples
         --------
@@ -168,11 +197,11 @@ class Queue:
         return int(self._call("qsize"))
 
     def empty(self) -> bool:
-        """Say whether there is no item now."""
+        """Say whether there is no item now; see `qsize`."""
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Say whether there is no room now."""
+        """Say whether there is no room now, as there always is without a `maxsize`."""
         return 0 < self._handle.placed.options.maxsize <= self.qsize()
 
     def task_done(self) -> None:
@@ -206,6 +235,11 @@ class Queue:
         ------
         TimeoutError
             The time is up first.
+
+        Examples
+        --------
+        >>> queue = batch.queue()
+        >>> queue.join()
         """
         seconds = patience(timeout)
         self._touch(Mode.READ)
@@ -213,13 +247,18 @@ class Queue:
             raise TimeoutError(f"items of {self._handle.what} are not done after {seconds:g} s")
 
     def close(self) -> None:
-        """End it, for all who use it; what is in it is gone, and who waits is told."""
+        """End it, for all who use it; what is in it is gone, and who waits is told.
+
+        Any later use is a `LifecycleError`, but to close it again.
+        """
         self._handle.close()
 
     def __enter__(self) -> Queue:
+        """Give the queue itself, which ends with the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Close it, for all who use it."""
         self.close()
 
     # -- what it is -----------------------------------------------------------------------
@@ -230,6 +269,7 @@ class Queue:
         return self._handle.placed.name
 
     def __eq__(self, other: object) -> bool:
+        """Say whether it is the same queue."""
         return isinstance(other, Queue) and other._handle.uid == self._handle.uid
 
     def __hash__(self) -> int:

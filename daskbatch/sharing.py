@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.describe.access import Access, Mode, make_access
@@ -38,7 +39,7 @@ class SharedMaker:
         shards: int | None = None,
         replicas: int = 1,
         wait_for_keys: bool = False,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         memory_limit: int | str | None = None,
         name: str | None = None,
     ) -> DDict:
@@ -50,6 +51,15 @@ class SharedMaker:
         ----------
         shards, replicas, wait_for_keys, timeout, memory_limit, name
             See `DDict`.
+
+        Raises
+        ------
+        SpecError
+            A parameter is wrong, or there are fewer workers than replicas.
+        SubmitAfterCloseError
+            The Batch has been closed.
+        ServiceLost
+            The cluster is gone, or has no worker.
 
         Examples
         --------
@@ -78,6 +88,11 @@ class SharedMaker:
         ----------
         maxsize, name
             See `Queue`.
+
+        Raises
+        ------
+        SpecError, SubmitAfterCloseError, ServiceLost
+            As by `ddict`.
 
         Examples
         --------

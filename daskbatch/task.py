@@ -64,7 +64,8 @@ class Handle:
         Exception
             For a result, what the task raised: the same type and arguments, with the
             worker's traceback as its cause. `DependencyFailed` if it did not run because
-            another failed, `TaskCancelled` if it was cancelled.
+            another failed, `TaskCancelled` if it was cancelled; `ProcessFailed`, `TaskTimeout`,
+            `TaskCrashed`, `WorkerLost` and `SerializationError` say what else has become of it.
         """
         return self._task._get(self._part, timeout)
 
@@ -76,14 +77,17 @@ class Handle:
 
 
 class Task:
-    """A unit of work; made by `Batch.function`, `Batch.process` and `Batch.job`.
+    """A unit of work; made by `Batch.function`, `Batch.process` and imported templates.
 
     Examples
     --------
-    >>> task = batch.function(pow, 2, 10)
+    >>> task = batch.function(print, "hello")
+    >>> task.name, task.state, task.uid == batch.function(print).uid
+    ('print', 'created', False)
     >>> task.start()
-    >>> task.get()
-    1024
+    >>> task.wait(timeout=60)
+    >>> task.state, task.result.get(), task.stdout.get(), task.stderr.get()
+    ('done', None, 'hello', '')
     """
 
     __slots__ = ("_batch", "_cell", "_in_background", "_object", "_session")
@@ -111,7 +115,7 @@ class Task:
 
     @property
     def state(self) -> str:
-        """One of created, queued, waiting, running, done, failed and cancelled."""
+        """One of created, queued (in the background), waiting, running, done, failed, cancelled."""
         return self._cell.phase.name.lower()
 
     @property
@@ -121,7 +125,7 @@ class Task:
 
     @property
     def stdout(self) -> Handle:
-        """What it printed, as something to `get` or to pass on."""
+        """What it printed, also if it failed, as something to `get` or to pass on."""
         return Handle(self, "stdout")
 
     @property
@@ -197,6 +201,8 @@ class Task:
             a task that was never started.
         SubmitAfterCloseError
             The Batch has been closed.
+        GraphError, SpecError
+            It takes the result of another Batch's task, or asks for what no worker has.
         """
         cell = self._cell
         if cell.group is not None:
@@ -252,7 +258,12 @@ class Task:
             self._session.background.flush([cell])
 
     def run(self, timeout: float | None = None) -> None:
-        """Start the task and wait until it is over; see `start` and `wait`.
+        """Start the task and wait until it is over, however: raises what `start` and `wait` do.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            See `wait`.
 
         Examples
         --------
@@ -265,7 +276,7 @@ class Task:
         self.wait(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
-        """Wait for the task and give its result; see `Handle.get`.
+        """Wait for the task and give its result; see `Handle.get` for what is raised, too.
 
         Examples
         --------
@@ -277,7 +288,7 @@ class Task:
         return self._get("result", timeout)
 
     def cancel(self) -> bool:
-        """Keep the task from completing.
+        """Keep the task from completing; whoever asks for its result is given `TaskCancelled`.
 
         Returns
         -------
@@ -296,6 +307,7 @@ class Task:
         return bool(self._dispatcher.cancel([self._cell]))
 
     def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the task, and give or raise what `get` does, without blocking the event loop."""
         return self._wait_and_get().__await__()
 
     async def _wait_and_get(self) -> Any:

@@ -33,6 +33,11 @@ class CommunicationDomain:
         Read after read, read after write, write after read, write after write. A pair that
         is switched off is not ordered, and carries no failure from one task to the other.
 
+    Raises
+    ------
+    SpecError
+        One is neither True nor False. It is a `ValueError`.
+
     Examples
     --------
     Tasks that add to a log in any order, and tasks that read it after them:
@@ -65,6 +70,11 @@ class CommunicationObject:
         Which accesses must keep their order.
     name : hashable
         What it is: an address, say.
+
+    Raises
+    ------
+    SpecError
+        The domain is none, or the name is not hashable. It is a `ValueError`.
 
     Examples
     --------

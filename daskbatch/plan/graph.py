@@ -65,6 +65,8 @@ class Graph:
     >>> graph = Graph(("load", "clean"), {1: {0: RAW}}, (0, 1))
     >>> list(graph.edges())
     [Edge(before=0, after=1, reasons=('RAW',))]
+    >>> graph.name(1), list(graph.needs(1)), graph.path(0, 1)
+    ('clean', [0], [0, 1])
     """
 
     names: Sequence[str]
@@ -73,24 +75,27 @@ class Graph:
     overwrites: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Say how many tasks there are; barriers do not count."""
         return len(self.names)
 
     def needs(self, node: int) -> Iterator[int]:
-        """The nodes that must succeed, or this one cannot run."""
+        """Give the nodes that must succeed, or this one cannot run.
+
+        Parameters
+        ----------
+        node : int
+            Which.
+        """
         return (before for before, why in self.waits.get(node, {}).items() if why & NEEDS)
 
-    def orderings(self, node: int) -> Iterator[int]:
-        """The nodes that only must be over, however they end."""
-        return (before for before, why in self.waits.get(node, {}).items() if not why & NEEDS)
-
     def edges(self) -> Iterator[Edge]:
-        """All edges, in program order of the second node."""
+        """Give all edges, in program order of the second node."""
         for after in self.order:
             for before, reasons in sorted(self.waits.get(after, {}).items()):
                 yield Edge(before, after, reason_names(reasons))
 
     def counts(self) -> dict[str, int]:
-        """How many edges there are for each reason; one edge may have several.
+        """Say how many edges there are for each reason; one edge may have several.
 
         Examples
         --------
@@ -105,10 +110,23 @@ class Graph:
         return found
 
     def name(self, node: int) -> str:
+        """Give the name of a task, or say that it is a barrier.
+
+        Parameters
+        ----------
+        node : int
+            Which.
+        """
         return self.names[node] if node < len(self.names) else "barrier"
 
     def path(self, start: int, end: int) -> list[int]:
-        """Give the nodes over which `end` waits for `start`; empty if it does not."""
+        """Give the nodes over which one waits for another; empty if it does not.
+
+        Parameters
+        ----------
+        start, end : int
+            The first of them, and the one that waits.
+        """
         via: dict[int, int] = {}
         stack = [end]
         while stack:

@@ -1,1 +1,4 @@
-"""What happens on a worker."""
+"""What happens on a worker.
+
+Does not know the program that a block of tasks is from, nor the client's side of anything.
+"""
