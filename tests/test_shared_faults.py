@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clients import until
 from distributed import Client, LocalCluster
 from distributed.core import Status
 from shared_faults import run_many
@@ -130,3 +132,35 @@ def test_what_was_taken_out_is_copied_too() -> None:
         assert await_copies(batch.client, {first, second})[0] == third
         assert d.popitem()[0] in (1, 2)
         assert len(d) == 1
+
+
+def write_near(d: DDict) -> None:
+    for number in itertools.count():
+        d["last"] = number
+        d.fetch_add("count")
+        d.setdefault(("some", number % 10), number)
+        d.pop(("some", number % 10))
+        d.update({("many", each): bytes(20_000) for each in range(3)})
+
+
+@pytest.mark.timeout(180)
+def test_tasks_that_are_stopped_beside_a_shard_leave_it_and_its_copy_alike() -> None:
+    """Nor do they crash the worker: there are frames with large buffers in their tracebacks."""
+    with Batch(num_workers=2) as batch:
+        d = batch.ddict(shards=1, replicas=2)
+        d["last"] = -1
+        until(lambda: d.stats()[0]["copies"] == 1)
+        worker = d.stats()[0]["worker"]
+        (pid,) = batch.client.run(os.getpid, workers=[worker]).values()
+        for _ in range(25):
+            before = d["last"]
+            task = batch.options(workers=[worker]).function(write_near, d)
+            task.start()
+            until(lambda before=before: d["last"] not in (before, 0, 1, 2))
+            task.cancel()
+            until(lambda task=task: task.state == "cancelled")
+        (stats,) = d.stats()
+        assert (stats["worker"], stats["copies"]) == (worker, 1)
+        there = dict(d.items())
+        os.kill(pid, signal.SIGKILL)
+        assert dict(d.items()) == there

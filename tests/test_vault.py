@@ -126,3 +126,10 @@ def test_twice_the_memory_of_the_cluster_goes_in_and_comes_out() -> None:
         assert client.run(os.getpid) == before
         d.clear()
         assert [(each["bytes"], each["spilled"]) for each in d.stats()] == [(0, 0), (0, 0)]
+
+
+def test_what_was_not_kept_is_not_counted_when_it_goes(tmp_path: Path) -> None:
+    vault = Vault(1000, tmp_path / "vault")
+    kept = vault.keep("a", b"x" * 500)
+    Slot(vault, "b", b"x" * 500)
+    assert vault.sizes() == (kept.size, 0)

@@ -70,7 +70,7 @@ class SharedActor:
             self._followers = Followers(self.state, tls_context(spec.scheduler), self._ask)
             self.state.copies = self._followers
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
-        self._door = Door(host, self.handle, self._is_needed, context)
+        self.door = Door(host, self.handle, self._is_needed, context)
         _here[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
@@ -110,7 +110,7 @@ class SharedActor:
 
     async def describe(self) -> bytes:
         """Give the address of the door."""
-        return pickle.dumps(self._door.address)
+        return pickle.dumps(self.door.address)
 
     async def take(self, layout: bytes, key: str) -> None:
         """Hear who has the shard, and by what key this actor is known."""
@@ -156,7 +156,7 @@ class SharedActor:
     def _close(self) -> None:
         _here.pop((self._spec.uid, self._spec.shard), None)
         self.state.close()
-        self._door.close()
+        self.door.close()
         if self._followers is not None:
             self._followers.close()
 

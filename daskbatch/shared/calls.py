@@ -234,7 +234,8 @@ class Calls:
         """Give the worker that serves a shard, or raise `ServiceLost`."""
         layout = self._handle.layout(index)
         if not layout.members:
-            raise lost_error(self._handle.what, layout.lost)
+            replicas = self._handle.placed.options.replicas
+            raise lost_error(self._handle.what, layout.lost, replicas)
         return layout.members[0].worker
 
     def copies_of(self, index: int) -> int:

@@ -19,8 +19,10 @@ from functools import partial
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
+from daskbatch.errors import BatchError
+from daskbatch.shared.near import Near, connected
 from daskbatch.shared.records import DoorAddress, Request, error_to_send
-from daskbatch.shared.wire import Idle, Wire
+from daskbatch.shared.wire import Cut, Idle, Wire
 from daskbatch.worker.running import PACE
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ class Door:
         self._context = context
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=1024)
-        self._wires: set[Wire] = set()
+        self._wires: set[Wire | Near] = set()
         self._lock = threading.Lock()
         self._closed = False
         port = self._listener.getsockname()[1]
@@ -149,7 +151,25 @@ class Door:
         except (OSError, ValueError):
             sock.close()
             return
-        wire = Wire(sock)
+        self._attend(Wire(sock))
+
+    def meet(self) -> Near:
+        """Come in from within this process; there is a thread for that, too, which nobody stops.
+
+        Raises
+        ------
+        OSError
+            The door is closed.
+        """
+        ours, theirs = connected()
+        if self._closed:
+            raise Cut("the door is closed")
+        threading.Thread(
+            target=self._attend, args=[theirs], name="daskbatch-talk", daemon=True
+        ).start()
+        return ours
+
+    def _attend(self, wire: Wire | Near) -> None:
         with self._lock:
             if self._closed:
                 wire.close()
@@ -164,7 +184,7 @@ class Door:
                 self._wires.discard(wire)
             wire.close()
 
-    def _serve(self, wire: Wire) -> None:
+    def _serve(self, wire: Wire | Near) -> None:
         while True:
             request = wire.receive()
             answer = answer_to(self._handler, request, wire.is_cut)
@@ -182,7 +202,7 @@ class Door:
             del result, answer
 
 
-def _send(wire: Wire, answer: object) -> None:
+def _send(wire: Wire | Near, answer: object) -> None:
     try:
         wire.send(answer)
     except OSError:
@@ -199,6 +219,9 @@ def answer_to(
         result = handler(request, is_gone)
     except Exception as error:
         return FAILED, error_to_send(error)
+    except BaseException as error:  # of a key or a value, which may run anything
+        said = f"{type(error).__name__} was raised where it is kept: {error}"
+        return FAILED, error_to_send(BatchError(said))
     if type(result) is Answer:
         return CONFIRM, result.result, result.settle
     return OK, result

@@ -12,13 +12,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
 
 from daskbatch.errors import ServiceLost
 from daskbatch.shared.actor import here
-from daskbatch.shared.door import CONFIRM, FAILED, answer_to
+from daskbatch.shared.door import FAILED
 from daskbatch.shared.lane import Failed, Lane
 from daskbatch.shared.reach import ask, relayed, tls_context
 from daskbatch.shared.records import (
@@ -49,8 +50,16 @@ _DETOUR = 60.0
 #: So long is it tried to reach a worker of which the scheduler says that it is there. Seconds.
 _PATIENCE = 30.0
 
+#: After so many have died of the same request, one after another, no other one is asked.
+_DEATHS = 3
+
 #: So many objects are remembered that nobody uses at the moment: the next task is likely to.
 _REMEMBERED = 64
+
+
+def _is_gone() -> bool:
+    """Say of who asks from this very thread whether nobody waits for the answer any more."""
+    return False
 
 
 class _Moved(Exception):
@@ -139,6 +148,9 @@ class Handle:
         known = self._placed
         return what_of(self.uid, known and known.options, known and known.name)
 
+    def _lost(self, why: str) -> ServiceLost:
+        return lost_error(self.what, why, self.placed.options.replicas)
+
     @property
     def count(self) -> int:
         """How many shards there are."""
@@ -201,6 +213,11 @@ class Handle:
             It could not be done.
         """
         _ = self.placed
+        actor = here(self.uid, index)
+        if actor is not None and not wait and operation in actor.state.reads:
+            # Only this: a task may be stopped in the middle of anything, and so leave it.
+            with suppress(NotServing):
+                return copied(actor.handle((operation, b"", 0, 0.0, arguments), _is_gone))
         lanes = self._lanes[index]
         try:
             lane = lanes.pop()
@@ -208,31 +225,9 @@ class Handle:
             lane = Lane()
         lane.seq += 1
         try:
-            actor = here(self.uid, index)
-            if actor is not None:
-                try:
-                    return self._directly(actor.handle, operation, lane, min(wait, PACE), arguments)
-                except NotServing:
-                    pass
             return self._go(lane, index, operation, arguments, wait, deadline)
         finally:
             lanes.append(lane)
-
-    def _directly(
-        self,
-        handler: Callable[..., Any],
-        operation: str,
-        lane: Lane,
-        wait: float,
-        arguments: tuple[Any, ...],
-    ) -> Any:
-        request = operation, lane.sid, lane.seq, wait, copied(arguments)
-        sign, result, *settle = answer_to(handler, request)
-        if sign == FAILED:
-            raise error_sent(result)
-        if sign == CONFIRM:
-            settle[0](True)
-        return copied(result)
 
     def _go(
         self,
@@ -243,14 +238,16 @@ class Handle:
         wait: float,
         deadline: float | None,
     ) -> Any:
-        knocks, give_up = 0, inf
+        knocks, give_up, deaths = 0, inf, 0
         while True:
             layout = self._layouts[index]
             if not layout.members:
-                raise lost_error(self.what, layout.lost)
+                raise self._lost(layout.lost)
             member = layout.members[0]
             door = member.door
             try:
+                actor = here(self.uid, index)
+                near = actor.door if actor is not None and actor.door.address == door else None
                 if self._detours and self._detours.get(door, 0.0) > monotonic():
                     return self._relayed(lane, member, operation, wait, arguments)
                 return lane.call(
@@ -260,6 +257,7 @@ class Handle:
                     wait,
                     arguments,
                     self._watcher(index, layout, wait, deadline),
+                    near,
                 )
             except Failed as failed:
                 error = failed.args[0]
@@ -275,6 +273,12 @@ class Handle:
                 give_up = min(give_up, monotonic() + _PATIENCE)
                 if self._renew(index, layout.epoch, _TURN):
                     knocks, give_up = 0, inf
+                    deaths += 1
+                    if deaths > _DEATHS and not wait:
+                        raise ServiceLost(
+                            f"{deaths} workers that have a part of {self.what} died when they were "
+                            f"to do this: {operation}"
+                        ) from error
                 elif monotonic() > give_up:
                     raise ServiceLost(
                         f"worker {member.worker}, which has a part of {self.what}, cannot be "

@@ -9,7 +9,8 @@ import os
 import ssl
 from typing import Any
 
-from daskbatch.shared.door import CONFIRM, FAILED, enter
+from daskbatch.shared.door import CONFIRM, FAILED, Door, enter
+from daskbatch.shared.near import Near
 from daskbatch.shared.records import DoorAddress, error_sent
 from daskbatch.shared.wire import Idle, Wire
 from daskbatch.worker.running import PACE
@@ -29,7 +30,7 @@ class Lane:
         self.sid = os.urandom(8)
         #: The number of the request that is being made.
         self.seq = 0
-        self._wire: Wire | None = None
+        self._wire: Wire | Near | None = None
         self._door: DoorAddress | None = None
 
     def call(
@@ -40,6 +41,7 @@ class Lane:
         wait: float,
         arguments: tuple[Any, ...],
         idle: Idle | None = None,
+        near: Door | None = None,
     ) -> Any:
         """Have something done.
 
@@ -57,6 +59,8 @@ class Lane:
             With what.
         idle : callable, optional
             Is called now and then while there is no answer, and may raise.
+        near : Door, optional
+            The door itself, if it is in this process.
 
         Raises
         ------
@@ -67,9 +71,13 @@ class Lane:
         """
         if self._wire is None or self._door != door:
             self.close()
-            sock = enter(door, context, _CONNECT, idle)
-            sock.settimeout(PACE)
-            self._wire, self._door = Wire(sock), door
+            if near is not None:
+                self._wire = near.meet()
+            else:
+                sock = enter(door, context, _CONNECT, idle)
+                sock.settimeout(PACE)
+                self._wire = Wire(sock)
+            self._door = door
         wire = self._wire
         try:
             wire.send((operation, self.sid, self.seq, wait, arguments), idle)

@@ -7,10 +7,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, NamedTuple
 
 #: Of so many lanes is known what came last through them.
 _LANES = 1 << 14
+
+#: Large answers, of more than `_LARGE` bytes each, are kept as long as they are no more than this
+#: in all; the last one is, however large. Bytes.
+_MOST = 16 << 20
+_LARGE = 1 << 10
+
+
+class _Forgotten(Enum):
+    GONE = "gone"
+
+
+#: Stands for an answer that was too large to be kept for long.
+GONE = _Forgotten.GONE
 
 
 class Done(NamedTuple):
@@ -25,6 +39,9 @@ class Lately:
 
     def __init__(self) -> None:
         self._done: OrderedDict[bytes, Done] = OrderedDict()
+        #: By lanes, the oldest first.
+        self._large: OrderedDict[bytes, int] = OrderedDict()
+        self._size = 0
 
     def find(self, sid: bytes, seq: int) -> Done | None:
         """Give what was answered, if this was done before.
@@ -36,11 +53,25 @@ class Lately:
 
     def note(self, sid: bytes, seq: int, reply: Any = None) -> None:
         """Remember that something was done; what has no lane is not asked twice."""
-        if sid:
-            self._done[sid] = Done(seq, reply)
-            self._done.move_to_end(sid)
-            if len(self._done) > _LANES:
-                self._done.popitem(last=False)
+        if not sid:
+            return
+        self._done[sid] = Done(seq, reply)
+        self._done.move_to_end(sid)
+        if self._large:
+            self._size -= self._large.pop(sid, 0)
+        if len(self._done) > _LANES:
+            oldest, _ = self._done.popitem(last=False)
+            self._size -= self._large.pop(oldest, 0)
+        if reply is None or type(reply) is bool:
+            return
+        size = _size_of(reply)
+        if size > _LARGE:
+            self._large[sid] = size
+            self._size += size
+            while self._size > _MOST and len(self._large) > 1:
+                oldest, size = self._large.popitem(last=False)
+                self._size -= size
+                self._done[oldest] = self._done[oldest]._replace(reply=GONE)
 
     def all(self) -> Iterator[tuple[bytes, int, Any]]:
         """Give lanes, and what was done last."""
@@ -49,3 +80,14 @@ class Lately:
     def clear(self) -> None:
         """Remember nothing."""
         self._done.clear()
+        self._large.clear()
+        self._size = 0
+
+
+def _size_of(reply: Any) -> int:
+    if isinstance(reply, (tuple, list)):
+        return sum(map(_size_of, reply))
+    try:
+        return memoryview(reply).nbytes
+    except TypeError:
+        return 0

@@ -48,6 +48,8 @@ class Line:
         #: The number of the item that came last.
         self._number = 0
         self._lately = Lately()
+        #: What may be asked by one who can be stopped in the middle of it.
+        self.reads = frozenset[str]()
         self._operations: dict[str, Callable[..., Any]] = {
             "qsize": self._qsize,
             "stats": self._stats,

@@ -133,13 +133,12 @@ def closed_error(what: str) -> LifecycleError:
     return LifecycleError(f"{what} has been closed; make another one to go on")
 
 
-def lost_error(what: str, why: str) -> ServiceLost:
+def lost_error(what: str, why: str, replicas: int = 1) -> ServiceLost:
     """Say that what an object held is gone."""
     if what.startswith("Queue"):
         return ServiceLost(f"{what} is lost, and all that was in it: {why}")
-    return ServiceLost(
-        f"a part of {what} is lost: {why}; what it held is gone (replicas=2 would have kept it)"
-    )
+    more = "" if replicas > 1 else " (replicas=2 would have kept it)"
+    return ServiceLost(f"a part of {what} is lost: {why}; what it held is gone{more}")
 
 
 def error_to_send(error: BaseException) -> bytes:

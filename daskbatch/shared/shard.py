@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from daskbatch.errors import LifecycleError
-from daskbatch.shared.lately import Lately
+from daskbatch.errors import LifecycleError, ServiceLost
+from daskbatch.shared.lately import GONE, Lately
 from daskbatch.shared.records import NotServing, Request, closed_error
 from daskbatch.shared.value import OddKey, Value, key_sent, pack, sendable, size_of, to_send, unpack
 from daskbatch.shared.vault import Slot, Vault
@@ -70,6 +70,8 @@ class Shard:
         self._looking = threading.Lock()
         self._held: tuple[bytes, threading.Timer] | None = None
         self._marks: dict[bytes, tuple[float, list[Slot]]] = {}
+        #: What changes nothing, and leaves nothing half done where it is stopped.
+        self.reads = frozenset(["get", "get_some", "has", "count", "keys"])
         self._operations: dict[str, Callable[..., Any]] = {
             "get_some": self._get_some,
             "has": self._has,
@@ -182,6 +184,11 @@ class Shard:
             self._require_serving()
             done = self._lately.find(sid, seq)
             if done is not None:
+                if done.reply is GONE:
+                    raise ServiceLost(
+                        f"{self._what} has done this, and the answer has not come; it is not "
+                        "known any more"
+                    )
                 return done.reply
             if self.frozen and operation != "freeze":
                 raise LifecycleError(f"{self._what} is frozen; unfreeze() it to write to it")
@@ -192,7 +199,8 @@ class Shard:
                 if self.copies is not None:
                     self.copies.send(changes, sid, seq, reply)
                 self._make(ready)
-            self._lately.note(sid, seq, reply)
+                # What has changed nothing may be done once more.
+                self._lately.note(sid, seq, reply)
             return reply
 
     def follow(self, changes: Sequence[Change], sid: bytes, seq: int, reply: Any) -> None:
@@ -204,15 +212,16 @@ class Shard:
 
     def _prepare(self, changes: Sequence[Change]) -> list[tuple[Any, ...]]:
         ready: list[tuple[Any, ...]] = []
+        new: dict[Any, Slot] = {}
         keep = self.vault.keep
         for change in changes:
             if change[0] == "set":
                 _, sent, value = change
                 key = key_sent(sent)
-                before = self._slots.get(key)
                 # The first of equal keys stays, as in a dict.
+                before = self._slots.get(key) or new.get(key)
                 sent = sent if before is None else before.key
-                slot = keep(sent, value)
+                slot = new[key] = keep(sent, value)
                 slot.own = key
                 ready.append(("set", key, slot))
             elif change[0] == "del":
@@ -237,6 +246,7 @@ class Shard:
                     self._lately.note(sid, seq, sendable(reply))
             else:
                 self.frozen = change[1]
+        self.vault.sweep()
 
     # What these give is what there is to change, and what is answered.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from daskbatch import pickling
 from daskbatch.errors import SerializationError
+from daskbatch.worker.interrupt import Stopped
 
 #: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
 APART = 1 << 14
@@ -70,7 +71,9 @@ def key_sent(sent: Any) -> Any:
         return sent
     try:
         return pickling.loads(sent.data)
-    except Exception as error:
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:  # to unpickle may run anything, sys.exit() included
         raise SerializationError(
             f"a key cannot be unpickled in this process: {type(error).__name__}: {error}"
         ) from error
@@ -111,7 +114,9 @@ def unpack(value: Value) -> Any:
         if isinstance(value, tuple):
             return pickle.loads(value[0], buffers=value[1:])
         return pickle.loads(value)
-    except Exception as error:
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:
         raise SerializationError(
             f"a value cannot be unpickled in this process: {type(error).__name__}: {error}"
         ) from error
@@ -127,15 +132,23 @@ def size_of(value: Value) -> int:
 def to_send(value: Value) -> Value:
     """Have what is kept sent without a copy."""
     if isinstance(value, tuple):
-        return tuple(PickleBuffer(each) for each in value)
+        return tuple(map(_buffer, value))
     return value
 
 
 def sendable(sent: Any) -> Any:
     """Have what was sent here be sent on, whatever it is."""
     if isinstance(sent, memoryview):
-        return PickleBuffer(sent)
+        return _buffer(sent)
     return tuple(map(sendable, sent)) if type(sent) is tuple else sent
+
+
+def _buffer(kept: Any) -> PickleBuffer:
+    # Not of a memoryview: in a cycle, the two of them would crash CPython's garbage collector.
+    if isinstance(kept, memoryview):
+        whole: Any = kept.obj
+        kept = whole if memoryview(whole).nbytes == kept.nbytes else bytes(kept)
+    return PickleBuffer(kept)
 
 
 def copied(sent: Any) -> Any:
@@ -149,6 +162,15 @@ def copied(sent: Any) -> Any:
     if isinstance(sent, (tuple, list)):
         return type(sent)(map(copied, sent))
     return sent
+
+
+def part_of(data: memoryview, start: int, length: int) -> memoryview:
+    """Give some of what there is, as something by itself."""
+    if length < APART:
+        return memoryview(bytes(data[start : start + length]))
+    import numpy  # not at the top: a child starts faster without it
+
+    return numpy.frombuffer(data, "u1", length, start).data
 
 
 def empty(size: int) -> memoryview:

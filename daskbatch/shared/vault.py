@@ -11,12 +11,13 @@ import struct
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zict import File
 
-from daskbatch.shared.value import Value, size_of
+from daskbatch.shared.value import Value, part_of, size_of
 
 _COUNT = struct.Struct("=I")
 _LENGTH = struct.Struct("=q")
@@ -38,7 +39,7 @@ class Slot:
         The value.
     """
 
-    __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "own", "size")
+    __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "own", "size", "trace")
 
     def __init__(self, vault: Vault, key: Any, value: Value) -> None:
         self._vault = vault
@@ -48,6 +49,8 @@ class Slot:
         self.own: Any = None
         self.file: str | None = None
         self.size = size_of(value)
+        #: What stays of it for a moment, once it is gone.
+        self.trace: _Trace | None = None
 
     @property
     def value(self) -> Value:
@@ -58,11 +61,22 @@ class Slot:
     def leave_memory(self, file: str) -> None:
         """Be on disk from here on."""
         self.file = file
+        if self.trace is not None:
+            self.trace.file = file
         self._value = None
 
-    def __del__(self) -> None:
-        # Whatever thread this is in, and whatever that holds.
-        self._vault.gone.append((self.size, self.file))
+
+class _Trace(weakref.ref[Slot]):
+    """What a vault knows of a slot, also when that is gone."""
+
+    __slots__ = ("file", "size")
+
+    def __init__(self, slot: Slot, gone: Callable[[weakref.ref[Slot]], None]) -> None:
+        self.size = slot.size
+        self.file: str | None = None
+
+    def __new__(cls, slot: Slot, gone: Callable[[weakref.ref[Slot]], None]) -> _Trace:
+        return super().__new__(cls, slot, gone)
 
 
 class Vault:
@@ -82,13 +96,14 @@ class Vault:
         self._disk: File | None = None
         self._lock = threading.Lock()
         #: In the order in which they came.
-        self._line: deque[weakref.ref[Slot]] = deque()
+        self._line: deque[_Trace] = deque()
         self._number = 0
         self._count = 0
         self._memory = 0
         self._spilled = 0
-        #: The sizes of slots that are gone, and where they were on disk.
-        self.gone: deque[tuple[int, str | None]] = deque()
+        #: Slots that are gone. It is told in whatever thread lets go of the last one, which may
+        #: hold anything, and may be stopped: by what is in C, and so is done or not.
+        self._gone: deque[weakref.ref[Slot]] = deque()
 
     def keep(self, key: Any, value: Value) -> Slot:
         """Keep a value; if there is no room, others go to disk before this returns.
@@ -100,12 +115,19 @@ class Vault:
         """
         slot = Slot(self, key, value)
         with self._lock:
-            self._line.append(weakref.ref(slot))
+            slot.trace = _Trace(slot, self._gone.append)
+            self._line.append(slot.trace)
             self._count += 1
             self._memory += slot.size
-            if self._memory > self._limit or len(self.gone) > _SLACK:
+            if self._memory > self._limit or len(self._gone) > _SLACK:
                 self._make_room()
         return slot
+
+    def sweep(self) -> None:
+        """Remove from the disk what nobody has any more."""
+        if self._gone and self._disk is not None:
+            with self._lock:
+                self._settle()
 
     def _make_room(self) -> None:
         self._settle()
@@ -116,22 +138,24 @@ class Vault:
             try:
                 self._write(slot)
             except OSError:
-                self._line.appendleft(weakref.ref(slot))
+                assert slot.trace is not None
+                self._line.appendleft(slot.trace)
                 raise
             self._memory -= slot.size
             self._spilled += slot.size
 
     def _settle(self) -> None:
         """Take in which slots are gone."""
-        while self.gone:
-            size, file = self.gone.popleft()
+        while self._gone:
+            trace = self._gone.popleft()
+            assert isinstance(trace, _Trace)
             self._count -= 1
-            if file is None:
-                self._memory -= size
+            if trace.file is None:
+                self._memory -= trace.size
             else:
-                self._spilled -= size
+                self._spilled -= trace.size
                 if self._disk is not None:
-                    self._disk.pop(file, None)
+                    self._disk.pop(trace.file, None)
         if len(self._line) > 2 * self._count + _SLACK:
             self._line = deque(each for each in self._line if each() is not None)
 
@@ -152,6 +176,7 @@ class Vault:
 
     def read(self, slot: Slot) -> Value:
         """Read what is on disk."""
+        self.sweep()
         assert self._disk is not None
         assert slot.file is not None
         data = memoryview(self._disk[slot.file])
@@ -162,7 +187,7 @@ class Vault:
         parts = []
         for position in range(count):
             (length,) = _LENGTH.unpack_from(data, _COUNT.size + position * _LENGTH.size)
-            parts.append(data[start : start + length])
+            parts.append(part_of(data, start, length))
             start += length
         return tuple(parts)
 
