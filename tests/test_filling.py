@@ -444,6 +444,18 @@ def test_the_signature_says_what_can_be_left_out() -> None:
     assert str(odd.signature) == "(in, class=<unused>, /)"
 
 
+def test_a_keyword_of_the_import_may_be_a_name_in_the_file() -> None:
+    # What makes the tasks has a signature, in which this could not stand; the import has none.
+    made = form(
+        "import_args: [f, i]\nimport_kwargs: {i: j}\ntype: function\n"
+        "executables: [{target: f, args: [i, j]}]",
+        print,
+        1,
+        i=2,
+    )
+    assert made.fill((), {}).executables[0].args == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "args", "label"),
     [

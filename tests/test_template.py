@@ -348,6 +348,7 @@ WRONG = [
     ("kwargs: {a b: c}\n" + BODY, 1, "'a b' in kwargs is no keyword"),
     ("kwargs: {class: c}\n" + BODY, 1, "'class' in kwargs is no keyword"),
     ("import_kwargs: {ptd_file: c}\n" + BODY, 1, "'ptd_file' in import_kwargs is one of"),
+    ("args: [a]\nkwargs:\n  k: b\n  a: c\n" + BODY, 4, "'a' in kwargs is a name in args, in l"),
     ("import_kwargs: {k: [c]}\n" + BODY, 1, "or a call {function: [arguments]}"),
     ("import_kwargs: {k: {f: [a]}}\n" + BODY, 1, "'f' is declared nowhere"),
     ("import_kwargs: {k: {f: [a]}}\nargs: [f]\n" + BODY, 1, "'f' is not known yet"),

@@ -5,7 +5,7 @@ Does not know the arguments: the functions, dictionaries and numbers that the na
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from keyword import iskeyword
 
@@ -35,8 +35,10 @@ from daskbatch.describe.yaml_nodes import (
 )
 from daskbatch.errors import TemplateError
 
-_DECLARATIONS = ("import_args", "import_kwargs", "args", "kwargs")
-_KEYS = (*_DECLARATIONS, "type", "executables", "reads", "writes", "name", "timeout")
+_KEYS = (
+    *("import_args", "import_kwargs", "args", "kwargs"),
+    *("type", "executables", "reads", "writes", "name", "timeout"),
+)
 _EXECUTABLE_KEYS = {
     "function": ("target", "args", "kwargs", "cwd", "env"),
     "process": ("target", "args", "cwd", "env"),
@@ -47,7 +49,7 @@ _EXECUTABLE_KEYS = {
 _MAX_NAMES = 100
 
 #: Keywords that cannot be given to `Batch.import_func`, which has arguments of these names.
-_TAKEN = {"self", "ptd_file"}
+_TAKEN = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
 
 
 def read_template(path: str, file: str) -> Template:
@@ -98,9 +100,12 @@ class _Reader:
 
     def template(self, root: Node) -> Template:
         found = self._map(root, "a template", _KEYS)
-        import_args, import_kwargs, args, kwargs = (
-            self._parameters(section, found.get(section)) for section in _DECLARATIONS
-        )
+        import_args = self._positional("import_args", found.get("import_args"))
+        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN)
+        args = self._positional("args", found.get("args"))
+        # Both are in the signature of what makes the tasks, where each name is there once.
+        taken = {each.name: f"is a name in args, in line {each.line}" for each in args}
+        kwargs = self._keywords("kwargs", found.get("kwargs"), taken)
         import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
         kind = self._type(root.line, found.get("type"))
         name, timeout = found.get("name"), found.get("timeout")
@@ -156,21 +161,23 @@ class _Reader:
 
     # -- declarations ---------------------------------------------------------------------
 
-    def _parameters(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
-        if node is None:
-            return ()
-        if section in ("import_args", "args"):
-            return tuple(
-                self._declare(section, each) for each in self._list(node, section, "names")
-            )
+    def _positional(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
+        items = () if node is None else self._list(node, section, "names")
+        return tuple(self._declare(section, each) for each in items)
+
+    def _keywords(
+        self, section: str, node: Node | None, taken: Mapping[str, str]
+    ) -> tuple[Parameter, ...]:
+        """Read keywords; of those that are `taken` already, it says by whom."""
+        entries = () if node is None else self._entries(node, section, "keywords to names")
         found = []
-        for keyword, line, value in self._entries(node, section, "keywords to names"):
+        for keyword, line, value in entries:
             if not keyword.isidentifier() or iskeyword(keyword):
                 what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
                 raise self._wrong(line, what)
-            if section == "import_kwargs" and keyword in _TAKEN:
-                what = f"{keyword!r} in import_kwargs is one of import_func itself"
-                raise self._wrong(line, f"{what}: expected another keyword")
+            if keyword in taken:
+                what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
+                raise self._wrong(line, what)
             if section == "import_kwargs" and isinstance(value, Entries):
                 # A call gives the value where the keyword is left out; so that is its name too.
                 value = Scalar(line, keyword, keyword, True)
