@@ -428,6 +428,18 @@ def test_arguments_that_do_not_fit(
     assert said in complaint(lambda: made.fill(args, kwargs))
 
 
+def test_a_keyword_may_be_written_with_an_accent_behind_its_letter() -> None:
+    # Python takes the two for one, and always passes the one with the accent in the letter.
+    made = form(
+        "import_args: [f]\nkwargs: {cafe\N{COMBINING ACUTE ACCENT}: x}\ntype: function\n"
+        "executables: [{target: f, args: [x]}]",
+        print,
+    )
+    keyword = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert made.fill((), {keyword: -1}).executables[0].args == (-1,)
+    assert list(made.signature.parameters) == [keyword]
+
+
 def test_a_form_that_takes_nothing() -> None:
     made = form("type: process\nexecutables: [{target: date}]")
     assert made.fill((), {}).executables[0].target == "date"

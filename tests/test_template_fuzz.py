@@ -255,6 +255,7 @@ def test_a_template_or_a_template_error_and_nothing_else() -> None:
         + b", ".join(b"bbcd%s" % (b"xyz"[n % 3 : n % 3 + 1] * (1 + n % 4)) for n in range(4_500))
         + b"]}]",
         b"kwargs: {" + b"a" * 30_000 + b": b}\ntype: " + b"c" * 30_000,
+        b"args: [a" + b"\xcc\x81" * 16_000 + b"\xcc\x96" * 16_000 + b"]",  # accents, out of order
         b"args: [" + b"a" * 30_000 + b"]\nreads: [{ddict: " + b"b" * 30_000 + b"}]",
     ],
     ids=lambda data: data[:12].decode().replace("\n", " "),

@@ -21,7 +21,7 @@ from daskbatch.describe.template import (
     Path,
     Template,
 )
-from daskbatch.describe.value_reader import ValueReader
+from daskbatch.describe.value_reader import ValueReader, identifier
 from daskbatch.describe.yaml_nodes import (
     Entries,
     Items,
@@ -170,14 +170,16 @@ class _Reader:
     ) -> tuple[Parameter, ...]:
         """Read keywords; of those that are `taken` already, it says by whom."""
         entries = () if node is None else self._entries(node, section, "keywords to names")
-        found = []
-        for keyword, line, value in entries:
+        found, taken = [], dict(taken)
+        for key, line, value in entries:
+            keyword = identifier(key)
             if not keyword.isidentifier() or iskeyword(keyword):
                 what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
                 raise self._wrong(line, what)
             if keyword in taken:
                 what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
                 raise self._wrong(line, what)
+            taken[keyword] = f"is there already, in line {line}"
             if section == "import_kwargs" and isinstance(value, Entries):
                 # A call gives the value where the keyword is left out; so that is its name too.
                 value = Scalar(line, keyword, keyword, True)
@@ -186,7 +188,7 @@ class _Reader:
 
     def _declare(self, section: str, node: Node, keyword: str | None = None) -> Parameter:
         name = node.value if isinstance(node, Scalar) else None
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not (name := identifier(name)).isidentifier():
             or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
             what = (
                 f"{section} holds {show(node)}: expected a name of letters, digits and _{or_call}"
@@ -259,15 +261,20 @@ class _Reader:
         return self._values.text(node, "target", typos=False)
 
     def _kwargs(self, node: Node) -> tuple[tuple[str, Expression], ...]:
-        entries = self._entries(node, "kwargs", "values")
-        return tuple((key, self._values.any(value)) for key, _, value in entries)
+        found: dict[str, Expression] = {}
+        for key, line, value in self._entries(node, "kwargs", "values"):
+            keyword = identifier(key)
+            if keyword in found:
+                raise self._wrong(line, f"{keyword!r} is in kwargs already: expected it once")
+            found[keyword] = self._values.any(value)
+        return tuple(found.items())
 
     def _env(self, node: Node) -> Expression | EnvMap:
         if isinstance(node, Scalar):
             return self._values.reference(node, "env", "a map of texts, or the name of a dict")
         entries = self._entries(node, "env", "texts")
         key, _, value = entries[0] if len(entries) == 1 else ("", 0, node)
-        if key in self._declared and isinstance(value, Items):
+        if identifier(key) in self._declared and isinstance(value, Items):
             return self._values.any(node)
         found = []
         for key, line, value in entries:
