@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -243,11 +244,23 @@ def test_files(written: str, given: object, meant: tuple[Any, ...]) -> None:
     assert function(READS % written, known=known)(given).reads == (Use(5, *meant),)
 
 
-@pytest.mark.parametrize("given", [5, None, b"x", (), ("a",), ("a", 5), ("a", "b", "c"), {}, STORE])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(5, None, b"x", (), ("a",), ("a", 5), ("a", "b", "c"), {}, STORE),
+        *("", ("", "a"), ("a", ""), ["", ""]),  # no file is meant by an empty text
+    ],
+)
 def test_what_is_no_file(given: object) -> None:
     said = complaint(lambda: function(READS % "i")(given))
     assert said.startswith("my.yml:5: found ")
     assert said.endswith("expected a path, as str or Path, or a pair of them: base_dir, name")
+
+
+def test_an_empty_text_within_a_pair_is_no_file() -> None:
+    fill = function(READS % "[i, a.txt], [dir, i]")
+    assert "my.yml:5: found a list: expected a path" in complaint(lambda: fill(""))
+    assert fill("b").reads == (Use(5, "b", ("a.txt",)), Use(5, "dir", ("b",)))
 
 
 def test_a_file_that_is_known_must_be_one_at_import() -> None:
@@ -311,6 +324,10 @@ def test_no_time_at_all() -> None:
         ("executables: [{target: target, env: i}]", 5, "a dict of str to str for env"),
         ("executables: [{target: target, env: i}]", {"A": 1}, "for env; 'A' is wrong in it"),
         ("executables: [{target: target, env: {A: i}}]", 5, "a text for env"),
+        ("executables: [{target: target, env: {A: i}}]", "a\0b", "a text for env"),
+        ("executables: [{target: target, env: i}]", {"A": "a\0b"}, "'A' is wrong in it"),
+        ("executables: [{target: target, env: i}]", {"A": "x", "B=": "y"}, "; 'B=' cannot be one"),
+        ("executables: [{target: target, env: i}]", {"": "x"}, "for env; '' cannot be one"),
         ("executables: [{target: target}]\nname: i", 5, "a text, which is the name of the task"),
         ("executables: [{target: target}]\nname: i", "", "a text, which is the name of the task"),
     ],
@@ -347,6 +364,18 @@ def test_none_is_as_if_it_were_left_out() -> None:
     fill = function("executables: [{target: target, cwd: i, env: i}]\nname: i")
     filled = fill(None)
     assert (filled.name, filled.executables[0].cwd, filled.executables[0].env) == (None, None, None)
+
+
+def test_a_path_is_a_text_in_an_environment() -> None:
+    class Raw(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            return b"/raw"
+
+    fill = function("executables: [{target: target, env: {A: i}}]")
+    assert fill(Path("/p")).executables[0].env == {"A": "/p"}
+    assert fill(Raw()).executables[0].env == {"A": "/raw"}
+    whole = function("executables: [{target: target, env: i}]")
+    assert whole({"A": Raw()}).executables[0].env == {"A": "/raw"}
 
 
 def test_an_environment_that_is_known_at_import_is_as_it_was_then() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from keyword import iskeyword
 
+from daskbatch.describe.environment import is_variable
 from daskbatch.describe.expressions import Expression, Listing, Literal
 from daskbatch.describe.template import (
     MOST,
@@ -278,7 +279,7 @@ class _Reader:
             return self._values.any(node)
         found = []
         for key, line, value in entries:
-            if not key or "=" in key:
+            if not is_variable(key):
                 raise self._wrong(line, f"{key!r} cannot be the name of an environment variable")
             found.append((key, self._values.text(value, f"{key} in env")))
         return EnvMap(node.line, tuple(found))
