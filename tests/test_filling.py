@@ -343,6 +343,11 @@ def test_wrong_arguments_are_told_with_the_line(rest: str, given: Any, expected:
         assert expected in complaint(lambda: function(known, known={"known": given}))
 
 
+def test_a_number_that_python_does_not_write_is_told_of() -> None:
+    fill = function("executables: [{target: target}]\ntimeout: {sec: i}")
+    assert "my.yml:5: found a int: expected a number" in complaint(lambda: fill(10**5_000))
+
+
 @pytest.mark.parametrize("given", [0, -1, 1.0, "2", True, None])
 def test_wrong_numbers_of_processes(given: object) -> None:
     made = form("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
