@@ -250,6 +250,14 @@ def test_an_access_reads_well(obj: Any, channels: tuple[Any, ...], text: str) ->
     assert str(make_access(Mode.WRITE, obj, channels, BASE)) == f"write of {text}"
 
 
+def test_what_cannot_be_shown_is_told_of_by_its_type() -> None:
+    long = 10**5_000  # Python does not write it
+    assert refusal(read, long).startswith("cannot read a int: give a path")
+    assert refusal(read, "d", long) == "a int is no file name: give a str or a Path"
+    assert "10.0.0.7 must be hashable, and a list is not" in refusal(read, SOCKET, [long])
+    assert str(make_access(Mode.READ, SOCKET, (long,), BASE)) == "read of 10.0.0.7[a int]"
+
+
 def test_an_access_has_a_mode_and_cannot_be_changed() -> None:
     access = make_access(Mode.WRITE, "d", (), BASE)
     assert access == Access(Mode.WRITE, read("d"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -243,11 +244,23 @@ def test_files(written: str, given: object, meant: tuple[Any, ...]) -> None:
     assert function(READS % written, known=known)(given).reads == (Use(5, *meant),)
 
 
-@pytest.mark.parametrize("given", [5, None, b"x", (), ("a",), ("a", 5), ("a", "b", "c"), {}, STORE])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(5, None, b"x", (), ("a",), ("a", 5), ("a", "b", "c"), {}, STORE),
+        *("", ("", "a"), ("a", ""), ["", ""]),  # no file is meant by an empty text
+    ],
+)
 def test_what_is_no_file(given: object) -> None:
     said = complaint(lambda: function(READS % "i")(given))
     assert said.startswith("my.yml:5: found ")
     assert said.endswith("expected a path, as str or Path, or a pair of them: base_dir, name")
+
+
+def test_an_empty_text_within_a_pair_is_no_file() -> None:
+    fill = function(READS % "[i, a.txt], [dir, i]")
+    assert "my.yml:5: found a list: expected a path" in complaint(lambda: fill(""))
+    assert fill("b").reads == (Use(5, "b", ("a.txt",)), Use(5, "dir", ("b",)))
 
 
 def test_a_file_that_is_known_must_be_one_at_import() -> None:
@@ -311,6 +324,10 @@ def test_no_time_at_all() -> None:
         ("executables: [{target: target, env: i}]", 5, "a dict of str to str for env"),
         ("executables: [{target: target, env: i}]", {"A": 1}, "for env; 'A' is wrong in it"),
         ("executables: [{target: target, env: {A: i}}]", 5, "a text for env"),
+        ("executables: [{target: target, env: {A: i}}]", "a\0b", "a text for env"),
+        ("executables: [{target: target, env: i}]", {"A": "a\0b"}, "'A' is wrong in it"),
+        ("executables: [{target: target, env: i}]", {"A": "x", "B=": "y"}, "; 'B=' cannot be one"),
+        ("executables: [{target: target, env: i}]", {"": "x"}, "for env; '' cannot be one"),
         ("executables: [{target: target}]\nname: i", 5, "a text, which is the name of the task"),
         ("executables: [{target: target}]\nname: i", "", "a text, which is the name of the task"),
     ],
@@ -324,6 +341,11 @@ def test_wrong_arguments_are_told_with_the_line(rest: str, given: Any, expected:
     known = rest.replace("i}", "known}").replace(": i", ": known").replace("{i:", "{known:")
     if "[]" not in rest:
         assert expected in complaint(lambda: function(known, known={"known": given}))
+
+
+def test_a_number_that_python_does_not_write_is_told_of() -> None:
+    fill = function("executables: [{target: target}]\ntimeout: {sec: i}")
+    assert "my.yml:5: found a int: expected a number" in complaint(lambda: fill(10**5_000))
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.0, "2", True, None])
@@ -347,6 +369,18 @@ def test_none_is_as_if_it_were_left_out() -> None:
     fill = function("executables: [{target: target, cwd: i, env: i}]\nname: i")
     filled = fill(None)
     assert (filled.name, filled.executables[0].cwd, filled.executables[0].env) == (None, None, None)
+
+
+def test_a_path_is_a_text_in_an_environment() -> None:
+    class Raw(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            return b"/raw"
+
+    fill = function("executables: [{target: target, env: {A: i}}]")
+    assert fill(Path("/p")).executables[0].env == {"A": "/p"}
+    assert fill(Raw()).executables[0].env == {"A": "/raw"}
+    whole = function("executables: [{target: target, env: i}]")
+    assert whole({"A": Raw()}).executables[0].env == {"A": "/raw"}
 
 
 def test_an_environment_that_is_known_at_import_is_as_it_was_then() -> None:
@@ -428,6 +462,18 @@ def test_arguments_that_do_not_fit(
     assert said in complaint(lambda: made.fill(args, kwargs))
 
 
+def test_a_keyword_may_be_written_with_an_accent_behind_its_letter() -> None:
+    # Python takes the two for one, and always passes the one with the accent in the letter.
+    made = form(
+        "import_args: [f]\nkwargs: {cafe\N{COMBINING ACUTE ACCENT}: x}\ntype: function\n"
+        "executables: [{target: f, args: [x]}]",
+        print,
+    )
+    keyword = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert made.fill((), {keyword: -1}).executables[0].args == (-1,)
+    assert list(made.signature.parameters) == [keyword]
+
+
 def test_a_form_that_takes_nothing() -> None:
     made = form("type: process\nexecutables: [{target: date}]")
     assert made.fill((), {}).executables[0].target == "date"
@@ -442,6 +488,18 @@ def test_the_signature_says_what_can_be_left_out() -> None:
     # Python's own words may be names here, and so may be passed on by position.
     odd = form("args: [in, class]\ntype: process\nexecutables: [{target: ls, args: [in]}]")
     assert str(odd.signature) == "(in, class=<unused>, /)"
+
+
+def test_a_keyword_of_the_import_may_be_a_name_in_the_file() -> None:
+    # What makes the tasks has a signature, in which this could not stand; the import has none.
+    made = form(
+        "import_args: [f, i]\nimport_kwargs: {i: j}\ntype: function\n"
+        "executables: [{target: f, args: [i, j]}]",
+        print,
+        1,
+        i=2,
+    )
+    assert made.fill((), {}).executables[0].args == (1, 2)
 
 
 @pytest.mark.parametrize(

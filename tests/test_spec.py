@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -339,11 +340,29 @@ def test_what_is_no_executable_is_refused(wrong: Any) -> None:
     assert "batch.function(" in text
 
 
-@pytest.mark.parametrize("wrong", [{"A": 1}, {1: "a"}, {"A": None}, {"A": b"a"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"A": 1}, {1: "a"}, {"A": None}, {"A": b"a"}, {"A": "a\0b"}, {"A": "\ud800"}],
+)
 def test_the_environment_is_texts_by_name(wrong: Any) -> None:
     ((name, value),) = wrong.items()
     text = refusal(process, "ls", env=wrong)
     assert text == f"env= must map str to str; {name!r}: {value!r} is wrong"
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "=", "A\0", "\ud800"])
+def test_the_name_of_a_variable_is_one(name: str) -> None:
+    said = f"env= holds {name!r}, which cannot be the name of a variable"
+    assert refusal(process, "ls", env={"A": "a", name: "b"}) == said
+    assert refusal(make_options, env={name: "b"}) == said
+
+
+def test_bytes_that_are_no_text_go_into_the_environment_as_they_are() -> None:
+    name = os.fsdecode(b"N\xff")
+    code = "import os, sys; sys.stdout.buffer.write(os.environb[b'N\\xff'].hex().encode())"
+    with capturing(1000) as capture:
+        assert run(process(sys.executable, ["-c", code], env={name: os.fsdecode(b"\xfe")})) == 0
+    assert capture.texts()[0] == "fe"
 
 
 @pytest.mark.parametrize("wrong", [["A"], "A=b", 5])

@@ -301,6 +301,39 @@ def test_names_may_need_quotes() -> None:
     assert template.executables[0].args == (Name(4, "on"), Name(4, "y"))
 
 
+#: One word to whoever reads it: the accent is part of its letter, or follows it.
+CAFE, DECOMPOSED = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+
+
+@pytest.mark.parametrize("declared", [CAFE, DECOMPOSED])
+@pytest.mark.parametrize("used", [CAFE, DECOMPOSED])
+def test_a_name_is_a_name_however_its_accents_are_written(declared: str, used: str) -> None:
+    template = parse(
+        f"import_args: [{declared}]\n"
+        f"import_kwargs: {{k{declared}: l, m{declared}: {{{used}: []}}}}\n"
+        f"kwargs: {{{declared}: i}}\ntype: function\n"
+        f"executables: [{{target: {used}, args: [{used}, {{{used}: [m{used}]}}],\n"
+        f"  kwargs: {{{used}: i}}, env: {{{used}: []}}}}]"
+    )
+    assert [each.name for each in template.import_args] == [CAFE]
+    assert [each.keyword for each in template.import_kwargs] == [f"k{CAFE}", f"m{CAFE}"]
+    assert [each.keyword for each in template.kwargs] == [CAFE]
+    (executable,) = template.executables
+    assert executable.target == Name(5, CAFE)
+    assert executable.args == (Name(5, CAFE), Apply(5, CAFE, (Name(5, f"m{CAFE}"),)))
+    assert executable.kwargs == ((CAFE, Name(6, "i")),)
+    assert executable.env == Apply(6, CAFE, ())
+
+
+def test_a_text_keeps_its_accents_as_they_are_written() -> None:
+    for written in (CAFE, DECOMPOSED):
+        assert value(written) == Literal(6, written)
+    (executable,) = parse(
+        HEAD + f"executables: [{{target: f, env: {{{DECOMPOSED}: x}}}}]"
+    ).executables
+    assert executable.env == EnvMap(6, ((DECOMPOSED, Literal(6, "x")),))
+
+
 # -- what is refused ----------------------------------------------------------------------
 
 WRONG = [
@@ -348,12 +381,29 @@ WRONG = [
     ("kwargs: {a b: c}\n" + BODY, 1, "'a b' in kwargs is no keyword"),
     ("kwargs: {class: c}\n" + BODY, 1, "'class' in kwargs is no keyword"),
     ("import_kwargs: {ptd_file: c}\n" + BODY, 1, "'ptd_file' in import_kwargs is one of"),
+    ("args: [a]\nkwargs:\n  k: b\n  a: c\n" + BODY, 4, "'a' in kwargs is a name in args, in l"),
     ("import_kwargs: {k: [c]}\n" + BODY, 1, "or a call {function: [arguments]}"),
     ("import_kwargs: {k: {f: [a]}}\n" + BODY, 1, "'f' is declared nowhere"),
     ("import_kwargs: {k: {f: [a]}}\nargs: [f]\n" + BODY, 1, "'f' is not known yet"),
     ("import_args: [f]\nimport_kwargs: {k: {f: [[a]]}}\nargs: [a]\n", 2, "'a' is not known yet"),
     ("import_args: [f]\nimport_kwargs:\n  k: {f: [b]}\n  l: b\n", 3, "'b' is not known yet"),
     ("import_args: [f]\nimport_kwargs:\n  k: {f: [k]}\n", 3, "'k' is not known yet"),
+    (f"args: [{CAFE},\n {DECOMPOSED}]\n" + BODY, 2, f"{CAFE!r} is declared already, in args"),
+    (
+        f"kwargs:\n  {CAFE}: a\n  {DECOMPOSED}: b\n" + BODY,
+        3,
+        f"{CAFE!r} in kwargs is there already",
+    ),
+    (
+        f"args: [{CAFE}]\nkwargs: {{{DECOMPOSED}: b}}\n" + BODY,
+        2,
+        f"{CAFE!r} in kwargs is a name in",
+    ),
+    (
+        "kwargs: {\N{FULLWIDTH LATIN SMALL LETTER I}f: c}\n" + BODY,
+        1,
+        "'if' in kwargs is no keyword",
+    ),
     # type
     ("args: [a]\n" + BODY, 1, "there is no 'type': expected 'function', 'process' or 'job'"),
     ("type: Function\n" + BODY, 1, "type is 'Function': expected 'function', "),
@@ -381,6 +431,11 @@ WRONG = [
     (HEAD + "executables: [{target: f, args: i}]", 6, "args is 'i': expected a list of values"),
     (HEAD + "executables: [{target: f, kwargs: [i]}]", 6, "kwargs is a list: expected a map"),
     (HEAD + "executables: [{target: f, kwargs: {a: }}]", 6, "a value is missing: write null"),
+    (
+        HEAD + f"executables: [{{target: f, kwargs: {{{CAFE}: i,\n {DECOMPOSED}: i}}}}]",
+        7,
+        f"{CAFE!r} is in kwargs already",
+    ),
     (HEAD + "executables:\n- target: f\n  args:\n  - i\n  -\n", 10, "a value is missing"),
     (HEAD + "executables: [{target: f, cwd: 5}]", 6, "cwd is 5: expected a text, quoted"),
     (HEAD + "executables: [{target: f, cwd: [a]}]", 6, "cwd is a list"),

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from daskbatch import SpecError, TemplateError
+from daskbatch import CommunicationDomain, CommunicationObject, SpecError, TemplateError
+from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.filling import Form
+from daskbatch.describe.spec import make_options
 from daskbatch.describe.template import Template
 from daskbatch.describe.template_reader import parse_template
 
@@ -128,6 +132,10 @@ def change_tokens(data: bytes, dice: random.Random) -> bytes:
     return changed
 
 
+#: Keys that are names elsewhere in the file, or no names at all.
+WORDS = ["i", "store", "mpi_job", "class", "A=B", "", "i\N{COMBINING ACUTE ACCENT}", "\xed"]
+
+
 def change_structure(data: bytes, dice: random.Random) -> bytes:
     """Replace, delete, duplicate and rename parts of what the file says."""
     whole = yaml.safe_load(data)
@@ -138,9 +146,12 @@ def change_structure(data: bytes, dice: random.Random) -> bytes:
         odd = dice.choice(
             [None, True, -1, 0, 1.5, "i", "f", "", "on", "1e3", [], {}, ["i"], {"f": ["i"]}, [[]]]
         )
-        kind = dice.randrange(5)
+        kind = dice.randrange(7)
         if kind == 0:
             owner[key] = copy.deepcopy(odd)
+        elif kind > 4:
+            owner, key = dice.choice([each for each in parts if isinstance(each[0], dict)])
+            owner[dice.choice(WORDS)] = owner.pop(key)
         elif kind == 1:
             del owner[key]
         elif kind == 2:
@@ -194,23 +205,60 @@ def mutated() -> list[bytes]:
 # -- reading ------------------------------------------------------------------------------
 
 
-def fill(template: Template) -> None:
-    """Go on with what is left of a template, with arguments that may not fit."""
-    imports = [print if n % 2 else "text" for n, _ in enumerate(template.import_args)]
-    keywords = {str(each.keyword): 1 for each in template.import_kwargs}
+def anything(*_: object) -> str:
+    return "x"
+
+
+#: Arguments that fit where the names stand for them in the files that are good.
+FITTING: dict[str, Any] = {
+    **dict.fromkeys(("mpi_job", "next_key", "get_file", "gpu_matmul"), anything),
+    **dict.fromkeys(("count_words", "file_name"), anything),
+    **dict.fromkeys(("i", "seconds", "limit"), 2),
+    "some_env": {"A": "b"},
+    "store": CommunicationObject(CommunicationDomain(), "store"),
+}
+
+#: Arguments that do not fit in most places.
+ODD_ARGUMENTS: list[Any] = [
+    *(anything, "", "a\0b", Path("p"), ("d", "f"), ["d", ""], b"x", None, object(), [10**5_000]),
+    *(0, 2, 1.5, -1, True, math.nan, math.inf, 10**400, 10**5_000, Decimal("sNaN")),
+    *({"A": "b"}, {"A=": "b"}, {"": ""}, {"A": 1}, {1: "A"}, {"A": "\ud800"}, {"A": Path("p")}),
+]
+
+
+def fill(template: Template, dice: random.Random) -> bool:
+    """Go on with what is left of a template, with arguments that may not fit; say if they did."""
+
+    odd = dice.choice((0.0, 0.1, 0.5))
+
+    def given(name: str) -> Any:
+        return dice.choice(ODD_ARGUMENTS) if dice.random() < odd else FITTING.get(name, "x")
+
     try:
-        form = Form(template, imports, keywords)
-        assert form.signature is not None
-        form.fill(
-            tuple(range(len(template.args))), {str(each.keyword): 2 for each in template.kwargs}
+        form = Form(
+            template,
+            [given(each.name) for each in template.import_args],
+            {str(each.keyword): given(each.name) for each in template.import_kwargs},
         )
+        assert form.signature is not None
+        filled = form.fill(
+            tuple([given(each.name) for each in template.args]),
+            {str(each.keyword): given(each.name) for each in template.kwargs},
+        )
+        for use in (*filled.reads, *filled.writes):
+            make_access(Mode.READ, use.object, use.channels, "/")
+        for each in filled.executables:
+            make_options(timeout=filled.timeout, env=each.env)
     except SpecError:
-        pass
+        return False
+    return True
 
 
 @pytest.mark.slow
 def test_a_template_or_a_template_error_and_nothing_else() -> None:
+    dice = random.Random(SEED)
     outcomes: Counter[str] = Counter()
+    filled = 0
     slowest = 0.0
     for data in mutated():
         began = time.thread_time()
@@ -221,13 +269,13 @@ def test_a_template_or_a_template_error_and_nothing_else() -> None:
         else:
             assert type(template) is Template
             outcomes["Template"] += 1
-            fill(template)
+            filled += sum(fill(template, dice) for _ in range(3))
         slowest = max(slowest, time.thread_time() - began)
     assert outcomes.keys() == {"Template", "TemplateError"}
     assert outcomes.total() == FILES
     assert slowest < 1.0
     # The mutations are of use: some files are still good, most are not.
-    assert min(outcomes["Template"], outcomes["TemplateError"]) > FILES / 20, outcomes
+    assert min(outcomes["Template"], outcomes["TemplateError"], filled) > FILES / 20, outcomes
 
 
 @pytest.mark.parametrize(
@@ -255,6 +303,7 @@ def test_a_template_or_a_template_error_and_nothing_else() -> None:
         + b", ".join(b"bbcd%s" % (b"xyz"[n % 3 : n % 3 + 1] * (1 + n % 4)) for n in range(4_500))
         + b"]}]",
         b"kwargs: {" + b"a" * 30_000 + b": b}\ntype: " + b"c" * 30_000,
+        b"args: [a" + b"\xcc\x81" * 16_000 + b"\xcc\x96" * 16_000 + b"]",  # accents, out of order
         b"args: [" + b"a" * 30_000 + b"]\nreads: [{ddict: " + b"b" * 30_000 + b"}]",
     ],
     ids=lambda data: data[:12].decode().replace("\n", " "),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import json
+import re
+from collections.abc import Iterator
+from keyword import kwlist
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,11 @@ GOOD = [
     {"executables": [{"target": "ls", "env": {"g": [1]}}]},
     {"executables": [{"target": "ls", "env": {}}]},
     {"reads": [{"ddict": "a", "keys": None}]},
+    {"reads": [{"ddict": "a", "files": None}, {"files": ["x"], "ddict": None, "keys": None}]},
+    {"executables": [{"target": "f", "num_procs": 2, "nprocs": None}]},
+    {"executables": [{"target": "f", "num_procs": None, "nprocs": None}]},
+    {"timeout": {"sec": None, "min": 1}},
+    {"args": ["a", "b", "\N{CJK UNIFIED IDEOGRAPH-20000}"]},
 ]
 
 BAD: list[dict[str, Any]] = [
@@ -103,7 +112,11 @@ BAD: list[dict[str, Any]] = [
     {"reads": [{"files": [["a", "b", "c"]]}]},
     {"reads": [{"files": ["x"], "keys": ["a"]}]},
     {"reads": [{"files": ["x"], "ddict": "a"}]},
+    {"reads": [{"files": None}]},
+    {"reads": [{"files": None, "ddict": None, "keys": None}]},
+    {"reads": [{"files": ["x"], "ddict": None, "keys": ["a"]}]},
     {"writes": [{"keys": ["a"]}]},
+    {"writes": [{"keys": ["a"], "ddict": None}]},
     {"writes": [{"ddict": 5, "keys": ["a"]}]},
     {"writes": [{"ddict": "a", "keys": []}]},
     {"writes": [{"ddict": "a", "keys": [["a"]]}]},
@@ -115,6 +128,11 @@ BAD: list[dict[str, Any]] = [
     {"timeout": {"sec": -5}},
     {"timeout": {"sec": True}},
     {"timeout": {"sec": [5]}},
+    {"timeout": {"sec": 0}},
+    {"timeout": {"sec": None}},
+    {"timeout": {"sec": 0.0, "min": None, "hour": 0}},
+    *({"kwargs": {word: "d"}} for word in kwlist),
+    {"import_kwargs": {"name": "name", "class": "k"}},
 ]
 
 #: What only the reader knows.
@@ -124,8 +142,7 @@ BEYOND = [
     {"type": "function", "executables": [{"target": "h"}]},
     {"reads": [{"ddict": "h"}]},
     {"timeout": {"sec": "h"}},
-    {"timeout": {"sec": 0}},
-    {"kwargs": {"class": "d"}},
+    {"kwargs": {"a": "d"}},  # is a name in args
     {"import_kwargs": {"made": {"g": ["name"]}, "name": "name"}},  # not known yet
     {"executables": [{"target": "f", "num_procs": 1.0}]},
 ]
@@ -135,12 +152,17 @@ def changed(change: dict[str, Any]) -> str:
     return yaml.safe_dump({**yaml.safe_load(FILE), **change}, sort_keys=False)
 
 
-def read(text: str) -> bool:
+def refusal(text: str) -> str | None:
+    """Give what the reader says of a file that it does not take."""
     try:
         parse_template(text.encode(), "my.yml")
-    except TemplateError:
-        return False
-    return True
+    except TemplateError as error:
+        return str(error)
+    return None
+
+
+def read(text: str) -> bool:
+    return refusal(text) is None
 
 
 def conforms(text: str) -> bool:
@@ -186,6 +208,99 @@ def test_both_take_the_examples(name: str) -> None:
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     parse_template(text.encode(), name)
     VALIDATOR.validate(yaml.safe_load(text))
+
+
+# -- any file -----------------------------------------------------------------------------
+
+#: What is put in the place of each part of a file.
+ODD: list[Any] = [
+    *(None, True, -1, 0, 0.0, 1, 1.5, "", "f", "a b", "5", [], {}, ["f"], ["f", "x"], [[]]),
+    *({"g": []}, {"g": ["x"]}, {"g": None}, {"A": "x"}, {"A=B": "x"}, {"class": "x"}, {"k": None}),
+    *({"sec": 0}, {"sec": 0, "min": None}, {"ddict": "f"}, {"ddict": "f", "keys": None}),
+]
+
+#: Keys that are put in, with something odd.
+KEYS = [
+    *("import_args", "args", "kwargs", "type", "executables", "reads", "timeout", "name", "class"),
+    *("target", "num_procs", "nprocs", "cwd", "env", "files", "ddict", "keys", "sec", "A"),
+]
+
+#: The only reasons for which the reader refuses what conforms.
+REASONS = re.compile(
+    "is declared (nowhere|already)|is not known yet|is a name in args|"
+    "is 1.0: expected a whole number|"
+    r"is '[^\W\d]\w*': expected a (whole )?number|"  # a word may be a name
+    "in env is a list: expected a text"  # a map of one key may be a call
+)
+
+
+def parts(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Give the place of each part of a file: what it is in, and under which key."""
+    for key in list(node) if isinstance(node, dict) else range(len(node)):
+        yield node, key
+        if isinstance(node[key], (dict, list)):
+            yield from parts(node[key])
+
+
+def files_like(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give files that differ from a good one in one place."""
+    for number in range(len(list(parts(whole)))):
+        for odd in [*ODD, "a key less"]:
+            changed = copy.deepcopy(whole)
+            node, key = list(parts(changed))[number]
+            node[key] = copy.deepcopy(odd)
+            if odd == "a key less":
+                del node[key]
+            yield changed
+    for number, (node, _) in enumerate(parts({"": whole})):
+        if not isinstance(node, dict):
+            continue
+        for more in KEYS:
+            for odd in (None, 0, "a", {}, ["f"], {"g": []}):
+                changed = copy.deepcopy(whole)
+                list(parts({"": changed}))[number][0].setdefault(more, odd)
+                yield changed
+
+
+SMALL = [
+    """
+import_args: [f, g]
+import_kwargs: {k: name, made: {g: [name]}}
+args: [a]
+kwargs: {c: d}
+type: function
+executables: [{target: f, args: [a], kwargs: {k: d}, env: {A: x}}]
+reads: [{files: [x, [a, y]]}]
+timeout: {sec: 1}
+""",
+    """
+import_args: [f, g]
+type: job
+executables: [{target: f, num_procs: 2}, {target: ./x, env: f}]
+writes: [{ddict: f, keys: [1]}]
+name: {g: [f]}
+""",
+    "import_args: [f, g]\ntype: process\nexecutables: [{target: ls, args: [f], cwd: f}]",
+]
+
+
+@pytest.mark.parametrize("base", SMALL, ids=["function", "job", "process"])
+def test_both_say_the_same_of_whatever_is_changed(base: str) -> None:
+    seen = set()
+    for changed in files_like(yaml.safe_load(base)):
+        text = json.dumps(changed)
+        if text in seen:
+            continue
+        seen.add(text)
+        why = refusal(text)
+        if VALIDATOR.is_valid(changed):
+            assert why is None or REASONS.search(why), (text, why)
+        else:
+            assert why is not None, text
+    assert len(seen) > 300
+
+
+# -- the example --------------------------------------------------------------------------
 
 
 def test_the_commented_template_names_every_key() -> None:

@@ -16,11 +16,19 @@ from daskbatch import pickling
 from daskbatch.errors import SpecError
 
 
+def shown(value: object) -> str:
+    """Show a value in a message; it may be one that cannot be shown, and then its type is told."""
+    try:
+        return repr(value)
+    except Exception:  # of whoever wrote it; of Python for a number of 5 000 digits
+        return f"a {type(value).__name__}"
+
+
 def _require_hashable(value: object, what: str) -> None:
     try:
         hash(value)
     except TypeError:
-        raise SpecError(f"{what} must be hashable, and {value!r} is not") from None
+        raise SpecError(f"{what} must be hashable, and {shown(value)} is not") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class Channel(NamedTuple):
             return str(self.key)
         if self.key is WHOLE:
             return str(self.object.name)
-        return f"{self.object.name}[{self.key!r}]"
+        return f"{self.object.name}[{shown(self.key)}]"
 
 
 class Mode(Enum):
@@ -192,8 +200,8 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
         owner, keys = obj.__batch_channels__(tuple(channels))
     else:
         raise SpecError(
-            f"cannot {mode.value} {obj!r}: give a path (a directory and file names, or one path "
-            "alone), a DDict, a Queue or a CommunicationObject"
+            f"cannot {mode.value} {shown(obj)}: give a path (a directory and file names, or one "
+            "path alone), a DDict, a Queue or a CommunicationObject"
         )
     for key in keys:
         _require_hashable(key, f"a channel of {owner.name}")
@@ -206,7 +214,7 @@ def _files(path: str | Path, names: Sequence[Any], base: str) -> tuple[Channel, 
         return (_file(directory),)
     for name in names:
         if not isinstance(name, (str, Path)):
-            raise SpecError(f"{name!r} is no file name: give a str or a Path")
+            raise SpecError(f"{shown(name)} is no file name: give a str or a Path")
     return tuple(_file(os.path.join(directory, name)) for name in names)
 
 

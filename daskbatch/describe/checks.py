@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.describe.expressions import Expression, Known, Scope, Step, always, describe
 from daskbatch.describe.template import MOST
 from daskbatch.errors import SpecError
@@ -90,15 +91,17 @@ def an_environment(value: Any) -> dict[str, str] | None:
     if not isinstance(value, Mapping):
         raise ValueError("a dict of str to str for env")
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, (str, os.PathLike)):
+        if not isinstance(name, str) or not is_value(text):
             raise ValueError(f"a dict of str to str for env; {name!r} is wrong in it")
-    return {name: os.fspath(text) for name, text in value.items()}
+        if not is_variable(name):
+            raise ValueError(f"names of environment variables for env; {name!r} cannot be one")
+    return {name: os.fsdecode(text) for name, text in value.items()}
 
 
 def a_text(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)):
+    if not is_value(value):
         raise ValueError("a text for env")
-    return os.fspath(value)
+    return os.fsdecode(value)
 
 
 def a_duration(value: Any) -> float:
@@ -110,12 +113,12 @@ def a_duration(value: Any) -> float:
 
 def a_path(value: Any) -> tuple[Any, tuple[Any, ...]]:
     """Give what `Batch.read` takes: one path, or a directory and a name."""
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, Path)) and value != "":
         return value, ()
     if (
         isinstance(value, (tuple, list))
         and len(value) == 2
-        and all(isinstance(each, (str, Path)) for each in value)
+        and all(isinstance(each, (str, Path)) and each != "" for each in value)
     ):
         return value[0], (value[1],)
     raise ValueError("a path, as str or Path, or a pair of them: base_dir, name")

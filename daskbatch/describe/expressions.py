@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+from daskbatch.describe.access import shown
 from daskbatch.describe.yaml_scalars import Plain
 from daskbatch.errors import SpecError
 
@@ -164,6 +165,6 @@ def _require_callable(function: object, name: str, where: str) -> None:
 
 def describe(value: object) -> str:
     """Say what an argument is, for messages; it may be large, and of any type."""
-    if isinstance(value, (str, int, float)) and len(text := repr(value)) <= 60:
+    if isinstance(value, (str, int, float)) and len(text := shown(value)) <= 60:
         return text
     return "None" if value is None else f"a {type(value).__name__}"

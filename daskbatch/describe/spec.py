@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch import pickling
+from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.worker import process
 
@@ -111,9 +112,11 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
         raise SpecError(f"env= must be a dict of str to str, not {env!r}")
     for name, value in (env or {}).items():
-        if not isinstance(name, str) or not isinstance(value, (str, os.PathLike)):
+        if not isinstance(name, str) or not is_value(value):
             raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
-    return {name: os.fspath(value) for name, value in (env or {}).items()}
+        if not is_variable(name):
+            raise SpecError(f"env= holds {name!r}, which cannot be the name of a variable")
+    return {name: os.fsdecode(value) for name, value in (env or {}).items()}
 
 
 def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:

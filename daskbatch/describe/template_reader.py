@@ -5,10 +5,11 @@ Does not know the arguments: the functions, dictionaries and numbers that the na
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from keyword import iskeyword
 
+from daskbatch.describe.environment import is_variable
 from daskbatch.describe.expressions import Expression, Listing, Literal
 from daskbatch.describe.template import (
     MOST,
@@ -21,7 +22,7 @@ from daskbatch.describe.template import (
     Path,
     Template,
 )
-from daskbatch.describe.value_reader import ValueReader
+from daskbatch.describe.value_reader import ValueReader, identifier
 from daskbatch.describe.yaml_nodes import (
     Entries,
     Items,
@@ -35,8 +36,10 @@ from daskbatch.describe.yaml_nodes import (
 )
 from daskbatch.errors import TemplateError
 
-_DECLARATIONS = ("import_args", "import_kwargs", "args", "kwargs")
-_KEYS = (*_DECLARATIONS, "type", "executables", "reads", "writes", "name", "timeout")
+_KEYS = (
+    *("import_args", "import_kwargs", "args", "kwargs"),
+    *("type", "executables", "reads", "writes", "name", "timeout"),
+)
 _EXECUTABLE_KEYS = {
     "function": ("target", "args", "kwargs", "cwd", "env"),
     "process": ("target", "args", "cwd", "env"),
@@ -47,7 +50,7 @@ _EXECUTABLE_KEYS = {
 _MAX_NAMES = 100
 
 #: Keywords that cannot be given to `Batch.import_func`, which has arguments of these names.
-_TAKEN = {"self", "ptd_file"}
+_TAKEN = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
 
 
 def read_template(path: str, file: str) -> Template:
@@ -98,9 +101,12 @@ class _Reader:
 
     def template(self, root: Node) -> Template:
         found = self._map(root, "a template", _KEYS)
-        import_args, import_kwargs, args, kwargs = (
-            self._parameters(section, found.get(section)) for section in _DECLARATIONS
-        )
+        import_args = self._positional("import_args", found.get("import_args"))
+        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN)
+        args = self._positional("args", found.get("args"))
+        # Both are in the signature of what makes the tasks, where each name is there once.
+        taken = {each.name: f"is a name in args, in line {each.line}" for each in args}
+        kwargs = self._keywords("kwargs", found.get("kwargs"), taken)
         import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
         kind = self._type(root.line, found.get("type"))
         name, timeout = found.get("name"), found.get("timeout")
@@ -156,21 +162,25 @@ class _Reader:
 
     # -- declarations ---------------------------------------------------------------------
 
-    def _parameters(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
-        if node is None:
-            return ()
-        if section in ("import_args", "args"):
-            return tuple(
-                self._declare(section, each) for each in self._list(node, section, "names")
-            )
-        found = []
-        for keyword, line, value in self._entries(node, section, "keywords to names"):
+    def _positional(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
+        items = () if node is None else self._list(node, section, "names")
+        return tuple(self._declare(section, each) for each in items)
+
+    def _keywords(
+        self, section: str, node: Node | None, taken: Mapping[str, str]
+    ) -> tuple[Parameter, ...]:
+        """Read keywords; of those that are `taken` already, it says by whom."""
+        entries = () if node is None else self._entries(node, section, "keywords to names")
+        found, taken = [], dict(taken)
+        for key, line, value in entries:
+            keyword = identifier(key)
             if not keyword.isidentifier() or iskeyword(keyword):
                 what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
                 raise self._wrong(line, what)
-            if section == "import_kwargs" and keyword in _TAKEN:
-                what = f"{keyword!r} in import_kwargs is one of import_func itself"
-                raise self._wrong(line, f"{what}: expected another keyword")
+            if keyword in taken:
+                what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
+                raise self._wrong(line, what)
+            taken[keyword] = f"is there already, in line {line}"
             if section == "import_kwargs" and isinstance(value, Entries):
                 # A call gives the value where the keyword is left out; so that is its name too.
                 value = Scalar(line, keyword, keyword, True)
@@ -179,7 +189,7 @@ class _Reader:
 
     def _declare(self, section: str, node: Node, keyword: str | None = None) -> Parameter:
         name = node.value if isinstance(node, Scalar) else None
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not (name := identifier(name)).isidentifier():
             or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
             what = (
                 f"{section} holds {show(node)}: expected a name of letters, digits and _{or_call}"
@@ -252,19 +262,24 @@ class _Reader:
         return self._values.text(node, "target", typos=False)
 
     def _kwargs(self, node: Node) -> tuple[tuple[str, Expression], ...]:
-        entries = self._entries(node, "kwargs", "values")
-        return tuple((key, self._values.any(value)) for key, _, value in entries)
+        found: dict[str, Expression] = {}
+        for key, line, value in self._entries(node, "kwargs", "values"):
+            keyword = identifier(key)
+            if keyword in found:
+                raise self._wrong(line, f"{keyword!r} is in kwargs already: expected it once")
+            found[keyword] = self._values.any(value)
+        return tuple(found.items())
 
     def _env(self, node: Node) -> Expression | EnvMap:
         if isinstance(node, Scalar):
             return self._values.reference(node, "env", "a map of texts, or the name of a dict")
         entries = self._entries(node, "env", "texts")
         key, _, value = entries[0] if len(entries) == 1 else ("", 0, node)
-        if key in self._declared and isinstance(value, Items):
+        if identifier(key) in self._declared and isinstance(value, Items):
             return self._values.any(node)
         found = []
         for key, line, value in entries:
-            if not key or "=" in key:
+            if not is_variable(key):
                 raise self._wrong(line, f"{key!r} cannot be the name of an environment variable")
             found.append((key, self._values.text(value, f"{key} in env")))
         return EnvMap(node.line, tuple(found))

@@ -6,10 +6,30 @@ Does not know where in the file a value stands, nor what the names stand for.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from unicodedata import normalize
 
 from daskbatch.describe.expressions import Apply, Expression, Listing, Literal, Name
 from daskbatch.describe.yaml_nodes import Entries, Items, Node, Scalar, did_you_mean, show, wrong
 from daskbatch.errors import TemplateError
+
+#: A longer word is left as it is written: to normalise one of many accents takes seconds.
+_LONGEST_NAME = 255
+
+
+def identifier(text: str) -> str:
+    r"""Give a word as Python reads it where it stands for a name; any other text as it is.
+
+    An accent can be part of its letter or follow it, and which of the two an editor writes
+    nobody sees.
+
+    Examples
+    --------
+    >>> identifier("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    if text.isascii() or len(text) > _LONGEST_NAME or not text.isidentifier():
+        return text
+    return normalize("NFKC", text)
 
 
 class ValueReader:
@@ -93,6 +113,7 @@ class ValueReader:
             what = f"a map of {len(node.entries)} keys: a map is a call, {{function: [arguments]}}"
             raise self._wrong(node.line, f"{what}; a dict must come as an argument")
         function, line, args = node.entries[0]
+        function = identifier(function)
         self._require_known(function, line)
         if function not in self._declared:
             expected = "a map is a call, expected the name of an argument that is a function"
@@ -106,12 +127,13 @@ class ValueReader:
     def _scalar(self, node: Scalar, typos: bool) -> Literal | Name:
         value = node.value
         if isinstance(value, str):
-            self._require_known(value, node.line)
-            if value in self._declared:
-                return Name(node.line, value)
+            word = identifier(value)
+            self._require_known(word, node.line)
+            if word in self._declared:
+                return Name(node.line, word)
             if typos and node.plain:
                 for name in self._declared:
-                    if _is_slip(value, name):
+                    if _is_slip(word, name):
                         what = f"{value!r} is declared nowhere, but {name!r} is"
                         raise self._wrong(node.line, f"{what}: quote it if it is to be a text")
         return Literal(node.line, value)
