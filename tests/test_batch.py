@@ -302,9 +302,11 @@ def test_somebody_else_at_the_address(answer: bytes) -> None:
 
 def test_wrong_types_are_said_at_once(batch: Batch) -> None:
     task = batch.function(len, "")
-    for wrong in (5, "file.txt", Path("file.txt")):
+    for wrong in (5, "file.txt", Path("file.txt"), b"", {}):
         with pytest.raises(SpecError, match="give a list of what batch.read"):
             batch.function(len, "", reads=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="reads= holds a write of .*: put it into writes="):
+        batch.function(len, "", reads=[batch.write("file.txt")])
     with pytest.raises(SpecError, match="cwd= must be a path, not 5"):
         batch.process("ls", cwd=5)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="name= must be a text, not 5"):
