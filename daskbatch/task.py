@@ -107,7 +107,7 @@ class Task:
     @property
     def uid(self) -> str:
         """A text that no other task has."""
-        return f"{self._cell.home}-{self._cell.number}"
+        return self._cell.uid
 
     @property
     def state(self) -> str:

@@ -194,6 +194,13 @@ def test_exceptions_arrive_whole(executor: BatchPoolExecutor, chunksize: int) ->
     assert [type(each) for each in group.value.exceptions] == [ValueError, KeyError]
 
 
+def test_the_traceback_says_which_call_it_is_of(executor: BatchPoolExecutor) -> None:
+    future = executor.submit(divmod, 1, 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        future.result(SECONDS)
+    assert f"task 'divmod' ({future.task.uid}):\nTraceback" in str(caught.value.__cause__)
+
+
 def test_each_call_of_a_chunk_keeps_its_own_exception(executor: BatchPoolExecutor) -> None:
     ran = executor.map(lambda n: n if n != 2 else raise_odd(), range(4), chunksize=4)
     assert [next(ran), next(ran)] == [0, 1]

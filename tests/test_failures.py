@@ -84,6 +84,21 @@ def test_keyboard_interrupt(batch: Batch) -> None:
         task.get()
 
 
+def test_the_traceback_says_which_of_many_tasks_it_is_of(batch: Batch) -> None:
+    tasks = [batch.options(name=f"ratio {i % 2}").function(divmod, 1, i) for i in (0, 1, 2, 0)]
+    program = batch.compile(tasks)
+    program.run(timeout=60)
+    with pytest.raises(ZeroDivisionError) as caught:
+        program.get()
+    first = str(caught.value.__cause__).lstrip('\n"').splitlines()[0]
+    assert first == f"task 'ratio 0' ({tasks[0].uid}):"
+    with pytest.raises(ZeroDivisionError) as caught:
+        tasks[3].get()
+    assert tasks[3].uid in str(caught.value.__cause__)
+    assert not hasattr(caught.value, "__notes__")
+    assert len(caught.value.args) == 1
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [

@@ -54,7 +54,8 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
         except Stopped:
             raise
         except BaseException as raised:
-            errors[position] = pack_error(as_task_error(raised, "", label), label)
+            which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk:\n"
+            errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
         values.append(value)
     try:
         return Chunk(pickling.dumps(values), errors)

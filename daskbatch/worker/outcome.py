@@ -86,7 +86,9 @@ def token(result: BlockResult) -> BlockResult:
     return BlockResult(result.statuses)
 
 
-def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> bytes:
+def pack_error(
+    error: BaseException, label: str, hidden_frames: int = 1, heading: str = ""
+) -> bytes:
     """Pickle an exception and its traceback so that they surely can be unpickled.
 
     Parameters
@@ -97,12 +99,14 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
         The task's name, for the message if the exception cannot travel.
     hidden_frames : int
         How many frames at the start of the traceback are ours and of no interest.
+    heading : str
+        What stands above the traceback.
     """
     start = error.__traceback__
     for _ in range(hidden_frames):
         if start is not None and start.tb_next is not None:
             start = start.tb_next
-    text = "".join(traceback.format_exception(type(error), error, start))
+    text = heading + "".join(traceback.format_exception(type(error), error, start))
     try:
         data = _dumps((error, text))
         assert isinstance(pickling.loads(data)[0], BaseException)
@@ -115,15 +119,24 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
     return data
 
 
-def unpack_error(data: bytes) -> BaseException:
-    """Undo `pack_error`: the exception, with the worker's traceback as its cause."""
+def unpack_error(data: bytes, heading: str = "") -> BaseException:
+    """Undo `pack_error`: the exception, with the worker's traceback as its cause.
+
+    Parameters
+    ----------
+    data : bytes
+        The packed exception.
+    heading : str
+        What stands above the traceback: the exception itself, which is the user's, stays as it
+        was raised.
+    """
     # As `concurrent.futures` does, whose class tools know. Not at the top: workers start
     # faster without it.
     from concurrent.futures.process import _RemoteTraceback
 
     error, text = pickling.loads(data)
     assert isinstance(error, BaseException)
-    error.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
+    error.__cause__ = _RemoteTraceback(f'\n"""\n{heading}{text}"""')  # type: ignore[arg-type]
     return error
 
 
