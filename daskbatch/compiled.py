@@ -220,8 +220,10 @@ def require_own(batch: Batch, cell: Cell) -> None:
             which = "" if each is cell else f"takes the result of {each.label}, which "
             other = "another Batch"
             if each.home.split("-")[0] == home.split("-")[0]:
-                other = "another client of this Batch: give its value in place of the task"
-            raise GraphError(f"task {cell.label} {which}belongs to {other}")
+                other = "another client of this Batch"
+            raise GraphError(
+                f"task {cell.label} {which}belongs to {other}: give its value in place of the task"
+            )
 
 
 def require_producers(cell: Cell) -> None:

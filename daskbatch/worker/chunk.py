@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from daskbatch import pickling
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import pack_error
-from daskbatch.worker.run import as_task_error
+from daskbatch.worker.run import SENDING_RESULT, as_task_error
 
 
 class Chunk(NamedTuple):
@@ -64,7 +64,7 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
             try:
                 pickling.dumps(value)
             except BaseException as raised:
-                doing = f"its {type(value).__name__} cannot be sent"
-                errors[position] = pack_error(as_task_error(raised, doing, label), label)
+                error = as_task_error(raised, SENDING_RESULT, label, value)
+                errors[position] = pack_error(error, label)
                 values[position] = None
         return Chunk(pickling.dumps(values), errors)
