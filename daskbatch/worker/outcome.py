@@ -148,6 +148,22 @@ def safe_str(value: object, words: Callable[[object], str] = str) -> str:
         return f"<its __{words.__name__}__ raised {type(error).__name__}>"
 
 
+def reworded(error: OSError, said: str) -> OSError:
+    """Give an error of the system other words; its type, its number and its file stay."""
+    made = OSError(error.errno, said, error.filename)
+    return made.with_traceback(error.__traceback__)
+
+
+def not_to_be_had(what: str, error: OSError) -> OSError:
+    """Say what it is that a task was to be given, and cannot be."""
+    how = f"cannot be used: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        how = "does not exist"
+    elif isinstance(error, NotADirectoryError):
+        how = "is not a directory"
+    return reworded(error, f"{what} {how}")
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles exceptions, wherever they stand, by type, arguments and attributes.
 
