@@ -162,6 +162,8 @@ def test_workers_see_directory_environment_and_path(
 def test_close_join_and_after(tmp_path: Path) -> None:
     batch = Batch(num_workers=1)
     early = batch.function(len, "abc")
+    d, queue = batch.ddict(), batch.queue(name="late")
+    d["a"] = 1
     with pytest.raises(LifecycleError, match=r"close\(\) the Batch before join\(\)"):
         batch.join()
     started = batch.function(_touch, tmp_path / "done")
@@ -179,6 +181,11 @@ def test_close_join_and_after(tmp_path: Path) -> None:
     batch.join()
     assert (tmp_path / "done").exists(), "what is started runs to its end"
     assert started.get() == "touched", "results stay"
+    said = r"DDict \w+ cannot be reached: its Batch has probably ended.*, or save\(\) it before"
+    with pytest.raises(ServiceLost, match=said):
+        d["a"]
+    with pytest.raises(ServiceLost, match="Queue 'late' cannot be reached: .*with block$"):
+        queue.get(timeout=60)
     batch.terminate()
 
 
