@@ -95,7 +95,12 @@ class CompiledTask(Task):
 
     def _require_started(self) -> None:
         if not self._group.started:
-            raise LifecycleError(f"{self._cell.label} has not been started: start it first")
+            advice = ": start it first"
+            if self._session.closed:
+                advice = ", and its Batch has been closed: start it before that"
+            raise LifecycleError(
+                f"the compiled task {self._cell.label} has not been started{advice}"
+            )
 
     def cancel(self) -> bool:
         """Keep the members from completing.
@@ -197,7 +202,10 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
         if isinstance(task, CompiledTask):
             raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
         if cell.group is not None:
-            raise GraphError(f"task {cell.label} is a member of {cell.group.name!r} already")
+            raise GraphError(
+                f"task {cell.label} is a member of the compiled task {cell.group.name!r} already: "
+                "a task is in one compiled task, make new tasks for another"
+            )
         if cell.phase == Phase.CREATED:
             continue
         if cell.phase == Phase.QUEUED:
@@ -232,7 +240,9 @@ def require_producers(cell: Cell) -> None:
         if producer.phase == Phase.CREATED and (
             producer.group is None or producer.group is not cell.group
         ):
-            which = producer.label if producer.group is None else repr(producer.group.name)
+            which = producer.label
+            if producer.group is not None:
+                which = f"the compiled task {producer.group.name!r}"
             raise LifecycleError(
                 f"task {cell.label} takes the result of {producer.label}, which has not been "
                 f"started: start {which} first, or compile them together"

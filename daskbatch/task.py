@@ -244,8 +244,11 @@ class Task:
     def _require_started(self) -> None:
         cell = self._cell
         if cell.phase == Phase.CREATED:
-            what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
-            raise LifecycleError(f"task {cell.label} has not been started: {what} first")
+            what = f"the compiled task {cell.group.name!r}" if cell.group is not None else "it"
+            advice = f": start {what} first"
+            if self._session.closed:
+                advice = f", and its Batch has been closed: start {what} before that"
+            raise LifecycleError(f"task {cell.label} has not been started{advice}")
         if cell.phase == Phase.QUEUED and cell.group is None:
             self._session.background.flush([cell])
 

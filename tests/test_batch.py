@@ -162,6 +162,8 @@ def test_workers_see_directory_environment_and_path(
 def test_close_join_and_after(tmp_path: Path) -> None:
     batch = Batch(num_workers=1)
     early = batch.function(len, "abc")
+    part = batch.function(len, "abc", name="part")
+    whole = batch.compile([part], name="whole")
     d, queue = batch.ddict(), batch.queue(name="late")
     d["a"] = 1
     with pytest.raises(LifecycleError, match=r"close\(\) the Batch before join\(\)"):
@@ -177,6 +179,13 @@ def test_close_join_and_after(tmp_path: Path) -> None:
         batch.compile([])
     with pytest.raises(SubmitAfterCloseError, match="has been closed"):
         early.start()
+    said = r"'len' has not been started, and its Batch has been closed: start it before that"
+    with pytest.raises(LifecycleError, match=said):
+        early.get()
+    for task in (whole, part):
+        said = f"'{task.name}' has not been started, and its Batch has been closed: start "
+        with pytest.raises(LifecycleError, match=said):
+            task.get()
     batch.join(timeout=60)
     batch.join()
     assert (tmp_path / "done").exists(), "what is started runs to its end"
