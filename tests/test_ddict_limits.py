@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import ddicts
@@ -178,6 +179,8 @@ def test_a_block_closes_it(batch: Batch) -> None:
         {"memory_limit": -1},
         {"memory_limit": "much"},
         {"timeout": "soon"},
+        {"timeout": -1},
+        {"timeout": timedelta(seconds=-1)},
         {"name": ""},
         {"name": 5},
     ],
