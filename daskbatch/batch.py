@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from types import MappingProxyType, TracebackType
+from types import FunctionType, MappingProxyType, TracebackType
 from typing import IO, Any
 
 from distributed import Client
@@ -332,6 +332,7 @@ class Batch(TaskMaker, SharedMaker):
             session.end()
 
     def __enter__(self) -> Batch:
+        self._require_open()
         return self
 
     def __exit__(
@@ -349,6 +350,14 @@ class Batch(TaskMaker, SharedMaker):
             self.join()
         else:
             self.fence()
+
+
+# Users know Batch alone, and so do the messages of Python that name a method.
+for _base in (TaskMaker, SharedMaker):
+    for _name, _method in vars(_base).items():
+        if isinstance(_method, FunctionType) and not _name.startswith("_"):
+            _method.__qualname__ = f"Batch.{_name}"
+            _method.__module__ = __name__
 
 
 def _copy(

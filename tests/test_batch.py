@@ -111,9 +111,12 @@ def test_wrong_parameters(arguments: dict[str, Any], said: str) -> None:
 def test_nobody_answers() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        pytest.raises(ServiceLost, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"),
+        pytest.raises(
+            ServiceLost, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"
+        ) as caught,
     ):
         Batch("tcp://127.0.0.1:1")
+    assert "does the scheduler run, is a firewall in between?" in str(caught.value)
 
 
 def test_an_asynchronous_client_is_refused(cluster: LocalCluster) -> None:
@@ -186,8 +189,12 @@ def test_close_join_and_after(tmp_path: Path) -> None:
         said = f"'{task.name}' has not been started, and its Batch has been closed: start "
         with pytest.raises(LifecycleError, match=said):
             task.get()
+    with pytest.raises(SubmitAfterCloseError, match="closed: nothing can be made or started any"):
+        batch.ddict()
     batch.join(timeout=60)
     batch.join()
+    with pytest.raises(SubmitAfterCloseError, match="closed: nothing can be made"), batch:
+        pass
     assert (tmp_path / "done").exists(), "what is started runs to its end"
     assert started.get() == "touched", "results stay"
     said = r"DDict \w+ cannot be reached: its Batch has probably ended.*, or save\(\) it before"
@@ -308,9 +315,11 @@ def test_somebody_else_at_the_address(answer: bytes) -> None:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-            pytest.raises(ServiceLost, match="no Dask scheduler answers at"),
+            pytest.raises(ServiceLost, match="no Dask scheduler answers at") as caught,
         ):
             Batch(address)
+        if not answer:
+            assert "there was no answer within 1." in str(caught.value)
         listener.shutdown(socket.SHUT_RDWR)
         for connection in connections:
             connection.close()
