@@ -201,7 +201,8 @@ class Task:
         cell = self._cell
         if cell.group is not None:
             raise LifecycleError(
-                f"task {cell.label} is a member of {cell.group.name!r}: start that instead"
+                f"task {cell.label} is a member of the compiled task {cell.group.name!r}: "
+                "start that instead"
             )
         if self._in_background and cell.phase != Phase.CANCELLED:
             # Another one may have been needed before: whoever starts this one need not know.
