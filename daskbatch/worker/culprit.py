@@ -10,14 +10,15 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
+from time import monotonic
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from daskbatch import pickling
 from daskbatch.worker.outcome import safe_str
 
-#: How deep it is looked.
-_DEPTH = 8
+#: How deep it is looked, and for how long it is looked deeper. Seconds.
+_DEPTH, _PATIENCE = 8, 5.0
 
 _ADVICE = ": make it inside the function"
 
@@ -72,7 +73,10 @@ def _hint(
 def _find(parts: Iterable[_Part], tasks: bool, seen: set[int]) -> _Part | None:
     """Find the innermost part that cannot be pickled."""
     found: _Part | None = None
+    end = monotonic() + _PATIENCE
     for _ in range(_DEPTH):
+        if monotonic() > end:
+            break
         part = _first_bad([each for each in parts if id(each[1]) not in seen], tasks)
         if part is None:
             break
