@@ -12,14 +12,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from types import MappingProxyType, TracebackType
+from types import FunctionType, MappingProxyType, TracebackType
 from typing import IO, Any
 
 from distributed import Client
 from distributed.deploy import Cluster
 
 from daskbatch.compiled import require_own, require_producers
-from daskbatch.describe.access import Access
 from daskbatch.dispatch.cell import Cell, Group
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
@@ -27,7 +26,7 @@ from daskbatch.dispatch.session import make_session
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.identity import Address, Identity
 from daskbatch.making import TaskMaker
-from daskbatch.sharing import SharedMaker, is_in_the_way
+from daskbatch.sharing import SharedMaker
 from daskbatch.task import Task
 
 
@@ -203,15 +202,6 @@ class Batch(TaskMaker, SharedMaker):
             task._in_background = True
         return task
 
-    def _touch(self, access: Access) -> None:
-        """Wait for the tasks that must be over before something is read or written here."""
-        session = self._identity.known()
-        if session is None:
-            return
-
-        found = session.background.unfinished(lambda cell: is_in_the_way(cell, access))
-        session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
-
     def open(self, path: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
         """Open a file, once the tasks that touch it are over, however they have ended.
 
@@ -364,6 +354,7 @@ class Batch(TaskMaker, SharedMaker):
 
     def __enter__(self) -> Batch:
         """Give the Batch itself, which ends with the block."""
+        self._require_open()
         return self
 
     def __exit__(
@@ -386,6 +377,14 @@ class Batch(TaskMaker, SharedMaker):
             self.join()
         else:
             self.fence()
+
+
+# Users know Batch alone, and so do the messages of Python that name a method.
+for _base in (TaskMaker, SharedMaker):
+    for _name, _method in vars(_base).items():
+        if isinstance(_method, FunctionType) and not _name.startswith("_"):
+            _method.__qualname__ = f"Batch.{_name}"
+            _method.__module__ = __name__
 
 
 def _copy(

@@ -14,11 +14,12 @@ from daskbatch.dispatch.cell import Cell, Group, Phase
 from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.wiring import wire
 from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.handle import Handle
 from daskbatch.plan.draw import draw
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.task import Handle, Task
+from daskbatch.task import Task
 
 if TYPE_CHECKING:
     from daskbatch.batch import Batch
@@ -136,7 +137,12 @@ class CompiledTask(Task):
 
     def _require_started(self) -> None:
         if not self._group.started:
-            raise LifecycleError(f"{self._cell.label} has not been started: start it first")
+            advice = ": start it first"
+            if self._session.closed:
+                advice = ", and its Batch has been closed: start it before that"
+            raise LifecycleError(
+                f"the compiled task {self._cell.label} has not been started{advice}"
+            )
 
     def cancel(self) -> bool:
         """Keep the members from completing; those that are over keep their results.
@@ -261,7 +267,10 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
         if isinstance(task, CompiledTask):
             raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
         if cell.group is not None:
-            raise GraphError(f"task {cell.label} is a member of {cell.group.name!r} already")
+            raise GraphError(
+                f"task {cell.label} is a member of the compiled task {cell.group.name!r} already: "
+                "a task is in one compiled task, make new tasks for another"
+            )
         if cell.phase == Phase.CREATED:
             continue
         if cell.phase == Phase.QUEUED:
@@ -284,8 +293,10 @@ def require_own(batch: Batch, cell: Cell) -> None:
             which = "" if each is cell else f"takes the result of {each.label}, which "
             other = "another Batch"
             if each.home.split("-")[0] == home.split("-")[0]:
-                other = "another client of this Batch: give its value in place of the task"
-            raise GraphError(f"task {cell.label} {which}belongs to {other}")
+                other = "another client of this Batch"
+            raise GraphError(
+                f"task {cell.label} {which}belongs to {other}: give its value in place of the task"
+            )
 
 
 def require_producers(cell: Cell) -> None:
@@ -294,7 +305,9 @@ def require_producers(cell: Cell) -> None:
         if producer.phase == Phase.CREATED and (
             producer.group is None or producer.group is not cell.group
         ):
-            which = producer.label if producer.group is None else repr(producer.group.name)
+            which = producer.label
+            if producer.group is not None:
+                which = f"the compiled task {producer.group.name!r}"
             raise LifecycleError(
                 f"task {cell.label} takes the result of {producer.label}, which has not been "
                 f"started: start {which} first, or compile them together"

@@ -197,10 +197,14 @@ def _other_form(
 def _channels(given: Accesses, mode: Mode) -> tuple[Channel, ...]:
     if given is None:
         return ()
-    if isinstance(given, (str, os.PathLike)) or not isinstance(given, (Access, Iterable)):
-        raise SpecError(
-            f"{mode.value}s= is {given!r}: give a list of what batch.{mode.value}(...) returns"
-        )
+    # These can be gone through, too: an empty dictionary would silently be no access.
+    single = isinstance(given, (str, bytes, os.PathLike, Mapping))
+    if single or not isinstance(given, (Access, Iterable)):
+        read = f"batch.{mode.value}"
+        wanted = f"a list of what {read}(...) returns"
+        if hasattr(given, "__batch_channels__"):
+            wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
+        raise SpecError(f"{mode.value}s= is {given!r}: give {wanted}")
     channels: list[Channel] = []
     for access in (given,) if isinstance(given, Access) else given:
         if not isinstance(access, Access):
@@ -208,6 +212,6 @@ def _channels(given: Accesses, mode: Mode) -> tuple[Channel, ...]:
                 f"{mode.value}s= holds {access!r}: give what batch.{mode.value}(...) returns"
             )
         if access.mode is not mode:
-            raise SpecError(f"{mode.value}s= holds a {access}")
+            raise SpecError(f"{mode.value}s= holds a {access}: put it into {access.mode.value}s=")
         channels += access.channels
     return tuple(channels)

@@ -102,7 +102,7 @@ class DDict(Keyed):
             _whole("replicas", replicas),
             None if memory_limit is None else _size(memory_limit),
         )
-        seconds = patience(timeout)
+        seconds = _patience(timeout)
         with at_home(cluster) as home:
             self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
 
@@ -336,6 +336,14 @@ def _whole(what: str, number: object) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise SpecError(f"{what}= must be a whole number from 1, not {number!r}")
     return number
+
+
+def _patience(timeout: float | timedelta | None) -> float | None:
+    seconds = patience(timeout)
+    span = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if span is not None and span < 0:
+        raise SpecError(f"timeout= must not be negative, and is {timeout!r}")
+    return seconds
 
 
 def _size(limit: int | str) -> int:

@@ -31,4 +31,4 @@ def failure_of(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> Bas
         dispatcher.fetch(cell, timeout)
     if cell.value is None or cell.phase == Phase.DONE:
         return value_lost(cell)
-    return unpack_error(cell.value)
+    return unpack_error(cell.value, f"task {cell.label} ({cell.uid}):\n")

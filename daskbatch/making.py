@@ -379,5 +379,5 @@ class TaskMaker:
     def _require_open(self) -> None:
         if self._identity.closed:
             raise SubmitAfterCloseError(
-                "this Batch has been closed: no task can be made or started any more"
+                "this Batch has been closed: nothing can be made or started any more"
             )

@@ -151,6 +151,33 @@ def pack(obj: object) -> Packed:
     return data, tuple(found), tuple(map(_by_content, large)) if large else ()
 
 
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def can_be_pickled(obj: object, tasks: bool = False) -> bool:
+    """Say whether an object can be pickled; with tasks within, if that may be.
+
+    It takes as long as to pickle it, but no room.
+    """
+    thread = get_ident()
+    outer = _found.pop(thread, None)
+    if tasks:
+        _found[thread] = []
+    try:
+        cloudpickle.Pickler(_Nowhere(), PROTOCOL, lambda _: None).dump(obj)
+    except (Exception, SystemExit):
+        return False
+    finally:
+        _found.pop(thread, None)
+        if outer is not None:
+            _found[thread] = outer
+    return True
+
+
 def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
     if buffer.raw().nbytes < SHARED_BUFFER:
         return True

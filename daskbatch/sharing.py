@@ -130,6 +130,15 @@ class SharedMaker:
         if found:
             session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
 
+    def _touch(self, access: Access) -> None:
+        """Wait for the tasks that must be over before something is read or written here."""
+        session = self._identity.known()
+        if session is None:
+            return
+
+        found = session.background.unfinished(lambda cell: is_in_the_way(cell, access))
+        session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
+
 
 def is_in_the_way(cell: Cell, access: Access) -> bool:
     """Say whether a task must be over before something is read or written here."""

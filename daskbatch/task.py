@@ -18,6 +18,7 @@ from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.errors import LifecycleError, LoadingError
 from daskbatch.failure import failure_of
+from daskbatch.handle import Handle
 from daskbatch.worker.outcome import safe_str
 from daskbatch.worker.running import waiting_in_loop
 
@@ -26,54 +27,6 @@ if TYPE_CHECKING:
     from daskbatch.dispatch.session import Session
 
 _UNKNOWN = object()
-
-
-class Handle:
-    """What a task leaves behind: its result, its stdout or its stderr.
-
-    Given as an argument to another task, it stands for its value, and makes the other wait.
-
-    Examples
-    --------
-    >>> task = batch.function(print, "hello")
-    >>> task.run()
-    >>> task.stdout.get()
-    'hello'
-    """
-
-    __slots__ = ("_part", "_task")
-
-    def __init__(self, task: Task, part: str) -> None:
-        self._task = task
-        self._part = part
-
-    def get(self, timeout: float | None = None) -> Any:
-        """Wait for the task and give the value.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait at most.
-
-        Raises
-        ------
-        TimeoutError
-            The time is up first.
-        LifecycleError
-            Nobody has started the task.
-        Exception
-            For a result, what the task raised: the same type and arguments, with the
-            worker's traceback as its cause. `DependencyFailed` if it did not run because
-            another failed, `TaskCancelled` if it was cancelled; `ProcessFailed`, `TaskTimeout`,
-            `TaskCrashed`, `WorkerLost` and `SerializationError` say what else has become of it.
-        """
-        return self._task._get(self._part, timeout)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._task._as_argument(self._part)
-
-    def __repr__(self) -> str:
-        return f"<{self._part} of {self._task!r}>"
 
 
 class Task:
@@ -111,7 +64,7 @@ class Task:
     @property
     def uid(self) -> str:
         """A text that no other task has."""
-        return f"{self._cell.home}-{self._cell.number}"
+        return self._cell.uid
 
     @property
     def state(self) -> str:
@@ -207,7 +160,8 @@ class Task:
         cell = self._cell
         if cell.group is not None:
             raise LifecycleError(
-                f"task {cell.label} is a member of {cell.group.name!r}: start that instead"
+                f"task {cell.label} is a member of the compiled task {cell.group.name!r}: "
+                "start that instead"
             )
         if self._in_background and cell.phase != Phase.CANCELLED:
             # Another one may have been needed before: whoever starts this one need not know.
@@ -252,8 +206,11 @@ class Task:
     def _require_started(self) -> None:
         cell = self._cell
         if cell.phase == Phase.CREATED:
-            what = f"start {cell.group.name!r}" if cell.group is not None else "start it"
-            raise LifecycleError(f"task {cell.label} has not been started: {what} first")
+            what = f"the compiled task {cell.group.name!r}" if cell.group is not None else "it"
+            advice = f": start {what} first"
+            if self._session.closed:
+                advice = f", and its Batch has been closed: start {what} before that"
+            raise LifecycleError(f"task {cell.label} has not been started{advice}")
         if cell.phase == Phase.QUEUED and cell.group is None:
             self._session.background.flush([cell])
 

@@ -156,7 +156,10 @@ def test_what_was_never_started_cannot_be_taken(batch: Batch, lazy: Lazy) -> Non
     alone = batch.function(same, 1)
     member = batch.function(same, 1)
     batch.compile([member], name="program")
-    for task, which in ((alone, "start 'same' first"), (member, "start 'program' first")):
+    for task, which in (
+        (alone, "start 'same' first"),
+        (member, "the compiled task 'program' first"),
+    ):
         with pytest.raises(LifecycleError, match=which):
             lazy(same)(task)
     with Batch(batch.client) as other, pytest.raises(GraphError, match="another Batch"):

@@ -111,9 +111,12 @@ def test_wrong_parameters(arguments: dict[str, Any], said: str) -> None:
 def test_nobody_answers() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        pytest.raises(ServiceLost, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"),
+        pytest.raises(
+            ServiceLost, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"
+        ) as caught,
     ):
         Batch("tcp://127.0.0.1:1")
+    assert "does the scheduler run, is a firewall in between?" in str(caught.value)
 
 
 def test_an_asynchronous_client_is_refused(cluster: LocalCluster) -> None:
@@ -162,6 +165,10 @@ def test_workers_see_directory_environment_and_path(
 def test_close_join_and_after(tmp_path: Path) -> None:
     batch = Batch(num_workers=1)
     early = batch.function(len, "abc")
+    part = batch.function(len, "abc", name="part")
+    whole = batch.compile([part], name="whole")
+    d, queue = batch.ddict(), batch.queue(name="late")
+    d["a"] = 1
     with pytest.raises(LifecycleError, match=r"close\(\) the Batch before join\(\)"):
         batch.join()
     started = batch.function(_touch, tmp_path / "done")
@@ -175,10 +182,26 @@ def test_close_join_and_after(tmp_path: Path) -> None:
         batch.compile([])
     with pytest.raises(SubmitAfterCloseError, match="has been closed"):
         early.start()
+    said = r"'len' has not been started, and its Batch has been closed: start it before that"
+    with pytest.raises(LifecycleError, match=said):
+        early.get()
+    for task in (whole, part):
+        said = f"'{task.name}' has not been started, and its Batch has been closed: start "
+        with pytest.raises(LifecycleError, match=said):
+            task.get()
+    with pytest.raises(SubmitAfterCloseError, match="closed: nothing can be made or started any"):
+        batch.ddict()
     batch.join(timeout=60)
     batch.join()
+    with pytest.raises(SubmitAfterCloseError, match="closed: nothing can be made"), batch:
+        pass
     assert (tmp_path / "done").exists(), "what is started runs to its end"
     assert started.get() == "touched", "results stay"
+    said = r"DDict \w+ cannot be reached: its Batch has probably ended.*, or save\(\) it before"
+    with pytest.raises(ServiceLost, match=said):
+        d["a"]
+    with pytest.raises(ServiceLost, match="Queue 'late' cannot be reached: .*with block$"):
+        queue.get(timeout=60)
     batch.terminate()
 
 
@@ -292,9 +315,11 @@ def test_somebody_else_at_the_address(answer: bytes) -> None:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-            pytest.raises(ServiceLost, match="no Dask scheduler answers at"),
+            pytest.raises(ServiceLost, match="no Dask scheduler answers at") as caught,
         ):
             Batch(address)
+        if not answer:
+            assert "there was no answer within 1." in str(caught.value)
         listener.shutdown(socket.SHUT_RDWR)
         for connection in connections:
             connection.close()
@@ -302,9 +327,11 @@ def test_somebody_else_at_the_address(answer: bytes) -> None:
 
 def test_wrong_types_are_said_at_once(batch: Batch) -> None:
     task = batch.function(len, "")
-    for wrong in (5, "file.txt", Path("file.txt")):
+    for wrong in (5, "file.txt", Path("file.txt"), b"", {}):
         with pytest.raises(SpecError, match="give a list of what batch.read"):
             batch.function(len, "", reads=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="reads= holds a write of .*: put it into writes="):
+        batch.function(len, "", reads=[batch.write("file.txt")])
     with pytest.raises(SpecError, match="cwd= must be a path, not 5"):
         batch.process("ls", cwd=5)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="name= must be a text, not 5"):

@@ -31,6 +31,8 @@ def test_each_call_has_an_outcome_of_its_own() -> None:
     assert {position: type(error) for position, error in errors.items()} == kinds
     assert "def call" not in str(errors[1].__cause__)
     assert "raise ValueError" in str(errors[1].__cause__)
+    assert "task 'call': its result, a lock, cannot be sent" in str(errors[3])
+    assert "task 'call', call 2 of the 5 in its chunk:\nTraceback" in str(errors[1].__cause__)
 
 
 def test_a_chunk_that_is_stopped_stops() -> None:

@@ -245,7 +245,7 @@ def test_it_ends_with_its_batch(cluster: LocalCluster, client: Client) -> None:
             unnamed, named = batch.ddict(), batch.ddict(name="ends")
             unnamed["a"] = named["a"] = 1
         for d in (unnamed, named):
-            with pytest.raises(LifecycleError):
+            with pytest.raises(LifecycleError, match="closed, or has ended with its Batch"):
                 d["a"]
     with DDict(client, name="ends") as d:
         assert len(d) == 0

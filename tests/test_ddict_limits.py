@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import ddicts
@@ -36,6 +38,20 @@ def test_what_does_not_pickle(d: DDict) -> None:
         with pytest.raises(SerializationError):
             act()
     assert d == {"a": 1}
+
+
+def test_the_key_of_what_does_not_pickle_is_named(d: DDict) -> None:
+    lock: Any = threading.Lock()
+    for act in (
+        lambda: d.__setitem__("b", lock),
+        lambda: d.setdefault("b", lock),
+        lambda: d.put_many({"a": 1, "b": lock}),
+    ):
+        with pytest.raises(SerializationError, match="value of the key 'b', a lock, cannot be"):
+            act()
+    said = r"value of the key \('b', None\), a dict, .*; it is value\['c'\], a lock"
+    with pytest.raises(SerializationError, match=said):
+        d["b", None] = {"c": lock}
 
 
 def test_what_does_not_unpickle(d: DDict) -> None:
@@ -163,6 +179,8 @@ def test_a_block_closes_it(batch: Batch) -> None:
         {"memory_limit": -1},
         {"memory_limit": "much"},
         {"timeout": "soon"},
+        {"timeout": -1},
+        {"timeout": timedelta(seconds=-1)},
         {"name": ""},
         {"name": 5},
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ddicts import outcome
 
-from daskbatch import Batch, DDict
+from daskbatch import Batch, DDict, SpecError
 
 ISOLATION = pytest.mark.parametrize("isolation", ["thread", "process"])
 
@@ -325,3 +325,18 @@ def test_two_copies_are_on_two_workers(batch: Batch) -> None:
     with batch.ddict(shards=1, replicas=2) as d:
         d["a"] = 1
         assert set(d.workers_for(["a"])) <= set(batch.client.scheduler_info()["workers"])
+
+
+def test_it_is_no_access_by_itself_empty_or_not(batch: Batch, d: DDict) -> None:
+    for content in ({}, {"a": 1}):
+        d.update(content)
+        said = r"writes= is <DDict \w+>: give batch.write\(d\) or batch.write\(d, key\)"
+        with pytest.raises(SpecError, match=said):
+            batch.function(len, "", writes=d)  # type: ignore[arg-type]
+        with pytest.raises(SpecError, match=r"reads= is <DDict \w+>: give batch.read\(d\)"):
+            batch.options(reads=d)  # type: ignore[arg-type]
+
+
+def test_a_queue_is_no_access_by_itself(batch: Batch) -> None:
+    with pytest.raises(SpecError, match=r"writes= is <Queue \w+>: give batch.write\(queue\)"):
+        batch.function(len, "", writes=batch.queue())  # type: ignore[arg-type]

@@ -17,9 +17,10 @@ from daskbatch import Batch
 from daskbatch.compiled import CompiledTask
 from daskbatch.configured import Configured
 from daskbatch.future import BatchPoolFuture
+from daskbatch.handle import Handle
 from daskbatch.imported import ImportedFunction
 from daskbatch.plan.graph import Graph
-from daskbatch.task import Handle, Task
+from daskbatch.task import Task
 
 MODULES = sorted(
     ["daskbatch", *(m.name for m in pkgutil.walk_packages(daskbatch.__path__, "daskbatch."))]

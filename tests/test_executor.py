@@ -131,7 +131,7 @@ def test_a_future_whose_call_failed_fails_what_takes_it(executor: BatchPoolExecu
 def test_a_future_of_another_executor_is_refused(executor: BatchPoolExecutor) -> None:
     with BatchPoolExecutor(max_workers=1) as other:
         theirs = other.submit(abs, -1)
-        with pytest.raises(GraphError, match="another Batch"):
+        with pytest.raises(GraphError, match="another Batch: give its value"):
             executor.submit(abs, theirs)
 
 
@@ -145,7 +145,8 @@ def test_two_executors_on_one_batch_take_each_others_futures(batch: Batch) -> No
 
 def test_a_plain_future_is_no_argument(executor: BatchPoolExecutor) -> None:
     future: Future[int] = Future()
-    with pytest.raises(SerializationError):
+    said = r"it is args\[0\], a Future of another executor: give its result\(\)"
+    with pytest.raises(SerializationError, match=said):
         executor.submit(id, future).result(SECONDS)
 
 
@@ -192,6 +193,13 @@ def test_exceptions_arrive_whole(executor: BatchPoolExecutor, chunksize: int) ->
     with pytest.raises(ExceptionGroup) as group:
         list(executor.map(lambda _: raise_group(), range(2), chunksize=chunksize))
     assert [type(each) for each in group.value.exceptions] == [ValueError, KeyError]
+
+
+def test_the_traceback_says_which_call_it_is_of(executor: BatchPoolExecutor) -> None:
+    future = executor.submit(divmod, 1, 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        future.result(SECONDS)
+    assert f"task 'divmod' ({future.task.uid}):\nTraceback" in str(caught.value.__cause__)
 
 
 def test_each_call_of_a_chunk_keeps_its_own_exception(executor: BatchPoolExecutor) -> None:

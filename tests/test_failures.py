@@ -84,17 +84,33 @@ def test_keyboard_interrupt(batch: Batch) -> None:
         task.get()
 
 
+def test_the_traceback_says_which_of_many_tasks_it_is_of(batch: Batch) -> None:
+    tasks = [batch.options(name=f"ratio {i % 2}").function(divmod, 1, i) for i in (0, 1, 2, 0)]
+    program = batch.compile(tasks)
+    program.run(timeout=60)
+    with pytest.raises(ZeroDivisionError) as caught:
+        program.get()
+    first = str(caught.value.__cause__).lstrip('\n"').splitlines()[0]
+    assert first == f"task 'ratio 0' ({tasks[0].uid}):"
+    with pytest.raises(ZeroDivisionError) as caught:
+        tasks[3].get()
+    assert tasks[3].uid in str(caught.value.__cause__)
+    assert not hasattr(caught.value, "__notes__")
+    assert len(caught.value.args) == 1
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (threading.Lock, "task 'allocate_lock': its lock cannot be sent: TypeError"),
-        (lambda: (n for n in ()), "its generator cannot be sent"),
+        (threading.Lock, "': its result, a lock, cannot be sent: TypeError"),
+        (lambda: (n for n in ()), "its result, a generator, cannot be sent"),
+        (lambda: {"a": threading.Lock()}, r"object; it is result\['a'\], a lock"),
     ],
 )
 def test_results_that_cannot_be_sent(batch: Batch, function: Any, said: str) -> None:
     task = batch.function(function)
     task.run(timeout=60)
-    with pytest.raises(SerializationError, match=said.split("'")[-1]):
+    with pytest.raises(SerializationError, match=said):
         task.get()
 
 
@@ -102,8 +118,11 @@ def test_arguments_that_cannot_be_sent(batch: Batch) -> None:
     task = batch.function(len, [threading.Lock()], name="locked")
     behind = batch.function(str, task)
     batch.compile([task, behind]).run(timeout=60)
-    with pytest.raises(SerializationError, match="'locked': its arguments cannot be sent: TypeErr"):
+    with pytest.raises(
+        SerializationError, match="'locked': its arguments cannot be sent: TypeErr"
+    ) as caught:
         task.get()
+    assert "; it is args[0][0], a lock: make it inside the function" in str(caught.value)
     with pytest.raises(DependencyFailed, match="did not run, because 'locked' failed"):
         behind.get()
 
@@ -112,8 +131,12 @@ def test_functions_that_cannot_be_sent(batch: Batch) -> None:
     lock = threading.Lock()
     task = batch.function(lambda: lock)
     task.run(timeout=60)
-    with pytest.raises(SerializationError, match="'<lambda>': its function cannot be sent"):
+    with pytest.raises(
+        SerializationError, match="'<lambda>': its function cannot be sent"
+    ) as caught:
         task.get()
+    said = "object; it is the closure variable lock, a lock: make it inside the function"
+    assert said in str(caught.value)
 
 
 class LoadsNowhere:

@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "shared": {"errors", "config", "pickling", "describe", "dispatch", "worker"},
     # The face: what the user holds.
     "failure": {"errors", "dispatch", "worker"},
-    "task": {"errors", "pickling", "dispatch", "worker", "failure", "batch"},
-    "compiled": {"errors", "plan", "dispatch", "task", "batch"},
+    "handle": {"task"},
+    "task": {"errors", "pickling", "dispatch", "worker", "failure", "handle", "batch"},
+    "compiled": {"errors", "plan", "dispatch", "handle", "task", "batch"},
     "configured": {"errors", "describe", "dispatch", "task", "batch"},
     "imported": {"errors", "describe", "task", "configured", "batch"},
     "identity": {"errors", "pickling", "dispatch", "worker"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,8 +269,11 @@ def test_options_for_executables(batch: Batch, tmp_path: Path) -> None:
 
 
 def test_what_is_no_option_is_said_at_once(batch: Batch) -> None:
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match=r"^Batch\.options\(\) .* 'colour'"):
         batch.options(colour="red")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^Batch\.ddict\(\) .* 'colour'"):
+        batch.ddict(colour="red")  # type: ignore[call-arg]
+    assert pickle.loads(pickle.dumps(Batch.options)) is Batch.options
     with pytest.raises(SpecError, match="priority= must be a number, not 'high'"):
         batch.options(priority="high")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"retries= must be a whole number from 0, not -1"):

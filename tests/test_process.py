@@ -108,6 +108,24 @@ def test_a_missing_executable_is_a_failure_if_checked() -> None:
 # -- arguments, environment, directory ----------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("target", "end"),
+    [
+        ("sort -n x", "; there is no shell: give arguments apart: process('sort', '-n', 'x', '1')"),
+        ("sort x >", "; there is no shell: call one: process('sh', '-c', 'sort x > 1')"),
+        ("sort", "directory"),
+    ],
+)
+def test_a_line_for_a_shell_is_told_to_be_none(
+    target: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ProcessFailed, match="No such file or directory") as caught:
+        run(target, "1", check=True)
+    assert str(caught.value).endswith(end)
+    assert caught.value.returncode == 127
+
+
 def test_arguments_are_passed_as_they_are_without_a_shell(tmp_path: Path) -> None:
     given = ["a b", "*", "$HOME", "; echo x", "", "ü", tmp_path, b"bytes", 3, 2.5]
     code, out, _ = python("import sys; print(*sys.argv[1:], sep='|')", *given)

@@ -32,9 +32,28 @@ def test_the_directory(batch: Batch, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
-    task = batch.process("pwd", cwd=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name, kind, how in (
+        ("nowhere", FileNotFoundError, "does not exist"),
+        ("file", NotADirectoryError, "is not a directory"),
+    ):
+        path = str(tmp_path / name)
+        for task in (
+            batch.process("pwd", cwd=path, name="list it"),
+            batch.options(cwd=path, name="list it").function(os.getcwd),
+        ):
+            task.run(timeout=60)
+            with pytest.raises(kind) as caught:
+                task.get()
+            number = caught.value.errno
+            said = f"[Errno {number}] task 'list it': its cwd {how}: {path!r}"
+            assert (str(caught.value), caught.value.filename) == (said, path)
+
+
+def test_an_input_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
+    task = batch.process("cat", stdin=tmp_path / "none", name="list it")
     task.run(timeout=60)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="task 'list it': its stdin does not exist: "):
         task.get()
 
 

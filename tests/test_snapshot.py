@@ -187,8 +187,10 @@ def test_a_full_disk_leaves_the_old_file(path: Path, size: int) -> None:
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         write_snapshot(tmp_path / "nowhere" / "file", FEW)
+    path = str(tmp_path / "nowhere" / "file")
+    assert str(caught.value) == f"[Errno {errno.ENOENT}] No such file or directory: {path!r}"
     asked: Iterator[Any] = iter(FEW)
     with pytest.raises(IsADirectoryError):
         write_snapshot(tmp_path, asked)

@@ -196,9 +196,9 @@ def test_starting_twice(batch: Batch) -> None:
 def test_starting_a_member(batch: Batch) -> None:
     member = batch.function(len, "abc", name="part")
     program = batch.compile([member], name="whole")
-    with pytest.raises(LifecycleError, match="'part' is a member of 'whole': start that instead"):
+    with pytest.raises(LifecycleError, match="member of the compiled task 'whole': start that"):
         member.start()
-    with pytest.raises(LifecycleError, match="'part' has not been started: start 'whole' first"):
+    with pytest.raises(LifecycleError, match="start the compiled task 'whole' first"):
         member.wait()
     program.run(timeout=60)
     with pytest.raises(LifecycleError, match="'whole' has been started already"):

@@ -19,6 +19,7 @@ from daskbatch import pickling
 from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.worker import process
+from daskbatch.worker.culprit import hint_on_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,20 @@ def _make_call(function: Callable[..., Any], family: Hashable, arguments: object
     except SerializationError as error:
         if isinstance(error.__cause__, SpecError):
             raise error.__cause__ from None
-        return Call(function, family, b"", failure=error)
+        hint = hint_on_arguments(_named(function, arguments), error)
+        failure = SerializationError(f"{error}{hint}")
+        failure.__cause__ = error.__cause__
+        return Call(function, family, b"", failure=failure)
+
+
+def _named(function: Callable[..., Any], arguments: Any) -> dict[str, Any]:
+    """Give arguments by the names that messages have for them."""
+    args, kwargs = arguments
+    if function is process.execute:
+        return dict(kwargs)
+    if function is _apply:
+        return dict(zip(("function", "args", "kwargs"), args, strict=True))
+    return {"args": args, "kwargs": kwargs}
 
 
 def function_call(

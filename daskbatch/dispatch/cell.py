@@ -148,6 +148,11 @@ class Cell:
         return left
 
     @property
+    def uid(self) -> str:
+        """A text that no other task has."""
+        return f"{self.home}-{self.number}"
+
+    @property
     def label(self) -> str:
         """How messages call it."""
         return repr(self.name)

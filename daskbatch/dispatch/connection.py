@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import dask
 import distributed.utils
@@ -196,6 +197,7 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     ServiceLost
         Nothing answers there.
     """
+    began = monotonic()
     seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
     security: Security | None = None
     try:
@@ -208,6 +210,10 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     except Exception as error:
         # Whatever somebody else who listens there may have said, and Dask made of it.
         said = f"{type(error).__name__}: {error}"
+        if isinstance(error, TimeoutError) and not str(error):
+            said = f"there was no answer within {monotonic() - began:.1f} s"
+        if isinstance(error, OSError):
+            said += "; is the address right, does the scheduler run, is a firewall in between?"
         if "ssl_context" in said:
             said = "it wants TLS: set distributed.comm.tls in Dask's configuration in this process"
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error

@@ -19,6 +19,7 @@ from daskbatch.errors import SerializationError
 from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations
 from daskbatch.plan.packing import pack
+from daskbatch.worker.culprit import hint_on_function
 
 #: Results of blocks up to this size may travel along order-only edges. Bytes.
 _SMALL = 4096
@@ -184,7 +185,8 @@ def pickle_functions(cells: Iterable[Cell]) -> None:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # to pickle may run anything, sys.exit() included
-                found = SerializationError(f"{type(error).__name__}: {error}")
+                hint = hint_on_function(function, error)
+                found = SerializationError(f"{type(error).__name__}: {error}{hint}")
                 found.__cause__ = error
             pickled[id(function)] = found
         cell.function = found

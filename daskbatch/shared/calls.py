@@ -94,7 +94,7 @@ class Calls:
     def put(self, key: Any, value: Any) -> None:
         """Write a key."""
         index, sent = self._place(key)
-        self._handle.call(index, "put", sent, pack(value))
+        self._handle.call(index, "put", sent, pack(value, sent))
 
     def remove(self, key: Any) -> None:
         """Remove a key, or raise `KeyError`."""
@@ -136,7 +136,7 @@ class Calls:
     def set_default(self, key: Any, default: Any) -> Any:
         """Give the value of a key, which is the default if it had none."""
         index, sent = self._place(key)
-        packed = pack(default)
+        packed = pack(default, sent)
         value = self._handle.call(index, "set_default", sent, packed)
         return default if value is None else unpack(value)
 
@@ -153,7 +153,7 @@ class Calls:
         for key, value in pairs:
             shards[self._index_of(key)].append((key_to_send(key), value))
         for index, some in enumerate(shards):
-            self._put_packed(index, ((sent, pack(value)) for sent, value in some))
+            self._put_packed(index, ((sent, pack(value, sent)) for sent, value in some))
 
     def _put_packed(self, index: int, items: Iterable[tuple[Any, Value]]) -> None:
         room, some = _BYTES, []

@@ -31,6 +31,7 @@ from daskbatch.shared.records import (
     closed_error,
     error_sent,
     lost_error,
+    unreachable_error,
     what_of,
 )
 from daskbatch.shared.value import copied
@@ -107,9 +108,15 @@ class Handle:
             self._take(found)
         return found
 
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        try:
+            return ask(self.scheduler, operation, uid=self.uid, **arguments)
+        except ServiceLost as error:
+            raise unreachable_error(self.what, error) from error
+
     def _find(self) -> Placed:
         try:
-            answer = ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+            answer = self._ask("daskbatch_shared_find")
         except ServiceLost:
             # A task may reach the same scheduler in another way.
             host = current()
@@ -310,14 +317,7 @@ class Handle:
 
     def _renew(self, index: int, epoch: int, seconds: float) -> bool:
         """Ask who has a shard, and wait a little for news; says whether there are any."""
-        answer = ask(
-            self.scheduler,
-            "daskbatch_shared_look",
-            uid=self.uid,
-            index=index,
-            epoch=epoch,
-            seconds=seconds,
-        )
+        answer = self._ask("daskbatch_shared_look", index=index, epoch=epoch, seconds=seconds)
         if not isinstance(answer, Layout):
             raise self._gone(answer)
         with self._lock:
@@ -339,7 +339,7 @@ class Handle:
 
     def close(self) -> None:
         """End the object, for all who use it."""
-        ask(self.scheduler, "daskbatch_shared_close", uid=self.uid)
+        self._ask("daskbatch_shared_close")
 
     def forget(self) -> None:
         """Let go of connections that are those of the process this was forked from."""

@@ -130,7 +130,18 @@ def what_of(uid: str, options: Options | None, name: str | None) -> str:
 
 def closed_error(what: str) -> LifecycleError:
     """Say that an object has been closed."""
-    return LifecycleError(f"{what} has been closed; make another one to go on")
+    return LifecycleError(
+        f"{what} has been closed, or has ended with its Batch; make another one to go on"
+    )
+
+
+def unreachable_error(what: str, why: object) -> ServiceLost:
+    """Say that an object cannot be reached: most likely it is used too late."""
+    before = "" if what.startswith("Queue") else ", or save() it before"
+    return ServiceLost(
+        f"{what} cannot be reached: its Batch has probably ended, or its cluster is gone ({why}); "
+        f"use it inside the with block{before}"
+    )
 
 
 def lost_error(what: str, why: str, replicas: int = 1) -> ServiceLost:

@@ -66,6 +66,21 @@ def write_snapshot(
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     unfinished = target.with_name(f".{target.name[:_NAME]}.{secrets.token_hex(8)}.unfinished")
+    try:
+        count = _write_whole(target, unfinished, records)
+    except OSError as error:
+        if error.filename == str(unfinished):  # which nobody has heard of
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise
+    _sync_directory(target.parent)
+    return count
+
+
+def _write_whole(
+    target: Path,
+    unfinished: Path,
+    records: Iterable[tuple[bytes, bytes, Sequence[AnyBuffer]]],
+) -> int:
     file = open(unfinished, "xb")  # noqa: SIM115 - an error is handled before it is closed
     try:
         with suppress(FileNotFoundError):
@@ -83,7 +98,6 @@ def write_snapshot(
         with suppress(OSError):
             unfinished.unlink()
         raise
-    _sync_directory(target.parent)
     return count
 
 

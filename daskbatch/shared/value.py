@@ -12,7 +12,9 @@ from typing import Any
 
 from daskbatch import pickling
 from daskbatch.errors import SerializationError
+from daskbatch.worker.culprit import hint_on_value, kind_of
 from daskbatch.worker.interrupt import Stopped
+from daskbatch.worker.outcome import safe_str
 
 #: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
 APART = 1 << 14
@@ -79,8 +81,19 @@ def key_sent(sent: Any) -> Any:
         ) from error
 
 
-def pack(obj: object) -> Value:
+#: What `pack` is given where a value belongs to no key.
+_NO_KEY = object()
+
+
+def pack(obj: object, key: Any = _NO_KEY) -> Value:
     """Pickle a value; its large buffers are not copied, and must be sent before they change.
+
+    Parameters
+    ----------
+    obj : object
+        The value.
+    key : object, optional
+        What it belongs to, as it is sent, for messages.
 
     Raises
     ------
@@ -93,9 +106,10 @@ def pack(obj: object) -> Value:
     try:
         data, apart = pickling.dumps_apart(obj, APART)
     except Exception as error:
+        of = "" if key is _NO_KEY else f" of the key {safe_str(key_sent(key), repr)}"
+        said = f"{type(error).__name__}: {safe_str(error)}{hint_on_value('value', obj, error)}"
         raise SerializationError(
-            f"a value of type {type(obj).__name__} cannot be pickled: "
-            f"{type(error).__name__}: {error}"
+            f"the value{of}, {kind_of(obj)}, cannot be pickled: {said}"
         ) from error
     if not apart and len(data) < APART:
         return data

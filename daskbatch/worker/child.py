@@ -151,7 +151,7 @@ class ChildRun(BlockRun):
             limits = self.spec.limits.get(member, _NO_LIMITS)
             if limits.env or limits.cwd is not None:
                 try:
-                    self._around.enter(limits)
+                    self._around.enter(limits, self.spec.label(member))
                 except (OSError, ValueError) as error:
                     return Status.FAILED, pack_error(error, self.spec.label(member))
             return super()._run(member, link, capture)

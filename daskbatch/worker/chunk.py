@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from daskbatch import pickling
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import pack_error
-from daskbatch.worker.run import as_task_error
+from daskbatch.worker.run import SENDING_RESULT, as_task_error
 
 
 class Chunk(NamedTuple):
@@ -54,7 +54,8 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
         except Stopped:
             raise
         except BaseException as raised:
-            errors[position] = pack_error(as_task_error(raised, "", label), label)
+            which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk:\n"
+            errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
         values.append(value)
     try:
         return Chunk(pickling.dumps(values), errors)
@@ -63,7 +64,7 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
             try:
                 pickling.dumps(value)
             except BaseException as raised:
-                doing = f"its {type(value).__name__} cannot be sent"
-                errors[position] = pack_error(as_task_error(raised, doing, label), label)
+                error = as_task_error(raised, SENDING_RESULT, label, value)
+                errors[position] = pack_error(error, label)
                 values[position] = None
         return Chunk(pickling.dumps(values), errors)

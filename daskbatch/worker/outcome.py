@@ -86,7 +86,9 @@ def token(result: BlockResult) -> BlockResult:
     return BlockResult(result.statuses)
 
 
-def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> bytes:
+def pack_error(
+    error: BaseException, label: str, hidden_frames: int = 1, heading: str = ""
+) -> bytes:
     """Pickle an exception and its traceback so that they surely can be unpickled.
 
     Parameters
@@ -97,12 +99,14 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
         The task's name, for the message if the exception cannot travel.
     hidden_frames : int
         How many frames at the start of the traceback are ours and of no interest.
+    heading : str
+        What stands above the traceback.
     """
     start = error.__traceback__
     for _ in range(hidden_frames):
         if start is not None and start.tb_next is not None:
             start = start.tb_next
-    text = "".join(traceback.format_exception(type(error), error, start))
+    text = heading + "".join(traceback.format_exception(type(error), error, start))
     try:
         data = _dumps((error, text))
         assert isinstance(pickling.loads(data)[0], BaseException)
@@ -115,15 +119,24 @@ def pack_error(error: BaseException, label: str, hidden_frames: int = 1) -> byte
     return data
 
 
-def unpack_error(data: bytes) -> BaseException:
-    """Undo `pack_error`: the exception, with the worker's traceback as its cause."""
+def unpack_error(data: bytes, heading: str = "") -> BaseException:
+    """Undo `pack_error`: the exception, with the worker's traceback as its cause.
+
+    Parameters
+    ----------
+    data : bytes
+        The packed exception.
+    heading : str
+        What stands above the traceback: the exception itself, which is the user's, stays as it
+        was raised.
+    """
     # As `concurrent.futures` does, whose class tools know. Not at the top: workers start
     # faster without it.
     from concurrent.futures.process import _RemoteTraceback
 
     error, text = pickling.loads(data)
     assert isinstance(error, BaseException)
-    error.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
+    error.__cause__ = _RemoteTraceback(f'\n"""\n{heading}{text}"""')  # type: ignore[arg-type]
     return error
 
 
@@ -133,6 +146,22 @@ def safe_str(value: object, words: Callable[[object], str] = str) -> str:
         return words(value)
     except Exception as error:
         return f"<its __{words.__name__}__ raised {type(error).__name__}>"
+
+
+def reworded(error: OSError, said: str) -> OSError:
+    """Give an error of the system other words; its type, its number and its file stay."""
+    made = OSError(error.errno, said, error.filename)
+    return made.with_traceback(error.__traceback__)
+
+
+def not_to_be_had(what: str, error: OSError) -> OSError:
+    """Say what it is that a task was to be given, and cannot be."""
+    how = f"cannot be used: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        how = "does not exist"
+    elif isinstance(error, NotADirectoryError):
+        how = "is not a directory"
+    return reworded(error, f"{what} {how}")
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

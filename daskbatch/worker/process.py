@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker import capture
+from daskbatch.worker.outcome import not_to_be_had
 from daskbatch.worker.tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.warden import warden
 
@@ -50,6 +51,9 @@ _MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 _TOLD_LINES, _TOLD_CHARACTERS = 10, 2000
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+#: What means something to a shell alone.
+_SHELLS = frozenset("|&;<>()$`*?~'\"\\")
 
 _launches = itertools.count()
 
@@ -147,6 +151,8 @@ def execute(
         The exit code is not 0, and `check` is set.
     TaskTimeout
         It ran for longer than `timeout`.
+    OSError
+        `cwd` is no directory, or what `stdin` names cannot be read.
     ProcessStopped
         It was stopped by another thread.
     """
@@ -182,8 +188,12 @@ def _source(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
     if stdin is None:
         yield subprocess.DEVNULL
     elif isinstance(stdin, Path):
-        with Path(cwd, stdin).open("rb") as file:
-            yield file
+        try:
+            given = Path(cwd, stdin).open("rb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise not_to_be_had("its stdin", error) from None
+        with given:
+            yield given
     else:
         with tempfile.TemporaryFile() as file:
             # Another task's result may be anything; as text, as among the arguments.
@@ -218,10 +228,12 @@ def _run(
                 bufsize=0,
             )
         except OSError as error:
-            if not os.path.isdir(cwd):
-                raise  # it is not the executable that is missing
-            sink.stderr.add(f"{argv[0]}: {error.strerror}\n".encode())
-            return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+            if not os.path.isdir(cwd):  # it is not the executable that is missing
+                raise not_to_be_had("its cwd", error) from None
+            is_missing = isinstance(error, FileNotFoundError)
+            hint = _no_shell(argv) if is_missing else ""
+            sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
+            return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
         assert process.stdout is not None
         assert process.stderr is not None
         streams = {process.stdout: sink.stdout, process.stderr: sink.stderr}
@@ -243,6 +255,17 @@ def _run(
             f"{argv[0]} ran for longer than its timeout of {timeout:g} s: it was ended after "
             f"{time.monotonic() - began:.1f} s{_last_output(sink)}"
         )
+
+
+def _no_shell(argv: Sequence[str]) -> str:
+    """Say what to write in place of a line that is meant for a shell."""
+    target = argv[0]
+    if not any(map(str.isspace, target)):
+        return ""
+    what, command = "give arguments apart", [*target.split(), *argv[1:]]
+    if not _SHELLS.isdisjoint(target):
+        what, command = "call one", ["sh", "-c", " ".join(argv)]
+    return f"; there is no shell: {what}: process({', '.join(map(repr, command))})"
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:

@@ -24,6 +24,7 @@ from daskbatch.errors import (
 )
 from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Source
 from daskbatch.worker.capture import Capture, capturing
+from daskbatch.worker.culprit import hint_on_value, kind_of
 from daskbatch.worker.outcome import BlockResult, Status, pack_error, safe_str
 from daskbatch.worker.progress import RUN, Claims, LocalClaims, Progress
 from daskbatch.worker.running import hosted
@@ -35,6 +36,8 @@ _NONE = pickling.dumps(None)
 # What may go wrong before a function is called.
 _LOADING_FUNCTION = "its function could not be loaded on the worker"
 _LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
+#: And after it has returned.
+SENDING_RESULT = "its result cannot be sent"
 
 
 class BlockRun(Progress):
@@ -163,6 +166,7 @@ class BlockRun(Progress):
             return Status.DONE, _NONE
         attempts = self.spec.limits.get(member, _NO_LIMITS).retries
         host = self.host
+        value: Any = None
         while True:
             if host is not None:
                 host.next_task()
@@ -187,12 +191,12 @@ class BlockRun(Progress):
                 if host is not None and host.guests:
                     # What it has started is part of it.
                     self._call(member, host.finish, (), {})
-                doing = f"its {type(value).__name__} cannot be sent"
+                doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 if host is not None and host.guests:
                     host.give_up()
-                error = as_task_error(raised, doing, self.spec.label(member))
+                error = as_task_error(raised, doing, self.spec.label(member), value)
                 if attempts > 0 and self._may_try_again(member):
                     attempts -= 1
                     self._again()
@@ -213,8 +217,22 @@ def load_function(data: bytes) -> Callable[..., Any]:
     return function
 
 
-def as_task_error(error: BaseException, doing: str, label: str) -> BaseException:
-    """Make an error that names the task of what is none of its function's own."""
+def as_task_error(
+    error: BaseException, doing: str, label: str, value: object = None
+) -> BaseException:
+    """Make an error that names the task of what is none of its function's own.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    doing : str
+        While what was done; empty: the function itself was called.
+    label : str
+        What messages call the task.
+    value : object
+        What the function has returned, if that was being sent.
+    """
     said = f"{type(error).__name__}: {safe_str(error)}"
     made: TaskError
     if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
@@ -226,7 +244,9 @@ def as_task_error(error: BaseException, doing: str, label: str) -> BaseException
     elif isinstance(error, KeyboardInterrupt):
         made = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
     elif doing:
-        made = SerializationError(f"task {label}: {doing}: {said}")
+        hint = hint_on_value("result", value, error)
+        what = f"its result, {kind_of(value)}, cannot be sent"
+        made = SerializationError(f"task {label}: {what}: {said}{hint}")
     elif isinstance(error, (ProcessFailed, TaskTimeout)):
         error.args = (f"task {label}: {error}",)
         return error

@@ -16,6 +16,7 @@ from typing import Any
 from daskbatch.worker.block import Limits
 from daskbatch.worker.board import Board
 from daskbatch.worker.capture import Capture
+from daskbatch.worker.outcome import not_to_be_had
 from daskbatch.worker.outputs import add_output
 
 #: A file of output is emptied when it is larger than this, and nobody needs what it holds.
@@ -95,12 +96,21 @@ class Surroundings:
         # To compare that takes a fraction of what it takes to decode it all.
         return dict(getattr(os.environ, "_data", ()))
 
-    def enter(self, limits: Limits) -> None:
-        """Give a member a directory and an environment of its own, if it is to have any."""
+    def enter(self, limits: Limits, label: str) -> None:
+        """Give a member a directory and an environment of its own, if it is to have any.
+
+        Raises
+        ------
+        OSError
+            The directory cannot be entered; says so of what messages call the member.
+        """
         if limits.env:
             os.environ.update(limits.env)
         if limits.cwd is not None:
-            os.chdir(limits.cwd)
+            try:
+                os.chdir(limits.cwd)
+            except OSError as error:
+                raise not_to_be_had(f"task {label}: its cwd", error) from None
 
     def restore(self) -> None:
         """Undo what a member has done to them, whether it was told to or not."""

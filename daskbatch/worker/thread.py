@@ -15,7 +15,7 @@ from daskbatch.worker import process
 from daskbatch.worker.block import BlockSpec, Link
 from daskbatch.worker.capture import Capture
 from daskbatch.worker.interrupt import Interruption, Stopped
-from daskbatch.worker.outcome import Status
+from daskbatch.worker.outcome import Status, reworded
 from daskbatch.worker.run import BlockRun
 
 
@@ -80,6 +80,10 @@ class ThreadRun(BlockRun):
         self._executing = member
         try:
             return process.execute(**kwargs)
+        except OSError as error:
+            if isinstance(error, TaskTimeout) or error.errno is None:
+                raise
+            raise reworded(error, f"task {self.spec.label(member)}: {error.strerror}") from None
         finally:
             with self._pressing:
                 self._executing = -1
