@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,12 @@ def test_what_is_no_option_is_said_at_once(batch: Batch) -> None:
         batch.options(priority="high")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"retries= must be a whole number from 0, not -1"):
         batch.options(retries=-1)
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e10, math.inf])
+def test_a_timeout_is_as_long_as_one_likes(batch: Batch, seconds: float) -> None:
+    """Longer than what the system can be told to wait, too."""
+    task = batch.process("sleep", 0.3, timeout=seconds)
+    function = batch.function(time.sleep, 0.3, timeout=seconds)
+    batch.compile([task, function]).run(timeout=60)
+    assert (task.get(), function.get()) == (0, None)

@@ -39,6 +39,9 @@ _LAST_MOMENT = 1.0
 #: How often is looked whether a child has ended, on systems that do not tell. Seconds.
 _POLL = 0.05
 
+#: The system cannot be told to wait for a month. Seconds.
+_LONGEST = 86400.0
+
 
 class ChildLost(Exception):
     """A child could not be started."""
@@ -151,7 +154,9 @@ class Child:
         if self._end is None:
             seconds = _POLL if seconds is None else min(seconds, _POLL)
         said = b""
-        for file, _ in self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000 + 1):
+        if seconds is not None:
+            seconds = min(max(0.0, seconds), _LONGEST)
+        for file, _ in self._poll.poll(None if seconds is None else seconds * 1000 + 1):
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 if file == self._awake:
                     os.read(file, 1024)

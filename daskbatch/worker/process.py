@@ -47,6 +47,9 @@ _MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
 #: By one of these a process knows that it is a rank. Else the others are the user's settings.
 _MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 
+#: The system cannot be told to wait for a month. Seconds.
+_LONGEST = 86400.0
+
 #: How much of its output the message about a process says at most: lines, characters.
 _TOLD_LINES, _TOLD_CHARACTERS = 10, 2000
 
@@ -310,6 +313,8 @@ def _collect(
                 return ended
             if end is None and not ended:
                 left = _POLL if left is None else min(left, _POLL)
+            if left is not None:
+                left = min(left, _LONGEST)
             for key, _ in selector.select(left):
                 if key.data is stop:
                     return False
