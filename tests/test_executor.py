@@ -479,6 +479,29 @@ def test_a_given_cluster(tmp_path: Path) -> None:
         assert cluster.scheduler.status.name == "running", "it is never closed"
 
 
+def test_a_call_is_not_bound_to_a_lane_while_another_is_free(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    def wait_or_end_it(what: str) -> bool:
+        end = time.monotonic() + SECONDS / 2
+        while what == "wait" and not (tmp_path / "end").exists():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        if what == "end":
+            (tmp_path / "end").touch()
+        return True
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
+        BatchPoolExecutor(cluster=cluster, max_workers=2) as executor,
+    ):
+        # Those of their like were short: so many are put into a lane together.
+        for _ in range(3):
+            assert all(executor.map(wait_or_end_it, [""] * 400))
+        assert all(executor.map(wait_or_end_it, ["wait", "end", *[""] * 10]))
+
+
 def test_the_name_stands_on_the_dashboard(batch: Batch) -> None:
     with BatchPoolExecutor(cluster=batch.client, name="survey") as executor:
         futures = [executor.submit(abs, -1), executor.submit(abs, -2)]
