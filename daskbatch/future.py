@@ -25,6 +25,14 @@ class CallExited(TaskCrashed, SystemExit):
 class CallCrashed(TaskCrashed, BrokenExecutor):
     """A call ended its interpreter by a crash: for `concurrent.futures` the pool's end."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A SystemExit keeps its code apart from its other attributes.
+        return type(self), self.args, {**vars(self), "code": self.code}
+
+
+class CallInterrupted(TaskCrashed, KeyboardInterrupt):
+    """A call raised a `KeyboardInterrupt`: for `concurrent.futures` it is that."""
+
 
 class BatchPoolFuture(Future[Any]):
     """A call that a `BatchPoolExecutor` was given.
@@ -108,11 +116,14 @@ def as_executors(error: BaseException) -> BaseException:
     """Give an exception the kind that `concurrent.futures` has for it, besides our own."""
     if type(error) is not TaskCrashed:
         return error
-    made: TaskCrashed
+    kind: type[TaskCrashed] = CallCrashed
     if error.exited:
-        made = CallExited(*error.args, exitcode=error.exitcode, exited=True)
-        made.code = error.exitcode
-    else:
-        made = CallCrashed(*error.args, exitcode=error.exitcode)
+        kind = CallExited
+    elif error.interrupted:
+        kind = CallInterrupted
+    made = kind(*error.args)
+    made.__dict__.update(vars(error))
+    if error.exited:
+        made.code = getattr(error, "code", error.exitcode)  # it may not have been sent
     made.__cause__ = error.__cause__
     return made

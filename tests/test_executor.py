@@ -222,6 +222,33 @@ def test_sys_exit_is_an_error_of_its_call(executor: BatchPoolExecutor) -> None:
     assert caught.value.code == caught.value.exitcode == 3
     with pytest.raises(TaskCrashed):
         list(executor.map(sys.exit, [4]))
+    for isolation in ("thread", "process"):
+        isolated = executor.options(isolation=isolation)
+        for make, code, exitcode in (
+            (lambda: "bye", "bye", 1),
+            (lambda: None, None, 0),
+            (threading.Lock, 1, 1),  # it cannot be sent
+        ):
+            error = isolated.submit(lambda make: sys.exit(make()), make).exception(SECONDS)
+            assert isinstance(error, SystemExit)
+            assert (error.code, error.exitcode) == (code, exitcode)
+            assert pickle.loads(pickle.dumps(error)).code == code
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_call_that_is_interrupted_breaks_nothing(
+    executor: BatchPoolExecutor, isolation: str
+) -> None:
+    isolated = executor.options(isolation=isolation)
+    future = isolated.submit(raise_it, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        future.result(SECONDS)
+    assert isinstance(caught.value, TaskCrashed)
+    assert not isinstance(caught.value, BrokenExecutor), "no interpreter has ended"
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(isolated.map(raise_it, [KeyboardInterrupt()]))
+    assert isolated.submit(abs, -1).result(SECONDS) == 1
 
 
 def test_a_crash_of_a_child_is_one_of_a_pool(executor: BatchPoolExecutor) -> None:
