@@ -6,6 +6,7 @@ the rest.
 
 from __future__ import annotations
 
+import operator
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from dask.system import CPU_COUNT
 from distributed import Client
@@ -21,12 +22,12 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch import Batch
 from daskbatch.calls import Calls
-from daskbatch.configured import Accesses
+from daskbatch.configured import Accesses, require_name
 from daskbatch.cpus import count_cpus, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.future import BatchPoolFuture
 from daskbatch.mapping import Mapped
-from daskbatch.pool import Pool
+from daskbatch.pool import Pool, require_interpreter
 from daskbatch.worker.cores import CORES
 
 
@@ -78,11 +79,9 @@ class BatchPoolExecutor(Executor):
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        if max_workers is not None:
-            if not isinstance(max_workers, int) or isinstance(max_workers, bool):
-                raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
-            if max_workers <= 0:
-                raise SpecError("max_workers must be greater than 0")
+        require_interpreter()
+        require_name(name)
+        max_workers = None if max_workers is None else _count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         cpus = None if cpus_per_job is None else count_cpus(cpus_per_job)
@@ -139,7 +138,8 @@ class BatchPoolExecutor(Executor):
         Parameters
         ----------
         fn : callable
-            The function; a coroutine function is run to its end.
+            The function; a coroutine function is run to its end. A worker loads a function once:
+            what calls change in its closure is there for the next ones of it, or of its equal.
         *args, **kwargs
             All are its own. A future of this executor among them, at any depth, stands for its
             result, and is waited for.
@@ -310,6 +310,11 @@ class BatchPoolExecutor(Executor):
         cancel_futures : bool
             Whether to cancel those calls that have not begun.
 
+        Raises
+        ------
+        RuntimeError
+            A callback of one of its futures waits for it, which it would wait for.
+
         Examples
         --------
         >>> other = BatchPoolExecutor(max_workers=1)
@@ -355,6 +360,18 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
     pool = Pool(batch, owned=False, name=batch._name, cap=None)
     executor._set_up(pool, Calls(batch), wait_on_exit=True)
     return executor
+
+
+def _count_workers(max_workers: SupportsIndex) -> int:
+    try:
+        count = operator.index(max_workers)
+    except TypeError:
+        count = None
+    if count is None or isinstance(max_workers, bool):
+        raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
+    if count <= 0:
+        raise SpecError("max_workers must be greater than 0")
+    return count
 
 
 class _PoolBatch(Batch):

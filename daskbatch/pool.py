@@ -85,8 +85,7 @@ class Pool:
 
     def require_open(self) -> None:
         """Raise what `concurrent.futures` raises where no call can be given any more."""
-        if _exiting:
-            raise RuntimeError(_INTERPRETER_ENDS)
+        require_interpreter()
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
@@ -252,6 +251,12 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 # A forked child has copies of its parent's, and must leave them alone.
 os.register_at_fork(after_in_child=_pools.clear)
+
+
+def require_interpreter() -> None:
+    """Raise what `concurrent.futures` raises where the interpreter ends."""
+    if _exiting:
+        raise RuntimeError(_INTERPRETER_ENDS)
 
 
 def _finish_all() -> None:

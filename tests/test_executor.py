@@ -442,7 +442,7 @@ def test_what_cannot_be_met_fails_alone(executor: BatchPoolExecutor) -> None:
 
 
 def test_max_workers_is_what_libraries_look_for() -> None:
-    with BatchPoolExecutor(max_workers=2) as executor:
+    with BatchPoolExecutor(max_workers=np.int64(2)) as executor:
         assert executor._max_workers == 2
         assert executor.batch.num_workers == 2
         assert executor.submit(abs, -1).result(SECONDS) == 1
@@ -453,6 +453,9 @@ def test_max_workers_is_what_libraries_look_for() -> None:
     [
         {"max_workers": 0},
         {"max_workers": 1.5},
+        {"max_workers": True},
+        {"name": ""},
+        {"name": 3},
         {"cpus_per_job": 0},
         {"cpus_per_job": "two"},
         {"cpus_per_job": -1},

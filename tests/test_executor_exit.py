@@ -240,6 +240,21 @@ def test_nor_of_a_thread_that_outlives_the_program(on_shared: Program) -> None:
     assert done.stdout.endswith("interpreter shutdown\n")
 
 
+def test_no_executor_is_made_once_the_interpreter_ends(program: Program) -> None:
+    done = program.run("""
+        def make_late():
+            threading.main_thread().join()
+            try:
+                BatchPoolExecutor(max_workers=1)
+            except RuntimeError as error:
+                print(error)
+
+        threading.Thread(target=make_late).start()
+    """)
+    said = "cannot schedule new futures after interpreter shutdown\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
 def test_a_future_can_be_asked_while_the_program_ends(on_shared: Program) -> None:
     done = on_shared.run("""
         import atexit
