@@ -6,13 +6,16 @@ Does not know when a call is over: its pool says so, from a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from concurrent.futures._base import FINISHED
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.errors import TaskCrashed
 from daskbatch.task import Task
+from daskbatch.worker.running import Host, current, wait_by_turns, waiting_in_loop
 
 if TYPE_CHECKING:
     from daskbatch.pool import Pool
@@ -20,10 +23,6 @@ if TYPE_CHECKING:
 
 class CallExited(TaskCrashed, SystemExit):
     """A call ended its interpreter by ``sys.exit``: for `concurrent.futures` a `SystemExit`."""
-
-
-class CallCrashed(TaskCrashed, BrokenExecutor):
-    """A call ended its interpreter by a crash: for `concurrent.futures` the pool's end."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A SystemExit keeps its code apart from its other attributes.
@@ -34,11 +33,17 @@ class CallInterrupted(TaskCrashed, KeyboardInterrupt):
     """A call raised a `KeyboardInterrupt`: for `concurrent.futures` it is that."""
 
 
+class CallCrashed(TaskCrashed, BrokenExecutor):
+    """A call ended its interpreter by a crash: for `concurrent.futures` the pool's end."""
+
+
 class BatchPoolFuture(Future[Any]):
     """A call that a `BatchPoolExecutor` was given.
 
     It is awaitable. As an argument of another call of the same executor it stands for its
-    result, and makes the other wait.
+    result, and makes the other wait. A task that waits for it lets others have its slot: by
+    `result`, `exception` and ``await``, and by `concurrent.futures.wait` and `as_completed`.
+    Where a library waits in a way of its own, as for `asyncio.wrap_future`, it keeps its slot.
 
     Examples
     --------
@@ -53,6 +58,9 @@ class BatchPoolFuture(Future[Any]):
         super().__init__()
         self._pool = pool
         self._cell = cell
+        waiters = _Waiters()
+        waiters.pool = pool
+        self._waiters: list[Any] = waiters
 
     @property
     def task(self) -> Task:
@@ -70,7 +78,7 @@ class BatchPoolFuture(Future[Any]):
         -------
         bool
             True if it will not complete: it has not begun, or runs and is being stopped; False
-            if it is over.
+            if it is over, or a call of the process that this one was forked from.
         """
         if self.done():
             return self.cancelled()
@@ -81,8 +89,39 @@ class BatchPoolFuture(Future[Any]):
         self._pool.tell_cancelled(self)
         return self.cancelled()
 
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the call, and give what it returned, or raise what it raised."""
+        try:
+            if self._state != FINISHED:
+                timeout = self._wait_in_task(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # which the exception would refer to, and this to the exception
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the call, and give what it raised, or None."""
+        return super().exception(self._wait_in_task(timeout))
+
+    def _wait_in_task(self, timeout: float | None) -> float | None:
+        """Wait, if a task does; gives how long to wait by then."""
+        host = self._pool.waiter()
+        if host is None:
+            return timeout
+        wait_by_turns(host, self._wait, timeout)
+        return 0
+
+    def _wait(self, seconds: float | None) -> bool:
+        with self._condition:
+            return self._condition.wait_for(self.done, seconds)
+
     def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
+        if current() is None or self.done():
+            return asyncio.wrap_future(self).__await__()
+        return self._await_in_task().__await__()
+
+    async def _await_in_task(self) -> Any:
+        async with waiting_in_loop():
+            return await asyncio.wrap_future(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.task.__reduce__()
@@ -110,6 +149,37 @@ class BatchPoolFuture(Future[Any]):
             # Whoever comes second finds it notified already.
             if self._state == "CANCELLED":
                 self.set_running_or_notify_cancel()
+
+
+class _Waiters(list[Any]):
+    """Those who wait for this future among others, by functions of `concurrent.futures`.
+
+    These know nothing of slots: what they wait for is an event of the waiter, which is put
+    here before.
+    """
+
+    __slots__ = ("pool",)
+
+    # Set by who makes it: an `__init__` would be felt where many futures are made.
+    pool: Pool
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        host = self.pool.waiter()
+        # Once for all its futures; nobody has set it yet, as that takes their locks.
+        if host is not None and type(getattr(waiter, "event", None)) is threading.Event:
+            waiter.event = _EventOfTask(host)
+
+
+class _EventOfTask(threading.Event):
+    """What a task waits for without its slot."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return wait_by_turns(self._host, super().wait, timeout)
 
 
 def as_executors(error: BaseException) -> BaseException:

@@ -504,6 +504,10 @@ def test_a_given_cluster(tmp_path: Path) -> None:
             # One on each worker: two would take four of three threads.
             assert max(executor.map(most_at_once, [tmp_path] * 12)) <= 2
             assert executor.submit(os.getenv, "OMP_NUM_THREADS").result(SECONDS) == "2"
+        with BatchPoolExecutor(cluster=cluster, cpus_per_job=4) as executor:
+            never = executor.submit(abs, -1)
+            executor.shutdown(cancel_futures=True)
+            assert never.cancelled()
         with BatchPoolExecutor(cluster=cluster) as executor:
             assert executor._max_workers == 6
         assert cluster.scheduler.status.name == "running", "it is never closed"
@@ -605,6 +609,41 @@ def test_cancelled_at_the_end_is_what_has_not_begun(tmp_path: Path) -> None:
         file.unlink(missing_ok=True)
     assert wait(futures, SECONDS).not_done == set()
     assert sum(not future.cancelled() for future in futures) == 2
+
+
+@pytest.mark.parametrize("whose", ["executor", "client"])
+def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
+    batch: Batch, executor: BatchPoolExecutor, tmp_path: Path, whose: str
+) -> None:
+    files = [tmp_path / str(number) for number in range(2)]
+    busy = [executor.submit(begin_and_wait, file) for file in files]
+    until(lambda: all(future.running() for future in busy))
+    owns = whose == "client"
+    other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
+    futures = [other.submit(abs, -1), other.submit(abs, -2)]
+    other.shutdown(cancel_futures=True)
+    assert [future.cancelled() for future in futures] == [True, True]
+    assert not any(future.done() for future in busy)
+    for file in files:
+        file.unlink()
+    assert [future.result(SECONDS) for future in busy] == [None, None]
+
+
+def test_a_callback_does_not_wait_for_the_end(batch: Batch) -> None:
+    executor = as_executor(batch)
+    said: Future[str] = Future()
+
+    def shut_down(future: Future[Any]) -> None:
+        with pytest.raises(RuntimeError, match=r"wait=False") as caught:
+            executor.shutdown()
+        said.set_result(f"{future.result()}: {caught.value}")
+
+    executor.submit(abs, -1).add_done_callback(shut_down)
+    assert said.result(SECONDS).startswith("1: a callback")
+    later = executor.submit(abs, -2)
+    later.add_done_callback(lambda _: executor.shutdown(wait=False, cancel_futures=True))
+    assert later.result(SECONDS) == 2
+    executor.shutdown()
 
 
 def test_an_executor_that_is_dropped_finishes_and_ends() -> None:

@@ -301,6 +301,28 @@ def test_a_fork_that_ends_leaves_the_executor_to_its_creator(program: Program) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "7 a\n1\n", "")
 
 
+@pytest.mark.parametrize("how", ["", "cancel_futures=True"])
+def test_a_fork_does_not_wait_for_calls_of_its_parent(program: Program, how: str) -> None:
+    done = program.run(f"""
+        import os, warnings
+        warnings.simplefilter("ignore")
+        pool = BatchPoolExecutor(max_workers=1)
+        future = pool.submit(wait_for, "go")
+        results = pool.map(abs, [-1, -2])
+        pid = os.fork()
+        if not pid:
+            with pool:
+                code = 7 + future.cancel()
+                results.close()
+                pool.shutdown({how})
+            sys.exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), future.done(), flush=True)
+        (here / "go").touch()
+        print(future.result(30), *results, pool.submit(abs, -3).result(30))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7 False\nNone 1 2 3\n", "")
+
+
 # -- executors that are dropped -----------------------------------------------------------
 
 
