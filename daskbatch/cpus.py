@@ -1,11 +1,13 @@
-"""How many cores a call takes, and what tells libraries of linear algebra so.
+"""How many workers there are to be, how many cores a call takes, and what tells libraries so.
 
 Does not know executors.
 """
 
 from __future__ import annotations
 
+import operator
 import re
+from typing import SupportsIndex
 
 from daskbatch.errors import SpecError
 
@@ -57,3 +59,27 @@ def thread_limits(cpus: float) -> dict[str, str]:
     '2'
     """
     return dict.fromkeys(_VARIABLES, str(max(1, int(cpus))))
+
+
+def count_workers(max_workers: SupportsIndex) -> int:
+    """Read a number of workers.
+
+    Raises
+    ------
+    SpecError
+        It is no whole number, or not positive.
+
+    Examples
+    --------
+    >>> count_workers(2)
+    2
+    """
+    try:
+        count = operator.index(max_workers)
+    except TypeError:
+        count = None
+    if count is None or isinstance(max_workers, bool):
+        raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
+    if count <= 0:
+        raise SpecError("max_workers must be greater than 0")
+    return count

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor, CancelledError
 from pickle import PicklingError
+from typing import Any
 
 __all__ = [
     "BatchError",
@@ -227,6 +228,10 @@ class TaskCrashed(TaskError):
         The exit code; negative for a signal.
     exited : bool
         Whether it was by ``sys.exit``.
+    code : object
+        What ``sys.exit`` was given, if that can be sent.
+    interrupted : bool
+        Whether it was by a `KeyboardInterrupt` that the task raised.
 
     Examples
     --------
@@ -234,10 +239,19 @@ class TaskCrashed(TaskError):
     3
     """
 
-    def __init__(self, *args: object, exitcode: int | None = None, exited: bool = False) -> None:
+    def __init__(
+        self,
+        *args: object,
+        exitcode: int | None = None,
+        exited: bool = False,
+        code: object = None,
+        interrupted: bool = False,
+    ) -> None:
         super().__init__(*args)
         self.exitcode = exitcode
         self.exited = exited
+        self.code: Any = code
+        self.interrupted = interrupted
 
 
 class SerializationError(TaskError, PicklingError):

@@ -20,12 +20,12 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch import Batch
 from daskbatch.calls import Calls
-from daskbatch.configured import Accesses
-from daskbatch.cpus import count_cpus, thread_limits
+from daskbatch.configured import Accesses, require_name
+from daskbatch.cpus import count_cpus, count_workers, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.future import BatchPoolFuture
 from daskbatch.mapping import Mapped
-from daskbatch.pool import Pool
+from daskbatch.pool import Pool, require_interpreter
 from daskbatch.worker.cores import CORES
 
 
@@ -74,11 +74,9 @@ class BatchPoolExecutor(Executor):
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        if max_workers is not None:
-            if not isinstance(max_workers, int) or isinstance(max_workers, bool):
-                raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
-            if max_workers <= 0:
-                raise SpecError("max_workers must be greater than 0")
+        require_interpreter()
+        require_name(name)
+        max_workers = None if max_workers is None else count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         cpus = None if cpus_per_job is None else count_cpus(cpus_per_job)
@@ -135,7 +133,8 @@ class BatchPoolExecutor(Executor):
         Parameters
         ----------
         fn : callable
-            The function; a coroutine function is run to its end.
+            The function; a coroutine function is run to its end. A worker loads a function once:
+            what calls change in its closure is there for the next ones of it, or of its equal.
         *args, **kwargs
             All are its own. A future of this executor among them, at any depth, stands for its
             result, and is waited for.
@@ -314,6 +313,11 @@ class BatchPoolExecutor(Executor):
             the interpreter ends.
         cancel_futures : bool
             Whether to cancel those calls that have not begun.
+
+        Raises
+        ------
+        RuntimeError
+            A callback of one of its futures waits for it, which it would wait for.
 
         Examples
         --------

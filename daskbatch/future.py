@@ -6,13 +6,16 @@ Does not know when a call is over: its pool says so, from a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from concurrent.futures._base import FINISHED
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.errors import TaskCrashed
 from daskbatch.task import Task
+from daskbatch.worker.running import Host, current, wait_by_turns, waiting_in_loop
 
 if TYPE_CHECKING:
     from daskbatch.pool import Pool
@@ -20,6 +23,14 @@ if TYPE_CHECKING:
 
 class CallExited(TaskCrashed, SystemExit):
     """A call ended its interpreter by ``sys.exit``: for `concurrent.futures` a `SystemExit`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A SystemExit keeps its code apart from its other attributes.
+        return type(self), self.args, {**vars(self), "code": self.code}
+
+
+class CallInterrupted(TaskCrashed, KeyboardInterrupt):
+    """A call raised a `KeyboardInterrupt`: for `concurrent.futures` it is that."""
 
 
 class CallCrashed(TaskCrashed, BrokenExecutor):
@@ -30,7 +41,9 @@ class BatchPoolFuture(Future[Any]):
     """A call that a `BatchPoolExecutor` was given.
 
     It is awaitable. As an argument of another call of the same executor it stands for its
-    result, and makes the other wait.
+    result, and makes the other wait. A task that waits for it lets others have its slot: by
+    `result`, `exception` and ``await``, and by `concurrent.futures.wait` and `as_completed`.
+    Where a library waits in a way of its own, as for `asyncio.wrap_future`, it keeps its slot.
 
     Examples
     --------
@@ -45,6 +58,9 @@ class BatchPoolFuture(Future[Any]):
         super().__init__()
         self._pool = pool
         self._cell = cell
+        waiters = _Waiters()
+        waiters.pool = pool
+        self._waiters: list[Any] = waiters
 
     @property
     def task(self) -> Task:
@@ -62,7 +78,8 @@ class BatchPoolFuture(Future[Any]):
         -------
         bool
             True if it will not complete: it has not begun, or runs and is being stopped; False
-            if it is over, unless it was cancelled before.
+            if it is over, unless it was cancelled before, or a call of the process that this
+            one was forked from.
         """
         if self.done():
             return self.cancelled()
@@ -73,9 +90,46 @@ class BatchPoolFuture(Future[Any]):
         self._pool.tell_cancelled(self)
         return self.cancelled()
 
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the call, and give what it returned, or raise what it raised.
+
+        See `concurrent.futures.Future.result`.
+        """
+        try:
+            if self._state != FINISHED:
+                timeout = self._wait_in_task(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # which the exception would refer to, and this to the exception
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the call, and give what it raised, or None.
+
+        See `concurrent.futures.Future.exception`.
+        """
+        return super().exception(self._wait_in_task(timeout))
+
+    def _wait_in_task(self, timeout: float | None) -> float | None:
+        """Wait, if a task does; gives how long to wait by then."""
+        host = self._pool.waiter()
+        if host is None:
+            return timeout
+        wait_by_turns(host, self._wait, timeout)
+        return 0
+
+    def _wait(self, seconds: float | None) -> bool:
+        with self._condition:
+            return self._condition.wait_for(self.done, seconds)
+
     def __await__(self) -> Generator[Any, None, Any]:
         """Give or raise what `result` does, without blocking the event loop."""
-        return asyncio.wrap_future(self).__await__()
+        if current() is None or self.done():
+            return asyncio.wrap_future(self).__await__()
+        return self._await_in_task().__await__()
+
+    async def _await_in_task(self) -> Any:
+        async with waiting_in_loop():
+            return await asyncio.wrap_future(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.task.__reduce__()
@@ -105,15 +159,49 @@ class BatchPoolFuture(Future[Any]):
                 self.set_running_or_notify_cancel()
 
 
+class _Waiters(list[Any]):
+    """Those who wait for this future among others, by functions of `concurrent.futures`.
+
+    These know nothing of slots: what they wait for is an event of the waiter, which is put
+    here before.
+    """
+
+    __slots__ = ("pool",)
+
+    # Set by who makes it: an `__init__` would be felt where many futures are made.
+    pool: Pool
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        host = self.pool.waiter()
+        # Once for all its futures; nobody has set it yet, as that takes their locks.
+        if host is not None and type(getattr(waiter, "event", None)) is threading.Event:
+            waiter.event = _EventOfTask(host)
+
+
+class _EventOfTask(threading.Event):
+    """What a task waits for without its slot."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return wait_by_turns(self._host, super().wait, timeout)
+
+
 def as_executors(error: BaseException) -> BaseException:
     """Give an exception the kind that `concurrent.futures` has for it, besides our own."""
     if type(error) is not TaskCrashed:
         return error
-    made: TaskCrashed
+    kind: type[TaskCrashed] = CallCrashed
     if error.exited:
-        made = CallExited(*error.args, exitcode=error.exitcode, exited=True)
-        made.code = error.exitcode
-    else:
-        made = CallCrashed(*error.args, exitcode=error.exitcode)
+        kind = CallExited
+    elif error.interrupted:
+        kind = CallInterrupted
+    made = kind(*error.args)
+    made.__dict__.update(vars(error))
+    if error.exited:
+        made.code = getattr(error, "code", error.exitcode)  # it may not have been sent
     made.__cause__ = error.__cause__
     return made

@@ -139,15 +139,19 @@ class Gatherer:
     def _hand_over_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work)
+                while not self._has_work():
+                    self._changed.wait(self._patience())
                 if self._closed:
                     return
                 if not self._may_hand_over():
                     self._changed.wait_for(self._may_hand_over, _GATHER_SECONDS)
                 self._hurried = False
+                diverted = self._divert()
                 doomed = [self._doomed.popleft() for _ in range(len(self._doomed))]
                 if not doomed:
                     self._passing = self._take()
+            if diverted:
+                self._dispatcher.place_anew(diverted)
             if doomed:
                 self._dispatcher.cancel(doomed)
             elif self._passing:
@@ -155,19 +159,25 @@ class Gatherer:
                 with self._changed:
                     self._passing = []
                     self._changed.notify_all()
-            del doomed
+            del doomed, diverted
 
     def _has_work(self) -> bool:
-        if self._closed or self._doomed:
+        if self._closed or self._doomed or self._patience() == 0:
             return True
-        return bool(self._gathered) and (not self._is_capped() or self._lanes_are_free())
+        lanes = self._lanes_in_use()
+        return bool(self._gathered) and (lanes is None or lanes.is_free())
 
-    def _is_capped(self) -> bool:
-        return self._lanes is not None and self._lanes.cap < self._session.slots
+    def _patience(self) -> float | None:
+        # Also when there are no more slots than lanes any more: what was put into them is there.
+        return None if self._lanes is None else self._lanes.patience()
 
-    def _lanes_are_free(self) -> bool:
-        assert self._lanes is not None
-        return self._lanes.is_free()
+    def _divert(self) -> list[Cell]:
+        return [] if self._lanes is None else self._lanes.divert()
+
+    def _lanes_in_use(self) -> Lanes | None:
+        """Give the lanes, if there are fewer than slots."""
+        lanes = self._lanes
+        return lanes if lanes is not None and lanes.cap < self._session.slots else None
 
     def _may_hand_over(self) -> bool:
         return (
@@ -178,8 +188,9 @@ class Gatherer:
         )
 
     def _take(self) -> list[Cell]:
-        if self._lanes is not None and self._is_capped():
-            return self._lanes.take(self._gathered)
+        lanes = self._lanes_in_use()
+        if lanes is not None:
+            return lanes.take(self._gathered)
         cells = [cell for cell in self._gathered if not cell.over]
         self._gathered.clear()
         return cells

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from daskbatch.batch import Batch
@@ -21,8 +22,12 @@ from daskbatch.gatherer import Gatherer
 from daskbatch.settler import Settler
 from daskbatch.task import Task
 from daskbatch.worker.prepare import InitializerFailed
+from daskbatch.worker.running import Host
 
 _INTERPRETER_ENDS = "cannot schedule new futures after interpreter shutdown"
+
+#: How long what seems to be on its way to an idle slot is let begin. Seconds.
+_COMING_SECONDS = 1.0
 
 
 class Results(Protocol):
@@ -77,6 +82,10 @@ class Pool:
         """The calls that have not been handed over."""
         return self._gatherer.waiting
 
+    def waiter(self) -> Host | None:
+        """Give what the task has around it that waits here, if this is in a task."""
+        return self._dispatcher.outcomes.waiter()
+
     def task(self, cell: Cell) -> Task:
         """Give a call as a task."""
         return Task(self.batch, cell)
@@ -85,15 +94,14 @@ class Pool:
 
     def require_open(self) -> None:
         """Raise what `concurrent.futures` raises where no call can be given any more."""
-        if _exiting:
-            raise RuntimeError(_INTERPRETER_ENDS)
+        require_interpreter()
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
             raise self.broken
         if self._session.closed:
             raise SubmitAfterCloseError("the Batch of this executor has been closed")
-        if os.getpid() != self._process:
+        if not self._is_own():
             raise RuntimeError(
                 "this executor belongs to the process that this one was forked from: make another"
             )
@@ -133,7 +141,7 @@ class Pool:
 
     def cancel(self, cells: Sequence[Cell], begun: bool = True) -> list[Cell]:
         """Cancel calls; returns those that will not complete."""
-        return self._dispatcher.cancel(cells, begun)
+        return self._dispatcher.cancel(cells, begun) if self._is_own() else []
 
     def tell_cancelled(self, future: BatchPoolFuture) -> None:
         """Settle a future that was cancelled, though its call may take long to stop."""
@@ -141,7 +149,8 @@ class Pool:
 
     def cancel_later(self, cells: Iterable[Cell]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
-        self._gatherer.cancel_later(cells)
+        if self._is_own():
+            self._gatherer.cancel_later(cells)
 
     # -- what calls come to ---------------------------------------------------------------
 
@@ -189,31 +198,74 @@ class Pool:
 
     def shutdown(self, wait: bool, cancel: bool = False) -> None:
         """Take no more calls, and end when those that there are are over; see `Executor`."""
+        if not self._is_own():
+            self._shut = True
+            return
+        if wait and not self._ended and self._settler.runs_here():
+            raise RuntimeError(
+                "a callback of a future cannot wait for the end of its executor, which itself "
+                "waits for the callback: use shutdown(wait=False) there"
+            )
         with self._changed:
             self._shut = True
         self._gatherer.hurry()
-        if cancel and not self._ended:
-            cells = self._left()
-            # What an idle slot is about to take counts as begun: it is on its way.
-            running = sum(cell.phase == Phase.RUNNING for cell in cells)
-            waiting = [cell for cell in cells if cell.phase < Phase.RUNNING]
-            self.cancel(waiting[max(0, self.slots - running) :], begun=False)
-            self._settler.catch_up()
+        coming = self._cancel_waiting() if cancel and not self._ended else []
         if wait:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._is_done())
+            self._await_begun(coming)
+            self._dispatcher.outcomes.wait(self._is_done)
             self._end()
         else:
-            self.let_go()
+            self._finish_later(coming)
 
     def let_go(self) -> None:
         """End when all calls are over, without waiting for that; a finalizer may call this."""
         self._shut = True
+        if self._is_own():
+            self._finish_later()
+
+    def finish(self) -> None:
+        """Take no more calls, and wait in no task's name until those that there are are over."""
+        with self._changed:
+            self._shut = True
+        self._finish()
+
+    def _finish_later(self, coming: Sequence[Cell] = ()) -> None:
         # When the interpreter ends there are no new threads; but then all pools are ended.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
-                target=self.shutdown, args=(True,), name="daskbatch-end", daemon=True
+                target=self._finish, args=(coming,), name="daskbatch-end", daemon=True
             ).start()
+
+    def _finish(self, coming: Sequence[Cell] = ()) -> None:
+        self._gatherer.hurry()
+        self._await_begun(coming)
+        with self._changed:
+            self._changed.wait_for(self._is_done)
+        self._end()
+
+    def _cancel_waiting(self) -> list[Cell]:
+        """Cancel what has not begun; returns what an idle slot seems to be about to take."""
+        started = self._dispatcher.unfinished()
+        idle = self.slots - sum(cell.phase == Phase.RUNNING for cell in started)
+        if self.waiter() is not None:
+            idle = 0  # a task knows nothing of others, and has a slot itself
+        waiting = [cell for cell in self._left() if cell.phase < Phase.RUNNING]
+        # What asks for more than a slot may wait, however many are idle.
+        anywhere = (c for c in waiting if not (c.options.resources or c.options.workers))
+        coming = list(islice(anywhere, max(0, idle)))
+        spared = set(coming)
+        self.cancel([cell for cell in waiting if cell not in spared], begun=False)
+        self._settler.catch_up()
+        return coming
+
+    def _await_begun(self, coming: Sequence[Cell]) -> None:
+        """Let calls begin that are on their way, and cancel those that turn out not to be."""
+        if coming:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: all(cell.phase >= Phase.RUNNING for cell in coming), _COMING_SECONDS
+                )
+            self.cancel([cell for cell in coming if cell.phase < Phase.RUNNING], begun=False)
 
     def abandon(self) -> None:
         """Cancel what has not been handed over: the Batch ends."""
@@ -221,7 +273,13 @@ class Pool:
             self._shut = True
             self._gatherer.close()
 
+    def _is_own(self) -> bool:
+        """Say whether this is the process that has made it; else its locks may never be free."""
+        return os.getpid() == self._process
+
     def _is_done(self) -> bool:
+        if self._ended:
+            return True
         left = self._group.left
         if left:
             # What is being stopped is over for those who wait here; to end stops it for sure.
@@ -254,6 +312,12 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_pools.clear)
 
 
+def require_interpreter() -> None:
+    """Raise what `concurrent.futures` raises where the interpreter ends."""
+    if _exiting:
+        raise RuntimeError(_INTERPRETER_ENDS)
+
+
 def _finish_all() -> None:
     """Finish what executors were given, before the interpreter ends."""
     global _exiting
@@ -261,7 +325,7 @@ def _finish_all() -> None:
     pools = list(_pools)
     try:
         for pool in pools:
-            pool.shutdown(wait=True)
+            pool.finish()
     except BaseException:  # Ctrl-C, while this waits
         for pool in pools:
             pool.abandon()

@@ -40,6 +40,7 @@ class Settler:
         #: The thread that settles what is here, while it does.
         self._busy: threading.Thread | None = None
         self._closed = False
+        self._threads: list[threading.Thread] = []
         self._unstarted = [(self._near, "settle"), (self._far, "fetch")]
 
     def start(self) -> None:
@@ -53,10 +54,16 @@ class Settler:
         # Both at once: when the interpreter ends, none can be started any more.
         while self._unstarted:
             queue, name = self._unstarted[-1]
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
-            ).start()
+            )
+            thread.start()
+            self._threads.append(thread)
             self._unstarted.pop()
+
+    def runs_here(self) -> bool:
+        """Say whether this is called by one of the threads, as from a callback of a future."""
+        return threading.current_thread() in self._threads
 
     def watch(self, future: BatchPoolFuture, cell: Cell) -> None:
         """Settle a future when its call is over; to be called with the lock."""

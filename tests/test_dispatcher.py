@@ -15,12 +15,13 @@ from programs import Step, act, make_root, random_program, run_sequentially, sna
 from daskbatch import pickling
 from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import function_call
+from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.wiring import wire
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
-from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.outcome import Status, unpack_error
 
 
 class Ref:
@@ -158,6 +159,38 @@ def test_results_pass_between_submissions() -> None:
     run_cells(dispatcher, [third])
     backend.join()
     assert outcome_of(third) == "3"
+
+
+def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daskbatch.dispatch.placing.pack", blocks_of(1))
+    dispatcher, backend = make_dispatcher(slots=2, budget=60.0)
+    gate = _GATES["long"] = threading.Event()
+    long, after = cell(0, _wait_at, "long"), cell(1, _add, 1, 1)
+    after.waits = ((long, 0),)
+    dispatcher.submit([long, after], "first")
+    # While the question is under way whether it has begun, another one comes.
+    last = cell(2, _add, 1, 2)
+    last.waits = ((after, 0),)
+    revoke = backend.revoke
+
+    def revoke_late(members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+        backend.revoke = revoke  # type: ignore[method-assign]
+        dispatcher.submit([last], "second")
+        revoke(members, status, then, begun)
+
+    backend.revoke = revoke_late  # type: ignore[method-assign]
+    after.waits = ()
+    dispatcher.place_anew([long, after])
+    try:
+        assert dispatcher.outcomes.wait(lambda: after.over and last.over, 10)
+        assert not long.over
+    finally:
+        gate.set()
+    assert dispatcher.outcomes.wait(lambda: long.over, 30)
+    backend.join()
+    assert [outcome_of(each) for each in (long, after, last)] == ["1", "2", "3"]
 
 
 _GATES: dict[str, threading.Event] = {}

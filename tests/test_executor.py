@@ -230,6 +230,33 @@ def test_sys_exit_is_an_error_of_its_call(executor: BatchPoolExecutor) -> None:
     assert caught.value.code == caught.value.exitcode == 3
     with pytest.raises(TaskCrashed):
         list(executor.map(sys.exit, [4]))
+    for isolation in ("thread", "process"):
+        isolated = executor.options(isolation=isolation)
+        for make, code, exitcode in (
+            (lambda: "bye", "bye", 1),
+            (lambda: None, None, 0),
+            (threading.Lock, 1, 1),  # it cannot be sent
+        ):
+            error = isolated.submit(lambda make: sys.exit(make()), make).exception(SECONDS)
+            assert isinstance(error, SystemExit)
+            assert (error.code, error.exitcode) == (code, exitcode)
+            assert pickle.loads(pickle.dumps(error)).code == code
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_call_that_is_interrupted_breaks_nothing(
+    executor: BatchPoolExecutor, isolation: str
+) -> None:
+    isolated = executor.options(isolation=isolation)
+    future = isolated.submit(raise_it, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        future.result(SECONDS)
+    assert isinstance(caught.value, TaskCrashed)
+    assert not isinstance(caught.value, BrokenExecutor), "no interpreter has ended"
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(isolated.map(raise_it, [KeyboardInterrupt()]))
+    assert isolated.submit(abs, -1).result(SECONDS) == 1
 
 
 def test_a_crash_of_a_child_is_one_of_a_pool(executor: BatchPoolExecutor) -> None:
@@ -423,7 +450,7 @@ def test_what_cannot_be_met_fails_alone(executor: BatchPoolExecutor) -> None:
 
 
 def test_max_workers_is_what_libraries_look_for() -> None:
-    with BatchPoolExecutor(max_workers=2) as executor:
+    with BatchPoolExecutor(max_workers=np.int64(2)) as executor:
         assert executor._max_workers == 2
         assert executor.batch.num_workers == 2
         assert executor.submit(abs, -1).result(SECONDS) == 1
@@ -434,6 +461,9 @@ def test_max_workers_is_what_libraries_look_for() -> None:
     [
         {"max_workers": 0},
         {"max_workers": 1.5},
+        {"max_workers": True},
+        {"name": ""},
+        {"name": 3},
         {"cpus_per_job": 0},
         {"cpus_per_job": "two"},
         {"cpus_per_job": -1},
@@ -482,9 +512,36 @@ def test_a_given_cluster(tmp_path: Path) -> None:
             # One on each worker: two would take four of three threads.
             assert max(executor.map(most_at_once, [tmp_path] * 12)) <= 2
             assert executor.submit(os.getenv, "OMP_NUM_THREADS").result(SECONDS) == "2"
+        with BatchPoolExecutor(cluster=cluster, cpus_per_job=4) as executor:
+            never = executor.submit(abs, -1)
+            executor.shutdown(cancel_futures=True)
+            assert never.cancelled()
         with BatchPoolExecutor(cluster=cluster) as executor:
             assert executor._max_workers == 6
         assert cluster.scheduler.status.name == "running", "it is never closed"
+
+
+def test_a_call_is_not_bound_to_a_lane_while_another_is_free(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    def wait_or_end_it(what: str) -> bool:
+        end = time.monotonic() + SECONDS / 2
+        while what == "wait" and not (tmp_path / "end").exists():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        if what == "end":
+            (tmp_path / "end").touch()
+        return True
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
+        BatchPoolExecutor(cluster=cluster, max_workers=2) as executor,
+    ):
+        # Those of their like were short: so many are put into a lane together.
+        for _ in range(3):
+            assert all(executor.map(wait_or_end_it, [""] * 400))
+        assert all(executor.map(wait_or_end_it, ["wait", "end", *[""] * 10]))
 
 
 def test_the_name_stands_on_the_dashboard(batch: Batch) -> None:
@@ -560,6 +617,41 @@ def test_cancelled_at_the_end_is_what_has_not_begun(tmp_path: Path) -> None:
         file.unlink(missing_ok=True)
     assert wait(futures, SECONDS).not_done == set()
     assert sum(not future.cancelled() for future in futures) == 2
+
+
+@pytest.mark.parametrize("whose", ["executor", "client"])
+def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
+    batch: Batch, executor: BatchPoolExecutor, tmp_path: Path, whose: str
+) -> None:
+    files = [tmp_path / str(number) for number in range(2)]
+    busy = [executor.submit(begin_and_wait, file) for file in files]
+    until(lambda: all(future.running() for future in busy))
+    owns = whose == "client"
+    other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
+    futures = [other.submit(abs, -1), other.submit(abs, -2)]
+    other.shutdown(cancel_futures=True)
+    assert [future.cancelled() for future in futures] == [True, True]
+    assert not any(future.done() for future in busy)
+    for file in files:
+        file.unlink()
+    assert [future.result(SECONDS) for future in busy] == [None, None]
+
+
+def test_a_callback_does_not_wait_for_the_end(batch: Batch) -> None:
+    executor = as_executor(batch)
+    said: Future[str] = Future()
+
+    def shut_down(future: Future[Any]) -> None:
+        with pytest.raises(RuntimeError, match=r"wait=False") as caught:
+            executor.shutdown()
+        said.set_result(f"{future.result()}: {caught.value}")
+
+    executor.submit(abs, -1).add_done_callback(shut_down)
+    assert said.result(SECONDS).startswith("1: a callback")
+    later = executor.submit(abs, -2)
+    later.add_done_callback(lambda _: executor.shutdown(wait=False, cancel_futures=True))
+    assert later.result(SECONDS) == 2
+    executor.shutdown()
 
 
 def test_an_executor_that_is_dropped_finishes_and_ends() -> None:

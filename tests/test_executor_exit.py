@@ -240,6 +240,21 @@ def test_nor_of_a_thread_that_outlives_the_program(on_shared: Program) -> None:
     assert done.stdout.endswith("interpreter shutdown\n")
 
 
+def test_no_executor_is_made_once_the_interpreter_ends(program: Program) -> None:
+    done = program.run("""
+        def make_late():
+            threading.main_thread().join()
+            try:
+                BatchPoolExecutor(max_workers=1)
+            except RuntimeError as error:
+                print(error)
+
+        threading.Thread(target=make_late).start()
+    """)
+    said = "cannot schedule new futures after interpreter shutdown\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
 def test_a_future_can_be_asked_while_the_program_ends(on_shared: Program) -> None:
     done = on_shared.run("""
         import atexit
@@ -284,6 +299,28 @@ def test_a_fork_that_ends_leaves_the_executor_to_its_creator(program: Program) -
         print(pool.submit(abs, -1).result(30))
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "7 a\n1\n", "")
+
+
+@pytest.mark.parametrize("how", ["", "cancel_futures=True"])
+def test_a_fork_does_not_wait_for_calls_of_its_parent(program: Program, how: str) -> None:
+    done = program.run(f"""
+        import os, warnings
+        warnings.simplefilter("ignore")
+        pool = BatchPoolExecutor(max_workers=1)
+        future = pool.submit(wait_for, "go")
+        results = pool.map(abs, [-1, -2])
+        pid = os.fork()
+        if not pid:
+            with pool:
+                code = 7 + future.cancel()
+                results.close()
+                pool.shutdown({how})
+            sys.exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), future.done(), flush=True)
+        (here / "go").touch()
+        print(future.result(30), *results, pool.submit(abs, -3).result(30))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7 False\nNone 1 2 3\n", "")
 
 
 # -- executors that are dropped -----------------------------------------------------------

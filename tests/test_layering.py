@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "ddict": {"errors", "config", "describe", "dispatch", "shared", "keyed"},
     "queue": {"errors", "describe", "dispatch", "shared", "worker"},
     # The executor.
-    "future": {"errors", "dispatch", "task", "pool"},
+    "future": {"errors", "dispatch", "worker", "task", "pool"},
     "lanes": {"dispatch"},
     "cpus": {"errors"},
     "gatherer": {"errors", "dispatch", "lanes"},

@@ -11,11 +11,10 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from numbers import Real
-from time import monotonic
 
 from daskbatch.dispatch.cell import SILENT, Cell, Phase
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.worker.running import PACE, Host, current, waiting
+from daskbatch.worker.running import Host, current, wait_by_turns
 
 
 class Outcomes:
@@ -89,19 +88,16 @@ class Outcomes:
         if over():
             return True
         self.require_here()
-        host = current() or self.host
-        if host is None:
+
+        def wait(seconds: float | None) -> bool:
             with self.changed:
-                return self.changed.wait_for(over, timeout)
-        deadline = None if timeout is None else monotonic() + timeout
-        with waiting(host, deadline):
-            while True:
-                left = PACE if deadline is None else min(PACE, deadline - monotonic())
-                with self.changed:
-                    if self.changed.wait_for(over, max(0.0, left)):
-                        return True
-                if left < PACE:
-                    return False
+                return self.changed.wait_for(over, seconds)
+
+        return wait_by_turns(self.waiter(), wait, timeout)
+
+    def waiter(self) -> Host | None:
+        """Give what the task has around it that waits, if this is in a task."""
+        return current() or self.host
 
     def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
         """Have a function called, in any thread, when a task is over. It must not raise."""

@@ -77,6 +77,14 @@ class TakeBack(Moves):
         if members:
             self._backend.revoke(members, Status.CANCELLED, then)
 
+    def place_anew(self, cells: Iterable[Cell]) -> None:
+        """Place those of some tasks elsewhere that have not begun: they wait for less now."""
+        with self._changed:
+            members = by_block(cell for cell in cells if cell.phase == Phase.WAITING)
+            self._revoked.update(members)
+        if members:
+            self._backend.revoke(members, Status.DEFERRED, self._taken_back)
+
     def _cancel_started(self, cells: Iterable[Cell], begun: bool) -> list[Cell]:
         """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
         answered = threading.Event()
@@ -148,16 +156,15 @@ class TakeBack(Moves):
         with self._changed:
             deferred: list[Cell] = []
             names: set[str] = set()
-            for number, members in revoked.items():
-                placement = self._live.get(number)
-                for cell in [] if placement is None else placement.members_left(members):
-                    assert placement is not None
+            placements = [self._live[number] for number in revoked if number in self._live]
+            for placement in placements:
+                for cell in placement.members_left(revoked[placement.number]):
                     self._give_back(placement, cell)
                     deferred.append(cell)
                     names.add(placement.name)
-                if placement is not None:
-                    self._drop_if_empty(placement)
             # All at once, since one may wait for another.
             deferred.sort(key=lambda cell: cell.rank)
             self._place(deferred, names.pop() if len(names) == 1 else "batch")
             self._changed.notify_all()
+        # Others may have been placed behind these while they were being taken back.
+        self._let_go(placements)

@@ -240,9 +240,10 @@ def as_task_error(
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         what = f"task {label} called sys.exit({safe_str(error.code, repr)})"
-        made = TaskCrashed(what, exitcode=code, exited=True)
+        made = TaskCrashed(what, exitcode=code, exited=True, code=error.code)
     elif isinstance(error, KeyboardInterrupt):
-        made = TaskCrashed(f"task {label} was interrupted", exitcode=-signal.SIGINT)
+        what = f"task {label} was interrupted"
+        made = TaskCrashed(what, exitcode=-signal.SIGINT, interrupted=True)
     elif doing:
         hint = hint_on_value("result", value, error)
         what = f"its result, {kind_of(value)}, cannot be sent"

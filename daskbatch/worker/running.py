@@ -194,6 +194,34 @@ def waiting(host: Host | None, deadline: float | None = None) -> Iterator[None]:
     host.await_slot(deadline)
 
 
+def wait_by_turns(
+    host: Host | None, wait: Callable[[float | None], bool], timeout: float | None = None
+) -> bool:
+    """Wait for something, and let another task have the slot meanwhile; False if time is up.
+
+    Parameters
+    ----------
+    host : Host, optional
+        What the task has around it; None where none runs.
+    wait : callable
+        Waits so many seconds at most, and says whether there is no more to wait for.
+    timeout : float, optional
+        Seconds to wait at most.
+    """
+    if host is None:
+        return wait(timeout)
+    if wait(0.0):
+        return True
+    deadline = None if timeout is None else monotonic() + timeout
+    with waiting(host, deadline):
+        while True:
+            left = PACE if deadline is None else min(PACE, deadline - monotonic())
+            if wait(max(0.0, left)):
+                return True
+            if left < PACE:
+                return False
+
+
 @asynccontextmanager
 async def waiting_in_loop() -> AsyncIterator[None]:
     """Let another task have the slot while a coroutine of this one waits."""
