@@ -10,13 +10,14 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from daskbatch import pickling
 from daskbatch.calls import Arguments, Calls
 from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError
+from daskbatch.failure import load_result
 from daskbatch.pool import Pool
 from daskbatch.worker.chunk import Chunk
 from daskbatch.worker.outcome import unpack_error
@@ -131,7 +132,7 @@ class Mapped:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 # Nothing here holds on to a result that has been handed out.
                 if is_chunk:
-                    yield from _unpack(self._get(cell, left))
+                    yield from self._unpack(cell, self._get(cell, left))
                 else:
                     yield self._get(cell, left)
         finally:
@@ -144,6 +145,17 @@ class Mapped:
             if not cell.over:
                 self._given.appendleft((cell, False))  # to be cancelled with the others
             raise
+
+    def _unpack(self, cell: Cell, chunk: Chunk) -> Iterator[Any]:
+        """Give what came of the calls of a chunk, as of calls that came alone."""
+        values, errors = chunk
+        if not errors and not values.pickled:
+            yield from values.values
+            return
+        for position in range(len(values.values)):
+            if position in errors:
+                raise self._pool._understand(unpack_error(errors[position]))
+            yield load_result(partial(values.load, position), cell.label)
 
     async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
         """Give the same without blocking the event loop."""
@@ -161,7 +173,7 @@ class Mapped:
                 else:
                     value = await loop.run_in_executor(None, self._pool.get, cell)
                 if is_chunk:
-                    for each in _unpack(value):
+                    for each in self._unpack(cell, value):
                         yield each
                 else:
                     yield value
@@ -200,14 +212,3 @@ class Results(Iterator[Any]):
         """Ask for no more."""
         self._results.close()
         self._drop()
-
-
-def _unpack(chunk: Chunk) -> Iterator[Any]:
-    values = pickling.loads(chunk.values)
-    values.reverse()
-    for position in range(len(values)):
-        value = values.pop()
-        if position in chunk.errors:
-            raise unpack_error(chunk.errors[position])
-        yield value
-        del value

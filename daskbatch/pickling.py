@@ -72,13 +72,14 @@ def dumps(obj: object) -> bytes:
     """Pickle an object by reference where that works elsewhere, by value where it must."""
     if type(obj) in PLAIN:
         return dumps_plain(obj)
-    data = _dumps_by_reference(obj, None)
+    data = dumps_by_reference(obj)
     return cloudpickle.dumps(obj, PROTOCOL) if data is None else data
 
 
-def _dumps_by_reference(
-    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+def dumps_by_reference(
+    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None
 ) -> bytes | None:
+    """Pickle an object by reference; None if that does not work elsewhere."""
     # What is defined in __main__, or in a module registered with cloudpickle, does not
     # exist in other processes: it must travel by value, and plain pickle cannot do that.
     if cloudpickle.list_registry_pickle_by_value():
@@ -111,7 +112,7 @@ def dumps_apart(obj: object, least: int) -> tuple[bytes, list[pickle.PickleBuffe
         apart.append(buffer)
         return False
 
-    data = _dumps_by_reference(obj, goes_in_band)
+    data = dumps_by_reference(obj, goes_in_band)
     if data is None:
         apart.clear()
         data = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=goes_in_band)
@@ -133,7 +134,7 @@ def pack(obj: object) -> Packed:
     found: list[Any] = []
     _found[thread] = found
     try:
-        data = _dumps_by_reference(obj, _goes_in_band)
+        data = dumps_by_reference(obj, _goes_in_band)
         if data is None:
             found.clear()
             _large.pop(thread, None)

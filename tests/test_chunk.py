@@ -13,6 +13,7 @@ from daskbatch import SerializationError, TaskCrashed, pickling
 from daskbatch.worker.chunk import run_chunk
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.packet import pack_values
 from daskbatch.worker.prepare import InitializerFailed, Prepared
 
 
@@ -25,7 +26,8 @@ def test_each_call_has_an_outcome_of_its_own() -> None:
         return threading.Lock() if number == 3 else number
 
     chunk = run_chunk("'call'", call, [(number,) for number in range(5)])
-    assert pickling.loads(chunk.values) == [0, None, None, None, 4]
+    values = pickling.loads(pickling.dumps(chunk.values))
+    assert [values.load(position) for position in range(5)] == [0, None, None, None, 4]
     errors = {position: unpack_error(data) for position, data in chunk.errors.items()}
     kinds = {1: ValueError, 2: TaskCrashed, 3: SerializationError}
     assert {position: type(error) for position, error in errors.items()} == kinds
@@ -39,6 +41,56 @@ def test_a_chunk_that_is_stopped_stops() -> None:
 
     with pytest.raises(Stopped):
         run_chunk("'stop'", stop, [()])
+
+
+class Broken:
+    """Cannot be loaded."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (5,)
+
+
+def test_values_are_loaded_one_by_one() -> None:
+    class Local:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    values = [1, "text", [2], Broken(), Local(3), threading.Lock(), Local, Local(4), lambda: 5]
+    packet, failed = pack_values(values)
+    assert failed.keys() == {5}
+    assert isinstance(failed[5], TypeError)
+    packet = pickling.loads(pickling.dumps(packet))
+    assert [packet.load(position) for position in range(3)] == [1, "text", [2]]
+    with pytest.raises(SystemExit):
+        packet.load(3)
+    kind = packet.load(6)
+    assert [(type(each), each.number) for each in map(packet.load, (4, 7))] == [
+        (kind, 3),
+        (kind, 4),
+    ]
+    assert packet.load(8)() == 5
+    assert packet.load(5) is None
+
+
+def test_what_values_have_in_common_is_sent_once() -> None:
+    class Local:
+        text = "x" * 10_000
+
+    packet, failed = pack_values([Local() for _ in range(100)])
+    assert not failed
+    assert len(pickling.dumps(packet)) < 2 * 10_000
+
+
+def test_a_class_that_cannot_be_sent_fails_its_own_values_only() -> None:
+    class Local:
+        lock = threading.Lock()
+
+    class Other:
+        pass
+
+    packet, failed = pack_values([Local(), Other(), 1, Local()])
+    assert failed.keys() == {0, 3}
+    assert (type(packet.load(1)).__name__, packet.load(2)) == ("Other", 1)
 
 
 def prepared(key: str, initializer: Callable[..., Any], *initargs: Any) -> Prepared:

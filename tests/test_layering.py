@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "settler": {"dispatch", "future"},
     "pool": {"errors", "dispatch", "worker", "task", "future", "gatherer", "settler", "batch"},
     "calls": {"describe", "dispatch", "worker", "compiled", "configured", "batch"},
-    "mapping": {"errors", "pickling", "dispatch", "worker", "calls", "pool"},
+    "mapping": {"errors", "dispatch", "worker", "failure", "calls", "pool"},
     "executor": {
         *("errors", "worker", "configured", "batch", "calls", "cpus", "future", "mapping", "pool"),
     },

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from daskbatch import pickling
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import pack_error
+from daskbatch.worker.packet import Packet, pack_values
 from daskbatch.worker.run import as_task_error
 
 
@@ -21,13 +21,13 @@ class Chunk(NamedTuple):
 
     Parameters
     ----------
-    values : bytes
-        The pickled list of what they returned; None for those that raised.
+    values : Packet
+        What they returned; None for those that raised.
     errors : mapping
         The packed exceptions, by position.
     """
 
-    values: bytes
+    values: Packet
     errors: Mapping[int, bytes]
 
 
@@ -56,14 +56,8 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
         except BaseException as raised:
             errors[position] = pack_error(as_task_error(raised, "", label), label)
         values.append(value)
-    try:
-        return Chunk(pickling.dumps(values), errors)
-    except BaseException:  # one of them; it is found by pickling each
-        for position, value in enumerate(values):
-            try:
-                pickling.dumps(value)
-            except BaseException as raised:
-                doing = f"its {type(value).__name__} cannot be sent"
-                errors[position] = pack_error(as_task_error(raised, doing, label), label)
-                values[position] = None
-        return Chunk(pickling.dumps(values), errors)
+    packet, failed = pack_values(values)
+    for position, error in failed.items():
+        doing = f"its {type(values[position]).__name__} cannot be sent"
+        errors[position] = pack_error(as_task_error(error, doing, label), label)
+    return Chunk(packet, errors)

@@ -1,0 +1,70 @@
+"""`BatchPoolExecutor.map`: when its calls are given, and what becomes of those of a chunk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from daskbatch import Batch, BatchPoolExecutor, TaskCrashed, as_executor
+from daskbatch.errors import LoadingError
+
+
+@pytest.fixture
+def executor(batch: Batch) -> Iterator[BatchPoolExecutor]:
+    with as_executor(batch) as made:
+        yield made
+
+
+# -- chunks -----------------------------------------------------------------------------------
+
+
+class Reduced:
+    """Calls a function where it is loaded."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.reduced = function, args
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def until_it_raises(results: Iterable[Any]) -> tuple[list[Any], BaseException]:
+    found = []
+    with pytest.raises(BaseException) as caught:
+        for result in results:
+            found.append(result)
+    return found, caught.value
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("reduced", [(int, "zz"), (sys.exit, 5)], ids=["ValueError", "SystemExit"])
+def test_a_result_that_cannot_be_loaded_fails_alone(
+    executor: BatchPoolExecutor, chunksize: int, reduced: Any
+) -> None:
+    results = executor.map(
+        lambda n: Reduced(*reduced) if n == 2 else [n], range(1, 4), chunksize=chunksize
+    )
+    found, error = until_it_raises(results)
+    assert found == [[1]]
+    assert isinstance(error, LoadingError)
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_sys_exit_is_the_same_in_a_chunk(executor: BatchPoolExecutor, chunksize: int) -> None:
+    found, error = until_it_raises(executor.map(sys.exit, [3, 4], chunksize=chunksize))
+    assert found == []
+    assert isinstance(error, SystemExit)
+    assert isinstance(error, TaskCrashed)
+    assert error.code == 3
+
+
+def test_objects_of_a_chunk_are_of_one_class(executor: BatchPoolExecutor) -> None:
+    class Local:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    results = list(executor.map(Local, range(4), chunksize=2))
+    assert [(type(each), each.number) for each in results] == [(Local, n) for n in range(4)]
