@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from daskbatch.worker.chunk import run_chunk
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import unpack_error
 from daskbatch.worker.packet import pack_values
-from daskbatch.worker.prepare import InitializerFailed, Prepared
+from daskbatch.worker.prepare import InitializerFailed, Prepared, forget
 
 
 def test_each_call_has_an_outcome_of_its_own() -> None:
@@ -93,8 +94,25 @@ def test_a_class_that_cannot_be_sent_fails_its_own_values_only() -> None:
     assert (type(packet.load(1)).__name__, packet.load(2)) == ("Other", 1)
 
 
-def prepared(key: str, initializer: Callable[..., Any], *initargs: Any) -> Prepared:
-    return Prepared(key, initializer, initargs, abs)
+def prepared(executor: str, initializer: Callable[..., Any], *initargs: Any) -> Prepared:
+    # Other threads, or this one, are to see what it does.
+    calls[executor] = partial(initializer, *initargs)
+    return Prepared(executor, pickling.dumps((call_it, (executor,))), abs)
+
+
+calls: dict[str, Callable[[], Any]] = {}
+
+
+def call_it(executor: str) -> None:
+    calls[executor]()
+
+
+@pytest.fixture(autouse=True)
+def nothing_prepared() -> Iterator[None]:
+    yield
+    for executor in calls:
+        forget(executor)
+    calls.clear()
 
 
 def test_an_initializer_is_called_once_for_each_executor() -> None:
@@ -116,7 +134,9 @@ def test_many_threads_wait_for_the_initializer() -> None:
     def call() -> None:
         order.append("called")
 
-    threads = [threading.Thread(target=Prepared("slow", initializer, (), call)) for _ in range(3)]
+    slow = prepared("slow", initializer)
+    slow.function = call
+    threads = [threading.Thread(target=slow) for _ in range(3)]
     for thread in threads:
         thread.start()
     assert began.wait(10)
@@ -135,3 +155,17 @@ def test_an_initializer_that_fails_fails_every_call() -> None:
         with pytest.raises(InitializerFailed, match="ValueError: not today") as caught:
             prepared("failing", fail)(-1)
         assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_initializer_that_is_stopped_is_called_again() -> None:
+    called: list[int] = []
+
+    def initializer() -> None:
+        called.append(1)
+        if len(called) == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepared("stopped", initializer)(-1)
+    assert prepared("stopped", initializer)(-1) == 1
+    assert len(called) == 2
