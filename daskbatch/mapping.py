@@ -21,6 +21,7 @@ from daskbatch.failure import load_result
 from daskbatch.pool import Pool
 from daskbatch.worker.chunk import Chunk
 from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.running import waiting_in_loop
 
 #: How many calls are given at once.
 _SLAB = 1024
@@ -164,8 +165,9 @@ class Mapped:
         try:
             while self._given:
                 cell, is_chunk = self._given[0]
-                async with asyncio.timeout_at(deadline):
-                    await self._pool.task(cell)._over()
+                if not cell.over:
+                    async with waiting_in_loop(), asyncio.timeout_at(deadline):
+                        await self._pool.task(cell)._over()
                 self._given.popleft()
                 self._fill()
                 if cell.value is not None:

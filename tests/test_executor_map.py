@@ -11,6 +11,8 @@ import pytest
 from daskbatch import Batch, BatchPoolExecutor, TaskCrashed, as_executor
 from daskbatch.errors import LoadingError
 
+SECONDS = 60
+
 
 @pytest.fixture
 def executor(batch: Batch) -> Iterator[BatchPoolExecutor]:
@@ -68,3 +70,20 @@ def test_objects_of_a_chunk_are_of_one_class(executor: BatchPoolExecutor) -> Non
 
     results = list(executor.map(Local, range(4), chunksize=2))
     assert [(type(each), each.number) for each in results] == [(Local, n) for n in range(4)]
+
+
+# -- in coroutines ----------------------------------------------------------------------------
+
+
+async def double_all(batch: Batch, numbers: list[int]) -> list[int]:
+    return [each async for each in as_executor(batch).async_map(lambda n: 2 * n, [numbers])]
+
+
+def test_a_task_that_waits_for_a_map_gives_its_slot() -> None:
+    batch = Batch(num_workers=1)
+    try:
+        task = batch.function(double_all, batch, [1, 2, 3])
+        task.start()
+        assert task.get(SECONDS) == [2, 4, 6]
+    finally:
+        batch.terminate()
