@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -60,12 +61,19 @@ class Mapped:
         chunksize: int,
         window: int | None,
     ) -> None:
-        if not isinstance(chunksize, int) or chunksize < 1:
+        try:
+            chunksize = operator.index(chunksize)
+        except TypeError:
+            raise SpecError(f"chunksize must be a whole number, not {chunksize!r}") from None
+        if chunksize < 1:
             raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
-        if window is not None and not isinstance(window, int):
-            raise TypeError("buffersize must be an integer or None")
-        if window is not None and window < 1:
-            raise SpecError("buffersize must be None or > 0")
+        if window is not None:
+            try:
+                window = operator.index(window)
+            except TypeError:
+                raise TypeError("buffersize must be an integer or None") from None
+            if window < 1:
+                raise SpecError("buffersize must be None or > 0")
         pool.require_open()
         self._pool = pool
         self._calls = calls

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from daskbatch import Batch, BatchPoolExecutor, TaskCrashed, as_executor
@@ -70,6 +71,13 @@ def test_objects_of_a_chunk_are_of_one_class(executor: BatchPoolExecutor) -> Non
 
     results = list(executor.map(Local, range(4), chunksize=2))
     assert [(type(each), each.number) for each in results] == [(Local, n) for n in range(4)]
+
+
+@pytest.mark.parametrize("name", ["chunksize", "buffersize"])
+def test_whole_numbers_of_all_kinds(executor: BatchPoolExecutor, name: str) -> None:
+    assert list(executor.map(abs, range(5), **{name: np.int64(2)})) == list(range(5))
+    with pytest.raises((TypeError, ValueError), match=name):
+        executor.map(abs, range(5), **{name: 2.0})
 
 
 # -- in coroutines ----------------------------------------------------------------------------
