@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -26,6 +27,9 @@ from daskbatch.worker.running import waiting_in_loop
 
 #: How many calls are given at once.
 _SLAB = 1024
+
+#: After what time those are given that there are, however few. Seconds.
+_DRAW_SECONDS = 0.01
 
 
 class Mapped:
@@ -84,6 +88,12 @@ class Mapped:
         self._window = window
         #: The cells of calls and of chunks, in order.
         self._given: deque[tuple[Cell, bool]] = deque()
+        #: Those that have not been handed to the pool, and whether somebody will.
+        self._drawn: deque[Cell] = deque()
+        self._is_due = False
+        self._putting = threading.Lock()
+        #: Why they could not be.
+        self._failure: Exception | None = None
         pool.maps.add(self)
         self._fill()
 
@@ -95,32 +105,69 @@ class Mapped:
         room = self._window - len(self._given) if self._window is not None else slab
         if self._window is not None and room < min(slab, 1 + self._window // 16):
             return
-        while room > 0:
-            given = self._describe_some(min(slab, room))
-            if not given:
-                self._exhausted = True
-                return
-            self._pool.put([cell for cell, _ in given])
-            self._given.extend(given)
-            if self._window is not None:
-                room = self._window - len(self._given)
+        try:
+            while room > 0 and self._draw(min(slab, room)):
+                self._put()
+                if self._window is not None:
+                    room = self._window - len(self._given)
+        finally:
+            self._put()
 
-    def _describe_some(self, count: int) -> list[tuple[Cell, bool]]:
+    def _draw(self, count: int) -> bool:
+        """Describe some calls; says whether there may be more."""
         one, function = self._calls.one, self._function
         if self._chunksize == 1:
-            return [(one(function, args), False) for args in islice(self._arguments, count)]
-        given: list[tuple[Cell, bool]] = []
+            given, drawn = self._given, self._drawn
+            before = len(given)
+            for args in islice(self._arguments, count):
+                cell = one(function, args)
+                given.append((cell, False))
+                drawn.append(cell)
+                if not self._is_due:
+                    self._put_soon()
+            self._exhausted = len(given) < before + count
+            return not self._exhausted
         # Some chunks at a time, since the workers wait.
-        while len(given) < min(count, max(1, _SLAB // self._chunksize)):
+        most = len(self._given) + min(count, max(1, _SLAB // self._chunksize))
+        while len(self._given) < most:
             chunk = list(islice(self._arguments, self._chunksize))
             if not chunk:
-                break
-            cell = self._calls.chunk(function, chunk)
-            if cell is not None:
-                given.append((cell, True))
+                self._exhausted = True
+                return False
+            whole = self._calls.chunk(function, chunk)
+            if whole is not None:
+                self._add(whole, True)
             else:
-                given += [(one(function, args), False) for args in chunk]
-        return given
+                for args in chunk:
+                    self._add(one(function, args), False)
+        return True
+
+    def _add(self, cell: Cell, is_chunk: bool) -> None:
+        self._given.append((cell, is_chunk))
+        self._drawn.append(cell)
+        if not self._is_due:
+            self._put_soon()
+
+    def _put_soon(self) -> None:
+        # The iterable may take its time for the next one, or wait for what this one does.
+        self._is_due = True
+        self._pool.later(_DRAW_SECONDS, self._put_drawn)
+
+    def _put_drawn(self) -> None:
+        """Hand over what there is, while the iterable is asked for more; in another thread."""
+        self._is_due = False
+        try:
+            self._put()
+        except Exception as error:
+            self._failure = error
+
+    def _put(self) -> None:
+        with self._putting:
+            if self._failure is not None:
+                raise self._failure
+            cells = [self._drawn.popleft() for _ in range(len(self._drawn))]
+            if cells:
+                self._pool.put(cells)
 
     def results(self, timeout: float | None) -> Results:
         """Give the results in order; what is left is cancelled when nobody asks any more.

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from daskbatch.batch import Batch
@@ -142,6 +142,11 @@ class Pool:
     def cancel_later(self, cells: Iterable[Cell]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
         self._gatherer.cancel_later(cells)
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function after some time, as long as there is a cluster."""
+        with contextlib.suppress(RuntimeError):  # it has ended, and all with it
+            self._dispatcher.later(function, seconds)
 
     # -- what calls come to ---------------------------------------------------------------
 

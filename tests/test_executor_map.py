@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,13 @@ SECONDS = 60
 def executor(batch: Batch) -> Iterator[BatchPoolExecutor]:
     with as_executor(batch) as made:
         yield made
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + SECONDS / 2
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
 
 
 # -- chunks -----------------------------------------------------------------------------------
@@ -78,6 +88,50 @@ def test_whole_numbers_of_all_kinds(executor: BatchPoolExecutor, name: str) -> N
     assert list(executor.map(abs, range(5), **{name: np.int64(2)})) == list(range(5))
     with pytest.raises((TypeError, ValueError), match=name):
         executor.map(abs, range(5), **{name: 2.0})
+
+
+# -- when calls are given ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"buffersize": 100}, {"chunksize": 2}])
+def test_calls_are_given_while_the_iterable_waits(
+    executor: BatchPoolExecutor, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    def paths() -> Iterator[Path]:
+        # It waits for what the last call, or chunk, does.
+        for number in range(4 * settings.get("chunksize", 1)):
+            if number % settings.get("chunksize", 1) == 0 and number:
+                until((tmp_path / str(number - 1)).exists)
+            yield tmp_path / str(number)
+
+    assert set(executor.map(Path.touch, paths(), **settings)) == {None}
+
+
+def test_an_executor_that_ends_while_the_iterable_waits() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        began.set()
+        ended.wait(SECONDS)
+        yield 2
+
+    executor = BatchPoolExecutor(max_workers=1)
+    raised: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            executor.map(abs, numbers())
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    assert began.wait(SECONDS)
+    executor.shutdown()
+    ended.set()
+    thread.join(SECONDS)
+    assert len(raised) == 1
 
 
 # -- in coroutines ----------------------------------------------------------------------------
