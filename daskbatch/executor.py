@@ -5,7 +5,6 @@ Does not know how calls are gathered, run or settled: it describes them for its 
 
 from __future__ import annotations
 
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -96,7 +95,7 @@ class BatchPoolExecutor(Executor):
             # they load any library.
             calls, cap = Calls(batch, cores, limits), max_workers
         if initializer is not None:
-            calls = calls.prepared(uuid.uuid4().hex, initializer, initargs)
+            calls = calls.prepared(initializer, initargs)
         self._set_up(Pool(batch, owned=True, name=name, cap=cap), calls, wait_on_exit)
 
     def _set_up(self, pool: Pool, calls: Calls, wait_on_exit: bool) -> None:

@@ -1,14 +1,17 @@
-"""Says why a task has no result, as the exception that whoever asks for it is given.
+"""Loads the result of a task, or says why there is none, as the exception that is then raised.
 
 Does not know who asks, nor how the task came to its end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
-from daskbatch.errors import DependencyFailed, TaskCancelled
+from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
 from daskbatch.worker.outcome import safe_str, unpack_error
 
 
@@ -32,3 +35,29 @@ def failure_of(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> Bas
     if cell.value is None or cell.phase == Phase.DONE:
         return value_lost(cell)
     return unpack_error(cell.value, f"task {cell.label} ({cell.uid}):\n")
+
+
+def load_result(load: Callable[[], Any], label: str) -> Any:
+    """Load what a task has returned.
+
+    Parameters
+    ----------
+    load : callable
+        Does it.
+    label : str
+        The task, for messages.
+
+    Raises
+    ------
+    LoadingError
+        It cannot be loaded here.
+    """
+    try:
+        return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # to unpickle may run anything, sys.exit() included
+        raise LoadingError(
+            f"the result of task {label} cannot be loaded here: "
+            f"{type(error).__name__}: {safe_str(error)}"
+        ) from error

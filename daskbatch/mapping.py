@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from daskbatch import pickling
 from daskbatch.calls import Arguments, Calls
 from daskbatch.dispatch.cell import Cell
 from daskbatch.errors import SpecError
+from daskbatch.failure import load_result
 from daskbatch.pool import Pool
 from daskbatch.worker.chunk import Chunk
 from daskbatch.worker.outcome import unpack_error
+from daskbatch.worker.running import waiting_in_loop
 
 #: How many calls are given at once.
 _SLAB = 1024
+
+#: After what time those are given that there are, however few. Seconds.
+_DRAW_SECONDS = 0.01
 
 
 class Mapped:
@@ -58,12 +65,19 @@ class Mapped:
         chunksize: int,
         window: int | None,
     ) -> None:
-        if not isinstance(chunksize, int) or chunksize < 1:
+        try:
+            chunksize = operator.index(chunksize)
+        except TypeError:
+            raise SpecError(f"chunksize must be a whole number, not {chunksize!r}") from None
+        if chunksize < 1:
             raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
-        if window is not None and not isinstance(window, int):
-            raise TypeError("buffersize must be an integer or None")
-        if window is not None and window < 1:
-            raise SpecError("buffersize must be None or > 0")
+        if window is not None:
+            try:
+                window = operator.index(window)
+            except TypeError:
+                raise TypeError("buffersize must be an integer or None") from None
+            if window < 1:
+                raise SpecError("buffersize must be None or > 0")
         pool.require_open()
         self._pool = pool
         self._calls = calls
@@ -74,6 +88,12 @@ class Mapped:
         self._window = window
         #: The cells of calls and of chunks, in order.
         self._given: deque[tuple[Cell, bool]] = deque()
+        #: Those that have not been handed to the pool, and whether somebody will.
+        self._drawn: deque[Cell] = deque()
+        self._is_due = False
+        self._putting = threading.Lock()
+        #: Why they could not be.
+        self._failure: Exception | None = None
         pool.maps.add(self)
         self._fill()
 
@@ -85,32 +105,69 @@ class Mapped:
         room = self._window - len(self._given) if self._window is not None else slab
         if self._window is not None and room < min(slab, 1 + self._window // 16):
             return
-        while room > 0:
-            given = self._describe_some(min(slab, room))
-            if not given:
-                self._exhausted = True
-                return
-            self._pool.put([cell for cell, _ in given])
-            self._given.extend(given)
-            if self._window is not None:
-                room = self._window - len(self._given)
+        try:
+            while room > 0 and self._draw(min(slab, room)):
+                self._put()
+                if self._window is not None:
+                    room = self._window - len(self._given)
+        finally:
+            self._put()
 
-    def _describe_some(self, count: int) -> list[tuple[Cell, bool]]:
+    def _draw(self, count: int) -> bool:
+        """Describe some calls; says whether there may be more."""
         one, function = self._calls.one, self._function
         if self._chunksize == 1:
-            return [(one(function, args), False) for args in islice(self._arguments, count)]
-        given: list[tuple[Cell, bool]] = []
+            given, drawn = self._given, self._drawn
+            before = len(given)
+            for args in islice(self._arguments, count):
+                cell = one(function, args)
+                given.append((cell, False))
+                drawn.append(cell)
+                if not self._is_due:
+                    self._put_soon()
+            self._exhausted = len(given) < before + count
+            return not self._exhausted
         # Some chunks at a time, since the workers wait.
-        while len(given) < min(count, max(1, _SLAB // self._chunksize)):
+        most = len(self._given) + min(count, max(1, _SLAB // self._chunksize))
+        while len(self._given) < most:
             chunk = list(islice(self._arguments, self._chunksize))
             if not chunk:
-                break
-            cell = self._calls.chunk(function, chunk)
-            if cell is not None:
-                given.append((cell, True))
+                self._exhausted = True
+                return False
+            whole = self._calls.chunk(function, chunk)
+            if whole is not None:
+                self._add(whole, True)
             else:
-                given += [(one(function, args), False) for args in chunk]
-        return given
+                for args in chunk:
+                    self._add(one(function, args), False)
+        return True
+
+    def _add(self, cell: Cell, is_chunk: bool) -> None:
+        self._given.append((cell, is_chunk))
+        self._drawn.append(cell)
+        if not self._is_due:
+            self._put_soon()
+
+    def _put_soon(self) -> None:
+        # The iterable may take its time for the next one, or wait for what this one does.
+        self._is_due = True
+        self._pool.later(_DRAW_SECONDS, self._put_drawn)
+
+    def _put_drawn(self) -> None:
+        """Hand over what there is, while the iterable is asked for more; in another thread."""
+        self._is_due = False
+        try:
+            self._put()
+        except Exception as error:
+            self._failure = error
+
+    def _put(self) -> None:
+        with self._putting:
+            if self._failure is not None:
+                raise self._failure
+            cells = [self._drawn.popleft() for _ in range(len(self._drawn))]
+            if cells:
+                self._pool.put(cells)
 
     def results(self, timeout: float | None) -> Results:
         """Give the results in order; what is left is cancelled when nobody asks any more.
@@ -131,7 +188,7 @@ class Mapped:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 # Nothing here holds on to a result that has been handed out.
                 if is_chunk:
-                    yield from _unpack(self._get(cell, left))
+                    yield from self._unpack(cell, self._get(cell, left))
                 else:
                     yield self._get(cell, left)
         finally:
@@ -145,6 +202,17 @@ class Mapped:
                 self._given.appendleft((cell, False))  # to be cancelled with the others
             raise
 
+    def _unpack(self, cell: Cell, chunk: Chunk) -> Iterator[Any]:
+        """Give what came of the calls of a chunk, as of calls that came alone."""
+        values, errors = chunk
+        if not errors and not values.pickled:
+            yield from values.values
+            return
+        for position in range(len(values.values)):
+            if position in errors:
+                raise self._pool._understand(unpack_error(errors[position]))
+            yield load_result(partial(values.load, position), cell.label)
+
     async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
         """Give the same without blocking the event loop."""
         loop = asyncio.get_running_loop()
@@ -152,8 +220,9 @@ class Mapped:
         try:
             while self._given:
                 cell, is_chunk = self._given[0]
-                async with asyncio.timeout_at(deadline):
-                    await self._pool.task(cell)._over()
+                if not cell.over:
+                    async with waiting_in_loop(), asyncio.timeout_at(deadline):
+                        await self._pool.task(cell)._over()
                 self._given.popleft()
                 self._fill()
                 if cell.value is not None:
@@ -161,7 +230,7 @@ class Mapped:
                 else:
                     value = await loop.run_in_executor(None, self._pool.get, cell)
                 if is_chunk:
-                    for each in _unpack(value):
+                    for each in self._unpack(cell, value):
                         yield each
                 else:
                     yield value
@@ -200,14 +269,3 @@ class Results(Iterator[Any]):
         """Ask for no more."""
         self._results.close()
         self._drop()
-
-
-def _unpack(chunk: Chunk) -> Iterator[Any]:
-    values = pickling.loads(chunk.values)
-    values.reverse()
-    for position in range(len(values)):
-        value = values.pop()
-        if position in chunk.errors:
-            raise unpack_error(chunk.errors[position])
-        yield value
-        del value

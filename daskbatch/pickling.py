@@ -9,15 +9,18 @@ in keywords, nested containers, dataclasses, attributes.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
 import cloudpickle
 
+from daskbatch import spaces
 from daskbatch.errors import SerializationError
 
 PROTOCOL = 5
@@ -53,6 +56,8 @@ _found: dict[int, list[Any]] = {}
 _large: dict[int, list[pickle.PickleBuffer]] = {}
 #: What `_fill` hands out in the running `unpack`.
 _values: dict[int, Sequence[bytes | str]] = {}
+#: The space that what is pickled, or filled in, belongs to.
+_spaces: dict[int, str] = {}
 
 _buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
 _by_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
@@ -72,13 +77,14 @@ def dumps(obj: object) -> bytes:
     """Pickle an object by reference where that works elsewhere, by value where it must."""
     if type(obj) in PLAIN:
         return dumps_plain(obj)
-    data = _dumps_by_reference(obj, None)
-    return cloudpickle.dumps(obj, PROTOCOL) if data is None else data
+    data = dumps_by_reference(obj)
+    return _dumps_by_value(obj, None) if data is None else data
 
 
-def _dumps_by_reference(
-    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+def dumps_by_reference(
+    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None
 ) -> bytes | None:
+    """Pickle an object by reference; None if that does not work elsewhere."""
     # What is defined in __main__, or in a module registered with cloudpickle, does not
     # exist in other processes: it must travel by value, and plain pickle cannot do that.
     if cloudpickle.list_registry_pickle_by_value():
@@ -88,6 +94,36 @@ def _dumps_by_reference(
     except Exception:
         return None
     return None if b"__main__" in data else data
+
+
+def _dumps_by_value(
+    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+) -> bytes:
+    name = _spaces.get(get_ident()) if _spaces else None
+    if name is None:
+        data: bytes = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
+        return data
+    with io.BytesIO() as file:
+        spaces.Pickler(file, name, PROTOCOL, buffer_callback).dump(obj)
+        return file.getvalue()
+
+
+@contextmanager
+def within(space: str | None) -> Iterator[None]:
+    """Have this thread pickle and unpack for a space; see `daskbatch.spaces`."""
+    if space is None:
+        yield
+        return
+    thread = get_ident()
+    outer = _spaces.get(thread)
+    _spaces[thread] = space
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _spaces[thread]
+        else:
+            _spaces[thread] = outer
 
 
 def dumps_apart(obj: object, least: int) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -111,10 +147,10 @@ def dumps_apart(obj: object, least: int) -> tuple[bytes, list[pickle.PickleBuffe
         apart.append(buffer)
         return False
 
-    data = _dumps_by_reference(obj, goes_in_band)
+    data = dumps_by_reference(obj, goes_in_band)
     if data is None:
         apart.clear()
-        data = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=goes_in_band)
+        data = _dumps_by_value(obj, goes_in_band)
     return data, apart
 
 
@@ -133,11 +169,11 @@ def pack(obj: object) -> Packed:
     found: list[Any] = []
     _found[thread] = found
     try:
-        data = _dumps_by_reference(obj, _goes_in_band)
+        data = dumps_by_reference(obj, _goes_in_band)
         if data is None:
             found.clear()
             _large.pop(thread, None)
-            data = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=_goes_in_band)
+            data = _dumps_by_value(obj, _goes_in_band)
     except Exception as error:
         raise SerializationError(f"{type(error).__name__}: {error}") from error
     finally:
@@ -193,11 +229,16 @@ def _by_content(buffer: pickle.PickleBuffer) -> Buffer:
     likely = _by_owner.get(owner)
     if likely is not None and likely.content == content:
         return likely
+    known = _by_owner[owner] = make_buffer(content)
+    return known
+
+
+def make_buffer(content: bytes) -> Buffer:
+    """Name bytes by what they are; the same are one buffer."""
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     known = _buffers.get(digest)
     if known is None:
         known = _buffers[digest] = Buffer(digest, content)
-    _by_owner[owner] = known
     return known
 
 
@@ -211,8 +252,12 @@ def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
 
 
 def _fill(slot: int) -> Any:
-    value = _values[get_ident()][slot]
-    return value if isinstance(value, str) else loads(value)
+    thread = get_ident()
+    value = _values[thread][slot]
+    if isinstance(value, str):
+        return value
+    space = _spaces.get(thread) if _spaces else None
+    return loads(value) if space is None else spaces.loads(value, space)
 
 
 def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[bytes] = ()) -> Any:

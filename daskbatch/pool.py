@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -151,6 +151,11 @@ class Pool:
         """Cancel calls without waiting for it; a finalizer may call this."""
         if self._is_own():
             self._gatherer.cancel_later(cells)
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function after some time, as long as there is a cluster."""
+        with contextlib.suppress(RuntimeError):  # it has ended, and all with it
+            self._dispatcher.later(function, seconds)
 
     # -- what calls come to ---------------------------------------------------------------
 

@@ -16,10 +16,9 @@ from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.outcomes import patience
 from daskbatch.dispatch.recovery import value_lost
-from daskbatch.errors import LifecycleError, LoadingError
-from daskbatch.failure import failure_of
+from daskbatch.errors import LifecycleError
+from daskbatch.failure import failure_of, load_result
 from daskbatch.handle import Handle
-from daskbatch.worker.outcome import safe_str
 from daskbatch.worker.running import waiting_in_loop
 
 if TYPE_CHECKING:
@@ -334,17 +333,9 @@ class Task:
             self.wait(left)
 
     def _load(self) -> Any:
-        cell = self._cell
-        assert cell.value is not None
-        try:
-            return pickling.loads(cell.value)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # to unpickle may run anything, sys.exit() included
-            raise LoadingError(
-                f"the result of task {cell.label} cannot be loaded here: "
-                f"{type(error).__name__}: {safe_str(error)}"
-            ) from error
+        data = self._cell.value
+        assert data is not None
+        return load_result(lambda: pickling.loads(data), self._cell.label)
 
 
 def _started_already(cell: Cell) -> str:

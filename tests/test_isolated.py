@@ -25,7 +25,7 @@ from daskbatch.worker import deadline
 from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part
 from daskbatch.worker.children import Children, children
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.handle import ChildLost
+from daskbatch.worker.handle import Child, ChildLost
 from daskbatch.worker.isolated import IsolatedRun
 from daskbatch.worker.journal import Journal, read_journals
 from daskbatch.worker.outcome import BlockResult, Status, unpack_error
@@ -650,3 +650,21 @@ class Slow:
 
     def __reduce__(self) -> Any:
         return load_slowly, (self.seconds,)
+
+
+def test_a_child_is_told_once_what_prepares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    order = Child.order
+
+    def note_size(child: Child, board: Any, data: bytes) -> None:
+        sizes.append(len(data))
+        order(child, board, data)
+
+    monkeypatch.setattr(Child, "order", note_size)
+    setup = pickling.dumps((len, (b"x" * 1_000_000,)))
+    for expected in (3, 5):
+        result = run(call(abs, -expected), inputs=[setup], setup=0, topic="prepared")
+        assert value(result) == expected
+    assert sizes[1] < 100_000 < 1_000_000 < sizes[0]
+    killed = run(call(os.kill, 0, 0), call(os._exit, 1), call(abs, -7), inputs=[setup], setup=0)
+    assert statuses(killed) == [DONE, FAILED, DONE], "another child is told again"

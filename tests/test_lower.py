@@ -243,6 +243,25 @@ def test_a_large_argument_is_in_the_graph_once() -> None:
     assert inputs_of(again, takers[0]) == {key}
 
 
+def test_a_large_function_is_shared_like_a_buffer() -> None:
+    def make() -> Callable[[int], int]:
+        large = LARGE
+        return lambda number: len(large) + number
+
+    program = Program()
+    function = make()
+    one, two = program.add(function, 1), program.add(function, 2)
+    after = program.add(follow, Ref(program.add(make_large)), writes="a")
+    both = program.add(function, Ref(program.add(abs, -3)), reads="a")
+    lowered = program.lower()
+    (key,) = lowered.buffers
+    for cell in (one, two, both):
+        assert key in inputs_of(lowered, cell)
+    assert key not in inputs_of(lowered, after)
+    size = len(LARGE)
+    assert results(lowered, one, two, both) == [size + 1, size + 2, size + 3]
+
+
 # -- keys ---------------------------------------------------------------------------------
 
 

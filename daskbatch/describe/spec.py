@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from daskbatch import pickling
 from daskbatch.describe.environment import is_value, is_variable
+from daskbatch.describe.preparation import Preparation
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.worker import process
 from daskbatch.worker.culprit import hint_on_arguments
@@ -44,6 +45,8 @@ class Options:
         The working directory of an isolated function.
     env : tuple of (str, str)
         What is added to its environment.
+    prepare : Preparation, optional
+        What its process does before.
     """
 
     timeout: float | None = None
@@ -54,12 +57,13 @@ class Options:
     isolated: bool = False
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
+    prepare: Preparation | None = None
     #: What a Dask key has one of: tasks that differ here cannot share a block.
     placement: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.resources or self.workers or self.priority or self.isolated:
-            placement = (self.resources, self.workers, self.priority, self.isolated)
+        placement = (self.resources, self.workers, self.priority, self.isolated, self.prepare)
+        if any(placement):
             object.__setattr__(self, "placement", placement)
 
 

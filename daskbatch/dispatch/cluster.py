@@ -84,7 +84,7 @@ class ClusterBackend:
         self.membership = Membership(client, topic)
         self._within = within
         self._address = client.scheduler.address
-        #: Of the blocks whose results somebody may still ask for.
+        #: Of the blocks whose results somebody may still ask for, and of buffers.
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
@@ -157,8 +157,8 @@ class ClusterBackend:
             )
         for key, placement in lowered.blocks.items():
             placement.future = futures[key]
-            self._futures.add(futures[key])
             self.client.loop.add_callback(self._watch, placement, futures[key])
+        self._futures.update(futures.values())
         return {key: futures[key] for key in lowered.buffers}
 
     def capacities(self) -> list[Capacity]:

@@ -94,9 +94,9 @@ class Dispatcher(TakeBack):
             self._place(new, name, again=False)
             self._changed.notify_all()
 
-    def later(self, function: Callable[[], None]) -> None:
+    def later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
         """Call a function soon, in a thread that holds no lock of anybody's."""
-        self._backend.later(0.0, function)
+        self._backend.later(seconds, function)
 
     def settle_unstarted(self, cells: Iterable[Cell], error: Exception | None) -> None:
         """Say what became of tasks that could not be started: cancelled, if of no error."""

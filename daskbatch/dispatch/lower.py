@@ -111,6 +111,8 @@ class _Lowering:
         self._tokens: dict[Placement, Key] = {}
         self._blocks: dict[Key, Placement] = {}
         self._buffers: dict[str, pickling.Buffer] = {}
+        #: Large functions as buffers.
+        self._large: dict[bytes, pickling.Buffer] = {}
 
     def add(self, placement: Placement) -> None:
         inputs = _Inputs()
@@ -119,7 +121,7 @@ class _Lowering:
         self._next -= 1
         options = placement.cells[0].options
         placement.waits = frozenset(inputs.placements)
-        placement.buffers = [_buffer_key(buffer) for buffer in inputs.buffers.values()]
+        placement.buffers = [buffer_key(buffer) for buffer in inputs.buffers.values()]
         references = [
             *(
                 TaskRef(other.key if whole or other.small else self._token(other))
@@ -173,10 +175,13 @@ class _Lowering:
                 links[member] = self._link(cell, placement, inputs)
         names = [cell.name for cell in placement.cells]
         setting = self._setting
+        setup: bytes | int | None = None
+        if (prepare := placement.cells[0].options.prepare) is not None:
+            setup = self._source(prepare.packed(), inputs)
         return BlockSpec(
             block=placement.number,
             topic=setting.topic,
-            functions=list(functions),
+            functions=[self._source(function, inputs) for function in functions],
             calls=calls,
             labels=names[:1] if len(set(names)) == 1 else names,
             links={member: inputs.shift(link) for member, link in links.items()},
@@ -187,7 +192,24 @@ class _Lowering:
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,
+            setup=setup,
         )
+
+    def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:
+        """Give what is small as it is, or the input that has it; once all blocks are known."""
+        if isinstance(data, bytes):
+            if len(data) < pickling.SHARED_BUFFER:
+                return data
+            found = self._large.get(data)
+            if found is None:
+                found = self._large[data] = pickling.make_buffer(data)
+            data = found
+        return len(inputs.placements) + self._shared(data, inputs)
+
+    def _shared(self, buffer: pickling.Buffer, inputs: _Inputs) -> int:
+        if buffer_key(buffer) not in self._known:
+            self._buffers[buffer_key(buffer)] = buffer
+        return inputs.buffer(buffer)
 
     def _link(self, cell: Cell, home: Placement, inputs: _Inputs) -> Link:
         needs: list[Source] = []
@@ -200,9 +222,7 @@ class _Lowering:
             for producer, part in cell.call.references:
                 values.append(_value(producer, part, home, inputs))
             for buffer in cell.call.buffers:
-                positions.append(inputs.buffer(buffer))
-                if _buffer_key(buffer) not in self._known:
-                    self._buffers[_buffer_key(buffer)] = buffer
+                positions.append(self._shared(buffer, inputs))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
 
     def finish(self) -> Lowered:
@@ -268,7 +288,7 @@ def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part 
     return Part(inputs.source(producer, home, whole=True), part)
 
 
-def _buffer_key(buffer: pickling.Buffer) -> str:
+def buffer_key(buffer: pickling.Buffer) -> str:
     return f"buffer-{buffer.digest}"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from daskbatch import pickling
 from daskbatch.dispatch.cell import Cell, Phase
-from daskbatch.dispatch.lower import Lowered, Setting, lower
+from daskbatch.dispatch.lower import Lowered, Setting, buffer_key, lower
 from daskbatch.dispatch.placement import Placement
 from daskbatch.errors import SerializationError
 from daskbatch.plan.blocks import Candidate
@@ -91,6 +91,9 @@ class Placer:
         known.update(self._submitter.submit(lowered, again))
         for placement in placements:
             placement.held = [known[key] for key in placement.buffers]
+            prepare = placement.cells[0].options.prepare
+            if prepare is not None and isinstance(setup := prepare.packed(), pickling.Buffer):
+                prepare.held = known[buffer_key(setup)]  # for all calls to come
         self._buffers.update(known)
         return placements
 
@@ -181,7 +184,9 @@ def pickle_functions(cells: Iterable[Cell]) -> None:
         found = pickled.get(id(function))
         if found is None:
             try:
-                found = pickling.dumps(function)
+                # Those that are started together are of one executor, or of none.
+                prepare = cell.options.prepare
+                found = pickling.dumps(function) if prepare is None else prepare.dumps(function)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # to pickle may run anything, sys.exit() included

@@ -121,8 +121,9 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         client = self._clients.leave(topic)
         if client is None:
             return []
-        # What was revoked must not run, though nobody waits for it any more.
-        if self._revoked.pop(topic, None) or not idle:
+        # What was revoked must not run, though nobody waits for it any more; and who has made
+        # a Batch may have left something in the processes of the workers.
+        if self._revoked.pop(topic, None) or not idle or client.number == 0:
             self._tell_workers({"op": "daskbatch-end", "topic": topic})
         return self._end_batch(client.batch) if self._clients.is_empty(client.batch) else []
 

@@ -87,6 +87,8 @@ class Session:
         else:
             self.client = connection.client
             topic = f"daskbatch-{batch}"
+        #: What its tasks are known by on the cluster.
+        self.topic = topic
         try:
             key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, topic, key)

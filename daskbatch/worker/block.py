@@ -60,8 +60,8 @@ class BlockSpec(NamedTuple):
         Its number; unique for the client of `topic`.
     topic : str
         Where its reports go.
-    functions : sequence of bytes
-        The pickled functions.
+    functions : sequence of bytes or int
+        The pickled functions; of a large one the position of the input that holds it.
     calls : sequence of (int, bytes)
         For each member the index of its function and its packed arguments. An index of -1
         is a barrier, which calls nothing.
@@ -84,11 +84,13 @@ class BlockSpec(NamedTuple):
         Larger values stay on the worker until somebody asks for them.
     output_limit : int
         How many bytes of each of stdout and stderr are kept for a member.
+    setup : bytes or int, optional
+        What prepares the process, as a function is given; see `worker.prepare`.
     """
 
     block: int
     topic: str
-    functions: Sequence[bytes]
+    functions: Sequence[bytes | int]
     calls: Sequence[tuple[int, bytes]]
     labels: Sequence[str]
     links: Mapping[int, Link]
@@ -99,6 +101,7 @@ class BlockSpec(NamedTuple):
     share_limit: int
     inline_limit: int
     output_limit: int
+    setup: bytes | int | None = None
 
     def label(self, member: int) -> str:
         """Say what messages call a member."""

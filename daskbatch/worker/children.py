@@ -59,6 +59,15 @@ class Children:
             if not (self._closed or self._idle or self._starting):
                 self._start()
 
+    def let_go(self, executor: str) -> None:
+        """End those, of what is not in use, that keep something of an executor that has ended."""
+        with self._lock:
+            ending = [child for child in self._idle if executor in child.prepared]
+            self._idle = [child for child in self._idle if child not in ending]
+        # It takes a moment, and an event loop may call this.
+        for child in ending:
+            threading.Thread(target=child.end, name="daskbatch-end-child", daemon=True).start()
+
     def close(self) -> None:
         """End those that are not in use; the others when they are given back."""
         if self.process != os.getpid():

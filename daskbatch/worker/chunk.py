@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from daskbatch import pickling
 from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import pack_error
+from daskbatch.worker.packet import Packet, pack_values
 from daskbatch.worker.run import SENDING_RESULT, as_task_error
 
 
@@ -21,13 +21,13 @@ class Chunk(NamedTuple):
 
     Parameters
     ----------
-    values : bytes
-        The pickled list of what they returned; None for those that raised.
+    values : Packet
+        What they returned; None for those that raised.
     errors : mapping
         The packed exceptions, by position.
     """
 
-    values: bytes
+    values: Packet
     errors: Mapping[int, bytes]
 
 
@@ -57,14 +57,8 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
             which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk:\n"
             errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
         values.append(value)
-    try:
-        return Chunk(pickling.dumps(values), errors)
-    except BaseException:  # one of them; it is found by pickling each
-        for position, value in enumerate(values):
-            try:
-                pickling.dumps(value)
-            except BaseException as raised:
-                error = as_task_error(raised, SENDING_RESULT, label, value)
-                errors[position] = pack_error(error, label)
-                values[position] = None
-        return Chunk(pickling.dumps(values), errors)
+    packet, failed = pack_values(values)
+    for position, error in failed.items():
+        said = as_task_error(error, SENDING_RESULT, label, values[position])
+        errors[position] = pack_error(said, label)
+    return Chunk(packet, errors)

@@ -82,6 +82,8 @@ class Child:
                     self._poll.register(file, select.POLLIN)
             self._close = undo.pop_all().close
         self.frames = Frames(self._pipe)
+        #: The executors whose initializers it has called.
+        self.prepared: set[str] = set()
         self._watches_pipe = False
         #: Whether it has closed what it says things by.
         self.is_mute = False

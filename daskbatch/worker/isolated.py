@@ -18,7 +18,7 @@ from daskbatch.worker.children import Children, children
 from daskbatch.worker.deadline import Deadline
 from daskbatch.worker.handle import Child, ChildLost
 from daskbatch.worker.journal import Journal
-from daskbatch.worker.orders import make_order, pack_order
+from daskbatch.worker.orders import make_order, pack_order, without_setup
 from daskbatch.worker.outcome import BlockResult, Status, pack_error
 from daskbatch.worker.outputs import Outputs
 from daskbatch.worker.progress import Progress
@@ -133,6 +133,8 @@ class IsolatedRun(Progress):
             order = make_order(self.spec, self._payload, self._inputs, self.result())._replace(
                 budget=budget, share_limit=self._room, retries=retries
             )
+            if self.spec.topic in child.prepared:
+                order = without_setup(order, self.spec)
             if self._journal is not None:
                 order = order._replace(journal=self._journal.to_take_up())
             if (host := self.host) is not None:
@@ -147,6 +149,8 @@ class IsolatedRun(Progress):
             return
         self._detach()
         if why == "over":
+            if self.spec.setup is not None and Status.DONE in self.statuses[start:]:
+                child.prepared.add(self.spec.topic)
             self._pool.give(child)
         else:
             self._bury(child, why)

@@ -94,6 +94,15 @@ def make_order(spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: Blo
     )
 
 
+def without_setup(order: Order, spec: BlockSpec) -> Order:
+    """Leave out what prepares a process, for one that is prepared already."""
+    if not isinstance(spec.setup, int):
+        return order  # it is small
+    inputs = list(order.inputs)
+    inputs[spec.setup] = b""
+    return order._replace(inputs=inputs)
+
+
 def _taken(links: Iterable[Link]) -> Mapping[int, set[int]]:
     """Find out of which members of which blocks values or outputs are taken."""
     found: dict[int, set[int]] = {}

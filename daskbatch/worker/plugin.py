@@ -23,6 +23,7 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.worker import prepare
 from daskbatch.worker.block import BlockSpec
 from daskbatch.worker.children import children
 from daskbatch.worker.entry import run_block
@@ -235,6 +236,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                     run.stop_all()
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
+        prepare.forget(topic)
+        children().let_go(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         with self._lock:

@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from daskbatch import pickling, spaces
 from daskbatch.errors import ServiceLost
+from daskbatch.worker.interrupt import Stopped
 from daskbatch.worker.outcome import safe_str
 
 
@@ -17,9 +19,34 @@ class InitializerFailed(ServiceLost):
     """An executor's initializer has raised: no call can be run."""
 
 
-#: Executors whose initializer has run in this process, and how it failed, if it did.
-_prepared: dict[str, BaseException | None] = {}
-_preparing = threading.Lock()
+class _Process:
+    """Whether this process has been prepared for the calls of one executor."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.ready = False
+        self._failure: BaseException | None = None
+
+    def prepare(self, setup: bytes) -> None:
+        """Call the initializer, if that has not been done."""
+        with self._lock:
+            if not self.ready and self._failure is None:
+                try:
+                    initializer, initargs = pickling.loads(setup)
+                    initializer(*initargs)
+                    self.ready = True
+                except Stopped:
+                    raise  # the call was, for which it was to be
+                except BaseException as error:
+                    self._failure = error
+        if self._failure is not None:
+            said = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
+            failed = InitializerFailed(f"the executor's initializer failed: {said}")
+            raise failed from self._failure
+
+
+#: By the executor.
+_prepared: dict[str, _Process] = {}
 
 
 class Prepared:
@@ -27,41 +54,27 @@ class Prepared:
 
     Parameters
     ----------
-    key : str
-        The executor: its initializer runs once in each process.
-    initializer : callable
-        What prepares a process.
-    initargs : tuple
-        Its arguments.
+    executor : str
+        Whose function it is: its initializer runs once in each process. The space of its
+        functions, see `daskbatch.spaces`.
+    setup : bytes
+        The initializer and the tuple of its arguments, pickled.
     function : callable
         The function itself.
     """
 
-    def __init__(
-        self,
-        key: str,
-        initializer: Callable[..., Any],
-        initargs: tuple[Any, ...],
-        function: Callable[..., Any],
-    ) -> None:
-        self.key = key
-        self.initializer = initializer
-        self.initargs = initargs
+    def __init__(self, executor: str, setup: bytes, function: Callable[..., Any]) -> None:
+        self._process = _prepared.setdefault(executor, _Process())
+        self._setup = setup
         self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._prepare()
+        if not self._process.ready:
+            self._process.prepare(self._setup)
         return self.function(*args, **kwargs)
 
-    def _prepare(self) -> None:
-        with _preparing:
-            if self.key not in _prepared:
-                _prepared[self.key] = None
-                try:
-                    self.initializer(*self.initargs)
-                except BaseException as error:
-                    _prepared[self.key] = error
-        failure = _prepared[self.key]
-        if failure is not None:
-            said = f"{type(failure).__name__}: {safe_str(failure)}"
-            raise InitializerFailed(f"the executor's initializer failed: {said}") from failure
+
+def forget(executor: str) -> None:
+    """Let go of what an executor has in this process: it has ended."""
+    _prepared.pop(executor, None)
+    spaces.forget(executor)

@@ -26,6 +26,7 @@ from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Source
 from daskbatch.worker.capture import Capture, capturing
 from daskbatch.worker.culprit import hint_on_value, kind_of
 from daskbatch.worker.outcome import BlockResult, Status, pack_error, safe_str
+from daskbatch.worker.prepare import Prepared
 from daskbatch.worker.progress import RUN, Claims, LocalClaims, Progress
 from daskbatch.worker.running import hosted
 
@@ -174,7 +175,7 @@ class BlockRun(Progress):
             try:
                 function = self._functions[index]
                 if function is None:
-                    function = self._functions[index] = load_function(self.spec.functions[index])
+                    function = self._functions[index] = self._load(index)
                 doing = _LOADING_ARGUMENTS
                 if link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
@@ -204,10 +205,21 @@ class BlockRun(Progress):
                     continue
                 return Status.FAILED, pack_error(error, self.spec.label(member))
 
+    def _load(self, index: int) -> Callable[..., Any]:
+        data = self._content(self.spec.functions[index])
+        if self.spec.setup is None:
+            return load_function(data)
+        setup = self._content(self.spec.setup)
+        return Prepared(self.spec.topic, setup, pickling.loads(data))
+
+    def _content(self, given: bytes | int) -> bytes:
+        return self.inputs[given] if isinstance(given, int) else given
+
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]
         buffers = [self.inputs[position] for position in link.buffers]
-        return pickling.unpack(data, values, buffers)
+        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+            return pickling.unpack(data, values, buffers)
 
 
 @lru_cache(maxsize=256)
