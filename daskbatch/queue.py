@@ -14,7 +14,7 @@ from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.dispatch.outcomes import patience
-from daskbatch.errors import SpecError
+from daskbatch.errors import SerializationError, SpecError
 from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.opening import Home, Where, at_home, open_shared
 from daskbatch.shared.reach import awaited
@@ -35,7 +35,8 @@ class Queue:
     cluster : str, distributed.Client, cluster object or Batch, optional
         Where it is made; by default the cluster that this process is connected to.
     maxsize : int
-        How many items there may be; 0 is no limit.
+        How many items there may be; 0 is no limit. Those that come back, since who took them has
+        died before they came there, may be more.
     name : str, optional
         The same name on one cluster is the same queue. What a Batch has made ends with the Batch;
         else one with a name is there until it is closed, and one without ends with the client that
@@ -79,18 +80,27 @@ class Queue:
     def _call(self, operation: str, *arguments: Any, **times: Any) -> Any:
         return self._handle.call(0, operation, *arguments, **times)
 
-    def _touch(self, mode: Mode) -> None:
+    def _touch(self) -> None:
+        """Have those template tasks started that may be waited for here: whatever they do with it.
+
+        Not more: they may wait for what is done here next.
+        """
         if self._touched is not None:
-            self._touched(mode, self, ())
+            self._touched(Mode.WRITE, self, (), wait=False)
 
     def _until(
         self, timeout: float | None, operation: str, *arguments: Any, miss: Any = None
     ) -> Any:
         """Have something done as soon as it can be; gives `miss` if it cannot in time."""
         deadline = None if timeout is None else monotonic() + timeout
-        return awaited(
-            lambda seconds: self._call(operation, *arguments, wait=seconds), deadline, miss
-        )
+
+        def ask(seconds: float) -> Any:
+            found = self._call(operation, *arguments, wait=seconds)
+            if found is miss:
+                self._touch()
+            return found
+
+        return awaited(ask, deadline, miss)
 
     # -- items ----------------------------------------------------------------------------
 
@@ -142,7 +152,7 @@ class Queue:
         queue.Empty
             There is none, or not in time.
         SerializationError
-            The item cannot be unpickled here; it is taken out.
+            It cannot be unpickled here. It is gone: all who take it would meet the same.
         ValueError
             `timeout` is negative, or no span of time.
 
@@ -154,11 +164,15 @@ class Queue:
         'a'
         """
         seconds = _seconds(block, timeout)
-        self._touch(Mode.READ)
         found = self._until(seconds, "get")
         if found is None:
             raise Empty
-        return unpack(found)
+        try:
+            return unpack(found)
+        except SerializationError as error:
+            raise SerializationError(
+                f"{error}; it has been taken out of {self._handle.what}, and is lost"
+            ) from error.__cause__
 
     def put_nowait(self, item: Any) -> None:
         """Put an item in if there is room, or raise `queue.Full`; see `put`.
@@ -193,7 +207,7 @@ class Queue:
         >>> batch.queue().qsize()
         0
         """
-        self._touch(Mode.READ)
+        self._touch()
         return int(self._call("qsize"))
 
     def empty(self) -> bool:
@@ -202,7 +216,8 @@ class Queue:
 
     def full(self) -> bool:
         """Say whether there is no room now, as there always is without a `maxsize`."""
-        return 0 < self._handle.placed.options.maxsize <= self.qsize()
+        size = self.qsize()
+        return 0 < self._handle.placed.options.maxsize <= size
 
     def task_done(self) -> None:
         """Say that what an item was taken out for has been done; see `join`.
@@ -242,7 +257,6 @@ class Queue:
         >>> queue.join()
         """
         seconds = patience(timeout)
-        self._touch(Mode.READ)
         if not self._until(seconds, "join", miss=False):
             raise TimeoutError(f"items of {self._handle.what} are not done after {seconds:g} s")
 

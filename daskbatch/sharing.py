@@ -84,6 +84,9 @@ class SharedMaker:
     def queue(self, maxsize: int = 0, *, name: str | None = None) -> Queue:
         """Make a queue on a worker of this Batch; it ends with the Batch.
 
+        Who finds it empty or full here, asks for its size or joins it, has those template tasks
+        started that read or write it, but does not wait until they are over.
+
         Parameters
         ----------
         maxsize, name
@@ -113,21 +116,27 @@ class SharedMaker:
         session.require_alive()
         touch = weakref.WeakMethod(self._touch_shared)
 
-        def touched(mode: Mode, obj: DDict | Queue, keys: Sequence[Any]) -> None:
+        def touched(mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool = True) -> None:
             method = touch()
             if method is not None:
-                method(mode, obj, keys)
+                method(mode, obj, keys, wait)
 
         return Home(session.client, session.batch, touched)
 
-    def _touch_shared(self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any]) -> None:
-        """Wait for the template tasks that must be over before a key is read or written here."""
+    def _touch_shared(
+        self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool
+    ) -> None:
+        """Start the template tasks that must be over before a key is read or written here.
+
+        And wait for them; but not for those that use a queue: they may themselves wait for what
+        is done with it here.
+        """
         session = self._identity.known()
         if session is None or not session.background.has_queued:
             return
         access = make_access(mode, obj, keys, "")
         found = session.background.not_over(lambda cell: is_in_the_way(cell, access))
-        if found:
+        if found and wait:
             session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
 
     def _touch(self, access: Access) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_what_cannot_be_unpickled_is_told_to_who_takes_it(batch: Batch) -> None:
     queue = batch.queue()
     queue.put(Spoilt())
     queue.put("a")
-    with pytest.raises(SerializationError, match="not a number"):
+    with pytest.raises(SerializationError, match="not a number.* and is lost"):
         queue.get()
     assert queue.get() == "a"
 
@@ -247,7 +248,8 @@ def test_after_close(batch: Batch) -> None:
     queue.close()
     queue.close()
     for each in (queue, other):
-        for use in (each.get, each.get_nowait, each.qsize, each.empty, each.task_done, each.join):
+        uses = (each.get, each.get_nowait, each.qsize, each.empty, each.full)
+        for use in (*uses, each.task_done, each.join):
             with pytest.raises(LifecycleError, match="has been closed"):
                 use()
         with pytest.raises(LifecycleError, match="has been closed"):
@@ -446,6 +448,84 @@ def test_a_putter_that_is_stopped_puts_nothing(
     assert queue.get() == "b"
     with pytest.raises(standard.Empty):
         queue.get(timeout=0.3)
+
+
+#: A template whose calls wait in the background until they are needed.
+TEMPLATE = """
+import_args: [f]
+args: [queue, count]
+type: function
+executables: [{target: f, args: [queue, count]}]
+"""
+
+Later = Callable[..., None]
+
+
+@pytest.fixture
+def later(batch: Batch, tmp_path: Path) -> Later:
+    """Call a function with a queue and a count, in the background."""
+    path = tmp_path / "later.yml"
+    path.write_text(TEMPLATE)
+
+    def later(mode: str, function: Callable[..., Any], queue: Queue, count: int) -> None:
+        getattr(batch.import_func(path, function)(queue, count), mode)(queue)
+
+    return later
+
+
+def put_many(queue: Queue, count: int) -> None:
+    for number in range(count):
+        queue.put(number)
+
+
+def get_many(queue: Queue, count: int) -> None:
+    for _ in range(count):
+        queue.get()
+        queue.task_done()
+
+
+def test_what_waits_in_the_background_is_started_and_not_waited_for(
+    batch: Batch, later: Later
+) -> None:
+    queue = batch.queue(maxsize=1)
+    later("write", put_many, queue, 3)
+    found = Caught(lambda: [queue.get(timeout=30) for _ in range(3)])
+    assert found.result() == [0, 1, 2]
+
+
+def until_it_says(expected: Any, function: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while function() != expected:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("qsize", 1), ("empty", False), ("full", True)])
+def test_who_asks_for_its_size_has_started_what_waits_in_the_background(
+    batch: Batch, later: Later, method: str, expected: Any
+) -> None:
+    queue = batch.queue(maxsize=1)
+    later("write", put_many, queue, 2)
+    assert Caught(until_it_says, expected, getattr(queue, method)).result() is None
+    assert [queue.get(timeout=30) for _ in range(2)] == [0, 1]
+
+
+def test_who_waits_for_room_has_started_what_waits_in_the_background(
+    batch: Batch, later: Later
+) -> None:
+    queue = batch.queue(maxsize=1)
+    later("read", get_many, queue, 2)
+    putter = Caught(put_many, queue, 3)
+    assert putter.result() is None
+    assert queue.get() == 2
+
+
+def test_who_joins_has_started_what_waits_in_the_background(batch: Batch, later: Later) -> None:
+    queue = batch.queue()
+    put_many(queue, 2)
+    later("read", get_many, queue, 2)
+    queue.join(timeout=30)
+    assert queue.empty()
 
 
 # -- whoever dies -----------------------------------------------------------------------

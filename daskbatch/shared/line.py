@@ -1,12 +1,12 @@
 """What stands in a queue, on the worker that has it.
 
-Does not know who puts and gets. What is taken out is only gone once the taker has it.
+Does not know who puts and gets. What is taken out is only gone once the taker has it; if it
+never comes there it is the first again.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,9 @@ class Line:
     vault : Vault
         Where items are kept.
     maxsize : int
-        How many there may be; 0 is no limit.
+        How many there may be; 0 is no limit. What is on its way to a taker leaves room: who has
+        it is known a moment after the taker goes on, and another one may count on the room by
+        then. So there may be more for a while when takers are gone and items are back.
     """
 
     def __init__(self, what: str, vault: Vault, maxsize: int) -> None:
@@ -36,9 +38,6 @@ class Line:
         self.vault = vault
         self._maxsize = maxsize
         self._items: deque[Slot] = deque()
-        #: Handed out, and not yet known to have come. Weak, since a task of this process that
-        #: takes one may be stopped at any moment.
-        self._under_way: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._unfinished = 0
         self.closed = False
         self._lock = threading.Lock()
@@ -104,7 +103,7 @@ class Line:
             return True
 
     def _is_full(self) -> bool:
-        return 0 < self._maxsize <= len(self._items) + len(self._under_way)
+        return 0 < self._maxsize <= len(self._items)
 
     def _get(self, wait: float, is_gone: Callable[[], bool]) -> Any:
         """Give the first item; None if there is none, also after a while."""
@@ -118,14 +117,13 @@ class Line:
             if not self._items:
                 return None
             slot = self._items.popleft()
-            self._under_way.add(slot)
+            self._not_full.notify()
 
         def settle(has_it: bool) -> None:
+            if has_it:
+                return
             with self._lock:
-                self._under_way.discard(slot)
-                if has_it:
-                    self._not_full.notify()
-                elif not self.closed:
+                if not self.closed:
                     self._put_back(slot)
                     self._not_empty.notify()
 

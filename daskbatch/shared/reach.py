@@ -14,6 +14,7 @@ import ssl
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -44,6 +45,12 @@ _ACTOR_SECONDS = 60.0
 
 #: How long may be waited at a shard before it says that there is nothing yet. Seconds.
 _SLICE = 5.0
+
+#: For so short a wait nobody else is given the slot: it takes as long to have it again. Seconds.
+_BRIEF = 0.02
+
+#: In so long a thread of Dask's pool makes way that has nothing to do. Seconds.
+_MAKING_WAY = 0.05
 
 #: Served before all else.
 _PRIORITY = 1_000_000_000
@@ -191,14 +198,42 @@ def without_slot(deadline: float | None) -> Iterator[None]:
         try:
             yield
         finally:
-            rejoin()
+            _rejoin(deadline)
         return
     with waiting(host, deadline):
         yield
 
 
+def _rejoin(deadline: float | None) -> None:
+    """Do what Dask's `rejoin` does, but not beyond a time.
+
+    Then this thread stays outside the pool, where another one has its place by now, and ends with
+    its task.
+    """
+    if deadline is None:
+        rejoin()
+        return
+    pool, this, has_place = pool_state.executor, threading.current_thread(), threading.Event()
+    with pool._rejoin_lock:
+        pool._rejoin_list.append((this, has_place))
+    with contextlib.suppress(RuntimeError):  # the worker closes
+        pool.submit(_nothing)
+    if not has_place.wait(max(deadline - monotonic(), _MAKING_WAY)):
+        with pool._rejoin_lock:
+            if not has_place.is_set():
+                pool._rejoin_list.remove((this, has_place))
+                return
+    pool_state.proceed = True
+
+
+def _nothing() -> None:
+    pass
+
+
 def awaited(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
     """Ask for what may not be there yet, until it is; another task has the slot meanwhile.
+
+    Not where there is nothing to wait for, or hardly: who looks again and again keeps the slot.
 
     Parameters
     ----------
@@ -210,9 +245,10 @@ def awaited(ask: Callable[[float], T], deadline: float | None, miss: object = No
         Is answered if it is not there; and given back if the time is up.
     """
     found = ask(0.0)
-    if found is not miss:
+    left = inf if deadline is None else deadline - monotonic()
+    if found is not miss or left <= 0:
         return found
-    with without_slot(deadline):
+    with without_slot(deadline) if left > _BRIEF else contextlib.nullcontext():
         while found is miss:
             left = _SLICE if deadline is None else deadline - monotonic()
             if left <= 0:
