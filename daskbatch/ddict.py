@@ -52,7 +52,8 @@ class DDict(Keyed):
     name : str, optional
         The same name on one cluster is the same dictionary. What a Batch has made ends with the
         Batch; else one with a name is there until it is closed, and one without ends with the
-        client that has made it.
+        Batch whose task has made it, or the client that has; where that was given as an address
+        or a cluster object, with the program.
 
     Raises
     ------
@@ -93,7 +94,7 @@ class DDict(Keyed):
             None if memory_limit is None else _size(memory_limit),
         )
         seconds = patience(timeout)
-        with at_home(cluster) as home:
+        with at_home(cluster, name) as home:
             self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
 
     def _be(

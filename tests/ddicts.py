@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Hashable
@@ -276,6 +277,32 @@ def by_name(name: str, key: Any) -> Any:
     return value
 
 
+class Doubled(DDict):
+    """A dictionary with a method and an attribute of its own."""
+
+    unit = ""
+
+    def twice(self, key: Any) -> str:
+        return f"{2 * self[key]}{self.unit}"
+
+
+def twice(d: Doubled, key: Any) -> str:
+    return d.twice(key)
+
+
+def make_one() -> DDict:
+    """Make one on the cluster that this task runs on."""
+    d = DDict()
+    d["made"] = "there"
+    return d
+
+
+def make_at(address: str, name: str | None = None) -> DDict:
+    d = DDict(address, name=name)
+    d["made"] = "there"
+    return d
+
+
 def outcome(function: Callable[..., object], *args: Any) -> str:
     """Say what a call raises."""
     try:
@@ -321,3 +348,13 @@ def use_in_process(d: DDict, answers: Any) -> None:
     """Read and write what another process has made."""
     d["there"] = [d["here"], os.getpid()]
     answers.put(sorted(d))
+
+
+def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
+    """Make dictionaries by way of an address, and be there until told to end."""
+    made = [make_at(address), make_at(address)]
+    make_at(address, "stays, too")
+    if fork and os.fork() == 0:
+        signal.pause()
+    answers.put(made)
+    end.get()
