@@ -20,7 +20,7 @@ from daskbatch.shared.calls import Calls
 from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.opening import Home, Where, at_home, open_shared
 from daskbatch.shared.records import Options
-from daskbatch.shared.snapshot import read_snapshot, write_snapshot
+from daskbatch.shared.snapshot import check_snapshot, read_snapshot, write_snapshot
 
 _DOMAIN = CommunicationDomain()
 
@@ -196,7 +196,7 @@ class DDict(Keyed):
         Raises
         ------
         OSError
-            It cannot be written.
+            It cannot be written, or is there and no regular file.
 
         Examples
         --------
@@ -221,16 +221,19 @@ class DDict(Keyed):
         path : str or Path
             The file.
         cluster, **options
-            See `DDict`.
+            See `DDict`. There must be none of its name yet: what is in the file can be added to
+            one that is there by ``d.update(DDict.load(path))``.
 
         Raises
         ------
         SpecError
-            It is no such file, or it is damaged.
+            It is no such file, or it is damaged; or there is one of its name already.
         OSError
             It cannot be read.
         """
-        made = cls(cluster, **options)
+        check_snapshot(path)
+        with at_home(cluster, options.get("name")) as home:
+            made = cls(home._replace(afresh=True), **options)
         try:
             made._calls.put_records(read_snapshot(path))
         except BaseException:

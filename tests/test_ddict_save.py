@@ -221,6 +221,42 @@ def test_after_a_file_that_was_damaged_the_name_is_free(
         assert len(loaded) == 11
 
 
+def test_one_that_is_there_already_stays_as_it_is(batch: Batch, d: DDict, tmp_path: Path) -> None:
+    good, cut, other = tmp_path / "good", tmp_path / "cut", tmp_path / "other"
+    cut.write_bytes(saved(d, good)[:-1])
+    other.write_text("no snapshot")
+    with batch.ddict(name="there already") as there:
+        there["a"] = 1
+        for path in (tmp_path / "nowhere", tmp_path, other, cut, good):
+            with pytest.raises((OSError, SpecError)) as caught:
+                DDict.load(path, batch, name="there already")
+            assert there == {"a": 1}
+        assert "there already" in str(caught.value)
+        assert isinstance(caught.value, SpecError)
+    with DDict.load(good, batch, name="there already") as loaded:
+        assert set(loaded) == set(d)
+
+
+@pytest.mark.parametrize("content", [None, b"no snapshot"], ids=["missing", "another"])
+def test_a_file_is_looked_at_before_anything_is_made(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "state"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileNotFoundError if content is None else SpecError, match="state"):
+        DDict.load(path, "tcp://127.0.0.1:9")  # where nobody is
+
+
+def test_it_is_loaded_as_what_it_is_asked_for(batch: Batch, d: DDict, tmp_path: Path) -> None:
+    d["a"] = 2
+    d.save(tmp_path / "state")
+    with ddicts.Doubled.load(tmp_path / "state", batch) as loaded:
+        assert isinstance(loaded, ddicts.Doubled)
+        assert loaded.twice("a") == "4"
+
+
+# -- files that are not there -------------------------------------------------------------
+
+
 def test_files_that_are_not_there(batch: Batch, d: DDict, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         DDict.load(tmp_path / "nowhere", batch.client)

@@ -44,11 +44,14 @@ class Home(NamedTuple):
         A Dask client or a Batch; None: it ends with the cluster.
     touch : callable, optional
         Is told of what is about to be read or written here.
+    afresh : bool
+        Whether there must be none of its name yet.
     """
 
     client: Client
     owner: str | None
     touch: Callable[..., None] | None = None
+    afresh: bool = False
 
 
 class Hosts(Protocol):
@@ -134,7 +137,8 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     Raises
     ------
     SpecError
-        There are too few workers; or another kind of object has the name.
+        There are too few workers; or the name is that of another kind of object, or is taken
+        and must not be.
     ServiceLost
         There is no worker.
     BatchError
@@ -149,6 +153,11 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     with without_slot(None):
         workers = _begin(address, uid, options, name, home.owner)
         if isinstance(workers, Placed):
+            if home.afresh:
+                raise SpecError(
+                    f"{what_of(workers.uid, workers.options, name)} is there already, and stays "
+                    "as it is; close it first, or use another name"
+                )
             _compare(workers, options, name)
             return handle_of(address, workers.uid, workers)
         try:
