@@ -187,6 +187,10 @@ class DDict(Keyed):
     def save(self, path: str | Path) -> None:
         """Write all there is at one moment to a file; others may write to it meanwhile.
 
+        A program that loads the file finds keys of its own ``__main__``'s classes, by their names,
+        unless it is a task that loads it. Values of such classes are of the classes of the program
+        that has put them in, and no others: where that matters, define them in a module.
+
         Parameters
         ----------
         path : str or Path
