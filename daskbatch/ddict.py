@@ -14,7 +14,7 @@ from typing import Any
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.dispatch.outcomes import patience
-from daskbatch.errors import SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.keyed import Keyed
 from daskbatch.shared.calls import Calls
 from daskbatch.shared.handle import Handle, handle_of
@@ -23,6 +23,9 @@ from daskbatch.shared.records import Options
 from daskbatch.shared.snapshot import check_snapshot, read_snapshot, write_snapshot
 
 _DOMAIN = CommunicationDomain()
+
+#: How often is tried to save, if workers die meanwhile.
+_TRIES = 3
 
 
 class DDict(Keyed):
@@ -201,6 +204,8 @@ class DDict(Keyed):
         ------
         OSError
             It cannot be written, or is there and no regular file.
+        ServiceLost
+            A part is lost; or workers died each time that it was tried.
 
         Examples
         --------
@@ -213,8 +218,19 @@ class DDict(Keyed):
         1
         """
         self._touch(Mode.READ)
-        with self._calls.snapshot() as records:
-            write_snapshot(path, records)
+        for left in reversed(range(_TRIES)):
+            try:
+                with self._calls.snapshot() as records:
+                    write_snapshot(path, records)
+                return
+            except ServiceLost:
+                # The worker of a part has died; another may have all that it had.
+                if not left or self._is_lost():
+                    raise
+
+    def _is_lost(self) -> bool:
+        self._handle.renew()
+        return not all(self._handle.layout(index).members for index in range(self._handle.count))
 
     @classmethod
     def load(cls, path: str | Path, cluster: Where = None, **options: Any) -> DDict:

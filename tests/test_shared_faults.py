@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ddicts
 import numpy as np
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 from distributed.core import Status
 from shared_faults import run_many
 
-from daskbatch import Batch, DDict
+from daskbatch import Batch, DDict, ServiceLost
 
 
 @pytest.mark.slow
@@ -130,3 +132,37 @@ def test_what_was_taken_out_is_copied_too() -> None:
         assert await_copies(batch.client, {first, second})[0] == third
         assert d.popitem()[0] in (1, 2)
         assert len(d) == 1
+
+
+def test_it_is_saved_though_a_worker_dies_meanwhile(tmp_path: Path) -> None:
+    with Batch(num_workers=3) as batch:
+        d = batch.ddict(shards=3, replicas=2)
+        d[ddicts.Telling()] = "in the first shard"
+        d.put_many({number: number for number in range(300)})
+        victim = psutil.Process(batch.client.run(os.getpid)[d.stats()[2]["worker"]])
+
+        def kill() -> None:
+            victim.kill()
+            victim.wait(30)
+
+        # The first shard is being written, and the last one is not yet.
+        ddicts.Telling.tell = kill
+        d.save(tmp_path / "state")
+        assert not victim.is_running()
+        with DDict.load(tmp_path / "state", batch) as loaded:
+            assert loaded == d
+            assert len(loaded) == 301
+
+
+def test_what_is_lost_is_not_saved(tmp_path: Path) -> None:
+    with Batch(num_workers=2) as batch:
+        d = batch.ddict(shards=2)
+        d["a"] = 1
+        d.save(tmp_path / "state")
+        victim = psutil.Process(batch.client.run(os.getpid)[d.stats()[1]["worker"]])
+        victim.kill()
+        victim.wait(30)
+        with pytest.raises(ServiceLost, match="lost"):
+            d.save(tmp_path / "state")
+        with DDict.load(tmp_path / "state", batch) as loaded:
+            assert loaded == {"a": 1}
