@@ -109,6 +109,9 @@ class DDict(Keyed):
         self._calls = Calls(handle)
         self._touched = None if home is None else home.touch
 
+    def _require_open(self) -> None:
+        self._handle.renew()
+
     # -- where they are -------------------------------------------------------------------
 
     def local_keys(self) -> list[Any]:
@@ -119,12 +122,10 @@ class DDict(Keyed):
         >>> batch.ddict().local_keys()
         []
         """
-        return [
-            key
-            for index in range(self._handle.count)
-            if self._handle.is_here(index)
-            for key in self._calls.keys_of(index)
-        ]
+        here = [index for index in range(self._handle.count) if self._handle.is_here(index)]
+        if not here:
+            self._require_open()
+        return [key for index in here for key in self._calls.keys_of(index)]
 
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
         """Give the workers that keep some keys, or will: those first that keep most.
@@ -145,7 +146,10 @@ class DDict(Keyed):
         >>> near = batch.options(workers=d.workers_for(["a"]))
         >>> task = near.function(d.get, "a")
         """
-        return self._calls.workers_for(keys)
+        wanted = list(keys)
+        if not wanted:
+            self._require_open()
+        return self._calls.workers_for(wanted)
 
     def stats(self) -> list[dict[str, Any]]:
         """Tell of each shard: worker, copies, keys, and how many bytes are in memory and on disk.
@@ -262,7 +266,10 @@ class DDict(Keyed):
         return made
 
     def close(self) -> None:
-        """End it, for all who use it: any later use is a `LifecycleError`."""
+        """End it, for all who use it: any later use is a `LifecycleError`.
+
+        Nothing happens where it has ended already, with its Batch, say.
+        """
         self._handle.close()
 
     def __enter__(self) -> DDict:

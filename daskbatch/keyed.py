@@ -37,6 +37,10 @@ class Keyed(MutableMapping[Any, Any]):
         if self._touched is not None:
             self._touched(mode, self, keys)
 
+    def _require_open(self) -> None:
+        """Be told if this has been closed, where nobody has to be asked for anything."""
+        raise NotImplementedError
+
     # -- one key --------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
@@ -193,6 +197,9 @@ class Keyed(MutableMapping[Any, Any]):
         2
         """
         pairs = _pairs(mapping)
+        if not pairs:
+            self._require_open()
+            return
         self._touch(Mode.WRITE, *(key for key, _ in pairs))
         self._calls.put_some(pairs)
 
@@ -222,6 +229,9 @@ class Keyed(MutableMapping[Any, Any]):
         {'b': 2, 'a': 1}
         """
         wanted = list(keys)
+        if not wanted:
+            self._require_open()
+            return {}
         self._touch(Mode.READ, *wanted)
         found = self._calls.get_some(wanted)
         missing = [key for key in wanted if key not in found]
@@ -253,8 +263,7 @@ class Keyed(MutableMapping[Any, Any]):
         """
         pairs = _pairs(other)
         pairs += more.items()
-        if pairs:
-            self.put_many(pairs)
+        self.put_many(pairs)
 
     def clear(self) -> None:
         """Remove all keys.

@@ -8,7 +8,7 @@ from typing import Any
 import ddicts
 import pytest
 
-from daskbatch import Batch, DDict, LifecycleError, SerializationError, SpecError
+from daskbatch import Batch, DDict, LifecycleError, SerializationError, ServiceLost, SpecError
 
 
 @pytest.fixture
@@ -131,14 +131,24 @@ def test_a_frozen_one_is_read(d: DDict, read: str) -> None:
     assert READS[read](d) == before
 
 
-@pytest.mark.parametrize("use", [*WRITES, *READS, "freeze", "unfreeze"])
+#: What asks nobody for anything.
+EMPTY: dict[str, Callable[[DDict], Any]] = {
+    "put_many of none": lambda d: d.put_many({}),
+    "update with none": lambda d: d.update({}),
+    "get_many of none": lambda d: d.get_many([]),
+    "workers_for none": lambda d: d.workers_for(iter([])),
+    "local_keys": lambda d: d.local_keys(),
+}
+
+
+@pytest.mark.parametrize("use", [*WRITES, *READS, *EMPTY, "freeze", "unfreeze"])
 def test_a_closed_one_is_not_used(batch: Batch, use: str) -> None:
     d = batch.ddict()
     d["a"] = 1
     d.close()
     d.close()
     with pytest.raises(LifecycleError, match="closed"):
-        {**WRITES, **READS, "freeze": DDict.freeze, "unfreeze": DDict.unfreeze}[use](d)
+        {**WRITES, **READS, **EMPTY, "freeze": DDict.freeze, "unfreeze": DDict.unfreeze}[use](d)
 
 
 def test_a_block_closes_it(batch: Batch) -> None:
@@ -146,6 +156,18 @@ def test_a_block_closes_it(batch: Batch) -> None:
         raise ZeroDivisionError
     with pytest.raises(LifecycleError):
         len(d)
+
+
+def test_what_has_ended_with_its_cluster_can_be_closed() -> None:
+    with Batch(num_workers=1) as own:
+        d, queue = own.ddict(), own.queue()
+        d["a"] = 1
+    d.close()
+    queue.close()
+    with d:
+        pass
+    with pytest.raises(ServiceLost):
+        d.get_many([])
 
 
 # -- parameters --------------------------------------------------------------------------

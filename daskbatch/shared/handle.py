@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
@@ -99,18 +100,22 @@ class Handle:
         return found
 
     def _find(self) -> Placed:
+        answer = self._ask("daskbatch_shared_find")
+        if not isinstance(answer, Placed):
+            raise self._gone(answer)
+        return answer
+
+    def _ask(self, operation: str) -> Any:
         try:
-            answer = ask(self.scheduler, "daskbatch_shared_find", uid=self.uid)
+            return ask(self.scheduler, operation, uid=self.uid)
         except ServiceLost:
             # A task may reach the same scheduler in another way.
             host = current()
             if host is None or host.scheduler == self.scheduler:
                 raise
-            answer = ask(host.scheduler, "daskbatch_shared_find", uid=self.uid)
+            answer = ask(host.scheduler, operation, uid=self.uid)
             self.scheduler = host.scheduler
-        if not isinstance(answer, Placed):
-            raise self._gone(answer)
-        return answer
+            return answer
 
     def _take(self, placed: Placed) -> None:
         """Take in who has what, as far as it is news."""
@@ -334,8 +339,9 @@ class Handle:
         return result
 
     def close(self) -> None:
-        """End the object, for all who use it."""
-        ask(self.scheduler, "daskbatch_shared_close", uid=self.uid)
+        """End the object, for all who use it; if its cluster has ended, so has it."""
+        with suppress(ServiceLost):
+            self._ask("daskbatch_shared_close")
 
     def forget(self) -> None:
         """Let go of connections that are those of the process this was forked from."""
