@@ -5,7 +5,8 @@ Does not know where a key is kept, nor how it is asked for; `shared` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Iterable
 from datetime import timedelta
 from html import escape
 from pathlib import Path
@@ -26,6 +27,9 @@ _DOMAIN = CommunicationDomain()
 
 #: How often is tried to save, if workers die meanwhile.
 _TRIES = 3
+
+#: The attributes that a `DDict` has itself; a class derived from it may have more.
+_PARTS = frozenset({"_handle", "_wait", "_timeout", "_calls", "_touched"})
 
 
 class DDict(Keyed):
@@ -96,7 +100,7 @@ class DDict(Keyed):
             _whole("replicas", replicas),
             None if memory_limit is None else _size(memory_limit),
         )
-        seconds = patience(timeout)
+        seconds = _time(timeout)
         with at_home(cluster, name) as home:
             self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
 
@@ -291,9 +295,11 @@ class DDict(Keyed):
         """Be read and written by tasks; see `Batch.read`."""
         return CommunicationObject(_DOMAIN, f"ddict-{self._handle.uid}"), keys
 
-    def __reduce__(self) -> tuple[Callable[..., DDict], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Which it is; never what it takes to connect there.
-        return _attached, (self._handle.scheduler, self._handle.uid, self._wait, self._timeout)
+        which = self._handle.scheduler, self._handle.uid, self._wait, self._timeout
+        own = {name: value for name, value in vars(self).items() if name not in _PARTS}
+        return _attached, (type(self), *which), own or None
 
     def __repr__(self) -> str:
         return f"<{self._handle.what}>"
@@ -311,17 +317,31 @@ class DDict(Keyed):
         )
 
 
-def _attached(scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None) -> DDict:
+def _attached(
+    kind: type[DDict], scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None
+) -> DDict:
     """Make what a pickled dictionary becomes."""
-    made = DDict.__new__(DDict)
+    made = kind.__new__(kind)
     made._be(handle_of(scheduler, uid), wait_for_keys, timeout)
     return made
 
 
-def _whole(what: str, number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+def _whole(what: str, number: Any) -> int:
+    try:
+        whole = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        whole = 0
+    if whole < 1:
         raise SpecError(f"{what}= must be a whole number from 1, not {number!r}")
-    return number
+    return whole
+
+
+def _time(timeout: float | timedelta | None) -> float | None:
+    seconds = patience(timeout)
+    given = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if given is not None and given < 0:
+        raise SpecError(f"timeout= must not be negative, and is {timeout!r}")
+    return seconds
 
 
 def _size(limit: int | str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import (
 )
 from numbers import Number
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from daskbatch.describe.access import Mode
 from daskbatch.shared.calls import Calls
@@ -264,6 +264,10 @@ class Keyed(MutableMapping[Any, Any]):
         pairs = _pairs(other)
         pairs += more.items()
         self.put_many(pairs)
+
+    def __ior__(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> Self:
+        self.update(other)
+        return self
 
     def clear(self) -> None:
         """Remove all keys.

@@ -228,6 +228,19 @@ def test_a_copy_that_was_never_used(batch: Batch) -> None:
         pickle.loads(sent)["a"]
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_class_derived_from_it_stays_one(batch: Batch, isolation: str) -> None:
+    with ddicts.Doubled(batch, wait_for_keys=True) as d:
+        d["a"] = 2
+        d.unit = " m"
+        copy = pickle.loads(pickle.dumps(d))
+        assert type(copy) is ddicts.Doubled
+        assert (copy.twice("a"), copy == d) == ("4 m", True)
+        task = batch.options(isolation=isolation).function(ddicts.twice, d, "a")
+        task.run(timeout=60)
+        assert task.get() == "4 m"
+
+
 def test_another_process(batch: Batch) -> None:
     with batch.ddict() as d:
         d["here"] = os.getpid()

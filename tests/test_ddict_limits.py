@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from datetime import timedelta
+from typing import Any, cast
 
 import ddicts
+import numpy as np
 import pytest
 
 from daskbatch import Batch, DDict, LifecycleError, SerializationError, ServiceLost, SpecError
@@ -135,6 +137,7 @@ def test_a_frozen_one_is_read(d: DDict, read: str) -> None:
 EMPTY: dict[str, Callable[[DDict], Any]] = {
     "put_many of none": lambda d: d.put_many({}),
     "update with none": lambda d: d.update({}),
+    "|= with none": lambda d: d.__ior__({}),
     "get_many of none": lambda d: d.get_many([]),
     "workers_for none": lambda d: d.workers_for(iter([])),
     "local_keys": lambda d: d.local_keys(),
@@ -184,7 +187,12 @@ def test_what_has_ended_with_its_cluster_can_be_closed() -> None:
         {"replicas": 3},
         {"memory_limit": -1},
         {"memory_limit": "much"},
+        {"shards": np.bool_(True)},
+        {"shards": np.float64(2)},
         {"timeout": "soon"},
+        {"timeout": -1},
+        {"timeout": float("-inf")},
+        {"timeout": timedelta(seconds=-1)},
         {"name": ""},
         {"name": 5},
     ],
@@ -194,3 +202,8 @@ def test_wrong_parameters(batch: Batch, options: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as caught:
         batch.ddict(**options)
     assert next(iter(options)) in str(caught.value)
+
+
+def test_whole_numbers_of_other_types(batch: Batch) -> None:
+    with batch.ddict(shards=cast(int, np.int64(2)), replicas=cast(int, np.uint8(1))) as d:
+        assert len(d.stats()) == 2
