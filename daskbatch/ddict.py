@@ -5,7 +5,8 @@ Does not know where a key is kept, nor how it is asked for; `shared` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Iterable
 from datetime import timedelta
 from html import escape
 from pathlib import Path
@@ -14,15 +15,21 @@ from typing import Any
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.dispatch.outcomes import patience
-from daskbatch.errors import SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.keyed import Keyed
 from daskbatch.shared.calls import Calls
 from daskbatch.shared.handle import Handle, handle_of
 from daskbatch.shared.opening import Home, Where, at_home, open_shared
 from daskbatch.shared.records import Options
-from daskbatch.shared.snapshot import read_snapshot, write_snapshot
+from daskbatch.shared.snapshot import check_snapshot, read_snapshot, write_snapshot
 
 _DOMAIN = CommunicationDomain()
+
+#: How often is tried to save, if workers die meanwhile.
+_TRIES = 3
+
+#: The attributes that a `DDict` has itself; a class derived from it may have more.
+_PARTS = frozenset({"_handle", "_wait", "_timeout", "_calls", "_touched"})
 
 
 class DDict(Keyed):
@@ -52,7 +59,8 @@ class DDict(Keyed):
     name : str, optional
         The same name on one cluster is the same dictionary. What a Batch has made ends with the
         Batch; else one with a name is there until it is closed, and one without ends with the
-        client that has made it.
+        Batch whose task has made it, or the client that has; where that was given as an address
+        or a cluster object, with the program.
 
     Raises
     ------
@@ -103,7 +111,7 @@ class DDict(Keyed):
             None if memory_limit is None else _size(memory_limit),
         )
         seconds = _patience(timeout)
-        with at_home(cluster) as home:
+        with at_home(cluster, name) as home:
             self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
 
     def _be(
@@ -115,6 +123,9 @@ class DDict(Keyed):
         self._calls = Calls(handle)
         self._touched = None if home is None else home.touch
 
+    def _require_open(self) -> None:
+        self._handle.renew()
+
     # -- where they are -------------------------------------------------------------------
 
     def local_keys(self) -> list[Any]:
@@ -125,12 +136,10 @@ class DDict(Keyed):
         >>> batch.ddict().local_keys()
         []
         """
-        return [
-            key
-            for index in range(self._handle.count)
-            if self._handle.is_here(index)
-            for key in self._calls.keys_of(index)
-        ]
+        here = [index for index in range(self._handle.count) if self._handle.is_here(index)]
+        if not here:
+            self._require_open()
+        return [key for index in here for key in self._calls.keys_of(index)]
 
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
         """Give the workers that keep some keys, or will: those first that keep most.
@@ -156,7 +165,10 @@ class DDict(Keyed):
         >>> near = batch.options(workers=d.workers_for(["a"]))
         >>> task = near.function(d.get, "a")
         """
-        return self._calls.workers_for(keys)
+        wanted = list(keys)
+        if not wanted:
+            self._require_open()
+        return self._calls.workers_for(wanted)
 
     def stats(self) -> list[dict[str, Any]]:
         """Tell of each shard: worker, copies, keys, and how many bytes are in memory and on disk.
@@ -211,6 +223,10 @@ class DDict(Keyed):
     def save(self, path: str | Path) -> None:
         """Write all there is at one moment to a file; others may write to it meanwhile.
 
+        A program that loads the file finds keys of its own ``__main__``'s classes, by their names,
+        unless it is a task that loads it. Values of such classes are of the classes of the program
+        that has put them in, and no others: where that matters, define them in a module.
+
         Parameters
         ----------
         path : str or Path
@@ -220,7 +236,9 @@ class DDict(Keyed):
         Raises
         ------
         OSError
-            It cannot be written.
+            It cannot be written, or is there and no regular file.
+        ServiceLost
+            A part is lost; or workers died each time that it was tried.
 
         Examples
         --------
@@ -233,8 +251,19 @@ class DDict(Keyed):
         1
         """
         self._touch(Mode.READ)
-        with self._calls.snapshot() as records:
-            write_snapshot(path, records)
+        for left in reversed(range(_TRIES)):
+            try:
+                with self._calls.snapshot() as records:
+                    write_snapshot(path, records)
+                return
+            except ServiceLost:
+                # The worker of a part has died; another may have all that it had.
+                if not left or self._is_lost():
+                    raise
+
+    def _is_lost(self) -> bool:
+        self._handle.renew()
+        return not all(self._handle.layout(index).members for index in range(self._handle.count))
 
     @classmethod
     def load(cls, path: str | Path, cluster: Where = None, **options: Any) -> DDict:
@@ -245,17 +274,18 @@ class DDict(Keyed):
         path : str or Path
             The file.
         cluster, **options
-            What `DDict` takes. If there is one of that `name` already, that is written to.
+            See `DDict`. There must be none of its name yet: what is in the file can be added to
+            one that is there by ``d.update(DDict.load(path))``.
 
         Returns
         -------
         DDict
-            With all that was saved. Where that fails it is closed, also one that was there.
+            With all that was saved.
 
         Raises
         ------
         SpecError
-            It is no such file, or it is damaged; or an option is wrong.
+            It is no such file, or it is damaged; or there is one of its name already.
         OSError
             It cannot be read.
         LifecycleError, ServiceLost
@@ -269,7 +299,9 @@ class DDict(Keyed):
         ...     len(DDict.load(Path(directory) / "nothing", batch, shards=1))
         0
         """
-        made = cls(cluster, **options)
+        check_snapshot(path)
+        with at_home(cluster, options.get("name")) as home:
+            made = cls(home._replace(afresh=True), **options)
         try:
             made._calls.put_records(read_snapshot(path))
         except BaseException:
@@ -278,9 +310,10 @@ class DDict(Keyed):
         return made
 
     def close(self) -> None:
-        """End it, for all who use it.
+        """End it, for all who use it: any later use is a `LifecycleError`,
+        but to close it again.
 
-        Any later use is a `LifecycleError`, but to close it again.
+        Nothing happens where it has ended already, with its Batch, say.
         """
         self._handle.close()
 
@@ -305,9 +338,11 @@ class DDict(Keyed):
         """Be read and written by tasks; see `Batch.read`."""
         return CommunicationObject(_DOMAIN, f"ddict-{self._handle.uid}"), keys
 
-    def __reduce__(self) -> tuple[Callable[..., DDict], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Which it is; never what it takes to connect there.
-        return _attached, (self._handle.scheduler, self._handle.uid, self._wait, self._timeout)
+        which = self._handle.scheduler, self._handle.uid, self._wait, self._timeout
+        own = {name: value for name, value in vars(self).items() if name not in _PARTS}
+        return _attached, (type(self), *which), own or None
 
     def __repr__(self) -> str:
         return f"<{self._handle.what}>"
@@ -325,17 +360,23 @@ class DDict(Keyed):
         )
 
 
-def _attached(scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None) -> DDict:
+def _attached(
+    kind: type[DDict], scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None
+) -> DDict:
     """Make what a pickled dictionary becomes."""
-    made = DDict.__new__(DDict)
+    made = kind.__new__(kind)
     made._be(handle_of(scheduler, uid), wait_for_keys, timeout)
     return made
 
 
-def _whole(what: str, number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+def _whole(what: str, number: Any) -> int:
+    try:
+        whole = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        whole = 0
+    if whole < 1:
         raise SpecError(f"{what}= must be a whole number from 1, not {number!r}")
-    return number
+    return whole
 
 
 def _patience(timeout: float | timedelta | None) -> float | None:

@@ -16,7 +16,7 @@ from collections.abc import (
 )
 from numbers import Number
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from daskbatch.describe.access import Mode
 from daskbatch.shared.calls import Calls
@@ -36,6 +36,10 @@ class Keyed(MutableMapping[Any, Any]):
         """Have the background tasks over that must be, where this belongs to a Batch."""
         if self._touched is not None:
             self._touched(mode, self, keys)
+
+    def _require_open(self) -> None:
+        """Be told if this has been closed, where nobody has to be asked for anything."""
+        raise NotImplementedError
 
     # -- one key --------------------------------------------------------------------------
 
@@ -210,6 +214,9 @@ class Keyed(MutableMapping[Any, Any]):
         2
         """
         pairs = _pairs(mapping)
+        if not pairs:
+            self._require_open()
+            return
         self._touch(Mode.WRITE, *(key for key, _ in pairs))
         self._calls.put_some(pairs)
 
@@ -241,6 +248,9 @@ class Keyed(MutableMapping[Any, Any]):
         {'b': 2, 'a': 1}
         """
         wanted = list(keys)
+        if not wanted:
+            self._require_open()
+            return {}
         self._touch(Mode.READ, *wanted)
         found = self._calls.get_some(wanted)
         missing = [key for key in wanted if key not in found]
@@ -272,8 +282,11 @@ class Keyed(MutableMapping[Any, Any]):
         """
         pairs = _pairs(other)
         pairs += more.items()
-        if pairs:
-            self.put_many(pairs)
+        self.put_many(pairs)
+
+    def __ior__(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> Self:
+        self.update(other)
+        return self
 
     def clear(self) -> None:
         """Remove all keys; `LifecycleError` if it is frozen.

@@ -70,7 +70,7 @@ class Queue:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool):
             raise SpecError(f"maxsize= must be a whole number, not {maxsize!r}")
         options = Options("queue", 1, maxsize=max(0, maxsize))
-        with at_home(cluster) as home:
+        with at_home(cluster, name) as home:
             self._be(open_shared(home, options, name), home)
 
     def _be(self, handle: Handle, home: Home | None = None) -> None:

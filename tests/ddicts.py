@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Hashable
@@ -13,7 +14,7 @@ from datetime import time as clock
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from distributed import get_worker
@@ -276,6 +277,32 @@ def by_name(name: str, key: Any) -> Any:
     return value
 
 
+class Doubled(DDict):
+    """A dictionary with a method and an attribute of its own."""
+
+    unit = ""
+
+    def twice(self, key: Any) -> str:
+        return f"{2 * self[key]}{self.unit}"
+
+
+def twice(d: Doubled, key: Any) -> str:
+    return d.twice(key)
+
+
+def make_one() -> DDict:
+    """Make one on the cluster that this task runs on."""
+    d = DDict()
+    d["made"] = "there"
+    return d
+
+
+def make_at(address: str, name: str | None = None) -> DDict:
+    d = DDict(address, name=name)
+    d["made"] = "there"
+    return d
+
+
 def outcome(function: Callable[..., object], *args: Any) -> str:
     """Say what a call raises."""
     try:
@@ -314,6 +341,28 @@ def _refuse() -> None:
     raise ArithmeticError("not again")
 
 
+class Telling:
+    """A key, all alike, that tells when it is unpickled in this process: once, if told to."""
+
+    tell: ClassVar[Callable[[], object] | None] = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Telling)
+
+    def __hash__(self) -> int:
+        return 5
+
+    def __reduce__(self) -> Any:
+        return _told, ()
+
+
+def _told() -> Telling:
+    tell, Telling.tell = Telling.tell, None
+    if tell is not None:
+        tell()
+    return Telling()
+
+
 # -- processes of their own -------------------------------------------------------------
 
 
@@ -321,3 +370,13 @@ def use_in_process(d: DDict, answers: Any) -> None:
     """Read and write what another process has made."""
     d["there"] = [d["here"], os.getpid()]
     answers.put(sorted(d))
+
+
+def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
+    """Make dictionaries by way of an address, and be there until told to end."""
+    made = [make_at(address), make_at(address)]
+    make_at(address, "stays, too")
+    if fork and os.fork() == 0:
+        signal.pause()
+    answers.put(made)
+    end.get()

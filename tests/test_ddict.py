@@ -141,6 +141,17 @@ def test_put_many_takes_what_update_takes(d: DDict) -> None:
     assert d == {"a": 4, "b": "b", "c": "c"}
 
 
+def test_it_is_updated_in_place(d: DDict) -> None:
+    same = d
+    d |= {"a": 1, "b": 2}
+    d |= [("b", 3)]
+    d |= d
+    assert d is same
+    assert d == {"a": 1, "b": 3}
+    with pytest.raises(TypeError):
+        d |= 5  # type: ignore[arg-type]
+
+
 def test_of_equal_keys_the_last_one_is_kept(d: DDict) -> None:
     d.put_many([(1, "a"), ("x", 0), (1.0, "b"), (True, "c")])
     assert d == {1: "c", "x": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
@@ -13,8 +14,9 @@ import cloudpickle
 import dask
 import ddicts
 import numpy as np
+import psutil
 import pytest
-from clients import context, process
+from clients import context, process, until
 from distributed import Client, LocalCluster, wait
 
 from daskbatch import Batch, DDict, LifecycleError, ServiceLost, SpecError
@@ -226,6 +228,19 @@ def test_a_copy_that_was_never_used(batch: Batch) -> None:
         pickle.loads(sent)["a"]
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_class_derived_from_it_stays_one(batch: Batch, isolation: str) -> None:
+    with ddicts.Doubled(batch, wait_for_keys=True) as d:
+        d["a"] = 2
+        d.unit = " m"
+        copy = pickle.loads(pickle.dumps(d))
+        assert type(copy) is ddicts.Doubled
+        assert (copy.twice("a"), copy == d) == ("4 m", True)
+        task = batch.options(isolation=isolation).function(ddicts.twice, d, "a")
+        task.run(timeout=60)
+        assert task.get() == "4 m"
+
+
 def test_another_process(batch: Batch) -> None:
     with batch.ddict() as d:
         d["here"] = os.getpid()
@@ -249,6 +264,77 @@ def test_it_ends_with_its_batch(cluster: LocalCluster, client: Client) -> None:
                 d["a"]
     with DDict(client, name="ends") as d:
         assert len(d) == 0
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("where", [[], ["address"]], ids=["connected", "address"])
+def test_one_that_a_task_makes_ends_with_the_batch(
+    batch: Batch, isolation: str, where: list[str]
+) -> None:
+    with Batch(batch.client) as inner:
+        make = inner.options(isolation=isolation).function
+        given = [batch.client.scheduler.address for _ in where]
+        task = make(ddicts.make_at if where else ddicts.make_one, *given)
+        task.run(timeout=60)
+        d = task.get()
+        other = make(ddicts.read, d, "made")
+        other.run(timeout=60)
+        assert (d["made"], other.get()) == ("there", "there")
+    with pytest.raises(LifecycleError):
+        d["made"]
+
+
+def test_one_with_a_name_that_a_task_makes_does_not(client: Client) -> None:
+    with Batch(client) as batch:
+        task = batch.function(_count_by_name, "by a task")
+        task.run(timeout=60)
+    with DDict(client, name="by a task") as d:
+        assert d["n"] == 1
+
+
+@pytest.mark.parametrize("fate", ["ends", "is killed", "is killed and has a child"])
+def test_one_made_by_way_of_an_address_ends_with_the_program(batch: Batch, fate: str) -> None:
+    address = batch.client.scheduler.address
+    answers, end = context.SimpleQueue(), context.SimpleQueue()
+    with process(ddicts.make_and_wait, address, "child" in fate, answers, end) as maker:
+        made = answers.get()
+        children = psutil.Process(maker.pid).children()
+        try:
+            assert [each["made"] for each in made] == ["there", "there"]
+            if fate == "ends":
+                end.put(None)
+            else:
+                maker.kill()
+            for each in made:
+                until(lambda: ddicts.outcome(len, each) == "LifecycleError")  # noqa: B023
+        finally:
+            for child in children:
+                child.kill()
+    with DDict(address, name="stays, too") as d:
+        assert d == {"made": "there"}
+
+
+def test_one_made_by_way_of_an_address_is_there_as_long_as_the_program(batch: Batch) -> None:
+    """Also when nothing here stands for it any more: it may have been sent."""
+    sent = pickle.dumps(ddicts.make_at(batch.client.scheduler.address))
+    gc.collect()
+    with pickle.loads(sent) as d:
+        assert d["made"] == "there"
+
+
+def test_a_cluster_may_end_before_the_program() -> None:
+    program = """
+from distributed import LocalCluster
+from daskbatch import DDict
+for where in ("object", "address"):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        d = DDict(cluster if where == "object" else cluster.scheduler_address)
+        d["a"] = 1
+        print(d["a"])
+"""
+    assert run(program) == "1\n1\n"
 
 
 def test_one_with_a_name_outlives_its_client(cluster: LocalCluster) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import ddicts
+import numpy as np
 import pytest
 
-from daskbatch import Batch, DDict, LifecycleError, SerializationError, SpecError
+from daskbatch import Batch, DDict, LifecycleError, SerializationError, ServiceLost, SpecError
 
 
 @pytest.fixture
@@ -147,14 +148,25 @@ def test_a_frozen_one_is_read(d: DDict, read: str) -> None:
     assert READS[read](d) == before
 
 
-@pytest.mark.parametrize("use", [*WRITES, *READS, "freeze", "unfreeze"])
+#: What asks nobody for anything.
+EMPTY: dict[str, Callable[[DDict], Any]] = {
+    "put_many of none": lambda d: d.put_many({}),
+    "update with none": lambda d: d.update({}),
+    "|= with none": lambda d: d.__ior__({}),
+    "get_many of none": lambda d: d.get_many([]),
+    "workers_for none": lambda d: d.workers_for(iter([])),
+    "local_keys": lambda d: d.local_keys(),
+}
+
+
+@pytest.mark.parametrize("use", [*WRITES, *READS, *EMPTY, "freeze", "unfreeze"])
 def test_a_closed_one_is_not_used(batch: Batch, use: str) -> None:
     d = batch.ddict()
     d["a"] = 1
     d.close()
     d.close()
     with pytest.raises(LifecycleError, match="closed"):
-        {**WRITES, **READS, "freeze": DDict.freeze, "unfreeze": DDict.unfreeze}[use](d)
+        {**WRITES, **READS, **EMPTY, "freeze": DDict.freeze, "unfreeze": DDict.unfreeze}[use](d)
 
 
 def test_a_block_closes_it(batch: Batch) -> None:
@@ -162,6 +174,18 @@ def test_a_block_closes_it(batch: Batch) -> None:
         raise ZeroDivisionError
     with pytest.raises(LifecycleError):
         len(d)
+
+
+def test_what_has_ended_with_its_cluster_can_be_closed() -> None:
+    with Batch(num_workers=1) as own:
+        d, queue = own.ddict(), own.queue()
+        d["a"] = 1
+    d.close()
+    queue.close()
+    with d:
+        pass
+    with pytest.raises(ServiceLost):
+        d.get_many([])
 
 
 # -- parameters --------------------------------------------------------------------------
@@ -178,8 +202,11 @@ def test_a_block_closes_it(batch: Batch) -> None:
         {"replicas": 3},
         {"memory_limit": -1},
         {"memory_limit": "much"},
+        {"shards": np.bool_(True)},
+        {"shards": np.float64(2)},
         {"timeout": "soon"},
         {"timeout": -1},
+        {"timeout": float("-inf")},
         {"timeout": timedelta(seconds=-1)},
         {"name": ""},
         {"name": 5},
@@ -190,3 +217,8 @@ def test_wrong_parameters(batch: Batch, options: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as caught:
         batch.ddict(**options)
     assert next(iter(options)) in str(caught.value)
+
+
+def test_whole_numbers_of_other_types(batch: Batch) -> None:
+    with batch.ddict(shards=cast(int, np.int64(2)), replicas=cast(int, np.uint8(1))) as d:
+        assert len(d.stats()) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +221,126 @@ def test_after_a_file_that_was_damaged_the_name_is_free(
     path.write_bytes(whole)
     with DDict.load(path, batch.client, name="loaded once", shards=2) as loaded:
         assert len(loaded) == 11
+
+
+def test_one_that_is_there_already_stays_as_it_is(batch: Batch, d: DDict, tmp_path: Path) -> None:
+    good, cut, other = tmp_path / "good", tmp_path / "cut", tmp_path / "other"
+    cut.write_bytes(saved(d, good)[:-1])
+    other.write_text("no snapshot")
+    with batch.ddict(name="there already") as there:
+        there["a"] = 1
+        for path in (tmp_path / "nowhere", tmp_path, other, cut, good):
+            with pytest.raises((OSError, SpecError)) as caught:
+                DDict.load(path, batch, name="there already")
+            assert there == {"a": 1}
+        assert "there already" in str(caught.value)
+        assert isinstance(caught.value, SpecError)
+    with DDict.load(good, batch, name="there already") as loaded:
+        assert set(loaded) == set(d)
+
+
+@pytest.mark.parametrize("content", [None, b"no snapshot"], ids=["missing", "another"])
+def test_a_file_is_looked_at_before_anything_is_made(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "state"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileNotFoundError if content is None else SpecError, match="state"):
+        DDict.load(path, "tcp://127.0.0.1:9")  # where nobody is
+
+
+def test_it_is_loaded_as_what_it_is_asked_for(batch: Batch, d: DDict, tmp_path: Path) -> None:
+    d["a"] = 2
+    d.save(tmp_path / "state")
+    with ddicts.Doubled.load(tmp_path / "state", batch) as loaded:
+        assert isinstance(loaded, ddicts.Doubled)
+        assert loaded.twice("a") == "4"
+
+
+# -- another program ----------------------------------------------------------------------
+
+CLASSES = """
+import enum, sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from daskbatch import Batch, DDict
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+
+class Colour(enum.Enum):
+    RED = 1
+
+class Outer:
+    class Place(NamedTuple):
+        row: int
+
+directory = Path(sys.argv[1])
+keys = [Point(1), Colour.RED, Outer.Place(1), (Point(2), frozenset([Colour.RED])), Point]
+"""
+
+SAVES = """
+replaced = Point(3)
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+
+keys[0], keys[3], keys[4] = Point(1), (Point(2), frozenset([Colour.RED])), Point
+
+with Batch(num_workers=1) as batch:
+    d = batch.ddict()
+    d.put_many((key, number) for number, key in enumerate(keys))
+    d[replaced] = "replaced"
+    assert [d[key] for key in keys] == list(range(5))
+    assert d[replaced] == "replaced"
+    d.save(directory / "client")
+    for isolation in ("thread", "process"):
+        batch.options(isolation=isolation).function(d.save, directory / isolation).run()
+"""
+
+LOADS = """
+with Batch(num_workers=1) as batch:
+    for path in sorted(directory.iterdir()):
+        with DDict.load(path, batch) as d:
+            print(path.name, [d.get(key) for key in keys], len(d))
+            assert {*d} >= {*keys}
+"""
+
+LOADS_WITHOUT = """
+import sys
+from pathlib import Path
+from daskbatch import Batch, DDict
+
+with Batch(num_workers=1) as batch, DDict.load(Path(sys.argv[1]) / "client", batch) as d:
+    print(*sorted(map(repr, d)))
+"""
+
+
+def test_another_program_finds_its_own_classes(tmp_path: Path) -> None:
+    directory = tmp_path / "saved"
+    directory.mkdir()
+
+    def run(name: str, *parts: str) -> str:
+        script = tmp_path / f"{name}.py"
+        script.write_text("".join(parts), "utf-8")
+        done = subprocess.run(
+            [sys.executable, script, directory], capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("saves", CLASSES, SAVES)
+    found = "[0, 1, 2, 3, 4] 6"
+    assert run("loads", CLASSES, LOADS) == (f"client {found}\nprocess {found}\nthread {found}\n")
+    assert run("without", LOADS_WITHOUT) == (
+        "(Point(x=2), frozenset({<Colour.RED: 1>})) <Colour.RED: 1> <class '__main__.Point'> "
+        "Place(row=1) Point(x=1) Point(x=3)\n"
+    )
+
+
+# -- files that are not there -------------------------------------------------------------
 
 
 def test_files_that_are_not_there(batch: Batch, d: DDict, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ddicts
 import numpy as np
+import psutil
 import pytest
 from clients import until
 from distributed import Client, LocalCluster
 from distributed.core import Status
 from shared_faults import run_many
 
-from daskbatch import Batch, DDict
+from daskbatch import Batch, DDict, ServiceLost
 
 
 @pytest.mark.slow
@@ -164,3 +166,37 @@ def test_tasks_that_are_stopped_beside_a_shard_leave_it_and_its_copy_alike() -> 
         there = dict(d.items())
         os.kill(pid, signal.SIGKILL)
         assert dict(d.items()) == there
+
+
+def test_it_is_saved_though_a_worker_dies_meanwhile(tmp_path: Path) -> None:
+    with Batch(num_workers=3) as batch:
+        d = batch.ddict(shards=3, replicas=2)
+        d[ddicts.Telling()] = "in the first shard"
+        d.put_many({number: number for number in range(300)})
+        victim = psutil.Process(batch.client.run(os.getpid)[d.stats()[2]["worker"]])
+
+        def kill() -> None:
+            victim.kill()
+            victim.wait(30)
+
+        # The first shard is being written, and the last one is not yet.
+        ddicts.Telling.tell = kill
+        d.save(tmp_path / "state")
+        assert not victim.is_running()
+        with DDict.load(tmp_path / "state", batch) as loaded:
+            assert loaded == d
+            assert len(loaded) == 301
+
+
+def test_what_is_lost_is_not_saved(tmp_path: Path) -> None:
+    with Batch(num_workers=2) as batch:
+        d = batch.ddict(shards=2)
+        d["a"] = 1
+        d.save(tmp_path / "state")
+        victim = psutil.Process(batch.client.run(os.getpid)[d.stats()[1]["worker"]])
+        victim.kill()
+        victim.wait(30)
+        with pytest.raises(ServiceLost, match="lost"):
+            d.save(tmp_path / "state")
+        with DDict.load(tmp_path / "state", batch) as loaded:
+            assert loaded == {"a": 1}

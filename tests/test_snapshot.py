@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import socket
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskbatch.errors import SpecError
-from daskbatch.shared.snapshot import read_snapshot, write_snapshot
+from daskbatch.shared.snapshot import check_snapshot, read_snapshot, write_snapshot
 
 Records = list[tuple[bytes, bytes, list[bytes]]]
 
@@ -198,6 +199,33 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("by_link", [False, True], ids=["itself", "by a link"])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, by_link: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket must be short
+    special = path = tmp_path / kind
+    if by_link:
+        path = tmp_path / "link"
+        path.symlink_to(special)
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "pipe":
+            os.mkfifo(special)
+        else:
+            listening.bind(kind)
+        before = special.stat()
+        asked: Iterator[Any] = iter(FEW)
+        with pytest.raises(OSError, match="regular file") as caught:
+            write_snapshot(path, asked)
+        assert caught.value.filename == str(path)
+        assert list(asked) == FEW, "nothing was read for a file that cannot be"
+        with pytest.raises(OSError, match="regular file"):
+            check_snapshot(path)  # and nobody waits for who writes to a pipe
+        assert special.stat() == before
+    assert set(os.listdir(tmp_path)) == {path.name, special.name}
+
+
 # -- what is wrong is told ----------------------------------------------------------------
 
 
@@ -251,8 +279,9 @@ def test_records_that_are_missing_or_exchanged_are_told(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"something else", pickle.dumps({}), b"\x89PNG\r\n"])
 def test_another_file_is_no_snapshot(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(SpecError, match="no snapshot"):
-        read(path)
+    for look in (read, check_snapshot):
+        with pytest.raises(SpecError, match="no snapshot"):
+            look(path)
 
 
 def test_another_version_is_told(path: Path) -> None:
@@ -260,13 +289,15 @@ def test_another_version_is_told(path: Path) -> None:
     content = path.read_bytes()
     version = content.index(b"\n") + 1
     path.write_bytes(content[:version] + b"\x07" + content[version + 1 :])
-    with pytest.raises(SpecError, match="format 7"):
-        read(path)
+    for look in (read, check_snapshot):
+        with pytest.raises(SpecError, match="format 7"):
+            look(path)
 
 
 def test_no_file_is_the_error_of_any_missing_file(path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        read(path)
+    for look in (read, check_snapshot):
+        with pytest.raises(FileNotFoundError):
+            look(path)
 
 
 def test_the_file_is_closed_when_the_reader_stops_early(path: Path) -> None:

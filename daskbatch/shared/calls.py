@@ -12,8 +12,8 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from daskbatch import pickling
 from daskbatch.errors import LifecycleError, ServiceLost
+from daskbatch.shared.byname import dumps_for_later
 from daskbatch.shared.handle import Handle
 from daskbatch.shared.hashing import shard_of
 from daskbatch.shared.reach import awaited
@@ -325,5 +325,5 @@ class Calls:
 
 
 def _record(sent: Any, value: Value) -> Record:
-    data = pickling.dumps(key_sent(sent))
+    data = dumps_for_later(key_sent(sent))
     return (data, value[0], value[1:]) if isinstance(value, tuple) else (data, value, ())

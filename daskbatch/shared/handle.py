@@ -108,25 +108,26 @@ class Handle:
             self._take(found)
         return found
 
-    def _ask(self, operation: str, **arguments: Any) -> Any:
-        try:
-            return ask(self.scheduler, operation, uid=self.uid, **arguments)
-        except ServiceLost as error:
-            raise unreachable_error(self.what, error) from error
-
     def _find(self) -> Placed:
-        try:
-            answer = self._ask("daskbatch_shared_find")
-        except ServiceLost:
-            # A task may reach the same scheduler in another way.
-            host = current()
-            if host is None or host.scheduler == self.scheduler:
-                raise
-            answer = ask(host.scheduler, "daskbatch_shared_find", uid=self.uid)
-            self.scheduler = host.scheduler
+        answer = self._ask("daskbatch_shared_find")
         if not isinstance(answer, Placed):
             raise self._gone(answer)
         return answer
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        try:
+            try:
+                return ask(self.scheduler, operation, uid=self.uid, **arguments)
+            except ServiceLost:
+                # A task may reach the same scheduler in another way.
+                host = current()
+                if host is None or host.scheduler == self.scheduler:
+                    raise
+                answer = ask(host.scheduler, operation, uid=self.uid, **arguments)
+                self.scheduler = host.scheduler
+                return answer
+        except ServiceLost as error:
+            raise unreachable_error(self.what, error) from error
 
     def _take(self, placed: Placed) -> None:
         """Take in who has what, as far as it is news."""
@@ -338,8 +339,9 @@ class Handle:
         return result
 
     def close(self) -> None:
-        """End the object, for all who use it."""
-        self._ask("daskbatch_shared_close")
+        """End the object, for all who use it; if its cluster has ended, so has it."""
+        with suppress(ServiceLost):
+            self._ask("daskbatch_shared_close")
 
     def forget(self) -> None:
         """Let go of connections that are those of the process this was forked from."""

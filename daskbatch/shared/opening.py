@@ -16,6 +16,7 @@ from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.dispatch.connection import connect, register
+from daskbatch.dispatch.keeping import kept_client
 from daskbatch.dispatch.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
@@ -43,11 +44,14 @@ class Home(NamedTuple):
         A Dask client or a Batch; None: it ends with the cluster.
     touch : callable, optional
         Is told of what is about to be read or written here.
+    afresh : bool
+        Whether there must be none of its name yet.
     """
 
     client: Client
     owner: str | None
     touch: Callable[..., None] | None = None
+    afresh: bool = False
 
 
 class Hosts(Protocol):
@@ -61,8 +65,16 @@ Where: TypeAlias = str | Client | Cluster | Hosts | Home | None
 
 
 @contextmanager
-def at_home(cluster: Where) -> Iterator[Home]:
+def at_home(cluster: Where, name: str | None = None) -> Iterator[Home]:
     """Have a client of a cluster for a while.
+
+    Parameters
+    ----------
+    cluster
+        Which.
+    name : str, optional
+        What is to be made there is called so: but for what a Batch makes, it is there for
+        others, too, and ends with nobody.
 
     Raises
     ------
@@ -73,25 +85,32 @@ def at_home(cluster: Where) -> Iterator[Home]:
     """
     if isinstance(cluster, Home):
         yield cluster
-    elif cluster is not None and hasattr(cluster, "_home"):
+        return
+    if cluster is not None and hasattr(cluster, "_home"):
         yield cluster._home()
-    elif isinstance(cluster, Client):
-        connect(cluster, None, "")  # it is looked at, and known from here on
-        yield Home(cluster, cluster.id)
-    elif cluster is not None:
-        connection = connect(cluster, None, "")
+        return
+    host = current()
+    where = scheduler_here() if cluster is None else cluster
+    if isinstance(where, Client):
+        connect(where, None, "")  # it is looked at, and known from here on
+        client: Client | None = where
+    else:
+        client = _own_client(where) if cluster is None and host is None else None
+    if client is not None:
+        yield Home(client, client.id if name is None else None)
+    elif host is not None and where == host.scheduler:
+        # A task's process knows nobody who stays; and others may be given what a task makes.
+        with client_of(host.scheduler) as client:
+            yield Home(client, host.batch if name is None else None)
+    elif name is None:
+        client = kept_client(where)
+        yield Home(client, client.id)
+    else:
+        connection = connect(where, None, "")
         try:
             yield Home(connection.client, None)
         finally:
             connection.close_in_background()
-    else:
-        address = scheduler_here()
-        client = _own_client(address) if current() is None else None
-        if client is not None:
-            yield Home(client, client.id)
-            return
-        with client_of(address) as client:
-            yield Home(client, None)
 
 
 def _own_client(address: str) -> Client | None:
@@ -118,7 +137,8 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     Raises
     ------
     SpecError
-        There are too few workers; or another kind of object has the name.
+        There are too few workers; or the name is that of another kind of object, or is taken
+        and must not be.
     ServiceLost
         There is no worker.
     BatchError
@@ -130,11 +150,14 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     address = str(client.scheduler.address)
     register(client, SharedRegistry())
     uid = uuid.uuid4().hex[:12]
-    # What somebody has given a name to is there for others, too.
-    owner = home.owner if name is None or not _is_client(home) else None
     with without_slot(None):
-        workers = _begin(address, uid, options, name, owner)
+        workers = _begin(address, uid, options, name, home.owner)
         if isinstance(workers, Placed):
+            if home.afresh:
+                raise SpecError(
+                    f"{what_of(workers.uid, workers.options, name)} is there already, and stays "
+                    "as it is; close it first, or use another name"
+                )
             _compare(workers, options, name)
             return handle_of(address, workers.uid, workers)
         try:
@@ -144,10 +167,6 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
                 ask(address, "daskbatch_shared_close", uid=uid)
             raise
     return handle_of(address, uid, placed)
-
-
-def _is_client(home: Home) -> bool:
-    return home.owner == str(home.client.id)
 
 
 def _begin(

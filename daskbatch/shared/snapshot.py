@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,8 +64,7 @@ def write_snapshot(
         The file could not be written; an old one is as it was.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _require_no_other(path)
     unfinished = target.with_name(f".{target.name[:_NAME]}.{secrets.token_hex(8)}.unfinished")
     try:
         count = _write_whole(target, unfinished, records)
@@ -101,6 +101,21 @@ def _write_whole(
     return count
 
 
+def check_snapshot(path: str | os.PathLike[str]) -> None:
+    """Make sure that a file begins as a snapshot does.
+
+    Raises
+    ------
+    SpecError
+        It does not.
+    OSError
+        It could not be read.
+    """
+    _require_no_other(path)
+    with open(path, "rb") as file:
+        _Reader(file, os.fspath(path)).check_head()
+
+
 def read_snapshot(
     path: str | os.PathLike[str],
 ) -> Iterator[tuple[bytes, bytes, list[bytearray]]]:
@@ -133,6 +148,18 @@ def read_snapshot(
             # What was handed out may be large: it must not live on while the next is read.
             del record
         reader.check_end(count)
+
+
+def _require_no_other(path: str | os.PathLike[str]) -> None:
+    """Leave alone what is there and is no regular file: a pipe, or a device, would be gone."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def _sync_directory(directory: Path) -> None:
