@@ -19,7 +19,7 @@ import pytest
 from clients import context, process, until
 from distributed import Client, LocalCluster, wait
 
-from daskbatch import Batch, DDict, LifecycleError, ServiceLost, SpecError
+from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost, SpecError
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
@@ -337,11 +337,17 @@ for where in ("object", "address"):
     assert run(program) == "1\n1\n"
 
 
-def test_one_with_a_name_outlives_its_client(cluster: LocalCluster) -> None:
+def test_what_has_a_name_outlives_its_client(cluster: LocalCluster) -> None:
     address = cluster.scheduler_address
     with Client(address, set_as_default=False) as first:
         unnamed = DDict(first)
         unnamed["a"] = 1
         DDict(first, name="stays")["a"] = 1
+        Queue(first, name="a queue that stays").put(1)
+        gone = Queue(first)
     with Client(address, set_as_default=False) as second, DDict(second, name="stays") as d:
         assert d["a"] == 1
+        with Queue(second, name="a queue that stays") as queue:
+            assert queue.get_nowait() == 1
+        until(lambda: ddicts.outcome(len, unnamed) == "LifecycleError")
+        until(lambda: ddicts.outcome(gone.qsize) == "LifecycleError")
