@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Generator
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
-from concurrent.futures._base import FINISHED
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.dispatch.cell import Cell, Phase
@@ -19,6 +19,9 @@ from daskbatch.worker.running import Host, current, wait_by_turns, waiting_in_lo
 
 if TYPE_CHECKING:
     from daskbatch.pool import Pool
+
+
+_OVER = {FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED}
 
 
 class CallExited(TaskCrashed, SystemExit):
@@ -96,9 +99,7 @@ class BatchPoolFuture(Future[Any]):
         See `concurrent.futures.Future.result`.
         """
         try:
-            if self._state != FINISHED:
-                timeout = self._wait_in_task(timeout)
-            return super().result(timeout)
+            return super().result(self._wait_in_task(timeout))
         finally:
             del self  # which the exception would refer to, and this to the exception
 
@@ -111,6 +112,8 @@ class BatchPoolFuture(Future[Any]):
 
     def _wait_in_task(self, timeout: float | None) -> float | None:
         """Wait, if a task does; gives how long to wait by then."""
+        if self._state in _OVER:
+            return timeout
         host = self._pool.waiter()
         if host is None:
             return timeout

@@ -87,7 +87,6 @@ class Outcomes:
         """
         if over():
             return True
-        self.require_here()
 
         def wait(seconds: float | None) -> bool:
             with self.changed:
@@ -96,7 +95,14 @@ class Outcomes:
         return wait_by_turns(self.waiter(), wait, timeout)
 
     def waiter(self) -> Host | None:
-        """Give what the task has around it that waits, if this is in a task."""
+        """Give what the task has around it that waits, if this is in a task.
+
+        Raises
+        ------
+        LifecycleError
+            Who waits is in a process that was forked, and would wait for ever.
+        """
+        self.require_here()
         return current() or self.host
 
     def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
