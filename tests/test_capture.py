@@ -91,6 +91,17 @@ def test_a_task_cannot_close_the_streams() -> None:
         assert (capture.texts()[0], outside.closed) == ("still there", False)
 
 
+def test_the_stream_may_be_flushed_when_the_one_before_is_closed() -> None:
+    """As Python does with what it collects."""
+    outside = io.TextIOWrapper(io.BytesIO())
+    with contextlib.redirect_stdout(outside):
+        with capturing(LIMIT):
+            kept = sys.stdout
+        outside.close()
+        kept.flush()
+        kept.buffer.flush()
+
+
 def test_the_stream_says_of_itself_what_holds_for_the_capture() -> None:
     with capturing(LIMIT):
         assert not sys.stdout.isatty()

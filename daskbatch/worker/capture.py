@@ -156,7 +156,8 @@ class _Router(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        if current.get() is None:
+        # Python flushes what it collects, by when the original may have been closed.
+        if current.get() is None and not getattr(self.original, "closed", False):
             self.original.flush()
 
     def isatty(self) -> bool:
