@@ -19,7 +19,7 @@ check: $(VENV)/check  ## ruff, mypy, the walls between the packages
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q tests/test_layering.py
+	$(RUN) -m pytest -q tests/project/test_layering.py
 
 bench: $(VENV)/check  ## time daskbatch against raw Dask and process pools
 	@missed=; for each in $(BENCHMARKS); do \

@@ -12,7 +12,7 @@ import sys
 import dask
 from common import WORKERS, Table
 
-from daskbatch.dispatch.embedded import EmbeddedCluster
+from daskbatch.cluster.embedded import EmbeddedCluster
 
 SIZES = (10_000, 30_000, 100_000)
 

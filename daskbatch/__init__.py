@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from daskbatch._version import __version__
 
 if TYPE_CHECKING:
-    from daskbatch.batch import Batch
-    from daskbatch.ddict import DDict
+    from daskbatch.batch.batch import Batch
     from daskbatch.describe.access import CommunicationDomain, CommunicationObject
     from daskbatch.errors import (
         BatchError,
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
         TemplateError,
         WorkerLost,
     )
-    from daskbatch.executor import BatchPoolExecutor, as_executor
-    from daskbatch.queue import Queue
+    from daskbatch.executor.executor import BatchPoolExecutor, as_executor
+    from daskbatch.shared.ddict import DDict
+    from daskbatch.shared.queue import Queue
 
 __all__ = [
     "Batch",
@@ -63,13 +63,13 @@ __all__ = [
 
 #: Where the names are that are not in `errors`.
 _ELSEWHERE = {
-    "Batch": "batch",
-    "BatchPoolExecutor": "executor",
-    "as_executor": "executor",
+    "Batch": "batch.batch",
+    "BatchPoolExecutor": "executor.executor",
+    "as_executor": "executor.executor",
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",
-    "DDict": "ddict",
-    "Queue": "queue",
+    "DDict": "shared.ddict",
+    "Queue": "shared.queue",
 }
 
 

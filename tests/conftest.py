@@ -16,7 +16,7 @@ hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 #: CPython's files: `test_cpython.py` runs what is in them.
-collect_ignore = ["cpython"]
+collect_ignore = ["conformance/cpython"]
 
 
 @pytest.fixture(scope="session")

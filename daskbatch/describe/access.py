@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from daskbatch import pickling
 from daskbatch.errors import SpecError
+from daskbatch.serialization import pickling
 
 
 def shown(value: object) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from daskbatch import pickling
 from daskbatch.describe.environment import is_value, is_variable
-from daskbatch.describe.preparation import Preparation
+from daskbatch.describe.initializer import Preparation
 from daskbatch.errors import SerializationError, SpecError
-from daskbatch.worker import process
-from daskbatch.worker.culprit import hint_on_arguments
+from daskbatch.serialization import pickling
+from daskbatch.serialization.diagnosis import hint_on_arguments
+from daskbatch.worker.execution import executable as process
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.placing import Submitter
-from daskbatch.worker.journal import Trace
-from daskbatch.worker.outcome import BlockResult, Status
+from daskbatch.dispatch.placer import Submitter
+from daskbatch.worker.execution.journal import Trace
+from daskbatch.worker.execution.outcome import BlockResult, Status
 
 Key = tuple[str, int]
 

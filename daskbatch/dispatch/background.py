@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from daskbatch.dispatch.backlog import Backlog
-from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.task_record import Cell, Phase
 
 #: So few template tasks are not worth looking through. The number itself does not matter.
 _MANY = 1000

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from daskbatch.dispatch.cell import Cell, Phase
 from daskbatch.dispatch.epoch import Epoch
-from daskbatch.dispatch.placing import pickle_functions
-from daskbatch.dispatch.uninterrupted import uninterrupted
+from daskbatch.dispatch.placer import pickle_functions
+from daskbatch.dispatch.sigint import uninterrupted
+from daskbatch.dispatch.task_record import Cell, Phase
 from daskbatch.errors import LifecycleError
 
 

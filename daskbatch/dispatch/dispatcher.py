@@ -18,21 +18,21 @@ from functools import partial
 from typing import Any
 
 from daskbatch.dispatch.backend import Key
-from daskbatch.dispatch.cell import Cell, Group, Phase
+from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.placing import pickle_functions
-from daskbatch.dispatch.takeback import TakeBack
-from daskbatch.dispatch.uninterrupted import uninterrupted
-from daskbatch.dispatch.wiring import wait_for_producers
+from daskbatch.dispatch.placer import pickle_functions
+from daskbatch.dispatch.revocation import TakeBack
+from daskbatch.dispatch.sigint import uninterrupted
+from daskbatch.dispatch.task_record import Cell, Group, Phase
 from daskbatch.errors import (
     BatchError,
     LifecycleError,
     ServiceLost,
     WorkerLost,
 )
-from daskbatch.worker.block import Report
-from daskbatch.worker.journal import Trace
-from daskbatch.worker.outcome import BlockResult, Status, pack_error
+from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.journal import Trace
+from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error
 
 #: How long the scheduler may take to tell what a worker that died had done. Seconds.
 _TOLD_SECONDS = 30.0

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
-from daskbatch.dispatch.cell import Cell, Phase
+from daskbatch.dispatch.task_record import Cell, Phase
 from daskbatch.plan.hazards import WAR, HazardTracker, Waits
 from daskbatch.plan.program import may_run_again, without_implied
 

@@ -17,13 +17,13 @@ from typing import Any
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
-from daskbatch import pickling
 from daskbatch.describe.spec import DEFAULT, Options
-from daskbatch.dispatch.cell import Cell
 from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.task_record import Cell
 from daskbatch.plan.hazards import NEEDS
-from daskbatch.worker.block import LOCAL, BlockSpec, Limits, Link, Part, Source
-from daskbatch.worker.outcome import token
+from daskbatch.serialization import pickling
+from daskbatch.worker.execution.block import LOCAL, BlockSpec, Limits, Link, Part, Source
+from daskbatch.worker.execution.outcome import token
 
 Key = str | tuple[str, int]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from daskbatch.dispatch.cell import SILENT, Cell
+from daskbatch.dispatch.task_record import SILENT, Cell
 from daskbatch.errors import LifecycleError, WorkerLost
-from daskbatch.worker.outcome import BlockResult
-from daskbatch.worker.running import called_aside
+from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.execution.task_context import called_aside
 
 
 class Future(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from daskbatch.describe.access import Channel
-from daskbatch.dispatch.cell import Cell
+from daskbatch.dispatch.task_record import Cell
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import may_run_again, shared_channels
 

@@ -22,14 +22,14 @@ from distributed import Worker, get_worker
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.dispatch.connection import for_client, learn_security
-from daskbatch.shared.door import CONFIRM, Door, answer_to
-from daskbatch.shared.followers import Followers
-from daskbatch.shared.line import Line
-from daskbatch.shared.reach import ask, client_of, make_actors, tls_context
-from daskbatch.shared.records import Layout, NotServing, Request, Spec
-from daskbatch.shared.shard import Shard
-from daskbatch.shared.vault import Vault
+from daskbatch.cluster.connection import for_client, learn_security
+from daskbatch.shared.data.messages import Layout, NotServing, Request, Spec
+from daskbatch.shared.rpc.server import CONFIRM, Door, answer_to
+from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, tls_context
+from daskbatch.shared.store.queue_state import Line
+from daskbatch.shared.store.replication import Followers
+from daskbatch.shared.store.shard import Shard
+from daskbatch.shared.store.spill import Vault
 
 #: How much of its worker's memory all may take together that say nothing of it themselves.
 _FRACTION = 0.3

@@ -18,9 +18,9 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.dispatch.service import SHARED
-from daskbatch.shared.admitting import NotMade, describe_actor
-from daskbatch.shared.records import DoorAddress, Layout, Member, Options, Placed
+from daskbatch.cluster.scheduler_plugin import SHARED
+from daskbatch.shared.actor_admission import NotMade, describe_actor
+from daskbatch.shared.data.messages import DoorAddress, Layout, Member, Options, Placed
 
 #: Whose the actors are, in Dask's books: they stay until they are closed.
 _HOLDER = "daskbatch-shared"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from daskbatch import pickling
-from daskbatch.worker.isolated import IsolatedRun
-from daskbatch.worker.outcome import BlockResult
-from daskbatch.worker.progress import Progress
-from daskbatch.worker.thread import ThreadRun
+from daskbatch.serialization import pickling
+from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.execution.thread_run import ThreadRun
+from daskbatch.worker.isolation.isolated_run import IsolatedRun
 
 
 class Reporter(Protocol):

@@ -23,18 +23,18 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
-from daskbatch.worker import prepare
-from daskbatch.worker.block import BlockSpec
-from daskbatch.worker.children import children
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.errands import errands
-from daskbatch.worker.journal import PREFIX, Journal, remove, remove_old
-from daskbatch.worker.outcome import BlockResult, Status
-from daskbatch.worker.process import ADDED_VARIABLE
-from daskbatch.worker.progress import Progress
-from daskbatch.worker.running import Host
-from daskbatch.worker.slot import NoSlot, PoolSlot
-from daskbatch.worker.warden import warden
+from daskbatch.worker.execution import initialized_function as prepare
+from daskbatch.worker.execution.block import BlockSpec
+from daskbatch.worker.execution.executable import ADDED_VARIABLE
+from daskbatch.worker.execution.helper_thread import errands
+from daskbatch.worker.execution.journal import PREFIX, Journal, remove, remove_old
+from daskbatch.worker.execution.outcome import BlockResult, Status
+from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.execution.slot import NoSlot, PoolSlot
+from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.isolation.child_pool import children
+from daskbatch.worker.processes.reaper import warden
 
 PLUGIN = "daskbatch-worker"
 

@@ -1,0 +1,63 @@
+"""Loads the result of a task, or says why there is none, as the exception that is then raised.
+
+Does not know who asks, nor how the task came to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.recovery import value_lost
+from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
+from daskbatch.worker.execution.outcome import safe_str, unpack_error
+
+
+def failure_of(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
+    """Make the exception that tells why there is no result; a new one each time."""
+    if cell.phase == Phase.CANCELLED:
+        return TaskCancelled(f"task {cell.label} was cancelled")
+    if cell.blame is not None:
+        root = cell.blame
+        cause = failure_of(root, dispatcher, timeout)
+        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        if root.phase == Phase.CANCELLED:
+            why = "was cancelled"
+        error = DependencyFailed(
+            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
+        )
+        error.__cause__ = cause
+        return error
+    if cell.value is None:
+        dispatcher.fetch(cell, timeout)
+    if cell.value is None or cell.phase == Phase.DONE:
+        return value_lost(cell)
+    return unpack_error(cell.value, f"task {cell.label} ({cell.uid}):\n")
+
+
+def load_result(load: Callable[[], Any], label: str) -> Any:
+    """Load what a task has returned.
+
+    Parameters
+    ----------
+    load : callable
+        Does it.
+    label : str
+        The task, for messages.
+
+    Raises
+    ------
+    LoadingError
+        It cannot be loaded here.
+    """
+    try:
+        return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # to unpickle may run anything, sys.exit() included
+        raise LoadingError(
+            f"the result of task {label} cannot be loaded here: "
+            f"{type(error).__name__}: {safe_str(error)}"
+        ) from error

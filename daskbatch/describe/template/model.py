@@ -1,0 +1,126 @@
+"""A template: what a PTD file says, as records that never change.
+
+Does not know the arguments of any call; `filling` puts them in, and `template_reader` reads
+the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from daskbatch.describe.template.expressions import Apply, Expression, names
+
+#: The types of tasks.
+TYPES = ("function", "process", "job")
+
+#: The units of a timeout, in seconds.
+UNITS = {"day": 86_400.0, "hour": 3_600.0, "min": 60.0, "sec": 1.0}
+
+#: The largest number of a unit that is taken for one.
+MOST = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An argument that the file declares.
+
+    Parameters
+    ----------
+    line : int
+        Where.
+    name : str
+        The identifier that stands for it in the file.
+    keyword : str, optional
+        The keyword that it is given by; by position if there is none.
+    default : Apply, optional
+        The call that gives it where it is left out.
+    """
+
+    line: int
+    name: str
+    keyword: str | None = None
+    default: Apply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvMap:
+    """Environment variables that stand in the file."""
+
+    line: int
+    entries: tuple[tuple[str, Expression], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """One entry of ``executables``."""
+
+    line: int
+    target: Expression
+    args: tuple[Expression, ...] = ()
+    kwargs: tuple[tuple[str, Expression], ...] = ()
+    num_procs: Expression | None = None
+    cwd: Expression | None = None
+    env: Expression | EnvMap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A file that is read or written: an item of ``files``."""
+
+    line: int
+    item: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of an object that are read or written; all of them where none are named."""
+
+    line: int
+    object: Expression
+    keys: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a PTD file says, validated."""
+
+    file: str
+    type: str
+    executables: tuple[Executable, ...]
+    import_args: tuple[Parameter, ...] = ()
+    import_kwargs: tuple[Parameter, ...] = ()
+    args: tuple[Parameter, ...] = ()
+    kwargs: tuple[Parameter, ...] = ()
+    reads: tuple[Path | Keys, ...] = ()
+    writes: tuple[Path | Keys, ...] = ()
+    name: Expression | None = None
+    timeout: tuple[tuple[str, Expression], ...] = ()
+
+    def uses(self) -> dict[str, int]:
+        """Give the names that a task is made of, each with the line of its first use."""
+        used: dict[str, int] = {}
+        for expression in self._expressions():
+            for name, line in names(expression):
+                used[name] = min(line, used.get(name, line))
+        return used
+
+    def _expressions(self) -> Iterator[Expression]:
+        for executable in self.executables:
+            yield executable.target
+            yield from executable.args
+            yield from (value for _, value in executable.kwargs)
+            yield from (each for each in (executable.num_procs, executable.cwd) if each)
+            if isinstance(executable.env, EnvMap):
+                yield from (value for _, value in executable.env.entries)
+            elif executable.env is not None:
+                yield executable.env
+        for access in (*self.reads, *self.writes):
+            if isinstance(access, Path):
+                yield access.item
+            else:
+                yield access.object
+                yield from access.keys
+        if self.name is not None:
+            yield self.name
+        yield from (value for _, value in self.timeout)

@@ -1,0 +1,347 @@
+"""Reads a PTD file into a template, and says of whatever is wrong where, and what was expected.
+
+Does not know the arguments: the functions, dictionaries and numbers that the names stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from keyword import iskeyword
+
+from daskbatch.describe.environment import is_variable
+from daskbatch.describe.template.expressions import Expression, Listing, Literal
+from daskbatch.describe.template.model import (
+    MOST,
+    TYPES,
+    UNITS,
+    EnvMap,
+    Executable,
+    Keys,
+    Parameter,
+    Path,
+    Template,
+)
+from daskbatch.describe.template.value_reader import ValueReader, identifier
+from daskbatch.describe.template.yaml_nodes import (
+    Entries,
+    Items,
+    Node,
+    Scalar,
+    did_you_mean,
+    read_file,
+    read_nodes,
+    show,
+    wrong,
+)
+from daskbatch.errors import TemplateError
+
+_KEYS = (
+    *("import_args", "import_kwargs", "args", "kwargs"),
+    *("type", "executables", "reads", "writes", "name", "timeout"),
+)
+_EXECUTABLE_KEYS = {
+    "function": ("target", "args", "kwargs", "cwd", "env"),
+    "process": ("target", "args", "cwd", "env"),
+    "job": ("target", "args", "kwargs", "num_procs", "nprocs", "cwd", "env"),
+}
+
+#: Who needs more arguments than this means something else.
+_MAX_NAMES = 100
+
+#: Keywords that cannot be given to `Batch.import_func`, which has arguments of these names.
+_TAKEN = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
+
+
+def read_template(path: str, file: str) -> Template:
+    """Read a PTD file.
+
+    Parameters
+    ----------
+    path : str
+        Where it is.
+    file : str
+        What messages call it.
+
+    Raises
+    ------
+    TemplateError
+        It cannot be read, or something in it is wrong.
+    """
+    return parse_template(read_file(path, file), file)
+
+
+def parse_template(data: bytes, file: str) -> Template:
+    """Read what a PTD file holds.
+
+    Raises
+    ------
+    TemplateError
+        Something in it is wrong.
+
+    Examples
+    --------
+    >>> parse_template(b"{type: process, executables: [{target: date}]}", "my.yml").type
+    'process'
+    """
+    return _Reader(file).template(read_nodes(data, file))
+
+
+class _Reader:
+    def __init__(self, file: str) -> None:
+        self._file = file
+        #: Where each name is declared.
+        self._declared: dict[str, str] = {}
+        self._values = ValueReader(file, self._declared)
+
+    def _wrong(self, line: int, what: str) -> TemplateError:
+        return wrong(self._file, line, what)
+
+    # -- the whole ------------------------------------------------------------------------
+
+    def template(self, root: Node) -> Template:
+        found = self._map(root, "a template", _KEYS)
+        import_args = self._positional("import_args", found.get("import_args"))
+        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN)
+        args = self._positional("args", found.get("args"))
+        # Both are in the signature of what makes the tasks, where each name is there once.
+        taken = {each.name: f"is a name in args, in line {each.line}" for each in args}
+        kwargs = self._keywords("kwargs", found.get("kwargs"), taken)
+        import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
+        kind = self._type(root.line, found.get("type"))
+        name, timeout = found.get("name"), found.get("timeout")
+        return Template(
+            self._file,
+            kind,
+            self._executables(kind, root.line, found.get("executables")),
+            import_args,
+            import_kwargs,
+            args,
+            kwargs,
+            self._accesses("reads", found.get("reads")),
+            self._accesses("writes", found.get("writes")),
+            None if name is None else self._values.text(name, "name", typos=False),
+            () if timeout is None else self._timeout(timeout),
+        )
+
+    def _type(self, line: int, node: Node | None) -> str:
+        if node is None:
+            raise self._wrong(line, f"there is no 'type': expected {_list_words(TYPES)}")
+        value = node.value if isinstance(node, Scalar) else None
+        if not isinstance(value, str) or value not in TYPES:
+            hint = did_you_mean(value.lower(), TYPES) if isinstance(value, str) else ""
+            what = f"type is {show(node)}: expected {_list_words(TYPES)}{hint}"
+            raise self._wrong(node.line, what)
+        return value
+
+    # -- maps and lists -------------------------------------------------------------------
+
+    def _map(self, node: Node, what: str, known: Collection[str]) -> dict[str, Node]:
+        """Give the values of a map; a key with nothing behind it counts as left out."""
+        if not isinstance(node, Entries):
+            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map")
+        for key, line, _ in node.entries:
+            if key not in known:
+                expected = f"expected {_list_words(known)}{did_you_mean(key, known)}"
+                raise self._wrong(line, f"unknown key {key!r} in {what}: {expected}")
+        return {
+            key: value
+            for key, _, value in node.entries
+            if not (isinstance(value, Scalar) and value.value is None)
+        }
+
+    def _list(self, node: Node, what: str, of: str) -> tuple[Node, ...]:
+        if not isinstance(node, Items):
+            raise self._wrong(node.line, f"{what} is {show(node)}: expected a list of {of}")
+        return node.items
+
+    def _entries(self, node: Node, what: str, of: str) -> tuple[tuple[str, int, Node], ...]:
+        if not isinstance(node, Entries):
+            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map of {of}")
+        return node.entries
+
+    # -- declarations ---------------------------------------------------------------------
+
+    def _positional(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
+        items = () if node is None else self._list(node, section, "names")
+        return tuple(self._declare(section, each) for each in items)
+
+    def _keywords(
+        self, section: str, node: Node | None, taken: Mapping[str, str]
+    ) -> tuple[Parameter, ...]:
+        """Read keywords; of those that are `taken` already, it says by whom."""
+        entries = () if node is None else self._entries(node, section, "keywords to names")
+        found, taken = [], dict(taken)
+        for key, line, value in entries:
+            keyword = identifier(key)
+            if not keyword.isidentifier() or iskeyword(keyword):
+                what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
+                raise self._wrong(line, what)
+            if keyword in taken:
+                what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
+                raise self._wrong(line, what)
+            taken[keyword] = f"is there already, in line {line}"
+            if section == "import_kwargs" and isinstance(value, Entries):
+                # A call gives the value where the keyword is left out; so that is its name too.
+                value = Scalar(line, keyword, keyword, True)
+            found.append(self._declare(section, value, keyword))
+        return tuple(found)
+
+    def _declare(self, section: str, node: Node, keyword: str | None = None) -> Parameter:
+        name = node.value if isinstance(node, Scalar) else None
+        if not isinstance(name, str) or not (name := identifier(name)).isidentifier():
+            or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
+            what = (
+                f"{section} holds {show(node)}: expected a name of letters, digits and _{or_call}"
+            )
+            raise self._wrong(node.line, what)
+        if name in self._declared:
+            what = f"{name!r} is declared already, in {self._declared[name]}"
+            raise self._wrong(node.line, f"{what}: expected another name")
+        if len(self._declared) == _MAX_NAMES:
+            what = f"{name!r} is one too many: expected at most {_MAX_NAMES} arguments"
+            raise self._wrong(node.line, f"{what}; pass a list or an object")
+        self._declared[name] = f"{section} in line {node.line}"
+        return Parameter(node.line, name, keyword)
+
+    def _with_defaults(
+        self, args: tuple[Parameter, ...], kwargs: tuple[Parameter, ...], node: Node | None
+    ) -> tuple[Parameter, ...]:
+        """Read the calls in import_kwargs: they know the import arguments above them."""
+        if not isinstance(node, Entries):
+            return kwargs
+        known = {parameter.name: "" for parameter in args}
+        complete = []
+        for parameter, (_, _, value) in zip(kwargs, node.entries, strict=True):
+            if isinstance(value, Entries):
+                values = ValueReader(self._file, known, self._declared.keys() - known.keys())
+                parameter = replace(parameter, default=values.call(value))
+            known[parameter.name] = ""
+            complete.append(parameter)
+        return tuple(complete)
+
+    # -- executables ----------------------------------------------------------------------
+
+    def _executables(self, kind: str, line: int, node: Node | None) -> tuple[Executable, ...]:
+        if node is None:
+            what = "there are no 'executables': expected a list of maps, each with its 'target'"
+            raise self._wrong(line, what)
+        items = self._list(node, "executables", "maps, each with its 'target'")
+        if not items:
+            raise self._wrong(node.line, "executables is empty: expected at least one")
+        if len(items) > 1 and kind != "job":
+            what = f"a second executable: expected one, since the type is {kind}"
+            raise self._wrong(items[1].line, f"{what}; only a job has several")
+        return tuple(self._executable(kind, item) for item in items)
+
+    def _executable(self, kind: str, node: Node) -> Executable:
+        found = self._map(node, f"an executable of a {kind}", _EXECUTABLE_KEYS[kind])
+        if "target" not in found:
+            raise self._wrong(node.line, "an executable lacks its 'target': expected what to run")
+        if "num_procs" in found and "nprocs" in found:
+            what = "num_procs and nprocs are the same: expected one of them"
+            raise self._wrong(found["nprocs"].line, what)
+        procs = found.get("num_procs", found.get("nprocs"))
+        args, kwargs = found.get("args"), found.get("kwargs")
+        cwd, env = found.get("cwd"), found.get("env")
+        values = self._values
+        return Executable(
+            node.line,
+            self._target(kind, found["target"]),
+            tuple(map(values.any, self._list(args, "args", "values"))) if args else (),
+            self._kwargs(kwargs) if kwargs else (),
+            values.number(procs, "num_procs", 1, MOST, whole=True) if procs else None,
+            values.text(cwd, "cwd") if cwd else None,
+            self._env(env) if env else None,
+        )
+
+    def _target(self, kind: str, node: Node) -> Expression:
+        if kind == "function":
+            expected = "the name of an argument that is a function"
+            return self._values.reference(node, "target", expected)
+        return self._values.text(node, "target", typos=False)
+
+    def _kwargs(self, node: Node) -> tuple[tuple[str, Expression], ...]:
+        found: dict[str, Expression] = {}
+        for key, line, value in self._entries(node, "kwargs", "values"):
+            keyword = identifier(key)
+            if keyword in found:
+                raise self._wrong(line, f"{keyword!r} is in kwargs already: expected it once")
+            found[keyword] = self._values.any(value)
+        return tuple(found.items())
+
+    def _env(self, node: Node) -> Expression | EnvMap:
+        if isinstance(node, Scalar):
+            return self._values.reference(node, "env", "a map of texts, or the name of a dict")
+        entries = self._entries(node, "env", "texts")
+        key, _, value = entries[0] if len(entries) == 1 else ("", 0, node)
+        if identifier(key) in self._declared and isinstance(value, Items):
+            return self._values.any(node)
+        found = []
+        for key, line, value in entries:
+            if not is_variable(key):
+                raise self._wrong(line, f"{key!r} cannot be the name of an environment variable")
+            found.append((key, self._values.text(value, f"{key} in env")))
+        return EnvMap(node.line, tuple(found))
+
+    # -- accesses, timeout ----------------------------------------------------------------
+
+    def _accesses(self, section: str, node: Node | None) -> tuple[Path | Keys, ...]:
+        if node is None:
+            return ()
+        accesses: list[Path | Keys] = []
+        expected = "'files', or 'ddict' and 'keys'"
+        for item in self._list(node, section, f"maps with {expected}"):
+            found = self._map(item, f"an item of {section}", ("files", "ddict", "keys"))
+            if found.keys() not in ({"files"}, {"ddict"}, {"ddict", "keys"}):
+                has = _list_words(found, "and") or "nothing"
+                raise self._wrong(item.line, f"an item of {section} has {has}: expected {expected}")
+            if "files" in found:
+                files = self._at_least_one(found["files"], "files", "paths")
+                accesses += [Path(each.line, self._path(each)) for each in files]
+                continue
+            keys: tuple[Node, ...] = ()
+            if "keys" in found:
+                keys = self._at_least_one(found["keys"], "keys", "keys")
+            owner = self._values.reference(found["ddict"], "ddict", "the name of an argument")
+            accesses.append(Keys(item.line, owner, tuple(map(self._key, keys))))
+        return tuple(accesses)
+
+    def _at_least_one(self, node: Node, what: str, of: str) -> tuple[Node, ...]:
+        items = self._list(node, what, of)
+        if not items:
+            raise self._wrong(node.line, f"{what} is empty: expected a list of {of}")
+        return items
+
+    def _path(self, node: Node) -> Expression:
+        if not isinstance(node, Items):
+            return self._values.text(node, "an item of files")
+        if len(node.items) != 2:
+            what = f"a list of {len(node.items)} among files: expected a path, or [base_dir, name]"
+            raise self._wrong(node.line, what)
+        return Listing(node.line, tuple(self._values.text(each, "a path") for each in node.items))
+
+    def _key(self, node: Node) -> Expression:
+        if isinstance(node, Items):
+            raise self._wrong(node.line, "a list among keys: expected a text, a number or a call")
+        return self._values.any(node)
+
+    def _timeout(self, node: Node) -> tuple[tuple[str, Expression], ...]:
+        if not isinstance(node, Entries):
+            what = f"timeout is {show(node)}: expected a map such as {{min: 1, sec: 30}}"
+            raise self._wrong(node.line, what)
+        parts = tuple(
+            (unit, self._values.number(value, f"{unit} in timeout", 0, MOST))
+            for unit, value in self._map(node, "timeout", UNITS).items()
+        )
+        if all(isinstance(part, Literal) and not part.value for _, part in parts):
+            what = "timeout adds up to 0: leave it out where a task may run as long as it likes"
+            raise self._wrong(node.line, what)
+        return parts
+
+
+def _list_words(words: Collection[str], last: str = "or") -> str:
+    quoted = [repr(word) for word in words]
+    if len(quoted) < 2:
+        return "".join(quoted)
+    return f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"

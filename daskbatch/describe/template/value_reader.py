@@ -1,0 +1,180 @@
+"""Reads the values of a PTD file: which words are names, which maps are calls.
+
+Does not know where in the file a value stands, nor what the names stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from unicodedata import normalize
+
+from daskbatch.describe.template.expressions import Apply, Expression, Listing, Literal, Name
+from daskbatch.describe.template.yaml_nodes import (
+    Entries,
+    Items,
+    Node,
+    Scalar,
+    did_you_mean,
+    show,
+    wrong,
+)
+from daskbatch.errors import TemplateError
+
+#: A longer word is left as it is written: to normalise one of many accents takes seconds.
+_LONGEST_NAME = 255
+
+
+def identifier(text: str) -> str:
+    r"""Give a word as Python reads it where it stands for a name; any other text as it is.
+
+    An accent can be part of its letter or follow it, and which of the two an editor writes
+    nobody sees.
+
+    Examples
+    --------
+    >>> identifier("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    if text.isascii() or len(text) > _LONGEST_NAME or not text.isidentifier():
+        return text
+    return normalize("NFKC", text)
+
+
+class ValueReader:
+    """Reads values.
+
+    Parameters
+    ----------
+    file : str
+        What messages call the file.
+    declared : mapping
+        The names of arguments, for reading; it may grow.
+    later : collection of str
+        Names that are declared, and may not be used yet.
+    """
+
+    def __init__(
+        self, file: str, declared: Mapping[str, object], later: Collection[str] = ()
+    ) -> None:
+        self._file = file
+        self._declared = declared
+        self._later = later
+
+    def _wrong(self, line: int, what: str) -> TemplateError:
+        return wrong(self._file, line, what)
+
+    def any(self, node: Node) -> Expression:
+        """Read a value of any kind."""
+        if isinstance(node, Items):
+            return Listing(node.line, tuple(map(self.any, node.items)))
+        if isinstance(node, Entries):
+            return self.call(node)
+        if node.plain and not node.text:
+            raise self._wrong(node.line, "a value is missing: write null if that is meant")
+        return self._scalar(node, typos=True)
+
+    def text(self, node: Node, what: str, typos: bool = True) -> Expression:
+        """Read what must be a text, a name or a call; without `typos`, as it is written."""
+        if isinstance(node, Entries):
+            return self.call(node)
+        if isinstance(node, Scalar) and isinstance(node.value, str) and node.value:
+            return self._scalar(node, typos)
+        quoted = isinstance(node, Scalar) and node.value is not None and node.plain
+        expected = f"expected a text{', quoted' if quoted else ''}, a declared name or a call"
+        raise self._wrong(node.line, f"{what} is {show(node)}: {expected}")
+
+    def number(
+        self, node: Node, what: str, least: int, most: float, whole: bool = False
+    ) -> Expression:
+        """Read what must be a number, a name or a call."""
+        value = self.any(node)
+        if isinstance(value, (Name, Apply)):
+            return value
+        number = value.value if isinstance(value, Literal) else None
+        if (
+            not isinstance(number, int if whole else (int, float))
+            or isinstance(number, bool)
+            or not least <= number <= most
+        ):
+            kind = "a whole number" if whole else "a number"
+            hint = did_you_mean(number, self._declared) if isinstance(number, str) else ""
+            expected = f"expected {kind} from {least}, a declared name or a call{hint}"
+            raise self._wrong(node.line, f"{what} is {show(node)}: {expected}")
+        return value
+
+    def reference(self, node: Node, what: str, expected: str) -> Expression:
+        """Read what nothing in a file can give: it must be a name or a call."""
+        if isinstance(node, Entries):
+            return self.call(node)
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            value = self._scalar(node, typos=False)
+            if isinstance(value, Name):
+                return value
+            hint = did_you_mean(node.value, self._declared)
+            what = f"{what} {node.value!r} is declared nowhere"
+            raise self._wrong(node.line, f"{what}: expected {expected}{hint}")
+        raise self._wrong(node.line, f"{what} is {show(node)}: expected {expected}")
+
+    def call(self, node: Entries) -> Apply:
+        """Read ``{function: [arguments]}``."""
+        if len(node.entries) != 1:
+            what = f"a map of {len(node.entries)} keys: a map is a call, {{function: [arguments]}}"
+            raise self._wrong(node.line, f"{what}; a dict must come as an argument")
+        function, line, args = node.entries[0]
+        function = identifier(function)
+        self._require_known(function, line)
+        if function not in self._declared:
+            expected = "a map is a call, expected the name of an argument that is a function"
+            hint = did_you_mean(function, self._declared)
+            raise self._wrong(line, f"{function!r} is declared nowhere: {expected}{hint}")
+        if not isinstance(args, Items):
+            what = f"the call of {function!r} has {show(args)} for its arguments"
+            raise self._wrong(line, f"{what}: expected a list, [] where there are none")
+        return Apply(line, function, tuple(map(self.any, args.items)))
+
+    def _scalar(self, node: Scalar, typos: bool) -> Literal | Name:
+        value = node.value
+        if isinstance(value, str):
+            word = identifier(value)
+            self._require_known(word, node.line)
+            if word in self._declared:
+                return Name(node.line, word)
+            if typos and node.plain:
+                for name in self._declared:
+                    if _is_slip(word, name):
+                        what = f"{value!r} is declared nowhere, but {name!r} is"
+                        raise self._wrong(node.line, f"{what}: quote it if it is to be a text")
+        return Literal(node.line, value)
+
+    def _require_known(self, name: str, line: int) -> None:
+        if name in self._later:
+            expected = "expected an import argument that is declared above"
+            raise self._wrong(line, f"{name!r} is not known yet: {expected}")
+
+
+def _is_slip(text: str, name: str) -> bool:
+    """Say whether a word is likely to be a mistyped name: one letter off, and not by a digit."""
+    if min(len(text), len(name)) < 5 or not text.isidentifier():
+        return False
+    text, name = text.casefold().replace("_", ""), name.casefold().replace("_", "")
+    return text == name or (_are_close(text, name) and _undigited(text) != _undigited(name))
+
+
+def _undigited(text: str) -> str:
+    return "".join(letter for letter in text if not letter.isdigit())
+
+
+def _are_close(one: str, other: str) -> bool:
+    """Say whether one letter makes the difference, or the order of two."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    rest, their_rest = one[start:], other[start:]
+    return (
+        rest[1:] == their_rest[1:]
+        or rest[1:] == their_rest
+        or rest == their_rest[1:]
+        or (rest[:2] == their_rest[1::-1] and rest[2:] == their_rest[2:])
+    )

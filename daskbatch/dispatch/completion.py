@@ -1,0 +1,146 @@
+"""Writes down what became of tasks, and tells those who wait for it.
+
+Does not know blocks, nor where an outcome comes from.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from numbers import Real
+
+from daskbatch.dispatch.task_record import SILENT, Cell, Phase
+from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.worker.execution.task_context import Host, current, wait_by_turns
+
+
+class Outcomes:
+    """The outcomes of one client's tasks.
+
+    `changed` is to be held for every change, and to be notified when tasks are over: once
+    for many, since each waiting thread looks again each time.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        #: How many started tasks are not over.
+        self.left = 0
+        self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
+        self._when_idle: list[Callable[[], None]] = []
+        self._process = os.getpid()
+        #: Of the task that these are the tasks of, if one is: it may wait in any thread.
+        self.host: Host | None = None
+
+    def settle(
+        self,
+        cell: Cell,
+        phase: Phase,
+        value: bytes | None = None,
+        output: tuple[str, str] | None = SILENT,
+        seconds: float = 0.0,
+    ) -> None:
+        """Say what became of a task."""
+        cell.phase = phase
+        cell.value = value
+        cell.output = output
+        cell.seconds = seconds
+        if cell.waits:
+            cell.waits = tuple(cell.waits_left().items())
+        cell.overwrites = ()
+        self.left -= 1
+        if cell.group is not None:
+            cell.group.left -= 1
+        if self._callbacks:
+            for callback in self._callbacks.pop(cell, ()):
+                callback()
+        if self._when_idle and not self.left:
+            callbacks, self._when_idle = self._when_idle, []
+            for callback in callbacks:
+                callback()
+
+    def require_here(self) -> None:
+        """Make sure that this process is the one that hears of these tasks.
+
+        Raises
+        ------
+        LifecycleError
+            It was forked from that one.
+        """
+        if os.getpid() != self._process:
+            raise LifecycleError(
+                "these tasks belong to the process that this one was forked from, which alone "
+                "hears of them: get their results there, or make tasks of your own here"
+            )
+
+    def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until something is over; False if the time is up first.
+
+        A task of a worker that waits lets others have its slot meanwhile.
+
+        Raises
+        ------
+        LifecycleError
+            This process was forked from the one that would be told.
+        """
+        if over():
+            return True
+
+        def wait(seconds: float | None) -> bool:
+            with self.changed:
+                return self.changed.wait_for(over, seconds)
+
+        return wait_by_turns(self.waiter(), wait, timeout)
+
+    def waiter(self) -> Host | None:
+        """Give what the task has around it that waits, if this is in a task.
+
+        Raises
+        ------
+        LifecycleError
+            Who waits is in a process that was forked, and would wait for ever.
+        """
+        self.require_here()
+        return current() or self.host
+
+    def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
+        """Have a function called, in any thread, when a task is over. It must not raise."""
+        self.require_here()
+        with self.changed:
+            if not cell.over:
+                self._callbacks.setdefault(cell, []).append(callback)
+                return
+        callback()
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Have a function called, in any thread, when nothing is left. It must not raise."""
+        with self.changed:
+            if self.left:
+                self._when_idle.append(callback)
+                return
+        callback()
+
+
+def patience(timeout: float | timedelta | None) -> float | None:
+    """Read how long somebody wants to wait at most; None is for ever.
+
+    Raises
+    ------
+    SpecError
+        It is neither a number of seconds nor a `timedelta`.
+
+    Examples
+    --------
+    >>> patience(float("inf")) is None
+    True
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if not isinstance(timeout, Real) or math.isnan(timeout):
+        raise SpecError(f"timeout= must be a number of seconds or a timedelta, not {timeout!r}")
+    # More than the clock can count is for ever, too.
+    return None if timeout > threading.TIMEOUT_MAX else max(0.0, float(timeout))

@@ -1,0 +1,4 @@
+"""What travels between clients and shards, and what rests in files.
+
+Does not know where it travels.
+"""

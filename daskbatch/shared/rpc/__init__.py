@@ -1,0 +1,4 @@
+"""Requests and answers over authenticated sockets, or within a process.
+
+Does not know what is asked for.
+"""

@@ -1,0 +1,268 @@
+"""Runs a block: its tasks one after another, an outcome for each.
+
+Does not know Dask, nor any graph beyond what each member says that it takes.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from time import perf_counter
+from types import CoroutineType
+from typing import Any
+
+from daskbatch.errors import (
+    LoadingError,
+    ProcessFailed,
+    SerializationError,
+    TaskCrashed,
+    TaskError,
+    TaskTimeout,
+)
+from daskbatch.serialization import pickling
+from daskbatch.serialization.diagnosis import hint_on_value, kind_of
+from daskbatch.worker.execution.block import LOCAL, BlockSpec, Limits, Link, Part, Source
+from daskbatch.worker.execution.capture import Capture, capturing
+from daskbatch.worker.execution.initialized_function import Prepared
+from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error, safe_str
+from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims, Progress
+from daskbatch.worker.execution.task_context import hosted
+
+_NO_LINK = Link()
+_NO_LIMITS = Limits()
+_NONE = pickling.dumps(None)
+
+# What may go wrong before a function is called.
+_LOADING_FUNCTION = "its function could not be loaded on the worker"
+_LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
+#: And after it has returned.
+SENDING_RESULT = "its result cannot be sent"
+
+
+class BlockRun(Progress):
+    """A block whose members are run one after another by the thread that calls it.
+
+    Parameters
+    ----------
+    spec : BlockSpec
+        The block.
+    inputs : sequence of BlockResult or bytes
+        The results of the blocks that it depends on, and large buffers.
+    claims : Claims, optional
+        Who has which member.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, inputs: Sequence[Any], claims: Claims | None = None
+    ) -> None:
+        super().__init__(spec, LocalClaims() if claims is None else claims)
+        self.inputs = inputs
+        self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
+
+    def __call__(self) -> BlockResult:
+        spec, claims, links, journal = self.spec, self.claims, self.spec.links, self.journal
+        deadline = self.began + spec.budget
+        room = spec.share_limit
+        last = perf_counter()
+        with hosted(self.host, self.has_process), self._capturing() as capture:
+            for member in range(len(self.statuses), len(spec.calls)):
+                self.running = member
+                link = links.get(member, _NO_LINK)
+                status: int = Status.DONE if link is _NO_LINK else self._ready(link)
+                value: bytes | None = None
+                output: tuple[str, str] | None = None
+                claim = claims.claim(member)
+                if journal is not None:
+                    journal.run(member)
+                if claim != RUN:
+                    # What comes after it takes its being over for the being over of all that
+                    # it waits for: if that was deferred, so is this, cancelled or not.
+                    if status != Status.DEFERRED:
+                        status = claim
+                elif status == Status.DONE:
+                    status, value = self._run(member, link, capture)
+                    if capture.stdout.size or capture.stderr.size:
+                        output = capture.texts()
+                        room -= sum(map(len, output))
+                        capture.clear()
+                    if value is not None:
+                        room -= len(value)
+                now = perf_counter()
+                self.over(member, status, value, now - last, output)
+                last = now
+                if now > deadline or room < 0:
+                    self.defer_rest()
+        self.running = -1
+        return self.result()
+
+    # What else runs blocks by this may want to know, or to do in another way.
+
+    #: Whether nothing else runs in this process.
+    has_process = False
+
+    def _capturing(self) -> AbstractContextManager[Capture]:
+        return capturing(self.spec.output_limit)
+
+    def _calling(self) -> None:
+        """Told when a member's function is about to be called."""
+
+    def _call(
+        self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        return function(*args, **kwargs)
+
+    def _may_try_again(self, member: int) -> bool:
+        return True
+
+    def _again(self) -> None:
+        """Told when a member is about to be tried again."""
+
+    def _status_of(self, source: Source) -> int:
+        position, member = source
+        if position == LOCAL:
+            return self.statuses[member]
+        found: BlockResult = self.inputs[position]
+        # What was lost has to be made again, or given up: that is for the client to say.
+        return Status.DEFERRED if found.lost else found.statuses[member]
+
+    def _ready(self, link: Link) -> int:
+        """Say DONE if a member may run, else what becomes of it instead."""
+        status = Status.DONE
+        for source in link.needs:
+            found = self._status_of(source)
+            if found == Status.DEFERRED:
+                return Status.DEFERRED
+            if found:
+                status = Status.SKIPPED
+        for source in link.after:
+            if self._status_of(source) == Status.DEFERRED:
+                return Status.DEFERRED
+        for value in link.values:
+            # What had been there when this was submitted may have been lost since.
+            if isinstance(value, Part):
+                position, _ = value.source
+                if position != LOCAL and self.inputs[position].lost:
+                    return Status.DEFERRED
+        return status
+
+    def _part(self, part: Part | bytes | str) -> bytes | str:
+        if not isinstance(part, Part):
+            return part
+        (position, member), name = part
+        values, outputs = (
+            (self.values, self.outputs)
+            if position == LOCAL
+            else (self.inputs[position].values, self.inputs[position].outputs)
+        )
+        if name == "result":
+            return values[member]  # type: ignore[return-value]
+        texts: tuple[str, str] = outputs.get(member, ("", ""))
+        return texts[name == "stderr"]
+
+    def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
+        index, data = self.spec.calls[member]
+        if index < 0:
+            return Status.DONE, _NONE
+        attempts = self.spec.limits.get(member, _NO_LIMITS).retries
+        host = self.host
+        value: Any = None
+        while True:
+            if host is not None:
+                host.next_task()
+            doing = _LOADING_FUNCTION
+            try:
+                function = self._functions[index]
+                if function is None:
+                    function = self._functions[index] = self._load(index)
+                doing = _LOADING_ARGUMENTS
+                if link is _NO_LINK:
+                    args, kwargs = pickling.loads(data)
+                else:
+                    args, kwargs = self._arguments(data, link)
+                doing = ""
+                self._calling()
+                value = self._call(member, function, args, kwargs)
+                if type(value) is CoroutineType:
+                    # Not at the top: a child starts faster without it.
+                    import asyncio
+
+                    value = self._call(member, asyncio.run, (value,), {})
+                if host is not None and host.guests:
+                    # What it has started is part of it.
+                    self._call(member, host.finish, (), {})
+                doing = SENDING_RESULT
+                return Status.DONE, pickling.dumps(value)
+            except BaseException as raised:
+                if host is not None and host.guests:
+                    host.give_up()
+                error = as_task_error(raised, doing, self.spec.label(member), value)
+                if attempts > 0 and self._may_try_again(member):
+                    attempts -= 1
+                    self._again()
+                    capture.clear()
+                    continue
+                return Status.FAILED, pack_error(error, self.spec.label(member))
+
+    def _load(self, index: int) -> Callable[..., Any]:
+        data = self._content(self.spec.functions[index])
+        if self.spec.setup is None:
+            return load_function(data)
+        setup = self._content(self.spec.setup)
+        return Prepared(self.spec.topic, setup, pickling.loads(data))
+
+    def _content(self, given: bytes | int) -> bytes:
+        return self.inputs[given] if isinstance(given, int) else given
+
+    def _arguments(self, data: bytes, link: Link) -> Any:
+        values = [self._part(value) for value in link.values]
+        buffers = [self.inputs[position] for position in link.buffers]
+        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+            return pickling.unpack(data, values, buffers)
+
+
+@lru_cache(maxsize=256)
+def load_function(data: bytes) -> Callable[..., Any]:
+    """Unpickle a function, once for each that this process meets."""
+    function: Callable[..., Any] = pickling.loads(data)
+    return function
+
+
+def as_task_error(
+    error: BaseException, doing: str, label: str, value: object = None
+) -> BaseException:
+    """Make an error that names the task of what is none of its function's own.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    doing : str
+        While what was done; empty: the function itself was called.
+    label : str
+        What messages call the task.
+    value : object
+        What the function has returned, if that was being sent.
+    """
+    said = f"{type(error).__name__}: {safe_str(error)}"
+    made: TaskError
+    if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
+        made = LoadingError(f"task {label}: {doing}: {said}")
+    elif isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        what = f"task {label} called sys.exit({safe_str(error.code, repr)})"
+        made = TaskCrashed(what, exitcode=code, exited=True, code=error.code)
+    elif isinstance(error, KeyboardInterrupt):
+        what = f"task {label} was interrupted"
+        made = TaskCrashed(what, exitcode=-signal.SIGINT, interrupted=True)
+    elif doing:
+        hint = hint_on_value("result", value, error)
+        what = f"its result, {kind_of(value)}, cannot be sent"
+        made = SerializationError(f"task {label}: {what}: {said}{hint}")
+    elif isinstance(error, (ProcessFailed, TaskTimeout)):
+        error.args = (f"task {label}: {error}",)
+        return error
+    else:
+        return error
+    return made.with_traceback(error.__traceback__)

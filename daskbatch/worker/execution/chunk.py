@@ -1,0 +1,64 @@
+"""Runs several calls of one function as one task, each with an outcome of its own.
+
+Does not know who put them together, or why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import CoroutineType
+from typing import Any, NamedTuple
+
+from daskbatch.serialization.pickled_values import Packet, pack_values
+from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
+from daskbatch.worker.execution.interrupt import Stopped
+from daskbatch.worker.execution.outcome import pack_error
+
+
+class Chunk(NamedTuple):
+    """What became of the calls of a chunk.
+
+    Parameters
+    ----------
+    values : Packet
+        What they returned; None for those that raised.
+    errors : mapping
+        The packed exceptions, by position.
+    """
+
+    values: Packet
+    errors: Mapping[int, bytes]
+
+
+def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Chunk:
+    """Call a function with each of some tuples of arguments, one after another.
+
+    Parameters
+    ----------
+    label : str
+        What messages call the calls.
+    function : callable
+        The function.
+    calls : sequence of tuple
+        The arguments of each call.
+    """
+    values: list[Any] = []
+    errors: dict[int, bytes] = {}
+    for position, args in enumerate(calls):
+        value = None
+        try:
+            value = function(*args)
+            if type(value) is CoroutineType:
+                value = asyncio.run(value)
+        except Stopped:
+            raise
+        except BaseException as raised:
+            which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk:\n"
+            errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
+        values.append(value)
+    packet, failed = pack_values(values)
+    for position, error in failed.items():
+        said = as_task_error(error, SENDING_RESULT, label, values[position])
+        errors[position] = pack_error(said, label)
+    return Chunk(packet, errors)

@@ -1,0 +1,297 @@
+"""CPython's own tests of executors, put together with a BatchPoolExecutor.
+
+A module of its own, because workers import it: functions of test cases are pickled by name.
+The tests are the running Python's, or those in `cpython/` where it has none. None is changed;
+three names of their modules are: `BrokenProcessPool` is `BrokenExecutor`, its general kind;
+programs run with our executor among those of `concurrent.futures`; and the futures that
+`FutureTests` looks at are ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import subprocess
+import sys
+import unittest
+from concurrent.futures import BrokenExecutor
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from conformance.cpython_path import HERE
+
+from daskbatch import BatchPoolExecutor
+from daskbatch.dispatch.task_record import Phase
+from daskbatch.executor.future import BatchPoolFuture
+
+from test.test_concurrent_futures import (  # isort: skip - after cpython_path
+    executor,
+    test_as_completed,
+    test_deadlock,
+    test_future,
+    test_init,
+    test_process_pool,
+    test_shutdown,
+    test_wait,
+    util,
+)
+
+COPY = HERE / "cpython" / "test" / "test_concurrent_futures"
+
+#: What is read for tests, to know that none is forgotten.
+MODULES = [
+    executor,
+    test_as_completed,
+    test_deadlock,
+    test_future,
+    test_init,
+    test_process_pool,
+    test_shutdown,
+    test_wait,
+]
+
+#: Where they are.
+DIRECTORY = Path(util.__file__).parent
+
+#: Modules with tests of other executors alone.
+OTHER_MODULES = {"test_thread_pool", "test_interpreter_pool", "test_pool"}
+
+_PROCESSES = "looks at the processes, queues and threads that a ProcessPoolExecutor has"
+_THREADS = "looks at the threads of a ThreadPoolExecutor"
+_PER_CHILD = "max_tasks_per_child: workers here do not end after so many calls"
+
+#: Every test that is not run, and why.
+NOT_RUN = {
+    "ProcessPoolExecutorTest.test_max_workers_too_large": "a limit of Windows",
+    "ProcessPoolExecutorTest.test_killed_child": _PROCESSES,
+    "ProcessPoolExecutorTest.test_ressources_gced_in_workers": (
+        "passes a proxy of a multiprocessing Manager, which only the Manager's children can use"
+    ),
+    "ProcessPoolExecutorTest.test_saturation": _PROCESSES,
+    "ProcessPoolExecutorTest.test_idle_process_reuse_one": _PROCESSES,
+    "ProcessPoolExecutorTest.test_idle_process_reuse_multiple": _PROCESSES,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child": _PER_CHILD,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": _PER_CHILD,
+    "ProcessPoolExecutorTest.test_max_tasks_early_shutdown": _PER_CHILD,
+    "ProcessPoolExecutorTest.test_python_finalization_error": _PROCESSES,
+    "ThreadPoolWaitTests.test_pending_calls_race": "the calls share an Event of this process",
+    "ThreadPoolShutdownTest.test_threads_terminate": _THREADS,
+    "ThreadPoolShutdownTest.test_context_manager_shutdown": _THREADS,
+    "ThreadPoolShutdownTest.test_del_shutdown": _THREADS,
+    "ThreadPoolShutdownTest.test_shutdown_no_wait": _THREADS,
+    "ThreadPoolShutdownTest.test_thread_names_assigned": _THREADS,
+    "ThreadPoolShutdownTest.test_thread_names_default": _THREADS,
+    "ThreadPoolShutdownTest.test_cancel_futures_wait_false": (
+        "makes a ThreadPoolExecutor by name; test_executor_exit.py has the same of ours"
+    ),
+    "ProcessPoolShutdownTest.test_processes_terminate": _PROCESSES,
+    "ProcessPoolShutdownTest.test_context_manager_shutdown": _PROCESSES,
+    "ProcessPoolShutdownTest.test_del_shutdown": _PROCESSES,
+    "ProcessPoolShutdownTest.test_shutdown_no_wait": _PROCESSES,
+    "FailingInitializerResourcesTest.test_spawn": "the resource tracker of multiprocessing",
+    "FailingInitializerResourcesTest.test_forkserver": "the resource tracker of multiprocessing",
+    "ExecutorDeadlockTest.test_shutdown_deadlock_pickle": _PROCESSES,
+    "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full": _PROCESSES,
+}
+
+#: The same for tests of these classes that another version of Python may add.
+NOT_RUN_OF = {
+    "ProcessPoolExecutorTest": _PROCESSES,
+    "ProcessPoolShutdownTest": _PROCESSES,
+    "ThreadPoolWaitTests": _THREADS,
+    "ThreadPoolShutdownTest": _THREADS,
+    "FailingInitializerResourcesTest": _PROCESSES,
+}
+
+#: Of a class that is about a ProcessPoolExecutor, what is about any executor.
+OF_PROCESS_POOL = {"test_map_chunksize", "test_traceback"}
+
+
+class SharedExecutor(BatchPoolExecutor):
+    """On the cluster that the tests share, unless its workers must be its own."""
+
+    cluster: str | None = None
+
+    def __init__(
+        self, max_workers: int | None = None, mp_context: None = None, **options: Any
+    ) -> None:
+        shared = None if "initializer" in options else self.cluster
+        super().__init__(cluster=shared, max_workers=max_workers, **options)
+
+
+class EchoingExecutor(SharedExecutor):
+    """Prints what the calls print, as a pool of child processes does."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(_echo)
+        return future
+
+
+def _echo(future: Any) -> None:
+    sys.stdout.write(future.task.stdout.get())
+    sys.stdout.flush()
+
+
+_ONE_OF_OURS = """\
+import concurrent.futures
+from conformance import cpython_cases
+concurrent.futures.SharedExecutor = cpython_cases.EchoingExecutor
+del concurrent, cpython_cases
+"""
+
+
+def assert_python_ok(option: str, program: str) -> tuple[int, bytes, bytes]:
+    """Run a program that knows our executor; gives its exit code and what it printed."""
+    path = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    assert SharedExecutor.cluster is not None
+    run = subprocess.run(
+        [sys.executable, option, _ONE_OF_OURS + program],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "DASKBATCH_CLUSTER": SharedExecutor.cluster,
+        },
+        capture_output=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    return run.returncode, run.stdout, run.stderr
+
+
+for module in (test_deadlock, test_process_pool):
+    module.BrokenProcessPool = BrokenExecutor
+test_shutdown.assert_python_ok = assert_python_ok
+
+
+class Shared(util.ExecutorMixin):
+    """Gives each test an executor of its own."""
+
+    executor_type = SharedExecutor
+
+    def get_context(self) -> None:
+        """Say how processes are started; there is but one way here."""
+
+
+class ExecutorTest(Shared, executor.ExecutorTest, unittest.TestCase):
+    pass
+
+
+class ProcessPoolExecutorTest(Shared, test_process_pool.ProcessPoolExecutorTest, unittest.TestCase):
+    pass
+
+
+class WaitTest(Shared, test_wait.WaitTests, unittest.TestCase):
+    pass
+
+
+class AsCompletedTest(Shared, test_as_completed.AsCompletedTests, unittest.TestCase):
+    pass
+
+
+class ShutdownTest(Shared, test_shutdown.ExecutorShutdownTest, unittest.TestCase):
+    pass
+
+
+class InitializerTest(test_init.InitializerMixin, Shared, unittest.TestCase):
+    pass
+
+
+class FailingInitializerTest(test_init.FailingInitializerMixin, Shared, unittest.TestCase):
+    pass
+
+
+class DeadlockTest(Shared, test_deadlock.ExecutorDeadlockTest, unittest.TestCase):
+    TIMEOUT = 60
+
+
+class Future(BatchPoolFuture):
+    """The future of a call that is as far as the future's state says, and that no worker has."""
+
+    def __init__(self) -> None:
+        # Of its pool, only that it can cancel the call; whatever else it is told, it takes.
+        super().__init__(pool=mock.Mock(cancel=lambda cells: cells), cell=self)
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.RUNNING if self._state == RUNNING else Phase.WAITING
+
+
+class FutureTest(test_future.FutureTests):
+    """With the futures of our executor in place of plain ones."""
+
+    def setUp(self) -> None:
+        # What no logger's handler hears goes to stderr, where it is looked for; pytest hears all.
+        self.enterContext(mock.patch.object(logging.getLogger(), "handlers", []))
+        self.enterContext(mock.patch.object(util, "Future", Future))
+        self.enterContext(mock.patch.object(test_future, "Future", Future))
+        for name, state in {
+            "PENDING": {},
+            "RUNNING": {"state": RUNNING},
+            "CANCELLED": {"state": CANCELLED},
+            "CANCELLED_AND_NOTIFIED": {"state": CANCELLED_AND_NOTIFIED},
+            "EXCEPTION": {"state": FINISHED, "exception": OSError()},
+            "SUCCESSFUL": {"state": FINISHED, "result": 42},
+        }.items():
+            future = util.create_future(**state)
+            self.enterContext(mock.patch.object(test_future, f"{name}_FUTURE", future))
+
+    def tearDown(self) -> None:
+        """Leave the threads and the children of this process alone."""
+
+
+CASES = [
+    ExecutorTest,
+    ProcessPoolExecutorTest,
+    WaitTest,
+    AsCompletedTest,
+    ShutdownTest,
+    InitializerTest,
+    FailingInitializerTest,
+    DeadlockTest,
+    FutureTest,
+]
+
+
+def _home(case: type, name: str) -> str:
+    """Say in which class a test is written."""
+    return next(f"{each.__name__}.{name}" for each in case.__mro__ if name in vars(each))
+
+
+def why_not(test: str) -> str | None:
+    """Say why a test, `Class.name`, is not run; None if it is."""
+    kind, name = test.split(".")
+    if kind == "ProcessPoolExecutorTest" and name in OF_PROCESS_POOL:
+        return None
+    return NOT_RUN.get(test, NOT_RUN_OF.get(kind))
+
+
+def written(directory: Path) -> set[str]:
+    """Give all tests that are written in CPython's modules, as `Class.name`."""
+    return {
+        f"{each.name}.{part.name}"
+        for module in MODULES
+        for each in ast.parse((directory / Path(module.__file__).name).read_text("utf-8")).body
+        if isinstance(each, ast.ClassDef)
+        for part in each.body
+        if isinstance(part, ast.FunctionDef) and part.name.startswith("test_")
+    }
+
+
+def run() -> list[str]:
+    """Give the tests that pytest finds in our cases, by the classes that they are written in."""
+    loader = unittest.TestLoader()
+    return [_home(case, name) for case in CASES for name in loader.getTestCaseNames(case)]
+
+
+# What is not to run must not be found.
+for case in CASES:
+    for name in unittest.TestLoader().getTestCaseNames(case):
+        if why_not(_home(case, name)) is not None or (
+            # ... nor run a second time.
+            case is ProcessPoolExecutorTest and name not in OF_PROCESS_POOL
+        ):
+            setattr(case, name, None)

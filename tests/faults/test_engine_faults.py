@@ -1,0 +1,25 @@
+"""Random programs while workers, children and executables are killed: the recorded seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults.engine_harness import run_seeds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("workers", "seeds"),
+    [
+        (2, [1, 300]),
+        (2, [15, 106]),
+        (3, [3, 11, 19]),
+        (4, [44, 84]),
+    ],
+)
+def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:
+    tally = run_seeds(seeds, workers, tmp_path)
+    assert not tally.violations, "\n".join(tally.violations)
+    assert tally.counts["killed worker"] > 0

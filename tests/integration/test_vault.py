@@ -1,0 +1,135 @@
+"""What there is no room for goes to disk and comes back: twice the memory of the cluster, too."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from daskbatch import Batch, DDict
+from daskbatch.shared.data.codec import Value, pack, unpack
+from daskbatch.shared.store.spill import Slot, Vault
+
+#: A worker that has imported what it needs has some 150 MB of these.
+LIMIT = 400_000_000
+SIZE = 20_000_000
+
+
+def in_memory(value: Value) -> Value:
+    """Give a value as it comes from the wire."""
+    return tuple(memoryview(bytes(each)) for each in value) if isinstance(value, tuple) else value
+
+
+def test_values_come_back_from_disk(tmp_path: Path) -> None:
+    vault = Vault(1000, tmp_path / "some where" / "ü")
+    values = ["small", b"", b"x" * 5000, np.arange(10_000.0), [np.ones(5000), np.zeros(5000)], None]
+    slots = [vault.keep(number, in_memory(pack(value))) for number, value in enumerate(values)]
+    memory, spilled = vault.sizes()
+    assert memory <= 1000
+    assert spilled > 80_000
+    for slot, value in zip(slots, values, strict=True):
+        found = unpack(slot.value)
+        assert type(found) is type(value)
+        if isinstance(value, list):
+            assert all(np.array_equal(a, b) for a, b in zip(found, value, strict=True))
+        else:
+            assert np.array_equal(found, value)
+
+
+def test_what_nobody_has_any_more_leaves_nothing_on_disk(tmp_path: Path) -> None:
+    vault = Vault(1000, tmp_path / "vault")
+    slots = [vault.keep(number, b"x" * 500) for number in range(20)]
+    assert len(os.listdir(tmp_path / "vault")) > 10
+    last = slots.pop()
+    slots.clear()
+    vault.tidy()
+    assert vault.sizes() == (last.size, 0)
+    assert not (tmp_path / "vault").exists()
+    assert last.value == b"x" * 500
+
+
+def test_the_oldest_go_first_and_nothing_goes_while_there_is_room(tmp_path: Path) -> None:
+    vault = Vault(3000, tmp_path / "vault")
+    slots = [vault.keep(number, b"x" * 500) for number in range(3)]
+    assert [slot.file for slot in slots] == [None] * 3
+    slots += [vault.keep(number, b"x" * 500) for number in range(3)]
+    assert [slot.file is None for slot in slots] == [False] * 3 + [True] * 3
+
+
+def test_a_disk_that_takes_nothing_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    vault = Vault(1000, tmp_path / "file" / "vault")
+    first = vault.keep(1, b"x" * 500)
+    with pytest.raises(OSError, match="file"):
+        vault.keep(2, b"y" * 5000)
+    assert first.value == b"x" * 500
+
+
+def test_many_threads_keep_and_read_at_once(tmp_path: Path) -> None:
+    vault = Vault(20_000, tmp_path / "vault")
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        kept: list[tuple[Slot, bytes]] = []
+        for turn in range(200):
+            value = bytes([number, turn % 256]) * 300
+            kept.append((vault.keep(turn, value), value))
+            if len(kept) > 20:
+                del kept[turn % 20]
+            wrong.extend(slot for slot, value in kept[::5] if slot.value != value)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert vault.sizes() == (0, 0)
+
+
+def put(d: DDict, number: int) -> None:
+    d[number] = np.full(SIZE, number, "u1")
+
+
+def is_right(d: DDict, number: int) -> bool:
+    found = d[number]
+    return found.shape == (SIZE,) and bool((found == number).all())
+
+
+def test_twice_the_memory_of_the_cluster_goes_in_and_comes_out() -> None:
+    count = 2 * 2 * LIMIT // SIZE
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        Batch(client) as batch,
+    ):
+        before = client.run(os.getpid)
+        d = batch.ddict()
+        # Half of it by the client, half by tasks.
+        for number in range(count // 2):
+            put(d, number)
+        batch.compile([batch.function(put, d, number) for number in range(count // 2, count)]).run()
+        assert sum(each["spilled"] for each in d.stats()) > 2 * LIMIT
+        assert sum(each["bytes"] for each in d.stats()) < 2 * LIMIT * 0.31
+        assert all(is_right(d, number) for number in range(0, count, 2))
+        program = batch.compile(
+            [batch.function(is_right, d, number) for number in range(1, count, 2)]
+        )
+        program.run()
+        assert all(program.result.get())
+        assert client.run(os.getpid) == before
+        d.clear()
+        assert [(each["bytes"], each["spilled"]) for each in d.stats()] == [(0, 0), (0, 0)]
+
+
+def test_what_was_not_kept_is_not_counted_when_it_goes(tmp_path: Path) -> None:
+    vault = Vault(1000, tmp_path / "vault")
+    kept = vault.keep("a", b"x" * 500)
+    Slot(vault, "b", b"x" * 500)
+    assert vault.sizes() == (kept.size, 0)

@@ -1,0 +1,117 @@
+"""The notebooks run from top to bottom in a real kernel, as a reader would run them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import psutil
+import pytest
+from support.paths import NOTEBOOKS as DIRECTORY
+
+NOTEBOOKS = sorted(DIRECTORY.glob("*.ipynb"))
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def text_of(notebook: Any) -> str:
+    """Give all that its cells have printed."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def processes_in(directory: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(directory):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A notebook that has been run, the first cell twice; gives it and where it ran."""
+    directory = tmp_path_factory.mktemp("notebook")
+    elsewhere = tmp_path_factory.mktemp("jupyter")
+    notebook = read(request.param)
+    first = notebook.cells.index(code_cells(notebook)[0])
+    again = copy.deepcopy(notebook.cells[first])
+    again.id += "-again"
+    notebook.cells.insert(first + 1, again)
+    with pytest.MonkeyPatch.context() as patch:
+        # The kernel of this very Python, whatever else the user has installed.
+        patch.setenv("JUPYTER_DATA_DIR", str(elsewhere))
+        patch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+        patch.setenv("IPYTHONDIR", str(elsewhere))
+        nbclient.NotebookClient(
+            notebook,
+            timeout=100,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(directory)}},
+        ).execute()
+    return request.param, notebook, directory
+
+
+def test_there_are_notebooks() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_none_is_stored_with_its_outputs(path: Path) -> None:
+    for cell in code_cells(read(path)):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+def test_every_cell_ran_and_nothing_complained(executed: tuple[Path, Any, Path]) -> None:
+    _, notebook, _ = executed
+    for cell in code_cells(notebook):
+        assert cell.execution_count is not None
+        for output in cell.outputs:
+            assert output.output_type != "error", output
+            assert output.get("name") != "stderr", output.text
+
+
+def test_nothing_is_left_running(executed: tuple[Path, Any, Path]) -> None:
+    _, _, directory = executed
+    for _ in range(3000):
+        left = processes_in(directory)
+        if not left:
+            break
+        threading.Event().wait(0.01)
+    assert not left
+
+
+def test_the_first_one_shows_what_it_says(executed: tuple[Path, Any, Path]) -> None:
+    path, notebook, directory = executed
+    assert path.stem == "1-first-batch"
+    said = text_of(notebook)
+    assert "2 workers" in said
+    assert "Askim: " in said
+    assert "clean Esbjerg: " in said
+    assert "the root of it: clean Esbjerg" in said
+    assert "clean Askim again is done" in said
+    assert "'clean Askim' (4) waits for 'measure Askim' (0)" in said
+    pictures = [
+        output.data["image/svg+xml"]
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if "image/svg+xml" in output.get("data", {})
+    ]
+    assert len(pictures) == 1
+    assert "put together" in pictures[0]
+    assert sorted(os.listdir(directory)) == ["first-batch"]

@@ -1,0 +1,308 @@
+"""What clients of a Batch do in processes of their own, and tasks that are clients themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import dask
+
+from daskbatch import Batch, ServiceLost, SubmitAfterCloseError
+from daskbatch.batch.task import Task
+
+#: Processes that start quickly, since Dask is imported once for all of them.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["daskbatch.batch.batch", "support.clients"])
+
+
+@contextmanager
+def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
+    """Run a function in another process, which is over, one way or the other, at the end."""
+    running = context.Process(target=function, args=args)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.join(30)
+        if running.exitcode is None:
+            running.kill()
+            running.join()
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for what no event tells of."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def pid_in(path: Path) -> int:
+    """Wait for a process to have written its number."""
+    until(lambda: path.exists() and path.read_text().endswith("\n"))
+    return int(path.read_text())
+
+
+# -- clients ----------------------------------------------------------------------------
+
+
+def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, end: Any) -> None:
+    """Run many tasks at the same time as others do, and leave when told."""
+    tasks = [batch.function(pow, number, 2) for number in range(first, first + count)]
+    program = batch.compile(tasks)
+    begin.wait(30)
+    program.run(timeout=90)
+    right = program.get() == [number**2 for number in range(first, first + count)]
+    answers.put((batch.client_id, right))
+    end.wait(60)
+    batch.close()
+
+
+def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
+    """Start tasks that run until they are stopped, and one that never gets to run."""
+    if ttl is not None:
+        dask.config.set({"daskbatch.client-ttl": ttl})
+    tasks = [
+        batch.function(spin, directory / "thread"),
+        batch.options(isolation="process").function(spin, directory / "process"),
+        batch.process("sh", "-c", f"echo $$ > {directory}/executable.begun; exec sleep 600"),
+    ]
+    for task in tasks:
+        task.start()
+    try:
+        tasks[0].get()
+    except ServiceLost:
+        (directory / "told").touch()
+        try:
+            batch.function(len, "").run(timeout=30)
+        except ServiceLost:
+            (directory / "told again").touch()
+
+
+def spin(path: Path) -> None:
+    """Run until stopped, and leave a trace of that."""
+    path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
+    try:
+        while True:
+            time.sleep(0.01)
+    finally:
+        path.with_suffix(".stopped").touch()
+
+
+def use_and_leave(batch: Batch, path: Path) -> None:
+    """Start what takes a moment, close, and end at once."""
+    batch.function(touch_later, path).start()
+    batch.close()
+
+
+def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
+    """Be one of two processes: the other one has all that this one has open."""
+    batch.function(spin, directory / "task").start()
+    until((directory / "task.begun").exists)
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    (directory / "forked").touch()
+    time.sleep(600)
+
+
+def forget_to_close(batch: Batch, path: Path) -> None:
+    """End without having closed, with a task that runs."""
+    batch.function(spin, path).start()
+    until(path.with_suffix(".begun").exists)
+
+
+def square_there(batch: Batch, answers: Any) -> None:
+    """Run one task."""
+    with batch:
+        task, large = batch.function(pow, 7, 2), batch.function(len, bytes(11 << 20))
+        large.run(timeout=30)
+        task.run(timeout=30)
+        answers.put((batch.client_id, task.get()))
+
+
+def take_from(queue: Any, answers: Any) -> None:
+    """Use what comes by a queue."""
+    square_there(queue.get(timeout=30), answers)
+
+
+def wait_for_ever(batch: Batch, path: Path, answers: Any) -> None:
+    """Wait for a task that does not end, and tell what comes of that and of all after it."""
+    task = batch.function(spin, path)
+    task.start()
+    told: list[str] = []
+    for attempt in (task.get, batch.fence, task.get, lambda: batch.function(len, "").start()):
+        try:
+            attempt()
+            told.append("nothing")
+        except (ServiceLost, SubmitAfterCloseError) as error:
+            told.append(type(error).__name__)
+    batch.close()
+    answers.put(told)
+
+
+# -- tasks ------------------------------------------------------------------------------
+
+
+def touch_later(path: Path) -> None:
+    time.sleep(0.3)
+    path.touch()
+
+
+def wait_for(path: Path) -> str:
+    while not path.exists():
+        time.sleep(0.005)
+    return path.name
+
+
+def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
+    """Have a task do the same one level less deep, and wait for it."""
+    if not levels:
+        return [batch.client_id]
+    task = batch.options(isolation=isolation).function(go_down, batch, levels - 1, isolation)
+    task.start()
+    return [batch.client_id, *task.get()]
+
+
+def square(batch: Batch, number: int) -> tuple[int, int]:
+    """Have another task square a number; never closes."""
+    task = batch.function(pow, number, 2)
+    task.run()
+    return task.get(), batch.client_id
+
+
+def wait_for_another(batch: Batch, path: Path) -> Any:
+    task = batch.function(wait_for, path)
+    task.start()
+    return task.get()
+
+
+async def await_two(batch: Batch) -> list[int]:
+    tasks = [batch.function(pow, number, 2) for number in (3, 4)]
+    for task in tasks:
+        task.start()
+    return list(await asyncio.gather(*[_await(task) for task in tasks]))
+
+
+async def _await(task: Task) -> Any:
+    return await task
+
+
+def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
+    """Wait in threads of one's own."""
+    found: list[int] = []
+    clients: set[int] = set()
+
+    def use(number: int) -> None:
+        task = batch.function(pow, number, 2)
+        task.run()
+        found.append(task.get())
+        clients.add(batch.client_id)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(found), clients
+
+
+def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
+    """Find out whether another task computes at the same time, before or after having waited."""
+    met = 0
+    for part in range(2):
+        try:
+            (directory / "computing").mkdir()
+            time.sleep(0.01)
+            (directory / "computing").rmdir()
+        except FileExistsError:
+            met += 1
+        if levels and not part:
+            task = batch.function(alone, batch, directory, levels - 1)
+            task.start()
+            met += task.get()
+    return met
+
+
+def fork_and_square(batch: Batch) -> tuple[int, int]:
+    """Have a process that is forked be a client, which is no task."""
+    number = batch.client_id
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException), batch:
+            task = batch.function(pow, 7, 2)
+            task.run(timeout=30)
+            answers.put((batch.client_id - number, task.get()))
+        os._exit(0)
+    os.waitpid(child, 0)
+    return answers.get()  # type: ignore[no-any-return]
+
+
+def make_another() -> tuple[int, int, bool]:
+    """Make a Batch in a task, as its creator."""
+    with Batch(num_workers=1) as batch:
+        task = batch.function(pow, 2, 5)
+        task.run(timeout=30)
+        inner = batch.function(square, batch, 3)
+        inner.run(timeout=30)
+    return batch.client_id, task.get() + inner.get()[0], batch.closed
+
+
+def wait_and_tell(batch: Batch, directory: Path) -> Any:
+    """Wait for another, and say in which process."""
+    task = batch.function(wait_for, directory / "go")
+    task.start()
+    with (directory / "waiting").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return task.get()
+
+
+def start_and_return(batch: Batch, path: Path) -> str:
+    batch.function(touch_later, path).start()
+    return "returned"
+
+
+def start_and_fail(batch: Batch, path: Path) -> None:
+    task = batch.function(spin, path)
+    task.start()
+    while not path.with_suffix(".begun").exists():
+        # Only who waits like this leaves the slot to others.
+        with suppress(TimeoutError):
+            task.wait(timeout=0.1)
+    raise KeyError("mine")
+
+
+def start_and_wait(batch: Batch, path: Path) -> None:
+    task = batch.function(spin, path)
+    task.start()
+    task.wait()
+
+
+def use_after_close(batch: Batch) -> str:
+    batch.close()
+    try:
+        batch.function(len, "")
+    except SubmitAfterCloseError as error:
+        return str(error)
+    return "nothing"
+
+
+def large(batch: Batch) -> int:
+    """Take what stays on its worker."""
+    task = batch.function(bytes, 300_000)
+    task.run()
+    return len(task.get())
+
+
+def note(path: Path, name: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{name}\n")

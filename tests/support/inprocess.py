@@ -1,0 +1,155 @@
+"""A backend that runs graphs in this process, with Dask's own local schedulers."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.threaded
+from dask.task_spec import DataNode
+
+from daskbatch.dispatch.backend import Answered, Members
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.lower import Lowered, Setting
+from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.task_record import Cell
+from daskbatch.worker.entry import run_block
+from daskbatch.worker.execution.block_run import BlockRun
+from daskbatch.worker.execution.outcome import BlockResult, Status
+
+
+class Result:
+    """What of a Dask future the dispatcher needs."""
+
+    def __init__(self) -> None:
+        self.status = "pending"
+        self.over = threading.Event()
+        self.value: Any = None
+
+    def finish(self, value: Any) -> None:
+        self.value, self.status = value, "finished"
+        self.over.set()
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.over.wait(timeout):
+            raise TimeoutError
+        return self.value
+
+    def release(self) -> None:
+        pass
+
+
+class InProcessBackend:
+    """Runs each submission in a thread of its own, once what it hangs on is there.
+
+    Parameters
+    ----------
+    slots : int
+        Threads for the blocks of a submission; with one, they run one after another.
+    reports : bool
+        Whether reports are sent, or the dispatcher has nothing but the keys' results.
+    """
+
+    def __init__(self, slots: int = 1, reports: bool = True) -> None:
+        self.slots = slots
+        self.submissions: list[Lowered] = []
+        self._reports = reports
+        self._results: dict[Any, Result] = {}
+        self._threads: list[threading.Thread] = []
+        self._runs: dict[int, BlockRun] = {}
+        self._revoked: dict[int, dict[int, Status]] = {}
+        self._lock = threading.Lock()
+
+    def attach(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def entry(self, payload: bytes, *inputs: Any) -> BlockResult:
+        return run_block(payload, *inputs, reporter=self)
+
+    # As a reporter:
+
+    def begin(self, run: BlockRun) -> None:
+        with self._lock:
+            self._runs[run.spec.block] = run
+            for member, status in self._revoked.get(run.spec.block, {}).items():
+                run.revoke([member], status)
+
+    def end(self, run: BlockRun) -> None:
+        if self._reports:
+            for report in run.reports():
+                self.dispatcher.report(pickle.dumps(report))
+
+    # As a backend:
+
+    def require_alive(self) -> None:
+        pass
+
+    def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
+        self.submissions.append(lowered)
+        graph = dict(lowered.graph)
+        for key in graph:
+            self._results[key] = Result()
+        for key, placement in lowered.blocks.items():
+            placement.future = self._results[key]
+        thread = threading.Thread(target=self._run, args=(lowered, graph))
+        self._threads.append(thread)
+        thread.start()
+        return {key: self._results[key] for key in lowered.buffers}
+
+    def _run(self, lowered: Lowered, graph: dict[Any, Any]) -> None:
+        outside = {before for node in graph.values() for before in node.dependencies} - set(graph)
+        for key in outside:
+            graph[key] = DataNode(key, self._results[key].result())
+        keys = list(lowered.blocks)
+        if self.slots == 1:
+            values = dask.get(graph, keys)
+        else:
+            values = dask.threaded.get(graph, keys, num_workers=self.slots)
+        for key in lowered.buffers:
+            self._results[key].finish(lowered.buffers[key].content)
+        for (key, placement), value in zip(lowered.blocks.items(), values, strict=True):
+            self._results[key].finish(value)
+            self.dispatcher.key_over(placement, value if placement.left else None)
+
+    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+        revoked = {}
+        with self._lock:
+            for block, some in members.items():
+                self._revoked.setdefault(block, {}).update(dict.fromkeys(some, status))
+                run = self._runs.get(block)
+                began = run.revoke(some, status) if run is not None else []
+                revoked[block] = [member for member in some if member not in began]
+        threading.Thread(target=then, args=(revoked, {})).start()
+
+    def release(self, placement: Placement) -> None:
+        pass
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        pass
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        threading.Timer(seconds, function).start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+def make_dispatcher(
+    slots: int = 1, budget: float = 0.2, share_limit: int = 1 << 20, reports: bool = True
+) -> tuple[Dispatcher, InProcessBackend]:
+    """Make a dispatcher that runs things in this process."""
+    backend = InProcessBackend(slots, reports)
+    setting = Setting("topic", backend.entry, budget, share_limit, 1 << 16, 1 << 20)
+    dispatcher = Dispatcher(backend, setting)
+    backend.attach(dispatcher)
+    return dispatcher, backend
+
+
+def run_cells(dispatcher: Dispatcher, cells: Sequence[Cell], timeout: float = 60) -> None:
+    """Start cells and wait until they are over."""
+    dispatcher.submit(cells, "test")
+    assert dispatcher.outcomes.wait(lambda: all(cell.over for cell in cells), timeout)

@@ -1,0 +1,9 @@
+"""Where the project's files are."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+PROJECT = TESTS.parent
+DOCS = PROJECT / "docs"
+EXAMPLES = PROJECT / "examples"
+NOTEBOOKS = PROJECT / "notebooks"

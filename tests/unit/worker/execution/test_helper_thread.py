@@ -1,0 +1,57 @@
+"""What is done for a thread is done whole, though that thread is stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from daskbatch.worker.execution.helper_thread import Errands, errands
+from daskbatch.worker.execution.interrupt import Interruption, Stopped
+
+
+def test_it_is_done_when_the_wait_is_over() -> None:
+    done: list[threading.Thread] = []
+    errands().do(lambda: done.append(threading.current_thread()))
+    assert done
+    assert done[0] is not threading.current_thread()
+    assert errands() is errands()
+
+
+def test_what_goes_wrong_is_told_and_the_next_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    doing, done = Errands(), threading.Event()
+    with caplog.at_level(logging.ERROR, "daskbatch"):
+        doing.do(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    assert "ZeroDivisionError" in caplog.text
+    doing.do(done.set)
+    assert done.is_set()
+
+
+def test_who_waits_may_be_stopped_at_any_moment() -> None:
+    doing, interruption, rounds = Errands(), Interruption(), 300
+    begun, ended, over = [], [], threading.Event()
+
+    def errand() -> None:
+        begun.append(0)
+        ended.append(0)
+
+    def work() -> None:
+        while True:
+            doing.do(errand)
+
+    def call() -> None:
+        for number in range(rounds):
+            with pytest.raises(Stopped):
+                interruption.call(number, work, (), {})
+        over.set()
+
+    calling = threading.Thread(target=call, daemon=True)
+    calling.start()
+    while not over.wait(0.0001):
+        interruption.stop()
+        assert calling.is_alive() or over.is_set()
+    done = threading.Event()
+    doing.do(done.set)
+    assert done.is_set()
+    assert len(begun) == len(ended)

@@ -1,0 +1,315 @@
+"""Trees of processes: they end with all that belongs to them, wherever it has gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sweep, sweep_all
+
+#: Starts processes of all kinds, each of which tells its kind and its pid, and stays; the
+#: last is this one. All are deaf to SIGTERM.
+TREE = """
+import os, signal, sys
+
+def stay(kind):
+    os.write(1, f"{kind} {os.getpid()}\\n".encode())
+    while True:
+        signal.pause()
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    if os.fork() == 0:
+        stay("grandchild")
+    stay("child")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        stay("of-session")
+    stay("session")
+middle = os.fork()
+if middle == 0:
+    os.setsid()
+    if os.fork() == 0:
+        stay("daemon")
+    os._exit(0)
+os.waitpid(middle, 0)
+middle = os.fork()
+if middle == 0:
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-c", '''
+import os, signal
+os.setsid()
+os.write(1, f"executed {os.getpid()}\\\\n".encode())
+while True:
+    signal.pause()
+'''])
+    os._exit(0)
+os.waitpid(middle, 0)
+stay("root")
+"""
+KINDS = {"root", "child", "grandchild", "session", "of-session", "daemon", "executed"}
+
+
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 30) -> None:
+    """A guard against hanging: what is waited for is near, and has no event."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        threading.Event().wait(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def told(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
+    """Read what a tree tells of itself."""
+    lines = [pipe.readline().split() for _ in range(count)]
+    return {kind.decode(): int(pid) for kind, pid in lines}
+
+
+@dataclass
+class Starter:
+    """Starts processes that carry a marker of this test."""
+
+    marker: str = field(default_factory=lambda: os.urandom(8).hex())
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __call__(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
+        given: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "bufsize": 0,
+            "start_new_session": True,
+            "env": {**os.environ, MARKER: self.marker},
+        }
+        process = subprocess.Popen(command, **{**given, **options})
+        self.processes.append(process)
+        return process
+
+    def tree(self, **options: Any) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
+        process = self(sys.executable, "-c", TREE, **options)
+        assert process.stdout is not None
+        pids = told(process.stdout)
+        assert set(pids) == KINDS
+        assert all(map(is_running, pids.values()))
+        return process, pids
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    starter = Starter()
+    yield starter
+    sweep_all(MARKER, starter.marker)
+    for each in starter.processes:
+        each.kill()
+        each.wait()
+        if each.stdout is not None:
+            each.stdout.close()
+
+
+# -- kill_tree ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2])
+def test_everything_is_ended(start: Starter, grace: float) -> None:
+    process, pids = start.tree()
+    began = time.monotonic()
+    kill_tree(process.pid, start.marker, grace)
+    took = time.monotonic() - began
+    assert [kind for kind, pid in pids.items() if is_running(pid)] == []
+    assert grace <= took < grace + 2
+    # The exit code has been left to whoever has started it.
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_without_a_marker_the_tree_and_the_group_are_ended(start: Starter) -> None:
+    other = Starter()
+    process, pids = start.tree(env={**os.environ, MARKER: other.marker})
+    kill_tree(process.pid, "of something else", 0)
+    # Nobody can tell that these belong to it.
+    left = {"daemon", "executed"}
+    assert {kind for kind, pid in pids.items() if is_running(pid)} == left
+    assert sorted(sweep_all(MARKER, other.marker)) == sorted(pids[each] for each in left)
+
+
+def test_what_ends_when_asked_is_not_waited_for_longer(start: Starter) -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.02; done"
+    process = start("sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    began = time.monotonic()
+    kill_tree(process.pid, start.marker, 20)
+    assert time.monotonic() - began < 10
+    assert process.stdout.read() == b"bye\n"
+    assert process.wait() == 0
+
+
+def test_parents_are_told_before_their_children(start: Starter) -> None:
+    # Else the shell would go on with what comes next.
+    process = start("sh", "-c", "echo x; sleep 300; echo next; sleep 300; echo last")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"x\n"
+    wait_until(psutil.Process(process.pid).children, "it has no child")
+    kill_tree(process.pid, start.marker, 20)
+    assert process.stdout.read() == b""
+
+
+def test_what_is_started_during_the_grace_is_ended_too(start: Starter) -> None:
+    late = "trap '' TERM; echo $$; while :; do sleep 0.02; done"
+    script = "trap 'setsid sh -c \"$LATE\" & exit 0' TERM; echo ready; sleep 300 & wait"
+    process = start("sh", "-c", script, env={**os.environ, MARKER: start.marker, "LATE": late})
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    kill_tree(process.pid, start.marker, 1)
+    process.wait()
+    assert sweep(MARKER, start.marker) == []
+    for line in process.stdout:
+        assert not is_running(int(line))
+
+
+def test_what_goes_on_starting_others_is_ended(start: Starter) -> None:
+    # Each lives just long enough to start the next, in a session of its own.
+    script = 'echo x; setsid sh -c "$AGAIN" & sleep 0.01'
+    process = start("sh", "-c", script, env={**os.environ, MARKER: start.marker, "AGAIN": script})
+    assert process.stdout is not None
+    for _ in range(5):
+        assert process.stdout.readline() == b"x\n"
+    kill_tree(process.pid, start.marker, 0)
+    # All that could write to the pipe is gone.
+    rest = threading.Thread(target=process.stdout.read, daemon=True)
+    rest.start()
+    rest.join(10)
+    assert not rest.is_alive()
+
+
+def test_a_stopped_process_is_ended(start: Starter) -> None:
+    process, pids = start.tree()
+    os.kill(pids["session"], signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGSTOP)
+    kill_tree(process.pid, start.marker, 0.05)
+    assert not any(map(is_running, pids.values()))
+
+
+def test_the_orphans_of_a_process_that_was_waited_for_are_ended(start: Starter) -> None:
+    process, pids = start.tree()
+    process.kill()
+    process.wait()
+    kill_tree(process.pid, start.marker, 0.05)
+    assert not any(map(is_running, pids.values()))
+
+
+def test_what_has_ended_already_is_no_trouble(start: Starter) -> None:
+    process = start("true")
+    wait_until(lambda: not is_running(process.pid), "it still runs")
+    kill_tree(process.pid, start.marker, 1)
+    assert process.wait() == 0
+    kill_tree(process.pid, start.marker, 1)
+
+
+def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter) -> None:
+    # Neither a child of ours nor marked: it has got the number since.
+    between = start("sh", "-c", "setsid sleep 300 & echo $!; wait", env=dict(os.environ))
+    assert between.stdout is not None
+    other = int(between.stdout.readline())
+    kill_tree(other, start.marker, 0.05)
+    assert is_running(other)
+    psutil.Process(other).kill()
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1, os.getpid()], ids=["all", "own group", "init", "own"])
+def test_some_processes_are_never_ended(pid: int) -> None:
+    with pytest.raises(ValueError, match=f"process {pid} is not one to end"):
+        kill_tree(pid, "marker", 0)
+
+
+def test_our_own_group_is_not_ended(start: Starter) -> None:
+    process = start("sleep", "300", start_new_session=False)
+    kill_tree(process.pid, start.marker, 0)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_many_threads_at_once(start: Starter) -> None:
+    processes = [start("sh", "-c", "setsid sleep 300 & sleep 300") for _ in range(8)]
+    threads = [
+        threading.Thread(target=kill_tree, args=(each.pid, start.marker, 0.1)) for each in processes
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert all(each.wait() for each in processes)
+    assert sweep(MARKER, start.marker) == []
+
+
+# -- sweep --------------------------------------------------------------------------------
+
+
+def test_a_sweep_takes_only_what_carries_exactly_that(start: Starter) -> None:
+    def sleeper(**env: str) -> int:
+        return start("sleep", "300", env={**os.environ, **env}).pid
+
+    name = start.marker
+    mine = {sleeper(**{OWNER: name}), sleeper(**{OWNER: name, MARKER: "x"})}
+    others = [
+        sleeper(**{OWNER: name + "1"}),
+        sleeper(**{OWNER: "1" + name}),
+        sleeper(**{MARKER: name}),
+        sleeper(**{"X" + OWNER: name}),
+        sleeper(X=f"{OWNER}={name}"),
+    ]
+    assert set(sweep(OWNER, name)) == mine
+    for pid in mine:
+        wait_until(lambda pid=pid: not is_running(pid), "it still runs")
+    assert sweep(OWNER, name) == []
+    assert all(map(is_running, others))
+
+
+def test_a_sweep_spares_its_own_process() -> None:
+    program = (
+        "from daskbatch.worker.processes.process_tree import *; import os;"
+        "print(sweep(MARKER, os.environ[MARKER]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, MARKER: os.urandom(8).hex()},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_where_there_is_no_proc_a_sweep_does_the_same(
+    start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskbatch.worker.processes.process_tree.HAS_PROC", False)
+    monkeypatch.setattr("daskbatch.worker.processes.reaper.HAS_PROC", False)
+    process, pids = start.tree()
+    kill_tree(process.pid, start.marker, 0.05)
+    assert not any(map(is_running, pids.values()))
+
+
+def test_nothing_is_left_open(start: Starter) -> None:
+    def once() -> None:
+        process = start("sh", "-c", "setsid sleep 300 & sleep 300", stdout=None)
+        kill_tree(process.pid, start.marker, 0.01)
+        process.wait()
+
+    once()
+    before = psutil.Process().num_fds()
+    for _ in range(10):
+        once()
+    assert psutil.Process().num_fds() == before

@@ -1,0 +1,303 @@
+"""The warden: what a worker has started ends with it, however the worker ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from unit.worker.processes.test_process_tree import KINDS, TREE, is_running, told, wait_until
+
+from daskbatch.worker.processes import reaper as module
+from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
+from daskbatch.worker.processes.reaper import Warden, warden
+
+#: A worker: tells the name that its processes carry, does what it is told to, and waits.
+WORKER = """
+import os, signal, subprocess, sys, threading
+from daskbatch.worker.execution.executable import execute
+from daskbatch.worker.processes.reaper import warden
+
+def start(*command):
+    # Its output goes where ours does, so that the test can read it.
+    options = {"stdout": 1, "env": {**os.environ, "DASKBATCH_WORKER": warden().owner}}
+    return subprocess.Popen(command, start_new_session=True, **options)
+
+warden().ensure()
+print(warden().owner, flush=True)
+"""
+STAY = "\nwhile True: signal.pause()\n"
+
+
+def wardens(owner: str) -> list[psutil.Process]:
+    """Find the wardens of a worker by what they were started with."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if owner in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found
+
+
+@pytest.fixture
+def mine() -> Iterator[Warden]:
+    made = Warden()
+    yield made
+    made.close()
+    for each in wardens(made.owner):
+        each.kill()
+    sweep_all(OWNER, made.owner)
+
+
+class Worker:
+    """A stand-in for a worker, in a process of its own."""
+
+    def __init__(self, program: str, **env: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", WORKER + program],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+        self.owner = self.stdout.readline().decode().strip()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.stdout.close()  # others may have it open, too, and would keep it from its end
+        sweep_all(OWNER, self.owner)
+
+    def is_swept(self) -> bool:
+        return not wardens(self.owner)
+
+
+# -- the end of the worker ----------------------------------------------------------------
+
+
+def ended(worker: Worker, pids: dict[str, int]) -> None:
+    """Check that a worker that has just died leaves nothing behind."""
+    began = time.monotonic()
+    for kind, pid in pids.items():
+        wait_until(lambda pid=pid: not is_running(pid), f"{kind} still runs", 3)
+    wait_until(worker.is_swept, "the warden still runs", began + 3 - time.monotonic())
+
+
+def test_all_that_a_killed_worker_has_started_is_ended() -> None:
+    program = f"start(sys.executable, '-c', {TREE!r})" + STAY
+    with Worker(program) as worker:
+        pids = told(worker.stdout)
+        assert set(pids) == KINDS
+        assert len(wardens(worker.owner)) == 1
+        worker.process.kill()
+        worker.process.wait()
+        ended(worker, pids)
+
+
+def test_executables_end_with_their_worker(tmp_path: Path) -> None:
+    told_in = tmp_path / "told"
+    os.mkfifo(told_in)
+    script = f"exec >{told_in}; setsid sleep 300 & echo session $!; echo root $$; wait"
+    program = f"execute(['sh', '-c', {script!r}], '/', {{}}, None, True, None)"
+    with Worker(program) as worker:
+        with told_in.open("rb") as pipe:
+            pids = told(pipe, 2)
+        assert all(map(is_running, pids.values()))
+        worker.process.kill()
+        worker.process.wait()
+        ended(worker, pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGABRT, signal.SIGINT])
+def test_all_signals_are_the_same_to_it(number: signal.Signals) -> None:
+    with Worker("start('sh', '-c', 'echo root $$; sleep 300')" + STAY) as worker:
+        pids = told(worker.stdout, 1)
+        # Somebody may send it to all that there is of the worker.
+        for each in wardens(worker.owner):
+            each.send_signal(number) if number != signal.SIGABRT else None
+        worker.process.send_signal(number)
+        worker.process.wait()
+        ended(worker, pids)
+
+
+def test_a_worker_that_just_ends_is_the_same_to_it() -> None:
+    with Worker("start('sh', '-c', 'echo root $$; sleep 300')") as worker:
+        pids = told(worker.stdout, 1)
+        ended(worker, pids)
+
+
+def test_the_children_of_a_worker_do_not_keep_its_warden_from_seeing_its_end() -> None:
+    # A fork and a subprocess that outlive the worker, and carry no name.
+    program = (
+        "subprocess.Popen(['sleep', '300'], stdout=2, start_new_session=True, close_fds=False)\n"
+        "if os.fork() == 0:\n"
+        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # at once: others write there, too
+        "    signal.pause()\n"
+        "start('sh', '-c', 'echo root $$; sleep 300')" + STAY
+    )
+    with Worker(program) as worker:
+        pids = told(worker.stdout, 2)
+        fork = pids.pop("fork")
+        others = psutil.Process(worker.process.pid).children()
+        worker.process.kill()
+        worker.process.wait()
+        ended(worker, pids)
+        assert is_running(fork)
+        for each in others:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def test_a_worker_that_dies_while_it_starts_processes_leaves_none() -> None:
+    program = (
+        """
+def go():
+    while True:
+        start("sh", "-c", "setsid sleep 300 & sleep 300")
+for _ in range(2):
+    threading.Thread(target=go, daemon=True).start()
+print("root", os.getpid(), flush=True)
+"""
+        + STAY
+    )
+    with Worker(program) as worker:
+        told(worker.stdout, 1)
+        wait_until(lambda: len(psutil.Process(worker.process.pid).children()) > 10, "few start")
+        worker.process.kill()
+        worker.process.wait()
+        wait_until(worker.is_swept, "the warden still runs", 3)
+        assert sweep_all(OWNER, worker.owner) == []
+
+
+def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
+    # What ends the outer task by its marker must not end who looks after the inner worker.
+    marker = os.urandom(8).hex()
+    program = "start('env', '-u', 'DASKBATCH_TASK', 'sh', '-c', 'echo root $$; sleep 300')" + STAY
+    with Worker(program, **{MARKER: marker, OWNER: marker}) as worker:
+        pids = told(worker.stdout, 1)
+        (guard,) = wardens(worker.owner)
+        assert guard.parent() not in psutil.Process(worker.process.pid).children()
+        assert not {MARKER, OWNER} & set(guard.environ())
+        assert worker.process.pid in sweep_all(MARKER, marker)
+        worker.process.wait()
+        ended(worker, pids)
+
+
+# -- the warden ---------------------------------------------------------------------------
+
+
+def test_it_holds_nothing_but_its_pipe(mine: Warden, tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        mine.ensure()
+    (guard,) = wardens(mine.owner)
+    assert guard.num_fds() == 4
+    links = [os.readlink(each) for each in Path(f"/proc/{guard.pid}/fd").iterdir()]
+    assert sorted(links)[:3] == ["/dev/null"] * 3
+    assert sorted(links)[3].startswith("pipe:")
+    assert guard.cwd() == "/"
+    assert os.getsid(guard.pid) != os.getsid(0)
+    assert guard not in psutil.Process().children(recursive=True)
+
+
+def test_it_is_small_and_starts_soon(mine: Warden) -> None:
+    began = time.perf_counter()
+    mine.ensure()
+    took = time.perf_counter() - began
+    (guard,) = wardens(mine.owner)
+    assert guard.memory_info().rss < 20e6
+    assert took < 1  # 0.03 on a machine that has nothing else to do
+    began = time.perf_counter()
+    for _ in range(1000):
+        mine.ensure()
+    assert time.perf_counter() - began < 0.5
+
+
+def test_it_is_started_once_whoever_asks(mine: Warden) -> None:
+    assert wardens(mine.owner) == []
+    threads = [threading.Thread(target=mine.ensure) for _ in range(10)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(wardens(mine.owner)) == 1
+
+
+def test_it_is_started_again_if_it_was_killed(mine: Warden) -> None:
+    mine.ensure()
+    before = psutil.Process().num_fds()
+    # For a moment there is also the process that starts it.
+    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
+    (first,) = wardens(mine.owner)
+    first.kill()
+    wait_until(lambda: not wardens(mine.owner), "it still runs")
+    mine.ensure()
+    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
+    (second,) = wardens(mine.owner)
+    assert second != first
+    assert psutil.Process().num_fds() == before
+
+
+def test_its_end_ends_nothing_else(mine: Warden) -> None:
+    before = psutil.Process().num_fds()
+    mine.ensure()
+    sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
+    mine.close()
+    wait_until(lambda: not wardens(mine.owner), "it still runs", 1)
+    mine.close()
+    assert sleeper.poll() is None
+    assert psutil.Process().num_fds() == before
+    mine.ensure()
+    assert len(wardens(mine.owner)) == 1
+    sleeper.kill()
+    sleeper.wait()
+
+
+def test_the_end_of_one_that_was_killed_is_no_trouble(mine: Warden) -> None:
+    mine.ensure()
+    for each in wardens(mine.owner):
+        each.kill()
+    wait_until(lambda: not wardens(mine.owner), "it still runs")
+    mine.close()
+
+
+def test_there_is_one_for_each_process() -> None:
+    assert warden() is warden()
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Nothing of pytest may run in here.
+        try:
+            fine = module._pipes == set() and warden() is warden()
+            os.write(send, f"{fine} {warden().owner}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(send)
+    with open(receive) as pipe:
+        fine, owner = pipe.read().split()
+    assert fine == "True"
+    assert owner != warden().owner
+
+
+def test_without_proc_it_asks_ps(mine: Warden, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = f"  7 sh -c x A=b {OWNER}=other\n  8 sh {OWNER}={mine.owner} C=d\n"
+    fake = subprocess.CompletedProcess([], 0, listing.encode())
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: fake)
+    assert list(module._listed(OWNER, mine.owner)) == [8]
