@@ -24,9 +24,9 @@ from daskbatch.batch.making import TaskMaker
 from daskbatch.batch.sharing import SharedMaker
 from daskbatch.batch.task import Task
 from daskbatch.cluster.session import make_session
-from daskbatch.dispatch.completion import patience
+from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.dispatch.dispatcher import Dispatcher
-from daskbatch.dispatch.task_record import Cell, Group
+from daskbatch.dispatch.task_record import Group, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
 
 
@@ -180,25 +180,25 @@ class Batch(TaskMaker, SharedMaker):
 
     # -- running --------------------------------------------------------------------------
 
-    def _submit(self, cells: Sequence[Cell], name: str, group: Group | None = None) -> None:
+    def _submit(self, records: Sequence[TaskRecord], name: str, group: Group | None = None) -> None:
         self._require_open()
         session = self._session
-        for cell in cells:
-            if cell.home != session.home:
-                require_own(self, cell)
-            if cell.call is not None and cell.call.references:
-                require_own(self, cell)
-                require_producers(cell)
-                session.background.start_queued(cell.producers)
-        session.submit(cells, name, group)
+        for record in records:
+            if record.home != session.home:
+                require_own(self, record)
+            if record.call is not None and record.call.references:
+                require_own(self, record)
+                require_producers(record)
+                session.background.start_queued(record.producers)
+        session.submit(records, name, group)
 
     def _made_by_template(self, task: Task) -> Task:
         if self._background_batching:
-            cell = task._cell
-            if cell.call is not None and cell.call.references:
-                require_own(self, cell)
-                require_producers(cell)
-            task._session.background.queue(cell)
+            record = task._record
+            if record.call is not None and record.call.references:
+                require_own(self, record)
+                require_producers(record)
+            task._session.background.queue(record)
             task._in_background = True
         return task
 
@@ -245,7 +245,7 @@ class Batch(TaskMaker, SharedMaker):
             raise SpecError(f"batch.open takes a path as a str or a Path, not {path!r}")
         file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
-        self._touch(self.write(file) if writes else self.read(file))
+        self._await_conflicting_tasks(self.write(file) if writes else self.read(file))
         # The directory is no answer to no name at all.
         return builtins.open(file and self._absolute(file), mode, *args, **kwargs)
 
@@ -269,7 +269,7 @@ class Batch(TaskMaker, SharedMaker):
         >>> batch.function(len, "abc").start()
         >>> batch.fence()
         """
-        session, seconds = self._identity.known(), patience(timeout)
+        session, seconds = self._identity.known(), parse_timeout(timeout)
         if session is None:
             return
         outcomes, background = session.dispatcher.outcomes, session.background
@@ -322,7 +322,7 @@ class Batch(TaskMaker, SharedMaker):
             )
         if not session.closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
-        seconds = patience(timeout)
+        seconds = parse_timeout(timeout)
         deadline = None if seconds is None else monotonic() + seconds
         self.fence(timeout)
         if session.ended:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.task import Task
-from daskbatch.dispatch.completion import patience
+from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.dispatch.edges import wire
-from daskbatch.dispatch.task_record import Cell, Group, Phase
+from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
@@ -54,24 +54,24 @@ class CompiledTask(Task):
 
     __slots__ = ("_graph", "_group", "_known", "tasks")
 
-    def __init__(self, batch: Batch, cell: Cell, tasks: Sequence[Task]) -> None:
-        super().__init__(batch, cell)
+    def __init__(self, batch: Batch, record: TaskRecord, tasks: Sequence[Task]) -> None:
+        super().__init__(batch, record)
         self.tasks = tuple(tasks)
-        cells = [task._cell for task in self.tasks]
-        self._graph = build_graph(cells)
+        records = [task._record for task in self.tasks]
+        self._graph = build_graph(records)
         #: How many accesses the graph was made of: more may be added until the start.
-        self._known = _count_accesses(cells)
-        self._group = Group(cell.name, len(cells))
-        for each in cells:
+        self._known = _count_accesses(records)
+        self._group = Group(record.name, len(records))
+        for each in records:
             each.group = self._group
 
     @property
     def graph(self) -> Graph:
         """Who waits for whom among the members, and why; by their positions in the list."""
-        cells = [task._cell for task in self.tasks]
-        if not self._group.started and _count_accesses(cells) != self._known:
-            self._graph = build_graph(cells)
-            self._known = _count_accesses(cells)
+        records = [task._record for task in self.tasks]
+        if not self._group.started and _count_accesses(records) != self._known:
+            self._graph = build_graph(records)
+            self._known = _count_accesses(records)
         return self._graph
 
     @property
@@ -80,7 +80,7 @@ class CompiledTask(Task):
 
         Once all are over, it is failed if one has failed, else cancelled if one was cancelled.
         """
-        phases = {task._cell.phase for task in self.tasks}
+        phases = {task._record.phase for task in self.tasks}
         if self._is_over():
             for phase in (Phase.FAILED, Phase.CANCELLED):
                 if phase in phases:
@@ -120,16 +120,16 @@ class CompiledTask(Task):
         """
         if self._group.started:
             raise LifecycleError(
-                f"{self._cell.label} has been started already: a task starts once, make another"
+                f"{self._record.label} has been started already: a task starts once, make another"
             )
         if self.tasks and self._is_over():
-            raise LifecycleError(f"{self._cell.label} is {self.state} already: make another")
-        cells = wire(self.graph, [task._cell for task in self.tasks], self._cell.home)
-        self._batch._submit(cells, self.name, self._group)
+            raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
+        records = wire(self.graph, [task._record for task in self.tasks], self._record.home)
+        self._batch._submit(records, self.name, self._group)
 
     def _require_accessible(self) -> None:
         raise LifecycleError(
-            f"{self._cell.label} is a compiled task: say of its members what they read and write"
+            f"{self._record.label} is a compiled task: say of its members what they read and write"
         )
 
     def _is_over(self) -> bool:
@@ -141,7 +141,7 @@ class CompiledTask(Task):
             if self._session.closed:
                 advice = ", and its Batch has been closed: start it before that"
             raise LifecycleError(
-                f"the compiled task {self._cell.label} has not been started{advice}"
+                f"the compiled task {self._record.label} has not been started{advice}"
             )
 
     def cancel(self) -> bool:
@@ -152,7 +152,7 @@ class CompiledTask(Task):
         bool
             True if at least one member will not complete.
         """
-        return bool(self._dispatcher.cancel([task._cell for task in self.tasks]))
+        return bool(self._dispatcher.cancel([task._record for task in self.tasks]))
 
     async def _over(self) -> None:
         if not self._is_over():
@@ -161,7 +161,7 @@ class CompiledTask(Task):
             await task._over()
 
     def _get(self, part: str, timeout: float | None) -> Any:
-        timeout = patience(timeout)
+        timeout = parse_timeout(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self.wait(timeout)
 
@@ -195,7 +195,7 @@ class CompiledTask(Task):
         for task in (a, b):
             if not isinstance(task, Task):
                 raise GraphError(f"explain takes two tasks; {task!r} is none")
-        return explain(self.graph, [task._cell for task in self.tasks], a._cell, b._cell)
+        return explain(self.graph, [task._record for task in self.tasks], a._record, b._record)
 
     def to_dot(self) -> str:
         """Give the graph in the DOT language of Graphviz.
@@ -240,8 +240,8 @@ class CompiledTask(Task):
         return draw(self.graph, Path(filename))
 
 
-def _count_accesses(cells: Iterable[Cell]) -> int:
-    return sum(len(cell.reads) + len(cell.writes) for cell in cells)
+def _count_accesses(records: Iterable[TaskRecord]) -> int:
+    return sum(len(record.reads) + len(record.writes) for record in records)
 
 
 def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
@@ -261,54 +261,55 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
     for task in members:
         if not isinstance(task, Task):
             raise GraphError(f"compile takes tasks; {task!r} is none")
-        cell = task._cell
-        if cell.home != home or cell.producers:
-            require_own(batch, cell)
+        record = task._record
+        if record.home != home or record.producers:
+            require_own(batch, record)
         if isinstance(task, CompiledTask):
-            raise GraphError(f"{cell.label} is a compiled task: put its members in the list")
-        if cell.group is not None:
+            raise GraphError(f"{record.label} is a compiled task: put its members in the list")
+        if record.group is not None:
             raise GraphError(
-                f"task {cell.label} is a member of the compiled task {cell.group.name!r} already: "
-                "a task is in one compiled task, make new tasks for another"
+                f"task {record.label} is a member of the compiled task {record.group.name!r} "
+                "already: a task is in one compiled task, make new tasks for another"
             )
-        if cell.phase == Phase.CREATED:
+        if record.phase == Phase.CREATED:
             continue
-        if cell.phase == Phase.QUEUED:
+        if record.phase == Phase.QUEUED:
             raise LifecycleError(
-                f"task {cell.label} waits in the background and starts by itself; only with "
+                f"task {record.label} waits in the background and starts by itself; only with "
                 "Batch(background_batching=False) are the tasks of templates yours to compile"
             )
         raise LifecycleError(
-            f"task {cell.label} is {cell.phase.name.lower()} already; "
+            f"task {record.label} is {record.phase.name.lower()} already; "
             "only tasks that have not been started can be compiled"
         )
     return members
 
 
-def require_own(batch: Batch, cell: Cell) -> None:
+def require_own(batch: Batch, record: TaskRecord) -> None:
     """Make sure that a task, and what it takes results from, belongs to a Batch."""
     home = batch._session.home
-    for each in (cell, *cell.producers):
+    for each in (record, *record.producers):
         if each.home != home:
-            which = "" if each is cell else f"takes the result of {each.label}, which "
+            which = "" if each is record else f"takes the result of {each.label}, which "
             other = "another Batch"
             if each.home.split("-")[0] == home.split("-")[0]:
                 other = "another client of this Batch"
             raise GraphError(
-                f"task {cell.label} {which}belongs to {other}: give its value in place of the task"
+                f"task {record.label} {which}belongs to {other}: give its value in place of "
+                "the task"
             )
 
 
-def require_producers(cell: Cell) -> None:
+def require_producers(record: TaskRecord) -> None:
     """Make sure that what a task takes results from has been, or is being, started."""
-    for producer in cell.producers:
+    for producer in record.producers:
         if producer.phase == Phase.CREATED and (
-            producer.group is None or producer.group is not cell.group
+            producer.group is None or producer.group is not record.group
         ):
             which = producer.label
             if producer.group is not None:
                 which = f"the compiled task {producer.group.name!r}"
             raise LifecycleError(
-                f"task {cell.label} takes the result of {producer.label}, which has not been "
+                f"task {record.label} takes the result of {producer.label}, which has not been "
                 f"started: start {which} first, or compile them together"
             )

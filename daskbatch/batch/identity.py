@@ -19,7 +19,7 @@ from daskbatch.cluster.connection import for_client, learn_security
 from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.serialization.pickling import loads
-from daskbatch.worker.execution.task_context import Host, current
+from daskbatch.worker.execution.task_context import TaskContext, current
 
 
 class Address(NamedTuple):
@@ -131,7 +131,7 @@ class Identity:
         if self._own is not None:
             self._own.abandon()
 
-    def _host(self) -> Host | None:
+    def _host(self) -> TaskContext | None:
         host = current()
         if self._own is not None:
             # The task that has made a Batch is its creator.
@@ -147,7 +147,7 @@ class Identity:
             )
         return found
 
-    def _attach(self, host: Host | None) -> Session:
+    def _attach(self, host: TaskContext | None) -> Session:
         scheduler, batch, grows = self.address
         if host is None:
             return Session(batch, scheduler, grows=grows)

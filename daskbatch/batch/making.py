@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.identity import Identity
-from daskbatch.batch.options import Accesses, Configured, make_function, require_name
+from daskbatch.batch.options import Accesses, TaskFactory, make_function, require_name
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.spec import make_options
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError, SubmitAfterCloseError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class TaskMaker:
         isolation: str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
-    ) -> Configured:
+    ) -> TaskFactory:
         """Say how tasks are to be run, apart from their arguments.
 
         Parameters
@@ -202,7 +202,7 @@ class TaskMaker:
 
         Returns
         -------
-        Configured
+        TaskFactory
             With ``function`` and ``process``; all keywords of a function are its own there.
 
         Raises
@@ -231,7 +231,7 @@ class TaskMaker:
             cwd=None if cwd is None else self._absolute(cwd),
             env=env,
         )
-        return Configured(self._batch, made, reads, writes, name)
+        return TaskFactory(self._batch, made, reads, writes, name)
 
     def read(self, obj: Any, *channels: Any) -> Access:
         """Say that something is read, for the ``reads=`` of a task.
@@ -369,8 +369,8 @@ class TaskMaker:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"
         session = self._session
-        cell = Cell(session.home, next(session.numbers), name, None)
-        return CompiledTask(self._batch, cell, members)
+        record = TaskRecord(session.home, next(session.numbers), name, None)
+        return CompiledTask(self._batch, record, members)
 
     def _absolute(self, path: str | Path) -> str:
         # Not normalised: what ".." is behind a link is for the system to say.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Access, Channel, Mode
 from daskbatch.describe.spec import DEFAULT, Call, Options, function_call, process_call
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Accesses = Access | Iterable[Access] | None
 
 
-class Configured:
+class TaskFactory:
     """Makes tasks that share what `Batch.options` was given.
 
     Examples
@@ -93,12 +93,12 @@ class Configured:
         """Say what messages call the call of a function."""
         return self._name or name_of(target)
 
-    def _cell(self, call: Call, target: Callable[..., Any]) -> Cell:
+    def _record(self, call: Call, target: Callable[..., Any]) -> TaskRecord:
         """Describe the call of a function as what is kept of a task."""
         name = self._name_of(target)
         batch = self._batch
         options, reads, writes = self._options, self._reads, self._writes
-        return make_cell(batch, batch._session, call, name, options, reads, writes)
+        return make_record(batch, batch._session, call, name, options, reads, writes)
 
 
 def require_name(name: str | None) -> None:
@@ -123,8 +123,8 @@ def make_function(
         reads, writes = reads + more_reads, writes + more_writes
     call = function_call(target, args, kwargs)
     session = batch._session
-    cell = make_cell(batch, session, call, name or name_of(target), options, reads, writes)
-    return Task(batch, cell, session)
+    record = make_record(batch, session, call, name or name_of(target), options, reads, writes)
+    return Task(batch, record, session)
 
 
 def make_process(
@@ -153,10 +153,10 @@ def make_process(
     options = replace(options, isolated=False, cwd=None, env=())
     name = name or os.path.basename(target)
     session = batch._session
-    return Task(batch, make_cell(batch, session, call, name, options, reads, writes), session)
+    return Task(batch, make_record(batch, session, call, name, options, reads, writes), session)
 
 
-def make_cell(
+def make_record(
     batch: Batch,
     session: Session,
     call: Call,
@@ -164,11 +164,11 @@ def make_cell(
     options: Options,
     reads: tuple[Channel, ...],
     writes: tuple[Channel, ...],
-) -> Cell:
+) -> TaskRecord:
     """Make what is kept of a task, with a number that no other task of its client has."""
     if session.closed:
         batch._require_open()
-    return Cell(session.home, next(session.numbers), name, call, options, reads, writes)
+    return TaskRecord(session.home, next(session.numbers), name, call, options, reads, writes)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -10,31 +10,31 @@ from typing import Any
 
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
 from daskbatch.worker.execution.outcome import safe_str, unpack_error
 
 
-def failure_of(cell: Cell, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
+def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
     """Make the exception that tells why there is no result; a new one each time."""
-    if cell.phase == Phase.CANCELLED:
-        return TaskCancelled(f"task {cell.label} was cancelled")
-    if cell.blame is not None:
-        root = cell.blame
+    if record.phase == Phase.CANCELLED:
+        return TaskCancelled(f"task {record.label} was cancelled")
+    if record.blame is not None:
+        root = record.blame
         cause = failure_of(root, dispatcher, timeout)
         why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
         if root.phase == Phase.CANCELLED:
             why = "was cancelled"
         error = DependencyFailed(
-            f"task {cell.label} did not run, because {root.label} {why}", root=root.name
+            f"task {record.label} did not run, because {root.label} {why}", root=root.name
         )
         error.__cause__ = cause
         return error
-    if cell.value is None:
-        dispatcher.fetch(cell, timeout)
-    if cell.value is None or cell.phase == Phase.DONE:
-        return value_lost(cell)
-    return unpack_error(cell.value, f"task {cell.label} ({cell.uid}):\n")
+    if record.value is None:
+        dispatcher.fetch(record, timeout)
+    if record.value is None or record.phase == Phase.DONE:
+        return value_lost(record)
+    return unpack_error(record.value, f"task {record.label} ({record.uid}):\n")
 
 
 def load_result(load: Callable[[], Any], label: str) -> Any:

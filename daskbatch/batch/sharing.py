@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from daskbatch.batch.identity import Identity
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Access, Mode, make_access
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.plan.program import overlap
 
 if TYPE_CHECKING:
-    from daskbatch.shared.creation import Home
+    from daskbatch.shared.creation import OwnerContext
     from daskbatch.shared.ddict import DDict
     from daskbatch.shared.queue import Queue
 
@@ -108,22 +108,22 @@ class SharedMaker:
 
         return Queue(self._home(), maxsize, name=name)
 
-    def _home(self) -> Home:
-        from daskbatch.shared.creation import Home
+    def _home(self) -> OwnerContext:
+        from daskbatch.shared.creation import OwnerContext
 
         self._require_open()
         session = self._session
         session.require_alive()
-        touch = weakref.WeakMethod(self._touch_shared)
+        touch = weakref.WeakMethod(self._await_conflicting_shared)
 
         def touched(mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool = True) -> None:
             method = touch()
             if method is not None:
                 method(mode, obj, keys, wait)
 
-        return Home(session.client, session.batch, touched)
+        return OwnerContext(session.client, session.batch, touched)
 
-    def _touch_shared(
+    def _await_conflicting_shared(
         self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool
     ) -> None:
         """Start the template tasks that must be over before a key is read or written here.
@@ -135,21 +135,21 @@ class SharedMaker:
         if session is None or not session.background.has_queued:
             return
         access = make_access(mode, obj, keys, "")
-        found = session.background.not_over(lambda cell: is_in_the_way(cell, access))
+        found = session.background.not_over(lambda record: is_in_the_way(record, access))
         if found and wait:
-            session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
+            session.dispatcher.outcomes.wait(lambda: all(record.over for record in found))
 
-    def _touch(self, access: Access) -> None:
+    def _await_conflicting_tasks(self, access: Access) -> None:
         """Wait for the tasks that must be over before something is read or written here."""
         session = self._identity.known()
         if session is None:
             return
 
-        found = session.background.unfinished(lambda cell: is_in_the_way(cell, access))
-        session.dispatcher.outcomes.wait(lambda: all(cell.over for cell in found))
+        found = session.background.unfinished(lambda record: is_in_the_way(record, access))
+        session.dispatcher.outcomes.wait(lambda: all(record.over for record in found))
 
 
-def is_in_the_way(cell: Cell, access: Access) -> bool:
+def is_in_the_way(record: TaskRecord, access: Access) -> bool:
     """Say whether a task must be over before something is read or written here."""
-    channels = cell.writes if access.mode is Mode.READ else cell.writes + cell.reads
+    channels = record.writes if access.mode is Mode.READ else record.writes + record.reads
     return overlap(access.channels, channels)

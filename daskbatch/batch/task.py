@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.result import failure_of, load_result
-from daskbatch.dispatch.completion import patience
+from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.task_context import waiting_in_loop
@@ -42,13 +42,13 @@ class Task:
     ('done', None, 'hello', '')
     """
 
-    __slots__ = ("_batch", "_cell", "_in_background", "_object", "_session")
+    __slots__ = ("_batch", "_in_background", "_object", "_record", "_session")
 
-    def __init__(self, batch: Batch, cell: Cell, session: Session | None = None) -> None:
+    def __init__(self, batch: Batch, record: TaskRecord, session: Session | None = None) -> None:
         self._batch = batch
         #: The client that made it; whoever waits for it may be another.
         self._session = batch._session if session is None else session
-        self._cell = cell
+        self._record = record
         self._object: Any = _UNKNOWN
         #: Whether it starts by itself when it is needed, and the user has not started it.
         self._in_background = False
@@ -58,17 +58,17 @@ class Task:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self._cell.name
+        return self._record.name
 
     @property
     def uid(self) -> str:
         """A text that no other task has."""
-        return self._cell.uid
+        return self._record.uid
 
     @property
     def state(self) -> str:
         """One of created, queued (in the background), waiting, running, done, failed, cancelled."""
-        return self._cell.phase.name.lower()
+        return self._record.phase.name.lower()
 
     @property
     def result(self) -> Handle:
@@ -92,10 +92,10 @@ class Task:
         return self._as_argument("result")
 
     def _as_argument(self, part: str) -> tuple[Any, ...]:
-        found = pickling.reference((self._cell, part))
+        found = pickling.reference((self._record, part))
         if found is None:
             raise TypeError(
-                f"task {self._cell.label} cannot be copied or sent away; to use its {part} "
+                f"task {self._record.label} cannot be copied or sent away; to use its {part} "
                 "there, give it as an argument to another task, not by way of a global name "
                 "or a closure"
             )
@@ -117,7 +117,7 @@ class Task:
         >>> task.read("input", "letters.txt")
         """
         self._require_accessible()
-        self._cell.reads += self._batch.read(obj, *channels).channels
+        self._record.reads += self._batch.read(obj, *channels).channels
 
     def write(self, obj: Any, *channels: Any) -> None:
         """Say that the task writes something; see `Batch.write`.
@@ -133,12 +133,12 @@ class Task:
         >>> task.write("output", "letters.txt")
         """
         self._require_accessible()
-        self._cell.writes += self._batch.write(obj, *channels).channels
+        self._record.writes += self._batch.write(obj, *channels).channels
 
     def _require_accessible(self) -> None:
-        if self._cell.phase > Phase.QUEUED:
+        if self._record.phase > Phase.QUEUED:
             raise LifecycleError(
-                f"task {self._cell.label} has been started: say what it reads and writes before"
+                f"task {self._record.label} has been started: say what it reads and writes before"
             )
 
     # -- life -----------------------------------------------------------------------------
@@ -156,22 +156,22 @@ class Task:
         GraphError, SpecError
             It takes the result of another Batch's task, or asks for what no worker has.
         """
-        cell = self._cell
-        if cell.group is not None:
+        record = self._record
+        if record.group is not None:
             raise LifecycleError(
-                f"task {cell.label} is a member of the compiled task {cell.group.name!r}: "
+                f"task {record.label} is a member of the compiled task {record.group.name!r}: "
                 "start that instead"
             )
-        if self._in_background and cell.phase != Phase.CANCELLED:
+        if self._in_background and record.phase != Phase.CANCELLED:
             # Another one may have been needed before: whoever starts this one need not know.
-            self._session.background.start_queued([cell])
+            self._session.background.start_queued([record])
             with self._dispatcher.outcomes.changed:
                 first, self._in_background = self._in_background, False
             if first:
                 return
-        if cell.phase != Phase.CREATED:
-            raise LifecycleError(_started_already(cell))
-        self._batch._submit([cell], cell.name)
+        if record.phase != Phase.CREATED:
+            raise LifecycleError(_started_already(record))
+        self._batch._submit([record], record.name)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task is over, however it ends.
@@ -191,27 +191,27 @@ class Task:
         if self._is_over():
             return
         self._require_started()
-        seconds = patience(timeout)
+        seconds = parse_timeout(timeout)
         if not self._dispatcher.outcomes.wait(self._is_over, seconds):
-            raise TimeoutError(f"task {self._cell.label} is not over after {seconds:g} s")
+            raise TimeoutError(f"task {self._record.label} is not over after {seconds:g} s")
 
     @property
     def _dispatcher(self) -> Dispatcher:
         return self._session.dispatcher
 
     def _is_over(self) -> bool:
-        return self._cell.phase >= Phase.DONE
+        return self._record.phase >= Phase.DONE
 
     def _require_started(self) -> None:
-        cell = self._cell
-        if cell.phase == Phase.CREATED:
-            what = f"the compiled task {cell.group.name!r}" if cell.group is not None else "it"
+        record = self._record
+        if record.phase == Phase.CREATED:
+            what = f"the compiled task {record.group.name!r}" if record.group is not None else "it"
             advice = f": start {what} first"
             if self._session.closed:
                 advice = f", and its Batch has been closed: start {what} before that"
-            raise LifecycleError(f"task {cell.label} has not been started{advice}")
-        if cell.phase == Phase.QUEUED and cell.group is None:
-            self._session.background.flush([cell])
+            raise LifecycleError(f"task {record.label} has not been started{advice}")
+        if record.phase == Phase.QUEUED and record.group is None:
+            self._session.background.flush([record])
 
     def run(self, timeout: float | None = None) -> None:
         """Start the task and wait until it is over, however: raises what `start` and `wait` do.
@@ -260,7 +260,7 @@ class Task:
         >>> task.state
         'cancelled'
         """
-        return bool(self._dispatcher.cancel([self._cell]))
+        return bool(self._dispatcher.cancel([self._record]))
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the task, and give or raise what `get` does, without blocking the event loop."""
@@ -293,52 +293,53 @@ class Task:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(over.set)
 
-        self._dispatcher.outcomes.when_over(self._cell, tell)
+        self._dispatcher.outcomes.when_over(self._record, tell)
         await over.wait()
 
     # -- what it leaves -------------------------------------------------------------------
 
     def _get(self, part: str, timeout: float | None) -> Any:
-        cell = self._cell
-        if cell.phase < Phase.DONE:
+        record = self._record
+        if record.phase < Phase.DONE:
             began = time.monotonic()
-            timeout = patience(timeout)
+            timeout = parse_timeout(timeout)
             self.wait(timeout)
             if timeout is not None:
                 timeout = max(0.0, timeout - (time.monotonic() - began))
         if part != "result":
-            self._fetch(lambda: cell.output is None, timeout)
-            if cell.output is None:
-                raise value_lost(cell)
-            return cell.output[part == "stderr"]
+            self._fetch(lambda: record.output is None, timeout)
+            if record.output is None:
+                raise value_lost(record)
+            return record.output[part == "stderr"]
         if self._object is _UNKNOWN:
-            if cell.value is None and cell.phase == Phase.DONE:
-                self._fetch(lambda: cell.value is None, timeout)
-            if cell.phase != Phase.DONE or cell.value is None:
-                raise failure_of(cell, self._dispatcher, timeout)
+            if record.value is None and record.phase == Phase.DONE:
+                self._fetch(lambda: record.value is None, timeout)
+            if record.phase != Phase.DONE or record.value is None:
+                raise failure_of(record, self._dispatcher, timeout)
             self._object = self._load()
         return self._object
 
     def _bring(self) -> None:
         """Bring here whatever the task has left on its worker."""
-        if self._cell.phase == Phase.DONE:
-            self._fetch(lambda: self._cell.value is None, None)
+        if self._record.phase == Phase.DONE:
+            self._fetch(lambda: self._record.value is None, None)
 
     def _fetch(self, missing: Callable[[], bool], timeout: float | None) -> None:
         """Bring here what is missing, even if the task has to run again for it."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while missing() and self._cell.placement is not None:
+        while missing() and self._record.block is not None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._dispatcher.fetch(self._cell, left)
+            self._dispatcher.fetch(self._record, left)
             self.wait(left)
 
     def _load(self) -> Any:
-        data = self._cell.value
+        data = self._record.value
         assert data is not None
-        return load_result(lambda: pickling.loads(data), self._cell.label)
+        return load_result(lambda: pickling.loads(data), self._record.label)
 
 
-def _started_already(cell: Cell) -> str:
+def _started_already(record: TaskRecord) -> str:
     return (
-        f"task {cell.label} is {cell.phase.name.lower()} already: a task starts once, make another"
+        f"task {record.label} is {record.phase.name.lower()} already: a task starts once, "
+        "make another"
     )

@@ -14,7 +14,12 @@ from daskbatch.batch.options import make_function, make_process
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import Options, make_options
-from daskbatch.describe.template.binding import Filled, FilledExecutable, Form, Use
+from daskbatch.describe.template.binding import (
+    BoundTemplate,
+    FilledExecutable,
+    TaskDescription,
+    Use,
+)
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
 
@@ -30,7 +35,7 @@ def import_template(
         raise SpecError(f"ptd_file= must be the path of a template, not {ptd_file!r}")
     file = os.fspath(ptd_file)
     template = read_template(os.path.join(batch._directory, file), file)
-    return ImportedFunction(batch, Form(template, args, kwargs))
+    return ImportedFunction(batch, BoundTemplate(template, args, kwargs))
 
 
 class ImportedFunction:
@@ -47,7 +52,7 @@ class ImportedFunction:
     1
     """
 
-    def __init__(self, batch: Batch, form: Form) -> None:
+    def __init__(self, batch: Batch, form: BoundTemplate) -> None:
         template = form.template
         self._batch = batch
         self._form = form
@@ -88,7 +93,7 @@ class ImportedFunction:
 
     # -- the types of tasks ---------------------------------------------------------------
 
-    def _make_function(self, filled: Filled) -> Task:
+    def _make_function(self, filled: TaskDescription) -> Task:
         _, name, _, (what,), reads, writes = filled
         return make_function(
             self._batch,
@@ -101,7 +106,7 @@ class ImportedFunction:
             name,
         )
 
-    def _make_process(self, filled: Filled) -> Task:
+    def _make_process(self, filled: TaskDescription) -> Task:
         _, name, _, (what,), reads, writes = filled
         return make_process(
             self._batch,
@@ -113,7 +118,7 @@ class ImportedFunction:
             name,
         )
 
-    def _make_job(self, filled: Filled) -> Task:
+    def _make_job(self, filled: TaskDescription) -> Task:
         raise SpecError(
             f"{self._file} describes a job, and jobs are not there yet: "
             "use type: function or type: process"
@@ -121,7 +126,7 @@ class ImportedFunction:
 
     # -- what goes into them --------------------------------------------------------------
 
-    def _options_for(self, filled: Filled, what: FilledExecutable) -> Options:
+    def _options_for(self, filled: TaskDescription, what: FilledExecutable) -> Options:
         cwd = what.cwd
         options = make_options(
             timeout=filled.timeout,

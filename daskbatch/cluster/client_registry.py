@@ -13,7 +13,7 @@ from time import monotonic
 
 
 @dataclass(slots=True, eq=False)
-class Enrolled:
+class RegisteredClient:
     """A client of a Batch.
 
     Parameters
@@ -51,27 +51,27 @@ class _Batch:
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Clients:
+class ClientRegistry:
     """The clients of all Batches."""
 
     def __init__(self) -> None:
         self._batches: dict[str, _Batch] = {}
-        self._enrolled: dict[str, Enrolled] = {}
+        self._enrolled: dict[str, RegisteredClient] = {}
         #: When those connections were heard of last that have to say so: and how often.
         self._heard: dict[str, tuple[float, float]] = {}
 
-    def __iter__(self) -> Iterator[Enrolled]:
+    def __iter__(self) -> Iterator[RegisteredClient]:
         return iter(list(self._enrolled.values()))
 
-    def find(self, topic: str) -> Enrolled | None:
+    def find(self, topic: str) -> RegisteredClient | None:
         """Give the client of a topic, if it is there."""
         return self._enrolled.get(topic)
 
-    def of_connection(self, connection: str) -> list[Enrolled]:
+    def of_connection(self, connection: str) -> list[RegisteredClient]:
         """Give the clients that have a connection."""
         return [each for each in self if each.connection == connection]
 
-    def of_batch(self, batch: str) -> list[Enrolled]:
+    def of_batch(self, batch: str) -> list[RegisteredClient]:
         """Give the clients of a Batch, in order of their numbers."""
         found = self._batches.get(batch)
         some = [self._enrolled[topic] for topic in found.topics] if found is not None else []
@@ -79,13 +79,13 @@ class Clients:
 
     def enrol(
         self, topic: str, batch: str, connection: str, where: str, founds: bool
-    ) -> Enrolled | None:
+    ) -> RegisteredClient | None:
         """Take a client in; None if there is no such Batch, or none any more.
 
         Parameters
         ----------
         topic, batch, connection, where
-            See `Enrolled`.
+            See `RegisteredClient`.
         founds : bool
             Whether it is the Batch's creator.
         """
@@ -94,14 +94,14 @@ class Clients:
             found = self._batches[batch] = _Batch(iter(range(1 << 62)))
         if found is None:
             return None
-        client = Enrolled(topic, batch, connection, where, next(found.numbers))
+        client = RegisteredClient(topic, batch, connection, where, next(found.numbers))
         self._enrolled[topic] = client
         found.topics.add(topic)
         if not founds:
             found.connections.add(connection)
         return client
 
-    def leave(self, topic: str) -> Enrolled | None:
+    def leave(self, topic: str) -> RegisteredClient | None:
         """Let a client go, and its Batch with the last one."""
         client = self._enrolled.pop(topic, None)
         found = None if client is None else self._batches.get(client.batch)
@@ -124,7 +124,7 @@ class Clients:
         found = self._batches.get(batch)
         return found is not None and not found.topics
 
-    async def others_left(self, topic: str, seconds: float) -> list[Enrolled]:
+    async def others_left(self, topic: str, seconds: float) -> list[RegisteredClient]:
         """Wait for a time until a client is alone in its Batch; returns who else is there."""
         deadline = monotonic() + seconds
         batch = self._enrolled[topic].batch
@@ -141,9 +141,9 @@ class Clients:
 
     # -- silence --------------------------------------------------------------------------
 
-    def heard(self, connection: str, patience: float) -> None:
+    def heard(self, connection: str, parse_timeout: float) -> None:
         """Note that a connection has been heard of, and how long it may be silent. Seconds."""
-        self._heard[connection] = monotonic(), patience
+        self._heard[connection] = monotonic(), parse_timeout
 
     def disconnected(self, connection: str) -> None:
         """Forget a connection."""

@@ -27,7 +27,7 @@ from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
 from daskbatch.cluster.scheduler_plugin import BatchService
 from daskbatch.dispatch.backend import Answered, Listener, Members
 from daskbatch.dispatch.lower import Lowered
-from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.requirements import Capacity
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.worker.cores import CoresPlugin
@@ -155,9 +155,9 @@ class ClusterBackend:
                     strict=True,
                 )
             )
-        for key, placement in lowered.blocks.items():
-            placement.future = futures[key]
-            self.client.loop.add_callback(self._watch, placement, futures[key])
+        for key, block in lowered.blocks.items():
+            block.future = futures[key]
+            self.client.loop.add_callback(self._watch, block, futures[key])
         self._futures.update(futures.values())
         return {key: futures[key] for key in lowered.buffers}
 
@@ -186,7 +186,7 @@ class ClusterBackend:
     def require_alive(self) -> None:
         self.membership.require()
 
-    async def _watch(self, placement: Placement, future: Any) -> None:
+    async def _watch(self, block: SubmittedBlock, future: Any) -> None:
         """Wait for a key on the client's event loop, and tell what became of it.
 
         `Future.add_done_callback` would call from a thread pool, which does nothing any
@@ -200,10 +200,10 @@ class ClusterBackend:
             error = _as_own(await future.exception())
         elif future.status != "finished":
             # Unless it was released here, nobody else's cancelling but the cluster's end does it.
-            if placement.future is not None:
+            if block.future is not None:
                 self._guard(self.membership.look)
                 error = ServiceLost(f"its key is {future.status}")
-        elif placement.left:
+        elif block.left:
             # Not all was reported; the key has it all.
             try:
                 result = await future
@@ -213,7 +213,7 @@ class ClusterBackend:
             self.client.loop.call_later(_LINGER_SECONDS, self._lingering.clear)
         self._lingering.append(future)
         if self._listener is not None:
-            self._guard(self._listener.key_over, placement, result, error)
+            self._guard(self._listener.key_over, block, result, error)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
         # On Dask's event loop an error of ours would be logged, and whoever waits would wait
@@ -250,8 +250,8 @@ class ClusterBackend:
         if then is not None:
             self._guard(then, revoked, stopping)
 
-    def release(self, placement: Placement) -> None:
-        future, placement.future = placement.future, None
+    def release(self, block: SubmittedBlock) -> None:
+        future, block.future = block.future, None
         if future is not None:
             future.release()
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
-from daskbatch.cluster.client_registry import Clients
-from daskbatch.cluster.worker_loss import Casualties, acquit, strike
+from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dispatch.requirements import Capacity
 
 PLUGIN = "daskbatch-service"
@@ -47,13 +47,13 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
     async def start(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._clients = Clients()
+        self._clients = ClientRegistry()
         self._listening = False
         #: What workers are yet to be told: topic -> block -> member -> status.
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[Answer]] = {}
-        self._casualties = Casualties(scheduler)
+        self._casualties = WorkerLossTracker(scheduler)
         self._working: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
@@ -147,9 +147,9 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             self._drop(each.topic)
         self._clients.disconnected(client)
 
-    def _alive(self, client: str, patience: float) -> None:
+    def _alive(self, client: str, parse_timeout: float) -> None:
         """Hear that a client is there, and for how long it may be silent."""
-        self._clients.heard(client, patience)
+        self._clients.heard(client, parse_timeout)
         if not self._listening:
             self._listening = True
             self._begin(self._listen())
@@ -220,9 +220,9 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         if topic == "worker-restart-memory":
             self._casualties.ran_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
-            acquit(self._scheduler, msg["processing-tasks"])
-            began = strike(self._scheduler, msg["processing-tasks"])
-            gone = strike(self._scheduler, msg["lost-computed-tasks"])
+            reset_suspicion(self._scheduler, msg["processing-tasks"])
+            began = mark_lost(self._scheduler, msg["processing-tasks"])
+            gone = mark_lost(self._scheduler, msg["lost-computed-tasks"])
             self._casualties.died(msg["worker"], began)
             for topic, keys in gone.items():
                 self._notify(topic, {"gone": keys})
@@ -230,7 +230,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if start == "memory" and finish == "released":
             # Nobody wants the result; if a token of it gets lost, that is no reason to run it.
-            strike(self._scheduler, [key])
+            mark_lost(self._scheduler, [key])
 
     async def _tell_of_death(self, worker: str) -> None:
         for topic, message in (await self._casualties.tell(worker)).items():

@@ -22,15 +22,15 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, connect, leave_to_parent
 from daskbatch.cluster.dask_backend import ClusterBackend
-from daskbatch.cluster.shared_connection import Shared, take_share
+from daskbatch.cluster.shared_connection import SharedConnection, take_share
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requirements import Capacity, unmet
-from daskbatch.dispatch.task_record import Cell, Group, Phase
+from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import ServiceLost, SpecError
-from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
@@ -65,7 +65,7 @@ class Session:
         self,
         batch: str,
         address: str | None = None,
-        within: Host | None = None,
+        within: TaskContext | None = None,
         connection: Connection | None = None,
         grows: bool = True,
     ) -> None:
@@ -78,7 +78,7 @@ class Session:
         self._lock = threading.RLock()  # a finalizer may come in between
         self._connection = connection
         self.grows = grows if connection is None else connection.embedded is None
-        self._shared: Shared | None = None
+        self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
             self._shared = take_share(address, self, keep=within is not None)
@@ -128,7 +128,7 @@ class Session:
             _open.add(self)
             _end_with_multiprocessing()
 
-    def submit(self, cells: Sequence[Cell], name: str, group: Group | None) -> None:
+    def submit(self, records: Sequence[TaskRecord], name: str, group: Group | None) -> None:
         """Start tasks; see `Dispatcher.submit`.
 
         Raises
@@ -136,22 +136,24 @@ class Session:
         SpecError
             One asks for what no worker has, and there will be no others.
         """
-        asking = [cell for cell in cells if cell.options.resources or cell.options.workers]
+        asking = [
+            record for record in records if record.options.resources or record.options.workers
+        ]
         refused = _refused(asking, self._backend.capacities()) if asking else {}
         if refused and not self.grows:
-            cell, why = next(iter(refused.items()))
-            raise SpecError(f"task {cell.label} {why}")
-        self.dispatcher.submit(cells, name, group)
+            record, why = next(iter(refused.items()))
+            raise SpecError(f"task {record.label} {why}")
+        self.dispatcher.submit(records, name, group)
         if asking:
             self._look_after(asking, set(refused))
 
-    def _look_after(self, cells: Sequence[Cell], unmet_before: set[Cell]) -> None:
+    def _look_after(self, records: Sequence[TaskRecord], unmet_before: set[TaskRecord]) -> None:
         """Refuse what no worker could run all the time between two looks: some come and go."""
 
         def look(workers: list[Capacity]) -> None:
-            refused = _refused([c for c in cells if c.phase == Phase.WAITING], workers)
+            refused = _refused([c for c in records if c.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({c: why for c, why in refused.items() if c in unmet_before})
-            left = [cell for cell in cells if not cell.over]
+            left = [record for record in records if not record.over]
             if left:
                 self._look_after(left, set(refused))
 
@@ -280,10 +282,10 @@ class Session:
         """Stop what the task has started, since it has failed or is stopped itself."""
         with contextlib.suppress(Exception):
             self.background.drop()
-            cells = self.dispatcher.unfinished()
-            self.dispatcher.cancel(cells)
+            records = self.dispatcher.unfinished()
+            self.dispatcher.cancel(records)
             # What comes after the task must not meet what the task has started.
-            self.dispatcher.outcomes.wait(lambda: all(c.over for c in cells), _STOP_SECONDS)
+            self.dispatcher.outcomes.wait(lambda: all(c.over for c in records), _STOP_SECONDS)
         self.end()
 
 
@@ -311,13 +313,13 @@ def make_session(
     return Session(batch, connection=connection)
 
 
-def _refused(cells: Iterable[Cell], workers: Sequence[Capacity]) -> dict[Cell, str]:
+def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:
     """Give the tasks that no worker can run, and why."""
     reasons: dict[Options, str | None] = {}
-    for cell in cells:
-        if cell.options not in reasons:
-            reasons[cell.options] = unmet(cell.options, workers)
-    return {cell: why for cell in cells if (why := reasons[cell.options]) is not None}
+    for record in records:
+        if record.options not in reasons:
+            reasons[record.options] = unmet(record.options, workers)
+    return {record: why for record in records if (why := reasons[record.options]) is not None}
 
 
 #: A session ends with its Batch; what is left at exit is ended there.

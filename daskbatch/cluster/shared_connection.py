@@ -28,7 +28,7 @@ _PER_SILENCE = 4
 _LOOK_SECONDS = 0.5
 
 
-class Member(Protocol):
+class ConnectionUser(Protocol):
     """Who has a share in a connection."""
 
     batch: str
@@ -37,7 +37,7 @@ class Member(Protocol):
         """Take in that there is nothing any more to be connected to."""
 
 
-class Shared:
+class SharedConnection:
     """A connection, for all who connect to the same scheduler from this process.
 
     Parameters
@@ -47,29 +47,29 @@ class Shared:
     """
 
     def __init__(self, address: str) -> None:
-        patience = config.get_seconds("client-ttl")
+        parse_timeout = config.get_seconds("client-ttl")
         self.client: Client = open_client(address, was_there=True)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
-        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._members: weakref.WeakSet[ConnectionUser] = weakref.WeakSet()
         self._shares = 0
         #: The Batches whose tasks in this process are likely to connect again.
         self._kept: set[str] = set()
         self.client._event_handlers[BATCHES] = self._heard
-        self.client.loop.add_callback(self._keep_alive, patience)
+        self.client.loop.add_callback(self._keep_alive, parse_timeout)
 
-    async def _keep_alive(self, patience: float) -> None:
+    async def _keep_alive(self, parse_timeout: float) -> None:
         """Have the scheduler know that this process goes on."""
         stream = self.client.scheduler_comm
-        said = -patience
+        said = -parse_timeout
         while self.client.scheduler_comm is stream and self.client.status == "running":
-            if monotonic() - said > patience / _PER_SILENCE:
+            if monotonic() - said > parse_timeout / _PER_SILENCE:
                 said = monotonic()
                 with contextlib.suppress(*GONE):
                     await self.client.scheduler.daskbatch_alive(
-                        client=self.client.id, patience=patience
+                        client=self.client.id, parse_timeout=parse_timeout
                     )
-            await asyncio.sleep(min(_LOOK_SECONDS, patience / _PER_SILENCE))
+            await asyncio.sleep(min(_LOOK_SECONDS, parse_timeout / _PER_SILENCE))
         for member in list(self._members):
             member.lose(
                 f"the connection to {self._address} was lost; take another copy of the Batch"
@@ -84,7 +84,7 @@ class Shared:
             self._kept.discard(batch)
             self._close_if_unused()
 
-    def join(self, member: Member, keep: bool) -> None:
+    def join(self, member: ConnectionUser, keep: bool) -> None:
         """Take a share.
 
         Parameters
@@ -99,7 +99,7 @@ class Shared:
         if keep:
             self._kept.add(member.batch)
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: ConnectionUser) -> None:
         """Give a share up; the last one closes the connection, unless it is kept."""
         with _changing:
             self._members.discard(member)
@@ -114,7 +114,7 @@ class Shared:
 
 
 #: By the scheduler's address.
-_shared: dict[str, Shared] = {}
+_shared: dict[str, SharedConnection] = {}
 
 #: Taken from finalizers, too, in whatever a thread is doing.
 _changing = threading.RLock()
@@ -123,7 +123,7 @@ _changing = threading.RLock()
 _inherited: list[Any] = []
 
 
-def take_share(address: str, member: Member, keep: bool) -> Shared:
+def take_share(address: str, member: ConnectionUser, keep: bool) -> SharedConnection:
     """Connect a member to a scheduler.
 
     Raises
@@ -134,7 +134,7 @@ def take_share(address: str, member: Member, keep: bool) -> Shared:
     with _changing:
         found = _shared.get(address)
         if found is None or found.client.status != "running":
-            found = _shared[address] = Shared(address)
+            found = _shared[address] = SharedConnection(address)
         found.join(member, keep)
         return found
 

@@ -46,7 +46,7 @@ def topic_of(scheduler: Scheduler, key: Any) -> str | None:
     return annotations.get(TOPIC) if annotations else None
 
 
-def strike(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
+def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
     """Replace what blocks would do by saying that they are lost; returns them by topic."""
     struck: dict[str, list[Key]] = {}
     for key in keys:
@@ -62,7 +62,7 @@ def strike(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
     return struck
 
 
-def acquit(scheduler: Scheduler, keys: Iterable[Any]) -> None:
+def reset_suspicion(scheduler: Scheduler, keys: Iterable[Any]) -> None:
     """Have Dask forget under how many deaths keys of ours have been on their way.
 
     It counts those that had not begun, too, and gives them up. The client counts what ran.
@@ -87,7 +87,7 @@ class _Worker:
     began: dict[str, list[Key]] = field(default_factory=dict)
 
 
-class Casualties:
+class WorkerLossTracker:
     """The workers, and what is known of those that died.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import Any
 from daskbatch.serialization import pickling
 
 
-class Preparation:
+class Initializer:
     """An initializer and its arguments, pickled once.
 
     Parameters

@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
-from daskbatch.describe.initializer import Preparation
+from daskbatch.describe.initializer import Initializer
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
@@ -45,7 +45,7 @@ class Options:
         The working directory of an isolated function.
     env : tuple of (str, str)
         What is added to its environment.
-    prepare : Preparation, optional
+    prepare : Initializer, optional
         What its process does before.
     """
 
@@ -57,14 +57,14 @@ class Options:
     isolated: bool = False
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
-    prepare: Preparation | None = None
+    prepare: Initializer | None = None
     #: What a Dask key has one of: tasks that differ here cannot share a block.
-    placement: Hashable = field(init=False, default=None)
+    placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        placement = (self.resources, self.workers, self.priority, self.isolated, self.prepare)
-        if any(placement):
-            object.__setattr__(self, "placement", placement)
+        key = (self.resources, self.workers, self.priority, self.isolated, self.prepare)
+        if any(key):
+            object.__setattr__(self, "placement_key", key)
 
 
 DEFAULT = Options()
@@ -164,7 +164,7 @@ class Call(NamedTuple):
     data : bytes
         The packed arguments.
     references : tuple
-        The tasks among them: their cells, and which part of each is meant.
+        The tasks among them: their records, and which part of each is meant.
     buffers : tuple of Buffer
         The large buffers among them.
     failure : SerializationError, optional

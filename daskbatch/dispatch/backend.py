@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.placer import Submitter
 from daskbatch.worker.execution.journal import Trace
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -30,7 +30,7 @@ class Listener(Protocol):
 
     def key_over(
         self,
-        placement: Placement,
+        block: SubmittedBlock,
         result: BlockResult | None = None,
         error: BaseException | None = None,
     ) -> None: ...
@@ -56,7 +56,7 @@ class Backend(Submitter, Protocol):
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster is gone."""
 
-    def release(self, placement: Placement) -> None:
+    def release(self, block: SubmittedBlock) -> None:
         """Want a block no more; it need not run, unless others hang on its key."""
 
     def forget(self, blocks: Sequence[int]) -> None:

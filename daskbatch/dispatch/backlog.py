@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from daskbatch.dispatch.epoch import Epoch
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.sigint import uninterrupted
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError
 
 
@@ -27,7 +27,7 @@ class Backlog:
     """
 
     def __init__(self, home: str) -> None:
-        self._cells: list[Cell] = []
+        self._records: list[TaskRecord] = []
         self._epoch = Epoch(home)
         #: Held from when tasks are taken until they are started, or two threads could start them
         #: out of order, and a third one could find them nowhere. The dispatcher's lock may be
@@ -39,27 +39,27 @@ class Backlog:
 
     def __len__(self) -> int:
         with self._changing:
-            return sum(not cell.over for cell in self._cells)
+            return sum(not record.over for record in self._records)
 
     @property
-    def cells(self) -> list[Cell]:
+    def records(self) -> list[TaskRecord]:
         """The tasks that wait. Those that do not any more are known to the dispatcher."""
         with self._changing:
-            return list(self._cells)
+            return list(self._records)
 
-    def add(self, cell: Cell) -> None:
+    def add(self, record: TaskRecord) -> None:
         """Put a task behind the others; nobody else must know of it yet."""
         # Without the lock, which takes longer than all the rest. Once it is in the list another
         # thread may start it.
-        cell.phase = Phase.QUEUED
-        self._cells.append(cell)
+        record.phase = Phase.QUEUED
+        self._records.append(record)
 
     def flush(
         self,
-        start: Callable[[Sequence[Cell]], None],
-        fail: Callable[[Sequence[Cell], Exception], None],
-        hand_over: Callable[[Sequence[Cell]], None],
-        wanted: Sequence[Cell] | None = None,
+        start: Callable[[Sequence[TaskRecord]], None],
+        fail: Callable[[Sequence[TaskRecord], Exception], None],
+        hand_over: Callable[[Sequence[TaskRecord]], None],
+        wanted: Sequence[TaskRecord] | None = None,
     ) -> None:
         """Start what waits.
 
@@ -69,7 +69,7 @@ class Backlog:
             Starts tasks, each behind those that it waits for; says that they cannot be started.
         hand_over : callable
             Waits until tasks are started that are queued elsewhere: the calls of an executor.
-        wanted : sequence of Cell, optional
+        wanted : sequence of TaskRecord, optional
             What must have been started in the end. Others are started, too, but not where that
             would mean to wait. All by default.
 
@@ -81,18 +81,18 @@ class Backlog:
         if threading.get_ident() in self._pickling:
             raise LifecycleError("a task that is being started cannot wait for one that is queued")
         if wanted is None:
-            wanted = self.cells
+            wanted = self.records
         while True:
-            self._pickle(self.cells)
+            self._pickle(self.records)
             with self._changing:
                 ready = self._ready()
                 if ready:
                     with uninterrupted():
-                        del self._cells[: len(ready)]
+                        del self._records[: len(ready)]
                         self._start(ready, start, fail)
-                if not any(_is_here(cell) for cell in wanted):
+                if not any(_is_here(record) for record in wanted):
                     return
-                awaited = _elsewhere(self._cells[0])
+                awaited = _elsewhere(self._records[0])
             hand_over(awaited)
 
     def start_over(self) -> None:
@@ -100,56 +100,56 @@ class Backlog:
         with self._changing:
             self._epoch.start_over()
 
-    def drop(self) -> list[Cell]:
+    def drop(self) -> list[TaskRecord]:
         """Start none of those that wait; returns them."""
         with self._changing:
-            cells = list(self._cells)
-            del self._cells[: len(cells)]
-            return cells
+            records = list(self._records)
+            del self._records[: len(records)]
+            return records
 
     def forget(self) -> None:
         """Forget those that wait: nobody knows them any more. It takes no lock."""
-        self._cells.clear()
+        self._records.clear()
 
-    def _pickle(self, cells: Iterable[Cell]) -> None:
+    def _pickle(self, records: Iterable[TaskRecord]) -> None:
         # This may run anything, and is interrupted by Ctrl-C: then nothing has been started.
         thread = threading.get_ident()
         self._pickling.add(thread)
         try:
-            pickle_functions(cells)
+            pickle_functions(records)
         finally:
             self._pickling.discard(thread)
 
-    def _ready(self) -> list[Cell]:
+    def _ready(self) -> list[TaskRecord]:
         """Give the first of the tasks, up to one that cannot be started yet."""
         ready = []
-        for cell in self._cells:
-            if not cell.over and (not cell.function or _elsewhere(cell)):
+        for record in self._records:
+            if not record.over and (not record.function or _elsewhere(record)):
                 break
-            ready.append(cell)
+            ready.append(record)
         return ready
 
     def _start(
         self,
-        cells: Sequence[Cell],
-        start: Callable[[Sequence[Cell]], None],
-        fail: Callable[[Sequence[Cell], Exception], None],
+        records: Sequence[TaskRecord],
+        start: Callable[[Sequence[TaskRecord]], None],
+        fail: Callable[[Sequence[TaskRecord], Exception], None],
     ) -> None:
-        ordered: list[Cell] = []
+        ordered: list[TaskRecord] = []
         try:
-            self._epoch.add(cells, ordered)
+            self._epoch.add(records, ordered)
             start(ordered)
         except Exception as error:
             # Barriers too, or what comes later would wait for them for ever.
-            fail([*ordered, *cells], error)
+            fail([*ordered, *records], error)
 
 
-def _is_here(cell: Cell) -> bool:
-    return cell.phase == Phase.QUEUED and cell.group is None
+def _is_here(record: TaskRecord) -> bool:
+    return record.phase == Phase.QUEUED and record.group is None
 
 
-def _elsewhere(cell: Cell) -> list[Cell]:
+def _elsewhere(record: TaskRecord) -> list[TaskRecord]:
     """Give those whose results a task takes, and which are queued, but not here."""
     return [
-        each for each in cell.producers if each.phase == Phase.QUEUED and each.group is not None
+        each for each in record.producers if each.phase == Phase.QUEUED and each.group is not None
     ]

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from numbers import Real
 
-from daskbatch.dispatch.task_record import SILENT, Cell, Phase
+from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.worker.execution.task_context import Host, current, wait_by_turns
+from daskbatch.worker.execution.task_context import TaskContext, current, wait_releasing_slot
 
 
-class Outcomes:
+class CompletionTracker:
     """The outcomes of one client's tasks.
 
     `changed` is to be held for every change, and to be notified when tasks are over: once
@@ -28,33 +28,33 @@ class Outcomes:
         self.changed = threading.Condition()
         #: How many started tasks are not over.
         self.left = 0
-        self._callbacks: dict[Cell, list[Callable[[], None]]] = {}
+        self._callbacks: dict[TaskRecord, list[Callable[[], None]]] = {}
         self._when_idle: list[Callable[[], None]] = []
         self._process = os.getpid()
         #: Of the task that these are the tasks of, if one is: it may wait in any thread.
-        self.host: Host | None = None
+        self.host: TaskContext | None = None
 
     def settle(
         self,
-        cell: Cell,
+        record: TaskRecord,
         phase: Phase,
         value: bytes | None = None,
         output: tuple[str, str] | None = SILENT,
         seconds: float = 0.0,
     ) -> None:
         """Say what became of a task."""
-        cell.phase = phase
-        cell.value = value
-        cell.output = output
-        cell.seconds = seconds
-        if cell.waits:
-            cell.waits = tuple(cell.waits_left().items())
-        cell.overwrites = ()
+        record.phase = phase
+        record.value = value
+        record.output = output
+        record.seconds = seconds
+        if record.waits:
+            record.waits = tuple(record.waits_left().items())
+        record.overwrites = ()
         self.left -= 1
-        if cell.group is not None:
-            cell.group.left -= 1
+        if record.group is not None:
+            record.group.left -= 1
         if self._callbacks:
-            for callback in self._callbacks.pop(cell, ()):
+            for callback in self._callbacks.pop(record, ()):
                 callback()
         if self._when_idle and not self.left:
             callbacks, self._when_idle = self._when_idle, []
@@ -92,9 +92,9 @@ class Outcomes:
             with self.changed:
                 return self.changed.wait_for(over, seconds)
 
-        return wait_by_turns(self.waiter(), wait, timeout)
+        return wait_releasing_slot(self.waiter(), wait, timeout)
 
-    def waiter(self) -> Host | None:
+    def waiter(self) -> TaskContext | None:
         """Give what the task has around it that waits, if this is in a task.
 
         Raises
@@ -105,12 +105,12 @@ class Outcomes:
         self.require_here()
         return current() or self.host
 
-    def when_over(self, cell: Cell, callback: Callable[[], None]) -> None:
+    def when_over(self, record: TaskRecord, callback: Callable[[], None]) -> None:
         """Have a function called, in any thread, when a task is over. It must not raise."""
         self.require_here()
         with self.changed:
-            if not cell.over:
-                self._callbacks.setdefault(cell, []).append(callback)
+            if not record.over:
+                self._callbacks.setdefault(record, []).append(callback)
                 return
         callback()
 
@@ -123,7 +123,7 @@ class Outcomes:
         callback()
 
 
-def patience(timeout: float | timedelta | None) -> float | None:
+def parse_timeout(timeout: float | timedelta | None) -> float | None:
     """Read how long somebody wants to wait at most; None is for ever.
 
     Raises

@@ -18,11 +18,11 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT, Options
-from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.placement import SubmittedBlock
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Limits, Link, Part, Source
+from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.outcome import token
 
 Key = str | tuple[str, int]
@@ -62,13 +62,13 @@ class Lowered:
     """A graph to submit, and which of its keys to ask for."""
 
     graph: HighLevelGraph
-    blocks: dict[Key, Placement]
+    blocks: dict[Key, SubmittedBlock]
     #: The shared buffers that the graph brings along, by their key.
     buffers: dict[str, pickling.Buffer] = field(default_factory=dict)
 
 
 def lower(
-    placements: Sequence[Placement],
+    blocks: Sequence[SubmittedBlock],
     name: str,
     nonce: str,
     setting: Setting,
@@ -78,7 +78,7 @@ def lower(
 
     Parameters
     ----------
-    placements : sequence of Placement
+    placements : sequence of SubmittedBlock
         The blocks, each behind those that it waits for.
     name : str
         What Dask's dashboard is to call them.
@@ -89,9 +89,9 @@ def lower(
     known_buffers : mapping
         Keys of buffers that are on the cluster already.
     """
-    lowering = _Lowering(name, nonce, setting, known_buffers, len(placements))
-    for placement in placements:
-        lowering.add(placement)
+    lowering = _Lowering(name, nonce, setting, known_buffers, len(blocks))
+    for block in blocks:
+        lowering.add(block)
     return lowering.finish()
 
 
@@ -108,30 +108,30 @@ class _Lowering:
         self._next = 2 * 10 ** len(str(count)) - 1
         self._layers: dict[Hashable, dict[Key, GraphNode]] = {}
         self._options: dict[Hashable, Options] = {}
-        self._tokens: dict[Placement, Key] = {}
-        self._blocks: dict[Key, Placement] = {}
+        self._tokens: dict[SubmittedBlock, Key] = {}
+        self._blocks: dict[Key, SubmittedBlock] = {}
         self._buffers: dict[str, pickling.Buffer] = {}
         #: Large functions as buffers.
         self._large: dict[bytes, pickling.Buffer] = {}
 
-    def add(self, placement: Placement) -> None:
+    def add(self, block: SubmittedBlock) -> None:
         inputs = _Inputs()
-        spec = self._spec(placement, inputs)
-        key = placement.key = (self._group, self._next)
+        spec = self._spec(block, inputs)
+        key = block.key = (self._group, self._next)
         self._next -= 1
-        options = placement.cells[0].options
-        placement.waits = frozenset(inputs.placements)
-        placement.buffers = [buffer_key(buffer) for buffer in inputs.buffers.values()]
+        options = block.records[0].options
+        block.waits = frozenset(inputs.blocks)
+        block.buffers = [buffer_key(buffer) for buffer in inputs.buffers.values()]
         references = [
             *(
                 TaskRef(other.key if whole or other.small else self._token(other))
-                for other, whole in inputs.placements.items()
+                for other, whole in inputs.blocks.items()
             ),
-            *map(TaskRef, placement.buffers),
+            *map(TaskRef, block.buffers),
         ]
         # Dask puts a task beside its inputs; with nothing worth moving there, it is better
         # off wherever a slot is free, and is handed out one by one as slots become free.
-        free = not any(inputs.placements.values())
+        free = not any(inputs.blocks.values())
         self._layer(options)[key] = Task(
             key,
             self._setting.entry,
@@ -139,55 +139,55 @@ class _Lowering:
             *references,
             _data_producer=free,
         )
-        self._blocks[key] = placement
+        self._blocks[key] = block
 
     def _layer(self, options: Options) -> dict[Key, GraphNode]:
-        self._options[options.placement] = options
-        return self._layers.setdefault(options.placement, {})
+        self._options[options.placement_key] = options
+        return self._layers.setdefault(options.placement_key, {})
 
-    def _token(self, placement: Placement) -> Key:
-        key = self._tokens.get(placement)
+    def _token(self, block: SubmittedBlock) -> Key:
+        key = self._tokens.get(block)
         if key is None:
-            key = self._tokens[placement] = (f"{TOKEN}-{self._nonce}", placement.number)
-            self._layer(DEFAULT)[key] = Task(key, token, TaskRef(placement.key))
+            key = self._tokens[block] = (f"{TOKEN}-{self._nonce}", block.number)
+            self._layer(DEFAULT)[key] = Task(key, token, TaskRef(block.key))
         return key
 
-    def _spec(self, placement: Placement, inputs: _Inputs) -> BlockSpec:
+    def _spec(self, block: SubmittedBlock, inputs: _Inputs) -> BlockSpec:
         functions: dict[bytes, int] = {}
         calls: list[tuple[int, bytes]] = []
         links: dict[int, Link] = {}
         limits: dict[int, Limits] = {}
         equal: dict[Limits, Limits] = {}
-        for member, cell in enumerate(placement.cells):
-            cell.placement, cell.member = placement, member
-            if cell.call is None:
+        for member, record in enumerate(block.records):
+            record.block, record.member = block, member
+            if record.call is None:
                 calls.append((-1, b""))
             else:
-                assert isinstance(cell.function, bytes)
-                index = functions.setdefault(cell.function, len(functions))
-                calls.append((index, cell.call.data))
-                o = cell.options
+                assert isinstance(record.function, bytes)
+                index = functions.setdefault(record.function, len(functions))
+                calls.append((index, record.call.data))
+                o = record.options
                 if o.retries or o.timeout or o.cwd or o.env:
                     # One object where they are equal: then pickle writes it once.
                     found = Limits(o.retries, o.timeout, o.cwd, o.env)
                     limits[member] = equal.setdefault(found, found)
-            if cell.waits or (cell.call and (cell.call.references or cell.call.buffers)):
-                links[member] = self._link(cell, placement, inputs)
-        names = [cell.name for cell in placement.cells]
+            if record.waits or (record.call and (record.call.references or record.call.buffers)):
+                links[member] = self._link(record, block, inputs)
+        names = [record.name for record in block.records]
         setting = self._setting
         setup: bytes | int | None = None
-        if (prepare := placement.cells[0].options.prepare) is not None:
+        if (prepare := block.records[0].options.prepare) is not None:
             setup = self._source(prepare.packed(), inputs)
         return BlockSpec(
-            block=placement.number,
+            block=block.number,
             topic=setting.topic,
             functions=[self._source(function, inputs) for function in functions],
             calls=calls,
             labels=names[:1] if len(set(names)) == 1 else names,
             links={member: inputs.shift(link) for member, link in links.items()},
             limits=limits,
-            isolated=placement.cells[0].options.isolated,
-            journaled=any(cell.writes for cell in placement.cells),
+            isolated=block.records[0].options.isolated,
+            journaled=any(record.writes for record in block.records),
             budget=setting.budget,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
@@ -204,24 +204,24 @@ class _Lowering:
             if found is None:
                 found = self._large[data] = pickling.make_buffer(data)
             data = found
-        return len(inputs.placements) + self._shared(data, inputs)
+        return len(inputs.blocks) + self._shared(data, inputs)
 
     def _shared(self, buffer: pickling.Buffer, inputs: _Inputs) -> int:
         if buffer_key(buffer) not in self._known:
             self._buffers[buffer_key(buffer)] = buffer
         return inputs.buffer(buffer)
 
-    def _link(self, cell: Cell, home: Placement, inputs: _Inputs) -> Link:
+    def _link(self, record: TaskRecord, home: SubmittedBlock, inputs: _Inputs) -> Link:
         needs: list[Source] = []
         after: list[Source] = []
-        for before, why in cell.waits_left().items():
+        for before, why in record.waits_left().items():
             (needs if why & NEEDS else after).append(inputs.source(before, home, whole=False))
-        values: list[Part | bytes | str] = []
+        values: list[BlockMember | bytes | str] = []
         positions: list[int] = []
-        if cell.call is not None:
-            for producer, part in cell.call.references:
+        if record.call is not None:
+            for producer, part in record.call.references:
                 values.append(_value(producer, part, home, inputs))
-            for buffer in cell.call.buffers:
+            for buffer in record.call.buffers:
                 positions.append(self._shared(buffer, inputs))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
 
@@ -232,9 +232,9 @@ class _Lowering:
                 layer[key] = DataNode(key, buffer.content)
         layers = {
             f"{self._group}-{number}": MaterializedLayer(
-                mapping, annotations=_annotations(self._options[placement], self._setting.topic)
+                mapping, annotations=_annotations(self._options[block], self._setting.topic)
             )
-            for number, (placement, mapping) in enumerate(self._layers.items())
+            for number, (block, mapping) in enumerate(self._layers.items())
         }
         home = {key: name for name, layer in layers.items() for key in layer}
         dependencies = {
@@ -254,17 +254,17 @@ class _Inputs:
 
     def __init__(self) -> None:
         #: Whether the whole result of a block is needed, or a token of it will do.
-        self.placements: dict[Placement, bool] = {}
+        self.blocks: dict[SubmittedBlock, bool] = {}
         self.buffers: dict[str, pickling.Buffer] = {}
         self._positions: dict[object, int] = {}
 
-    def source(self, cell: Cell, home: Placement, whole: bool) -> Source:
-        placement = cell.placement
-        assert placement is not None
-        if placement is home:
-            return LOCAL, cell.member
-        self.placements[placement] = self.placements.get(placement, False) or whole
-        return self._positions.setdefault(placement, len(self.placements) - 1), cell.member
+    def source(self, record: TaskRecord, home: SubmittedBlock, whole: bool) -> Source:
+        block = record.block
+        assert block is not None
+        if block is home:
+            return LOCAL, record.member
+        self.blocks[block] = self.blocks.get(block, False) or whole
+        return self._positions.setdefault(block, len(self.blocks) - 1), record.member
 
     def buffer(self, buffer: pickling.Buffer) -> int:
         self.buffers[buffer.digest] = buffer
@@ -274,18 +274,20 @@ class _Inputs:
         """Put a link's buffers behind the blocks, once it is known how many there are."""
         if not link.buffers:
             return link
-        first = len(self.placements)
+        first = len(self.blocks)
         return link._replace(buffers=tuple(first + position for position in link.buffers))
 
 
-def _value(producer: Cell, part: str, home: Placement, inputs: _Inputs) -> Part | bytes | str:
+def _value(
+    producer: TaskRecord, part: str, home: SubmittedBlock, inputs: _Inputs
+) -> BlockMember | bytes | str:
     """Give what fills a slot: the value itself, if only the client has it, or where it is."""
-    if producer.over and (producer.placement is None or producer.placement.lost):
+    if producer.over and (producer.block is None or producer.block.lost):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:
             return producer.output[part == "stderr"]
-    return Part(inputs.source(producer, home, whole=True), part)
+    return BlockMember(inputs.source(producer, home, whole=True), part)
 
 
 def buffer_key(buffer: pickling.Buffer) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from daskbatch.dispatch.task_record import SILENT, Cell
+from daskbatch.dispatch.task_record import SILENT, TaskRecord
 from daskbatch.errors import LifecycleError, WorkerLost
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.task_context import called_aside
@@ -23,21 +23,20 @@ class Future(Protocol):
     def release(self) -> None: ...
 
 
-class Placement:
+class SubmittedBlock:
     """A block that has been, or is about to be, submitted.
 
     Parameters
     ----------
     number : int
         Its number in reports and revocations.
-    cells : sequence of Cell
+    records : sequence of TaskRecord
         Its members; one that was deferred or revoked points to another placement.
     """
 
     __slots__ = (
         "__weakref__",
         "buffers",
-        "cells",
         "failed",
         "future",
         "held",
@@ -46,22 +45,23 @@ class Placement:
         "long",
         "lost",
         "number",
+        "records",
         "small",
         "waits",
     )
 
-    def __init__(self, number: int, cells: Sequence[Cell]) -> None:
+    def __init__(self, number: int, records: Sequence[TaskRecord]) -> None:
         self.number = number
-        self.cells = cells
+        self.records = records
         self.key: tuple[str, int] = ("", number)
         #: Members whose outcome has not been told yet.
-        self.left = len(cells)
+        self.left = len(records)
         #: Whether its result is known to be small, so that order-only edges may carry it.
         self.small = False
         #: Whether it may well run for a long time.
         self.long = False
         #: The placements that its key waits for.
-        self.waits: frozenset[Placement] = frozenset()
+        self.waits: frozenset[SubmittedBlock] = frozenset()
         self.future: Future | None = None
         #: Whether what its members returned is not to be had any more.
         self.lost = False
@@ -115,12 +115,12 @@ class Placement:
 
     def hand_out(self, result: BlockResult) -> None:
         """Give each member what the result has of it."""
-        for member, cell in enumerate(self.cells):
-            if cell.placement is self and cell.over:
-                cell.value = result.values[member]
-                cell.output = result.outputs.get(member, SILENT)
+        for member, record in enumerate(self.records):
+            if record.block is self and record.over:
+                record.value = result.values[member]
+                record.output = result.outputs.get(member, SILENT)
 
-    def members_left(self, members: Iterable[int] | None = None) -> list[Cell]:
+    def members_left(self, members: Iterable[int] | None = None) -> list[TaskRecord]:
         """Give those members that are not over, and have not been placed elsewhere.
 
         Parameters
@@ -128,31 +128,33 @@ class Placement:
         members : iterable of int, optional
             Only these; what is no position in the block is none of them.
         """
-        count = len(self.cells)
-        cells = (
-            self.cells
+        count = len(self.records)
+        records = (
+            self.records
             if members is None
-            else [self.cells[member] for member in members if 0 <= member < count]
+            else [self.records[member] for member in members if 0 <= member < count]
         )
-        return [cell for cell in cells if cell.placement is self and not cell.over]
+        return [record for record in records if record.block is self and not record.over]
 
 
-def by_block(cells: Iterable[Cell]) -> dict[int, list[int]]:
-    """Give the positions of cells by the numbers of the blocks that they are in."""
+def by_block(records: Iterable[TaskRecord]) -> dict[int, list[int]]:
+    """Give the positions of records by the numbers of the blocks that they are in."""
     members: dict[int, list[int]] = {}
-    for cell in cells:
-        if cell.placement is not None:
-            members.setdefault(cell.placement.number, []).append(cell.member)
+    for record in records:
+        if record.block is not None:
+            members.setdefault(record.block.number, []).append(record.member)
     return members
 
 
-def blocks_behind(some: Iterable[Placement], all_: Iterable[Placement]) -> list[Placement]:
+def blocks_behind(
+    some: Iterable[SubmittedBlock], all_: Iterable[SubmittedBlock]
+) -> list[SubmittedBlock]:
     """Find the blocks that wait for some others, directly or not."""
-    behind: list[Placement] = []
+    behind: list[SubmittedBlock] = []
     found = set(some)
     # In order of their numbers, each block comes after those that it waits for.
-    for placement in sorted(all_, key=lambda placement: placement.number):
-        if placement not in found and not placement.waits.isdisjoint(found):
-            found.add(placement)
-            behind.append(placement)
+    for block in sorted(all_, key=lambda block: block.number):
+        if block not in found and not block.waits.isdisjoint(found):
+            found.add(block)
+            behind.append(block)
     return behind

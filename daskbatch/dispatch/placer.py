@@ -12,8 +12,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.lower import Lowered, Setting, buffer_key, lower
-from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.placement import SubmittedBlock
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import SerializationError
 from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations
@@ -58,13 +58,13 @@ class Placer:
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def place(
-        self, cells: Sequence[Cell], name: str, others: int = 0, again: bool = False
-    ) -> list[Placement]:
+        self, records: Sequence[TaskRecord], name: str, others: int = 0, again: bool = False
+    ) -> list[SubmittedBlock]:
         """Place tasks; returns the blocks.
 
         Parameters
         ----------
-        cells : sequence of Cell
+        records : sequence of TaskRecord
             Each behind those that it waits for. What it waits for is over, or placed
             already, or among them.
         name : str
@@ -74,40 +74,42 @@ class Placer:
         again : bool
             Whether they have been placed before, and have come back.
         """
-        for position, cell in enumerate(cells):
-            cell.placement, cell.member = None, position
-        sizes = [len(cell.call.data) if cell.call is not None else 0 for cell in cells]
-        placements = []
-        candidates = self._candidates(cells)
-        for block in pack(candidates, sizes, self._submitter.slots, others):
-            placement = Placement(next(self._numbers), [cells[position] for position in block])
-            placement.small = self._is_small(placement)
-            placement.long = any(candidates[position].long for position in block)
-            placements.append(placement)
+        for position, record in enumerate(records):
+            record.block, record.member = None, position
+        sizes = [len(record.call.data) if record.call is not None else 0 for record in records]
+        blocks = []
+        candidates = self._candidates(records)
+        for positions in pack(candidates, sizes, self._submitter.slots, others):
+            block = SubmittedBlock(
+                next(self._numbers), [records[position] for position in positions]
+            )
+            block.small = self._is_small(block)
+            block.long = any(candidates[position].long for position in positions)
+            blocks.append(block)
         known = dict(self._buffers)
         # The dashboard shows a name without what looks like a hexadecimal number behind it. It
         # is long, since Dask takes two equal keys for one, whichever clients they are of.
-        lowered = lower(placements, name, uuid.uuid4().hex[:16], self._setting, known)
+        lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, known)
         known.update(self._submitter.submit(lowered, again))
-        for placement in placements:
-            placement.held = [known[key] for key in placement.buffers]
-            prepare = placement.cells[0].options.prepare
+        for block in blocks:
+            block.held = [known[key] for key in block.buffers]
+            prepare = block.records[0].options.prepare
             if prepare is not None and isinstance(setup := prepare.packed(), pickling.Buffer):
                 prepare.held = known[buffer_key(setup)]  # for all calls to come
         self._buffers.update(known)
-        return placements
+        return blocks
 
-    def learn(self, ran: Sequence[Cell], sizes: Sequence[int]) -> None:
+    def learn(self, ran: Sequence[TaskRecord], sizes: Sequence[int]) -> None:
         """Take in how long some tasks ran, and how many bytes each left; -1 is many."""
         much = self._setting.share_limit + 1
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
         largest: dict[Hashable, int] = {}
-        for cell, size in zip(ran, sizes, strict=True):
-            if cell.call is not None:
-                family = cell.call.family
+        for record, size in zip(ran, sizes, strict=True):
+            if record.call is not None:
+                family = record.call.family
                 calls[family] = calls.get(family, 0) + 1
-                seconds[family] = seconds.get(family, 0.0) + cell.seconds
+                seconds[family] = seconds.get(family, 0.0) + record.seconds
                 if size < 0:
                     size = much
                 if size > largest.get(family, 0):
@@ -115,77 +117,75 @@ class Placer:
         for family, count in calls.items():
             self._known.add(family, count, seconds[family], largest.get(family, 0))
 
-    def _candidates(self, cells: Iterable[Cell]) -> list[Candidate]:
+    def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}
         candidates = []
-        for cell in cells:
-            if cell.call is None:
+        for record in records:
+            if record.call is None:
                 candidate = Candidate(0.0)
             else:
-                like = cell.call.family, cell.options.placement
+                like = record.call.family, record.options.placement_key
                 found = alike.get(like)
                 if found is None:
                     found = alike[like] = self._candidate(*like)
                 candidate = found
-            candidates.append(_with_waits(candidate, cell) if cell.waits else candidate)
+            candidates.append(_with_waits(candidate, record) if record.waits else candidate)
         return candidates
 
-    def _candidate(self, family: Hashable, placement: Hashable) -> Candidate:
+    def _candidate(self, family: Hashable, block: Hashable) -> Candidate:
         largest = self._known.largest(family) or 0
         return Candidate(
             seconds=self._known.seconds(family),
-            kind=("placed", placement),
+            kind=("placed", block),
             solo=largest > self._setting.share_limit,
         )
 
-    def _is_small(self, placement: Placement) -> bool:
+    def _is_small(self, block: SubmittedBlock) -> bool:
         size = 0
-        for cell in placement.cells:
-            if cell.call is not None:
-                largest = self._known.largest(cell.call.family)
+        for record in block.records:
+            if record.call is not None:
+                largest = self._known.largest(record.call.family)
                 size += _SMALL if largest is None else largest
                 if size >= _SMALL:
                     return False
         return True
 
 
-def _with_waits(candidate: Candidate, cell: Cell) -> Candidate:
-    left = cell.waits_left()
+def _with_waits(candidate: Candidate, record: TaskRecord) -> Candidate:
+    left = record.waits_left()
     if not left:
         return candidate
     return Candidate(
         candidate.seconds,
         candidate.kind,
         candidate.solo,
-        waits=tuple(before.member for before in left if before.placement is None),
+        waits=tuple(before.member for before in left if before.block is None),
         outside=frozenset(
-            before.placement.number
-            for before in left
-            if before.placement is not None and before.placement.long
+            before.block.number for before in left if before.block is not None and before.block.long
         ),
         overwrites=tuple(
             before.member
-            for before in cell.overwrites
-            if not before.over and before.placement is None
+            for before in record.overwrites
+            if not before.over and before.block is None
         ),
     )
 
 
-def pickle_functions(cells: Iterable[Cell]) -> None:
+def pickle_functions(records: Iterable[TaskRecord]) -> None:
     """Pickle each function once, as it is now, its globals and all.
 
     Those of tasks that are queued stay as they are, once they have been pickled.
     """
     pickled: dict[int, bytes | SerializationError] = {}
-    for cell in cells:
-        if cell.call is None or (cell.function and cell.phase == Phase.QUEUED):
+    for record in records:
+        if record.call is None or (record.function and record.phase == Phase.QUEUED):
             continue
-        function = cell.call.function
+        function = record.call.function
         found = pickled.get(id(function))
         if found is None:
             try:
                 # Those that are started together are of one executor, or of none.
-                prepare = cell.options.prepare
+                prepare = record.options.prepare
                 found = pickling.dumps(function) if prepare is None else prepare.dumps(function)
             except KeyboardInterrupt:
                 raise
@@ -194,4 +194,4 @@ def pickle_functions(cells: Iterable[Cell]) -> None:
                 found = SerializationError(f"{type(error).__name__}: {error}{hint}")
                 found.__cause__ = error
             pickled[id(function)] = found
-        cell.function = found
+        record.function = found

@@ -13,7 +13,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from daskbatch.describe.access import Channel
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import may_run_again, shared_channels
 
@@ -27,43 +27,43 @@ class Writers:
     def __init__(self) -> None:
         self._last: dict[Channel, int] = {}
 
-    def add(self, cells: Iterable[Cell]) -> None:
+    def add(self, records: Iterable[TaskRecord]) -> None:
         """Take in tasks that are being started."""
-        for cell in cells:
-            for channel in cell.writes:
-                self._last[channel] = cell.rank
+        for record in records:
+            for channel in record.writes:
+                self._last[channel] = record.rank
 
-    def since(self, cell: Cell) -> bool:
+    def since(self, record: TaskRecord) -> bool:
         """Say whether what a task has read may have been written since."""
-        if not cell.reads:
+        if not record.reads:
             return False
-        later = [channel for channel, rank in self._last.items() if rank > cell.rank]
-        return any(shared_channels(cell.reads, later))
+        later = [channel for channel, rank in self._last.items() if rank > record.rank]
+        return any(shared_channels(record.reads, later))
 
 
-def is_gone(cell: Cell) -> bool:
+def is_gone(record: TaskRecord) -> bool:
     """Say whether the value of a finished task was lost with a worker."""
-    return cell.value is None and (cell.placement is None or cell.placement.lost)
+    return record.value is None and (record.block is None or record.block.lost)
 
 
-def to_revive(cell: Cell, writers: Writers) -> list[Cell] | None:
+def rerun_closure(record: TaskRecord, writers: Writers) -> list[TaskRecord] | None:
     """Find what has to run again to have the lost value of a task again.
 
     Parameters
     ----------
-    cell : Cell
+    record : TaskRecord
         It has finished.
     writers : Writers
         Who has written what.
 
     Returns
     -------
-    list of Cell, or None
+    list of TaskRecord, or None
         The tasks, each behind those that it takes results from; None if one of them may not
         run again, since that could be seen.
     """
-    found: dict[Cell, None] = {}
-    stack = [cell]
+    found: dict[TaskRecord, None] = {}
+    stack = [record]
     while stack:
         each = stack.pop()
         if each.writes or writers.since(each):
@@ -78,16 +78,16 @@ def to_revive(cell: Cell, writers: Writers) -> list[Cell] | None:
     return sorted(found, key=lambda each: each.rank)
 
 
-def why_not_again(cell: Cell, deaths: int, beside: Iterable[Cell]) -> str | None:
+def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord]) -> str | None:
     """Say why a task that may have begun when its worker died must not run again.
 
     Parameters
     ----------
-    cell : Cell
+    record : TaskRecord
         The task.
     deaths : int
         How many workers have died under it.
-    beside : iterable of Cell
+    beside : iterable of TaskRecord
         Tasks of which nobody knows whether they have run since.
 
     Returns
@@ -95,29 +95,31 @@ def why_not_again(cell: Cell, deaths: int, beside: Iterable[Cell]) -> str | None
     str or None
         None if it may run again.
     """
-    if not may_run_again(cell):
+    if not may_run_again(record):
         return "it writes what it reads, so that a second run could do something else"
-    if any(any(shared_channels(cell.reads, other.writes)) for other in beside):
+    if any(any(shared_channels(record.reads, other.writes)) for other in beside):
         return "what it reads may have been written since"
     if deaths >= MOST_DEATHS:
         return f"{deaths} workers have died under it"
     return None
 
 
-def value_lost(cell: Cell) -> WorkerLost:
+def value_lost(record: TaskRecord) -> WorkerLost:
     """Make the exception that tells that what a finished task has returned is lost for good."""
     return WorkerLost(
-        f"what task {cell.label} returned was lost with its worker, and the task does not run "
+        f"what task {record.label} returned was lost with its worker, and the task does not run "
         "again: it writes something, or what it read may have been written since, or what it "
         "took was lost as well"
     )
 
 
-def lost_with_worker(cell: Cell, reason: str, attempt: int, why: Mapping[str, Any]) -> WorkerLost:
+def lost_with_worker(
+    record: TaskRecord, reason: str, attempt: int, why: Mapping[str, Any]
+) -> WorkerLost:
     """Make the exception that tells what was lost, and what is known of it."""
     said = f" {_describe(**why)}" if why else ""
     return WorkerLost(
-        f"task {cell.label} was lost with its worker{said}, and does not run again: {reason}",
+        f"task {record.label} was lost with its worker{said}, and does not run again: {reason}",
         attempt=attempt,
         **why,
     )

@@ -1,7 +1,7 @@
 """What is kept of a task on its way: what it is to do, where it is, what became of it.
 
 Does not know how it came about or how it moves on. A `daskbatch.batch.task.Task` is a user's
-handle on a cell; the dispatcher moves cells, and nothing else does.
+handle on a record; the dispatcher moves records, and nothing else does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from daskbatch.errors import SerializationError
 from daskbatch.plan.hazards import NEEDS
 
 if TYPE_CHECKING:
-    from daskbatch.dispatch.placement import Placement
+    from daskbatch.dispatch.placement import SubmittedBlock
 
 
 class Phase(IntEnum):
@@ -42,12 +42,13 @@ class Phase(IntEnum):
 SILENT = ("", "")
 
 
-class Cell:
+class TaskRecord:
     """A task; or, with nothing to call, a barrier between tasks."""
 
     __slots__ = (
         "__weakref__",
         "blame",
+        "block",
         "call",
         "function",
         "group",
@@ -59,7 +60,6 @@ class Cell:
         "output",
         "overwrites",
         "phase",
-        "placement",
         "rank",
         "reads",
         "seconds",
@@ -94,15 +94,15 @@ class Cell:
         self.phase = Phase.CREATED
         #: The pickled function, as it was at the start; or why it cannot be pickled.
         self.function: bytes | SerializationError = b""
-        #: Its place among all started cells; behind those that it waits for.
+        #: Its place among all started records; behind those that it waits for.
         self.rank = -1
-        #: The cells that it waits for, with the reasons as bits. Some are left when it is over
+        #: The records that it waits for, with the reasons as bits. Some are left when it is over
         #: before they are: see `waits_left`.
-        self.waits: tuple[tuple[Cell, int], ...] = ()
-        #: The cells that must not share a block with it.
-        self.overwrites: tuple[Cell, ...] = ()
+        self.waits: tuple[tuple[TaskRecord, int], ...] = ()
+        #: The records that must not share a block with it.
+        self.overwrites: tuple[TaskRecord, ...] = ()
         #: The block that it is in, and its position there; kept when a value stays there.
-        self.placement: Placement | None = None
+        self.block: SubmittedBlock | None = None
         self.member = -1
 
         # What became of it:
@@ -112,8 +112,8 @@ class Cell:
         self.output: tuple[str, str] | None = SILENT
         #: How long it ran.
         self.seconds = 0.0
-        #: The cell whose failure kept it from running.
-        self.blame: Cell | None = None
+        #: The record whose failure kept it from running.
+        self.blame: TaskRecord | None = None
 
     @property
     def over(self) -> bool:
@@ -123,13 +123,13 @@ class Cell:
     def unsuccessful(self) -> bool:
         return self.phase > Phase.DONE
 
-    def waits_left(self) -> dict[Cell, int]:
+    def waits_left(self) -> dict[TaskRecord, int]:
         """Give what it still waits for, with the reasons as bits.
 
         A task that was cancelled, say, is over before those that it waits for; but others
         wait for them only by way of it, since waits that are implied have been left out.
         """
-        left: dict[Cell, int] = {}
+        left: dict[TaskRecord, int] = {}
         over = []
         for before, why in self.waits:
             if before.over:
@@ -158,7 +158,7 @@ class Cell:
         return repr(self.name)
 
     @property
-    def producers(self) -> Sequence[Cell]:
+    def producers(self) -> Sequence[TaskRecord]:
         """The tasks whose results are among its arguments."""
         if self.call is None or not self.call.references:
             return ()
@@ -176,9 +176,9 @@ class Group:
         self.started = False
 
 
-def find_blame(cell: Cell) -> Cell | None:
+def find_blame(record: TaskRecord) -> TaskRecord | None:
     """Find the task whose failure keeps another from running."""
-    for before, why in cell.waits:
+    for before, why in record.waits:
         if why & NEEDS and before.unsuccessful:
             # A barrier fails for those that it stands for, and is none to blame.
             return before.blame or before

@@ -13,19 +13,19 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.backend import Backend, Key
-from daskbatch.dispatch.completion import Outcomes
+from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placement import Placement
+from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.placer import Placer
 from daskbatch.dispatch.recovery import (
     Writers,
     is_gone,
     lost_with_worker,
-    to_revive,
-    why_not_again,
+    rerun_closure,
+    rerun_refusal,
 )
-from daskbatch.dispatch.task_record import SILENT, Cell, Phase, find_blame
+from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord, find_blame
 from daskbatch.errors import SerializationError
 from daskbatch.worker.execution.block import Report
 from daskbatch.worker.execution.outcome import Status, pack_error
@@ -34,7 +34,7 @@ from daskbatch.worker.execution.outcome import Status, pack_error
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
 
 
-class Moves:
+class TaskTable:
     """The started tasks of one client, and where they are.
 
     Parameters
@@ -49,96 +49,98 @@ class Moves:
         self._backend = backend
         self._placer = Placer(backend, setting)
         self._inline_limit = setting.inline_limit
-        self.outcomes = Outcomes()
+        self.outcomes = CompletionTracker()
         self._changed = self.outcomes.changed
-        self._live: dict[int, Placement] = {}
+        self._live: dict[int, SubmittedBlock] = {}
         self._ranks = itertools.count()
-        self._stuck: set[Placement] = set()
+        self._stuck: set[SubmittedBlock] = set()
         self._revoked: set[int] = set()
         #: Those that run, and are being stopped.
-        self._stopping: set[Cell] = set()
+        self._stopping: set[TaskRecord] = set()
         self._writers = Writers()
         #: Under how many workers' deaths a task has run.
-        self._deaths: Counter[Cell] = Counter()
+        self._deaths: Counter[TaskRecord] = Counter()
         #: The blocks whose results somebody may still want; and whether any was ever lost.
-        self._placed: WeakValueDictionary[Key, Placement] = WeakValueDictionary()
+        self._placed: WeakValueDictionary[Key, SubmittedBlock] = WeakValueDictionary()
         self._any_lost = False
 
-    def _place(self, cells: Sequence[Cell], name: str, again: bool = True) -> None:
+    def _place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
         if self._any_lost:
-            cells = self._with_revived(cells)
-        ready = [cell for cell in cells if self._may_run(cell)]
+            records = self._with_revived(records)
+        ready = [record for record in records if self._may_run(record)]
         if not ready:
             return
         try:
             others = self.outcomes.left - len(ready)
-            placements = self._placer.place(ready, name, others, again)
+            blocks = self._placer.place(ready, name, others, again)
         except Exception as error:
             # Somebody waits for these: they must hear of it.
             data = pack_error(error, name)
-            for cell in ready:
-                self.outcomes.settle(cell, Phase.FAILED, data)
+            for record in ready:
+                self.outcomes.settle(record, Phase.FAILED, data)
             return
-        for placement in placements:
-            self._live[placement.number] = placement
-            self._placed[placement.key] = placement
+        for block in blocks:
+            self._live[block.number] = block
+            self._placed[block.key] = block
 
-    def _with_revived(self, cells: Sequence[Cell]) -> Sequence[Cell]:
+    def _with_revived(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
         """Give tasks together with those whose lost results they take."""
-        revived: list[Cell] = []
-        for cell in cells:
-            for producer in cell.producers:
+        revived: list[TaskRecord] = []
+        for record in records:
+            for producer in record.producers:
                 if producer.over and not producer.unsuccessful and is_gone(producer):
                     revived += self._revive(producer)
             if revived:
-                wait_for_producers([cell])
-        return sorted([*revived, *cells], key=lambda cell: cell.rank) if revived else cells
+                wait_for_producers([record])
+        return sorted([*revived, *records], key=lambda record: record.rank) if revived else records
 
-    def _revive(self, cell: Cell) -> list[Cell]:
+    def _revive(self, record: TaskRecord) -> list[TaskRecord]:
         """Count a finished task whose value was lost as one that is to run, if it may."""
-        cells = None if cell.unsuccessful else to_revive(cell, self._writers)
-        if cells is None:
-            cell.placement = None  # it is over all the same, but there is nothing to be had
+        records = None if record.unsuccessful else rerun_closure(record, self._writers)
+        if records is None:
+            record.block = None  # it is over all the same, but there is nothing to be had
             return []
-        for each in cells:
-            each.phase, each.placement = Phase.WAITING, None
+        for each in records:
+            each.phase, each.block = Phase.WAITING, None
             self.outcomes.left += 1
             if each.group is not None:
                 each.group.left += 1
-        wait_for_producers(cells)
-        return cells
+        wait_for_producers(records)
+        return records
 
-    def _may_run(self, cell: Cell) -> bool:
-        if cell.waits:
-            cell.blame = find_blame(cell) or self._find_gone(cell)
-            if cell.blame is not None:
-                self.outcomes.settle(cell, Phase.FAILED)
+    def _may_run(self, record: TaskRecord) -> bool:
+        if record.waits:
+            record.blame = find_blame(record) or self._find_gone(record)
+            if record.blame is not None:
+                self.outcomes.settle(record, Phase.FAILED)
                 return False
-        if cell.call is not None:
-            failure = cell.call.failure or cell.function
+        if record.call is not None:
+            failure = record.call.failure or record.function
             if isinstance(failure, SerializationError):
-                what = "its arguments" if cell.call.failure else "its function"
-                error = SerializationError(f"task {cell.label}: {what} cannot be sent: {failure}")
+                what = "its arguments" if record.call.failure else "its function"
+                error = SerializationError(f"task {record.label}: {what} cannot be sent: {failure}")
                 error.__cause__ = failure.__cause__
-                self.outcomes.settle(cell, Phase.FAILED, pack_error(error, cell.label))
+                self.outcomes.settle(record, Phase.FAILED, pack_error(error, record.label))
                 return False
         return True
 
-    def _find_gone(self, cell: Cell) -> Cell | None:
+    def _find_gone(self, record: TaskRecord) -> TaskRecord | None:
         """Find a task whose value another one takes, and which is lost for good."""
         if not self._any_lost:
             return None
-        return next((each for each in cell.producers if each.over and is_gone(each)), None)
+        return next((each for each in record.producers if each.over and is_gone(each)), None)
 
-    def _take_in(self, placement: Placement, report: Report, timed: bool = True) -> list[Cell]:
+    def _apply_report(
+        self, block: SubmittedBlock, report: Report, timed: bool = True
+    ) -> list[TaskRecord]:
         """Settle what a report tells of; returns what has to be placed again."""
         deferred = []
-        ran: list[Cell] = []
+        ran: list[TaskRecord] = []
         sizes: list[int] = []
         stop = report.start + len(report.statuses)
-        for member, (cell, status, value, seconds) in enumerate(
+        for member, (record, status, value, seconds) in enumerate(
             zip(
-                placement.cells[report.start : stop],
+                block.records[report.start : stop],
                 report.statuses,
                 report.values,
                 array("f", report.durations),
@@ -146,39 +148,39 @@ class Moves:
             ),
             report.start,
         ):
-            if cell.placement is not placement or cell.phase >= Phase.DONE:
+            if record.block is not block or record.phase >= Phase.DONE:
                 continue
             if status == Status.DEFERRED:
-                self._give_back(placement, cell)
-                deferred.append(cell)
+                self._give_back(block, record)
+                deferred.append(record)
                 continue
             output = report.outputs.get(member, SILENT)
             if timed and status <= Status.FAILED:
-                ran.append(cell)
+                ran.append(record)
                 if value is None or output is None:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
-            self._tell(placement, cell, status, value, output, seconds)
+            self._tell(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
 
     def _tell(
         self,
-        placement: Placement,
-        cell: Cell,
+        block: SubmittedBlock,
+        record: TaskRecord,
         status: int,
         value: bytes | None = None,
         output: tuple[str, str] | None = SILENT,
         seconds: float = 0.0,
     ) -> None:
-        placement.left -= 1
-        self._stopping.discard(cell)
+        block.left -= 1
+        self._stopping.discard(record)
         if status > Status.FAILED or self._is_here(value, output):
-            cell.placement = None
+            record.block = None
         if status == Status.SKIPPED:
-            cell.blame = find_blame(cell)
-        self.outcomes.settle(cell, _PHASES[status], value, output, seconds)
+            record.blame = find_blame(record)
+        self.outcomes.settle(record, _PHASES[status], value, output, seconds)
 
     def _is_here(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
         """Say whether all of an outcome is here, and small enough to be sent from here."""
@@ -186,47 +188,47 @@ class Moves:
             return False
         return len(value) <= self._inline_limit
 
-    def _drop_if_empty(self, placement: Placement) -> None:
+    def _drop_if_empty(self, block: SubmittedBlock) -> None:
         """Spare the cluster a block of which nothing is left to run."""
-        if not placement.left and all(cell.placement is not placement for cell in placement.cells):
+        if not block.left and all(record.block is not block for record in block.records):
             # It runs all the same if others hang on its key: what was revoked stays so.
-            self._revoked.discard(placement.number)
-            self._backend.release(placement)
+            self._revoked.discard(block.number)
+            self._backend.release(block)
 
-    def _give_back(self, placement: Placement, cell: Cell) -> None:
-        placement.left -= 1
-        cell.placement = None
-        cell.phase = Phase.WAITING
+    def _give_back(self, block: SubmittedBlock, record: TaskRecord) -> None:
+        block.left -= 1
+        record.block = None
+        record.phase = Phase.WAITING
 
     def _recover(
-        self, placement: Placement, running: int | None, why: Mapping[str, Any]
-    ) -> list[Cell]:
+        self, block: SubmittedBlock, running: int | None, why: Mapping[str, Any]
+    ) -> list[TaskRecord]:
         """Settle what may not run again; returns what does. `running` is None if unknown."""
         deferred = []
-        left = placement.members_left()
-        for cell in left:
-            began = running is None or cell.member == running
-            if cell in self._stopping:
-                self._tell(placement, cell, Status.CANCELLED)
+        left = block.members_left()
+        for record in left:
+            began = running is None or record.member == running
+            if record in self._stopping:
+                self._tell(block, record, Status.CANCELLED)
                 continue
             if began:
-                self._deaths[cell] += 1
-                beside = [each for each in left if each is not cell] if running is None else ()
-                reason = why_not_again(cell, self._deaths[cell], beside)
+                self._deaths[record] += 1
+                beside = [each for each in left if each is not record] if running is None else ()
+                reason = rerun_refusal(record, self._deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(cell, reason, self._deaths[cell], why)
-                    self._tell(placement, cell, Status.FAILED, pack_error(error, cell.label))
+                    error = lost_with_worker(record, reason, self._deaths[record], why)
+                    self._tell(block, record, Status.FAILED, pack_error(error, record.label))
                     continue
-            self._give_back(placement, cell)
-            deferred.append(cell)
+            self._give_back(block, record)
+            deferred.append(record)
         return deferred
 
-    def _forget(self, placement: Placement) -> None:
+    def _forget(self, block: SubmittedBlock) -> None:
         """Drop what was needed of a block until it was over."""
-        self._live.pop(placement.number, None)
-        self._stuck.discard(placement)
-        placement.waits = frozenset()
-        placement.held = ()
-        if placement.number in self._revoked:
-            self._revoked.discard(placement.number)
-            self._backend.forget([placement.number])
+        self._live.pop(block.number, None)
+        self._stuck.discard(block)
+        block.waits = frozenset()
+        block.held = ()
+        if block.number in self._revoked:
+            self._revoked.discard(block.number)
+            self._backend.forget([block.number])

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.compiled import require_own, require_producers
-from daskbatch.batch.options import Configured
-from daskbatch.describe.initializer import Preparation
+from daskbatch.batch.options import TaskFactory
+from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import DEFAULT, Call, function_call
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.chunk import run_chunk
 
@@ -25,7 +25,7 @@ Arguments = tuple[Any, ...]
 _NOTHING: dict[str, Any] = {}
 
 
-class Calls:
+class CallFactory:
     """Makes calls that share their options.
 
     Parameters
@@ -34,7 +34,7 @@ class Calls:
         Runs them.
     resources, env : mapping, optional
         What all of them take, and find in their environment.
-    prepare : Preparation, optional
+    prepare : Initializer, optional
         What a process does before it runs the first of them.
     """
 
@@ -43,37 +43,37 @@ class Calls:
         batch: Batch,
         resources: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
-        prepare: Preparation | None = None,
+        prepare: Initializer | None = None,
     ) -> None:
         self._batch = batch
         self._resources = dict(resources or {})
         self._env = dict(env or {})
         self._prepare = prepare
-        self._take(Configured(batch, DEFAULT))
+        self._take(TaskFactory(batch, DEFAULT))
         if resources or env:
             self._take(batch.options(resources=self._resources, env=self._env))
 
-    def _take(self, how: Configured) -> None:
+    def _take(self, how: TaskFactory) -> None:
         self._how = how
         how._options = replace(how._options, prepare=self._prepare)
 
-    def prepared(self, initializer: Callable[..., Any], initargs: tuple[Any, ...]) -> Calls:
+    def prepared(self, initializer: Callable[..., Any], initargs: tuple[Any, ...]) -> CallFactory:
         """Give the same, with an initializer that is called once in each process."""
-        prepare = Preparation(self._batch._session.topic, initializer, initargs)
-        return Calls(self._batch, self._resources, self._env, prepare)
+        prepare = Initializer(self._batch._session.topic, initializer, initargs)
+        return CallFactory(self._batch, self._resources, self._env, prepare)
 
     def configured(
         self,
         resources: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Calls:
+    ) -> CallFactory:
         """Give the same with other options; see `Batch.options`."""
         if self._resources and (resources is None or isinstance(resources, Mapping)):
             resources = {**self._resources, **(resources or {})}
         if self._env and (env is None or isinstance(env, Mapping)):
             env = {**self._env, **(env or {})}
-        other = Calls(self._batch, self._resources, self._env, self._prepare)
+        other = CallFactory(self._batch, self._resources, self._env, self._prepare)
         other._take(self._batch.options(resources=resources, env=env, **options))
         return other
 
@@ -82,14 +82,14 @@ class Calls:
         function: Callable[..., Any],
         args: Arguments,
         kwargs: Mapping[str, Any] = _NOTHING,
-    ) -> Cell:
+    ) -> TaskRecord:
         """Describe a call."""
         if self._prepare is None:
-            return self._cell(function_call(function, args, kwargs), function)
+            return self._record(function_call(function, args, kwargs), function)
         with pickling.within(self._prepare.space):
-            return self._cell(function_call(function, args, kwargs), function)
+            return self._record(function_call(function, args, kwargs), function)
 
-    def chunk(self, function: Callable[..., Any], chunk: Sequence[Arguments]) -> Cell | None:
+    def chunk(self, function: Callable[..., Any], chunk: Sequence[Arguments]) -> TaskRecord | None:
         """Describe several calls of a function as one; None if they must stay apart."""
         options = self._how._options
         if options.timeout is not None or options.retries:
@@ -99,11 +99,11 @@ class Calls:
             call = function_call(run_chunk, (repr(name), function, chunk), _NOTHING)
         if call.failure is not None:
             return None  # one of them cannot be sent; the others can
-        return self._cell(call._replace(family=(name, len(chunk))), function)
+        return self._record(call._replace(family=(name, len(chunk))), function)
 
-    def _cell(self, call: Call, function: Callable[..., Any]) -> Cell:
-        cell = self._how._cell(call, function)
+    def _record(self, call: Call, function: Callable[..., Any]) -> TaskRecord:
+        record = self._how._record(call, function)
         if call.references:
-            require_own(self._batch, cell)
-            require_producers(cell)
-        return cell
+            require_own(self._batch, record)
+            require_producers(record)
+        return record

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import monotonic
 
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 
 #: How long the calls that are put into a lane together should take. Seconds.
 _SECONDS = 0.2
@@ -27,7 +27,7 @@ _LONG = 0.1
 _FIRST = 1
 
 
-class Lanes:
+class ConcurrencyLimit:
     """So many lanes.
 
     Parameters
@@ -49,10 +49,10 @@ class Lanes:
         now = self._look()
         return any(self._has_room(lane, now) for lane in self._lanes)
 
-    def take(self, gathered: deque[Cell]) -> list[Cell]:
+    def take(self, gathered: deque[TaskRecord]) -> list[TaskRecord]:
         """Take calls for the lanes that can be given more, and let them wait for each other."""
         now = self._look()
-        taken: list[Cell] = []
+        taken: list[TaskRecord] = []
         # The emptiest first.
         for depth in (0, 1):
             for lane in self._lanes:
@@ -60,7 +60,7 @@ class Lanes:
                     taken += self._give(lane, gathered)
         return taken
 
-    def patience(self) -> float | None:
+    def parse_timeout(self) -> float | None:
         """Say in how many seconds a lane counts as held up that has calls for an empty one.
 
         None is never.
@@ -71,7 +71,7 @@ class Lanes:
         since = [lane.since for lane in self._lanes if lane.has_several()]
         return max(0.0, min(since) + _LONG - now) if since else None
 
-    def divert(self) -> list[Cell]:
+    def divert(self) -> list[TaskRecord]:
         """Put what waits in lanes that are held up into empty ones; returns these calls.
 
         The first of each waits no longer for what it only came behind.
@@ -79,7 +79,7 @@ class Lanes:
         now = self._look()
         empty = [lane for lane in self._lanes if not lane.helpings]
         held_up = [lane for lane in self._lanes if lane.has_several() and lane.is_held_up(now)]
-        diverted: list[Cell] = []
+        diverted: list[TaskRecord] = []
         served = held_up[: len(empty)]
         for count, lane in enumerate(served):
             share = len(empty) // (len(served) - count)
@@ -111,18 +111,18 @@ class Lanes:
         short = self._seconds is not None and self._seconds < _SHORT
         return short and len(lane.helpings) == 1 and not lane.is_held_up(now)
 
-    def _give(self, lane: _Lane, gathered: deque[Cell]) -> list[Cell]:
+    def _give(self, lane: _Lane, gathered: deque[TaskRecord]) -> list[TaskRecord]:
         count = self._share(len(gathered))
-        cells = [gathered.popleft() for _ in range(count)]
-        cells = [cell for cell in cells if not cell.over]
+        records = [gathered.popleft() for _ in range(count)]
+        records = [record for record in records if not record.over]
         last = lane.helpings[-1][-1] if lane.helpings else None
-        for cell in cells:
+        for record in records:
             if last is not None:
-                cell.waits += ((last, 0),)
-            last = cell
-        if cells:
-            lane.helpings.append(cells)
-        return cells
+                record.waits += ((last, 0),)
+            last = record
+        if records:
+            lane.helpings.append(records)
+        return records
 
     def _share(self, left: int) -> int:
         """Say how many calls to put into a lane: fewer towards the end, so that all end at once."""
@@ -131,8 +131,8 @@ class Lanes:
         most = int(_SECONDS / max(self._seconds, 1e-6))
         return max(1, min(most, left // (2 * self.cap)))
 
-    def _learn(self, cells: Sequence[Cell]) -> None:
-        mean = sum(cell.seconds for cell in cells) / len(cells)
+    def _learn(self, records: Sequence[TaskRecord]) -> None:
+        mean = sum(record.seconds for record in records) / len(records)
         self._seconds = mean if self._seconds is None else (self._seconds + mean) / 2
 
 
@@ -141,23 +141,23 @@ class _Lane:
 
     def __init__(self) -> None:
         #: What it has been given, and is not over; oldest first.
-        self.helpings: deque[list[Cell]] = deque()
+        self.helpings: deque[list[TaskRecord]] = deque()
         #: The first call that is not over, and since when it has been seen to be that.
-        self.first: Cell | None = None
+        self.first: TaskRecord | None = None
         self.since = 0.0
 
-    def look(self, now: float) -> Iterator[list[Cell]]:
+    def look(self, now: float) -> Iterator[list[TaskRecord]]:
         """Take in what is over by now; returns the helpings that are."""
         first = None
         while self.helpings and first is None:
-            first = next((cell for cell in self.helpings[0] if not cell.over), None)
+            first = next((record for record in self.helpings[0] if not record.over), None)
             if first is None:
                 yield self.helpings.popleft()
         if first is not self.first:
             self.first, self.since = first, now
 
-    def left(self) -> Iterator[Cell]:
-        return (cell for helping in self.helpings for cell in helping if not cell.over)
+    def left(self) -> Iterator[TaskRecord]:
+        return (record for helping in self.helpings for record in helping if not record.over)
 
     def has_several(self) -> bool:
         return len(list(islice(self.left(), 2))) == 2

@@ -20,10 +20,10 @@ from distributed.deploy import Cluster
 from daskbatch.batch.batch import Batch
 from daskbatch.batch.options import Accesses, require_name
 from daskbatch.errors import SpecError
-from daskbatch.executor.call_factory import Calls
+from daskbatch.executor.call_factory import CallFactory
 from daskbatch.executor.cpus import count_cpus, count_workers, thread_limits
 from daskbatch.executor.future import BatchPoolFuture
-from daskbatch.executor.map_call import Mapped
+from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
 from daskbatch.worker.cores import CORES
 
@@ -85,7 +85,7 @@ class BatchPoolExecutor(Executor):
             own = max_workers or max(1, int(CPU_COUNT // max(1.0, cpus or 1.0)))
         batch = _PoolBatch(cluster, own, name, limits)
         if not batch._session.grows:
-            calls, cap = Calls(batch), None
+            calls, cap = CallFactory(batch), None
         else:
             cores = {}
             if cpus is not None and cpus > 1:
@@ -93,12 +93,12 @@ class BatchPoolExecutor(Executor):
                 cores = {CORES: cpus}
             # Calls with an environment of their own run in children, which have it from before
             # they load any library.
-            calls, cap = Calls(batch, cores, limits), max_workers
+            calls, cap = CallFactory(batch, cores, limits), max_workers
         if initializer is not None:
             calls = calls.prepared(initializer, initargs)
         self._set_up(Pool(batch, owned=True, name=name, cap=cap), calls, wait_on_exit)
 
-    def _set_up(self, pool: Pool, calls: Calls, wait_on_exit: bool) -> None:
+    def _set_up(self, pool: Pool, calls: CallFactory, wait_on_exit: bool) -> None:
         self._pool = pool
         self._calls = calls
         self._keeper = _Keeper(pool)
@@ -296,9 +296,9 @@ class BatchPoolExecutor(Executor):
         iterables: tuple[Iterable[Any], ...],
         chunksize: int,
         buffersize: int | None,
-    ) -> Mapped:
+    ) -> MapCall:
         arguments = zip(*iterables, strict=False)
-        return Mapped(self._pool, self._calls, fn, arguments, chunksize, buffersize)
+        return MapCall(self._pool, self._calls, fn, arguments, chunksize, buffersize)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -363,7 +363,7 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
     batch._require_open()
     executor = object.__new__(BatchPoolExecutor)
     pool = Pool(batch, owned=False, name=batch._name, cap=None)
-    executor._set_up(pool, Calls(batch), wait_on_exit=True)
+    executor._set_up(pool, CallFactory(batch), wait_on_exit=True)
     return executor
 
 

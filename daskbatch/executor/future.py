@@ -13,9 +13,14 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.task import Task
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import TaskCrashed
-from daskbatch.worker.execution.task_context import Host, current, wait_by_turns, waiting_in_loop
+from daskbatch.worker.execution.task_context import (
+    TaskContext,
+    current,
+    wait_releasing_slot,
+    waiting_in_loop,
+)
 
 if TYPE_CHECKING:
     from daskbatch.executor.pool import Pool
@@ -57,10 +62,10 @@ class BatchPoolFuture(Future[Any]):
     ('done', False, False)
     """
 
-    def __init__(self, pool: Pool, cell: Cell) -> None:
+    def __init__(self, pool: Pool, record: TaskRecord) -> None:
         super().__init__()
         self._pool = pool
-        self._cell = cell
+        self._record = record
         waiters = _Waiters()
         waiters.pool = pool
         self._waiters: list[Any] = waiters
@@ -68,11 +73,11 @@ class BatchPoolFuture(Future[Any]):
     @property
     def task(self) -> Task:
         """The call as a task, with ``stdout``, ``stderr`` and ``uid``."""
-        return self._pool.task(self._cell)
+        return self._pool.task(self._record)
 
     def running(self) -> bool:
         """Say whether a worker has begun the call, and it is not over."""
-        return not self.done() and self._cell.phase == Phase.RUNNING
+        return not self.done() and self._record.phase == Phase.RUNNING
 
     def cancel(self) -> bool:
         """Keep the call from completing, also when it runs already.
@@ -86,7 +91,7 @@ class BatchPoolFuture(Future[Any]):
         """
         if self.done():
             return self.cancelled()
-        if not self._pool.cancel([self._cell]):
+        if not self._pool.cancel([self._record]):
             return False
         super().cancel()
         # Those who wait for it are told by the pool's thread, as by an executor of Python's own.
@@ -117,7 +122,7 @@ class BatchPoolFuture(Future[Any]):
         host = self._pool.waiter()
         if host is None:
             return timeout
-        wait_by_turns(host, self._wait, timeout)
+        wait_releasing_slot(host, self._wait, timeout)
         return 0
 
     def _wait(self, seconds: float | None) -> bool:
@@ -185,12 +190,12 @@ class _Waiters(list[Any]):
 class _EventOfTask(threading.Event):
     """What a task waits for without its slot."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: TaskContext) -> None:
         super().__init__()
         self._host = host
 
     def wait(self, timeout: float | None = None) -> bool:
-        return wait_by_turns(self._host, super().wait, timeout)
+        return wait_releasing_slot(self._host, super().wait, timeout)
 
 
 def as_executors(error: BaseException) -> BaseException:

@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Any
 
 from daskbatch.batch.result import load_result
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
-from daskbatch.executor.call_factory import Arguments, Calls
+from daskbatch.executor.call_factory import Arguments, CallFactory
 from daskbatch.executor.pool import Pool
 from daskbatch.worker.execution.chunk import Chunk
 from daskbatch.worker.execution.outcome import unpack_error
@@ -32,7 +32,7 @@ _SLAB = 1024
 _DRAW_SECONDS = 0.01
 
 
-class Mapped:
+class MapCall:
     """The calls of one map.
 
     Parameters
@@ -59,7 +59,7 @@ class Mapped:
     def __init__(
         self,
         pool: Pool,
-        calls: Calls,
+        calls: CallFactory,
         function: Callable[..., Any],
         arguments: Iterable[Arguments],
         chunksize: int,
@@ -86,10 +86,10 @@ class Mapped:
         self._exhausted = False
         self._chunksize = chunksize
         self._window = window
-        #: The cells of calls and of chunks, in order.
-        self._given: deque[tuple[Cell, bool]] = deque()
+        #: The records of calls and of chunks, in order.
+        self._given: deque[tuple[TaskRecord, bool]] = deque()
         #: Those that have not been handed to the pool, and whether somebody will.
-        self._drawn: deque[Cell] = deque()
+        self._drawn: deque[TaskRecord] = deque()
         self._is_due = False
         self._putting = threading.Lock()
         #: Why they could not be.
@@ -120,9 +120,9 @@ class Mapped:
             given, drawn = self._given, self._drawn
             before = len(given)
             for args in islice(self._arguments, count):
-                cell = one(function, args)
-                given.append((cell, False))
-                drawn.append(cell)
+                record = one(function, args)
+                given.append((record, False))
+                drawn.append(record)
                 if not self._is_due:
                     self._put_soon()
             self._exhausted = len(given) < before + count
@@ -142,9 +142,9 @@ class Mapped:
                     self._add(one(function, args), False)
         return True
 
-    def _add(self, cell: Cell, is_chunk: bool) -> None:
-        self._given.append((cell, is_chunk))
-        self._drawn.append(cell)
+    def _add(self, record: TaskRecord, is_chunk: bool) -> None:
+        self._given.append((record, is_chunk))
+        self._drawn.append(record)
         if not self._is_due:
             self._put_soon()
 
@@ -165,9 +165,9 @@ class Mapped:
         with self._putting:
             if self._failure is not None:
                 raise self._failure
-            cells = [self._drawn.popleft() for _ in range(len(self._drawn))]
-            if cells:
-                self._pool.put(cells)
+            records = [self._drawn.popleft() for _ in range(len(self._drawn))]
+            if records:
+                self._pool.put(records)
 
     def results(self, timeout: float | None) -> Results:
         """Give the results in order; what is left is cancelled when nobody asks any more.
@@ -183,26 +183,26 @@ class Mapped:
     def _results(self, deadline: float | None) -> Generator[Any, None, None]:
         try:
             while self._given:
-                cell, is_chunk = self._given.popleft()
+                record, is_chunk = self._given.popleft()
                 self._fill()
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 # Nothing here holds on to a result that has been handed out.
                 if is_chunk:
-                    yield from self._unpack(cell, self._get(cell, left))
+                    yield from self._unpack(record, self._get(record, left))
                 else:
-                    yield self._get(cell, left)
+                    yield self._get(record, left)
         finally:
             self.drop()
 
-    def _get(self, cell: Cell, timeout: float | None) -> Any:
+    def _get(self, record: TaskRecord, timeout: float | None) -> Any:
         try:
-            return self._pool.get(cell, timeout)
+            return self._pool.get(record, timeout)
         except TimeoutError:
-            if not cell.over:
-                self._given.appendleft((cell, False))  # to be cancelled with the others
+            if not record.over:
+                self._given.appendleft((record, False))  # to be cancelled with the others
             raise
 
-    def _unpack(self, cell: Cell, chunk: Chunk) -> Iterator[Any]:
+    def _unpack(self, record: TaskRecord, chunk: Chunk) -> Iterator[Any]:
         """Give what came of the calls of a chunk, as of calls that came alone."""
         values, errors = chunk
         if not errors and not values.pickled:
@@ -211,7 +211,7 @@ class Mapped:
         for position in range(len(values.values)):
             if position in errors:
                 raise self._pool._understand(unpack_error(errors[position]))
-            yield load_result(partial(values.load, position), cell.label)
+            yield load_result(partial(values.load, position), record.label)
 
     async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
         """Give the same without blocking the event loop."""
@@ -219,18 +219,18 @@ class Mapped:
         deadline = None if timeout is None else loop.time() + timeout
         try:
             while self._given:
-                cell, is_chunk = self._given[0]
-                if not cell.over:
+                record, is_chunk = self._given[0]
+                if not record.over:
                     async with waiting_in_loop(), asyncio.timeout_at(deadline):
-                        await self._pool.task(cell)._over()
+                        await self._pool.task(record)._over()
                 self._given.popleft()
                 self._fill()
-                if cell.value is not None:
-                    value = self._pool.get(cell)
+                if record.value is not None:
+                    value = self._pool.get(record)
                 else:
-                    value = await loop.run_in_executor(None, self._pool.get, cell)
+                    value = await loop.run_in_executor(None, self._pool.get, record)
                 if is_chunk:
-                    for each in self._unpack(cell, value):
+                    for each in self._unpack(record, value):
                         yield each
                 else:
                     yield value
@@ -240,16 +240,16 @@ class Mapped:
 
     def drop(self) -> None:
         """Cancel what is left."""
-        left = [cell for cell, _ in self._given if not cell.over]
+        left = [record for record, _ in self._given if not record.over]
         self._given.clear()
         if left:
             self._pool.cancel_later(left)
 
     def fetch_left(self) -> None:
         """Bring here what is left on workers that are about to end."""
-        for cell, _ in list(self._given):
+        for record, _ in list(self._given):
             with contextlib.suppress(Exception):
-                self._pool.task(cell)._bring()
+                self._pool.task(record)._bring()
 
 
 class Results(Iterator[Any]):

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 from daskbatch.batch.batch import Batch
 from daskbatch.batch.task import Task
-from daskbatch.dispatch.task_record import Cell, Group, Phase
+from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.executor.future import BatchPoolFuture, as_executors
 from daskbatch.executor.settler import Settler
-from daskbatch.executor.submit_queue import Gatherer
+from daskbatch.executor.submit_queue import SubmitQueue
 from daskbatch.worker.execution.initialized_function import InitializerFailed
-from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.execution.task_context import TaskContext
 
 _INTERPRETER_ENDS = "cannot schedule new futures after interpreter shutdown"
 
@@ -63,7 +63,7 @@ class Pool:
         self._changed = self._dispatcher.outcomes.changed
         self._group = Group("executor", 0)
         self._group.started = True
-        self._gatherer = Gatherer(self._session, self._group, name, cap)
+        self._gatherer = SubmitQueue(self._session, self._group, name, cap)
         self._settler = Settler(self._dispatcher.outcomes, self._settle)
         self._shut = False
         self._ended = False
@@ -78,17 +78,17 @@ class Pool:
         return self._gatherer.slots
 
     @property
-    def waiting(self) -> list[Cell]:
+    def waiting(self) -> list[TaskRecord]:
         """The calls that have not been handed over."""
         return self._gatherer.waiting
 
-    def waiter(self) -> Host | None:
+    def waiter(self) -> TaskContext | None:
         """Give what the task has around it that waits here, if this is in a task."""
         return self._dispatcher.outcomes.waiter()
 
-    def task(self, cell: Cell) -> Task:
+    def task(self, record: TaskRecord) -> Task:
         """Give a call as a task."""
-        return Task(self.batch, cell)
+        return Task(self.batch, record)
 
     # -- giving calls ---------------------------------------------------------------------
 
@@ -106,21 +106,21 @@ class Pool:
                 "this executor belongs to the process that this one was forked from: make another"
             )
 
-    def put(self, cells: Sequence[Cell]) -> None:
+    def put(self, records: Sequence[TaskRecord]) -> None:
         """Take calls."""
         with self._changed:
             self.require_open()
             self._start()
-            self._gatherer.put(cells)
+            self._gatherer.put(records)
 
-    def put_future(self, cell: Cell) -> BatchPoolFuture:
+    def put_future(self, record: TaskRecord) -> BatchPoolFuture:
         """Take a call, and give its future."""
-        future = BatchPoolFuture(self, cell)
+        future = BatchPoolFuture(self, record)
         with self._changed:
             self.require_open()
             self._start()
-            self._gatherer.put([cell])
-            self._settler.watch(future, cell)
+            self._gatherer.put([record])
+            self._settler.watch(future, record)
         return future
 
     def _start(self) -> None:
@@ -135,22 +135,22 @@ class Pool:
         """Have what was gathered handed over."""
         self._gatherer.hurry()
 
-    def hand_over(self, cells: Sequence[Cell]) -> None:
+    def hand_over(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of some tasks that are calls of this have been handed over."""
-        self._gatherer.hand_over(cells)
+        self._gatherer.hand_over(records)
 
-    def cancel(self, cells: Sequence[Cell], begun: bool = True) -> list[Cell]:
+    def cancel(self, records: Sequence[TaskRecord], begun: bool = True) -> list[TaskRecord]:
         """Cancel calls; returns those that will not complete."""
-        return self._dispatcher.cancel(cells, begun) if self._is_own() else []
+        return self._dispatcher.cancel(records, begun) if self._is_own() else []
 
     def tell_cancelled(self, future: BatchPoolFuture) -> None:
         """Settle a future that was cancelled, though its call may take long to stop."""
-        self._settler.settle_now(future, future._cell)
+        self._settler.settle_now(future, future._record)
 
-    def cancel_later(self, cells: Iterable[Cell]) -> None:
+    def cancel_later(self, records: Iterable[TaskRecord]) -> None:
         """Cancel calls without waiting for it; a finalizer may call this."""
         if self._is_own():
-            self._gatherer.cancel_later(cells)
+            self._gatherer.cancel_later(records)
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time, as long as there is a cluster."""
@@ -159,9 +159,9 @@ class Pool:
 
     # -- what calls come to ---------------------------------------------------------------
 
-    def get(self, cell: Cell, timeout: float | None = None) -> Any:
+    def get(self, record: TaskRecord, timeout: float | None = None) -> Any:
         """Wait for a call, and give what it returned, or raise what it raised."""
-        task = self.task(cell)
+        task = self.task(record)
         task.wait(timeout)
         value, error = task._outcome()
         if error is not None:
@@ -169,17 +169,17 @@ class Pool:
         return value
 
     def _settle(self, future: BatchPoolFuture) -> None:
-        cell = future._cell
-        if cell.phase == Phase.CANCELLED or future.cancelled():
+        record = future._record
+        if record.phase == Phase.CANCELLED or future.cancelled():
             if self.broken is None or future.cancelled():
                 future._settle_cancelled()
             else:
                 future._settle(None, self.broken)
             return
-        value, error = self.task(cell)._outcome()
+        value, error = self.task(record)._outcome()
         future._settle(value, None if error is None else self._understand(error))
-        if cell.placement is not None and cell.phase == Phase.DONE:
-            cell.value = None  # it stays on its worker, and here as an object
+        if record.block is not None and record.phase == Phase.DONE:
+            record.value = None  # it stays on its worker, and here as an object
 
     def _understand(self, error: BaseException) -> BaseException:
         if isinstance(error, InitializerFailed) and self.broken is None:
@@ -195,7 +195,7 @@ class Pool:
         )
         self.cancel_later(self._left())
 
-    def _left(self) -> list[Cell]:
+    def _left(self) -> list[TaskRecord]:
         with self._changed:
             return self._dispatcher.unfinished(self._group) + self._gatherer.waiting
 
@@ -234,43 +234,43 @@ class Pool:
             self._shut = True
         self._finish()
 
-    def _finish_later(self, coming: Sequence[Cell] = ()) -> None:
+    def _finish_later(self, coming: Sequence[TaskRecord] = ()) -> None:
         # When the interpreter ends there are no new threads; but then all pools are ended.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
                 target=self._finish, args=(coming,), name="daskbatch-end", daemon=True
             ).start()
 
-    def _finish(self, coming: Sequence[Cell] = ()) -> None:
+    def _finish(self, coming: Sequence[TaskRecord] = ()) -> None:
         self._gatherer.hurry()
         self._await_begun(coming)
         with self._changed:
             self._changed.wait_for(self._is_done)
         self._end()
 
-    def _cancel_waiting(self) -> list[Cell]:
+    def _cancel_waiting(self) -> list[TaskRecord]:
         """Cancel what has not begun; returns what an idle slot seems to be about to take."""
         started = self._dispatcher.unfinished()
-        idle = self.slots - sum(cell.phase == Phase.RUNNING for cell in started)
+        idle = self.slots - sum(record.phase == Phase.RUNNING for record in started)
         if self.waiter() is not None:
             idle = 0  # a task knows nothing of others, and has a slot itself
-        waiting = [cell for cell in self._left() if cell.phase < Phase.RUNNING]
+        waiting = [record for record in self._left() if record.phase < Phase.RUNNING]
         # What asks for more than a slot may wait, however many are idle.
         anywhere = (c for c in waiting if not (c.options.resources or c.options.workers))
         coming = list(islice(anywhere, max(0, idle)))
         spared = set(coming)
-        self.cancel([cell for cell in waiting if cell not in spared], begun=False)
+        self.cancel([record for record in waiting if record not in spared], begun=False)
         self._settler.catch_up()
         return coming
 
-    def _await_begun(self, coming: Sequence[Cell]) -> None:
+    def _await_begun(self, coming: Sequence[TaskRecord]) -> None:
         """Let calls begin that are on their way, and cancel those that turn out not to be."""
         if coming:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: all(cell.phase >= Phase.RUNNING for cell in coming), _COMING_SECONDS
+                    lambda: all(record.phase >= Phase.RUNNING for record in coming), _COMING_SECONDS
                 )
-            self.cancel([cell for cell in coming if cell.phase < Phase.RUNNING], begun=False)
+            self.cancel([record for record in coming if record.phase < Phase.RUNNING], begun=False)
 
     def abandon(self) -> None:
         """Cancel what has not been handed over: the Batch ends."""

@@ -11,11 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from daskbatch.dispatch.completion import Outcomes
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.completion import CompletionTracker
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.executor.future import BatchPoolFuture
 
-_Queue = deque[tuple[BatchPoolFuture, Cell]]
+_Queue = deque[tuple[BatchPoolFuture, TaskRecord]]
 
 
 class Settler:
@@ -23,13 +23,15 @@ class Settler:
 
     Parameters
     ----------
-    outcomes : Outcomes
+    outcomes : CompletionTracker
         Tells when calls are over.
     settle : callable
         Settles a future whose call is over, and never raises.
     """
 
-    def __init__(self, outcomes: Outcomes, settle: Callable[[BatchPoolFuture], None]) -> None:
+    def __init__(
+        self, outcomes: CompletionTracker, settle: Callable[[BatchPoolFuture], None]
+    ) -> None:
         self._outcomes = outcomes
         self._settle = settle
         #: Held for every change; notified when tasks are over.
@@ -65,21 +67,21 @@ class Settler:
         """Say whether this is called by one of the threads, as from a callback of a future."""
         return threading.current_thread() in self._threads
 
-    def watch(self, future: BatchPoolFuture, cell: Cell) -> None:
+    def watch(self, future: BatchPoolFuture, record: TaskRecord) -> None:
         """Settle a future when its call is over; to be called with the lock."""
         self._left.add(future)
         near = self._near
-        self._outcomes.when_over(cell, lambda: near.append((future, cell)))
+        self._outcomes.when_over(record, lambda: near.append((future, record)))
 
     @property
     def left(self) -> int:
         """How many are not settled."""
         return len(self._left)
 
-    def settle_now(self, future: BatchPoolFuture, cell: Cell) -> None:
+    def settle_now(self, future: BatchPoolFuture, record: TaskRecord) -> None:
         """Settle a future without waiting for its call."""
         with self._changed:
-            self._near.append((future, cell))
+            self._near.append((future, record))
             self._changed.notify_all()
 
     def catch_up(self) -> None:
@@ -104,16 +106,16 @@ class Settler:
                     self._busy = threading.current_thread()
             settled = []
             while queue:
-                future, cell = queue.popleft()
-                if queue is self._near and _is_far(cell):
-                    self._far.append((future, cell))
+                future, record = queue.popleft()
+                if queue is self._near and _is_far(record):
+                    self._far.append((future, record))
                 else:
                     try:
                         self._settle(future)
                     except BaseException:  # of a callback of the user's
                         logging.getLogger("daskbatch").exception("a callback of a future raised")
                     settled.append(future)
-                del future, cell
+                del future, record
             with self._changed:
                 self._left.difference_update(settled)
                 if queue is self._near:
@@ -122,5 +124,5 @@ class Settler:
             del settled
 
 
-def _is_far(cell: Cell) -> bool:
-    return cell.phase == Phase.DONE and cell.value is None and cell.placement is not None
+def _is_far(record: TaskRecord) -> bool:
+    return record.phase == Phase.DONE and record.value is None and record.block is not None

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from daskbatch.cluster.session import Session
-from daskbatch.dispatch.task_record import Cell, Group, Phase
+from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import BatchError, SpecError
-from daskbatch.executor.concurrency_limit import Lanes
+from daskbatch.executor.concurrency_limit import ConcurrencyLimit
 
 _logger = logging.getLogger("daskbatch")
 
@@ -26,7 +26,7 @@ _GATHER_SECONDS = 0.01
 _MANY = 4096
 
 
-class Gatherer:
+class SubmitQueue:
     """The calls that are not handed over yet, and the thread that does it.
 
     Parameters
@@ -47,13 +47,13 @@ class Gatherer:
         self._outcomes = self._dispatcher.outcomes
         self._group = group
         self._name = name
-        self._lanes = None if cap is None else Lanes(cap)
+        self._lanes = None if cap is None else ConcurrencyLimit(cap)
         #: Held for every change below; notified also when tasks are over.
         self._changed = self._outcomes.changed
-        self._gathered: deque[Cell] = deque()
+        self._gathered: deque[TaskRecord] = deque()
         #: Those that are on their way from here to the dispatcher.
-        self._passing: list[Cell] = []
-        self._doomed: deque[Cell] = deque()
+        self._passing: list[TaskRecord] = []
+        self._doomed: deque[TaskRecord] = deque()
         self._hurried = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -65,21 +65,21 @@ class Gatherer:
         return slots if self._lanes is None else min(slots, self._lanes.cap)
 
     @property
-    def waiting(self) -> list[Cell]:
+    def waiting(self) -> list[TaskRecord]:
         """The calls that have not been handed over."""
         with self._changed:
-            return [cell for cell in (*self._passing, *self._gathered) if not cell.over]
+            return [record for record in (*self._passing, *self._gathered) if not record.over]
 
     # -- the user's threads ---------------------------------------------------------------
 
-    def put(self, cells: Sequence[Cell]) -> None:
+    def put(self, records: Sequence[TaskRecord]) -> None:
         """Gather calls; to be called with the lock."""
-        for cell in cells:
-            cell.phase = Phase.QUEUED
-            cell.group = self._group
-        self._group.left += len(cells)
+        for record in records:
+            record.phase = Phase.QUEUED
+            record.group = self._group
+        self._group.left += len(records)
         was_empty = not self._gathered
-        self._gathered.extend(cells)
+        self._gathered.extend(records)
         if was_empty or len(self._gathered) >= _MANY:
             self._changed.notify_all()
 
@@ -102,17 +102,19 @@ class Gatherer:
             self._hurried = True
             self._changed.notify_all()
 
-    def hand_over(self, cells: Sequence[Cell]) -> None:
+    def hand_over(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of some tasks that are gathered here have been handed over."""
         with self._changed:
-            while any(cell.phase == Phase.QUEUED and cell.group is self._group for cell in cells):
+            while any(
+                record.phase == Phase.QUEUED and record.group is self._group for record in records
+            ):
                 self._hurried = True
                 self._changed.notify_all()
                 self._changed.wait()
 
-    def cancel_later(self, cells: Iterable[Cell]) -> None:
+    def cancel_later(self, records: Iterable[TaskRecord]) -> None:
         """Cancel calls without waiting for it, nor for any lock: a finalizer may call it."""
-        self._doomed.extend(cells)
+        self._doomed.extend(records)
         with contextlib.suppress(RuntimeError):  # the cluster has ended, and all with it
             self._dispatcher.later(self.hurry)
 
@@ -169,12 +171,12 @@ class Gatherer:
 
     def _patience(self) -> float | None:
         # Also when there are no more slots than lanes any more: what was put into them is there.
-        return None if self._lanes is None else self._lanes.patience()
+        return None if self._lanes is None else self._lanes.parse_timeout()
 
-    def _divert(self) -> list[Cell]:
+    def _divert(self) -> list[TaskRecord]:
         return [] if self._lanes is None else self._lanes.divert()
 
-    def _lanes_in_use(self) -> Lanes | None:
+    def _lanes_in_use(self) -> ConcurrencyLimit | None:
         """Give the lanes, if there are fewer than slots."""
         lanes = self._lanes
         return lanes if lanes is not None and lanes.cap < self._session.slots else None
@@ -187,40 +189,40 @@ class Gatherer:
             or len(self._gathered) >= _MANY
         )
 
-    def _take(self) -> list[Cell]:
+    def _take(self) -> list[TaskRecord]:
         lanes = self._lanes_in_use()
         if lanes is not None:
             return lanes.take(self._gathered)
-        cells = [cell for cell in self._gathered if not cell.over]
+        records = [record for record in self._gathered if not record.over]
         self._gathered.clear()
-        return cells
+        return records
 
-    def _submit(self, cells: Sequence[Cell]) -> None:
-        for position, cell in enumerate(cells):
-            others = [each for each in cell.producers if each.group is not self._group]
+    def _submit(self, records: Sequence[TaskRecord]) -> None:
+        for position, record in enumerate(records):
+            others = [each for each in record.producers if each.group is not self._group]
             if any(each.phase == Phase.QUEUED for each in others):
                 # Of another executor on the same Batch, which may itself wait for these.
-                self._submit_now(cells[:position])
+                self._submit_now(records[:position])
                 self._session.background.start_queued(others)
-                self._submit(cells[position:])
+                self._submit(records[position:])
                 return
-        self._submit_now(cells)
+        self._submit_now(records)
 
-    def _submit_now(self, cells: Sequence[Cell]) -> None:
-        if not cells:
+    def _submit_now(self, records: Sequence[TaskRecord]) -> None:
+        if not records:
             return
         try:
-            self._session.submit(cells, self._dashboard_name(cells), None)
+            self._session.submit(records, self._dashboard_name(records), None)
         except Exception as error:
-            left = [cell for cell in cells if cell.phase < Phase.WAITING]
+            left = [record for record in records if record.phase < Phase.WAITING]
             if len(left) > 1 and isinstance(error, SpecError):
-                for cell in left:  # one of them asks for what there is not
-                    self._submit_now([cell])
+                for record in left:  # one of them asks for what there is not
+                    self._submit_now([record])
                 return
             cause = None if self._session.ended else error
             self._dispatcher.settle_unstarted(left, cause)
 
-    def _dashboard_name(self, cells: Sequence[Cell]) -> str:
-        names = {cell.name for cell in cells}
+    def _dashboard_name(self, records: Sequence[TaskRecord]) -> str:
+        names = {record.name for record in records}
         function = names.pop() if len(names) == 1 else None
         return "-".join(filter(None, (self._name, function))) or "executor"

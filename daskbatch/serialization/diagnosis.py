@@ -123,9 +123,9 @@ def _parts_of(where: str, obj: Any, name: str = "") -> list[_Part]:
 
 def _brought_along(function: FunctionType) -> Iterator[_Part]:
     code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+    for name, record in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield f"the closure variable {name}", cell.cell_contents
+            yield f"the closure variable {name}", record.cell_contents
         except ValueError:  # it has no value yet
             continue
     for name in sorted(_globals_of(code) & function.__globals__.keys()):

@@ -39,7 +39,7 @@ _TRACKERS = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
 _owned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-class Space:
+class Namespace:
     """What functions of one origin share in this process."""
 
     def __init__(self) -> None:
@@ -113,12 +113,12 @@ class Space:
         return True
 
 
-_spaces: dict[str, Space] = {}
+_spaces: dict[str, Namespace] = {}
 
 
-def space(name: str) -> Space:
+def space(name: str) -> Namespace:
     """Give a space of this process."""
-    return _spaces.setdefault(name, Space())
+    return _spaces.setdefault(name, Namespace())
 
 
 def forget(name: str) -> None:

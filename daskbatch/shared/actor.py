@@ -23,13 +23,13 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.cluster.connection import for_client, learn_security
-from daskbatch.shared.data.messages import Layout, NotServing, Request, Spec
-from daskbatch.shared.rpc.server import CONFIRM, Door, answer_to
+from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Request
+from daskbatch.shared.rpc.server import CONFIRM, RpcServer, answer_to
 from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, tls_context
-from daskbatch.shared.store.queue_state import Line
-from daskbatch.shared.store.replication import Followers
+from daskbatch.shared.store.queue_state import QueueState
+from daskbatch.shared.store.replication import Replicator
 from daskbatch.shared.store.shard import Shard
-from daskbatch.shared.store.spill import Vault
+from daskbatch.shared.store.spill import SpillStore
 
 #: How much of its worker's memory all may take together that say nothing of it themselves.
 _FRACTION = 0.3
@@ -47,7 +47,7 @@ class SharedActor:
         Which, and of what.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: ObjectSpec) -> None:
         worker: Worker = get_worker()
         self._spec = spec
         self._worker: weakref.ref[Worker] = weakref.ref(worker)
@@ -60,22 +60,22 @@ class SharedActor:
         if address.startswith(("tls", "wss")):
             context = worker.security.get_listen_args("worker")["ssl_context"]
         vault = _vault_of(worker, spec)
-        self.state: Shard | Line
-        self._followers: Followers | None = None
+        self.state: Shard | QueueState
+        self._followers: Replicator | None = None
         if spec.options.kind == "queue":
-            self.state = Line(str(spec), vault, spec.options.maxsize)
+            self.state = QueueState(str(spec), vault, spec.options.maxsize)
         else:
             self.state = Shard(str(spec), vault)
             self.state.serves = spec.serves
-            self._followers = Followers(self.state, tls_context(spec.scheduler), self._ask)
+            self._followers = Replicator(self.state, tls_context(spec.scheduler), self._ask)
             self.state.copies = self._followers
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
-        self.door = Door(host, self.handle, self._is_needed, context)
+        self.door = RpcServer(host, self.handle, self._is_needed, context)
         _here[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Answer a request, in whatever thread; it may be that nobody waits for it any more."""
-        if isinstance(self.state, Line):
+        if isinstance(self.state, QueueState):
             return self.state(request, is_gone)
         if request[0] == "follow":
             return self._follow(*request[4])
@@ -167,7 +167,7 @@ _here: weakref.WeakValueDictionary[tuple[str, int], SharedActor] = weakref.WeakV
 # A process that a task has forked has none: what it wrote there, nobody would see.
 os.register_at_fork(after_in_child=_here.clear)
 
-_vaults: weakref.WeakValueDictionary[Path, Vault] = weakref.WeakValueDictionary()
+_vaults: weakref.WeakValueDictionary[Path, SpillStore] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
@@ -176,7 +176,7 @@ def here(uid: str, index: int) -> SharedActor | None:
     return _here.get((uid, index))
 
 
-def _vault_of(worker: Worker, spec: Spec) -> Vault:
+def _vault_of(worker: Worker, spec: ObjectSpec) -> SpillStore:
     """Give the one that all share whose limit nobody has said, or that of one object."""
     limit = spec.options.memory_limit
     if limit is None:
@@ -189,5 +189,5 @@ def _vault_of(worker: Worker, spec: Spec) -> Vault:
     with _making:
         vault = _vaults.get(place)
         if vault is None:
-            vault = _vaults[place] = Vault(limit, place)
+            vault = _vaults[place] = SpillStore(limit, place)
         return vault

@@ -15,7 +15,7 @@ from distributed.protocol.pickle import dumps
 from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from distributed.worker_state_machine import UnpauseEvent
 
-from daskbatch.shared.data.messages import DoorAddress
+from daskbatch.shared.data.messages import ServerAddress
 
 #: How often is looked whether it is there, and whether its worker is. Seconds.
 _PAUSE = 0.005
@@ -30,7 +30,7 @@ class NotMade(Exception):
 
 async def describe_actor(
     scheduler: Scheduler, worker: str, key: str, seconds: float
-) -> DoorAddress:
+) -> ServerAddress:
     """Give where an actor is reached, once it is there.
 
     Parameters
@@ -61,7 +61,7 @@ async def describe_actor(
         await asyncio.sleep(_PAUSE)
     described = reached.actor_execute(function="describe", actor=key, args=[], kwargs={})
     answer = await _finished(scheduler, worker, described, end)
-    address: DoorAddress = pickle.loads(_unwrapped(answer["result"]))
+    address: ServerAddress = pickle.loads(_unwrapped(answer["result"]))
     return address
 
 

@@ -20,8 +20,8 @@ from daskbatch.cluster.process_client import kept_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
-from daskbatch.shared.data.messages import Options, Placed, Spec, what_of
-from daskbatch.shared.proxy import Handle, handle_of
+from daskbatch.shared.data.messages import ObjectInfo, ObjectOptions, ObjectSpec, description_of
+from daskbatch.shared.proxy import ObjectProxy, handle_of
 from daskbatch.shared.registry import SharedRegistry
 from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, scheduler_here, without_slot
 from daskbatch.worker.execution.task_context import current
@@ -33,7 +33,7 @@ _SHARDS = 32
 _PAUSE = 0.1
 
 
-class Home(NamedTuple):
+class OwnerContext(NamedTuple):
     """Where an object is made, and with what it ends.
 
     Parameters
@@ -57,15 +57,15 @@ class Home(NamedTuple):
 class Hosts(Protocol):
     """What has a home for shared objects: a Batch."""
 
-    def _home(self) -> Home: ...
+    def _home(self) -> OwnerContext: ...
 
 
 #: What `cluster=` may be.
-Where: TypeAlias = str | Client | Cluster | Hosts | Home | None
+Where: TypeAlias = str | Client | Cluster | Hosts | OwnerContext | None
 
 
 @contextmanager
-def at_home(cluster: Where, name: str | None = None) -> Iterator[Home]:
+def at_home(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
     """Have a client of a cluster for a while.
 
     Parameters
@@ -83,7 +83,7 @@ def at_home(cluster: Where, name: str | None = None) -> Iterator[Home]:
     ServiceLost
         Nothing answers there.
     """
-    if isinstance(cluster, Home):
+    if isinstance(cluster, OwnerContext):
         yield cluster
         return
     if cluster is not None and hasattr(cluster, "_home"):
@@ -97,18 +97,18 @@ def at_home(cluster: Where, name: str | None = None) -> Iterator[Home]:
     else:
         client = _own_client(where) if cluster is None and host is None else None
     if client is not None:
-        yield Home(client, client.id if name is None else None)
+        yield OwnerContext(client, client.id if name is None else None)
     elif host is not None and where == host.scheduler:
         # A task's process knows nobody who stays; and others may be given what a task makes.
         with client_of(host.scheduler) as client:
-            yield Home(client, host.batch if name is None else None)
+            yield OwnerContext(client, host.batch if name is None else None)
     elif name is None:
         client = kept_client(where)
-        yield Home(client, client.id)
+        yield OwnerContext(client, client.id)
     else:
         connection = connect(where, None, "")
         try:
-            yield Home(connection.client, None)
+            yield OwnerContext(connection.client, None)
         finally:
             connection.close_in_background()
 
@@ -122,7 +122,7 @@ def _own_client(address: str) -> Client | None:
     return next((each for each in running if each.scheduler.address == address), None)
 
 
-def open_shared(home: Home, options: Options, name: str | None) -> Handle:
+def open_shared(home: OwnerContext, options: ObjectOptions, name: str | None) -> ObjectProxy:
     """Make an object, or find the one of that name.
 
     Parameters
@@ -152,11 +152,11 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
     uid = uuid.uuid4().hex[:12]
     with without_slot(None):
         workers = _begin(address, uid, options, name, home.owner)
-        if isinstance(workers, Placed):
+        if isinstance(workers, ObjectInfo):
             if home.afresh:
                 raise SpecError(
-                    f"{what_of(workers.uid, workers.options, name)} is there already, and stays "
-                    "as it is; close it first, or use another name"
+                    f"{description_of(workers.uid, workers.options, name)} is there already, and "
+                    "stays as it is; close it first, or use another name"
                 )
             _compare(workers, options, name)
             return handle_of(address, workers.uid, workers)
@@ -170,11 +170,11 @@ def open_shared(home: Home, options: Options, name: str | None) -> Handle:
 
 
 def _begin(
-    address: str, uid: str, options: Options, name: str | None, owner: str | None
-) -> Placed | list[str]:
+    address: str, uid: str, options: ObjectOptions, name: str | None, owner: str | None
+) -> ObjectInfo | list[str]:
     end = monotonic() + config.get_seconds("unmet-timeout")
     while True:
-        found: Placed | list[str] = ask(
+        found: ObjectInfo | list[str] = ask(
             address, "daskbatch_shared_begin", uid=uid, options=options, name=name, owner=owner
         )
         if found:
@@ -185,15 +185,20 @@ def _begin(
 
 
 def _make(
-    client: Client, address: str, uid: str, options: Options, name: str | None, workers: list[str]
-) -> Placed:
+    client: Client,
+    address: str,
+    uid: str,
+    options: ObjectOptions,
+    name: str | None,
+    workers: list[str],
+) -> ObjectInfo:
     count = options.shards or min(len(workers), _SHARDS)
     replicas = options.replicas
     if replicas > len(workers):
         raise SpecError(
             f"replicas={replicas} needs as many workers, and there are {len(workers)} now"
         )
-    spec = Spec(address, uid, 0, options, name, serves=replicas == 1)
+    spec = ObjectSpec(address, uid, 0, options, name, serves=replicas == 1)
     wanted = [
         (spec._replace(shard=index), workers[(index + copy) % len(workers)])
         for index in range(count)
@@ -204,19 +209,21 @@ def _make(
     shards = [members[start : start + replicas] for start in range(0, len(members), replicas)]
     placed: Any = ask(address, "daskbatch_shared_made", uid=uid, shards=shards)
     if placed is None:
-        raise ServiceLost(f"{what_of(uid, options, name)} was ended while it was being made")
-    result: Placed = placed
+        raise ServiceLost(f"{description_of(uid, options, name)} was ended while it was being made")
+    result: ObjectInfo = placed
     return result
 
 
-def _compare(found: Placed, wanted: Options, name: str | None) -> None:
+def _compare(found: ObjectInfo, wanted: ObjectOptions, name: str | None) -> None:
     if found.options.kind != wanted.kind:
-        raise SpecError(f"the name {name!r} is that of a {what_of(found.uid, found.options, None)}")
-    default = Options(wanted.kind)
+        raise SpecError(
+            f"the name {name!r} is that of a {description_of(found.uid, found.options, None)}"
+        )
+    default = ObjectOptions(wanted.kind)
     for field in ("shards", "replicas", "memory_limit", "maxsize"):
         has, wants = getattr(found.options, field), getattr(wanted, field)
         if wants not in (has, getattr(default, field)):
             raise SpecError(
-                f"{what_of(found.uid, found.options, name)} is there already, with "
+                f"{description_of(found.uid, found.options, name)} is there already, with "
                 f"{field}={has!r}, and not {wants!r}; leave it out to use that one"
             )

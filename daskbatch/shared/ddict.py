@@ -14,14 +14,14 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
-from daskbatch.dispatch.completion import patience
+from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.errors import ServiceLost, SpecError
-from daskbatch.shared.creation import Home, Where, at_home, open_shared
-from daskbatch.shared.data.messages import Options
+from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
+from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
-from daskbatch.shared.dict_client import Calls
-from daskbatch.shared.mapping import Keyed
-from daskbatch.shared.proxy import Handle, handle_of
+from daskbatch.shared.dict_client import DictClient
+from daskbatch.shared.mapping import DictMapping
+from daskbatch.shared.proxy import ObjectProxy, handle_of
 
 _DOMAIN = CommunicationDomain()
 
@@ -32,7 +32,7 @@ _TRIES = 3
 _PARTS = frozenset({"_handle", "_wait", "_timeout", "_calls", "_touched"})
 
 
-class DDict(Keyed):
+class DDict(DictMapping):
     """A dictionary that the client, tasks and their child processes share.
 
     It lives on the workers of a cluster, in as many parts (shards) as there are workers. What is
@@ -104,7 +104,7 @@ class DDict(Keyed):
         memory_limit: int | str | None = None,
         name: str | None = None,
     ) -> None:
-        options = Options(
+        options = ObjectOptions(
             "ddict",
             None if shards is None else _whole("shards", shards),
             _whole("replicas", replicas),
@@ -115,12 +115,16 @@ class DDict(Keyed):
             self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
 
     def _be(
-        self, handle: Handle, wait_for_keys: bool, timeout: float | None, home: Home | None = None
+        self,
+        handle: ObjectProxy,
+        wait_for_keys: bool,
+        timeout: float | None,
+        home: OwnerContext | None = None,
     ) -> None:
         self._handle = handle
         self._wait = wait_for_keys
         self._timeout = timeout
-        self._calls = Calls(handle)
+        self._calls = DictClient(handle)
         self._touched = None if home is None else home.touch
 
     def _require_open(self) -> None:
@@ -200,7 +204,7 @@ class DDict(Keyed):
         >>> d.frozen
         True
         """
-        self._touch(Mode.WRITE)
+        self._await_conflicting_tasks(Mode.WRITE)
         self._calls.everywhere("freeze", True)
 
     def unfreeze(self) -> None:
@@ -250,7 +254,7 @@ class DDict(Keyed):
         ...     DDict.load(Path(directory) / "state", batch)["a"]
         1
         """
-        self._touch(Mode.READ)
+        self._await_conflicting_tasks(Mode.READ)
         for left in reversed(range(_TRIES)):
             try:
                 with self._calls.snapshot() as records:
@@ -380,7 +384,7 @@ def _whole(what: str, number: Any) -> int:
 
 
 def _patience(timeout: float | timedelta | None) -> float | None:
-    seconds = patience(timeout)
+    seconds = parse_timeout(timeout)
     span = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if span is not None and span < 0:
         raise SpecError(f"timeout= must not be negative, and is {timeout!r}")

@@ -25,7 +25,7 @@ from daskbatch.shared.data.codec import (
 from daskbatch.shared.data.messages import lost_error
 from daskbatch.shared.data.partition import shard_of
 from daskbatch.shared.data.portable_keys import dumps_for_later
-from daskbatch.shared.proxy import Handle
+from daskbatch.shared.proxy import ObjectProxy
 from daskbatch.shared.scheduler_rpc import awaited
 
 #: So much, and so many, are sent at once.
@@ -38,7 +38,7 @@ _TRIES = 3
 Record = tuple[bytes, Any, Sequence[Any]]
 
 
-class Calls:
+class DictClient:
     """The operations of a dictionary.
 
     Parameters
@@ -47,7 +47,7 @@ class Calls:
         The dictionary.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: ObjectProxy) -> None:
         self._handle = handle
 
     @property

@@ -19,20 +19,20 @@ from time import monotonic
 from typing import Any, Self
 
 from daskbatch.describe.access import Mode
-from daskbatch.shared.dict_client import Calls
+from daskbatch.shared.dict_client import DictClient
 
 
-class Keyed(MutableMapping[Any, Any]):
+class DictMapping(MutableMapping[Any, Any]):
     """A mapping by way of calls to who keeps it."""
 
-    _calls: Calls
+    _calls: DictClient
     #: Whether ``d[key]`` waits for the key, and for how many seconds at most.
     _wait: bool
     _timeout: float | None
     #: Is told of what is about to be read or written.
     _touched: Callable[..., None] | None
 
-    def _touch(self, mode: Mode, *keys: Any) -> None:
+    def _await_conflicting_tasks(self, mode: Mode, *keys: Any) -> None:
         """Have the background tasks over that must be, where this belongs to a Batch."""
         if self._touched is not None:
             self._touched(mode, self, keys)
@@ -53,7 +53,7 @@ class Keyed(MutableMapping[Any, Any]):
         TimeoutError
             It is waited for, and was not written within `timeout`.
         """
-        self._touch(Mode.READ, key)
+        self._await_conflicting_tasks(Mode.READ, key)
         if self._wait:
             return self._calls.get_waiting(key, self._timeout)
         return self._calls.get(key)
@@ -73,7 +73,7 @@ class Keyed(MutableMapping[Any, Any]):
         >>> batch.ddict().get("a", 0)
         0
         """
-        self._touch(Mode.READ, key)
+        self._await_conflicting_tasks(Mode.READ, key)
         try:
             return self._calls.get(key)
         except KeyError:
@@ -81,17 +81,17 @@ class Keyed(MutableMapping[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write a copy of a value, and wake who waits for the key; `LifecycleError` if frozen."""
-        self._touch(Mode.WRITE, key)
+        self._await_conflicting_tasks(Mode.WRITE, key)
         self._calls.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
         """Remove a key: `KeyError` if it is not there, which is never waited for."""
-        self._touch(Mode.WRITE, key)
+        self._await_conflicting_tasks(Mode.WRITE, key)
         self._calls.remove(key)
 
     def __contains__(self, key: object) -> bool:
         """Say whether a key is there now; this never waits for it."""
-        self._touch(Mode.READ, key)
+        self._await_conflicting_tasks(Mode.READ, key)
         return self._calls.has(key)
 
     def pop(self, key: Any, *default: Any) -> Any:
@@ -118,7 +118,7 @@ class Keyed(MutableMapping[Any, Any]):
         """
         if len(default) > 1:
             raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
-        self._touch(Mode.WRITE, key)
+        self._await_conflicting_tasks(Mode.WRITE, key)
         if self._wait and not default:
             return self._calls.pop_waiting(key, self._timeout)
         try:
@@ -143,7 +143,7 @@ class Keyed(MutableMapping[Any, Any]):
         >>> d.popitem()
         ('a', 1)
         """
-        self._touch(Mode.WRITE)
+        self._await_conflicting_tasks(Mode.WRITE)
         return self._calls.pop_any()
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -162,7 +162,7 @@ class Keyed(MutableMapping[Any, Any]):
         >>> d.setdefault("a", 1), d.setdefault("a", 2)
         (1, 1)
         """
-        self._touch(Mode.WRITE, key)
+        self._await_conflicting_tasks(Mode.WRITE, key)
         return self._calls.set_default(key, default)
 
     def fetch_add(self, key: Any, value: Any = 1) -> Any:
@@ -188,7 +188,7 @@ class Keyed(MutableMapping[Any, Any]):
         """
         if not isinstance(value, Number):
             raise TypeError(f"fetch_add adds numbers, not {value!r}")
-        self._touch(Mode.WRITE, key)
+        self._await_conflicting_tasks(Mode.WRITE, key)
         return self._calls.add(key, value)
 
     # -- many keys ------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Keyed(MutableMapping[Any, Any]):
         if not pairs:
             self._require_open()
             return
-        self._touch(Mode.WRITE, *(key for key, _ in pairs))
+        self._await_conflicting_tasks(Mode.WRITE, *(key for key, _ in pairs))
         self._calls.put_some(pairs)
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
@@ -251,7 +251,7 @@ class Keyed(MutableMapping[Any, Any]):
         if not wanted:
             self._require_open()
             return {}
-        self._touch(Mode.READ, *wanted)
+        self._await_conflicting_tasks(Mode.READ, *wanted)
         found = self._calls.get_some(wanted)
         missing = [key for key in wanted if key not in found]
         if missing and self._wait:
@@ -299,17 +299,17 @@ class Keyed(MutableMapping[Any, Any]):
         >>> len(d)
         0
         """
-        self._touch(Mode.WRITE)
+        self._await_conflicting_tasks(Mode.WRITE)
         self._calls.everywhere("clear")
 
     def __iter__(self) -> Iterator[Any]:
         """Give the keys, part by part: of each those that are there when it comes to it."""
-        self._touch(Mode.READ)
+        self._await_conflicting_tasks(Mode.READ)
         return self._calls.keys()
 
     def __len__(self) -> int:
         """Say how many keys there are now."""
-        self._touch(Mode.READ)
+        self._await_conflicting_tasks(Mode.READ)
         return sum(self._calls.everywhere("count"))
 
     def values(self) -> ValuesView[Any]:
@@ -337,12 +337,12 @@ class Keyed(MutableMapping[Any, Any]):
         return _Items(self)
 
     def _all_items(self) -> Iterator[tuple[Any, Any]]:
-        self._touch(Mode.READ)
+        self._await_conflicting_tasks(Mode.READ)
         return self._calls.items()
 
     def __eq__(self, other: object) -> bool:
         """Say whether it is the same dictionary, or a mapping with equal keys and values now."""
-        if isinstance(other, Keyed) and other._calls.uid == self._calls.uid:
+        if isinstance(other, DictMapping) and other._calls.uid == self._calls.uid:
             return True
         if not isinstance(other, Mapping):
             return NotImplemented
@@ -350,7 +350,7 @@ class Keyed(MutableMapping[Any, Any]):
 
 
 class _Values(ValuesView[Any]):
-    _mapping: Keyed
+    _mapping: DictMapping
 
     def __iter__(self) -> Iterator[Any]:
         return (value for _, value in self._mapping._all_items())
@@ -360,7 +360,7 @@ class _Values(ValuesView[Any]):
 
 
 class _Items(ItemsView[Any, Any]):
-    _mapping: Keyed
+    _mapping: DictMapping
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         return self._mapping._all_items()

@@ -21,18 +21,18 @@ from daskbatch.errors import ServiceLost
 from daskbatch.shared.actor import here
 from daskbatch.shared.data.codec import copied
 from daskbatch.shared.data.messages import (
-    DoorAddress,
     Layout,
-    Member,
     NotServing,
-    Placed,
+    ObjectInfo,
+    Replica,
+    ServerAddress,
     closed_error,
+    description_of,
     error_sent,
     lost_error,
     unreachable_error,
-    what_of,
 )
-from daskbatch.shared.rpc.client import Failed, Lane
+from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.rpc.server import FAILED
 from daskbatch.shared.scheduler_rpc import ask, relayed, tls_context
 from daskbatch.worker.execution.task_context import PACE, current
@@ -71,7 +71,7 @@ class _TimeUp(Exception):
     pass
 
 
-class Handle:
+class ObjectProxy:
     """What a process has of a shared object; one for all that use it there.
 
     Parameters
@@ -84,15 +84,15 @@ class Handle:
         What is known of it.
     """
 
-    def __init__(self, scheduler: str, uid: str, placed: Placed | None = None) -> None:
+    def __init__(self, scheduler: str, uid: str, placed: ObjectInfo | None = None) -> None:
         self.scheduler = scheduler
         self.uid = uid
-        self._placed: Placed | None = None
+        self._placed: ObjectInfo | None = None
         self._layouts: list[Layout] = []
-        self._lanes: list[deque[Lane]] = []
+        self._lanes: list[deque[RpcClient]] = []
         self._context: ssl.SSLContext | None = None
         #: By door: until when it is not tried any more.
-        self._detours: dict[DoorAddress, float] = {}
+        self._detours: dict[ServerAddress, float] = {}
         self._lock = threading.Lock()
         if placed is not None:
             self._take(placed)
@@ -100,7 +100,7 @@ class Handle:
         _remembered.append(self)
 
     @property
-    def placed(self) -> Placed:
+    def placed(self) -> ObjectInfo:
         """What is known of it; asked for on the first use."""
         found = self._placed
         if found is None:
@@ -108,9 +108,9 @@ class Handle:
             self._take(found)
         return found
 
-    def _find(self) -> Placed:
+    def _find(self) -> ObjectInfo:
         answer = self._ask("daskbatch_shared_find")
-        if not isinstance(answer, Placed):
+        if not isinstance(answer, ObjectInfo):
             raise self._gone(answer)
         return answer
 
@@ -129,7 +129,7 @@ class Handle:
         except ServiceLost as error:
             raise unreachable_error(self.what, error) from error
 
-    def _take(self, placed: Placed) -> None:
+    def _take(self, placed: ObjectInfo) -> None:
         """Take in who has what, as far as it is news."""
         with self._lock:
             if self._placed is None:
@@ -154,7 +154,7 @@ class Handle:
     def what(self) -> str:
         """What it is called in messages."""
         known = self._placed
-        return what_of(self.uid, known and known.options, known and known.name)
+        return description_of(self.uid, known and known.options, known and known.name)
 
     def _lost(self, why: str) -> ServiceLost:
         return lost_error(self.what, why, self.placed.options.replicas)
@@ -230,7 +230,7 @@ class Handle:
         try:
             lane = lanes.pop()
         except IndexError:
-            lane = Lane()
+            lane = RpcClient()
         lane.seq += 1
         try:
             return self._go(lane, index, operation, arguments, wait, deadline)
@@ -239,7 +239,7 @@ class Handle:
 
     def _go(
         self,
-        lane: Lane,
+        lane: RpcClient,
         index: int,
         operation: str,
         arguments: tuple[Any, ...],
@@ -267,7 +267,7 @@ class Handle:
                     self._watcher(index, layout, wait, deadline),
                     near,
                 )
-            except Failed as failed:
+            except RequestFailed as failed:
                 error = failed.args[0]
                 if not isinstance(error, NotServing):
                     raise error from None
@@ -326,7 +326,12 @@ class Handle:
         return answer.epoch > epoch
 
     def _relayed(
-        self, lane: Lane, member: Member, operation: str, wait: float, arguments: tuple[Any, ...]
+        self,
+        lane: RpcClient,
+        member: Replica,
+        operation: str,
+        wait: float,
+        arguments: tuple[Any, ...],
     ) -> Any:
         """Have it done by way of the scheduler, since the worker's door cannot be reached."""
         request = operation, lane.sid, lane.seq, min(wait, _TURN), arguments
@@ -335,7 +340,7 @@ class Handle:
         except Exception as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         if sign == FAILED:
-            raise Failed(error_sent(result))
+            raise RequestFailed(error_sent(result))
         return result
 
     def close(self) -> None:
@@ -350,15 +355,15 @@ class Handle:
 
 
 #: By scheduler and object.
-_handles: weakref.WeakValueDictionary[tuple[str, str], Handle] = weakref.WeakValueDictionary()
-_remembered: deque[Handle] = deque(maxlen=_REMEMBERED)
+_handles: weakref.WeakValueDictionary[tuple[str, str], ObjectProxy] = weakref.WeakValueDictionary()
+_remembered: deque[ObjectProxy] = deque(maxlen=_REMEMBERED)
 _finding = threading.Lock()
 
 
-def handle_of(scheduler: str, uid: str, placed: Placed | None = None) -> Handle:
+def handle_of(scheduler: str, uid: str, placed: ObjectInfo | None = None) -> ObjectProxy:
     """Give the handle that this process has of an object, or make one."""
     with _finding:
-        return _handles.get((scheduler, uid)) or Handle(scheduler, uid, placed)
+        return _handles.get((scheduler, uid)) or ObjectProxy(scheduler, uid, placed)
 
 
 def _forget() -> None:

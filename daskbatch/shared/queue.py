@@ -13,12 +13,12 @@ from time import monotonic
 from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
-from daskbatch.dispatch.completion import patience
+from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.errors import SerializationError, SpecError
-from daskbatch.shared.creation import Home, Where, at_home, open_shared
+from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
 from daskbatch.shared.data.codec import pack, unpack
-from daskbatch.shared.data.messages import Options
-from daskbatch.shared.proxy import Handle, handle_of
+from daskbatch.shared.data.messages import ObjectOptions
+from daskbatch.shared.proxy import ObjectProxy, handle_of
 from daskbatch.shared.scheduler_rpc import awaited
 
 _DOMAIN = CommunicationDomain()
@@ -69,18 +69,18 @@ class Queue:
     def __init__(self, cluster: Where = None, maxsize: int = 0, *, name: str | None = None) -> None:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool):
             raise SpecError(f"maxsize= must be a whole number, not {maxsize!r}")
-        options = Options("queue", 1, maxsize=max(0, maxsize))
+        options = ObjectOptions("queue", 1, maxsize=max(0, maxsize))
         with at_home(cluster, name) as home:
             self._be(open_shared(home, options, name), home)
 
-    def _be(self, handle: Handle, home: Home | None = None) -> None:
+    def _be(self, handle: ObjectProxy, home: OwnerContext | None = None) -> None:
         self._handle = handle
         self._touched = None if home is None else home.touch
 
     def _call(self, operation: str, *arguments: Any, **times: Any) -> Any:
         return self._handle.call(0, operation, *arguments, **times)
 
-    def _touch(self) -> None:
+    def _await_conflicting_tasks(self) -> None:
         """Have those template tasks started that may be waited for here: whatever they do with it.
 
         Not more: they may wait for what is done here next.
@@ -97,7 +97,7 @@ class Queue:
         def ask(seconds: float) -> Any:
             found = self._call(operation, *arguments, wait=seconds)
             if found is miss:
-                self._touch()
+                self._await_conflicting_tasks()
             return found
 
         return awaited(ask, deadline, miss)
@@ -207,7 +207,7 @@ class Queue:
         >>> batch.queue().qsize()
         0
         """
-        self._touch()
+        self._await_conflicting_tasks()
         return int(self._call("qsize"))
 
     def empty(self) -> bool:
@@ -256,7 +256,7 @@ class Queue:
         >>> queue = batch.queue()
         >>> queue.join()
         """
-        seconds = patience(timeout)
+        seconds = parse_timeout(timeout)
         if not self._until(seconds, "join", miss=False):
             raise TimeoutError(f"items of {self._handle.what} are not done after {seconds:g} s")
 
@@ -316,7 +316,7 @@ class Queue:
 def _seconds(block: bool, timeout: float | timedelta | None) -> float | None:
     if not block:
         return 0.0
-    seconds = patience(timeout)
+    seconds = parse_timeout(timeout)
     if isinstance(timeout, (int, float)) and timeout < 0:
         raise ValueError(f"timeout= must not be negative, and is {timeout!r}")
     return seconds

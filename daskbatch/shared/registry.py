@@ -20,7 +20,7 @@ from distributed.core import Status
 
 from daskbatch.cluster.scheduler_plugin import SHARED
 from daskbatch.shared.actor_admission import NotMade, describe_actor
-from daskbatch.shared.data.messages import DoorAddress, Layout, Member, Options, Placed
+from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
 
 #: Whose the actors are, in Dask's books: they stay until they are closed.
 _HOLDER = "daskbatch-shared"
@@ -44,7 +44,7 @@ _ABLE = (Status.init, Status.running)
 @dataclass(slots=True, eq=False)
 class _Object:
     uid: str
-    options: Options
+    options: ObjectOptions
     name: str | None
     #: The Dask client or the Batch that it ends with.
     owner: str | None
@@ -58,8 +58,8 @@ class _Object:
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def placed(self) -> Placed:
-        return Placed(self.uid, self.options, self.name, tuple(self.layouts))
+    def placed(self) -> ObjectInfo:
+        return ObjectInfo(self.uid, self.options, self.name, tuple(self.layouts))
 
     def change(self) -> None:
         self.changed.set()
@@ -96,8 +96,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
     # -- making and ending ----------------------------------------------------------------
 
     async def _begin(
-        self, uid: str, options: Options, name: str | None, owner: str | None
-    ) -> Placed | Sequence[str]:
+        self, uid: str, options: ObjectOptions, name: str | None, owner: str | None
+    ) -> ObjectInfo | Sequence[str]:
         """Give the object of a name, or the workers on which one is to be made."""
         while name is not None:
             found = next((each for each in self._objects.values() if each.name == name), None)
@@ -127,14 +127,14 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE]
         return sorted(able, key=lambda address: load.get(address, 0))
 
-    async def _describe(self, worker: str, key: str, seconds: float) -> DoorAddress | str:
+    async def _describe(self, worker: str, key: str, seconds: float) -> ServerAddress | str:
         """Give where an actor is reached, once it is there; or say why it will not be."""
         try:
             return await describe_actor(self._scheduler, worker, key, seconds)
         except Exception as error:
             return str(error) if isinstance(error, NotMade) else f"{type(error).__name__}: {error}"
 
-    async def _made(self, uid: str, shards: Sequence[Sequence[Member]]) -> Placed | None:
+    async def _made(self, uid: str, shards: Sequence[Sequence[Replica]]) -> ObjectInfo | None:
         """Take in who has what; None if it was ended meanwhile."""
         found = self._objects.get(uid)
         if found is None:
@@ -148,11 +148,11 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             self._lose(worker)
         return found.placed
 
-    def _hold(self, members: Sequence[Member]) -> None:
+    def _hold(self, members: Sequence[Replica]) -> None:
         keys = [each.key for each in members]
         self._scheduler.client_desires_keys(keys=keys, client=_HOLDER)
 
-    def _find(self, uid: str) -> Placed | str:
+    def _find(self, uid: str) -> ObjectInfo | str:
         """Give an object; or what is known of it: "closed" or nothing."""
         found = self._objects.get(uid)
         if found is not None and found.layouts:
@@ -187,7 +187,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         found.change()
         return self._start(self._dismiss(members))
 
-    async def _dismiss(self, members: Sequence[Member]) -> None:
+    async def _dismiss(self, members: Sequence[Replica]) -> None:
         """Have actors end that belong to nothing any more."""
         there = [each for each in members if each.worker in self._scheduler.workers]
         await asyncio.gather(*(self._call(each, "close") for each in there))
@@ -219,7 +219,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                     self._without(each, index, gone, f"its worker {worker} has died")
             self._fill(each)
 
-    def _without(self, each: _Object, index: int, gone: Sequence[Member], why: str) -> None:
+    def _without(self, each: _Object, index: int, gone: Sequence[Replica], why: str) -> None:
         """Go on with those of a shard that are left."""
         layout = each.layouts[index]
         left = tuple(member for member in layout.members if member not in gone)
@@ -256,7 +256,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 each.recruits[index] = free[0]
                 self._start(self._have_recruited(each, index, there[0], free[0]))
 
-    async def _have_recruited(self, each: _Object, index: int, member: Member, on: str) -> None:
+    async def _have_recruited(self, each: _Object, index: int, member: Replica, on: str) -> None:
         if not await self._call(member, "recruit", on) and each.recruits.get(index) == on:
             del each.recruits[index]
             self._later(each)
@@ -278,7 +278,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._fill(each)
         return each.layouts[index]
 
-    def _joined(self, uid: str, index: int, epoch: int, member: Member) -> Layout | str:
+    def _joined(self, uid: str, index: int, epoch: int, member: Replica) -> Layout | str:
         """Count a copy that has all by now."""
         each = self._objects.get(uid)
         if each is None or each.layouts[index].epoch != epoch:
@@ -324,7 +324,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         data = pickle.dumps(layout, 5)
         await asyncio.gather(*(self._have_taken(member, data) for member in layout.members))
 
-    async def _have_taken(self, member: Member, data: bytes) -> None:
+    async def _have_taken(self, member: Replica, data: bytes) -> None:
         # Who did not hear that it serves would send all away for ever. If there is news by now,
         # it is older, and left aside.
         while not await self._call(member, "take", data, member.key):
@@ -332,7 +332,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 return
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _call(self, member: Member, function: str, *args: Any) -> bool:
+    async def _call(self, member: Replica, function: str, *args: Any) -> bool:
         """Have an actor do something; False if it is not known to have."""
         try:
             answer = await self._scheduler.rpc(member.worker).actor_execute(

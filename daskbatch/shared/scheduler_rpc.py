@@ -28,7 +28,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from daskbatch.cluster.connection import for_client, learn_security, open_client, security_of
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
-from daskbatch.shared.data.messages import DoorAddress, Member, Request, Spec
+from daskbatch.shared.data.messages import ObjectSpec, Replica, Request, ServerAddress
 from daskbatch.worker.execution.task_context import called_aside, current, in_thread, waiting
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def _security(scheduler: str) -> Security:
     return security_of(scheduler)
 
 
-def relayed(scheduler: str, member: Member, request: Request) -> tuple[int, Any]:
+def relayed(scheduler: str, member: Replica, request: Request) -> tuple[int, Any]:
     """Have a request answered by an actor, by way of the scheduler."""
     security = _security(scheduler)
     # Their buffers would be written by Dask as they are, in a pickle they are part of it.
@@ -277,8 +277,8 @@ def client_of(scheduler: str) -> Iterator[Client]:
 
 
 def make_actors(
-    client: Client, kind: type, specs: Sequence[tuple[Spec, str]]
-) -> list[tuple[Member, Any]]:
+    client: Client, kind: type, specs: Sequence[tuple[ObjectSpec, str]]
+) -> list[tuple[Replica, Any]]:
     """Make actors on workers, whatever these are busy with.
 
     Parameters
@@ -286,7 +286,7 @@ def make_actors(
     client : distributed.Client
         Connected there.
     kind : type
-        The actors' class: made with a `Spec`, and has `describe`.
+        The actors' class: made with a `ObjectSpec`, and has `describe`.
     specs : sequence of (Spec, str)
         What they are to be, and on which workers.
 
@@ -325,7 +325,7 @@ def make_actors(
             key=future.key,
             seconds=_ACTOR_SECONDS,
         )
-        if not isinstance(answer, DoorAddress):
+        if not isinstance(answer, ServerAddress):
             raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")
-        made.append((Member(worker, future.key, answer), future))
+        made.append((Replica(worker, future.key, answer), future))
     return made

@@ -32,7 +32,7 @@ from daskbatch.worker.execution.journal import PREFIX, Journal, remove, remove_o
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import NoSlot, PoolSlot
-from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import children
 from daskbatch.worker.processes.reaper import warden
 
@@ -140,7 +140,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
 
-    def _host(self, run: Progress) -> Host:
+    def _host(self, run: Progress) -> TaskContext:
         """Say what the members of a block that runs in this thread have around them."""
         pool, dask_key = getattr(pool_state, "executor", None), thread_state.key
         began = thread_state.start_time
@@ -156,7 +156,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
         if hasattr(pool, "_rejoin_list"):
             slot = PoolSlot(pool, threads_lock, given, self._errands.do)
-        return Host(slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security)
+        return TaskContext(
+            slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security
+        )
 
     def end(self, run: Progress) -> None:
         slot = None if run.host is None else run.host.slot

@@ -213,7 +213,7 @@ class Future(BatchPoolFuture):
 
     def __init__(self) -> None:
         # Of its pool, only that it can cancel the call; whatever else it is told, it takes.
-        super().__init__(pool=mock.Mock(cancel=lambda cells: cells), cell=self)
+        super().__init__(pool=mock.Mock(cancel=lambda records: records), record=self)
 
     @property
     def phase(self) -> Phase:

@@ -136,9 +136,9 @@ def make_reader(batch: Batch, root: Path, name: str, size: int = 0, *more: Any) 
 
 def block_of(tasks: Sequence[Task]) -> int:
     """Give the only block that tasks are in."""
-    (placement,) = {task._cell.placement for task in tasks}
-    assert placement is not None
-    return placement.number
+    (block,) = {task._record.block for task in tasks}
+    assert block is not None
+    return block.number
 
 
 # -- what has finished ------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_of_a_block_that_was_killed_nothing_runs_twice(
         for number in range(count)
     ]
     batch.compile(tasks).start()
-    assert len({task._cell.placement for task in tasks}) < 10
+    assert len({task._record.block for task in tasks}) < 10
     for number in (20, 90, 200):
         await_that(lambda number=number: bool(runs(tmp_path, str(number))), str(number))
         for pid in batch.client.run(os.getpid).values():
@@ -381,7 +381,7 @@ def test_two_batches_on_one_worker_are_told_apart(tmp_path: Path) -> None:
             tasks.append(program[-1])
         for name in ("one", "other"):
             await_that(lambda name=name: bool(runs(tmp_path, name)), name)
-        assert tasks[0]._cell.placement.number == tasks[1]._cell.placement.number
+        assert tasks[0]._record.block.number == tasks[1]._record.block.number
         kill_under(tmp_path, "one")
         for task in tasks:
             assert lost(task).attempt == 1

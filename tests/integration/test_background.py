@@ -248,9 +248,9 @@ def test_all_that_waits_is_one_submission(
     sizes: list[int] = []
     submit = batch._dispatcher.submit
 
-    def count(cells: Sequence[Any], *args: Any) -> None:
-        sizes.append(len(cells))
-        submit(cells, *args)
+    def count(records: Sequence[Any], *args: Any) -> None:
+        sizes.append(len(records))
+        submit(records, *args)
 
     monkeypatch.setattr(batch._dispatcher, "submit", count)
     tasks = [lazy(same)(0)]

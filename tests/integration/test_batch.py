@@ -171,7 +171,7 @@ def test_close_join_and_after(tmp_path: Path) -> None:
     d["a"] = 1
     with pytest.raises(LifecycleError, match=r"close\(\) the Batch before join\(\)"):
         batch.join()
-    started = batch.function(_touch, tmp_path / "done")
+    started = batch.function(_await_conflicting_tasks, tmp_path / "done")
     started.start()
     batch.close()
     batch.close()
@@ -205,7 +205,7 @@ def test_close_join_and_after(tmp_path: Path) -> None:
     batch.terminate()
 
 
-def _touch(path: Path) -> str:
+def _await_conflicting_tasks(path: Path) -> str:
     path.touch()
     return "touched"
 
@@ -250,7 +250,7 @@ def test_a_block_that_raises_terminates(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_dropped_ends() -> None:
-    """As in a notebook, when a cell that makes one is run a second time."""
+    """As in a notebook, when a record that makes one is run a second time."""
     batch = Batch(num_workers=1)
     pid = next(iter(batch.client.run(os.getpid).values()))
     worker = psutil.Process(pid)

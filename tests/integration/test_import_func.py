@@ -162,8 +162,8 @@ def test_the_directory_of_the_batch_is_that_in_which_it_was_made(
     program.run(timeout=60)
     assert task.get() == made_in
     # Workers elsewhere may be in any directory: they are told this one.
-    assert os.path.isabs(task._cell.options.cwd)
-    assert os.path.samefile(task._cell.options.cwd, made_in)
+    assert os.path.isabs(task._record.options.cwd)
+    assert os.path.samefile(task._record.options.cwd, made_in)
 
 
 def test_objects_and_channels(batch: Batch, imported: Import) -> None:

@@ -25,9 +25,9 @@ from distributed.security import Security
 from support.caught import Caught, blocked
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
-from daskbatch.shared.data.messages import DoorAddress
-from daskbatch.shared.rpc.client import Lane
-from daskbatch.shared.rpc.server import Door, enter
+from daskbatch.shared.data.messages import ServerAddress
+from daskbatch.shared.rpc.client import RpcClient
+from daskbatch.shared.rpc.server import RpcServer, enter
 
 GREETING = b"daskbatch-1"
 
@@ -125,9 +125,11 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
 
 
 @contextmanager
-def opened(context: ssl.SSLContext | None = None) -> Iterator[Door]:
+def opened(context: ssl.SSLContext | None = None) -> Iterator[RpcServer]:
     over = threading.Event()
-    door = Door("127.0.0.1", lambda request, is_gone: request, lambda: not over.is_set(), context)
+    door = RpcServer(
+        "127.0.0.1", lambda request, is_gone: request, lambda: not over.is_set(), context
+    )
     try:
         yield door
     finally:
@@ -155,12 +157,12 @@ def answering(said: bytes) -> tuple[str, int]:
 def test_who_listens_must_know_the_secret_too() -> None:
     host, port = answering(b"\0" * 32)
     with pytest.raises(ConnectionError, match="does not know the secret"):
-        enter(DoorAddress(host, port, os.urandom(32), False), None, 5.0)
+        enter(ServerAddress(host, port, os.urandom(32), False), None, 5.0)
 
 
 def test_what_is_no_door_is_not_told_anything() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = DoorAddress("127.0.0.1", listener.getsockname()[1], os.urandom(32), False)
+        address = ServerAddress("127.0.0.1", listener.getsockname()[1], os.urandom(32), False)
         entering = Caught(enter, address, None, 5.0)
         with listener.accept()[0] as sock:
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n" + b" " * 100)
@@ -171,7 +173,7 @@ def test_what_is_no_door_is_not_told_anything() -> None:
 class Relay:
     """Is between a door and those who go there, and sees what they say."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: RpcServer) -> None:
         self._door = door
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = door.address._replace(port=self._listener.getsockname()[1])
@@ -204,7 +206,7 @@ class Relay:
 def test_what_was_said_at_the_door_opens_it_for_nobody_else() -> None:
     with opened() as door:
         relay = Relay(door)
-        lane = Lane()
+        lane = RpcClient()
         lane.call(relay.address, None, "put", 0.0, (NEEDLE,))
         lane.close()
         relay.close()
@@ -220,7 +222,7 @@ def test_a_secret_is_not_shown(batch: Batch) -> None:
     d, queue = batch.ddict(), batch.queue()
     d["a"] = 1
     queue.put(1)
-    known = [each for each in gc.get_objects() if isinstance(each, DoorAddress)]
+    known = [each for each in gc.get_objects() if isinstance(each, ServerAddress)]
     assert known
     for content in (pickle.dumps(d), pickle.dumps(queue)):
         assert len(content) < 300
@@ -305,7 +307,7 @@ def test_who_is_between_sees_nothing() -> None:
     with opened(security.get_listen_args("worker")["ssl_context"]) as door:
         assert door.address.tls
         relay = Relay(door)
-        lane = Lane()
+        lane = RpcClient()
         context = security.get_connection_args("client")["ssl_context"]
         found = lane.call(relay.address, context, "put", 0.0, (NEEDLE, np.frombuffer(NEEDLE, "u1")))
         assert found[4][0] == NEEDLE

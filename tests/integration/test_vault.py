@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 from daskbatch import Batch, DDict
 from daskbatch.shared.data.codec import Value, pack, unpack
-from daskbatch.shared.store.spill import Slot, Vault
+from daskbatch.shared.store.spill import SpillStore, StoredValue
 
 #: A worker that has imported what it needs has some 150 MB of these.
 LIMIT = 400_000_000
@@ -25,7 +25,7 @@ def in_memory(value: Value) -> Value:
 
 
 def test_values_come_back_from_disk(tmp_path: Path) -> None:
-    vault = Vault(1000, tmp_path / "some where" / "ü")
+    vault = SpillStore(1000, tmp_path / "some where" / "ü")
     values = ["small", b"", b"x" * 5000, np.arange(10_000.0), [np.ones(5000), np.zeros(5000)], None]
     slots = [vault.keep(number, in_memory(pack(value))) for number, value in enumerate(values)]
     memory, spilled = vault.sizes()
@@ -41,7 +41,7 @@ def test_values_come_back_from_disk(tmp_path: Path) -> None:
 
 
 def test_what_nobody_has_any_more_leaves_nothing_on_disk(tmp_path: Path) -> None:
-    vault = Vault(1000, tmp_path / "vault")
+    vault = SpillStore(1000, tmp_path / "vault")
     slots = [vault.keep(number, b"x" * 500) for number in range(20)]
     assert len(os.listdir(tmp_path / "vault")) > 10
     last = slots.pop()
@@ -53,7 +53,7 @@ def test_what_nobody_has_any_more_leaves_nothing_on_disk(tmp_path: Path) -> None
 
 
 def test_the_oldest_go_first_and_nothing_goes_while_there_is_room(tmp_path: Path) -> None:
-    vault = Vault(3000, tmp_path / "vault")
+    vault = SpillStore(3000, tmp_path / "vault")
     slots = [vault.keep(number, b"x" * 500) for number in range(3)]
     assert [slot.file for slot in slots] == [None] * 3
     slots += [vault.keep(number, b"x" * 500) for number in range(3)]
@@ -62,7 +62,7 @@ def test_the_oldest_go_first_and_nothing_goes_while_there_is_room(tmp_path: Path
 
 def test_a_disk_that_takes_nothing_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
-    vault = Vault(1000, tmp_path / "file" / "vault")
+    vault = SpillStore(1000, tmp_path / "file" / "vault")
     first = vault.keep(1, b"x" * 500)
     with pytest.raises(OSError, match="file"):
         vault.keep(2, b"y" * 5000)
@@ -70,11 +70,11 @@ def test_a_disk_that_takes_nothing_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_many_threads_keep_and_read_at_once(tmp_path: Path) -> None:
-    vault = Vault(20_000, tmp_path / "vault")
+    vault = SpillStore(20_000, tmp_path / "vault")
     wrong: list[object] = []
 
     def work(number: int) -> None:
-        kept: list[tuple[Slot, bytes]] = []
+        kept: list[tuple[StoredValue, bytes]] = []
         for turn in range(200):
             value = bytes([number, turn % 256]) * 300
             kept.append((vault.keep(turn, value), value))
@@ -129,7 +129,7 @@ def test_twice_the_memory_of_the_cluster_goes_in_and_comes_out() -> None:
 
 
 def test_what_was_not_kept_is_not_counted_when_it_goes(tmp_path: Path) -> None:
-    vault = Vault(1000, tmp_path / "vault")
+    vault = SpillStore(1000, tmp_path / "vault")
     kept = vault.keep("a", b"x" * 500)
-    Slot(vault, "b", b"x" * 500)
+    StoredValue(vault, "b", b"x" * 500)
     assert vault.sizes() == (kept.size, 0)

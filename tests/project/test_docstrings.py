@@ -16,7 +16,7 @@ import daskbatch
 from daskbatch import Batch
 from daskbatch.batch.compiled import CompiledTask
 from daskbatch.batch.handle import Handle
-from daskbatch.batch.options import Configured
+from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction
 from daskbatch.executor.future import BatchPoolFuture
@@ -27,7 +27,7 @@ MODULES = sorted(
 )
 
 #: What users hold of daskbatch, and do not make themselves.
-GIVEN = [Task, CompiledTask, Handle, Configured, ImportedFunction, Graph, BatchPoolFuture]
+GIVEN = [Task, CompiledTask, Handle, TaskFactory, ImportedFunction, Graph, BatchPoolFuture]
 CLASSES = [
     *(each for name in daskbatch.__all__ if inspect.isclass(each := getattr(daskbatch, name))),
     *GIVEN,

@@ -14,8 +14,8 @@ from dask.task_spec import DataNode
 from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
-from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.task_record import Cell
+from daskbatch.dispatch.placement import SubmittedBlock
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -92,8 +92,8 @@ class InProcessBackend:
         graph = dict(lowered.graph)
         for key in graph:
             self._results[key] = Result()
-        for key, placement in lowered.blocks.items():
-            placement.future = self._results[key]
+        for key, block in lowered.blocks.items():
+            block.future = self._results[key]
         thread = threading.Thread(target=self._run, args=(lowered, graph))
         self._threads.append(thread)
         thread.start()
@@ -110,9 +110,9 @@ class InProcessBackend:
             values = dask.threaded.get(graph, keys, num_workers=self.slots)
         for key in lowered.buffers:
             self._results[key].finish(lowered.buffers[key].content)
-        for (key, placement), value in zip(lowered.blocks.items(), values, strict=True):
+        for (key, block), value in zip(lowered.blocks.items(), values, strict=True):
             self._results[key].finish(value)
-            self.dispatcher.key_over(placement, value if placement.left else None)
+            self.dispatcher.key_over(block, value if block.left else None)
 
     def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
         revoked = {}
@@ -124,7 +124,7 @@ class InProcessBackend:
                 revoked[block] = [member for member in some if member not in began]
         threading.Thread(target=then, args=(revoked, {})).start()
 
-    def release(self, placement: Placement) -> None:
+    def release(self, block: SubmittedBlock) -> None:
         pass
 
     def forget(self, blocks: Sequence[int]) -> None:
@@ -149,7 +149,7 @@ def make_dispatcher(
     return dispatcher, backend
 
 
-def run_cells(dispatcher: Dispatcher, cells: Sequence[Cell], timeout: float = 60) -> None:
-    """Start cells and wait until they are over."""
-    dispatcher.submit(cells, "test")
-    assert dispatcher.outcomes.wait(lambda: all(cell.over for cell in cells), timeout)
+def run_records(dispatcher: Dispatcher, records: Sequence[TaskRecord], timeout: float = 60) -> None:
+    """Start records and wait until they are over."""
+    dispatcher.submit(records, "test")
+    assert dispatcher.outcomes.wait(lambda: all(record.over for record in records), timeout)

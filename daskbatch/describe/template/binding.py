@@ -7,13 +7,13 @@ nothing is kept from one call to the next, so that any number of threads may cal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from daskbatch.describe.template.arguments import Arguments
 from daskbatch.describe.template.expressions import (
+    DeclaredName,
     Expression,
-    Known,
     Literal,
     Scope,
     Step,
@@ -21,7 +21,14 @@ from daskbatch.describe.template.expressions import (
     describe,
     names,
 )
-from daskbatch.describe.template.model import UNITS, EnvMap, Executable, Keys, Path, Template
+from daskbatch.describe.template.model import (
+    UNITS,
+    EnvMap,
+    Executable,
+    FileAccess,
+    KeyAccess,
+    Template,
+)
 from daskbatch.describe.template.validators import (
     TARGETS,
     a_count,
@@ -51,11 +58,11 @@ class FilledExecutable(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     num_procs: int
-    cwd: str | FilePath | None
+    cwd: str | Path | None
     env: dict[str, str] | None
 
 
-class Filled(NamedTuple):
+class TaskDescription(NamedTuple):
     """One task, as a template and the arguments of a call describe it."""
 
     type: str
@@ -66,7 +73,7 @@ class Filled(NamedTuple):
     writes: tuple[Use, ...]
 
 
-class Form:
+class BoundTemplate:
     """A template with its import arguments, to be filled by calls.
 
     Parameters
@@ -103,7 +110,7 @@ class Form:
         #: What to call the function that makes the tasks.
         self.label = _label(template.file, name, executables[0].target)
         #: Whether all calls share timeout, directory and environment.
-        self.steady = isinstance(timeout, Known) and all(each.steady for each in executables)
+        self.steady = isinstance(timeout, DeclaredName) and all(each.steady for each in executables)
         self._arguments = Arguments(self.label, template.file, template.args, template.kwargs, used)
         self.signature = self._arguments.signature()
         self._take = self._arguments.take
@@ -114,7 +121,7 @@ class Form:
         self._reads = _all([_use(scope, each) for each in template.reads])
         self._writes = _all([_use(scope, each) for each in template.writes])
 
-    def fill(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Filled:
+    def fill(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskDescription:
         """Put the arguments of a call in.
 
         Raises
@@ -124,7 +131,7 @@ class Form:
         """
         given = self._take(args, kwargs)
         return _new(
-            Filled,
+            TaskDescription,
             (
                 self._type,
                 self._name(given),
@@ -172,12 +179,12 @@ def _import_arguments(
     return found
 
 
-def _label(file: str, name: Step | Known, target: Step | Known) -> str:
-    if isinstance(name, Known) and name.value is not None:
+def _label(file: str, name: Step | DeclaredName, target: Step | DeclaredName) -> str:
+    if isinstance(name, DeclaredName) and name.value is not None:
         return str(name.value)
-    if isinstance(target, Known) and callable(target.value):
+    if isinstance(target, DeclaredName) and callable(target.value):
         return str(getattr(target.value, "__name__", type(target.value).__name__))
-    return FilePath(file).stem
+    return Path(file).stem
 
 
 #: How many processes an executable has that says nothing.
@@ -200,7 +207,7 @@ class _Executable:
         self._env = _env(scope, executable.env)
         self._where = f"{scope.file}:{executable.line}"
         #: Whether all calls share directory and environment.
-        self.steady = isinstance(self._cwd, Known) and isinstance(self._env, Known)
+        self.steady = isinstance(self._cwd, DeclaredName) and isinstance(self._env, DeclaredName)
 
     def step(self) -> Step:
         """Make the step that gives what is run."""
@@ -219,9 +226,11 @@ class _Executable:
             )
 
         settled = [self.target, self._num_procs, self._cwd, self._env]
-        if keywords or not all(isinstance(each, Known) for each in settled):
+        if keywords or not all(isinstance(each, DeclaredName) for each in settled):
             return fill
-        what, count, where, variables = (each.value for each in settled if isinstance(each, Known))
+        what, count, where, variables = (
+            each.value for each in settled if isinstance(each, DeclaredName)
+        )
         return lambda given: _new(
             FilledExecutable, (what, args(given), {}, count, where, variables)
         )
@@ -234,15 +243,15 @@ class _Executable:
             )
 
 
-def _use(scope: Scope, access: Path | Keys) -> Callable[[Sequence[Any]], Use]:
+def _use(scope: Scope, access: FileAccess | KeyAccess) -> Callable[[Sequence[Any]], Use]:
     line = access.line
-    if isinstance(access, Keys):
+    if isinstance(access, KeyAccess):
         owner, keys = always(scope.step(access.object)), scope.steps(access.keys)
         where = f"{scope.file}:{line}"
 
         def use_keys(given: Sequence[Any]) -> Use:
             obj = owner(given)
-            if isinstance(obj, (str, FilePath)):
+            if isinstance(obj, (str, Path)):
                 raise SpecError(
                     f"{where}: ddict is {describe(obj)}: expected a dictionary or another object "
                     "of channels; for paths write 'files'"
@@ -251,16 +260,16 @@ def _use(scope: Scope, access: Path | Keys) -> Callable[[Sequence[Any]], Use]:
 
         return use_keys
     step = checked(scope, access.item, a_path)
-    if isinstance(step, Known):
+    if isinstance(step, DeclaredName):
         use = Use(line, *step.value)
         return lambda given: use
     return lambda given: _new(Use, (line, *step(given)))
 
 
-def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | Known:
+def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | DeclaredName:
     steps = [(checked(scope, part, a_duration), UNITS[unit]) for unit, part in parts]
     if not steps:
-        return Known(None)
+        return DeclaredName(None)
     calls = [(always(step), seconds) for step, seconds in steps]
     where = f"{scope.file}:{parts[0][1].line}"
 
@@ -270,17 +279,21 @@ def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | Kn
             raise SpecError(f"{where}: timeout adds up to 0: expected some time")
         return seconds
 
-    return Known(total(())) if all(isinstance(step, Known) for step, _ in steps) else total
+    return (
+        DeclaredName(total(()))
+        if all(isinstance(step, DeclaredName) for step, _ in steps)
+        else total
+    )
 
 
-def _env(scope: Scope, env: Expression | EnvMap | None) -> Step | Known:
+def _env(scope: Scope, env: Expression | EnvMap | None) -> Step | DeclaredName:
     if not isinstance(env, EnvMap):
         return checked(scope, env, an_environment)
     keys = [key for key, _ in env.entries]
     values = [checked(scope, value, a_text) for _, value in env.entries]
-    if all(isinstance(value, Known) for value in values):
-        return Known(
-            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, Known)}
+    if all(isinstance(value, DeclaredName) for value in values):
+        return DeclaredName(
+            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, DeclaredName)}
         )
     calls = [always(value) for value in values]
     return lambda given: {key: call(given) for key, call in zip(keys, calls, strict=True)}

@@ -25,7 +25,7 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Identifier:
     """The argument of that name."""
 
     line: int
@@ -33,7 +33,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ListExpression:
     """A list; a new one for each call."""
 
     line: int
@@ -41,7 +41,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
+class CallExpression:
     """A call of an argument that is a function."""
 
     line: int
@@ -49,7 +49,7 @@ class Apply:
     args: tuple[Expression, ...]
 
 
-Expression = Literal | Name | Listing | Apply
+Expression = Literal | Identifier | ListExpression | CallExpression
 
 #: Gives a value out of the arguments of a call.
 Step = Callable[[Sequence[Any]], Any]
@@ -57,19 +57,19 @@ Step = Callable[[Sequence[Any]], Any]
 
 def names(expression: Expression) -> Iterator[tuple[str, int]]:
     """Give the names in an expression, with their lines."""
-    if isinstance(expression, Name):
+    if isinstance(expression, Identifier):
         yield expression.name, expression.line
-    elif isinstance(expression, Apply):
+    elif isinstance(expression, CallExpression):
         yield expression.function, expression.line
         for each in expression.args:
             yield from names(each)
-    elif isinstance(expression, Listing):
+    elif isinstance(expression, ListExpression):
         for each in expression.items:
             yield from names(each)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class DeclaredName:
     """A value that all calls share."""
 
     value: Any
@@ -93,7 +93,7 @@ class Scope:
     known: Mapping[str, Any]
     slots: Mapping[str, int]
 
-    def step(self, expression: Expression) -> Step | Known:
+    def step(self, expression: Expression) -> Step | DeclaredName:
         """Turn an expression into what gives its value.
 
         Raises
@@ -102,10 +102,10 @@ class Scope:
             It calls an argument that is no function.
         """
         if isinstance(expression, Literal):
-            return Known(expression.value)
-        if isinstance(expression, Name):
+            return DeclaredName(expression.value)
+        if isinstance(expression, Identifier):
             return self._name(expression.name)
-        if isinstance(expression, Listing):
+        if isinstance(expression, ListExpression):
             items = self.steps(expression.items)
             return lambda given: list(items(given))
         return self._apply(expression)
@@ -115,23 +115,23 @@ class Scope:
     ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
         """Turn expressions into what gives all their values."""
         steps = [self.step(each) for each in expressions]
-        if all(isinstance(each, Known) for each in steps):
-            values = tuple(each.value for each in steps if isinstance(each, Known))
+        if all(isinstance(each, DeclaredName) for each in steps):
+            values = tuple(each.value for each in steps if isinstance(each, DeclaredName))
             return lambda given: values
         if len(steps) > 1 and all(isinstance(each, itemgetter) for each in steps):
             return itemgetter(*(self.slots[each.name] for each in expressions))  # type: ignore[union-attr]
         calls = tuple(map(always, steps))
         return lambda given: tuple([call(given) for call in calls])
 
-    def _name(self, name: str) -> Step | Known:
+    def _name(self, name: str) -> Step | DeclaredName:
         if name in self.slots:
             return itemgetter(self.slots[name])
-        return Known(self.known[name])
+        return DeclaredName(self.known[name])
 
-    def _apply(self, expression: Apply) -> Step:
+    def _apply(self, expression: CallExpression) -> Step:
         name, where = expression.function, f"{self.file}:{expression.line}"
         found, values = self._name(name), self.steps(expression.args)
-        if isinstance(found, Known):
+        if isinstance(found, DeclaredName):
             _require_callable(found.value, name, where)
         get = always(found)
 
@@ -147,9 +147,9 @@ class Scope:
         return call
 
 
-def always(step: Step | Known) -> Step:
+def always(step: Step | DeclaredName) -> Step:
     """Make a step of what may be known."""
-    if not isinstance(step, Known):
+    if not isinstance(step, DeclaredName):
         return step
     value = step.value
     return lambda given: value

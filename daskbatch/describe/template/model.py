@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from daskbatch.describe.template.expressions import Apply, Expression, names
+from daskbatch.describe.template.expressions import CallExpression, Expression, names
 
 #: The types of tasks.
 TYPES = ("function", "process", "job")
@@ -40,7 +40,7 @@ class Parameter:
     line: int
     name: str
     keyword: str | None = None
-    default: Apply | None = None
+    default: CallExpression | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Executable:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class FileAccess:
     """A file that is read or written: an item of ``files``."""
 
     line: int
@@ -73,7 +73,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class KeyAccess:
     """Keys of an object that are read or written; all of them where none are named."""
 
     line: int
@@ -92,8 +92,8 @@ class Template:
     import_kwargs: tuple[Parameter, ...] = ()
     args: tuple[Parameter, ...] = ()
     kwargs: tuple[Parameter, ...] = ()
-    reads: tuple[Path | Keys, ...] = ()
-    writes: tuple[Path | Keys, ...] = ()
+    reads: tuple[FileAccess | KeyAccess, ...] = ()
+    writes: tuple[FileAccess | KeyAccess, ...] = ()
     name: Expression | None = None
     timeout: tuple[tuple[str, Expression], ...] = ()
 
@@ -116,7 +116,7 @@ class Template:
             elif executable.env is not None:
                 yield executable.env
         for access in (*self.reads, *self.writes):
-            if isinstance(access, Path):
+            if isinstance(access, FileAccess):
                 yield access.item
             else:
                 yield access.object

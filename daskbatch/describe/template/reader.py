@@ -10,16 +10,16 @@ from dataclasses import replace
 from keyword import iskeyword
 
 from daskbatch.describe.environment import is_variable
-from daskbatch.describe.template.expressions import Expression, Listing, Literal
+from daskbatch.describe.template.expressions import Expression, ListExpression, Literal
 from daskbatch.describe.template.model import (
     MOST,
     TYPES,
     UNITS,
     EnvMap,
     Executable,
-    Keys,
+    FileAccess,
+    KeyAccess,
     Parameter,
-    Path,
     Template,
 )
 from daskbatch.describe.template.value_reader import ValueReader, identifier
@@ -286,10 +286,10 @@ class _Reader:
 
     # -- accesses, timeout ----------------------------------------------------------------
 
-    def _accesses(self, section: str, node: Node | None) -> tuple[Path | Keys, ...]:
+    def _accesses(self, section: str, node: Node | None) -> tuple[FileAccess | KeyAccess, ...]:
         if node is None:
             return ()
-        accesses: list[Path | Keys] = []
+        accesses: list[FileAccess | KeyAccess] = []
         expected = "'files', or 'ddict' and 'keys'"
         for item in self._list(node, section, f"maps with {expected}"):
             found = self._map(item, f"an item of {section}", ("files", "ddict", "keys"))
@@ -298,13 +298,13 @@ class _Reader:
                 raise self._wrong(item.line, f"an item of {section} has {has}: expected {expected}")
             if "files" in found:
                 files = self._at_least_one(found["files"], "files", "paths")
-                accesses += [Path(each.line, self._path(each)) for each in files]
+                accesses += [FileAccess(each.line, self._path(each)) for each in files]
                 continue
             keys: tuple[Node, ...] = ()
             if "keys" in found:
                 keys = self._at_least_one(found["keys"], "keys", "keys")
             owner = self._values.reference(found["ddict"], "ddict", "the name of an argument")
-            accesses.append(Keys(item.line, owner, tuple(map(self._key, keys))))
+            accesses.append(KeyAccess(item.line, owner, tuple(map(self._key, keys))))
         return tuple(accesses)
 
     def _at_least_one(self, node: Node, what: str, of: str) -> tuple[Node, ...]:
@@ -319,7 +319,9 @@ class _Reader:
         if len(node.items) != 2:
             what = f"a list of {len(node.items)} among files: expected a path, or [base_dir, name]"
             raise self._wrong(node.line, what)
-        return Listing(node.line, tuple(self._values.text(each, "a path") for each in node.items))
+        return ListExpression(
+            node.line, tuple(self._values.text(each, "a path") for each in node.items)
+        )
 
     def _key(self, node: Node) -> Expression:
         if isinstance(node, Items):

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.describe.environment import is_value, is_variable
-from daskbatch.describe.template.expressions import Expression, Known, Scope, Step, always, describe
+from daskbatch.describe.template.expressions import (
+    DeclaredName,
+    Expression,
+    Scope,
+    Step,
+    always,
+    describe,
+)
 from daskbatch.describe.template.model import MOST
 from daskbatch.errors import SpecError
 
@@ -20,7 +27,7 @@ from daskbatch.errors import SpecError
 Check = Callable[[Any], Any]
 
 
-def checked(scope: Scope, expression: Expression | None, check: Check) -> Step | Known:
+def checked(scope: Scope, expression: Expression | None, check: Check) -> Step | DeclaredName:
     """Make a step that checks its values; at once, where all calls share one.
 
     Raises
@@ -29,7 +36,7 @@ def checked(scope: Scope, expression: Expression | None, check: Check) -> Step |
         The one is wrong.
     """
     if expression is None:
-        return Known(None)
+        return DeclaredName(None)
     step, where = scope.step(expression), f"{scope.file}:{expression.line}"
 
     def give(given: Sequence[Any]) -> Any:
@@ -40,7 +47,7 @@ def checked(scope: Scope, expression: Expression | None, check: Check) -> Step |
             raise SpecError(f"{where}: found {describe(value)}: expected {error}") from None
 
     call = always(step)
-    return Known(give(())) if isinstance(step, Known) else give
+    return DeclaredName(give(())) if isinstance(step, DeclaredName) else give
 
 
 def a_function(value: Any) -> Any:

@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from unicodedata import normalize
 
-from daskbatch.describe.template.expressions import Apply, Expression, Listing, Literal, Name
+from daskbatch.describe.template.expressions import (
+    CallExpression,
+    Expression,
+    Identifier,
+    ListExpression,
+    Literal,
+)
 from daskbatch.describe.template.yaml_nodes import (
     Entries,
     Items,
@@ -66,7 +72,7 @@ class ValueReader:
     def any(self, node: Node) -> Expression:
         """Read a value of any kind."""
         if isinstance(node, Items):
-            return Listing(node.line, tuple(map(self.any, node.items)))
+            return ListExpression(node.line, tuple(map(self.any, node.items)))
         if isinstance(node, Entries):
             return self.call(node)
         if node.plain and not node.text:
@@ -88,7 +94,7 @@ class ValueReader:
     ) -> Expression:
         """Read what must be a number, a name or a call."""
         value = self.any(node)
-        if isinstance(value, (Name, Apply)):
+        if isinstance(value, (Identifier, CallExpression)):
             return value
         number = value.value if isinstance(value, Literal) else None
         if (
@@ -108,14 +114,14 @@ class ValueReader:
             return self.call(node)
         if isinstance(node, Scalar) and isinstance(node.value, str):
             value = self._scalar(node, typos=False)
-            if isinstance(value, Name):
+            if isinstance(value, Identifier):
                 return value
             hint = did_you_mean(node.value, self._declared)
             what = f"{what} {node.value!r} is declared nowhere"
             raise self._wrong(node.line, f"{what}: expected {expected}{hint}")
         raise self._wrong(node.line, f"{what} is {show(node)}: expected {expected}")
 
-    def call(self, node: Entries) -> Apply:
+    def call(self, node: Entries) -> CallExpression:
         """Read ``{function: [arguments]}``."""
         if len(node.entries) != 1:
             what = f"a map of {len(node.entries)} keys: a map is a call, {{function: [arguments]}}"
@@ -130,15 +136,15 @@ class ValueReader:
         if not isinstance(args, Items):
             what = f"the call of {function!r} has {show(args)} for its arguments"
             raise self._wrong(line, f"{what}: expected a list, [] where there are none")
-        return Apply(line, function, tuple(map(self.any, args.items)))
+        return CallExpression(line, function, tuple(map(self.any, args.items)))
 
-    def _scalar(self, node: Scalar, typos: bool) -> Literal | Name:
+    def _scalar(self, node: Scalar, typos: bool) -> Literal | Identifier:
         value = node.value
         if isinstance(value, str):
             word = identifier(value)
             self._require_known(word, node.line)
             if word in self._declared:
-                return Name(node.line, word)
+                return Identifier(node.line, word)
             if typos and node.plain:
                 for name in self._declared:
                     if _is_slip(word, name):

@@ -27,7 +27,7 @@ Value = bytes | tuple[Any, ...]
 _OVERHEAD = 256
 
 
-class OddKey:
+class UnhashableKey:
     """A key that is no plain value, pickled.
 
     Parameters
@@ -42,7 +42,7 @@ class OddKey:
         self.data = data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OddKey, (self.data,)
+        return UnhashableKey, (self.data,)
 
 
 def key_to_send(key: object) -> Any:
@@ -56,7 +56,7 @@ def key_to_send(key: object) -> Any:
     if type(key) in pickling.PLAIN or (type(key) is tuple and pickling.are_plain(key)):
         return key
     try:
-        return OddKey(pickling.dumps(key))
+        return UnhashableKey(pickling.dumps(key))
     except Exception as error:
         raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
 
@@ -69,7 +69,7 @@ def key_sent(sent: Any) -> Any:
     SerializationError
         It cannot be unpickled here.
     """
-    if type(sent) is not OddKey:
+    if type(sent) is not UnhashableKey:
         return sent
     try:
         return pickling.loads(sent.data)

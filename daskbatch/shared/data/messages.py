@@ -11,7 +11,7 @@ from daskbatch.errors import LifecycleError, SerializationError, ServiceLost
 from daskbatch.serialization import pickling
 
 
-class DoorAddress(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where a door is, and what it takes to be let in.
 
     Parameters
@@ -30,10 +30,10 @@ class DoorAddress(NamedTuple):
     tls: bool
 
     def __repr__(self) -> str:
-        return f"DoorAddress({self.host}:{self.port})"
+        return f"ServerAddress({self.host}:{self.port})"
 
 
-class Member(NamedTuple):
+class Replica(NamedTuple):
     """A worker that has what belongs to a shard.
 
     Parameters
@@ -42,13 +42,13 @@ class Member(NamedTuple):
         Its address.
     key : str
         Dask's key of the actor.
-    door : DoorAddress
+    door : ServerAddress
         Where the actor is reached.
     """
 
     worker: str
     key: str
-    door: DoorAddress
+    door: ServerAddress
 
 
 class Layout(NamedTuple):
@@ -65,11 +65,11 @@ class Layout(NamedTuple):
     """
 
     epoch: int
-    members: tuple[Member, ...]
+    members: tuple[Replica, ...]
     lost: str = ""
 
 
-class Options(NamedTuple):
+class ObjectOptions(NamedTuple):
     """How a shared object is made; what may differ between its handles is no part of it."""
 
     kind: str
@@ -79,16 +79,16 @@ class Options(NamedTuple):
     maxsize: int = 0
 
 
-class Placed(NamedTuple):
+class ObjectInfo(NamedTuple):
     """A shared object, and where it is."""
 
     uid: str
-    options: Options
+    options: ObjectOptions
     name: str | None
     layouts: tuple[Layout, ...]
 
 
-class Spec(NamedTuple):
+class ObjectSpec(NamedTuple):
     """What an actor is to be.
 
     Parameters
@@ -110,19 +110,19 @@ class Spec(NamedTuple):
     scheduler: str
     uid: str
     shard: int
-    options: Options
+    options: ObjectOptions
     name: str | None
     serves: bool
 
     def __str__(self) -> str:
-        return what_of(self.uid, self.options, self.name)
+        return description_of(self.uid, self.options, self.name)
 
 
 class NotServing(Exception):
     """This actor is not, or no longer, the one to ask."""
 
 
-def what_of(uid: str, options: Options | None, name: str | None) -> str:
+def description_of(uid: str, options: ObjectOptions | None, name: str | None) -> str:
     """Say in messages which object it is."""
     kind = "DDict" if options is None or options.kind == "ddict" else "Queue"
     return f"{kind} {name!r}" if name is not None else f"{kind} {uid}"

@@ -9,45 +9,45 @@ import os
 import ssl
 from typing import Any
 
-from daskbatch.shared.data.messages import DoorAddress, error_sent
-from daskbatch.shared.rpc.local_transport import Near
-from daskbatch.shared.rpc.server import CONFIRM, FAILED, Door, enter
-from daskbatch.shared.rpc.socket_transport import Idle, Wire
+from daskbatch.shared.data.messages import ServerAddress, error_sent
+from daskbatch.shared.rpc.local_transport import LocalTransport
+from daskbatch.shared.rpc.server import CONFIRM, FAILED, RpcServer, enter
+from daskbatch.shared.rpc.socket_transport import Idle, SocketTransport
 from daskbatch.worker.execution.task_context import PACE
 
 #: How long it may take to come in. Seconds.
 _CONNECT = 5.0
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """The answer is an exception, which is the argument."""
 
 
-class Lane:
+class RpcClient:
     """A connection, and a name under which requests are known again that come twice."""
 
     def __init__(self) -> None:
         self.sid = os.urandom(8)
         #: The number of the request that is being made.
         self.seq = 0
-        self._wire: Wire | Near | None = None
-        self._door: DoorAddress | None = None
+        self._wire: SocketTransport | LocalTransport | None = None
+        self._door: ServerAddress | None = None
 
     def call(
         self,
-        door: DoorAddress,
+        door: ServerAddress,
         context: ssl.SSLContext | None,
         operation: str,
         wait: float,
         arguments: tuple[Any, ...],
         idle: Idle | None = None,
-        near: Door | None = None,
+        near: RpcServer | None = None,
     ) -> Any:
         """Have something done.
 
         Parameters
         ----------
-        door : DoorAddress
+        door : ServerAddress
             Where.
         context : ssl.SSLContext, optional
             What it takes to go in.
@@ -76,7 +76,7 @@ class Lane:
             else:
                 sock = enter(door, context, _CONNECT, idle)
                 sock.settimeout(PACE)
-                self._wire = Wire(sock)
+                self._wire = SocketTransport(sock)
             self._door = door
         wire = self._wire
         try:
@@ -89,7 +89,7 @@ class Lane:
             self.close()
             raise
         if sign == FAILED:
-            raise Failed(error_sent(result))
+            raise RequestFailed(error_sent(result))
         return result
 
     def close(self) -> None:

@@ -10,14 +10,14 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from daskbatch.shared.data.codec import copied
-from daskbatch.shared.rpc.socket_transport import Cut, Idle
+from daskbatch.shared.rpc.socket_transport import ConnectionCut, Idle
 from daskbatch.worker.execution.task_context import PACE
 
 #: What is said as long as there is something to say; nothing is the end.
 _Said = SimpleQueue[tuple[Any, ...]]
 
 
-class Near:
+class LocalTransport:
     """One end; it takes turns with the other.
 
     Parameters
@@ -51,7 +51,7 @@ class Near:
                 continue
             if not said:
                 self._heard.put(())  # so it is from here on
-                raise Cut("the other side has closed the connection")
+                raise ConnectionCut("the other side has closed the connection")
             return said[0]
 
     def is_cut(self) -> bool:
@@ -67,7 +67,7 @@ class Near:
         self.close()
 
 
-def connected() -> tuple[Near, Near]:
+def connected() -> tuple[LocalTransport, LocalTransport]:
     """Make the two ends of a connection."""
     one, other = _Said(), _Said()
-    return Near(one, other), Near(other, one)
+    return LocalTransport(one, other), LocalTransport(other, one)

@@ -27,23 +27,23 @@ class _Forgotten(Enum):
 GONE = _Forgotten.GONE
 
 
-class Done(NamedTuple):
+class CachedReply(NamedTuple):
     """What was done: the how manieth of its lane it was, and what was answered."""
 
     seq: int
     reply: Any
 
 
-class Lately:
+class ReplyCache:
     """What was done last, by lane."""
 
     def __init__(self) -> None:
-        self._done: OrderedDict[bytes, Done] = OrderedDict()
+        self._done: OrderedDict[bytes, CachedReply] = OrderedDict()
         #: By lanes, the oldest first.
         self._large: OrderedDict[bytes, int] = OrderedDict()
         self._size = 0
 
-    def find(self, sid: bytes, seq: int) -> Done | None:
+    def find(self, sid: bytes, seq: int) -> CachedReply | None:
         """Give what was answered, if this was done before.
 
         If there was another one since, nobody waits for the answer to this one any more.
@@ -55,7 +55,7 @@ class Lately:
         """Remember that something was done; what has no lane is not asked twice."""
         if not sid:
             return
-        self._done[sid] = Done(seq, reply)
+        self._done[sid] = CachedReply(seq, reply)
         self._done.move_to_end(sid)
         if self._large:
             self._size -= self._large.pop(sid, 0)

@@ -20,9 +20,9 @@ from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from daskbatch.errors import BatchError
-from daskbatch.shared.data.messages import DoorAddress, Request, error_to_send
-from daskbatch.shared.rpc.local_transport import Near, connected
-from daskbatch.shared.rpc.socket_transport import Cut, Idle, Wire
+from daskbatch.shared.data.messages import Request, ServerAddress, error_to_send
+from daskbatch.shared.rpc.local_transport import LocalTransport, connected
+from daskbatch.shared.rpc.socket_transport import ConnectionCut, Idle, SocketTransport
 from daskbatch.worker.execution.task_context import PACE
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Answer:
 Handler = Callable[[Request, Callable[[], bool]], Any]
 
 
-class Door:
+class RpcServer:
     """Listens, lets in who knows the secret, and has a thread for each.
 
     Parameters
@@ -94,11 +94,11 @@ class Door:
         self._context = context
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=1024)
-        self._wires: set[Wire | Near] = set()
+        self._wires: set[SocketTransport | LocalTransport] = set()
         self._lock = threading.Lock()
         self._closed = False
         port = self._listener.getsockname()[1]
-        self.address = DoorAddress(host, port, secrets.token_bytes(32), context is not None)
+        self.address = ServerAddress(host, port, secrets.token_bytes(32), context is not None)
         self._listener.settimeout(_LOOK_SECONDS)
         _sockets.add(self._listener)
         threading.Thread(target=self._listen, name="daskbatch-door", daemon=True).start()
@@ -144,16 +144,16 @@ class Door:
                 )
                 _sockets.add(sock)
                 _in_time(sock.do_handshake, end)
-            if not _let_in(sock, self.address.secret, end):
+            if not authenticate_server(sock, self.address.secret, end):
                 sock.close()
                 return
             sock.settimeout(None)
         except (OSError, ValueError):
             sock.close()
             return
-        self._attend(Wire(sock))
+        self._attend(SocketTransport(sock))
 
-    def meet(self) -> Near:
+    def meet(self) -> LocalTransport:
         """Come in from within this process; there is a thread for that, too, which nobody stops.
 
         Raises
@@ -163,13 +163,13 @@ class Door:
         """
         ours, theirs = connected()
         if self._closed:
-            raise Cut("the door is closed")
+            raise ConnectionCut("the door is closed")
         threading.Thread(
             target=self._attend, args=[theirs], name="daskbatch-talk", daemon=True
         ).start()
         return ours
 
-    def _attend(self, wire: Wire | Near) -> None:
+    def _attend(self, wire: SocketTransport | LocalTransport) -> None:
         with self._lock:
             if self._closed:
                 wire.close()
@@ -184,7 +184,7 @@ class Door:
                 self._wires.discard(wire)
             wire.close()
 
-    def _serve(self, wire: Wire | Near) -> None:
+    def _serve(self, wire: SocketTransport | LocalTransport) -> None:
         while True:
             request = wire.receive()
             answer = answer_to(self._handler, request, wire.is_cut)
@@ -202,7 +202,7 @@ class Door:
             del result, answer
 
 
-def _send(wire: Wire | Near, answer: object) -> None:
+def _send(wire: SocketTransport | LocalTransport, answer: object) -> None:
     try:
         wire.send(answer)
     except OSError:
@@ -236,7 +236,7 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE)
 
 
-def _let_in(sock: socket.socket, secret: bytes, end: float) -> bool:
+def authenticate_server(sock: socket.socket, secret: bytes, end: float) -> bool:
     """Find out whether the other side knows the secret, and prove that this one does."""
     nonce = os.urandom(_NONCE)
     sock.sendall(_GREETING + nonce)
@@ -248,7 +248,7 @@ def _let_in(sock: socket.socket, secret: bytes, end: float) -> bool:
 
 
 def enter(
-    address: DoorAddress,
+    address: ServerAddress,
     context: ssl.SSLContext | None,
     seconds: float,
     idle: Idle | None = None,
@@ -257,7 +257,7 @@ def enter(
 
     Parameters
     ----------
-    address : DoorAddress
+    address : ServerAddress
         Where it is.
     context : ssl.SSLContext, optional
         What it takes, if it is one with TLS.

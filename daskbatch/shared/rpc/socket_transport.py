@@ -30,7 +30,7 @@ _PIECES = 512
 Idle = Callable[[], None]
 
 
-class Cut(ConnectionError):
+class ConnectionCut(ConnectionError):
     """The other side has closed the connection."""
 
 
@@ -45,7 +45,7 @@ def encode(message: object) -> list[Any]:
     return [_HEAD.pack(len(buffers), len(data)) + lengths + data, *buffers]
 
 
-class Wire:
+class SocketTransport:
     """One end of a connection; whoever has it takes turns with the other end.
 
     Parameters
@@ -148,7 +148,7 @@ class Wire:
                     idle()
                 continue
             if not more:
-                raise Cut("the other side has closed the connection")
+                raise ConnectionCut("the other side has closed the connection")
             data = data + more if data else more
         return data
 
@@ -161,7 +161,7 @@ class Wire:
                     idle()
                 continue
             if not got:
-                raise Cut("the other side has closed the connection")
+                raise ConnectionCut("the other side has closed the connection")
             room = room[got:]
 
     def is_cut(self) -> bool:

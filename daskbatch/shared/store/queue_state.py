@@ -13,19 +13,19 @@ from typing import Any
 
 from daskbatch.shared.data.codec import Value, to_send
 from daskbatch.shared.data.messages import Request, closed_error
-from daskbatch.shared.rpc.reply_cache import Lately
+from daskbatch.shared.rpc.reply_cache import ReplyCache
 from daskbatch.shared.rpc.server import Answer
-from daskbatch.shared.store.spill import Slot, Vault
+from daskbatch.shared.store.spill import SpillStore, StoredValue
 
 
-class Line:
+class QueueState:
     """The items of a queue, first in, first out.
 
     Parameters
     ----------
     what : str
         What the queue is called in messages.
-    vault : Vault
+    vault : SpillStore
         Where items are kept.
     maxsize : int
         How many there may be; 0 is no limit. What is on its way to a taker leaves room: who has
@@ -33,11 +33,11 @@ class Line:
         then. So there may be more for a while when takers are gone and items are back.
     """
 
-    def __init__(self, what: str, vault: Vault, maxsize: int) -> None:
+    def __init__(self, what: str, vault: SpillStore, maxsize: int) -> None:
         self._what = what
         self.vault = vault
         self._maxsize = maxsize
-        self._items: deque[Slot] = deque()
+        self._items: deque[StoredValue] = deque()
         self._unfinished = 0
         self.closed = False
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class Line:
         self._all_done = threading.Condition(self._lock)
         #: The number of the item that came last.
         self._number = 0
-        self._lately = Lately()
+        self._lately = ReplyCache()
         #: What may be asked by one who can be stopped in the middle of it.
         self.reads = frozenset[str]()
         self._operations: dict[str, Callable[..., Any]] = {
@@ -133,7 +133,7 @@ class Line:
             settle(False)
             raise
 
-    def _put_back(self, slot: Slot) -> None:
+    def _put_back(self, slot: StoredValue) -> None:
         """Have an item where it was, though others may have come back first."""
         place = 0
         while place < len(self._items) and self._items[place].key < slot.key:

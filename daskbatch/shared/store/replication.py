@@ -14,8 +14,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from daskbatch.shared.data.codec import to_send
-from daskbatch.shared.data.messages import Layout, Member, NotServing
-from daskbatch.shared.rpc.client import Failed, Lane
+from daskbatch.shared.data.messages import Layout, NotServing, Replica
+from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.store.shard import Change, Shard
 
 #: How long a copy may take to follow, before it is struck off. Seconds.
@@ -35,10 +35,10 @@ class _Late(Exception):
 class _Follower:
     """A copy on another worker."""
 
-    def __init__(self, member: Member, context: ssl.SSLContext | None) -> None:
+    def __init__(self, member: Replica, context: ssl.SSLContext | None) -> None:
         self.member = member
         self._context = context
-        self._lane = Lane()
+        self._lane = RpcClient()
 
     def call(self, operation: str, *arguments: Any) -> Any:
         """Have it do something.
@@ -65,7 +65,7 @@ class _Follower:
         self._lane.close()
 
 
-class Followers:
+class Replicator:
     """The copies of a shard; implements `shard.Copies`.
 
     Parameters
@@ -144,7 +144,7 @@ class Followers:
                 for follower in list(self._followers):
                     follower.call("follow", self.epoch, sent, sid, seq, reply)
                 break
-            except Failed as failed:
+            except RequestFailed as failed:
                 if not isinstance(failed.args[0], NotServing):
                     raise failed.args[0] from None
                 # It follows another one, or has heard of news first that are for this one, too.
@@ -157,7 +157,7 @@ class Followers:
         if recruit is not None:
             try:
                 recruit.call("follow", self.epoch, sent, sid, seq, reply)
-            except (OSError, Failed):
+            except (OSError, RequestFailed):
                 self._recruit = None
 
     def _has_news(self) -> bool:
@@ -190,7 +190,7 @@ class Followers:
 
     # -- one more -------------------------------------------------------------------------
 
-    def recruit(self, make: Callable[[], Member]) -> None:
+    def recruit(self, make: Callable[[], Replica]) -> None:
         """Have one more copy, on another worker.
 
         Parameters
@@ -233,7 +233,7 @@ class Followers:
             follower.close()
             raise
 
-    def _join(self, member: Member) -> None:
+    def _join(self, member: Replica) -> None:
         """Have a copy count; nobody must write until it is known whether it does."""
         try:
             layout = self._ask("daskbatch_shared_joined", epoch=self.epoch, member=member)

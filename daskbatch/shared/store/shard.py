@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.codec import (
-    OddKey,
+    UnhashableKey,
     Value,
     key_sent,
     pack,
@@ -24,8 +24,8 @@ from daskbatch.shared.data.codec import (
     unpack,
 )
 from daskbatch.shared.data.messages import NotServing, Request, closed_error
-from daskbatch.shared.rpc.reply_cache import GONE, Lately
-from daskbatch.shared.store.spill import Slot, Vault
+from daskbatch.shared.rpc.reply_cache import GONE, ReplyCache
+from daskbatch.shared.store.spill import SpillStore, StoredValue
 
 #: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether;
 #: "done", what was done last by lane.
@@ -59,14 +59,14 @@ class Shard:
     ----------
     what : str
         What the dictionary is called in messages.
-    vault : Vault
+    vault : SpillStore
         Where values are kept.
     """
 
-    def __init__(self, what: str, vault: Vault) -> None:
+    def __init__(self, what: str, vault: SpillStore) -> None:
         self._what = what
         self.vault = vault
-        self._slots: dict[Any, Slot] = {}
+        self._slots: dict[Any, StoredValue] = {}
         self.frozen = False
         self.closed = False
         #: Whether it is for this shard to answer, and what follows it.
@@ -74,11 +74,11 @@ class Shard:
         self.copies: Copies | None = None
         #: Whoever changes anything has this.
         self.writing = threading.Lock()
-        self._lately = Lately()
+        self._lately = ReplyCache()
         self._waiting: dict[Any, list[threading.Event]] = {}
         self._looking = threading.Lock()
         self._held: tuple[bytes, threading.Timer] | None = None
-        self._marks: dict[bytes, tuple[float, list[Slot]]] = {}
+        self._marks: dict[bytes, tuple[float, list[StoredValue]]] = {}
         #: What changes nothing, and leaves nothing half done where it is stopped.
         self.reads = frozenset(["get", "get_some", "has", "count", "keys"])
         self._operations: dict[str, Callable[..., Any]] = {
@@ -132,7 +132,7 @@ class Shard:
         self._require_serving()
         return None if slot is None else to_send(slot.value)
 
-    def _await(self, key: Any, seconds: float) -> Slot | None:
+    def _await(self, key: Any, seconds: float) -> StoredValue | None:
         event = threading.Event()
         with self._looking:
             self._waiting.setdefault(key, []).append(event)
@@ -174,7 +174,7 @@ class Shard:
     def _keys(self) -> list[Any]:
         return [slot.key for slot in self._all()]
 
-    def _all(self) -> list[Slot]:
+    def _all(self) -> list[StoredValue]:
         return list(self._slots.values())
 
     def _stats(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Shard:
 
     def _prepare(self, changes: Sequence[Change]) -> list[tuple[Any, ...]]:
         ready: list[tuple[Any, ...]] = []
-        new: dict[Any, Slot] = {}
+        new: dict[Any, StoredValue] = {}
         keep = self.vault.keep
         for change in changes:
             if change[0] == "set":
@@ -281,11 +281,11 @@ class Shard:
 
     def _drop_alike(self, sent: Any) -> None:
         """Remove a key that is equal to nothing, not even to a copy of itself: a NaN, say."""
-        alike = sent.data if type(sent) is OddKey else repr(sent)
+        alike = sent.data if type(sent) is UnhashableKey else repr(sent)
         for key in reversed(list(self._slots)):
             mine = self._slots[key].key
             if type(mine) is type(sent) and alike == (
-                mine.data if type(mine) is OddKey else repr(mine)
+                mine.data if type(mine) is UnhashableKey else repr(mine)
             ):
                 del self._slots[key]
                 return
@@ -369,11 +369,11 @@ class Shard:
 
     # -- copies ---------------------------------------------------------------------------
 
-    def contents(self) -> tuple[list[Slot], bool, list[tuple[bytes, int, Any]]]:
+    def contents(self) -> tuple[list[StoredValue], bool, list[tuple[bytes, int, Any]]]:
         """Give all there is: values, whether it is frozen, and what was done last by lane."""
         return self._all(), self.frozen, list(self._lately.all())
 
-    def has_still(self, slot: Slot) -> bool:
+    def has_still(self, slot: StoredValue) -> bool:
         """Say whether a value is the one of its key."""
         # Some keys are equal to themselves alone.
         return self._slots.get(slot.own) is slot

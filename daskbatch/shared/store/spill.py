@@ -26,12 +26,12 @@ _LENGTH = struct.Struct("=q")
 _SLACK = 10_000
 
 
-class Slot:
+class StoredValue:
     """What keeps a value; it goes with the last one who has it.
 
     Parameters
     ----------
-    vault : Vault
+    vault : SpillStore
         Where it is.
     key : object
         What the value belongs to, as it is sent.
@@ -41,7 +41,7 @@ class Slot:
 
     __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "own", "size", "trace")
 
-    def __init__(self, vault: Vault, key: Any, value: Value) -> None:
+    def __init__(self, vault: SpillStore, key: Any, value: Value) -> None:
         self._vault = vault
         self._value: Value | None = value
         self.key = key
@@ -66,20 +66,20 @@ class Slot:
         self._value = None
 
 
-class _Trace(weakref.ref[Slot]):
+class _Trace(weakref.ref[StoredValue]):
     """What a vault knows of a slot, also when that is gone."""
 
     __slots__ = ("file", "size")
 
-    def __init__(self, slot: Slot, gone: Callable[[weakref.ref[Slot]], None]) -> None:
+    def __init__(self, slot: StoredValue, gone: Callable[[weakref.ref[StoredValue]], None]) -> None:
         self.size = slot.size
         self.file: str | None = None
 
-    def __new__(cls, slot: Slot, gone: Callable[[weakref.ref[Slot]], None]) -> _Trace:
+    def __new__(cls, slot: StoredValue, gone: Callable[[weakref.ref[StoredValue]], None]) -> _Trace:
         return super().__new__(cls, slot, gone)
 
 
-class Vault:
+class SpillStore:
     """Values in memory up to a limit, the others on disk.
 
     Parameters
@@ -103,9 +103,9 @@ class Vault:
         self._spilled = 0
         #: Slots that are gone. It is told in whatever thread lets go of the last one, which may
         #: hold anything, and may be stopped: by what is in C, and so is done or not.
-        self._gone: deque[weakref.ref[Slot]] = deque()
+        self._gone: deque[weakref.ref[StoredValue]] = deque()
 
-    def keep(self, key: Any, value: Value) -> Slot:
+    def keep(self, key: Any, value: Value) -> StoredValue:
         """Keep a value; if there is no room, others go to disk before this returns.
 
         Raises
@@ -113,7 +113,7 @@ class Vault:
         OSError
             There is no room on disk either.
         """
-        slot = Slot(self, key, value)
+        slot = StoredValue(self, key, value)
         with self._lock:
             slot.trace = _Trace(slot, self._gone.append)
             self._line.append(slot.trace)
@@ -159,7 +159,7 @@ class Vault:
         if len(self._line) > 2 * self._count + _SLACK:
             self._line = deque(each for each in self._line if each() is not None)
 
-    def _write(self, slot: Slot) -> None:
+    def _write(self, slot: StoredValue) -> None:
         if self._disk is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._disk = File(self._directory)
@@ -174,7 +174,7 @@ class Vault:
         self._disk[file] = [head, *views]
         slot.leave_memory(file)
 
-    def read(self, slot: Slot) -> Value:
+    def read(self, slot: StoredValue) -> Value:
         """Read what is on disk."""
         self.sweep()
         assert self._disk is not None

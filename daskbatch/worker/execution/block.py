@@ -14,7 +14,7 @@ Source = tuple[int, int]
 LOCAL = -1
 
 
-class Part(NamedTuple):
+class BlockMember(NamedTuple):
     """One of the things that a task leaves behind, as an argument of another."""
 
     source: Source
@@ -38,7 +38,7 @@ class Link(NamedTuple):
 
     needs: tuple[Source, ...] = ()
     after: tuple[Source, ...] = ()
-    values: tuple[Part | bytes | str, ...] = ()
+    values: tuple[BlockMember | bytes | str, ...] = ()
     buffers: tuple[int, ...] = ()
 
 

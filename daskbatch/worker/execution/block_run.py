@@ -23,9 +23,9 @@ from daskbatch.errors import (
 )
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Limits, Link, Part, Source
+from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
-from daskbatch.worker.execution.initialized_function import Prepared
+from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error, safe_str
 from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims, Progress
 from daskbatch.worker.execution.task_context import hosted
@@ -141,14 +141,14 @@ class BlockRun(Progress):
                 return Status.DEFERRED
         for value in link.values:
             # What had been there when this was submitted may have been lost since.
-            if isinstance(value, Part):
+            if isinstance(value, BlockMember):
                 position, _ = value.source
                 if position != LOCAL and self.inputs[position].lost:
                     return Status.DEFERRED
         return status
 
-    def _part(self, part: Part | bytes | str) -> bytes | str:
-        if not isinstance(part, Part):
+    def _part(self, part: BlockMember | bytes | str) -> bytes | str:
+        if not isinstance(part, BlockMember):
             return part
         (position, member), name = part
         values, outputs = (
@@ -210,7 +210,7 @@ class BlockRun(Progress):
         if self.spec.setup is None:
             return load_function(data)
         setup = self._content(self.spec.setup)
-        return Prepared(self.spec.topic, setup, pickling.loads(data))
+        return InitializedFunction(self.spec.topic, setup, pickling.loads(data))
 
     def _content(self, given: bytes | int) -> bytes:
         return self.inputs[given] if isinstance(given, int) else given

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 _logger = logging.getLogger(__name__)
 
 
-class Errands:
+class HelperThread:
     """A thread that does one thing after another for others."""
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class Errands:
             del function, over
 
 
-_errands: Errands | None = None
+_errands: HelperThread | None = None
 _making = threading.Lock()
 
 
-def errands() -> Errands:
+def errands() -> HelperThread:
     """Give the one that this process has."""
     global _errands
     with _making:
         if _errands is None:
-            _errands = Errands()
+            _errands = HelperThread()
         return _errands
 
 

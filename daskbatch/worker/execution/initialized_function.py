@@ -50,7 +50,7 @@ class _Process:
 _prepared: dict[str, _Process] = {}
 
 
-class Prepared:
+class InitializedFunction:
     """A function before whose first call in a process an initializer is called.
 
     Parameters

@@ -14,7 +14,7 @@ from typing import Protocol
 from daskbatch.worker.execution.block import BlockSpec, Report
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.execution.task_context import TaskContext
 
 #: What a claim on a member says when the runner has it; else it is a `Status`.
 RUN = -1
@@ -65,7 +65,7 @@ class Progress:
         #: Where outcomes are kept for the case that the worker is killed.
         self.journal: Journal | None = None
         #: What its members have around them, where that is known.
-        self.host: Host | None = None
+        self.host: TaskContext | None = None
         self.began = perf_counter()
         #: The member that runs now, or -1.
         self.running = -1

@@ -24,7 +24,7 @@ PACE = 0.05
 _PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
 
-class Slot(Protocol):
+class WorkerSlot(Protocol):
     """The right to compute on a worker, as long as there is none for all."""
 
     def give(self) -> None:
@@ -37,7 +37,7 @@ class Slot(Protocol):
         """Say whether the task has it."""
 
 
-class Guest(Protocol):
+class TaskResource(Protocol):
     """What a task uses as long as it runs, and no longer."""
 
     def finish(self) -> None:
@@ -48,7 +48,7 @@ class Guest(Protocol):
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Host:
+class TaskContext:
     """What the task that runs here has around it; one after another have the same.
 
     Parameters
@@ -65,13 +65,13 @@ class Host:
         What it takes to connect there, pickled, for a process that does not have it.
     """
 
-    slot: Slot
+    slot: WorkerSlot
     topic: str
     key: Any
     scheduler: str
     security: bytes | None = None
     #: By the Batches that they are clients of.
-    guests: dict[str, Guest] = field(default_factory=dict)
+    guests: dict[str, TaskResource] = field(default_factory=dict)
     #: Goes up with every task.
     turn: int = 0
     _waits: int = 0
@@ -129,17 +129,17 @@ class Host:
 
 
 #: By thread; or of all threads of a process that is there for one task at a time.
-_hosts: dict[int, Host] = {}
-_everywhere: Host | None = None
+_hosts: dict[int, TaskContext] = {}
+_everywhere: TaskContext | None = None
 
 
-def current() -> Host | None:
+def current() -> TaskContext | None:
     """Give what the task has around it that runs in this thread, if one does."""
     return _hosts.get(get_ident(), _everywhere) if _hosts else _everywhere
 
 
 @contextmanager
-def hosted(host: Host | None, everywhere: bool = False) -> Iterator[None]:
+def hosted(host: TaskContext | None, everywhere: bool = False) -> Iterator[None]:
     """Have tasks run in this thread; or in any of this process, if it has no other tasks."""
     global _everywhere
     if host is None:
@@ -172,7 +172,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
-def waiting(host: Host | None, deadline: float | None = None) -> Iterator[None]:
+def waiting(host: TaskContext | None, deadline: float | None = None) -> Iterator[None]:
     """Let another task have the slot while this one waits.
 
     Parameters
@@ -194,8 +194,8 @@ def waiting(host: Host | None, deadline: float | None = None) -> Iterator[None]:
     host.await_slot(deadline)
 
 
-def wait_by_turns(
-    host: Host | None, wait: Callable[[float | None], bool], timeout: float | None = None
+def wait_releasing_slot(
+    host: TaskContext | None, wait: Callable[[float | None], bool], timeout: float | None = None
 ) -> bool:
     """Wait for something, and let another task have the slot meanwhile; False if time is up.
 

@@ -25,7 +25,7 @@ from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import Status, pack_error
-from daskbatch.worker.execution.task_context import Host
+from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.frames import (
     ANNOUNCEMENT,
     FULL,
@@ -35,9 +35,9 @@ from daskbatch.worker.isolation.frames import (
     Frame,
     pack_frame,
 )
-from daskbatch.worker.isolation.process_state import FileCapture, Surroundings
-from daskbatch.worker.isolation.request import Order, unpack_order
-from daskbatch.worker.isolation.shared_claims import Board, Halted
+from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
+from daskbatch.worker.isolation.request import BlockRequest, unpack_order
+from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
 
 #: Frames up to this size are put together before they are written.
 _SMALL = 1 << 16
@@ -48,7 +48,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-class Frames:
+class FrameWriter:
     """Writes frames to the worker, now or when a member is about to begin."""
 
     def __init__(self, pipe: int, bell: socket.socket) -> None:
@@ -94,10 +94,10 @@ class Frames:
         self._bell.close()
 
 
-class Claims(Board):
+class FlushingClaims(SharedClaims):
     """Has what came before written down when a member is begun."""
 
-    def __init__(self, count: int, file: int, frames: Frames) -> None:
+    def __init__(self, count: int, file: int, frames: FrameWriter) -> None:
         super().__init__(count, file)
         self._frames = frames
 
@@ -107,10 +107,10 @@ class Claims(Board):
         return super().claim(member)
 
 
-class WorkerSlot:
+class RemoteSlot:
     """The slot of the worker's thread that watches over this process; implements `Slot`."""
 
-    def __init__(self, board: Board, bell: socket.socket) -> None:
+    def __init__(self, board: SharedClaims, bell: socket.socket) -> None:
         self._board = board
         self._bell = bell
 
@@ -129,11 +129,16 @@ class WorkerSlot:
 class ChildRun(BlockRun):
     """A block whose members run in this process, which is there for nothing else."""
 
-    claims: Claims
+    claims: FlushingClaims
     has_process = True
 
     def __init__(
-        self, spec: BlockSpec, order: Order, claims: Claims, frames: Frames, around: Surroundings
+        self,
+        spec: BlockSpec,
+        order: BlockRequest,
+        claims: FlushingClaims,
+        frames: FrameWriter,
+        around: ProcessState,
     ) -> None:
         super().__init__(spec, order.inputs, claims)
         self.statuses = bytearray(order.statuses)
@@ -179,7 +184,7 @@ class ChildRun(BlockRun):
         self._frames.add(Frame(member, status, seconds, value, output))
 
 
-class Child:
+class ChildServer:
     """This process, as long as the worker has use for it.
 
     Parameters
@@ -192,9 +197,9 @@ class Child:
 
     def __init__(self, bell: int, pipe: int) -> None:
         self._bell = socket.socket(fileno=bell)
-        self._frames = Frames(pipe, self._bell)
-        self._around = Surroundings()
-        self._claims: Claims | None = None
+        self._frames = FrameWriter(pipe, self._bell)
+        self._around = ProcessState()
+        self._claims: FlushingClaims | None = None
         os.register_at_fork(after_in_child=self._forget_worker)
 
     def serve(self) -> None:
@@ -218,7 +223,7 @@ class Child:
             self._claims = None
             self._bell.send(OVER)
 
-    def _run(self, order: Order, board: int) -> None:
+    def _run(self, order: BlockRequest, board: int) -> None:
         sys.path[:] = order.path
         spec: BlockSpec = pickling.loads(order.payload)
         limits = spec.limits
@@ -227,11 +232,13 @@ class Child:
             again = limits.get(start, _NO_LIMITS)._replace(retries=order.retries)
             limits = {**limits, start: again}
         spec = spec._replace(limits=limits, budget=order.budget, share_limit=order.share_limit)
-        self._claims = Claims(len(spec.calls), board, self._frames)
+        self._claims = FlushingClaims(len(spec.calls), board, self._frames)
         run = ChildRun(spec, order, self._claims, self._frames, self._around)
         if order.host is not None:
             topic, key, scheduler, security = order.host
-            run.host = Host(WorkerSlot(self._claims, self._bell), topic, key, scheduler, security)
+            run.host = TaskContext(
+                RemoteSlot(self._claims, self._bell), topic, key, scheduler, security
+            )
         if order.journal is not None:
             path, limit = order.journal
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block))
@@ -253,7 +260,7 @@ def main(bell: int, pipe: int, parent: int) -> NoReturn:
     Parameters
     ----------
     bell, pipe : int
-        As `Child` takes them.
+        As `ChildServer` takes them.
     parent : int
         The process that has started this one.
     """
@@ -261,7 +268,7 @@ def main(bell: int, pipe: int, parent: int) -> NoReturn:
     try:
         _end_with(parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        child = Child(bell, pipe)
+        child = ChildServer(bell, pipe)
         faulthandler.enable(2)
         child.serve()
         code = 0

@@ -11,31 +11,31 @@ import queue
 import threading
 from concurrent.futures import Future
 
-from daskbatch.worker.isolation.child_process import Child, ChildLost
+from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.processes.reaper import warden
 
 
-class Children:
+class ChildPool:
     """The children of this process: one for each block that runs in one, and those kept warm."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self._lock = threading.Lock()
-        self._idle: list[Child] = []
-        self._waiting: list[Future[Child]] = []
+        self._idle: list[ChildProcess] = []
+        self._waiting: list[Future[ChildProcess]] = []
         self._starting = 0
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def take(self) -> Child:
+    def take(self) -> ChildProcess:
         """Give a child that waits for orders."""
         while True:
             with self._lock:
                 self._closed = False
                 child = self._idle.pop() if self._idle else None
                 if child is None:
-                    future: Future[Child] = Future()
+                    future: Future[ChildProcess] = Future()
                     self._waiting.append(future)
                     if self._starting < len(self._waiting):
                         self._start()
@@ -45,7 +45,7 @@ class Children:
                 return child
             child.end()
 
-    def give(self, child: Child) -> None:
+    def give(self, child: ChildProcess) -> None:
         """Take a child back, which is to be used again."""
         with self._lock:
             if not self._closed:
@@ -78,7 +78,7 @@ class Children:
         for child in idle:
             child.end()
 
-    def _hand_out(self, child: Child) -> None:
+    def _hand_out(self, child: ChildProcess) -> None:
         if self._waiting:
             self._waiting.pop(0).set_result(child)
         else:
@@ -98,10 +98,10 @@ class Children:
         while True:
             self._orders.get()
             error: BaseException | None = None
-            child: Child | None = None
+            child: ChildProcess | None = None
             try:
                 warden().ensure()
-                child = Child()
+                child = ChildProcess()
             except Exception as raised:
                 error = ChildLost(f"{type(raised).__name__}: {raised}")
             with self._lock:
@@ -116,16 +116,16 @@ class Children:
             del child, error
 
 
-_children: Children | None = None
+_children: ChildPool | None = None
 _making = threading.Lock()
 
 
-def children() -> Children:
+def children() -> ChildPool:
     """Give the children of this process."""
     global _children
     with _making:
         # Those of a process that has forked this one are not this one's.
         if _children is None or _children.process != os.getpid():
-            _children = Children()
+            _children = ChildPool()
             atexit.register(_children.close)
         return _children

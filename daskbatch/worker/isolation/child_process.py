@@ -17,7 +17,7 @@ from time import monotonic
 
 from daskbatch.worker.execution import executable as process
 from daskbatch.worker.isolation.frames import ANNOUNCEMENT, READY, Frames, write_file
-from daskbatch.worker.isolation.shared_claims import Board, new_file
+from daskbatch.worker.isolation.shared_claims import SharedClaims, new_file
 from daskbatch.worker.processes import process_tree as tree
 from daskbatch.worker.processes.reaper import warden
 
@@ -48,7 +48,7 @@ class ChildLost(Exception):
     """A child could not be started."""
 
 
-class Child:
+class ChildProcess:
     """A child process, from outside."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class Child:
             return f": {text}" if text else ""
         return ""
 
-    def order(self, board: Board, order: bytes) -> None:
+    def order(self, board: SharedClaims, order: bytes) -> None:
         """Send it an order, with the board that it shall use; it may have ended."""
         file = new_file()
         try:

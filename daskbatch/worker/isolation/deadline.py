@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from daskbatch.worker.execution.block import BlockSpec, Limits
-from daskbatch.worker.isolation.shared_claims import Board
+from daskbatch.worker.isolation.shared_claims import SharedClaims
 
 #: How much longer than its time a member may take until its function is called: what has to
 #: be imported for that is imported only once in each child. Seconds.
@@ -25,13 +25,13 @@ class Deadline:
     ----------
     spec : BlockSpec
         The block.
-    board : Board
+    board : SharedClaims
         Says which member runs, and since when.
     done : sequence
         As long as there are members that are over.
     """
 
-    def __init__(self, spec: BlockSpec, board: Board, done: Sequence[object]) -> None:
+    def __init__(self, spec: BlockSpec, board: SharedClaims, done: Sequence[object]) -> None:
         self._limits = spec.limits
         self._board = board
         self._done = done
@@ -55,7 +55,7 @@ class Deadline:
         left = self.left()
         return left is not None and left <= 0
 
-    def patience(self, pace: float | None) -> float | None:
+    def parse_timeout(self, pace: float | None) -> float | None:
         """Say for how long there is nothing to do about it, but no longer than `pace`."""
         timeout, left = self._timeout(), self.left()
         if timeout is None or left is None:

@@ -18,7 +18,7 @@ from daskbatch.worker.execution.outcome import Status, pack_error
 from daskbatch.worker.execution.progress import Claims
 
 
-class Settling(BlockRun):
+class FallbackRun(BlockRun):
     """Gives outcomes to members of which none is to be run.
 
     Parameters

@@ -16,14 +16,14 @@ from daskbatch.worker.execution.block import BlockSpec, Limits
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error
 from daskbatch.worker.execution.progress import Progress
-from daskbatch.worker.isolation.child_pool import Children, children
-from daskbatch.worker.isolation.child_process import Child, ChildLost
+from daskbatch.worker.isolation.child_pool import ChildPool, children
+from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.deadline import Deadline
-from daskbatch.worker.isolation.fallback_run import Settling, crashed, timed_out
+from daskbatch.worker.isolation.fallback_run import FallbackRun, crashed, timed_out
 from daskbatch.worker.isolation.frames import FULL, OVER
-from daskbatch.worker.isolation.output_files import Outputs
+from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_order, pack_order, without_setup
-from daskbatch.worker.isolation.shared_claims import Board
+from daskbatch.worker.isolation.shared_claims import SharedClaims
 
 #: While outcomes come in quick succession it is looked for them no more often. Seconds.
 _PACE, _LONGEST_PACE = 0.002, 0.05
@@ -56,22 +56,22 @@ class IsolatedRun(Progress):
         Where children come from.
     """
 
-    claims: Board
+    claims: SharedClaims
 
     def __init__(
         self,
         spec: BlockSpec,
         inputs: Sequence[Any],
         payload: bytes | None = None,
-        pool: Children | None = None,
+        pool: ChildPool | None = None,
     ) -> None:
-        super().__init__(spec, Board(len(spec.calls)))
+        super().__init__(spec, SharedClaims(len(spec.calls)))
         self._inputs = inputs
         self._payload = pickling.dumps(spec) if payload is None else payload
         self._pool = children() if pool is None else pool
         # Held while outcomes are written down, or decided.
         self._guard = Lock()
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         #: Members that were stopped while they ran: whatever they leave behind does not count.
         self._stopped: set[int] = set()
         self._journal: Journal | None = None
@@ -79,7 +79,7 @@ class IsolatedRun(Progress):
         self._retries: dict[int, int] = {}
         self._room = spec.share_limit
         self._deaths = 0
-        self._outputs = Outputs(self.claims, spec.output_limit)
+        self._outputs = OutputFiles(self.claims, spec.output_limit)
         self._deadline = Deadline(spec, self.claims, self.statuses)
         self._memory, self._measured = 0, 0.0
 
@@ -99,7 +99,7 @@ class IsolatedRun(Progress):
 
     # -- the thread that runs the block ---------------------------------------------------
 
-    def _is_ready(self, child: Child) -> bool:
+    def _is_ready(self, child: ChildProcess) -> bool:
         """Wait until a child has started; False if it has not, and another may."""
         try:
             child.wait_until_ready()
@@ -121,7 +121,7 @@ class IsolatedRun(Progress):
         if not self.claims.is_free(start):
             self._settle(None)
             return
-        child: Child | None = None
+        child: ChildProcess | None = None
         try:
             child = self._pool.take()
             if not self._is_ready(child):
@@ -155,7 +155,7 @@ class IsolatedRun(Progress):
         else:
             self._bury(child, why)
 
-    def _attach(self, child: Child, start: int) -> bool:
+    def _attach(self, child: ChildProcess, start: int) -> bool:
         """Have others know the child; False if what it would begin with was stopped."""
         with self._guard:
             if start in self._stopped:
@@ -168,12 +168,12 @@ class IsolatedRun(Progress):
         with self._guard:
             self._child = None
 
-    def _watch(self, child: Child) -> str:
+    def _watch(self, child: ChildProcess) -> str:
         """Take outcomes until the child is done, or gone, or has to go: says which."""
         paced, pace = True, _PACE
         while True:
             longest = pace if paced else _IN_LINE if self._is_in_line() else None
-            said = child.wait(self._deadline.patience(longest), frames=not paced)
+            said = child.wait(self._deadline.parse_timeout(longest), frames=not paced)
             with self._guard:
                 before = len(self.statuses)
                 more = self._drain(child)
@@ -192,7 +192,7 @@ class IsolatedRun(Progress):
             paced = soon and not more and FULL not in said
             pace = _PACE if done > before else min(2 * pace, _LONGEST_PACE)
 
-    def _drain(self, child: Child) -> bool:
+    def _drain(self, child: ChildProcess) -> bool:
         """Write down outcomes that have come; says whether there may be more at once."""
         frames, more = child.frames.read()
         for member, status, seconds, value, output in frames:
@@ -203,7 +203,7 @@ class IsolatedRun(Progress):
             self.over(member, status, value, seconds, output)
         return more
 
-    def _drain_all(self, child: Child) -> None:
+    def _drain_all(self, child: ChildProcess) -> None:
         more = True
         while more:
             with self._guard:
@@ -227,7 +227,7 @@ class IsolatedRun(Progress):
 
     # -- time limits ----------------------------------------------------------------------
 
-    def _is_late(self, child: Child) -> bool:
+    def _is_late(self, child: ChildProcess) -> bool:
         """Say whether the time of the member that runs is up; then nothing more begins."""
         if not self._deadline.is_over():
             return False
@@ -241,7 +241,7 @@ class IsolatedRun(Progress):
 
     # -- the end of a child ---------------------------------------------------------------
 
-    def _bury(self, child: Child, why: str) -> None:
+    def _bury(self, child: ChildProcess, why: str) -> None:
         """End a child, and find out what that means for the member that ran."""
         ran = perf_counter() - self.claims.began
         self._pool.replace()
@@ -296,7 +296,7 @@ class IsolatedRun(Progress):
             if len(self.statuses) in self._stopped:
                 self._decide(len(self.statuses), Status.CANCELLED, None, None)
                 return
-        rest = Settling(self.spec, self._inputs, self.claims, error)
+        rest = FallbackRun(self.spec, self._inputs, self.claims, error)
         rest.statuses, rest.values = self.statuses, self.values
         rest.durations, rest.outputs = self.durations, self.outputs
         if self._journal is not None:

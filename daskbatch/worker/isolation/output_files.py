@@ -14,7 +14,7 @@ import struct
 import sys
 
 from daskbatch.worker.execution.capture import BoundedText, Capture
-from daskbatch.worker.isolation.shared_claims import Board
+from daskbatch.worker.isolation.shared_claims import SharedClaims
 
 #: Files are too large when they hold so many times the limit, and so much more. Bytes.
 _TIMES, _SPARE = 4, 1 << 20
@@ -33,18 +33,18 @@ _F_PUNCHHOLE = 99
 _libc = ctypes.CDLL(None)
 
 
-class Outputs:
+class OutputFiles:
     """What a child's members write, as the worker sees it.
 
     Parameters
     ----------
-    board : Board
+    board : SharedClaims
         Says where the output of the member begins that runs.
     limit : int
         How many bytes of each stream are kept.
     """
 
-    def __init__(self, board: Board, limit: int) -> None:
+    def __init__(self, board: SharedClaims, limit: int) -> None:
         self._board = board
         self._limit = limit
 

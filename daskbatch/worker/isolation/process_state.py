@@ -17,7 +17,7 @@ from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.outcome import not_to_be_had
 from daskbatch.worker.isolation.output_files import add_output
-from daskbatch.worker.isolation.shared_claims import Board
+from daskbatch.worker.isolation.shared_claims import SharedClaims
 
 #: A file of output is emptied when it is larger than this, and nobody needs what it holds.
 _LARGE = 1 << 20
@@ -32,7 +32,7 @@ class FileCapture(Capture):
 
     __slots__ = ("_board", "_ends", "_files", "_limit")
 
-    def __init__(self, limit: int, files: tuple[int, int], board: Board) -> None:
+    def __init__(self, limit: int, files: tuple[int, int], board: SharedClaims) -> None:
         super().__init__(limit)
         self._limit = limit
         self._files = files
@@ -72,7 +72,7 @@ def _ends_of(files: tuple[int, int]) -> tuple[int, int]:
     return os.lseek(files[0], 0, os.SEEK_END), os.lseek(files[1], 0, os.SEEK_END)
 
 
-class Surroundings:
+class ProcessState:
     """What members find: streams, a directory, an environment; and put back after each."""
 
     def __init__(self) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Link, Part
+from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
 
 
-class Order(NamedTuple):
+class BlockRequest(NamedTuple):
     """What a child is told to do.
 
     Parameters
@@ -52,15 +52,17 @@ class Order(NamedTuple):
     host: tuple[str, Any, str, bytes | None] | None = None
 
 
-def pack_order(order: Order) -> bytes:
+def pack_order(order: BlockRequest) -> bytes:
     return pickling.dumps_plain(tuple(order))
 
 
-def unpack_order(data: Any) -> Order:
-    return Order(*pickling.loads(data))
+def unpack_order(data: Any) -> BlockRequest:
+    return BlockRequest(*pickling.loads(data))
 
 
-def make_order(spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: BlockResult) -> Order:
+def make_order(
+    spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: BlockResult
+) -> BlockRequest:
     """Say what is left to do of a block, with no more of what there is than that takes.
 
     Parameters
@@ -80,7 +82,7 @@ def make_order(spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: Blo
         for position, found in enumerate(inputs)
     ]
     local = _only(done, taken.get(LOCAL, nothing))
-    return Order(
+    return BlockRequest(
         payload,
         given,
         done.statuses,
@@ -94,7 +96,7 @@ def make_order(spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: Blo
     )
 
 
-def without_setup(order: Order, spec: BlockSpec) -> Order:
+def without_setup(order: BlockRequest, spec: BlockSpec) -> BlockRequest:
     """Leave out what prepares a process, for one that is prepared already."""
     if not isinstance(spec.setup, int):
         return order  # it is small
@@ -108,7 +110,7 @@ def _taken(links: Iterable[Link]) -> Mapping[int, set[int]]:
     found: dict[int, set[int]] = {}
     for link in links:
         for part in link.values:
-            if isinstance(part, Part):
+            if isinstance(part, BlockMember):
                 position, member = part.source
                 found.setdefault(position, set()).add(member)
     return found

@@ -34,7 +34,7 @@ class Halted(BaseException):
     """Raised where a member would be begun, though there is nothing more to be begun here."""
 
 
-class Board:
+class SharedClaims:
     """Claims among the threads of two processes: one that runs members, and one that watches.
 
     Implements `progress.Claims`. Whatever decides who has a member, or that nothing more

@@ -96,7 +96,7 @@ def _kill(pid: int, name: str, value: str) -> None:
 # -- on the worker ------------------------------------------------------------------------
 
 
-class Warden:
+class Reaper:
     """The warden of this process; it does not run before it is asked to.
 
     Attributes
@@ -129,12 +129,12 @@ class Warden:
                 self._has_gone(_PATIENCE)
             self._let_go()
 
-    def _has_gone(self, patience: float) -> bool:
+    def _has_gone(self, parse_timeout: float) -> bool:
         """Say whether nobody is left to read from the pipe."""
         assert self._pipe is not None
         poll = select.poll()
         poll.register(self._pipe, 0)
-        return bool(poll.poll(patience * 1000))
+        return bool(poll.poll(parse_timeout * 1000))
 
     def _let_go(self) -> None:
         assert self._pipe is not None
@@ -176,17 +176,17 @@ class Warden:
 
 _lock = threading.RLock()
 _pipes: set[int] = set()
-_mine: Warden | None = None
+_mine: Reaper | None = None
 
 
-def warden() -> Warden:
+def warden() -> Reaper:
     """Give the warden of this process."""
     global _mine
     found = _mine
     if found is None or found.pid != os.getpid():
         with _lock:
             if _mine is None or _mine.pid != os.getpid():
-                _mine = Warden()
+                _mine = Reaper()
             found = _mine
     return found
 

@@ -77,16 +77,16 @@ def test_options_that_say_the_same_are_equal() -> None:
 
 
 def test_placement_differs_where_tasks_cannot_share_a_dask_key() -> None:
-    placements = [
-        make_options(resources={"GPU": 1}).placement,
-        make_options(resources={"GPU": 2}).placement,
-        make_options(workers="a").placement,
-        make_options(priority=1).placement,
-        DEFAULT.placement,
+    keys = [
+        make_options(resources={"GPU": 1}).placement_key,
+        make_options(resources={"GPU": 2}).placement_key,
+        make_options(workers="a").placement_key,
+        make_options(priority=1).placement_key,
+        DEFAULT.placement_key,
     ]
-    assert len(set(placements)) == len(placements)
-    assert make_options(retries=3).placement == DEFAULT.placement
-    assert make_options(isolation="process").placement != DEFAULT.placement
+    assert len(set(keys)) == len(keys)
+    assert make_options(retries=3).placement_key == DEFAULT.placement_key
+    assert make_options(isolation="process").placement_key != DEFAULT.placement_key
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.inprocess import InProcessBackend, make_dispatcher, run_cells
+from support.inprocess import InProcessBackend, make_dispatcher, run_records
 from support.programs import Step, act, make_root, random_program, run_sequentially, snapshot
 
 from daskbatch.describe.access import Mode, make_access
@@ -17,7 +17,7 @@ from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.edges import wire
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
@@ -25,34 +25,34 @@ from daskbatch.worker.execution.outcome import Status, unpack_error
 
 
 class Ref:
-    """Stands for a cell's result among arguments, as a task's handle does."""
+    """Stands for a record's result among arguments, as a task's handle does."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
+    def __init__(self, record: TaskRecord) -> None:
+        self.record = record
 
     def __reduce__(self) -> Any:
-        return pickling.reference((self.cell, "result"))
+        return pickling.reference((self.record, "result"))
 
 
-def cell(number: int, function: Callable[..., Any], *args: Any, name: str = "") -> Cell:
-    return Cell("home", number, name or function.__name__, function_call(function, args, {}))
+def record(number: int, function: Callable[..., Any], *args: Any, name: str = "") -> TaskRecord:
+    return TaskRecord("home", number, name or function.__name__, function_call(function, args, {}))
 
 
-def cells_of(steps: Sequence[Step], root: Path) -> list[Cell]:
-    cells: list[Cell] = []
+def records_of(steps: Sequence[Step], root: Path) -> list[TaskRecord]:
+    records: list[TaskRecord] = []
     for step in steps:
-        made = cell(step.number, act, str(root), step, *(Ref(cells[n]) for n in step.arguments))
+        made = record(step.number, act, str(root), step, *(Ref(records[n]) for n in step.arguments))
         made.reads = _channels(Mode.READ, root, step.reads)
         made.writes = _channels(Mode.WRITE, root, step.writes)
-        cells.append(made)
-    return cells
+        records.append(made)
+    return records
 
 
 def _channels(mode: Mode, root: Path, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(c for name in names for c in make_access(mode, root, [name], "/").channels)
 
 
-def outcome_of(each: Cell) -> str:
+def outcome_of(each: TaskRecord) -> str:
     if each.phase == Phase.DONE:
         assert each.value is not None
         return str(pickling.loads(each.value))
@@ -89,10 +89,10 @@ def test_programs_end_as_their_sequential_run(
         expected = run_sequentially(make_root(tmp_path / f"{seed}-expected"), steps)
         root = make_root(tmp_path / f"{seed}-found")
         dispatcher, backend = make_dispatcher(slots, budget)
-        cells = cells_of(steps, root)
-        run_cells(dispatcher, wire(build_graph(cells), cells, "home"))
+        records = records_of(steps, root)
+        run_records(dispatcher, wire(build_graph(records), records, "home"))
         backend.join()
-        assert [outcome_of(each) for each in cells] == expected.results, f"seed {seed}"
+        assert [outcome_of(each) for each in records] == expected.results, f"seed {seed}"
         assert snapshot(root) == expected.files, f"seed {seed}"
 
 
@@ -101,18 +101,18 @@ def test_without_reports_the_results_of_the_keys_will_do(tmp_path: Path) -> None
     expected = run_sequentially(make_root(tmp_path / "expected"), steps)
     root = make_root(tmp_path / "found")
     dispatcher, backend = make_dispatcher(reports=False)
-    cells = cells_of(steps, root)
-    run_cells(dispatcher, wire(build_graph(cells), cells, "home"))
+    records = records_of(steps, root)
+    run_records(dispatcher, wire(build_graph(records), records, "home"))
     backend.join()
-    assert [outcome_of(each) for each in cells] == expected.results
+    assert [outcome_of(each) for each in records] == expected.results
 
 
 def test_what_is_deferred_is_placed_again_knowing_more() -> None:
     dispatcher, backend = make_dispatcher(budget=0.0)
-    cells = [cell(number, _add, number, 1) for number in range(40)]
-    run_cells(dispatcher, cells)
+    records = [record(number, _add, number, 1) for number in range(40)]
+    run_records(dispatcher, records)
     backend.join()
-    assert {each.phase for each in cells} == {Phase.DONE}
+    assert {each.phase for each in records} == {Phase.DONE}
     first, *later = backend.submissions
     assert len(first.blocks) < 40, "tasks nobody has seen share blocks"
     assert later, "with no time for a second task in any block, some must come back"
@@ -120,13 +120,13 @@ def test_what_is_deferred_is_placed_again_knowing_more() -> None:
 
 def test_tasks_that_turn_out_long_get_blocks_of_their_own() -> None:
     dispatcher, backend = make_dispatcher(budget=0.01)
-    run_cells(dispatcher, [cell(number, _sleep, 0.06) for number in range(12)])
+    run_records(dispatcher, [record(number, _sleep, 0.06) for number in range(12)])
     backend.join()
     seen = len(backend.submissions)
-    run_cells(dispatcher, [cell(number, _sleep, 0.0) for number in range(12)])
+    run_records(dispatcher, [record(number, _sleep, 0.0) for number in range(12)])
     backend.join()
     (again,) = backend.submissions[seen:]
-    assert [len(block.cells) for block in again.blocks.values()] == [1] * 12
+    assert [len(block.records) for block in again.blocks.values()] == [1] * 12
 
 
 def _sleep(seconds: float) -> None:
@@ -135,10 +135,10 @@ def _sleep(seconds: float) -> None:
 
 def test_a_value_that_is_large_ends_sharing() -> None:
     dispatcher, backend = make_dispatcher(share_limit=1000)
-    run_cells(dispatcher, [cell(number, bytes, 5000) for number in range(20)])
+    run_records(dispatcher, [record(number, bytes, 5000) for number in range(20)])
     backend.join()
     seen = len(backend.submissions)
-    run_cells(dispatcher, [cell(number, bytes, 1) for number in range(20)])
+    run_records(dispatcher, [record(number, bytes, 1) for number in range(20)])
     backend.join()
     (again,) = backend.submissions[seen:]
     assert len(again.blocks) == 20
@@ -148,15 +148,15 @@ def test_results_pass_between_submissions() -> None:
     dispatcher, backend = make_dispatcher(slots=2)
     gate = threading.Event()
     _GATES["between"] = gate
-    first = cell(0, _wait_at, "between")
+    first = record(0, _wait_at, "between")
     dispatcher.submit([first], "first")
-    second = cell(1, _add, Ref(first), 1)
+    second = record(1, _add, Ref(first), 1)
     second.waits = ((first, 1),)
     dispatcher.submit([second], "second")
     gate.set()
     assert dispatcher.outcomes.wait(lambda: second.over, 30)
-    third = cell(2, _add, Ref(second), 1)
-    run_cells(dispatcher, [third])
+    third = record(2, _add, Ref(second), 1)
+    run_records(dispatcher, [third])
     backend.join()
     assert outcome_of(third) == "3"
 
@@ -167,11 +167,11 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
     monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
     dispatcher, backend = make_dispatcher(slots=2, budget=60.0)
     gate = _GATES["long"] = threading.Event()
-    long, after = cell(0, _wait_at, "long"), cell(1, _add, 1, 1)
+    long, after = record(0, _wait_at, "long"), record(1, _add, 1, 1)
     after.waits = ((long, 0),)
     dispatcher.submit([long, after], "first")
     # While the question is under way whether it has begun, another one comes.
-    last = cell(2, _add, 1, 2)
+    last = record(2, _add, 1, 2)
     last.waits = ((after, 0),)
     revoke = backend.revoke
 
@@ -211,7 +211,7 @@ def _fail() -> None:
 
 def test_cancelled_before_the_start() -> None:
     dispatcher, _ = make_dispatcher()
-    made = cell(0, _add, 1, 2)
+    made = record(0, _add, 1, 2)
     dispatcher.cancel([made])
     assert made.phase == Phase.CANCELLED
     assert dispatcher.outcomes.left == 0
@@ -222,9 +222,9 @@ def test_what_hangs_on_a_cancelled_task_comes_after_what_that_waits_for() -> Non
     gate = _GATES["after"] = threading.Event()
     order: list[str] = []
     _ORDERS["after"] = order
-    x = cell(0, _record_after, "after", "x")
-    y = cell(1, _record, "after", "y")
-    z = cell(2, _record, "after", "z")
+    x = record(0, _record_after, "after", "x")
+    y = record(1, _record, "after", "y")
+    z = record(2, _record, "after", "z")
     y.waits, z.waits = ((x, 8),), ((y, 8),)
     dispatcher, backend = make_dispatcher(slots=3)
     dispatcher.submit([x, y, z], "test")
@@ -250,11 +250,11 @@ def _record_after(name: str, what: str) -> None:
 
 def test_a_task_that_cannot_be_sent_fails_alone() -> None:
     dispatcher, backend = make_dispatcher()
-    bad = cell(0, len, threading.Lock(), name="bad")
-    good = cell(1, _add, 1, 2)
-    behind = cell(2, _add, Ref(bad), 1)
+    bad = record(0, len, threading.Lock(), name="bad")
+    good = record(1, _add, 1, 2)
+    behind = record(2, _add, Ref(bad), 1)
     behind.waits = ((bad, 1),)
-    run_cells(dispatcher, [bad, good, behind])
+    run_records(dispatcher, [bad, good, behind])
     backend.join()
     assert outcome_of(good) == "3"
     assert "task 'bad': its arguments cannot be sent" in outcome_of(bad)
@@ -266,9 +266,9 @@ def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
     backend = _Failing()
     dispatcher = _dispatcher_on(backend)
-    lost, ordered, needing = cell(0, _add, 1, 1), cell(1, _add, 2, 2), cell(2, _add, Ref, 1)
+    lost, ordered, needing = record(0, _add, 1, 1), record(1, _add, 2, 2), record(2, _add, Ref, 1)
     ordered.waits, needing.waits = ((lost, 4),), ((lost, 1),)
-    run_cells(dispatcher, [lost, ordered, needing])
+    run_records(dispatcher, [lost, ordered, needing])
     backend.join()
     assert "its worker died" in outcome_of(lost)
     assert outcome_of(ordered) == "4"
@@ -282,11 +282,11 @@ class _Failing(InProcessBackend):
         if self.submissions:
             return super().submit(lowered, again)
         self.submissions.append(lowered)
-        placements = list(lowered.blocks.values())
+        blocks = list(lowered.blocks.values())
 
         def fail() -> None:
-            for placement in placements:
-                self.dispatcher.key_over(placement, error=WorkerLost("its worker died"))
+            for block in blocks:
+                self.dispatcher.key_over(block, error=WorkerLost("its worker died"))
 
         thread = threading.Thread(target=fail)
         self._threads.append(thread)
@@ -308,15 +308,15 @@ def test_nobody_waits_for_ever_when_submission_fails(monkeypatch: pytest.MonkeyP
         raise OSError("no route to the scheduler")
 
     monkeypatch.setattr(backend, "submit", refuse)
-    made = cell(0, _add, 1, 2)
-    run_cells(dispatcher, [made])
+    made = record(0, _add, 1, 2)
+    run_records(dispatcher, [made])
     assert "no route to the scheduler" in outcome_of(made)
 
 
 def test_callbacks_are_called_once_when_it_is_over_and_at_once_after_that() -> None:
     dispatcher, backend = make_dispatcher()
     _GATES["callback"] = threading.Event()
-    made = cell(0, _wait_at, "callback")
+    made = record(0, _wait_at, "callback")
     calls: list[int] = []
     dispatcher.submit([made], "test")
     dispatcher.outcomes.when_over(made, lambda: calls.append(1))

@@ -27,15 +27,15 @@ from support.programs import snapshot as files_below
 
 from daskbatch.batch.making import TaskMaker
 from daskbatch.describe.access import FILES, Channel
-from daskbatch.dispatch.completion import Outcomes
+from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.epoch import Epoch
-from daskbatch.dispatch.task_record import Cell, Phase, find_blame
+from daskbatch.dispatch.task_record import Phase, TaskRecord, find_blame
 from daskbatch.plan.program import build_graph
 
 
-def cell(number: int, reads: Sequence[str] = (), writes: Sequence[str] = ()) -> Cell:
-    made = Cell(
+def record(number: int, reads: Sequence[str] = (), writes: Sequence[str] = ()) -> TaskRecord:
+    made = TaskRecord(
         "home",
         number,
         f"t{number}",
@@ -47,26 +47,26 @@ def cell(number: int, reads: Sequence[str] = (), writes: Sequence[str] = ()) -> 
     return made
 
 
-def add(epoch: Epoch, *cells: Cell) -> list[Cell]:
+def add(epoch: Epoch, *records: TaskRecord) -> list[TaskRecord]:
     """Add a piece, and start it; gives it with its barriers."""
-    ordered: list[Cell] = []
-    epoch.add(cells, ordered)
+    ordered: list[TaskRecord] = []
+    epoch.add(records, ordered)
     for each in ordered:
         if not each.over:
             each.phase = Phase.WAITING
     return ordered
 
 
-def end(*cells: Cell, phase: Phase = Phase.DONE) -> None:
-    outcomes = Outcomes()
-    for each in cells:
+def end(*records: TaskRecord, phase: Phase = Phase.DONE) -> None:
+    outcomes = CompletionTracker()
+    for each in records:
         outcomes.settle(each, phase)
 
 
-def before(cell: Cell) -> set[Cell]:
+def before(record: TaskRecord) -> set[TaskRecord]:
     """Find all tasks that must be over before one begins."""
-    found: set[Cell] = set()
-    stack = [cell]
+    found: set[TaskRecord] = set()
+    stack = [record]
     while stack:
         for each, _ in stack.pop().waits:
             if each not in found:
@@ -75,10 +75,10 @@ def before(cell: Cell) -> set[Cell]:
     return {each for each in found if each.number >= 0}
 
 
-def pieces(cells: Sequence[Cell], cuts: Sequence[int]) -> Iterator[Sequence[Cell]]:
-    marks = [0, *sorted(cut % (len(cells) + 1) for cut in cuts), len(cells)]
+def pieces(records: Sequence[TaskRecord], cuts: Sequence[int]) -> Iterator[Sequence[TaskRecord]]:
+    marks = [0, *sorted(cut % (len(records) + 1) for cut in cuts), len(records)]
     for start, stop in itertools.pairwise(marks):
-        yield cells[start:stop]
+        yield records[start:stop]
 
 
 # -- order --------------------------------------------------------------------------------
@@ -91,29 +91,29 @@ ACCESSES = st.tuples(st.lists(PATHS, max_size=2), st.lists(PATHS, max_size=2))
 def test_in_pieces_the_same_waits_for_the_same_as_in_one(
     program: list[tuple[list[str], list[str]]], cuts: list[int]
 ) -> None:
-    cells = [cell(number, *accesses) for number, accesses in enumerate(program)]
-    graph = build_graph(cells)
+    records = [record(number, *accesses) for number, accesses in enumerate(program)]
+    graph = build_graph(records)
     expected: dict[int, set[int]] = {}
     for node in graph.order:
         waits = graph.waits.get(node, {})
         expected[node] = set(waits).union(*(expected[each] for each in waits))
     epoch, ordered = Epoch("home"), []
-    for piece in pieces(cells, cuts):
+    for piece in pieces(records, cuts):
         ordered += add(epoch, *piece)
-    assert [each for each in ordered if each.number >= 0] == cells
+    assert [each for each in ordered if each.number >= 0] == records
     place = {each: position for position, each in enumerate(ordered)}
     assert all(place[b] < place[each] for each in ordered for b, _ in each.waits)
-    for each in cells:
+    for each in records:
         found = {other.number for other in before(each)}
-        assert found == {node for node in expected[each.number] if node < len(cells)}
+        assert found == {node for node in expected[each.number] if node < len(records)}
 
 
 def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
     epoch = Epoch("home")
-    first = cell(0, [], ["/d/0"])
-    readers = [cell(number, ["/d/0"]) for number in range(1, 41)]
-    writers = [cell(number, [], [f"/d/{number}"]) for number in range(41, 81)]
-    last = [cell(number, ["/d"]) for number in range(81, 121)]
+    first = record(0, [], ["/d/0"])
+    readers = [record(number, ["/d/0"]) for number in range(1, 41)]
+    writers = [record(number, [], [f"/d/{number}"]) for number in range(41, 81)]
+    last = [record(number, ["/d"]) for number in range(81, 121)]
     ordered = add(epoch, first)
     for number in range(0, 40, 10):
         ordered += add(epoch, *readers[number : number + 10])
@@ -122,7 +122,7 @@ def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
     rest = [each for each in writers if each not in ordered]
     ordered += add(epoch, *rest, *last[:20])
     ordered += add(epoch, *last[20:])
-    rewrite = cell(121, [], ["/d"])
+    rewrite = record(121, [], ["/d"])
     ordered += add(epoch, rewrite)
     assert before(last[-1]) == {first, *writers}
     assert before(rewrite) == {first, *readers, *writers, *last}
@@ -134,17 +134,17 @@ def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
 
 def test_what_reads_and_writes_nothing_has_no_place_in_the_order() -> None:
     epoch = Epoch("home")
-    cells = [cell(0, [], ["/"]), cell(1), cell(2, ["/a"])]
-    assert add(epoch, *cells) == cells
-    assert not cells[1].waits
-    assert before(cells[2]) == {cells[0]}
+    records = [record(0, [], ["/"]), record(1), record(2, ["/a"])]
+    assert add(epoch, *records) == records
+    assert not records[1].waits
+    assert before(records[2]) == {records[0]}
 
 
 def test_who_must_not_share_a_block_with_a_reader() -> None:
     epoch = Epoch("home")
     # The second is never run again, so it does not matter what it would read.
-    reader, updater = cell(0, ["/a"]), cell(1, ["/a", "/b"], ["/b"])
-    overwrites = cell(2, [], ["/a"])
+    reader, updater = record(0, ["/a"]), record(1, ["/a", "/b"], ["/b"])
+    overwrites = record(2, [], ["/a"])
     add(epoch, reader, updater)
     add(epoch, overwrites)
     assert before(overwrites) == {reader, updater}
@@ -157,10 +157,10 @@ def test_who_must_not_share_a_block_with_a_reader() -> None:
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELLED])
 def test_failures_are_passed_on_to_later_pieces(phase: Phase) -> None:
     epoch = Epoch("home")
-    writer = cell(0, [], ["/a"])
+    writer = record(0, [], ["/a"])
     add(epoch, writer)
     end(writer, phase=phase)
-    reads, writes, reads_again = cell(1, ["/a"]), cell(2, [], ["/a"]), cell(3, ["/a"])
+    reads, writes, reads_again = record(1, ["/a"]), record(2, [], ["/a"]), record(3, ["/a"])
     add(epoch, reads)
     add(epoch, writes, reads_again)
     assert find_blame(reads) is writer
@@ -170,11 +170,11 @@ def test_failures_are_passed_on_to_later_pieces(phase: Phase) -> None:
 
 def test_a_failure_behind_a_barrier_is_passed_on() -> None:
     epoch = Epoch("home")
-    writers = [cell(number, [], [f"/d/{number}"]) for number in range(20)]
+    writers = [record(number, [], [f"/d/{number}"]) for number in range(20)]
     add(epoch, *writers)
     end(*writers[1:])
     end(writers[0], phase=Phase.FAILED)
-    reads = cell(20, ["/d"])
+    reads = record(20, ["/d"])
     barrier, _ = add(epoch, reads)
     assert barrier.number < 0
     barrier.blame = find_blame(barrier)
@@ -184,7 +184,7 @@ def test_a_failure_behind_a_barrier_is_passed_on() -> None:
 
 def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> None:
     epoch = Epoch("home")
-    first, second, third = (cell(number, [], ["/a"]) for number in range(3))
+    first, second, third = (record(number, [], ["/a"]) for number in range(3))
     add(epoch, first)
     end(second, phase=Phase.CANCELLED)  # before it was ever started
     add(epoch, second)
@@ -207,25 +207,25 @@ def run_in_pieces(
     root: Path, steps: Sequence[Step], rng: random.Random, cancelled: set[int]
 ) -> Outcome:
     """Run a program as a Batch would that is given it in pieces, in any order that it may."""
-    outcomes, epoch = Outcomes(), Epoch("uid")
+    outcomes, epoch = CompletionTracker(), Epoch("uid")
     tasks = make_tasks(_Maker(), root, steps)
-    cells = [task._cell for task in tasks]
-    step_of = dict(zip(cells, steps, strict=True))
+    records = [task._record for task in tasks]
+    step_of = dict(zip(records, steps, strict=True))
     values: dict[int, str] = {}
     results = dict.fromkeys(range(len(steps)), "")
-    waiting: list[Cell] = []
-    left = list(cells)
+    waiting: list[TaskRecord] = []
+    left = list(records)
 
-    def settle(cell: Cell, phase: Phase, result: str) -> None:
-        outcomes.settle(cell, phase)
-        if cell in step_of:
-            results[step_of[cell].number] = result
+    def settle(record: TaskRecord, phase: Phase, result: str) -> None:
+        outcomes.settle(record, phase)
+        if record in step_of:
+            results[step_of[record].number] = result
 
-    def may_run(cell: Cell) -> bool:
-        cell.blame = find_blame(cell)
-        if cell.blame is not None:
-            settle(cell, Phase.FAILED, "skipped")
-        return cell.blame is None
+    def may_run(record: TaskRecord) -> bool:
+        record.blame = find_blame(record)
+        if record.blame is not None:
+            settle(record, Phase.FAILED, "skipped")
+        return record.blame is None
 
     def submit() -> None:
         piece = [left.pop(0) for _ in range(min(len(left), rng.choice([1, 2, 5, 40])))]
@@ -237,21 +237,21 @@ def run_in_pieces(
         wait_for_producers(new)
         waiting.extend(each for each in new if may_run(each))
 
-    def run(cell: Cell) -> None:
-        waiting.remove(cell)
-        if not may_run(cell):
+    def run(record: TaskRecord) -> None:
+        waiting.remove(record)
+        if not may_run(record):
             return
-        if cell not in step_of:
-            settle(cell, Phase.DONE, "")
+        if record not in step_of:
+            settle(record, Phase.DONE, "")
             return
-        step = step_of[cell]
+        step = step_of[record]
         try:
             value = act(str(root), step, *(values[number] for number in step.arguments))
         except ValueError as error:
-            settle(cell, Phase.FAILED, f"failed: {error}")
+            settle(record, Phase.FAILED, f"failed: {error}")
         else:
             values[step.number] = value
-            settle(cell, Phase.DONE, value)
+            settle(record, Phase.DONE, value)
 
     while left or waiting:
         if left and (not waiting or rng.random() < 0.2):
@@ -279,12 +279,12 @@ def test_programs_in_pieces_end_as_their_sequential_run(rng: random.Random, leng
 
 def test_after_a_fence_nothing_waits_for_what_was_before() -> None:
     epoch = Epoch("home")
-    failed, done = cell(0, [], ["/a"]), cell(1, ["/b"])
+    failed, done = record(0, [], ["/a"]), record(1, ["/b"])
     add(epoch, failed, done)
     end(failed, phase=Phase.FAILED)
     end(done)
     epoch.start_over()
-    reads, writes = cell(2, ["/a"]), cell(3, [], ["/b"])
+    reads, writes = record(2, ["/a"]), record(3, [], ["/b"])
     add(epoch, reads, writes)
     assert not reads.waits
     assert not writes.waits
@@ -292,29 +292,29 @@ def test_after_a_fence_nothing_waits_for_what_was_before() -> None:
 
 def test_after_a_fence_what_another_thread_has_started_is_still_waited_for() -> None:
     epoch = Epoch("home")
-    failed, running = cell(0, [], ["/a"]), cell(1, [], ["/b"])
-    passed_over = cell(2, [], ["/b"])
+    failed, running = record(0, [], ["/a"]), record(1, [], ["/b"])
+    passed_over = record(2, [], ["/b"])
     add(epoch, failed, running)
     end(failed, phase=Phase.FAILED)
     add(epoch, passed_over)
     end(passed_over, phase=Phase.CANCELLED)
     epoch.start_over()
-    reads, writes = cell(3, ["/a"]), cell(4, [], ["/b"])
+    reads, writes = record(3, ["/a"]), record(4, [], ["/b"])
     add(epoch, reads, writes)
     assert not reads.waits
     assert set(writes.waits_left()) == {running}
     end(running, reads, writes)
     epoch.start_over()
-    last = cell(5, ["/b"])
+    last = record(5, ["/b"])
     add(epoch, last)
     assert not last.waits
 
 
 def test_results_that_nobody_holds_are_let_go() -> None:
     epoch = Epoch("home")
-    held = [cell(number, ["/a"], [f"/{number}"]) for number in range(300)]
+    held = [record(number, ["/a"], [f"/{number}"]) for number in range(300)]
     gone = [weakref.ref(each) for each in held]
-    failed = cell(300, [], ["/failed"])
+    failed = record(300, [], ["/failed"])
     end(failed, phase=Phase.FAILED)
     add(epoch, failed)
     while held:
@@ -324,7 +324,7 @@ def test_results_that_nobody_holds_are_let_go() -> None:
     del each
     assert sum(ref() is not None for ref in gone) < 100
     # The others, and those that wait for them, are as before.
-    reads, writes = cell(301, ["/failed", "/5", "/299"]), cell(302, [], ["/a"])
+    reads, writes = record(301, ["/failed", "/5", "/299"]), record(302, [], ["/a"])
     add(epoch, reads, writes)
     assert find_blame(reads) is failed
     assert not writes.waits_left()
@@ -332,14 +332,14 @@ def test_results_that_nobody_holds_are_let_go() -> None:
 
 def test_a_task_that_runs_a_second_time_is_waited_for_again() -> None:
     epoch = Epoch("home")
-    reader = cell(0, ["/a"])
+    reader = record(0, ["/a"])
     add(epoch, reader)
     end(reader)
     for number in range(1, 100):
-        another = cell(number, ["/b"])
+        another = record(number, ["/b"])
         add(epoch, another)
         end(another)
     reader.phase = Phase.WAITING  # its result was lost, and somebody wants it
-    writer = cell(100, [], ["/a"])
+    writer = record(100, [], ["/a"])
     add(epoch, writer)
     assert set(writer.waits_left()) == {reader}

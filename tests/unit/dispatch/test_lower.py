@@ -18,8 +18,8 @@ from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT, Options, function_call, make_options
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
-from daskbatch.dispatch.placement import Placement
-from daskbatch.dispatch.task_record import Cell, Phase
+from daskbatch.dispatch.placement import SubmittedBlock
+from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
@@ -29,10 +29,10 @@ LARGE = "x" * 100_000
 
 
 class Ref:
-    """Stands for a cell's result among arguments, as a task's handle does."""
+    """Stands for a record's result among arguments, as a task's handle does."""
 
-    def __init__(self, cell: Cell, part: str = "result") -> None:
-        self.target = cell, part
+    def __init__(self, record: TaskRecord, part: str = "result") -> None:
+        self.target = record, part
 
     def __reduce__(self) -> Any:
         return pickling.reference(self.target)
@@ -42,7 +42,7 @@ class Program:
     """Tasks in the order of a sequential program, each in a block of its own."""
 
     def __init__(self) -> None:
-        self.cells: list[Cell] = []
+        self.records: list[TaskRecord] = []
 
     def add(
         self,
@@ -51,16 +51,16 @@ class Program:
         reads: str = "",
         writes: str = "",
         options: Options = DEFAULT,
-    ) -> Cell:
+    ) -> TaskRecord:
         call = function_call(function, args, {})
-        cell = Cell("home", len(self.cells), function.__name__, call, options)
-        cell.reads, cell.writes = channels(Mode.READ, reads), channels(Mode.WRITE, writes)
-        self.cells.append(cell)
-        return cell
+        record = TaskRecord("home", len(self.records), function.__name__, call, options)
+        record.reads, record.writes = channels(Mode.READ, reads), channels(Mode.WRITE, writes)
+        self.records.append(record)
+        return record
 
     def lower(
         self,
-        *sharing: Sequence[Cell],
+        *sharing: Sequence[TaskRecord],
         name: str = "program",
         nonce: str = "0123abcd",
         small: bool = False,
@@ -68,22 +68,22 @@ class Program:
         entry: Callable[..., Any] = run_block,
     ) -> Lowered:
         """Lower the program; `sharing` are the tasks that share a block."""
-        cells = wire(build_graph(self.cells), self.cells, "home")
-        for each in cells:
+        records = wire(build_graph(self.records), self.records, "home")
+        for each in records:
             if each.call is not None and each.phase == Phase.CREATED:
                 each.function = pickling.dumps(each.call.function)
-        blocks: list[list[Cell]] = []
-        for cell in cells:
-            if cell.over:
+        shared: list[list[TaskRecord]] = []
+        for record in records:
+            if record.over:
                 continue
-            home = next((some for some in sharing if cell in some), [cell])
-            if cell is home[0]:
-                blocks.append(list(home))
-        placements = [Placement(number, block) for number, block in enumerate(blocks)]
-        for placement in placements:
-            placement.small = small
+            home = next((some for some in sharing if record in some), [record])
+            if record is home[0]:
+                shared.append(list(home))
+        blocks = [SubmittedBlock(number, block) for number, block in enumerate(shared)]
+        for block in blocks:
+            block.small = small
         setting = Setting("topic", entry, 60.0, 1 << 20, 1 << 16, 1 << 20)
-        return lower(placements, name, nonce, setting, dict.fromkeys(known))
+        return lower(blocks, name, nonce, setting, dict.fromkeys(known))
 
 
 def channels(mode: Mode, names: str) -> tuple[Channel, ...]:
@@ -102,15 +102,15 @@ def fail() -> None:
     raise ValueError("as asked for")
 
 
-def inputs_of(lowered: Lowered, cell: Cell) -> frozenset[Any]:
+def inputs_of(lowered: Lowered, record: TaskRecord) -> frozenset[Any]:
     """Give the keys that the key of a task's block depends on."""
-    assert cell.placement is not None
-    return frozenset(dict(lowered.graph)[cell.placement.key].dependencies)
+    assert record.block is not None
+    return frozenset(dict(lowered.graph)[record.block.key].dependencies)
 
 
-def key_of(cell: Cell) -> Any:
-    assert cell.placement is not None
-    return cell.placement.key
+def key_of(record: TaskRecord) -> Any:
+    assert record.block is not None
+    return record.block.key
 
 
 def layer_of(lowered: Lowered, key: Any) -> Any:
@@ -118,13 +118,13 @@ def layer_of(lowered: Lowered, key: Any) -> Any:
     return found
 
 
-def results(lowered: Lowered, *cells: Cell) -> list[Any]:
+def results(lowered: Lowered, *records: TaskRecord) -> list[Any]:
     """Run the graph in this process; gives what the tasks returned, or their status."""
-    found = dask.get(lowered.graph, [key_of(cell) for cell in cells])
+    found = dask.get(lowered.graph, [key_of(record) for record in records])
     values = []
-    for cell, result in zip(cells, found, strict=True):
-        done = result.statuses[cell.member] == Status.DONE
-        values.append(pickling.loads(result.values[cell.member]) if done else result.statuses)
+    for record, result in zip(records, found, strict=True):
+        done = result.statuses[record.member] == Status.DONE
+        values.append(pickling.loads(result.values[record.member]) if done else result.statuses)
     return values
 
 
@@ -156,7 +156,7 @@ def test_an_edge_for_the_order_alone_carries_no_value(
     assert between != key_of(first)
     assert dict(lowered.graph)[between].dependencies == {key_of(first)}
     assert results(lowered, first, second) == [LARGE, 0]
-    (token,) = received[second.placement.number]
+    (token,) = received[second.block.number]
     assert len(pickling.dumps(token)) < 1000 < sys.getsizeof(LARGE)
 
 
@@ -255,8 +255,8 @@ def test_a_large_function_is_shared_like_a_buffer() -> None:
     both = program.add(function, Ref(program.add(abs, -3)), reads="a")
     lowered = program.lower()
     (key,) = lowered.buffers
-    for cell in (one, two, both):
-        assert key in inputs_of(lowered, cell)
+    for record in (one, two, both):
+        assert key in inputs_of(lowered, record)
     assert key not in inputs_of(lowered, after)
     size = len(LARGE)
     assert results(lowered, one, two, both) == [size + 1, size + 2, size + 3]
@@ -297,7 +297,7 @@ def test_keys_of_two_submissions_differ() -> None:
 def test_dask_calls_the_keys_what_the_user_called_the_tasks(name: str, shown: str) -> None:
     lowered = some_program().lower(name=name)
     assert {key_split(key) for key in lowered.blocks} == {shown}
-    assert all(placement.name == shown for placement in lowered.blocks.values())
+    assert all(block.name == shown for block in lowered.blocks.values())
 
 
 def test_what_is_between_tasks_is_not_called_like_them() -> None:
@@ -314,7 +314,7 @@ def test_what_comes_first_in_the_program_comes_first(count: int) -> None:
         program.add(follow)
     lowered = program.lower()
     ranks = order(lowered.graph.to_dict())
-    assert sorted(program.cells, key=lambda cell: ranks[key_of(cell)]) == program.cells
+    assert sorted(program.records, key=lambda record: ranks[key_of(record)]) == program.records
 
 
 # -- annotations and layers ---------------------------------------------------------------
@@ -380,5 +380,5 @@ def test_a_submission_is_one_graph_whose_layers_know_of_each_other() -> None:
     assert len(lowered.graph.layers) == 3, "one for each kind of wish"
     keys = [key for layer in lowered.graph.layers.values() for key in layer]
     assert len(keys) == len(set(keys)) == 30 + 29 + 1, "blocks, what is between, the array"
-    assert [placement.number for placement in lowered.blocks.values()] == list(range(30))
-    assert results(lowered, program.cells[-1]) == [len(array)]
+    assert [block.number for block in lowered.blocks.values()] == list(range(30))
+    assert results(lowered, program.records[-1]) == [len(array)]

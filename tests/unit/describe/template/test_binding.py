@@ -14,19 +14,24 @@ import pytest
 
 from daskbatch import CommunicationDomain, CommunicationObject, SpecError
 from daskbatch.describe.template.arguments import UNUSED
-from daskbatch.describe.template.binding import Filled, FilledExecutable, Form, Use
+from daskbatch.describe.template.binding import (
+    BoundTemplate,
+    FilledExecutable,
+    TaskDescription,
+    Use,
+)
 from daskbatch.describe.template.reader import parse_template
 
 STORE = CommunicationObject(CommunicationDomain(), "store")
 
 
-def form(text: str, *args: Any, **kwargs: Any) -> Form:
-    return Form(parse_template(text.encode(), "my.yml"), args, kwargs)
+def form(text: str, *args: Any, **kwargs: Any) -> BoundTemplate:
+    return BoundTemplate(parse_template(text.encode(), "my.yml"), args, kwargs)
 
 
 def function(
     rest: str, args: str = "[i]", known: Mapping[str, Any] | None = None
-) -> Callable[..., Filled]:
+) -> Callable[..., TaskDescription]:
     """Make a form of type function with a target, `f`, and what else is known at import."""
     known = known or {}
     made = form(
@@ -80,7 +85,7 @@ timeout: {min: 1, sec: limit}
         Path("/base"),
         lambda base, i, j: base / f"file_{i + j}",
     )
-    assert made.fill((STORE, 3), {"seconds": 2.5, "place": "/tmp"}) == Filled(
+    assert made.fill((STORE, 3), {"seconds": 2.5, "place": "/tmp"}) == TaskDescription(
         "function",
         "a task",
         62.5,
@@ -102,7 +107,7 @@ timeout: {min: 1, sec: limit}
 def test_a_process() -> None:
     made = form("args: [n]\ntype: process\nexecutables: [{target: ls, args: [-l, n]}]")
     filled = made.fill((Path("x"),), {})
-    assert filled == Filled(
+    assert filled == TaskDescription(
         "process",
         None,
         None,

@@ -12,9 +12,15 @@ import pytest
 from support.paths import EXAMPLES
 
 from daskbatch import TemplateError
-from daskbatch.describe.template.expressions import Apply, Expression, Listing, Literal, Name
-from daskbatch.describe.template.model import EnvMap, Keys, Template
-from daskbatch.describe.template.model import Path as PathItem
+from daskbatch.describe.template.expressions import (
+    CallExpression,
+    Expression,
+    Identifier,
+    ListExpression,
+    Literal,
+)
+from daskbatch.describe.template.model import EnvMap, KeyAccess, Template
+from daskbatch.describe.template.model import FileAccess as PathItem
 from daskbatch.describe.template.reader import parse_template, read_template
 from daskbatch.describe.template.yaml_nodes import (
     MAX_BYTES,
@@ -64,10 +70,10 @@ def test_the_documents_example() -> None:
     assert [each.name for each in template.args] == ["matrix", "i"]
     assert template.import_kwargs == template.kwargs == ()
     (executable,) = template.executables
-    assert executable.target == Name(28, "gpu_matmul")
-    assert executable.args == (Name(30, "matrix"), Name(31, "i"))
-    arguments = (Name(36, "base_dir"), Name(37, "i"), Literal(38, 0))
-    assert template.reads == (PathItem(35, Apply(35, "get_file", arguments)),)
+    assert executable.target == Identifier(28, "gpu_matmul")
+    assert executable.args == (Identifier(30, "matrix"), Identifier(31, "i"))
+    arguments = (Identifier(36, "base_dir"), Identifier(37, "i"), Literal(38, 0))
+    assert template.reads == (PathItem(35, CallExpression(35, "get_file", arguments)),)
     assert template.writes[0].line == 42
     assert template.name == Literal(47, "gpu_matmul_task")
     assert template.timeout == (
@@ -119,29 +125,29 @@ timeout: {min: 1.5, sec: seconds, hour: {next_key: [i]}}
     )
     made = template.import_kwargs[1]
     assert (made.name, made.keyword) == ("made", "made")
-    assert made.default == Apply(
+    assert made.default == CallExpression(
         5,
         "next_key",
-        (Name(5, "base_dir"), Listing(5, (Literal(5, 1), Name(5, "base_dir")))),
+        (Identifier(5, "base_dir"), ListExpression(5, (Literal(5, 1), Identifier(5, "base_dir")))),
     )
     assert (template.import_kwargs[0].name, template.import_kwargs[0].keyword) == (
         "base_dir",
         "directory",
     )
     first, second = template.executables
-    assert first.num_procs == Name(11, "i")
+    assert first.num_procs == Identifier(11, "i")
     assert [keyword for keyword, _ in first.kwargs] == ["store", "any text"]
-    assert (first.cwd, first.env) == (Name(14, "base_dir"), Name(15, "some_env"))
+    assert (first.cwd, first.env) == (Identifier(14, "base_dir"), Identifier(15, "some_env"))
     assert (second.target, second.num_procs) == (Literal(16, "./job"), Literal(17, 4))
     assert isinstance(second.env, EnvMap)
-    assert dict(second.env.entries)["B"] == Name(18, "base_dir")
+    assert dict(second.env.entries)["B"] == Identifier(18, "base_dir")
     assert len(template.reads) == 6
-    assert isinstance(template.reads[0], Keys)
+    assert isinstance(template.reads[0], KeyAccess)
     assert len(template.reads[0].keys) == 4
     assert template.reads[2] == PathItem(
-        22, Listing(22, (Name(22, "base_dir"), Literal(22, "b.txt")))
+        22, ListExpression(22, (Identifier(22, "base_dir"), Literal(22, "b.txt")))
     )
-    assert template.reads[5] == Keys(23, Name(23, "store"), ())
+    assert template.reads[5] == KeyAccess(23, Identifier(23, "store"), ())
     assert set(template.uses()) == {
         *("mpi_job", "next_key", "some_env", "base_dir", "store", "i", "seconds")
     }
@@ -184,7 +190,7 @@ def test_json_is_yaml() -> None:
     template = parse(
         '{"import_args": ["f"], "type": "function",\n"executables": [{"target": "f", "args": []}]}'
     )
-    assert template.executables[0].target == Name(2, "f")
+    assert template.executables[0].target == Identifier(2, "f")
 
 
 def test_a_mark_of_the_byte_order_is_no_matter() -> None:
@@ -293,7 +299,7 @@ def test_what_readers_of_yaml_do_not_agree_on_is_refused(written: str, advice: s
 
 def test_a_name_is_a_name_however_it_is_written() -> None:
     for written in ("matrix", "'matrix'", '"matrix"', '"\\x6datrix"'):
-        assert value(written) == Name(6, "matrix")
+        assert value(written) == Identifier(6, "matrix")
     assert value("matrix2") == Literal(6, "matrix2")
     assert value("a matrix") == Literal(6, "a matrix")
 
@@ -303,7 +309,7 @@ def test_names_may_need_quotes() -> None:
         "import_args: [f]\nargs: ['on', y]\ntype: function\n"
         "executables: [{target: f, args: ['on', y]}]"
     )
-    assert template.executables[0].args == (Name(4, "on"), Name(4, "y"))
+    assert template.executables[0].args == (Identifier(4, "on"), Identifier(4, "y"))
 
 
 #: One word to whoever reads it: the accent is part of its letter, or follows it.
@@ -324,10 +330,13 @@ def test_a_name_is_a_name_however_its_accents_are_written(declared: str, used: s
     assert [each.keyword for each in template.import_kwargs] == [f"k{CAFE}", f"m{CAFE}"]
     assert [each.keyword for each in template.kwargs] == [CAFE]
     (executable,) = template.executables
-    assert executable.target == Name(5, CAFE)
-    assert executable.args == (Name(5, CAFE), Apply(5, CAFE, (Name(5, f"m{CAFE}"),)))
-    assert executable.kwargs == ((CAFE, Name(6, "i")),)
-    assert executable.env == Apply(6, CAFE, ())
+    assert executable.target == Identifier(5, CAFE)
+    assert executable.args == (
+        Identifier(5, CAFE),
+        CallExpression(5, CAFE, (Identifier(5, f"m{CAFE}"),)),
+    )
+    assert executable.kwargs == ((CAFE, Identifier(6, "i")),)
+    assert executable.env == CallExpression(6, CAFE, ())
 
 
 def test_a_text_keeps_its_accents_as_they_are_written() -> None:
@@ -558,7 +567,7 @@ def test_depth_is_limited(opening: str) -> None:
 
 def test_what_is_as_deep_as_it_may_be() -> None:
     depth = MAX_DEPTH - 4
-    assert isinstance(value("[" * depth + "]" * depth), Listing)
+    assert isinstance(value("[" * depth + "]" * depth), ListExpression)
 
 
 # -- files --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from support.paths import EXAMPLES
 from daskbatch import CommunicationDomain, CommunicationObject, SpecError, TemplateError
 from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import make_options
-from daskbatch.describe.template.binding import Form
+from daskbatch.describe.template.binding import BoundTemplate
 from daskbatch.describe.template.model import Template
 from daskbatch.describe.template.reader import parse_template
 
@@ -235,7 +235,7 @@ def fill(template: Template, dice: random.Random) -> bool:
         return dice.choice(ODD_ARGUMENTS) if dice.random() < odd else FITTING.get(name, "x")
 
     try:
-        form = Form(
+        form = BoundTemplate(
             template,
             [given(each.name) for each in template.import_args],
             {str(each.keyword): given(each.name) for each in template.import_kwargs},

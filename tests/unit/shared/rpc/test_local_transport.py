@@ -10,8 +10,8 @@ import pytest
 
 from daskbatch.shared.data.codec import APART
 from daskbatch.shared.rpc.local_transport import connected
-from daskbatch.shared.rpc.server import Door
-from daskbatch.shared.rpc.socket_transport import Cut
+from daskbatch.shared.rpc.server import RpcServer
+from daskbatch.shared.rpc.socket_transport import ConnectionCut
 
 
 def test_each_hears_what_the_other_says() -> None:
@@ -39,7 +39,7 @@ def test_the_end_is_heard_by_both() -> None:
     assert other.receive() == "last"
     assert other.is_cut()
     for end in (one, other, other):
-        with pytest.raises(Cut):
+        with pytest.raises(ConnectionCut):
             end.receive()
 
 
@@ -60,7 +60,7 @@ def test_who_is_gone_leaves_no_thread_behind() -> None:
         served.set()
         return request
 
-    door = Door("127.0.0.1", serve, lambda: True)
+    door = RpcServer("127.0.0.1", serve, lambda: True)
     try:
         before = set(threading.enumerate())
         near = door.meet()
@@ -74,7 +74,7 @@ def test_who_is_gone_leaves_no_thread_behind() -> None:
         other = door.meet()
     finally:
         door.close()
-    with pytest.raises(Cut):
+    with pytest.raises(ConnectionCut):
         other.receive()
     with pytest.raises(OSError, match="closed"):
         door.meet()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pickle import PickleBuffer
 
-from daskbatch.shared.rpc.reply_cache import GONE, Lately
+from daskbatch.shared.rpc.reply_cache import GONE, ReplyCache
 
 
 def test_what_came_last_is_known_and_what_came_before_it_is_past() -> None:
-    lately = Lately()
+    lately = ReplyCache()
     lately.note(b"a", 1, b"one")
     lately.note(b"a", 2, b"two")
     lately.note(b"", 1, b"nobody's")
@@ -23,7 +23,7 @@ def test_what_came_last_is_known_and_what_came_before_it_is_past() -> None:
 
 
 def test_large_answers_are_kept_as_long_as_they_are_not_many() -> None:
-    lately = Lately()
+    lately = ReplyCache()
     names = [bytes([number]) for number in range(10)]
     for name in names:
         lately.note(name, 1, (PickleBuffer(bytes(4_000_000)), b"key"))
@@ -47,7 +47,7 @@ def test_large_answers_are_kept_as_long_as_they_are_not_many() -> None:
 
 
 def test_so_many_lanes_are_known_and_no_more() -> None:
-    lately = Lately()
+    lately = ReplyCache()
     for number in range(40_000):
         lately.note(number.to_bytes(8, "big"), 1, b"x" * 2000)
     assert 10_000 < len(list(lately.all())) < 20_000

@@ -12,7 +12,7 @@ import pytest
 from daskbatch.errors import SerializationError, ServiceLost
 from daskbatch.shared.data.codec import key_to_send, pack, unpack
 from daskbatch.shared.store.shard import Shard
-from daskbatch.shared.store.spill import Vault
+from daskbatch.shared.store.spill import SpillStore
 
 
 class Lane:
@@ -30,7 +30,7 @@ class Lane:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
-    return Shard("a shard", Vault(1000, tmp_path / "vault"))
+    return Shard("a shard", SpillStore(1000, tmp_path / "vault"))
 
 
 @pytest.mark.parametrize("how", ["clear", "remove", "pop", "put"])

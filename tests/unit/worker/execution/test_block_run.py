@@ -17,7 +17,7 @@ from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, Tas
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import executable as process
-from daskbatch.worker.execution.block import LOCAL, Limits, Link, Part
+from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status, unpack_error
 
@@ -301,7 +301,7 @@ def append(values: list[int], more: int) -> list[int]:
 
 def test_slots_are_filled_with_fresh_copies_from_the_block_and_from_inputs() -> None:
     given = BlockResult(bytes([DONE]), [pickling.dumps([0])])
-    from_input, from_block = Part((0, 0), "result"), Part((LOCAL, 0), "result")
+    from_input, from_block = BlockMember((0, 0), "result"), BlockMember((LOCAL, 0), "result")
     links = {
         number: Link(needs=(part.source,), values=(part,))
         for number, part in enumerate([from_input, from_input, from_block, from_block])
@@ -316,10 +316,10 @@ def test_slots_take_values_texts_and_outputs() -> None:
     values = (
         pickling.dumps({"a": 1}),
         "a text",
-        Part((0, 0), "stdout"),
-        Part((0, 0), "stderr"),
-        Part((0, 1), "stdout"),
-        Part((LOCAL, 0), "stdout"),
+        BlockMember((0, 0), "stdout"),
+        BlockMember((0, 0), "stderr"),
+        BlockMember((0, 1), "stdout"),
+        BlockMember((LOCAL, 0), "stdout"),
     )
     calls = [call(say, "said"), call(note, [Stand() for _ in values])]
     result = run(*calls, links={1: Link(values=values)}, inputs=[given])

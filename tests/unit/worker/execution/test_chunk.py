@@ -14,7 +14,11 @@ from daskbatch import SerializationError, TaskCrashed
 from daskbatch.serialization import pickling
 from daskbatch.serialization.pickled_values import pack_values
 from daskbatch.worker.execution.chunk import run_chunk
-from daskbatch.worker.execution.initialized_function import InitializerFailed, Prepared, forget
+from daskbatch.worker.execution.initialized_function import (
+    InitializedFunction,
+    InitializerFailed,
+    forget,
+)
 from daskbatch.worker.execution.interrupt import Stopped
 from daskbatch.worker.execution.outcome import unpack_error
 
@@ -97,10 +101,10 @@ def test_a_class_that_cannot_be_sent_fails_its_own_values_only() -> None:
     assert (type(packet.load(1)).__name__, packet.load(2)) == ("Other", 1)
 
 
-def prepared(executor: str, initializer: Callable[..., Any], *initargs: Any) -> Prepared:
+def prepared(executor: str, initializer: Callable[..., Any], *initargs: Any) -> InitializedFunction:
     # Other threads, or this one, are to see what it does.
     calls[executor] = partial(initializer, *initargs)
-    return Prepared(executor, pickling.dumps((call_it, (executor,))), abs)
+    return InitializedFunction(executor, pickling.dumps((call_it, (executor,))), abs)
 
 
 calls: dict[str, Callable[[], Any]] = {}

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from daskbatch.worker.execution.helper_thread import Errands, errands
+from daskbatch.worker.execution.helper_thread import HelperThread, errands
 from daskbatch.worker.execution.interrupt import Interruption, Stopped
 
 
@@ -20,7 +20,7 @@ def test_it_is_done_when_the_wait_is_over() -> None:
 
 
 def test_what_goes_wrong_is_told_and_the_next_is_done(caplog: pytest.LogCaptureFixture) -> None:
-    doing, done = Errands(), threading.Event()
+    doing, done = HelperThread(), threading.Event()
     with caplog.at_level(logging.ERROR, "daskbatch"):
         doing.do(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
     assert "ZeroDivisionError" in caplog.text
@@ -29,7 +29,7 @@ def test_what_goes_wrong_is_told_and_the_next_is_done(caplog: pytest.LogCaptureF
 
 
 def test_who_waits_may_be_stopped_at_any_moment() -> None:
-    doing, interruption, rounds = Errands(), Interruption(), 300
+    doing, interruption, rounds = HelperThread(), Interruption(), 300
     begun, ended, over = [], [], threading.Event()
 
     def errand() -> None:

@@ -23,12 +23,12 @@ from support.payloads import BARRIER, Call, Stand, call, spec
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Limits, Link, Part
+from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link
 from daskbatch.worker.execution.journal import Journal, read_journals
 from daskbatch.worker.execution.outcome import BlockResult, Status, unpack_error
 from daskbatch.worker.isolation import deadline
-from daskbatch.worker.isolation.child_pool import Children, children
-from daskbatch.worker.isolation.child_process import Child, ChildLost
+from daskbatch.worker.isolation.child_pool import ChildPool, children
+from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.isolated_run import IsolatedRun
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
@@ -136,15 +136,17 @@ def test_outcomes_are_the_same_wherever_a_block_runs(where: bool) -> None:
     given = BlockResult(
         bytes([DONE, FAILED]), [pickling.dumps([0]), b""], {0: ("out", ""), 1: ("no", "")}
     )
-    first = Part((0, 0), "result")
+    first = BlockMember((0, 0), "result")
     links = {
         0: Link(needs=((0, 0),), values=(first,)),
-        1: Link(needs=((LOCAL, 0),), values=(Part((LOCAL, 0), "result"),)),
+        1: Link(needs=((LOCAL, 0),), values=(BlockMember((LOCAL, 0), "result"),)),
         2: Link(needs=((0, 1),)),
-        3: Link(values=(Part((0, 0), "stdout"), Part((LOCAL, 5), "stdout"), "a text")),
+        3: Link(
+            values=(BlockMember((0, 0), "stdout"), BlockMember((LOCAL, 5), "stdout"), "a text")
+        ),
         6: Link(needs=((LOCAL, 4),)),
         7: Link(after=((LOCAL, 4),)),
-        8: Link(values=(Part((LOCAL, 5), "stdout"),)),
+        8: Link(values=(BlockMember((LOCAL, 5), "stdout"),)),
     }
     result = run(
         call(add, Stand(), 1),
@@ -256,7 +258,7 @@ def kill(number: int) -> None:
     ids=["exit", "exit 0", "SIGSEGV", "SIGTERM", "SIGKILL", "null pointer"],
 )
 def test_a_crash_is_the_members_own(crashes: Call, exitcode: int, words: str) -> None:
-    links = {3: Link(needs=((LOCAL, 1),)), 4: Link(values=(Part((LOCAL, 0), "result"),))}
+    links = {3: Link(needs=((LOCAL, 1),)), 4: Link(values=(BlockMember((LOCAL, 0), "result"),))}
     calls = [call(len, "abc"), crashes, call(len, "d"), call(len, ""), call(abs, Stand())]
     result = run(*calls, links=links)
     assert statuses(result) == [DONE, FAILED, DONE, SKIPPED, DONE]
@@ -430,7 +432,7 @@ def test_a_stop_tells_the_truth_also_when_a_member_is_just_over(tmp_path: Path) 
 def test_a_member_that_waits_for_another_attempt_is_stopped(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = Children()
+    pool = ChildPool()
     running: list[IsolatedRun] = []
     take = pool.take
 
@@ -547,7 +549,7 @@ def test_a_child_is_kept_for_the_next_block() -> None:
 def test_a_child_that_cannot_be_started_fails_the_member_and_defers_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Children()
+    pool = ChildPool()
 
     def take() -> Any:
         raise ChildLost("no room")
@@ -565,7 +567,7 @@ def test_a_child_that_cannot_be_started_fails_the_member_and_defers_the_rest(
 
 
 def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = Children()
+    pool = ChildPool()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     result = IsolatedRun(block(call(len, "")), [], pool=pool)()
     assert "could not be run in a child process: it ended at once" in str(error(result))
@@ -581,7 +583,7 @@ def test_nothing_is_left_over_after_many_kills() -> None:
         this = psutil.Process()
         return this.num_fds(), threading.active_count(), len(this.children(recursive=True))
 
-    pool = Children()
+    pool = ChildPool()
 
     def kill_one() -> None:
         IsolatedRun(block(call(len, ""), call(os._exit, 1)), [], pool=pool)()
@@ -654,13 +656,13 @@ class Slow:
 
 def test_a_child_is_told_once_what_prepares_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    order = Child.order
+    order = ChildProcess.order
 
-    def note_size(child: Child, board: Any, data: bytes) -> None:
+    def note_size(child: ChildProcess, board: Any, data: bytes) -> None:
         sizes.append(len(data))
         order(child, board, data)
 
-    monkeypatch.setattr(Child, "order", note_size)
+    monkeypatch.setattr(ChildProcess, "order", note_size)
     setup = pickling.dumps((len, (b"x" * 1_000_000,)))
     for expected in (3, 5):
         result = run(call(abs, -expected), inputs=[setup], setup=0, topic="prepared")

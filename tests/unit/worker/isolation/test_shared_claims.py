@@ -15,19 +15,19 @@ import pytest
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.progress import RUN
 from daskbatch.worker.isolation import shared_claims as board
-from daskbatch.worker.isolation.shared_claims import Board, Halted
+from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
 
 @contextmanager
-def other(shared: Board, count: int, program: str) -> Iterator[subprocess.Popen[str]]:
+def other(shared: SharedClaims, count: int, program: str) -> Iterator[subprocess.Popen[str]]:
     """Run a program in another process that has the same board."""
     start = f"""
 import sys
 sys.path[:] = {sys.path!r}
-from daskbatch.worker.isolation.shared_claims import Board
-board = Board({count}, {shared.file})
+from daskbatch.worker.isolation.shared_claims import SharedClaims
+board = SharedClaims({count}, {shared.file})
 """
     process = subprocess.Popen(
         [sys.executable, "-c", start + program],
@@ -49,7 +49,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def test_whoever_comes_first_has_a_member() -> None:
-    shared = Board(4)
+    shared = SharedClaims(4)
     assert shared.claim(0) == RUN
     assert shared.revoke([0, 1], CANCELLED) == [0]
     assert shared.revoke(range(4), DEFERRED) == [0]
@@ -58,11 +58,11 @@ def test_whoever_comes_first_has_a_member() -> None:
 
 
 def test_what_nobody_has_was_given_nothing() -> None:
-    assert Board(1).given(0) == DONE
+    assert SharedClaims(1).given(0) == DONE
 
 
 def test_it_says_which_member_runs_and_since_when() -> None:
-    shared = Board(3)
+    shared = SharedClaims(3)
     assert shared.running == -1
     shared.claim(1)
     began = shared.began
@@ -75,7 +75,7 @@ def test_it_says_which_member_runs_and_since_when() -> None:
 
 
 def test_once_halted_nothing_begins_until_another_goes_on() -> None:
-    shared = Board(3)
+    shared = SharedClaims(3)
     shared.claim(0)
     with shared.locked() as held:
         assert held
@@ -91,7 +91,7 @@ def test_once_halted_nothing_begins_until_another_goes_on() -> None:
 
 
 def test_two_processes_see_the_same() -> None:
-    shared = Board(3)
+    shared = SharedClaims(3)
     shared.revoke([2], CANCELLED)
     with other(shared, 3, "print(board.claim(0), board.claim(2), flush=True); input()") as process:
         assert line(process) == f"{RUN} {CANCELLED:d}"
@@ -101,7 +101,7 @@ def test_two_processes_see_the_same() -> None:
 
 def test_each_of_many_members_is_run_or_revoked_and_never_both() -> None:
     count = 20_000
-    shared = Board(count)
+    shared = SharedClaims(count)
     claim = f"""
 input()
 print("".join("x" if board.claim(n) == -1 else "." for n in range({count})), flush=True)
@@ -123,7 +123,7 @@ print("".join("x" if board.claim(n) == -1 else "." for n in range({count})), flu
 
 def test_all_of_many_members_are_revoked_at_once() -> None:
     count = 20_000
-    shared = Board(count)
+    shared = SharedClaims(count)
     shared.claim(7)
     began = monotonic()
     assert shared.revoke(range(count), DEFERRED) == [7]
@@ -143,7 +143,7 @@ def test_a_lock_that_cannot_be_had_is_waited_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(board, "_PATIENCE", 0.05)
-    shared = Board(3)
+    shared = SharedClaims(3)
     shared.revoke([2], CANCELLED)
     with other(shared, 3, HOLD) as process:
         assert line(process) == "locked"
@@ -158,7 +158,7 @@ def test_a_lock_that_cannot_be_had_is_waited_for_a_moment_only(
 
 
 def test_threads_of_a_process_take_turns() -> None:
-    shared = Board(2)
+    shared = SharedClaims(2)
     waited: list[list[int]] = []
     with shared.locked():
         thread = threading.Thread(target=lambda: waited.append(shared.revoke([0], DEFERRED)))
@@ -170,7 +170,7 @@ def test_threads_of_a_process_take_turns() -> None:
 
 def test_a_board_that_was_closed_still_answers_and_has_no_file() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    shared = Board(3)
+    shared = SharedClaims(3)
     shared.claim(0)
     shared.revoke([1], CANCELLED)
     shared.close()

@@ -19,7 +19,7 @@ from unit.worker.processes.test_process_tree import KINDS, TREE, is_running, tol
 
 from daskbatch.worker.processes import reaper as module
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
-from daskbatch.worker.processes.reaper import Warden, warden
+from daskbatch.worker.processes.reaper import Reaper, warden
 
 #: A worker: tells the name that its processes carry, does what it is told to, and waits.
 WORKER = """
@@ -49,8 +49,8 @@ def wardens(owner: str) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def mine() -> Iterator[Warden]:
-    made = Warden()
+def mine() -> Iterator[Reaper]:
+    made = Reaper()
     yield made
     made.close()
     for each in wardens(made.owner):
@@ -202,7 +202,7 @@ def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
 # -- the warden ---------------------------------------------------------------------------
 
 
-def test_it_holds_nothing_but_its_pipe(mine: Warden, tmp_path: Path) -> None:
+def test_it_holds_nothing_but_its_pipe(mine: Reaper, tmp_path: Path) -> None:
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         mine.ensure()
@@ -216,7 +216,7 @@ def test_it_holds_nothing_but_its_pipe(mine: Warden, tmp_path: Path) -> None:
     assert guard not in psutil.Process().children(recursive=True)
 
 
-def test_it_is_small_and_starts_soon(mine: Warden) -> None:
+def test_it_is_small_and_starts_soon(mine: Reaper) -> None:
     began = time.perf_counter()
     mine.ensure()
     took = time.perf_counter() - began
@@ -229,7 +229,7 @@ def test_it_is_small_and_starts_soon(mine: Warden) -> None:
     assert time.perf_counter() - began < 0.5
 
 
-def test_it_is_started_once_whoever_asks(mine: Warden) -> None:
+def test_it_is_started_once_whoever_asks(mine: Reaper) -> None:
     assert wardens(mine.owner) == []
     threads = [threading.Thread(target=mine.ensure) for _ in range(10)]
     for each in threads:
@@ -239,7 +239,7 @@ def test_it_is_started_once_whoever_asks(mine: Warden) -> None:
     assert len(wardens(mine.owner)) == 1
 
 
-def test_it_is_started_again_if_it_was_killed(mine: Warden) -> None:
+def test_it_is_started_again_if_it_was_killed(mine: Reaper) -> None:
     mine.ensure()
     before = psutil.Process().num_fds()
     # For a moment there is also the process that starts it.
@@ -254,7 +254,7 @@ def test_it_is_started_again_if_it_was_killed(mine: Warden) -> None:
     assert psutil.Process().num_fds() == before
 
 
-def test_its_end_ends_nothing_else(mine: Warden) -> None:
+def test_its_end_ends_nothing_else(mine: Reaper) -> None:
     before = psutil.Process().num_fds()
     mine.ensure()
     sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
@@ -269,7 +269,7 @@ def test_its_end_ends_nothing_else(mine: Warden) -> None:
     sleeper.wait()
 
 
-def test_the_end_of_one_that_was_killed_is_no_trouble(mine: Warden) -> None:
+def test_the_end_of_one_that_was_killed_is_no_trouble(mine: Reaper) -> None:
     mine.ensure()
     for each in wardens(mine.owner):
         each.kill()
@@ -296,7 +296,7 @@ def test_there_is_one_for_each_process() -> None:
     assert owner != warden().owner
 
 
-def test_without_proc_it_asks_ps(mine: Warden, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_it_asks_ps(mine: Reaper, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = f"  7 sh -c x A=b {OWNER}=other\n  8 sh {OWNER}={mine.owner} C=d\n"
     fake = subprocess.CompletedProcess([], 0, listing.encode())
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: fake)
