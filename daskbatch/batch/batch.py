@@ -24,10 +24,10 @@ from daskbatch.batch.making import TaskMaker
 from daskbatch.batch.sharing import SharedMaker
 from daskbatch.batch.task import Task
 from daskbatch.cluster.session import make_session
-from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.task_record import Group, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.timeouts import parse_timeout
 
 
 class Batch(TaskMaker, SharedMaker):

@@ -12,7 +12,7 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
-from daskbatch.worker.execution.outcome import safe_str, unpack_error
+from daskbatch.serialization.exceptions import safe_str, unpack_error
 
 
 def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:

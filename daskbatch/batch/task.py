@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.result import failure_of, load_result
-from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError
 from daskbatch.serialization import pickling
+from daskbatch.timeouts import parse_timeout
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
 if TYPE_CHECKING:

@@ -141,9 +141,9 @@ class ClientRegistry:
 
     # -- silence --------------------------------------------------------------------------
 
-    def heard(self, connection: str, parse_timeout: float) -> None:
+    def heard(self, connection: str, ttl: float) -> None:
         """Note that a connection has been heard of, and how long it may be silent. Seconds."""
-        self._heard[connection] = monotonic(), parse_timeout
+        self._heard[connection] = monotonic(), ttl
 
     def disconnected(self, connection: str) -> None:
         """Forget a connection."""

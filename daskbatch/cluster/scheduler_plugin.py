@@ -147,9 +147,9 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             self._drop(each.topic)
         self._clients.disconnected(client)
 
-    def _alive(self, client: str, parse_timeout: float) -> None:
+    def _alive(self, client: str, ttl: float) -> None:
         """Hear that a client is there, and for how long it may be silent."""
-        self._clients.heard(client, parse_timeout)
+        self._clients.heard(client, ttl)
         if not self._listening:
             self._listening = True
             self._begin(self._listen())

@@ -47,7 +47,7 @@ class SharedConnection:
     """
 
     def __init__(self, address: str) -> None:
-        parse_timeout = config.get_seconds("client-ttl")
+        ttl = config.get_seconds("client-ttl")
         self.client: Client = open_client(address, was_there=True)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
@@ -56,20 +56,18 @@ class SharedConnection:
         #: The Batches whose tasks in this process are likely to connect again.
         self._kept: set[str] = set()
         self.client._event_handlers[BATCHES] = self._heard
-        self.client.loop.add_callback(self._keep_alive, parse_timeout)
+        self.client.loop.add_callback(self._keep_alive, ttl)
 
-    async def _keep_alive(self, parse_timeout: float) -> None:
+    async def _keep_alive(self, ttl: float) -> None:
         """Have the scheduler know that this process goes on."""
         stream = self.client.scheduler_comm
-        said = -parse_timeout
+        said = -ttl
         while self.client.scheduler_comm is stream and self.client.status == "running":
-            if monotonic() - said > parse_timeout / _PER_SILENCE:
+            if monotonic() - said > ttl / _PER_SILENCE:
                 said = monotonic()
                 with contextlib.suppress(*GONE):
-                    await self.client.scheduler.daskbatch_alive(
-                        client=self.client.id, parse_timeout=parse_timeout
-                    )
-            await asyncio.sleep(min(_LOOK_SECONDS, parse_timeout / _PER_SILENCE))
+                    await self.client.scheduler.daskbatch_alive(client=self.client.id, ttl=ttl)
+            await asyncio.sleep(min(_LOOK_SECONDS, ttl / _PER_SILENCE))
         for member in list(self._members):
             member.lose(
                 f"the connection to {self._address} was lost; take another copy of the Batch"

@@ -5,15 +5,12 @@ Does not know blocks, nor where an outcome comes from.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable
-from datetime import timedelta
-from numbers import Real
 
 from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord
-from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.errors import LifecycleError
 from daskbatch.worker.execution.task_context import TaskContext, current, wait_releasing_slot
 
 
@@ -121,26 +118,3 @@ class CompletionTracker:
                 self._when_idle.append(callback)
                 return
         callback()
-
-
-def parse_timeout(timeout: float | timedelta | None) -> float | None:
-    """Read how long somebody wants to wait at most; None is for ever.
-
-    Raises
-    ------
-    SpecError
-        It is neither a number of seconds nor a `timedelta`.
-
-    Examples
-    --------
-    >>> patience(float("inf")) is None
-    True
-    """
-    if timeout is None:
-        return None
-    if isinstance(timeout, timedelta):
-        timeout = timeout.total_seconds()
-    if not isinstance(timeout, Real) or math.isnan(timeout):
-        raise SpecError(f"timeout= must be a number of seconds or a timedelta, not {timeout!r}")
-    # More than the clock can count is for ever, too.
-    return None if timeout > threading.TIMEOUT_MAX else max(0.0, float(timeout))

@@ -30,9 +30,10 @@ from daskbatch.errors import (
     ServiceLost,
     WorkerLost,
 )
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import Report
 from daskbatch.worker.execution.journal import Trace
-from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status
 
 #: How long the scheduler may take to tell what a worker that died had done. Seconds.
 _TOLD_SECONDS = 30.0

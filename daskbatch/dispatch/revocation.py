@@ -13,7 +13,8 @@ from daskbatch.dispatch.placement import SubmittedBlock, blocks_behind, by_block
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.dispatch.task_table import TaskTable
 from daskbatch.errors import SpecError
-from daskbatch.worker.execution.outcome import Status, pack_error
+from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker.execution.outcome import Status
 
 #: How long tasks that wait behind a stuck block are gathered before they are taken back.
 _UNSTICK_SECONDS = 0.05

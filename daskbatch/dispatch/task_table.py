@@ -27,8 +27,9 @@ from daskbatch.dispatch.recovery import (
 )
 from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord, find_blame
 from daskbatch.errors import SerializationError
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import Report
-from daskbatch.worker.execution.outcome import Status, pack_error
+from daskbatch.worker.execution.outcome import Status
 
 #: By `Status`.
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)

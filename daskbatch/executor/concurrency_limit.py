@@ -60,7 +60,7 @@ class ConcurrencyLimit:
                     taken += self._give(lane, gathered)
         return taken
 
-    def parse_timeout(self) -> float | None:
+    def seconds_to_wait(self) -> float | None:
         """Say in how many seconds a lane counts as held up that has calls for an empty one.
 
         None is never.

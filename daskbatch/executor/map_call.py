@@ -21,8 +21,8 @@ from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import Arguments, CallFactory
 from daskbatch.executor.pool import Pool
+from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.execution.chunk import Chunk
-from daskbatch.worker.execution.outcome import unpack_error
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
 #: How many calls are given at once.

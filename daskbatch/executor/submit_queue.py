@@ -171,7 +171,7 @@ class SubmitQueue:
 
     def _patience(self) -> float | None:
         # Also when there are no more slots than lanes any more: what was put into them is there.
-        return None if self._lanes is None else self._lanes.parse_timeout()
+        return None if self._lanes is None else self._lanes.seconds_to_wait()
 
     def _divert(self) -> list[TaskRecord]:
         return [] if self._lanes is None else self._lanes.divert()

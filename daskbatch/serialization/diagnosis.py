@@ -15,7 +15,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.outcome import safe_str
+from daskbatch.serialization.exceptions import safe_str
 
 #: How deep it is looked, and for how long it is looked deeper. Seconds.
 _DEPTH, _PATIENCE = 8, 5.0

@@ -14,7 +14,6 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
-from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
 from daskbatch.shared.data.messages import ObjectOptions
@@ -22,6 +21,7 @@ from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_
 from daskbatch.shared.dict_client import DictClient
 from daskbatch.shared.mapping import DictMapping
 from daskbatch.shared.proxy import ObjectProxy, handle_of
+from daskbatch.timeouts import parse_timeout
 
 _DOMAIN = CommunicationDomain()
 

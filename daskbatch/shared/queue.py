@@ -13,13 +13,13 @@ from time import monotonic
 from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
-from daskbatch.dispatch.completion import parse_timeout
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.proxy import ObjectProxy, handle_of
 from daskbatch.shared.scheduler_rpc import awaited
+from daskbatch.timeouts import parse_timeout
 
 _DOMAIN = CommunicationDomain()
 

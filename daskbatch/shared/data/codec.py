@@ -13,8 +13,8 @@ from typing import Any
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
+from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
-from daskbatch.worker.execution.outcome import safe_str
 
 #: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
 APART = 1 << 14

@@ -23,10 +23,11 @@ from daskbatch.errors import (
 )
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
+from daskbatch.serialization.exceptions import pack_error, safe_str
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
 from daskbatch.worker.execution.initialized_function import InitializedFunction
-from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error, safe_str
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims, Progress
 from daskbatch.worker.execution.task_context import hosted
 

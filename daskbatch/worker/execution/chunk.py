@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType
 from typing import Any, NamedTuple
 
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.pickled_values import Packet, pack_values
 from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
 from daskbatch.worker.execution.interrupt import Stopped
-from daskbatch.worker.execution.outcome import pack_error
 
 
 class Chunk(NamedTuple):

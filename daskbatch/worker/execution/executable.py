@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
+from daskbatch.serialization.exceptions import not_to_be_had
 from daskbatch.worker.execution import capture
-from daskbatch.worker.execution.outcome import not_to_be_had
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import warden
 

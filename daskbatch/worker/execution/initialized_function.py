@@ -12,8 +12,8 @@ from typing import Any
 from daskbatch.errors import ServiceLost
 from daskbatch.serialization import namespaces as spaces
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
-from daskbatch.worker.execution.outcome import safe_str
 
 
 class InitializerFailed(ServiceLost):

@@ -11,12 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from daskbatch.errors import TaskTimeout
+from daskbatch.serialization.exceptions import reworded
 from daskbatch.worker.execution import executable as process
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import Interruption, Stopped
-from daskbatch.worker.execution.outcome import Status, reworded
+from daskbatch.worker.execution.outcome import Status
 
 
 class ThreadRun(BlockRun):

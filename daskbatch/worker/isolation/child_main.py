@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Limits, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.journal import Journal
-from daskbatch.worker.execution.outcome import Status, pack_error
+from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.frames import (
     ANNOUNCEMENT,

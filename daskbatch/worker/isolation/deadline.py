@@ -55,7 +55,7 @@ class Deadline:
         left = self.left()
         return left is not None and left <= 0
 
-    def parse_timeout(self, pace: float | None) -> float | None:
+    def seconds_to_wait(self, pace: float | None) -> float | None:
         """Say for how long there is nothing to do about it, but no longer than `pace`."""
         timeout, left = self._timeout(), self.left()
         if timeout is None or left is None:

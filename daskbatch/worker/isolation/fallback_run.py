@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.outcome import Status, pack_error
+from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.progress import Claims
 
 

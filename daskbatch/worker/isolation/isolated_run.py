@@ -12,9 +12,10 @@ from time import perf_counter
 from typing import Any
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Limits
 from daskbatch.worker.execution.journal import Journal
-from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.isolation.child_pool import ChildPool, children
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
@@ -173,7 +174,7 @@ class IsolatedRun(Progress):
         paced, pace = True, _PACE
         while True:
             longest = pace if paced else _IN_LINE if self._is_in_line() else None
-            said = child.wait(self._deadline.parse_timeout(longest), frames=not paced)
+            said = child.wait(self._deadline.seconds_to_wait(longest), frames=not paced)
             with self._guard:
                 before = len(self.statuses)
                 more = self._drain(child)

@@ -13,9 +13,9 @@ import os
 import sys
 from typing import Any
 
+from daskbatch.serialization.exceptions import not_to_be_had
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.outcome import not_to_be_had
 from daskbatch.worker.isolation.output_files import add_output
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 

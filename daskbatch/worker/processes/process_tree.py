@@ -163,10 +163,10 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
             each.send_signal(number)
 
 
-def _wait(processes: Iterable[psutil.Process], parse_timeout: float) -> None:
+def _wait(processes: Iterable[psutil.Process], seconds: float) -> None:
     """Wait until processes have ended; that somebody has waited for them is not needed."""
     # Not by `psutil.wait_procs`: it takes the exit codes away from whoever has started them.
-    deadline = time.monotonic() + parse_timeout
+    deadline = time.monotonic() + seconds
     pause = _FIRST_POLL
     left = [each for each in processes if not _has_ended(each)]
     while left and time.monotonic() < deadline:

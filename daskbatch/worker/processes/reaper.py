@@ -129,12 +129,12 @@ class Reaper:
                 self._has_gone(_PATIENCE)
             self._let_go()
 
-    def _has_gone(self, parse_timeout: float) -> bool:
+    def _has_gone(self, seconds: float) -> bool:
         """Say whether nobody is left to read from the pipe."""
         assert self._pipe is not None
         poll = select.poll()
         poll.register(self._pipe, 0)
-        return bool(poll.poll(parse_timeout * 1000))
+        return bool(poll.poll(seconds * 1000))
 
     def _let_go(self) -> None:
         assert self._pipe is not None

@@ -21,7 +21,8 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.outcome import Status, unpack_error
+from daskbatch.serialization.exceptions import unpack_error
+from daskbatch.worker.execution.outcome import Status
 
 
 class Ref:

@@ -43,7 +43,7 @@ def test_no_more_than_so_many_may_run(cap: int, seconds: list[float], data: st.D
             given_out += lanes.take(gathered)
         ready = may_run(given_out)
         assert 0 < len(ready) <= cap
-        assert lanes.parse_timeout() is None or len(ready) < cap
+        assert lanes.seconds_to_wait() is None or len(ready) < cap
         record = data.draw(st.sampled_from(ready))
         record.phase, record.seconds = Phase.DONE, seconds[record.number]
         clock.now += record.seconds
@@ -87,16 +87,16 @@ def end(records: list[TaskRecord], seconds: float = 0.001) -> None:
 def test_what_waits_behind_a_call_that_takes_long_goes_where_nothing_is_left() -> None:
     clock = Clock()
     lanes, (first, *behind), others = two_lanes_of_short_calls(clock)
-    assert lanes.parse_timeout() is None, "no lane is empty"
+    assert lanes.seconds_to_wait() is None, "no lane is empty"
     end(others)
     assert not lanes.divert(), "it has just begun"
-    parse_timeout = lanes.parse_timeout()
-    assert parse_timeout is not None
-    clock.now += parse_timeout
-    assert lanes.parse_timeout() == 0
+    seconds = lanes.seconds_to_wait()
+    assert seconds is not None
+    clock.now += seconds
+    assert lanes.seconds_to_wait() == 0
     assert lanes.divert() == behind
     assert chains([first, *behind]) == [[first], behind]
-    assert lanes.parse_timeout() is None
+    assert lanes.seconds_to_wait() is None
     # Should what goes first there take long as well, the rest goes back.
     end([first], 1.0)
     clock.now += 1.0

@@ -17,7 +17,8 @@ from dask.sizeof import sizeof
 
 from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.outcome import BlockResult, Status, pack_error, token, unpack_error
+from daskbatch.serialization.exceptions import pack_error, unpack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status, token
 
 
 def caught(raises: Callable[[], object]) -> BaseException:
@@ -245,7 +246,7 @@ def test_an_exception_that_cannot_even_be_shown_is_sent_in_some_form() -> None:
 def test_what_is_packed_can_be_loaded_by_another_process() -> None:
     data = pack_error(caught(lambda: throw(ProcessFailed("code 3", returncode=3))), "'t'")
     script = (
-        "import sys; from daskbatch.worker.execution.outcome import unpack_error;"
+        "import sys; from daskbatch.serialization.exceptions import unpack_error;"
         "error = unpack_error(sys.stdin.buffer.read());"
         "print(type(error).__name__, error, error.returncode, 'Traceback' in str(error.__cause__))"
     )

@@ -15,11 +15,12 @@ from support.payloads import BARRIER, Call, Stand, call, spec
 
 from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import executable as process
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.block_run import BlockRun
-from daskbatch.worker.execution.outcome import BlockResult, Status, unpack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 

@@ -12,6 +12,7 @@ import pytest
 
 from daskbatch import SerializationError, TaskCrashed
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.serialization.pickled_values import pack_values
 from daskbatch.worker.execution.chunk import run_chunk
 from daskbatch.worker.execution.initialized_function import (
@@ -20,7 +21,6 @@ from daskbatch.worker.execution.initialized_function import (
     forget,
 )
 from daskbatch.worker.execution.interrupt import Stopped
-from daskbatch.worker.execution.outcome import unpack_error
 
 
 def test_each_call_has_an_outcome_of_its_own() -> None:

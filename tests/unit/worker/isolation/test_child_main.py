@@ -16,10 +16,11 @@ import pytest
 from support.payloads import Call, call, spec
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
-from daskbatch.worker.execution.outcome import BlockResult, Status, unpack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.isolation.child_pool import children
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status

@@ -22,10 +22,11 @@ from support.payloads import BARRIER, Call, Stand, call, spec
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
+from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link
 from daskbatch.worker.execution.journal import Journal, read_journals
-from daskbatch.worker.execution.outcome import BlockResult, Status, unpack_error
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.isolation import deadline
 from daskbatch.worker.isolation.child_pool import ChildPool, children
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess

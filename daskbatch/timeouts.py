@@ -1,0 +1,79 @@
+"""Timeouts: what a user may give as one, and the moment at which one is up.
+
+Safe for any number of threads: a `Deadline` never changes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from datetime import timedelta
+from numbers import Real
+from time import monotonic
+
+from daskbatch.errors import SpecError
+
+
+def parse_timeout(timeout: float | timedelta | None) -> float | None:
+    """Convert a user's timeout to seconds; None means no limit.
+
+    Parameters
+    ----------
+    timeout : float or timedelta, optional
+        Seconds. Negative values count as 0, and more than the clock can count as None.
+
+    Raises
+    ------
+    SpecError
+        The timeout is neither a number of seconds nor a `timedelta`.
+
+    Examples
+    --------
+    >>> parse_timeout(float("inf")) is None
+    True
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if not isinstance(timeout, Real) or math.isnan(timeout):
+        raise SpecError(f"timeout= must be a number of seconds or a timedelta, not {timeout!r}")
+    return None if timeout > threading.TIMEOUT_MAX else max(0.0, float(timeout))
+
+
+class Deadline:
+    """The moment at which a timeout is up; without a timeout it never comes.
+
+    Parameters
+    ----------
+    seconds : float, optional
+        Seconds from now; None for a deadline that never comes.
+
+    Examples
+    --------
+    >>> Deadline(None).left() is None, Deadline(0).left(), Deadline(0).passed
+    (True, 0.0, True)
+    """
+
+    __slots__ = ("_end",)
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else monotonic() + seconds
+
+    def left(self, at_most: float | None = None) -> float | None:
+        """Return the seconds that are left, never negative; None if there is no limit.
+
+        Parameters
+        ----------
+        at_most : float, optional
+            An upper bound for the seconds returned; with it the result is never None.
+        """
+        if self._end is None:
+            return at_most
+        left = max(0.0, self._end - monotonic())
+        return left if at_most is None else min(left, at_most)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._end is not None and monotonic() >= self._end
