@@ -1,4 +1,4 @@
-"""Imports go one way, without circles; files are small; every module has its place in the design."""
+"""Imports go one way, without circles; files are small; each module has a place in the design."""
 
 from __future__ import annotations
 
