@@ -248,7 +248,7 @@ def test_a_pickle_is_an_address_and_an_identity(owner: Batch) -> None:
     address = owner.client.scheduler.address
     assert texts - {"daskbatch.batch.batch", "_copy"} == {
         address,
-        owner._identity.address.batch,
+        owner._context.identity.address.batch,
         os.getcwd(),
     }
 
