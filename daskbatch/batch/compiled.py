@@ -253,12 +253,12 @@ def _count_accesses(records: Iterable[TaskRecord]) -> int:
     return sum(len(record.reads) + len(record.writes) for record in records)
 
 
-def require_members(home: str, tasks: Iterable[Task]) -> list[Task]:
+def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
     """Check that tasks can be compiled, and return them as a list.
 
     Parameters
     ----------
-    home : str
+    client_id : str
         The id of the client that compiles them; see `TaskRecord.home`.
     tasks : iterable of Task
         What the user gave.
@@ -277,8 +277,8 @@ def require_members(home: str, tasks: Iterable[Task]) -> list[Task]:
         if not isinstance(task, Task):
             raise GraphError(f"compile takes tasks; {task!r} is none")
         record = task._record
-        if record.home != home or record.producers:
-            require_own(home, record)
+        if record.home != client_id or record.producers:
+            require_own(client_id, record)
         if isinstance(task, CompiledTask):
             raise GraphError(f"{record.label} is a compiled task: put its members in the list")
         if record.group is not None:

@@ -126,8 +126,8 @@ class BatchContext:
                 session.background.start_queued(record.producers)
         session.submit(records, name, group)
 
-    def record_template_task(self, record: TaskRecord, session: Session) -> bool:
-        """Queue a task that an imported function made; return False if tasks are not queued here.
+    def record_template_task(self, record: TaskRecord, session: Session) -> None:
+        """Queue a task that an imported function made: it starts when it is needed.
 
         Parameters
         ----------
@@ -136,13 +136,10 @@ class BatchContext:
         session : Session
             The client that made it.
         """
-        if not self.background_batching:
-            return False
         if record.call is not None and record.call.references:
             require_own(self.session.home, record)
             require_producers(record)
         session.background.queue(record)
-        return True
 
     # -- reads and writes by the program itself -------------------------------------------
 

@@ -9,12 +9,12 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 
 
-def require_own(home: str, record: TaskRecord) -> None:
+def require_own(client_id: str, record: TaskRecord) -> None:
     """Check that a task, and the tasks that it takes results from, belong to a client.
 
     Parameters
     ----------
-    home : str
+    client_id : str
         The id of the client; see `TaskRecord.home`.
     record : TaskRecord
         The task.
@@ -25,10 +25,10 @@ def require_own(home: str, record: TaskRecord) -> None:
         One of them belongs to another client or to another Batch.
     """
     for each in (record, *record.producers):
-        if each.home != home:
+        if each.home != client_id:
             which = "" if each is record else f"takes the result of {each.label}, which "
             other = "another Batch"
-            if each.home.split("-")[0] == home.split("-")[0]:
+            if each.home.split("-")[0] == client_id.split("-")[0]:
                 other = "another client of this Batch"
             raise GraphError(
                 f"task {record.label} {which}belongs to {other}: give its value in place of "
