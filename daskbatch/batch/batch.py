@@ -710,8 +710,8 @@ class Batch:
         session = self._session_or_none
         if session is None or session.number:
             raise LifecycleError(
-                "only the client that made a Batch joins it; a copy is done with close(), and "
-                "waits for its own tasks with fence()"
+                "only the client that created a Batch can join it; end a copy with close(), and "
+                "wait for its own tasks with fence()"
             )
         if not session.closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")

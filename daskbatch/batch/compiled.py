@@ -142,7 +142,7 @@ class CompiledTask(Task):
 
     def _require_not_started(self) -> None:
         raise LifecycleError(
-            f"{self._record.label} is a compiled task: say of its members what they read and write"
+            f"{self._record.label} is a compiled task: declare reads and writes on its members"
         )
 
     def _is_over(self) -> bool:
@@ -203,7 +203,7 @@ class CompiledTask(Task):
         """
         for task in (a, b):
             if not isinstance(task, Task):
-                raise GraphError(f"explain takes two tasks; {task!r} is none")
+                raise GraphError(f"explain takes two tasks; {task!r} is not a task")
         return explain(self.graph, self._records, a._record, b._record)
 
     def to_dot(self) -> str:
@@ -275,7 +275,7 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):
-            raise GraphError(f"compile takes tasks; {task!r} is none")
+            raise GraphError(f"compile takes tasks; {task!r} is not a task")
         record = task._record
         if record.home != client_id or record.producers:
             require_own(client_id, record)
@@ -290,8 +290,8 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
             continue
         if record.phase == Phase.QUEUED:
             raise LifecycleError(
-                f"task {record.label} waits in the background and starts by itself; only with "
-                "Batch(background_batching=False) are the tasks of templates yours to compile"
+                f"task {record.label} waits in the background and starts by itself; to compile "
+                "tasks of templates, make the Batch with background_batching=False"
             )
         raise LifecycleError(
             f"task {record.label} is {record.phase.name.lower()} already; "

@@ -147,7 +147,7 @@ class Task:
     def _require_not_started(self) -> None:
         if self._record.phase > Phase.QUEUED:
             raise LifecycleError(
-                f"task {self._record.label} has been started: say what it reads and writes before"
+                f"task {self._record.label} has been started: declare reads and writes before"
             )
 
     # -- starting and waiting -------------------------------------------------------------

@@ -299,7 +299,9 @@ def test_fence_waits_for_what_this_client_has_started(owner: Batch, tmp_path: Pa
 def test_only_the_creator_joins(owner: Batch) -> None:
     copy = copied(owner)
     for _ in range(2):
-        with pytest.raises(LifecycleError, match="only the client that made a Batch joins it"):
+        with pytest.raises(
+            LifecycleError, match="only the client that created a Batch can join it"
+        ):
             copy.join()
         assert copy.client_id == 1
         copy.close()
