@@ -210,7 +210,7 @@ class Session:
             return
         self.background.flush()
         for pool in self.background.gathering:
-            pool.hurry()
+            pool.flush()
         if self._shared is None:
             return
         self._backend.membership.say_closed()

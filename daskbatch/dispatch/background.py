@@ -25,10 +25,10 @@ class Gathering(Protocol):
     def waiting(self) -> list[TaskRecord]:
         """The calls that have not been handed over."""
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Have what was gathered handed over."""
 
-    def hand_over(self, records: Sequence[TaskRecord]) -> None:
+    def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of some tasks that are calls of this have been handed over."""
 
     def abandon(self) -> None:
@@ -149,4 +149,4 @@ class Background:
 
     def _hand_over(self, records: Sequence[TaskRecord]) -> None:
         for pool in self.gathering:
-            pool.hand_over(records)
+            pool.wait_submitted(records)

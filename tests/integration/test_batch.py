@@ -340,7 +340,7 @@ def test_wrong_types_are_said_at_once(batch: Batch) -> None:
         with pytest.raises(daskbatch.GraphError, match="compile takes a list of tasks"):
             batch.compile(tasks)  # type: ignore[arg-type]
     program = batch.compile([task])
-    with pytest.raises(daskbatch.GraphError, match="explain takes two tasks; 0 is none"):
+    with pytest.raises(daskbatch.GraphError, match="explain takes two tasks; 0 is not a task"):
         program.explain(0, task)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="timeout= must be a number of seconds or a timedelta"):
         batch.fence("5")  # type: ignore[arg-type]

@@ -389,7 +389,7 @@ def test_a_function_that_is_dropped_lets_go_of_its_batch(batch: Batch, tmp_path:
     path.write_text("args: [f]\ntype: function\nexecutables: [{target: f}]")
     other = Batch(batch.client)
     make = other.import_func(path)
-    there = weakref.ref(other)
+    there = weakref.ref(other._context)
     gc.disable()
     try:
         del other

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,8 @@ from support.programs import (
 )
 from support.programs import snapshot as files_below
 
-from daskbatch.batch.making import TaskMaker
+from daskbatch import Batch
+from daskbatch.batch.context import BatchContext
 from daskbatch.describe.access import FILES, Channel
 from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
@@ -194,13 +196,11 @@ def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> 
     assert not third.waits_left()
 
 
-class _Maker(TaskMaker):
-    """Makes tasks that no cluster runs."""
-
-    def __init__(self) -> None:
-        session = SimpleNamespace(home="uid", numbers=itertools.count(), closed=False)
-        identity = SimpleNamespace(session=lambda: session, closed=False)
-        super().__init__(identity, None, os.getcwd())  # type: ignore[arg-type]
+def _offline_batch() -> Batch:
+    """Return a Batch that makes tasks, and has no cluster to run them."""
+    session = SimpleNamespace(home="uid", numbers=itertools.count(), closed=False)
+    identity: Any = SimpleNamespace(session=lambda: session, closed=False, abandon=lambda: None)
+    return Batch._from_context(BatchContext(identity, None, os.getcwd(), True))
 
 
 def run_in_pieces(
@@ -208,7 +208,7 @@ def run_in_pieces(
 ) -> Outcome:
     """Run a program as a Batch would that is given it in pieces, in any order that it may."""
     outcomes, epoch = CompletionTracker(), Epoch("uid")
-    tasks = make_tasks(_Maker(), root, steps)
+    tasks = make_tasks(_offline_batch(), root, steps)
     records = [task._record for task in tasks]
     step_of = dict(zip(records, steps, strict=True))
     values: dict[int, str] = {}
