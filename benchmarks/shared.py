@@ -261,7 +261,7 @@ def copies(table: Table, batch: Batch) -> None:
         what, most = ("put", 1.1) if put else ("get", 2.1)
         table.row_at_most(f"{what}: memory of the caller, besides", caller, "values", most)
         most = 3.2 - most
-        table.row_at_most(f"{what}: memory of the worker that keeps it, besides", keeper, "values", most)
+        table.row_at_most(f"{what}: memory of its worker, besides", keeper, "values", most)
     d.close()
 
 
