@@ -24,7 +24,7 @@ from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution import initialized_function as prepare
+from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 from daskbatch.worker.execution.helper_thread import errands
@@ -238,7 +238,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                     run.stop_all()
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
-        prepare.forget(topic)
+        initialized_function.forget(topic)
         children().let_go(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from daskbatch.errors import TaskTimeout
 from daskbatch.serialization.exceptions import reworded
-from daskbatch.worker.execution import executable as process
+from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
@@ -53,7 +53,7 @@ class ThreadRun(BlockRun):
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
-        if function is process.execute:
+        if function is executable.execute:
             return self._execute(member, kwargs)
         limits = self.spec.limits.get(member)
         if limits is None or limits.timeout is None:
@@ -80,7 +80,7 @@ class ThreadRun(BlockRun):
         self._thread = threading.get_ident()
         self._executing = member
         try:
-            return process.execute(**kwargs)
+            return executable.execute(**kwargs)
         except OSError as error:
             if isinstance(error, TaskTimeout) or error.errno is None:
                 raise
@@ -115,5 +115,5 @@ class ThreadRun(BlockRun):
         with self._pressing:
             if self._executing != member:
                 self._interruption.stop(member)
-            elif (executable := process.running.get(self._thread)) is not None:
-                executable.stop()
+            elif (running := executable.running.get(self._thread)) is not None:
+                running.stop()

@@ -15,10 +15,10 @@ import sys
 import threading
 from time import monotonic
 
-from daskbatch.worker.execution import executable as process
+from daskbatch.worker.execution import executable
 from daskbatch.worker.isolation.frames import ANNOUNCEMENT, READY, Frames, write_file
 from daskbatch.worker.isolation.shared_claims import SharedClaims, new_file
-from daskbatch.worker.processes import process_tree as tree
+from daskbatch.worker.processes import process_tree
 from daskbatch.worker.processes.reaper import warden
 
 _PROGRAM = """\
@@ -97,13 +97,13 @@ class ChildProcess:
         program = _PROGRAM.format(path=sys.path, bell=bell, pipe=pipe, parent=os.getpid())
         # The same as multiprocessing starts its children with.
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        carried = {tree.MARKER: self.marker, tree.OWNER: guard.owner}
+        carried = {process_tree.MARKER: self.marker, process_tree.OWNER: guard.owner}
         return subprocess.Popen(
             [sys.executable, *flags, "-c", program],
             stdin=subprocess.DEVNULL,
             stdout=self.files[0],
             stderr=self.files[1],
-            env=process.clean_environment(carried),
+            env=executable.clean_environment(carried),
             pass_fds=[bell, pipe],
             start_new_session=True,
         )
@@ -216,7 +216,7 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End it with all that it has started; what it has written can still be read."""
-        tree.kill_tree(self.pid, self.marker, 0.0)
+        process_tree.kill_tree(self.pid, self.marker, 0.0)
 
     def end(self) -> None:
         """End it, and let go of it."""

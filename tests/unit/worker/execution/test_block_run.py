@@ -17,7 +17,7 @@ from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, Tas
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution import executable as process
+from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -206,7 +206,7 @@ def test_messages_name_the_member() -> None:
 
 def test_an_executable_that_fails_is_named() -> None:
     command = {"command": ["sh", "-c", "echo no >&2; exit 3"], "cwd": os.getcwd(), "env": {}}
-    execute = call(process.execute, **command, stdin=None, check=True, timeout=None)
+    execute = call(executable.execute, **command, stdin=None, check=True, timeout=None)
     failed = error(run(execute, labels=["copy"]))
     assert isinstance(failed, ProcessFailed)
     assert (failed.returncode, failed.stderr) == (3, "no")

@@ -14,7 +14,7 @@ import pytest
 
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.progress import RUN
-from daskbatch.worker.isolation import shared_claims as board
+from daskbatch.worker.isolation import shared_claims
 from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
@@ -142,7 +142,7 @@ with board.locked():
 def test_a_lock_that_cannot_be_had_is_waited_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(board, "_PATIENCE", 0.05)
+    monkeypatch.setattr(shared_claims, "_PATIENCE", 0.05)
     shared = SharedClaims(3)
     shared.revoke([2], CANCELLED)
     with other(shared, 3, HOLD) as process:
