@@ -108,29 +108,24 @@ class BlockSpec(NamedTuple):
         return repr(self.labels[member if len(self.labels) > 1 else 0])
 
 
-class Report(NamedTuple):
-    """What has become of some members of a running block.
+class OutcomeReport(NamedTuple):
+    """Reports that some members of a block are over.
 
     Parameters
     ----------
     block : int
         The block's number.
     start : int
-        The member that the sequences below begin with.
+        The first of the members; the sequences below begin with it.
     statuses : bytes
         A `Status` each.
     values : sequence of bytes or None
         The pickled values and packed exceptions; None for one that stays on the worker.
     durations : bytes
-        Seconds each, an array of C floats.
+        How long each ran, in seconds: an array of C floats.
     outputs : mapping
-        stdout and stderr of those members that wrote any; None for what stays on the worker.
-    running : int
-        The member that runs now, or -1.
-    rest : bytes
-        A `Status` each for the members behind the one that runs, once they are deferred.
-    expired : bool
-        Whether the block's time is up, told once; the member that runs may take long.
+        stdout and stderr of those members that wrote any; None for those that stay on the
+        worker.
     """
 
     block: int
@@ -139,6 +134,43 @@ class Report(NamedTuple):
     values: Sequence[bytes | None]
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
+
+
+class RunningReport(NamedTuple):
+    """Reports that a member of a block has begun.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    running : int
+        The member that runs now.
+    """
+
+    block: int
+    running: int
+
+
+class ExpiredReport(NamedTuple):
+    """Reports that a block has given away its rest, while a member runs that may take long.
+
+    A block sends this at most once.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    running : int
+        The member that runs now.
+    rest : bytes
+        A `Status` for each member behind the one that runs: DEFERRED, or CANCELLED for one
+        that was revoked before.
+    """
+
+    block: int
     running: int
     rest: bytes
-    expired: bool = False
+
+
+#: What a worker reports of a running block to the client, in the order of the events.
+Report = OutcomeReport | RunningReport | ExpiredReport

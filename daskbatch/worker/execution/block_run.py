@@ -26,9 +26,11 @@ from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error, safe_str
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
+from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims, Progress
+from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import hosted
 
 _NO_LINK = Link()
@@ -52,23 +54,34 @@ class BlockRun(Progress):
     inputs : sequence of BlockResult or bytes
         The results of the blocks that it depends on, and large buffers.
     claims : Claims, optional
-        Who has which member.
+        Decides which members are run; else a `LocalClaims`.
+    log : OutcomeLog, optional
+        Where outcomes are recorded, and those of the first members may be; else a new one.
     """
 
     def __init__(
-        self, spec: BlockSpec, inputs: Sequence[Any], claims: Claims | None = None
+        self,
+        spec: BlockSpec,
+        inputs: Sequence[Any],
+        claims: Claims | None = None,
+        log: OutcomeLog | None = None,
     ) -> None:
-        super().__init__(spec, LocalClaims() if claims is None else claims)
+        super().__init__(
+            spec,
+            LocalClaims() if claims is None else claims,
+            OutcomeLog() if log is None else log,
+        )
         self.inputs = inputs
         self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
 
     def __call__(self) -> BlockResult:
-        spec, claims, links, journal = self.spec, self.claims, self.spec.links, self.journal
+        spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
+        journal = self.journal
         deadline = self.began + spec.budget
         room = spec.share_limit
         last = perf_counter()
         with hosted(self.host, self.has_process), self._capturing() as capture:
-            for member in range(len(self.statuses), len(spec.calls)):
+            for member in range(len(log.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
@@ -91,12 +104,14 @@ class BlockRun(Progress):
                     if value is not None:
                         room -= len(value)
                 now = perf_counter()
-                self.over(member, status, value, now - last, output)
+                if journal is not None and spec.journaled:
+                    journal.over((member, status, value, now - last, output))
+                log.record(member, status, value, now - last, output)
                 last = now
                 if now > deadline or room < 0:
                     self.defer_rest()
         self.running = -1
-        return self.result()
+        return log.result()
 
     # What else runs blocks by this may want to know, or to do in another way.
 
@@ -123,7 +138,7 @@ class BlockRun(Progress):
     def _status_of(self, source: Source) -> int:
         position, member = source
         if position == LOCAL:
-            return self.statuses[member]
+            return self.log.statuses[member]
         found: BlockResult = self.inputs[position]
         # What was lost has to be made again, or given up: that is for the client to say.
         return Status.DEFERRED if found.lost else found.statuses[member]
@@ -153,7 +168,7 @@ class BlockRun(Progress):
             return part
         (position, member), name = part
         values, outputs = (
-            (self.values, self.outputs)
+            (self.log.values, self.log.outputs)
             if position == LOCAL
             else (self.inputs[position].values, self.inputs[position].outputs)
         )

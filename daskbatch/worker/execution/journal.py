@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 
 #: How large each of the two files may become. Bytes.
 SIZE = 4 << 20
@@ -145,21 +145,19 @@ class Trace:
     entries: dict[int, Entry] = field(default_factory=dict)
     running: int = -1
 
-    def as_report(self) -> Report:
-        """Tell the same as a report; how long the members ran is left out."""
+    def as_report(self) -> OutcomeReport:
+        """Return the entries as a report; it does not say how long the members ran."""
         members = sorted(self.entries)
         start, stop = members[0], members[-1] + 1
         assert len(members) == stop - start, "a slot writes its outcomes down in order"
         entries = [self.entries[member] for member in members]
-        return Report(
+        return OutcomeReport(
             self.block,
             start,
             bytes(entry[1] for entry in entries),
             [entry[2] for entry in entries],
             bytes(4 * len(entries)),
             {entry[0]: entry[4] for entry in entries if entry[4] is not None},
-            -1,
-            b"",
         )
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 
 
 class Status(IntEnum):
@@ -60,10 +60,10 @@ class BlockResult:
     def __reduce__(self) -> tuple[object, ...]:
         return BlockResult, (self.statuses, self.values, self.outputs)
 
-    def as_report(self, block: int) -> Report:
-        """Tell the same as a report of a whole block; how long its members ran is unknown."""
+    def as_report(self, block: int) -> OutcomeReport:
+        """Return a report of the whole block; it does not say how long the members ran."""
         durations = bytes(4 * len(self.statuses))
-        return Report(block, 0, self.statuses, self.values, durations, self.outputs, -1, b"")
+        return OutcomeReport(block, 0, self.statuses, self.values, durations, self.outputs)
 
     def __sizeof__(self) -> int:
         # What Dask takes for the size of the key, and so spills and moves it by.

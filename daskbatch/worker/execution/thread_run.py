@@ -95,7 +95,7 @@ class ThreadRun(BlockRun):
     # -- other threads --------------------------------------------------------------------
 
     def stop_running(self, member: int) -> bool:
-        if member < len(self.statuses):
+        if member < len(self.log.statuses):
             return False
         if self._ends.setdefault(member, Status.CANCELLED) != Status.CANCELLED:
             return False

@@ -26,6 +26,7 @@ from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.frames import (
     ANNOUNCEMENT,
@@ -127,6 +128,27 @@ class RemoteSlot:
         return self._board.has_slot and not self._board.waits
 
 
+class SendingLog(OutcomeLog):
+    """A log that sends each outcome to the worker, too."""
+
+    __slots__ = ("_frames",)
+
+    def __init__(self, order: BlockRequest, frames: FrameWriter) -> None:
+        super().__init__(order.statuses, order.values, order.outputs)
+        self._frames = frames
+
+    def record(
+        self,
+        member: int,
+        status: int,
+        value: bytes | None,
+        seconds: float,
+        output: tuple[str, str] | None,
+    ) -> None:
+        super().record(member, status, value, seconds, output)
+        self._frames.add(Frame(member, status, seconds, value, output))
+
+
 class ChildRun(BlockRun):
     """A block whose members run in this process, which is there for nothing else."""
 
@@ -141,11 +163,7 @@ class ChildRun(BlockRun):
         frames: FrameWriter,
         around: ProcessState,
     ) -> None:
-        super().__init__(spec, order.inputs, claims)
-        self.statuses = bytearray(order.statuses)
-        self.values = list(order.values)
-        self.outputs = order.outputs
-        self._frames = frames
+        super().__init__(spec, order.inputs, claims, SendingLog(order, frames))
         self._around = around
         self._capture = FileCapture(spec.output_limit, around.files, claims)
 
@@ -172,17 +190,6 @@ class ChildRun(BlockRun):
         finally:
             self._capture.collect()
             self._around.restore()
-
-    def over(
-        self,
-        member: int,
-        status: int,
-        value: bytes | None,
-        seconds: float,
-        output: tuple[str, str] | None,
-    ) -> None:
-        super().over(member, status, value, seconds, output)
-        self._frames.add(Frame(member, status, seconds, value, output))
 
 
 class ChildServer:

@@ -15,8 +15,9 @@ from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
+from daskbatch.worker.execution.claims import Claims
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import Claims
+from daskbatch.worker.execution.outcome_log import OutcomeLog
 
 
 class FallbackRun(BlockRun):
@@ -24,16 +25,21 @@ class FallbackRun(BlockRun):
 
     Parameters
     ----------
-    spec, inputs, claims
-        As a `BlockRun` has them.
+    spec, inputs, claims, log
+        As for a `BlockRun`.
     error : Exception, optional
         Why the next member that could be run cannot be; the rest is deferred.
     """
 
     def __init__(
-        self, spec: BlockSpec, inputs: Sequence[Any], claims: Claims, error: Exception | None
+        self,
+        spec: BlockSpec,
+        inputs: Sequence[Any],
+        claims: Claims,
+        log: OutcomeLog,
+        error: Exception | None,
     ) -> None:
-        super().__init__(spec._replace(budget=-1.0), inputs, claims)
+        super().__init__(spec._replace(budget=-1.0), inputs, claims, log)
         self._error = error
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:

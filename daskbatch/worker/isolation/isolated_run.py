@@ -14,8 +14,8 @@ from typing import Any
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Limits
-from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import BlockResult, Status
+from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.isolation.child_pool import ChildPool, children
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
@@ -66,7 +66,7 @@ class IsolatedRun(Progress):
         payload: bytes | None = None,
         pool: ChildPool | None = None,
     ) -> None:
-        super().__init__(spec, SharedClaims(len(spec.calls)))
+        super().__init__(spec, SharedClaims(len(spec.calls)), OutcomeLog())
         self._inputs = inputs
         self._payload = pickling.dumps(spec) if payload is None else payload
         self._pool = children() if pool is None else pool
@@ -75,28 +75,24 @@ class IsolatedRun(Progress):
         self._child: ChildProcess | None = None
         #: Members that were stopped while they ran: whatever they leave behind does not count.
         self._stopped: set[int] = set()
-        self._journal: Journal | None = None
         #: How often members that were tried before may yet be tried again.
         self._retries: dict[int, int] = {}
         self._room = spec.share_limit
         self._deaths = 0
         self._outputs = OutputFiles(self.claims, spec.output_limit)
-        self._deadline = Deadline(spec, self.claims, self.statuses)
+        self._deadline = Deadline(spec, self.claims, self.log.statuses)
         self._memory, self._measured = 0, 0.0
 
     def __call__(self) -> BlockResult:
-        # What a child tells it has written down itself, where that lasts if this is killed.
-        self._journal, self.journal = self.journal, None
         try:
-            while len(self.statuses) < len(self.spec.calls):
+            while len(self.log.statuses) < len(self.spec.calls):
                 self._go_on()
         finally:
             self.running = -1
             self.claims.close()
-            self.journal = self._journal
             if self.journal is not None:
                 self.journal.take_up()
-        return self.result()
+        return self.log.result()
 
     # -- the thread that runs the block ---------------------------------------------------
 
@@ -114,7 +110,7 @@ class IsolatedRun(Progress):
 
     def _go_on(self) -> None:
         """Get on with what is left, as far as one child gets."""
-        start = len(self.statuses)
+        start = len(self.log.statuses)
         budget = self.began + self.spec.budget - perf_counter()
         if start > 0 and (budget < 0 or self._room < 0):
             self.running = max(self.claims.running, 0)
@@ -131,13 +127,13 @@ class IsolatedRun(Progress):
                 self._pool.give(child)
                 return
             retries = self._retries.get(start)
-            order = make_order(self.spec, self._payload, self._inputs, self.result())._replace(
+            order = make_order(self.spec, self._payload, self._inputs, self.log.result())._replace(
                 budget=budget, share_limit=self._room, retries=retries
             )
             if self.spec.topic in child.prepared:
                 order = without_setup(order, self.spec)
-            if self._journal is not None:
-                order = order._replace(journal=self._journal.to_take_up())
+            if self.journal is not None:
+                order = order._replace(journal=self.journal.to_take_up())
             if (host := self.host) is not None:
                 order = order._replace(host=(host.topic, host.key, host.scheduler, host.security))
             child.order(self.claims, pack_order(order))
@@ -150,7 +146,7 @@ class IsolatedRun(Progress):
             return
         self._detach()
         if why == "over":
-            if self.spec.setup is not None and Status.DONE in self.statuses[start:]:
+            if self.spec.setup is not None and Status.DONE in self.log.statuses[start:]:
                 child.prepared.add(self.spec.topic)
             self._pool.give(child)
         else:
@@ -176,9 +172,9 @@ class IsolatedRun(Progress):
             longest = pace if paced else _IN_LINE if self._is_in_line() else None
             said = child.wait(self._deadline.seconds_to_wait(longest), frames=not paced)
             with self._guard:
-                before = len(self.statuses)
+                before = len(self.log.statuses)
                 more = self._drain(child)
-                done = len(self.statuses)
+                done = len(self.log.statuses)
             if OVER in said:
                 self._drain_all(child)
                 return "over"
@@ -198,10 +194,10 @@ class IsolatedRun(Progress):
         frames, more = child.frames.read()
         for member, status, seconds, value, output in frames:
             if member in self._stopped:
-                self.over(member, Status.CANCELLED, None, seconds, output)
+                self.log.record(member, Status.CANCELLED, None, seconds, output)
                 continue
             self._room -= len(value or b"") + sum(map(len, output or ()))
-            self.over(member, status, value, seconds, output)
+            self.log.record(member, status, value, seconds, output)
         return more
 
     def _drain_all(self, child: ChildProcess) -> None:
@@ -253,7 +249,7 @@ class IsolatedRun(Progress):
         output = self._outputs.so_far(child.files)
         code = child.close()
         with self._guard:
-            member = len(self.statuses)
+            member = len(self.log.statuses)
             has_begun = member == self.claims.running
             attempt = self.claims.attempt
             self.claims.reset()
@@ -285,24 +281,22 @@ class IsolatedRun(Progress):
         self, member: int, status: int, value: bytes | None, output: tuple[str, str] | None
     ) -> None:
         """Write down an outcome that is not the child's to tell, once there is no child."""
-        if self._journal is not None:
-            self._journal.take_up()
+        if self.journal is not None:
+            self.journal.take_up()
             if self.spec.journaled:
-                self._journal.over((member, status, value, 0.0, output))
-        self.over(member, status, value, perf_counter() - self.claims.began, output)
+                self.journal.over((member, status, value, 0.0, output))
+        self.log.record(member, status, value, perf_counter() - self.claims.began, output)
 
     def _settle(self, error: Exception | None) -> None:
         """Go on where there is nothing to run, or no way to: without a child."""
         with self._guard:
-            if len(self.statuses) in self._stopped:
-                self._decide(len(self.statuses), Status.CANCELLED, None, None)
+            if len(self.log.statuses) in self._stopped:
+                self._decide(len(self.log.statuses), Status.CANCELLED, None, None)
                 return
-        rest = FallbackRun(self.spec, self._inputs, self.claims, error)
-        rest.statuses, rest.values = self.statuses, self.values
-        rest.durations, rest.outputs = self.durations, self.outputs
-        if self._journal is not None:
-            self._journal.take_up()
-            rest.journal = self._journal
+        rest = FallbackRun(self.spec, self._inputs, self.claims, self.log, error)
+        if self.journal is not None:
+            self.journal.take_up()
+            rest.journal = self.journal
         rest()
 
     # -- other threads --------------------------------------------------------------------
@@ -322,7 +316,7 @@ class IsolatedRun(Progress):
         super().look()
 
     def stop_running(self, member: int) -> bool:
-        if member < len(self.statuses):
+        if member < len(self.log.statuses):
             return member in self._stopped
         with self._guard, self.claims.locked() as held:
             # As long as this has the lock, what runs stays the same.
@@ -330,7 +324,7 @@ class IsolatedRun(Progress):
                 return member in self._stopped
             if self._child is not None:
                 self._drain(self._child)
-            if member < len(self.statuses):
+            if member < len(self.log.statuses):
                 return member in self._stopped
             self._stopped.add(member)
             if self._child is not None:

@@ -16,8 +16,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from time import monotonic, perf_counter, sleep
 
+from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import RUN
 
 #: A byte for each member: nobody has it; whoever runs it has it; else its status and one.
 _FREE, _BEGUN = 0, 255

@@ -86,7 +86,7 @@ def test_a_failure_is_the_members_own() -> None:
 
 
 def test_the_traceback_does_not_show_what_runs_the_block() -> None:
-    assert "worker/run.py" not in str(error(run(call(fail))).__cause__)
+    assert "worker/execution/block_run.py" not in str(error(run(call(fail))).__cause__)
 
 
 class CannotBeShown(Exception):

@@ -14,7 +14,15 @@ from support.payloads import BARRIER, call, spec
 
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Link, Report
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    BlockSpec,
+    ExpiredReport,
+    Link,
+    OutcomeReport,
+    Report,
+    RunningReport,
+)
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
@@ -72,15 +80,21 @@ def statuses(result: BlockResult) -> list[Status]:
     return [Status(each) for each in result.statuses]
 
 
+def of_outcomes(reports: Sequence[Report]) -> list[OutcomeReport]:
+    """Return the reports of outcomes; each has some."""
+    found = [report for report in reports if isinstance(report, OutcomeReport)]
+    assert all(report.statuses for report in found)
+    return found
+
+
 def told(reports: Sequence[Report]) -> list[Status]:
     """Put together the statuses of reports, which must follow on one another."""
     found: list[Status] = []
-    for report in reports:
-        if report.statuses:
-            assert report.start == len(found)
-            assert len(report.values) == len(report.statuses)
-            assert len(array("f", report.durations)) == len(report.statuses)
-            found += map(Status, report.statuses)
+    for report in of_outcomes(reports):
+        assert report.start == len(found)
+        assert len(report.values) == len(report.statuses)
+        assert len(array("f", report.durations)) == len(report.statuses)
+        found += map(Status, report.statuses)
     return found
 
 
@@ -117,7 +131,8 @@ def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
     assert BEGAN.wait(30)
     running.run.look()
     (report,) = running.run.reports()
-    assert (report.running, report.statuses) == (0, b"")
+    assert isinstance(report, ExpiredReport)
+    assert report.running == 0
     assert [Status(each) for each in report.rest] == [DEFERRED, DEFERRED]
     assert running.finish() == [DONE, DEFERRED, DEFERRED]
     assert SEEN == []
@@ -127,7 +142,7 @@ def test_a_block_does_not_expire_before_its_time() -> None:
     running = Running(spec(call(hold), call(note, 1), budget=60.0))
     assert BEGAN.wait(30)
     running.run.look()
-    assert [report.rest for report in running.run.reports()] == [b""]
+    assert running.run.reports() == [RunningReport(block=7, running=0)]
     assert running.finish() == [DONE, DONE]
 
 
@@ -137,10 +152,11 @@ def test_the_rest_is_told_once_and_keeps_what_was_revoked() -> None:
     assert running.run.revoke([2], CANCELLED) == []
     running.run.look()
     running.run.look()
-    assert [list(report.rest) for report in running.run.reports()] == [[DEFERRED, CANCELLED]]
+    rest = bytes([DEFERRED, CANCELLED])
+    assert running.run.reports() == [ExpiredReport(block=7, running=0, rest=rest)]
     assert running.run.reports() == []
     assert running.finish() == [DONE, DEFERRED, CANCELLED]
-    assert all(not report.rest for report in running.run.reports())
+    assert not any(isinstance(report, ExpiredReport) for report in running.run.reports())
 
 
 # -- revocations --------------------------------------------------------------------------
@@ -223,15 +239,16 @@ def test_reports_tell_what_has_happened_since_the_last() -> None:
     running = Running(spec(call(note, "a"), call(hold, "b"), call(note, "c")))
     assert BEGAN.wait(30)
     first, now = running.run.reports()
+    assert isinstance(first, OutcomeReport)
     assert (first.start, list(first.statuses), first.block) == (0, [DONE], 7)
     assert pickling.loads(first.values[0] or b"") == "a"
-    assert (now.running, now.statuses) == (1, b"")
+    assert now == RunningReport(block=7, running=1)
     assert running.run.reports() == []
     running.finish()
-    later = running.run.reports()
-    assert [report.start for report in later if report.statuses] == [1]
+    later = of_outcomes(reports := running.run.reports())
+    assert [report.start for report in later] == [1]
     assert [pickling.loads(each or b"") for report in later for each in report.values] == ["b", "c"]
-    assert all(report.running == -1 for report in later)
+    assert later == reports, "nothing runs"
     assert running.run.reports() == []
 
 
@@ -244,7 +261,7 @@ def test_reports_come_in_pieces_that_are_not_too_large_and_leave_nothing_out() -
     calls = [call(large, size) for size in sizes]
     run = BlockRun(spec(*calls, share_limit=1 << 30, output_limit=10), [])
     result = run()
-    reports = run.reports()
+    reports = of_outcomes(run.reports())
     assert told(reports) == statuses(result) == [DONE] * len(sizes)
     assert [value for report in reports for value in report.values] == list(result.values)
     for report in reports:
@@ -258,7 +275,7 @@ def test_outputs_are_told_with_the_members_that_wrote_them() -> None:
     run = BlockRun(spec(*calls, share_limit=1 << 30, output_limit=1 << 20), [])
     run()
     outputs: dict[int, Any] = {}
-    for report in run.reports():
+    for report in of_outcomes(run.reports()):
         assert set(report.outputs) <= set(range(report.start, report.start + len(report.statuses)))
         outputs |= report.outputs
     assert {member: out[-1] for member, (out, _) in outputs.items()} == {
@@ -277,7 +294,7 @@ def test_large_values_and_outputs_stay_where_they_are() -> None:
         [],
     )
     result = run()
-    (report,) = run.reports()
+    (report,) = of_outcomes(run.reports())
     assert [value is None for value in report.values] == [False, True, False, False, False]
     assert dict(report.outputs) == {2: ("small", ""), 3: None}
     assert pickling.loads(result.values[1] or b"") == b"v" * 5000
@@ -287,20 +304,20 @@ def test_large_values_and_outputs_stay_where_they_are() -> None:
 def test_the_limit_of_what_is_told_is_in_bytes() -> None:
     run = BlockRun(spec(call(print, "😀" * 300), inline_limit=1000, output_limit=10_000), [])
     run()
-    assert dict(run.reports()[0].outputs) == {0: None}
+    assert dict(of_outcomes(run.reports())[0].outputs) == {0: None}
 
 
 def test_members_that_did_not_run_are_told_without_a_value() -> None:
     run = BlockRun(spec(call(note, 0), call(note, 1), budget=0.0), [])
     run()
-    (report,) = run.reports()
+    (report,) = of_outcomes(run.reports())
     assert (told([report]), report.values[1]) == ([DONE, DEFERRED], None)
 
 
 def test_durations_are_told_in_seconds() -> None:
     run = BlockRun(spec(call(note, 0), call(wait_a_little)), [])
     run()
-    short, long = array("f", run.reports()[0].durations)
+    short, long = array("f", of_outcomes(run.reports())[0].durations)
     assert 0 <= short < 10
     assert 0.02 <= long < 10
 
@@ -326,7 +343,7 @@ def test_whoever_asks_at_the_same_time_is_told_each_member_once() -> None:
             thread.start()
         for thread in threads:
             thread.join(30)
-    assert told(sorted(reports, key=lambda report: report.start)) == [DONE] * count
+    assert told(sorted(of_outcomes(reports), key=lambda report: report.start)) == [DONE] * count
 
 
 def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:

@@ -294,9 +294,9 @@ def test_a_child_that_is_killed_from_outside_costs_what_ran(gate: Gate) -> None:
     running = Running(block(call(os.getpid), call(gate.pass_through), call(len, "")))
     gate.wait()
     running.run.look()
-    while not running.run.statuses:
+    while not running.run.log.statuses:
         running.run.look()
-    psutil.Process(pickling.loads(running.run.values[0] or b"")).kill()
+    psutil.Process(pickling.loads(running.run.log.values[0] or b"")).kill()
     result = running.finish()
     assert statuses(result) == [DONE, FAILED, DONE]
     assert "MiB" in str(error(result, 1))

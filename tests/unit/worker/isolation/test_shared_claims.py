@@ -12,8 +12,8 @@ from time import monotonic
 
 import pytest
 
+from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import RUN
 from daskbatch.worker.isolation import shared_claims
 from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
 
