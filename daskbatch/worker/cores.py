@@ -1,7 +1,4 @@
-"""Has a Dask worker offer its threads as a resource that calls can take several of.
-
-Does not know calls.
-"""
+"""Offers the threads of a Dask worker as a resource, of which a call can take several."""
 
 from __future__ import annotations
 

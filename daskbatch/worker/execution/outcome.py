@@ -1,7 +1,4 @@
-"""What becomes of a task on a worker, as it travels: a status and a few bytes.
-
-Does not know how a task is run, or what a client makes of it.
-"""
+"""The outcomes of a block's members: a status and a few bytes each, as they travel."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from daskbatch.worker.execution.block import OutcomeReport
 
 
 class Status(IntEnum):
-    """What became of one member of a block."""
+    """The outcome of one member of a block."""
 
     #: It returned; its value is there.
     DONE = 0
@@ -21,9 +18,9 @@ class Status(IntEnum):
     FAILED = 1
     #: It did not run: a task whose value or writes it needs did not succeed.
     SKIPPED = 2
-    #: It did not run: it was cancelled first.
+    #: It did not run, or its result does not count: it was cancelled.
     CANCELLED = 3
-    #: It did not run here and is free to run elsewhere.
+    #: It did not run here and may run elsewhere.
     DEFERRED = 4
 
 
@@ -54,7 +51,7 @@ class BlockResult:
 
     @property
     def lost(self) -> bool:
-        """Whether nothing is known of the members any more, but perhaps to the client."""
+        """Whether the outcomes were lost with a worker; the client may still know some."""
         return not self.statuses
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -66,7 +63,7 @@ class BlockResult:
         return OutcomeReport(block, 0, self.statuses, self.values, durations, self.outputs)
 
     def __sizeof__(self) -> int:
-        # What Dask takes for the size of the key, and so spills and moves it by.
+        # Dask takes this for the size of the key, by which it spills and moves the key.
         return (
             sys.getsizeof(self.statuses)
             + sum(map(sys.getsizeof, self.values))

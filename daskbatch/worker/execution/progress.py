@@ -35,7 +35,7 @@ class Progress(ABC):
     ----------
     journal : Journal, optional
         Where outcomes are kept for the case that the worker is killed. Set before the call.
-    host : TaskContext, optional
+    context : TaskContext, optional
         The context of the members, where there is one. Set before the call.
     began : float
         When this was made; `perf_counter`.
@@ -48,13 +48,13 @@ class Progress(ABC):
         self.claims = claims
         self.log = log
         self.journal: Journal | None = None
-        self.host: TaskContext | None = None
+        self.context: TaskContext | None = None
         self.began = perf_counter()
         self.running = -1
         self._expired = False
-        self._lock = threading.Lock()  # of what has been reported
-        self._told_running = -1
-        self._told_expired = False
+        self._report_lock = threading.Lock()
+        self._reported_running = -1
+        self._reported_expired = False
 
     @abstractmethod
     def __call__(self) -> BlockResult:
@@ -67,7 +67,7 @@ class Progress(ABC):
         self.claims.revoke(range(self.running + 1, len(self.spec.calls)), Status.DEFERRED)
         self._expired = True
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """Defer the rest if the budget is used up; called periodically."""
         # One member at least, or a block would never get on where there is little time.
         if self.running < 0 or self._expired:
@@ -93,12 +93,12 @@ class Progress(ABC):
 
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
-        with self._lock:
+        with self._report_lock:
             done, running = len(self.log.statuses), self.running
             rest = b""
-            expired = self._expired and not self._told_expired and running >= 0
+            expired = self._expired and not self._reported_expired and running >= 0
             if expired:
-                self._told_expired = True
+                self._reported_expired = True
                 behind = range(running + 1, len(self.spec.calls))
                 rest = bytes(max(self.claims.given(member), Status.DONE) for member in behind)
             # The client gets what is left out here when the block is over. While a member
@@ -106,9 +106,9 @@ class Progress(ABC):
             limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
             reports: list[Report] = [*self.log.new_reports(self.spec.block, done, limit)]
             if expired:
-                self._told_running = running
+                self._reported_running = running
                 reports.append(ExpiredReport(self.spec.block, running, rest))
-            elif running >= max(done, self._told_running + 1):
-                self._told_running = running
+            elif running >= max(done, self._reported_running + 1):
+                self._reported_running = running
                 reports.append(RunningReport(self.spec.block, running))
             return reports

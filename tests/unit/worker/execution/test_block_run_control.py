@@ -129,7 +129,7 @@ def test_a_value_over_the_limit_ends_the_sharing(size: int, rest: Status) -> Non
 def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
-    running.run.look()
+    running.run.tick()
     (report,) = running.run.reports()
     assert isinstance(report, ExpiredReport)
     assert report.running == 0
@@ -141,7 +141,7 @@ def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
 def test_a_block_does_not_expire_before_its_time() -> None:
     running = Running(spec(call(hold), call(note, 1), budget=60.0))
     assert BEGAN.wait(30)
-    running.run.look()
+    running.run.tick()
     assert running.run.reports() == [RunningReport(block=7, running=0)]
     assert running.finish() == [DONE, DONE]
 
@@ -150,8 +150,8 @@ def test_the_rest_is_told_once_and_keeps_what_was_revoked() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
     assert running.run.revoke([2], CANCELLED) == []
-    running.run.look()
-    running.run.look()
+    running.run.tick()
+    running.run.tick()
     rest = bytes([DEFERRED, CANCELLED])
     assert running.run.reports() == [ExpiredReport(block=7, running=0, rest=rest)]
     assert running.run.reports() == []

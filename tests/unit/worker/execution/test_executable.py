@@ -18,9 +18,14 @@ import pytest
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker.execution import executable as module
 from daskbatch.worker.execution.capture import capturing
-from daskbatch.worker.execution.executable import ADDED_VARIABLE, ProcessStopped, Running, execute
+from daskbatch.worker.execution.executable import (
+    ADDED_VARIABLE,
+    ProcessStopped,
+    RunningExecutable,
+    execute,
+)
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.processes.reaper import get_reaper
 
 
 def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, str]:
@@ -180,7 +185,7 @@ def test_what_an_mpi_launcher_has_set_for_the_worker_is_not_passed_on(
 def test_each_launch_is_marked_by_its_worker_and_by_a_value_of_its_own() -> None:
     show = f"echo ${OWNER} ${MARKER}"
     marks = [run("sh", "-c", show, env={MARKER: "x", OWNER: "x"})[1].split() for _ in range(3)]
-    assert {owner for owner, _ in marks} == {warden().owner}
+    assert {owner for owner, _ in marks} == {get_reaper().owner}
     assert len({marker for _, marker in marks}) == 3
 
 
@@ -386,8 +391,8 @@ def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
             run("sleep", "300", timeout=0.02)
         stopped("sh", "-c", "setsid sleep 300 & echo ready; wait")
     assert (this.num_fds(), len(this.children()), threading.active_count()) == before
-    assert module.running == {}
-    assert sweep(OWNER, warden().owner) == []
+    assert module.running_by_thread == {}
+    assert sweep(OWNER, get_reaper().owner) == []
 
 
 # -- being stopped ------------------------------------------------------------------------
@@ -397,13 +402,13 @@ def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
 starting: dict[int, Executing] = {}
 
 
-class Told(Running):
+class Told(RunningExecutable):
     """Tells at once that it can be stopped: it may be over before anybody looks."""
 
     def __enter__(self) -> Running:
         entered = super().__enter__()
         ident = threading.get_ident()
-        assert module.running[ident] is self
+        assert module.running_by_thread[ident] is self
         if executing := starting.pop(ident, None):
             executing.running = self
             executing.began.set()
@@ -412,7 +417,7 @@ class Told(Running):
 
 @pytest.fixture(autouse=True)
 def _told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Running", Told)
+    monkeypatch.setattr(module, "RunningExecutable", Told)
 
 
 class Executing:
@@ -531,7 +536,7 @@ def test_a_stop_after_the_time_limit_is_a_stop(monkeypatch: pytest.MonkeyPatch) 
 
     def kill_tree(*arguments: Any) -> None:
         asked.set()
-        assert module.running[threading.get_ident()].stop()
+        assert module.running_by_thread[threading.get_ident()].stop()
         ending(*arguments)
 
     monkeypatch.setattr(module, "kill_tree", kill_tree)
@@ -550,4 +555,4 @@ def test_several_at_once_are_stopped_one_by_one() -> None:
     for each in all_of_them[1::2]:
         assert each.running.stop()
         each.join()
-    assert module.running == {}
+    assert module.running_by_thread == {}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from daskbatch.worker.execution import interrupt
-from daskbatch.worker.execution.interrupt import Interruption, Stopped
+from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
 #: Seconds after which something that must happen has not.
 PATIENCE = 60
@@ -61,9 +61,9 @@ def spin(begun: threading.Event) -> None:
         pass
 
 
-def started(function: Callable[..., Any], *args: Any) -> tuple[Interruption, Thread]:
+def started(function: Callable[..., Any], *args: Any) -> tuple[StoppableCaller, Thread]:
     """Call the function in a thread, as number 1; it sets its first argument, an event."""
-    interruption = Interruption()
+    interruption = StoppableCaller()
     begun = Waiting()
     thread = Thread(interruption.call, 1, function, (begun, *args), {})
     begun.must()
@@ -71,8 +71,8 @@ def started(function: Callable[..., Any], *args: Any) -> tuple[Interruption, Thr
 
 
 def test_a_call_gives_what_the_function_returns() -> None:
-    assert Interruption().call(1, divmod, (7, 2), {}) == (3, 1)
-    assert Interruption().call(1, dict, (), {"one": 1}) == {"one": 1}
+    assert StoppableCaller().call(1, divmod, (7, 2), {}) == (3, 1)
+    assert StoppableCaller().call(1, dict, (), {"one": 1}) == {"one": 1}
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -82,7 +82,7 @@ def test_what_the_function_raises_passes_through(kind: type[BaseException]) -> N
     def fail() -> None:
         raise raised
 
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(kind) as caught:
         interruption.call(1, fail, (), {})
     assert caught.value is raised
@@ -125,7 +125,7 @@ def test_c_code_is_stopped_when_it_returns() -> None:
 
 
 def test_a_call_of_c_code_is_stopped_though_it_returns_late() -> None:
-    interruption, gate = Interruption(), threading.Lock()
+    interruption, gate = StoppableCaller(), threading.Lock()
     gate.acquire()
     thread = Thread(interruption.call, 1, gate.acquire, (), {"timeout": PATIENCE})
     while not interruption.stop(1):
@@ -135,7 +135,7 @@ def test_a_call_of_c_code_is_stopped_though_it_returns_late() -> None:
 
 
 def test_long_c_code_without_the_lock_of_the_interpreter_is_stopped_when_it_returns() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     thread = Thread(interruption.call, 1, hashlib.pbkdf2_hmac, ("sha256", b"", b"", 300_000), {})
     while not interruption.stop(1):
         pass
@@ -226,7 +226,7 @@ def test_the_finally_blocks_of_the_function_run() -> None:
 
 
 def test_stop_is_false_when_nothing_runs() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     assert not interruption.stop()
     assert not interruption.stop(1)
     assert interruption.call(1, len, ("abc",), {}) == 3
@@ -244,7 +244,7 @@ def test_stop_is_false_for_the_previous_call_and_does_not_hit_the_running_one() 
                 return "undisturbed"
         return ""
 
-    interruption, begun = Interruption(), Waiting()
+    interruption, begun = StoppableCaller(), Waiting()
     assert interruption.call(1, len, ("abc",), {}) == 3
     thread = Thread(interruption.call, 2, patient, (begun,), {})
     begun.must()
@@ -261,7 +261,7 @@ def test_the_next_call_is_not_stopped() -> None:
         done: str = interruption.call(2, "".join, (["un", "disturbed"],), {})
         return done
 
-    interruption, begun = Interruption(), Waiting()
+    interruption, begun = StoppableCaller(), Waiting()
     thread = Thread(both, begun)
     begun.must()
     assert interruption.stop(1)
@@ -269,7 +269,7 @@ def test_the_next_call_is_not_stopped() -> None:
 
 
 def test_a_function_may_stop_its_own_call() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(Stopped):
         interruption.call(1, interruption.stop, (), {})
     assert interruption.call(2, len, ("abc",), {}) == 3
@@ -308,7 +308,7 @@ def test_a_call_is_not_over_before_a_stop_under_way(
     stopper = Thread(interruption.stop, 1)
     about.must()
     # The function is over when the call takes back what may have been thrown.
-    while interrupt._NOTHING not in thrown:
+    while interrupt._NO_EXCEPTION not in thrown:
         pass
     assert thread.is_alive()
     release.set()
@@ -321,7 +321,7 @@ def test_a_call_is_not_over_before_a_stop_under_way(
 
 def test_a_stop_under_way_for_another_number_changes_nothing() -> None:
     """It makes the call wait, and that is all."""
-    interruption, over = Interruption(), threading.Event()
+    interruption, over = StoppableCaller(), threading.Event()
 
     def pester() -> None:
         while not over.is_set():
@@ -346,7 +346,7 @@ def test_ctrl_c_while_a_stopped_call_ends_leaves_nothing_behind(
         return result
 
     monkeypatch.setattr(interrupt, "_throw", interrupted)
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(Stopped) as caught:
         interruption.call(1, interruption.stop, (), {})
     assert isinstance(caught.value.__cause__, KeyboardInterrupt)
@@ -363,7 +363,7 @@ def test_a_stopped_call_keeps_nothing_alive() -> None:
 
     def stopped() -> weakref.ref[Argument]:
         argument = Argument()
-        interruption, begun = Interruption(), Waiting()
+        interruption, begun = StoppableCaller(), Waiting()
 
         def stop() -> None:
             begun.must()
@@ -445,7 +445,7 @@ class Race:
 
     def __init__(self, calls: int, hesitant: bool, seed: int = 1) -> None:
         self.calls, self.hesitant, self.random = calls, hesitant, random.Random(seed)
-        self.interruption = Interruption()
+        self.interruption = StoppableCaller()
         self.now = 0
         self.over = False
         self.ended: set[int] = set()  # the calls that ended in Stopped
@@ -488,7 +488,7 @@ class Race:
                 self.unnamed += 1
 
     def hesitate(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code is not Interruption.stop.__code__:
+        if frame.f_code is not StoppableCaller.stop.__code__:
             return None
         if self.random.random() < 0.5:
             sleep(0)
@@ -531,7 +531,7 @@ def start_threads() -> None:
 
 def test_a_call_that_starts_threads_is_stopped() -> None:
     """What is meant for it must not hit a thread that it starts, for which it would wait."""
-    interruption, rounds = Interruption(), 300
+    interruption, rounds = StoppableCaller(), 300
     over = threading.Event()
 
     def call() -> int:

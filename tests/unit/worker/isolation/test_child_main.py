@@ -21,7 +21,7 @@ from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.isolation.child_pool import children
+from daskbatch.worker.isolation.child_pool import get_child_pool
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
@@ -29,7 +29,7 @@ DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 @pytest.fixture(autouse=True, scope="module")
 def no_child_left() -> Iterator[None]:
     yield
-    children().close()
+    get_child_pool().close()
 
 
 def run(*calls: Call, **changes: Any) -> BlockResult:
@@ -74,7 +74,7 @@ def test_it_is_like_its_worker_and_has_a_session_and_files_of_its_own() -> None:
     kept = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(kept, True)
     # One that was started while that was open.
-    children().close()
+    get_child_pool().close()
     (found,) = values(run(call(describe)))
     os.close(kept)
     assert found["path"] == sys.path
@@ -93,7 +93,7 @@ def test_what_only_workers_should_have_is_not_in_its_environment(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MINE", "2")
     monkeypatch.setenv(ADDED_VARIABLE, "OMP_NUM_THREADS")
-    children().close()
+    get_child_pool().close()
     names = ["OMP_NUM_THREADS", ADDED_VARIABLE, "MINE"]
     assert values(run(*[call(os.getenv, name) for name in names])) == [None, None, "2"]
 

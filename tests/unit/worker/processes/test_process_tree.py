@@ -232,7 +232,7 @@ def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, os.getpid()], ids=["all", "own group", "init", "own"])
 def test_some_processes_are_never_ended(pid: int) -> None:
-    with pytest.raises(ValueError, match=f"process {pid} is not one to end"):
+    with pytest.raises(ValueError, match=f"{pid} is not a process that may be ended"):
         kill_tree(pid, "marker", 0)
 
 
