@@ -405,7 +405,7 @@ starting: dict[int, Executing] = {}
 class Told(RunningExecutable):
     """Tells at once that it can be stopped: it may be over before anybody looks."""
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningExecutable:
         entered = super().__enter__()
         ident = threading.get_ident()
         assert module.running_by_thread[ident] is self
@@ -423,7 +423,7 @@ def _told(monkeypatch: pytest.MonkeyPatch) -> None:
 class Executing:
     """An executable that a thread of its own waits for."""
 
-    running: Running
+    running: RunningExecutable
 
     def __init__(self, *command: Any) -> None:
         self.raised: BaseException | None = None
