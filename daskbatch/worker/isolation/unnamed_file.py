@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 #: The most that is written with one system call.
 _WRITE_BYTES = 1 << 30
@@ -13,6 +12,8 @@ def new_file() -> int:
     """Return the descriptor of a new file that has no name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("daskbatch")
+    import tempfile  # not at the top: a child starts faster without it
+
     file, path = tempfile.mkstemp(prefix="daskbatch-")
     os.unlink(path)
     return file
