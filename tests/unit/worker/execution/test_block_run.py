@@ -1,4 +1,4 @@
-"""A block runs its members one after another, gives each an outcome, and never raises."""
+"""A block runs its members one after another, records an outcome for each, and never raises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
-#: What members tell while they run: they are in this process.
+#: What members append while they run, in this process.
 SEEN: list[Any] = []
 
 

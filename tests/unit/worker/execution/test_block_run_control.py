@@ -1,4 +1,4 @@
-"""A running block tells what has happened, and gives away what it has not begun."""
+"""A running block reports what has happened, and gives away members that have not begun."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
-#: A member that holds says that it has begun, and waits until it may go on.
+#: A member that calls `hold` sets the first, and waits for the second.
 BEGAN, GO = threading.Event(), threading.Event()
 SEEN: list[Any] = []
 
@@ -88,7 +88,7 @@ def of_outcomes(reports: Sequence[Report]) -> list[OutcomeReport]:
 
 
 def told(reports: Sequence[Report]) -> list[Status]:
-    """Put together the statuses of reports, which must follow on one another."""
+    """Join the statuses of reports, which must follow one another without gaps."""
     found: list[Status] = []
     for report in of_outcomes(reports):
         assert report.start == len(found)
@@ -185,7 +185,7 @@ def test_the_first_revocation_counts() -> None:
 
 
 def test_one_that_is_revoked_behind_a_deferred_one_is_deferred_with_it() -> None:
-    # What comes after it takes its being over for the being over of all that it waits for.
+    # The members behind it take it, once it is over, as proof that all it waits for is over.
     given = BlockResult(bytes([DEFERRED]), [None])
     for link in (Link(after=((0, 0),)), Link(needs=((0, 0),))):
         run = BlockRun(spec(call(note, 0), links={0: link}), [given])
@@ -201,7 +201,7 @@ def test_what_is_over_cannot_be_revoked() -> None:
 
 @contextlib.contextmanager
 def busy_switching() -> Iterator[None]:
-    """Have threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -220,7 +220,7 @@ def test_each_member_runs_or_is_revoked_and_never_both() -> None:
         GO.set()
         member = 0
         while member < count - 1:
-            # The next that the other thread is about to begin, as far as can be seen.
+            # The next member that the other thread is about to begin, as far as this one sees.
             member = min(max(member, len(SEEN) + len(revoked)) + 1, count - 1)
             (began if running.run.revoke([member], CANCELLED) else revoked).add(member)
     found = running.finish()
@@ -359,7 +359,7 @@ def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:
 
 
 class Listener:
-    """Takes the reports at the end, as the plugin does."""
+    """Asks for the reports at the end, as the plugin does."""
 
     def __init__(self) -> None:
         self.began: list[BlockRun] = []

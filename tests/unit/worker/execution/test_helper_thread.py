@@ -1,4 +1,4 @@
-"""What is done for a thread is done whole, though that thread is stopped."""
+"""The helper thread runs a function completely, even if the thread that waits is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call is stopped from another thread, and nothing but that call is ever hit."""
+"""A call is stopped from another thread, and no other code is ever interrupted."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import pytest
 from daskbatch.worker.execution import interrupt
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
-#: Seconds after which something that must happen has not.
+#: After this time a test fails that waits for something that must happen. Seconds.
 PATIENCE = 60
 
 
 class Thread(threading.Thread):
-    """Calls a function; `result` gives what came of it, also a BaseException."""
+    """Calls a function; `result` returns or raises its outcome, even a BaseException."""
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(daemon=True)
@@ -49,7 +49,7 @@ class Thread(threading.Thread):
 
 
 class Waiting(threading.Event):
-    """An event that must come."""
+    """Wait for an event that must be set."""
 
     def must(self) -> None:
         assert self.wait(PATIENCE)
@@ -62,7 +62,7 @@ def spin(begun: threading.Event) -> None:
 
 
 def started(function: Callable[..., Any], *args: Any) -> tuple[StoppableCaller, Thread]:
-    """Call the function in a thread, as number 1; it sets its first argument, an event."""
+    """Call the function in a thread, with number 1; it sets its first argument, an event."""
     interruption = StoppableCaller()
     begun = Waiting()
     thread = Thread(interruption.call, 1, function, (begun, *args), {})
@@ -307,7 +307,7 @@ def test_a_call_is_not_over_before_a_stop_under_way(
     interruption, thread = started(ends)
     stopper = Thread(interruption.stop, 1)
     about.must()
-    # The function is over when the call takes back what may have been thrown.
+    # The function is over when the call cancels what may have been thrown.
     while interrupt._NO_EXCEPTION not in thrown:
         pass
     assert thread.is_alive()
@@ -320,7 +320,7 @@ def test_a_call_is_not_over_before_a_stop_under_way(
 
 
 def test_a_stop_under_way_for_another_number_changes_nothing() -> None:
-    """It makes the call wait, and that is all."""
+    """A stop() for another call only makes the call wait."""
     interruption, over = StoppableCaller(), threading.Event()
 
     def pester() -> None:
@@ -383,7 +383,7 @@ def test_a_stopped_call_keeps_nothing_alive() -> None:
         gc.enable()
 
 
-# The race: what short calls do, while they are stopped at any moment.
+# The race: short calls, which are stopped at any moment.
 
 
 def _nothing() -> None:
@@ -440,7 +440,7 @@ class Race:
     Parameters
     ----------
     hesitant : bool
-        The one that stops lets the other one go on at each line of `stop`.
+        The thread that stops lets the other one run at each line of `stop`.
     """
 
     def __init__(self, calls: int, hesitant: bool, seed: int = 1) -> None:
@@ -449,15 +449,15 @@ class Race:
         self.now = 0
         self.over = False
         self.ended: set[int] = set()  # the calls that ended in Stopped
-        self.said: set[int] = set()  # the calls for which stop() had said True
-        self.unnamed = 0  # how often it said True for whatever ran
-        self.denied = 0  # how often it said False
+        self.said: set[int] = set()  # the calls for which stop() has returned True
+        self.unnamed = 0  # how often it has returned True without a number
+        self.denied = 0  # how often it has returned False
         self.wrong: list[BaseException] = []
 
     def call(self) -> None:
         call = self.interruption.call
-        # A stray one may come anywhere here: also where it looks like that of the next call,
-        # for which `said` then does not fit.
+        # A stray Stopped could be raised anywhere here, even as if it were the next call's:
+        # then `said` does not agree with it.
         try:
             for number in range(self.calls):
                 self.now = number
@@ -509,7 +509,7 @@ class Race:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -530,7 +530,7 @@ def start_threads() -> None:
 
 
 def test_a_call_that_starts_threads_is_stopped() -> None:
-    """What is meant for it must not hit a thread that it starts, for which it would wait."""
+    """A Stopped must not hit a thread that the function starts: the function would wait for it."""
     interruption, rounds = StoppableCaller(), 300
     over = threading.Event()
 

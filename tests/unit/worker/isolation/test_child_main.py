@@ -1,4 +1,4 @@
-"""What members find in a child process, what they leave behind there, and what they write."""
+"""The state of a child process that members find, what they change there, and their output."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_child_does_not_wait_for_dask() -> None:
 
 
 def describe() -> dict[str, Any]:
-    # The first is the descriptor that this list is read by.
+    # The last is the descriptor with which this list is read.
     files = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
     return {
         "path": sys.path,
@@ -73,7 +73,7 @@ def describe() -> dict[str, Any]:
 def test_it_is_like_its_worker_and_has_a_session_and_files_of_its_own() -> None:
     kept = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(kept, True)
-    # One that was started while that was open.
+    # The next child is started while this file is open.
     get_child_pool().close()
     (found,) = values(run(call(describe)))
     os.close(kept)
@@ -83,7 +83,7 @@ def test_it_is_like_its_worker_and_has_a_session_and_files_of_its_own() -> None:
     assert found["session"]
     assert found["input"] == ""
     assert found["threads"] == 1
-    # Standard streams, bell, pipe, copies of the two streams, the directory; the board twice.
+    # Standard streams, socket, pipe, copies of two streams, the directory; the claims twice.
     assert found["open"] <= 10
 
 

@@ -1,4 +1,4 @@
-"""A block in a child process: what is killed, crashes or hangs costs one member, and no more."""
+"""A block in a child process: if a member is killed, crashes or hangs, it alone fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 
 class Gate:
-    """Where a member in another process says that it has begun, and waits until it may go on."""
+    """Where a member in another process says that it has begun, and waits until `open`."""
 
     def __init__(self, directory: Path) -> None:
         self.began, self.go = directory / "began", directory / "go"
@@ -426,7 +426,7 @@ def test_a_stop_tells_the_truth_also_when_a_member_is_just_over(tmp_path: Path) 
         (stopped if running.run.stop_running(member) else refused).add(member)
     found = statuses(running.finish())
     assert found == [CANCELLED if member in stopped else DONE for member in range(count)]
-    # None ran twice, and of those that were stopped some had written.
+    # No member ran twice, and some of the stopped members had written before.
     assert count - len(stopped) <= len(path.read_text()) <= count
 
 
@@ -635,7 +635,7 @@ def test_children_end_with_their_worker() -> None:
 
 
 def test_a_member_may_take_long_to_load_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What it has to import is not its own time; but it is not given any time it likes.
+    # Imports do not count as the member's time; but there is a limit for these, too.
     slow, slower = ((pickling.dumps(Slow(seconds)), call(len, "")[1]) for seconds in (0.6, 60.0))
     assert value(run(slow, limits={0: Limits(timeout=0.2)})) == 0
     monkeypatch.setattr(deadline, "_LOADING_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""Two processes share who has which member of a block, and neither can block the other."""
+"""Two processes share the claims on a block's members, and neither can block the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
 @contextmanager
 def other(shared: SharedClaims, count: int, program: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program in another process that has the same board."""
+    """Run a program in another process that has the same claims."""
     start = f"""
 import sys
 sys.path[:] = {sys.path!r}
@@ -114,7 +114,7 @@ print("".join("x" if claims.claim(n) == -1 else "." for n in range({count})), fl
         process.stdin.flush()
         begun, revoked, member = set(), set(), 0
         while member < count - 1:
-            # The next that the other one is about to begin, as far as can be seen.
+            # The next member that the other process is about to begin, as far as this one sees.
             member = min(max(member, shared.running) + 1, count - 1)
             (begun if shared.revoke([member], CANCELLED) else revoked).add(member)
         ran = line(process)
@@ -149,13 +149,13 @@ def test_a_lock_that_cannot_be_had_is_waited_for_a_moment_only(
     shared.revoke([2], CANCELLED)
     with other(shared, 3, HOLD) as process:
         assert line(process) == "locked"
-        # What may have begun counts as begun; what surely has not does not.
+        # A member that may have begun counts as begun; one that was revoked does not.
         assert shared.revoke([0, 1, 2], DEFERRED) == [0, 1]
         with shared.locked() as held:
             assert not held
         process.kill()
         process.wait()
-        # The lock ended with the one who had it.
+        # The lock has ended with the process that had it.
         assert shared.revoke([0, 1, 2], DEFERRED) == []
 
 

@@ -1,4 +1,4 @@
-"""The reaper: what a worker has started ends with it, however the worker ends."""
+"""The reaper: the processes that a worker has started end with it, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daskbatch.worker.processes import reaper as module
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
 from daskbatch.worker.processes.reaper import Reaper, get_reaper
 
-#: A worker: tells the name that its processes carry, does what it is told to, and waits.
+#: A worker: prints the name that its processes have, runs what it is given, and waits.
 WORKER = """
 import os, signal, subprocess, sys, threading
 from daskbatch.worker.execution.executable import execute
@@ -39,7 +39,7 @@ STAY = "\nwhile True: signal.pause()\n"
 
 
 def reapers_of(owner: str) -> list[psutil.Process]:
-    """Find the reapers of a worker by what they were started with."""
+    """Find the reapers of a worker by their command lines."""
     found = []
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -59,7 +59,7 @@ def mine() -> Iterator[Reaper]:
 
 
 class Worker:
-    """A stand-in for a worker, in a process of its own."""
+    """A process that stands for a worker."""
 
     def __init__(self, program: str, **env: str) -> None:
         self.process = subprocess.Popen(
@@ -81,7 +81,7 @@ class Worker:
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.stdout.close()  # others may have it open, too, and would keep it from its end
+        self.stdout.close()  # other processes may have it open, too, and keep it from ending
         sweep_all(OWNER, self.owner)
 
     def is_swept(self) -> bool:
@@ -92,7 +92,7 @@ class Worker:
 
 
 def ended(worker: Worker, pids: dict[str, int]) -> None:
-    """Check that a worker that has just died leaves nothing behind."""
+    """Check that a worker that has just died leaves no process behind."""
     began = time.monotonic()
     for kind, pid in pids.items():
         wait_until(lambda pid=pid: not is_running(pid), f"{kind} still runs", 3)
@@ -128,7 +128,7 @@ def test_executables_end_with_their_worker(tmp_path: Path) -> None:
 def test_all_signals_are_the_same_to_it(number: signal.Signals) -> None:
     with Worker("start('sh', '-c', 'echo root $$; sleep 300')" + STAY) as worker:
         pids = told(worker.stdout, 1)
-        # Somebody may send it to all that there is of the worker.
+        # A signal may be sent to all processes of the worker.
         for each in reapers_of(worker.owner):
             each.send_signal(number) if number != signal.SIGABRT else None
         worker.process.send_signal(number)
@@ -143,11 +143,11 @@ def test_a_worker_that_just_ends_is_the_same_to_it() -> None:
 
 
 def test_the_children_of_a_worker_do_not_keep_its_warden_from_seeing_its_end() -> None:
-    # A fork and a subprocess that outlive the worker, and carry no name.
+    # A fork and a subprocess that outlive the worker, and do not have its name.
     program = (
         "subprocess.Popen(['sleep', '300'], stdout=2, start_new_session=True, close_fds=False)\n"
         "if os.fork() == 0:\n"
-        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # at once: others write there, too
+        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # in one write
         "    signal.pause()\n"
         "start('sh', '-c', 'echo root $$; sleep 300')" + STAY
     )
@@ -186,7 +186,7 @@ print("root", os.getpid(), flush=True)
 
 
 def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
-    # What ends the outer task by its marker must not end who looks after the inner worker.
+    # Ending the outer task by its marker must not end the reaper of the inner worker.
     marker = os.urandom(8).hex()
     program = "start('env', '-u', 'DASKBATCH_TASK', 'sh', '-c', 'echo root $$; sleep 300')" + STAY
     with Worker(program, **{MARKER: marker, OWNER: marker}) as worker:
@@ -222,7 +222,7 @@ def test_it_is_small_and_starts_soon(mine: Reaper) -> None:
     took = time.perf_counter() - began
     (guard,) = reapers_of(mine.owner)
     assert guard.memory_info().rss < 20e6
-    assert took < 1  # 0.03 on a machine that has nothing else to do
+    assert took < 1  # 0.03 on an idle machine
     began = time.perf_counter()
     for _ in range(1000):
         mine.ensure()
@@ -242,7 +242,7 @@ def test_it_is_started_once_whoever_asks(mine: Reaper) -> None:
 def test_it_is_started_again_if_it_was_killed(mine: Reaper) -> None:
     mine.ensure()
     before = psutil.Process().num_fds()
-    # For a moment there is also the process that starts it.
+    # For a moment the process that starts it exists, too.
     wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
     (first,) = reapers_of(mine.owner)
     first.kill()
@@ -282,7 +282,7 @@ def test_there_is_one_for_each_process() -> None:
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
-        # Nothing of pytest may run in here.
+        # In the forked process no code of pytest may run.
         try:
             fine = module._pipes == set() and get_reaper() is get_reaper()
             os.write(send, f"{fine} {get_reaper().owner}".encode())
