@@ -52,7 +52,7 @@ _MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 _MAX_WAIT_SECONDS = 86400.0
 
 #: How much of its output a message has at most.
-_MAX_TOLD_LINES, _MAX_TOLD_CHARACTERS = 10, 2000
+_MAX_MESSAGE_LINES, _MAX_MESSAGE_CHARACTERS = 10, 2000
 
 #: The exit codes that a shell returns.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -270,10 +270,10 @@ def _no_shell(argv: Sequence[str]) -> str:
     target = argv[0]
     if not any(map(str.isspace, target)):
         return ""
-    what, command = "give arguments apart", [*target.split(), *argv[1:]]
+    advice, command = "pass the arguments separately", [*target.split(), *argv[1:]]
     if not _SHELLS.isdisjoint(target):
-        what, command = "call one", ["sh", "-c", " ".join(argv)]
-    return f"; there is no shell: {what}: process({', '.join(map(repr, command))})"
+        advice, command = "call one", ["sh", "-c", " ".join(argv)]
+    return f"; there is no shell: {advice}: process({', '.join(map(repr, command))})"
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
@@ -297,7 +297,7 @@ def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
 def _last_output(sink: capture.Capture) -> str:
     message = ""
     for stream, text in zip(("output", "errors"), sink.texts(), strict=True):
-        last = "\n".join(text.splitlines()[-_MAX_TOLD_LINES:])[-_MAX_TOLD_CHARACTERS:]
+        last = "\n".join(text.splitlines()[-_MAX_MESSAGE_LINES:])[-_MAX_MESSAGE_CHARACTERS:]
         if last.strip():
             message += f"; its last {stream}: {last}"
     return message

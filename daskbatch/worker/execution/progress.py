@@ -69,7 +69,7 @@ class Progress(ABC):
 
     def tick(self) -> None:
         """Defer the rest if the budget is used up; called periodically."""
-        # One member at least, or a block would never get on where there is little time.
+        # At least one member runs here: else a block with little time would never make progress.
         if self.running < 0 or self._expired:
             return
         if perf_counter() - self.began > self.spec.budget:

@@ -1,6 +1,6 @@
 """The program of a child process: it runs the blocks that its worker requests.
 
-See the package's docstring for who writes what to whom. The process may be killed at any
+See the package's docstring for what each part writes and reads. The process may be killed at any
 moment: before a member begins, the outcomes of all members before it have been written.
 """
 

@@ -1,6 +1,6 @@
 """Runs a block in a child process, and ends members that are late or cancelled by killing it.
 
-See the package's docstring for who writes what to whom. If the child dies, or has to be
+See the package's docstring for what each part writes and reads. If the child dies, or has to be
 killed, another one continues behind the member that ran.
 """
 
@@ -35,7 +35,7 @@ _MIN_READ_INTERVAL_SECONDS, _MAX_READ_INTERVAL_SECONDS = 0.002, 0.05
 _MAX_FAILED_STARTS = 3
 
 #: How much of the output of the last of them goes into the message. Characters.
-_MAX_TOLD_CHARACTERS = 2000
+_MAX_MESSAGE_CHARACTERS = 2000
 
 #: How often a member that has finished waiting looks for a free slot.
 _SLOT_POLL_SECONDS = 0.005
@@ -297,7 +297,7 @@ class IsolatedRun(Progress):
                     self._record_without_child(member, Status.FAILED, packed, output)
             self._memory_bytes = 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
-            text = "" if output is None else "".join(output).strip()[-_MAX_TOLD_CHARACTERS:]
+            text = "" if output is None else "".join(output).strip()[-_MAX_MESSAGE_CHARACTERS:]
             self._run_fallback(
                 ChildLost(
                     f"{_MAX_FAILED_STARTS} children have ended before they began anything, "

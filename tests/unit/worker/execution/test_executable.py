@@ -116,7 +116,10 @@ def test_a_missing_executable_is_a_failure_if_checked() -> None:
 @pytest.mark.parametrize(
     ("target", "end"),
     [
-        ("sort -n x", "; there is no shell: give arguments apart: process('sort', '-n', 'x', '1')"),
+        (
+            "sort -n x",
+            "; there is no shell: pass the arguments separately: process('sort', '-n', 'x', '1')",
+        ),
         ("sort x >", "; there is no shell: call one: process('sh', '-c', 'sort x > 1')"),
         ("sort", "directory"),
     ],
