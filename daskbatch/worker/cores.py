@@ -1,4 +1,7 @@
-"""Offers the threads of a Dask worker as a resource, of which a call can take several."""
+"""Offers the threads of a Dask worker as a resource, of which a call can take several.
+
+The client registers the plugin with all workers. The event loop of a worker calls `setup`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The function that the Dask task of a block calls: it runs the block in a thread or a child."""
+"""The function that the Dask task of a block calls: it runs the block in a thread or a child.
+
+Does not know Dask: `plugin.run_on_worker` and the in-process backend of the tests call it, from
+any thread.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runs several calls of one function as one task; each call has its own outcome."""
+"""Runs several calls of one function as one task; each call has its own outcome.
+
+The executor sends several calls of `map` as one task. Raises only `Stopped`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Decides who has a member of a block: the thread that runs it, or a thread that revokes it."""
+"""Decides who has a member of a block: the thread that runs it, or a thread that revokes it.
+
+Safe for any number of threads. `isolation.shared_claims` has the claims that two processes
+share.
+"""
 
 from __future__ import annotations
 

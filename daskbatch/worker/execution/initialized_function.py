@@ -1,4 +1,8 @@
-"""Calls an executor's initializer once in each process, before the executor's first function."""
+"""Calls an executor's initializer once in each process, before the executor's first function.
+
+Safe for any number of threads: the first one calls the initializer, and the others wait. If it
+has raised, each call raises `InitializerFailed`.
+"""
 
 from __future__ import annotations
 

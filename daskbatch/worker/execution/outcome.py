@@ -1,4 +1,7 @@
-"""The outcomes of a block's members: a status and a few bytes each, as they travel."""
+"""The outcomes of a block's members: a status and a few bytes each, as they travel.
+
+Nothing changes the `BlockResult` of a block that is over: any number of threads may read it.
+"""
 
 from __future__ import annotations
 

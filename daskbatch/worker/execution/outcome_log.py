@@ -1,4 +1,7 @@
-"""Records the outcomes of a block's members in order, and reports those that are new."""
+"""Records the outcomes of a block's members in order, and reports those that are new.
+
+One thread at a time records; other threads may read what has been recorded meanwhile.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A block while it runs, as other threads see it: they report on it, revoke and stop members."""
+"""A block while it runs, as other threads see it: they report on it, revoke and stop members.
+
+The thread that runs the block, and any other threads, use it at the same time.
+"""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def wait_releasing_slot(
     context : TaskContext, optional
         The task's context; None outside of tasks.
     wait : callable
-        Waits at most so many seconds; returns whether the wait is over.
+        Waits at most this many seconds, or without a limit; returns whether the wait is over.
     timeout : float, optional
         Seconds to wait at most.
     """

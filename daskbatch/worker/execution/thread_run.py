@@ -1,4 +1,8 @@
-"""Runs a block in the worker's own thread, so that other threads can stop its members."""
+"""Runs a block in the worker's own thread, so that other threads can stop its members.
+
+The worker's event loop calls `tick` and `stop_running`, which interrupt the thread of the block.
+An interrupted member fails with `TaskTimeout`, or is cancelled.
+"""
 
 from __future__ import annotations
 

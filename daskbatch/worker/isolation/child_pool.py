@@ -1,4 +1,7 @@
-"""Keeps the child processes of a worker: started when needed, kept for reuse, ended with it."""
+"""Keeps the child processes of a worker: started when needed, kept for reuse, ended with it.
+
+Safe for any number of threads. `ChildLost` is raised if a child cannot be started.
+"""
 
 from __future__ import annotations
 

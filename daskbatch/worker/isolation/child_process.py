@@ -1,4 +1,8 @@
-"""A child process as its worker sees it: started, sent requests, waited for, ended."""
+"""A child process as its worker sees it: started, sent requests, waited for, ended.
+
+The thread of the block that uses a child calls it; any thread may call `wake`. Raises `ChildLost`
+if the child does not start; if it ends later, `has_gone` says so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The time limit of the member that runs in a child, as its worker sees it."""
+"""The time limit of the member that runs in a child, as its worker sees it.
+
+Safe for any number of threads. It says when a member is late; `isolated_run` ends the member.
+"""
 
 from __future__ import annotations
 

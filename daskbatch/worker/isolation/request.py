@@ -1,4 +1,7 @@
-"""The request that a worker sends to a child: a block, or the members of it that remain."""
+"""The request that a worker sends to a child: a block, or the members of it that remain.
+
+Pure functions, but for `sys.path`, which goes with a request.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Files without a name, in memory where possible; processes share them by descriptor."""
+"""Files without a name, in memory where possible; processes share them by descriptor.
+
+Safe for any number of threads. The caller closes the descriptors.
+"""
 
 from __future__ import annotations
 
