@@ -31,7 +31,7 @@ from daskbatch.errors import (
     WorkerLost,
 )
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import ExpiredReport, OutcomeReport, Report
 from daskbatch.worker.execution.journal import Trace
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
@@ -165,16 +165,20 @@ class Dispatcher(Revocation):
             block = self._live.get(report.block)
             if block is None:
                 return
-            deferred = self._apply_report(block, report)
-            for record in block.members_left([report.running]):
-                record.phase = Phase.RUNNING
-            first = report.running + 1
-            behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
-            for record in block.members_left(behind):
-                self._give_back(block, record)
-                deferred.append(record)
+            deferred: list[TaskRecord] = []
+            if isinstance(report, OutcomeReport):
+                deferred = self._apply_report(block, report)
+            else:
+                for record in block.members_left([report.running]):
+                    record.phase = Phase.RUNNING
+            if isinstance(report, ExpiredReport):
+                first = report.running + 1
+                behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
+                for record in block.members_left(behind):
+                    self._give_back(block, record)
+                    deferred.append(record)
             self._place(deferred, block.name)
-            if report.expired:
+            if isinstance(report, ExpiredReport):
                 self._unstick(block)
             self._changed.notify_all()
 

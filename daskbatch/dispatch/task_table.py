@@ -28,7 +28,7 @@ from daskbatch.dispatch.recovery import (
 from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord, find_blame
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import Status
 
 #: By `Status`.
@@ -132,7 +132,7 @@ class TaskTable:
         return next((each for each in record.producers if each.over and is_gone(each)), None)
 
     def _apply_report(
-        self, block: SubmittedBlock, report: Report, timed: bool = True
+        self, block: SubmittedBlock, report: OutcomeReport, timed: bool = True
     ) -> list[TaskRecord]:
         """Settle what a report tells of; returns what has to be placed again."""
         deferred = []

@@ -1,4 +1,4 @@
-"""Trees of processes: they end with all that belongs to them, wherever it has gone."""
+"""Process trees end with all processes that belong to them, even if these have left the tree."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sweep, sweep_all
 
-#: Starts processes of all kinds, each of which tells its kind and its pid, and stays; the
-#: last is this one. All are deaf to SIGTERM.
+#: Starts processes of all kinds. Each prints its kind and its pid, ignores SIGTERM, and does
+#: not end by itself; the last one is the program itself.
 TREE = """
 import os, signal, sys
 
@@ -62,7 +62,7 @@ KINDS = {"root", "child", "grandchild", "session", "of-session", "daemon", "exec
 
 
 def wait_until(true: Callable[[], Any], what: str, seconds: float = 30) -> None:
-    """A guard against hanging: what is waited for is near, and has no event."""
+    """Wait for a condition that has no event and will hold soon; fail instead of hanging."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what
@@ -77,14 +77,14 @@ def is_running(pid: int) -> bool:
 
 
 def told(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
-    """Read what a tree tells of itself."""
+    """Read the kinds and pids that the processes of a tree print."""
     lines = [pipe.readline().split() for _ in range(count)]
     return {kind.decode(): int(pid) for kind, pid in lines}
 
 
 @dataclass
 class Starter:
-    """Starts processes that carry a marker of this test."""
+    """Starts processes with a marker in their environment that is this test's."""
 
     marker: str = field(default_factory=lambda: os.urandom(8).hex())
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -132,7 +132,7 @@ def test_everything_is_ended(start: Starter, grace: float) -> None:
     took = time.monotonic() - began
     assert [kind for kind, pid in pids.items() if is_running(pid)] == []
     assert grace <= took < grace + 2
-    # The exit code has been left to whoever has started it.
+    # The process that has started it can still get its exit code.
     assert process.wait() == -signal.SIGKILL
 
 
@@ -140,7 +140,7 @@ def test_without_a_marker_the_tree_and_the_group_are_ended(start: Starter) -> No
     other = Starter()
     process, pids = start.tree(env={**os.environ, MARKER: other.marker})
     kill_tree(process.pid, "of something else", 0)
-    # Nobody can tell that these belong to it.
+    # Nothing shows that these belong to the tree.
     left = {"daemon", "executed"}
     assert {kind for kind, pid in pids.items() if is_running(pid)} == left
     assert sorted(sweep_all(MARKER, other.marker)) == sorted(pids[each] for each in left)
@@ -159,7 +159,7 @@ def test_what_ends_when_asked_is_not_waited_for_longer(start: Starter) -> None:
 
 
 def test_parents_are_told_before_their_children(start: Starter) -> None:
-    # Else the shell would go on with what comes next.
+    # Otherwise the shell would continue with its next command.
     process = start("sh", "-c", "echo x; sleep 300; echo next; sleep 300; echo last")
     assert process.stdout is not None
     assert process.stdout.readline() == b"x\n"
@@ -182,14 +182,14 @@ def test_what_is_started_during_the_grace_is_ended_too(start: Starter) -> None:
 
 
 def test_what_goes_on_starting_others_is_ended(start: Starter) -> None:
-    # Each lives just long enough to start the next, in a session of its own.
+    # Each process starts the next one, in a new session, and ends.
     script = 'echo x; setsid sh -c "$AGAIN" & sleep 0.01'
     process = start("sh", "-c", script, env={**os.environ, MARKER: start.marker, "AGAIN": script})
     assert process.stdout is not None
     for _ in range(5):
         assert process.stdout.readline() == b"x\n"
     kill_tree(process.pid, start.marker, 0)
-    # All that could write to the pipe is gone.
+    # No process that could write to the pipe exists any longer.
     rest = threading.Thread(target=process.stdout.read, daemon=True)
     rest.start()
     rest.join(10)
@@ -221,7 +221,7 @@ def test_what_has_ended_already_is_no_trouble(start: Starter) -> None:
 
 
 def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter) -> None:
-    # Neither a child of ours nor marked: it has got the number since.
+    # Not a child of this process, and not marked: as if it had got the number since.
     between = start("sh", "-c", "setsid sleep 300 & echo $!; wait", env=dict(os.environ))
     assert between.stdout is not None
     other = int(between.stdout.readline())
@@ -232,7 +232,7 @@ def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, os.getpid()], ids=["all", "own group", "init", "own"])
 def test_some_processes_are_never_ended(pid: int) -> None:
-    with pytest.raises(ValueError, match=f"process {pid} is not one to end"):
+    with pytest.raises(ValueError, match=f"{pid} is not a process that may be ended"):
         kill_tree(pid, "marker", 0)
 
 
