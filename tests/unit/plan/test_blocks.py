@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskbatch.plan.blocks import SOLO_SECONDS, Candidate
+from daskbatch.plan.blocks import SOLO_THRESHOLD_SECONDS, Candidate
 from daskbatch.plan.packing import pack
 
 SHORT, LONG = 1e-4, 1.0
@@ -47,7 +47,7 @@ def check(candidates: Sequence[Candidate], blocks: list[list[int]]) -> None:
         assert len({candidates[member].kind for member in block} - {None}) <= 1
         if any(candidates[member].solo for member in block):
             assert len(block) == 1
-        if any((candidates[member].seconds or 0) > SOLO_SECONDS for member in block):
+        if any((candidates[member].seconds or 0) > SOLO_THRESHOLD_SECONDS for member in block):
             assert len(block) == 1
     for position, candidate in enumerate(candidates):
         for before in candidate.waits:
@@ -175,7 +175,7 @@ def test_the_work_is_divided_so_that_no_block_keeps_the_others_waiting() -> None
         assert longest <= 4.0 / slots
 
 
-@pytest.mark.parametrize("seconds", [LONG, 2 * SOLO_SECONDS])
+@pytest.mark.parametrize("seconds", [LONG, 2 * SOLO_THRESHOLD_SECONDS])
 def test_long_tasks_are_alone(seconds: float) -> None:
     blocks = packed([task(seconds=seconds), task()] * 200)
     assert [block for block in blocks if len(block) == 1 and block[0] % 2 == 0] == [

@@ -21,7 +21,7 @@ from daskbatch.describe.access import (
     CommunicationObject,
 )
 from daskbatch.plan import hazards
-from daskbatch.plan.hazards import NEEDS, RAR, RAW, WAR, WAW, HazardTracker, next_above
+from daskbatch.plan.hazards import NEEDS, RAR, RAW, WAR, WAW, HazardTracker, parent_channel
 
 #: What each node of a program reads and writes.
 Program = Sequence[tuple[Sequence[Channel], Sequence[Channel]]]
@@ -186,12 +186,12 @@ def test_a_file_written_anew_is_not_needed_as_it_was_by_a_second_read_of_its_dir
     assert tracked.closure(NEEDS)[-1] == {*range(20), 21} - {7}
 
 
-def test_what_is_next_above_ends_at_the_root_and_at_the_whole_object() -> None:
-    assert next_above(F) == D
-    assert next_above(D) == file("/")
-    assert next_above(file("/")) is None
-    assert next_above(Channel(OBJECT, "/a/b")) == WHOLE_OBJECT
-    assert next_above(WHOLE_OBJECT) is None
+def test_what_is_parent_channel_ends_at_the_root_and_at_the_whole_object() -> None:
+    assert parent_channel(F) == D
+    assert parent_channel(D) == file("/")
+    assert parent_channel(file("/")) is None
+    assert parent_channel(Channel(OBJECT, "/a/b")) == WHOLE_OBJECT
+    assert parent_channel(WHOLE_OBJECT) is None
 
 
 # -- domains ------------------------------------------------------------------------------
