@@ -86,7 +86,7 @@ class CallFactory:
         """Describe a call."""
         if self._prepare is None:
             return self._record(function_call(function, args, kwargs), function)
-        with pickling.within(self._prepare.space):
+        with pickling.within(self._prepare.namespace):
             return self._record(function_call(function, args, kwargs), function)
 
     def chunk(self, function: Callable[..., Any], chunk: Sequence[Arguments]) -> TaskRecord | None:
@@ -95,7 +95,7 @@ class CallFactory:
         if options.timeout is not None or options.retries:
             return None  # these are of single calls
         name = self._how._name_of(function)
-        with pickling.within(None if self._prepare is None else self._prepare.space):
+        with pickling.within(None if self._prepare is None else self._prepare.namespace):
             call = function_call(run_chunk, (repr(name), function, chunk), _NOTHING)
         if call.failure is not None:
             return None  # one of them cannot be sent; the others can

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daskbatch.errors import ServiceLost
-from daskbatch.serialization import namespaces as spaces
-from daskbatch.serialization import pickling
+from daskbatch.serialization import namespaces, pickling
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
@@ -78,4 +77,4 @@ class InitializedFunction:
 def forget(executor: str) -> None:
     """Let go of what an executor has in this process: it has ended."""
     _prepared.pop(executor, None)
-    spaces.forget(executor)
+    namespaces.forget(executor)

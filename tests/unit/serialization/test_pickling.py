@@ -21,7 +21,7 @@ import pytest
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
 
-LARGE = pickling.SHARED_BUFFER
+LARGE = pickling.MIN_SHARED_BUFFER_BYTES
 
 
 class Stand:
