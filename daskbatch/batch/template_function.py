@@ -16,9 +16,9 @@ from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import Options, make_options
 from daskbatch.describe.template.binding import (
     BoundTemplate,
+    ChannelUse,
     FilledExecutable,
     TaskDescription,
-    Use,
 )
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
@@ -118,12 +118,6 @@ class ImportedFunction:
             name,
         )
 
-    def _make_job(self, filled: TaskDescription) -> Task:
-        raise SpecError(
-            f"{self._file} describes a job, and jobs are not there yet: "
-            "use type: function or type: process"
-        )
-
     # -- what goes into them --------------------------------------------------------------
 
     def _options_for(self, filled: TaskDescription, what: FilledExecutable) -> Options:
@@ -137,7 +131,7 @@ class ImportedFunction:
             self._options = options
         return options
 
-    def _channels(self, mode: Mode, uses: Sequence[Use]) -> tuple[Channel, ...]:
+    def _channels(self, mode: Mode, uses: Sequence[ChannelUse]) -> tuple[Channel, ...]:
         channels: tuple[Channel, ...] = ()
         for line, thing, names in uses:
             try:
@@ -151,5 +145,4 @@ class ImportedFunction:
 _MAKERS = {
     "function": ImportedFunction._make_function,
     "process": ImportedFunction._make_process,
-    "job": ImportedFunction._make_job,
 }

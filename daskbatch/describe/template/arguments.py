@@ -11,7 +11,7 @@ from inspect import Signature
 from typing import Any
 
 from daskbatch.describe.template.model import Parameter
-from daskbatch.describe.template.yaml_nodes import did_you_mean
+from daskbatch.describe.template.typos import did_you_mean
 from daskbatch.errors import SpecError
 
 

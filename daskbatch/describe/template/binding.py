@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from daskbatch.describe.template.arguments import Arguments
 from daskbatch.describe.template.expressions import (
-    DeclaredName,
+    Constant,
+    Evaluator,
     Expression,
     Literal,
     Scope,
-    Step,
     always,
     describe,
     names,
@@ -43,7 +43,7 @@ from daskbatch.describe.template.validators import (
 from daskbatch.errors import SpecError
 
 
-class Use(NamedTuple):
+class ChannelUse(NamedTuple):
     """Something that is read or written, as `Batch.read` takes it."""
 
     line: int
@@ -69,8 +69,8 @@ class TaskDescription(NamedTuple):
     name: str | None
     timeout: float | None
     executables: tuple[FilledExecutable, ...]
-    reads: tuple[Use, ...]
-    writes: tuple[Use, ...]
+    reads: tuple[ChannelUse, ...]
+    writes: tuple[ChannelUse, ...]
 
 
 class BoundTemplate:
@@ -110,7 +110,7 @@ class BoundTemplate:
         #: What to call the function that makes the tasks.
         self.label = _label(template.file, name, executables[0].target)
         #: Whether all calls share timeout, directory and environment.
-        self.steady = isinstance(timeout, DeclaredName) and all(each.steady for each in executables)
+        self.steady = isinstance(timeout, Constant) and all(each.steady for each in executables)
         self._arguments = Arguments(self.label, template.file, template.args, template.kwargs, used)
         self.signature = self._arguments.signature()
         self._take = self._arguments.take
@@ -147,7 +147,7 @@ class BoundTemplate:
 _new = tuple.__new__
 
 
-def _all(steps: Sequence[Step]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+def _all(steps: Sequence[Evaluator]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """Give the values of all steps."""
     if not steps:
         return lambda given: ()
@@ -179,10 +179,10 @@ def _import_arguments(
     return found
 
 
-def _label(file: str, name: Step | DeclaredName, target: Step | DeclaredName) -> str:
-    if isinstance(name, DeclaredName) and name.value is not None:
+def _label(file: str, name: Evaluator | Constant, target: Evaluator | Constant) -> str:
+    if isinstance(name, Constant) and name.value is not None:
         return str(name.value)
-    if isinstance(target, DeclaredName) and callable(target.value):
+    if isinstance(target, Constant) and callable(target.value):
         return str(getattr(target.value, "__name__", type(target.value).__name__))
     return Path(file).stem
 
@@ -207,9 +207,9 @@ class _Executable:
         self._env = _env(scope, executable.env)
         self._where = f"{scope.file}:{executable.line}"
         #: Whether all calls share directory and environment.
-        self.steady = isinstance(self._cwd, DeclaredName) and isinstance(self._env, DeclaredName)
+        self.steady = isinstance(self._cwd, Constant) and isinstance(self._env, Constant)
 
-    def step(self) -> Step:
+    def step(self) -> Evaluator:
         """Make the step that gives what is run."""
         args, keywords, kwargs = self._args, self._keywords, self._kwargs
         target, num_procs = always(self.target), always(self._num_procs)
@@ -226,10 +226,10 @@ class _Executable:
             )
 
         settled = [self.target, self._num_procs, self._cwd, self._env]
-        if keywords or not all(isinstance(each, DeclaredName) for each in settled):
+        if keywords or not all(isinstance(each, Constant) for each in settled):
             return fill
         what, count, where, variables = (
-            each.value for each in settled if isinstance(each, DeclaredName)
+            each.value for each in settled if isinstance(each, Constant)
         )
         return lambda given: _new(
             FilledExecutable, (what, args(given), {}, count, where, variables)
@@ -243,33 +243,33 @@ class _Executable:
             )
 
 
-def _use(scope: Scope, access: FileAccess | KeyAccess) -> Callable[[Sequence[Any]], Use]:
+def _use(scope: Scope, access: FileAccess | KeyAccess) -> Callable[[Sequence[Any]], ChannelUse]:
     line = access.line
     if isinstance(access, KeyAccess):
         owner, keys = always(scope.step(access.object)), scope.steps(access.keys)
         where = f"{scope.file}:{line}"
 
-        def use_keys(given: Sequence[Any]) -> Use:
+        def use_keys(given: Sequence[Any]) -> ChannelUse:
             obj = owner(given)
             if isinstance(obj, (str, Path)):
                 raise SpecError(
                     f"{where}: ddict is {describe(obj)}: expected a dictionary or another object "
                     "of channels; for paths write 'files'"
                 )
-            return Use(line, obj, keys(given))
+            return ChannelUse(line, obj, keys(given))
 
         return use_keys
     step = checked(scope, access.item, a_path)
-    if isinstance(step, DeclaredName):
-        use = Use(line, *step.value)
+    if isinstance(step, Constant):
+        use = ChannelUse(line, *step.value)
         return lambda given: use
-    return lambda given: _new(Use, (line, *step(given)))
+    return lambda given: _new(ChannelUse, (line, *step(given)))
 
 
-def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | DeclaredName:
+def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Evaluator | Constant:
     steps = [(checked(scope, part, a_duration), UNITS[unit]) for unit, part in parts]
     if not steps:
-        return DeclaredName(None)
+        return Constant(None)
     calls = [(always(step), seconds) for step, seconds in steps]
     where = f"{scope.file}:{parts[0][1].line}"
 
@@ -279,21 +279,17 @@ def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | De
             raise SpecError(f"{where}: timeout adds up to 0: expected some time")
         return seconds
 
-    return (
-        DeclaredName(total(()))
-        if all(isinstance(step, DeclaredName) for step, _ in steps)
-        else total
-    )
+    return Constant(total(())) if all(isinstance(step, Constant) for step, _ in steps) else total
 
 
-def _env(scope: Scope, env: Expression | EnvMap | None) -> Step | DeclaredName:
+def _env(scope: Scope, env: Expression | EnvMap | None) -> Evaluator | Constant:
     if not isinstance(env, EnvMap):
         return checked(scope, env, an_environment)
     keys = [key for key, _ in env.entries]
     values = [checked(scope, value, a_text) for _, value in env.entries]
-    if all(isinstance(value, DeclaredName) for value in values):
-        return DeclaredName(
-            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, DeclaredName)}
+    if all(isinstance(value, Constant) for value in values):
+        return Constant(
+            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, Constant)}
         )
     calls = [always(value) for value in values]
     return lambda given: {key: call(given) for key, call in zip(keys, calls, strict=True)}

@@ -52,7 +52,7 @@ class CallExpression:
 Expression = Literal | Identifier | ListExpression | CallExpression
 
 #: Gives a value out of the arguments of a call.
-Step = Callable[[Sequence[Any]], Any]
+Evaluator = Callable[[Sequence[Any]], Any]
 
 
 def names(expression: Expression) -> Iterator[tuple[str, int]]:
@@ -69,7 +69,7 @@ def names(expression: Expression) -> Iterator[tuple[str, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class DeclaredName:
+class Constant:
     """A value that all calls share."""
 
     value: Any
@@ -93,7 +93,7 @@ class Scope:
     known: Mapping[str, Any]
     slots: Mapping[str, int]
 
-    def step(self, expression: Expression) -> Step | DeclaredName:
+    def step(self, expression: Expression) -> Evaluator | Constant:
         """Turn an expression into what gives its value.
 
         Raises
@@ -102,7 +102,7 @@ class Scope:
             It calls an argument that is no function.
         """
         if isinstance(expression, Literal):
-            return DeclaredName(expression.value)
+            return Constant(expression.value)
         if isinstance(expression, Identifier):
             return self._name(expression.name)
         if isinstance(expression, ListExpression):
@@ -115,23 +115,23 @@ class Scope:
     ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
         """Turn expressions into what gives all their values."""
         steps = [self.step(each) for each in expressions]
-        if all(isinstance(each, DeclaredName) for each in steps):
-            values = tuple(each.value for each in steps if isinstance(each, DeclaredName))
+        if all(isinstance(each, Constant) for each in steps):
+            values = tuple(each.value for each in steps if isinstance(each, Constant))
             return lambda given: values
         if len(steps) > 1 and all(isinstance(each, itemgetter) for each in steps):
             return itemgetter(*(self.slots[each.name] for each in expressions))  # type: ignore[union-attr]
         calls = tuple(map(always, steps))
         return lambda given: tuple([call(given) for call in calls])
 
-    def _name(self, name: str) -> Step | DeclaredName:
+    def _name(self, name: str) -> Evaluator | Constant:
         if name in self.slots:
             return itemgetter(self.slots[name])
-        return DeclaredName(self.known[name])
+        return Constant(self.known[name])
 
-    def _apply(self, expression: CallExpression) -> Step:
+    def _apply(self, expression: CallExpression) -> Evaluator:
         name, where = expression.function, f"{self.file}:{expression.line}"
         found, values = self._name(name), self.steps(expression.args)
-        if isinstance(found, DeclaredName):
+        if isinstance(found, Constant):
             _require_callable(found.value, name, where)
         get = always(found)
 
@@ -147,9 +147,9 @@ class Scope:
         return call
 
 
-def always(step: Step | DeclaredName) -> Step:
+def always(step: Evaluator | Constant) -> Evaluator:
     """Make a step of what may be known."""
-    if not isinstance(step, DeclaredName):
+    if not isinstance(step, Constant):
         return step
     value = step.value
     return lambda given: value

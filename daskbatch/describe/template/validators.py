@@ -13,10 +13,10 @@ from typing import Any
 
 from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.describe.template.expressions import (
-    DeclaredName,
+    Constant,
+    Evaluator,
     Expression,
     Scope,
-    Step,
     always,
     describe,
 )
@@ -27,7 +27,7 @@ from daskbatch.errors import SpecError
 Check = Callable[[Any], Any]
 
 
-def checked(scope: Scope, expression: Expression | None, check: Check) -> Step | DeclaredName:
+def checked(scope: Scope, expression: Expression | None, check: Check) -> Evaluator | Constant:
     """Make a step that checks its values; at once, where all calls share one.
 
     Raises
@@ -36,7 +36,7 @@ def checked(scope: Scope, expression: Expression | None, check: Check) -> Step |
         The one is wrong.
     """
     if expression is None:
-        return DeclaredName(None)
+        return Constant(None)
     step, where = scope.step(expression), f"{scope.file}:{expression.line}"
 
     def give(given: Sequence[Any]) -> Any:
@@ -47,7 +47,7 @@ def checked(scope: Scope, expression: Expression | None, check: Check) -> Step |
             raise SpecError(f"{where}: found {describe(value)}: expected {error}") from None
 
     call = always(step)
-    return DeclaredName(give(())) if isinstance(step, DeclaredName) else give
+    return Constant(give(())) if isinstance(step, Constant) else give
 
 
 def a_function(value: Any) -> Any:

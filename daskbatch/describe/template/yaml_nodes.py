@@ -6,10 +6,8 @@ documents: a file is small, and says everything where it stands.
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +23,7 @@ MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Scalar:
+class YamlScalar:
     """A word, a number or a text, as it is written and as it is meant; `plain` if not quoted."""
 
     line: int
@@ -35,22 +33,22 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class YamlList:
     """A list."""
 
     line: int
-    items: tuple[Node, ...]
+    items: tuple[YamlNode, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class YamlMap:
     """A map; its keys are texts, each there once, with their lines."""
 
     line: int
-    entries: tuple[tuple[str, int, Node], ...]
+    entries: tuple[tuple[str, int, YamlNode], ...]
 
 
-Node = Scalar | Items | Entries
+YamlNode = YamlScalar | YamlList | YamlMap
 
 
 def wrong(file: str, line: int | None, what: str) -> TemplateError:
@@ -58,22 +56,16 @@ def wrong(file: str, line: int | None, what: str) -> TemplateError:
     return TemplateError(f"{file}: {what}" if line is None else f"{file}:{line}: {what}")
 
 
-def show(node: Node) -> str:
+def show(node: YamlNode) -> str:
     """Say what a node is, for messages."""
-    if isinstance(node, Items):
+    if isinstance(node, YamlList):
         return "a list"
-    if isinstance(node, Entries):
+    if isinstance(node, YamlMap):
         return "a map"
     if node.value is None:
         return "nothing"
     text = repr(node.value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """Name what may have been meant by a mistyped word, if anything comes close."""
-    close = difflib.get_close_matches(text[:80], list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # -- from the disk ------------------------------------------------------------------------
@@ -114,7 +106,7 @@ def read_file(path: str, file: str) -> bytes:
 # -- from bytes ---------------------------------------------------------------------------
 
 
-def read_nodes(data: bytes, file: str) -> Node:
+def read_nodes(data: bytes, file: str) -> YamlNode:
     """Read YAML into nodes.
 
     Parameters
@@ -132,7 +124,7 @@ def read_nodes(data: bytes, file: str) -> Node:
     Examples
     --------
     >>> read_nodes(b"sec: 5", "my.yml")
-    Entries(line=1, entries=(('sec', 1, Scalar(line=1, text='5', value=5, plain=True)),))
+    YamlMap(line=1, entries=(('sec', 1, YamlScalar(line=1, text='5', value=5, plain=True)),))
     """
     if len(data) > MAX_BYTES:
         raise wrong(file, None, f"is larger than {MAX_BYTES // 1024} KiB: that is no template")
@@ -158,7 +150,7 @@ class _Builder:
         self._file = file
         self._nodes = 0
 
-    def build(self) -> Node:
+    def build(self) -> YamlNode:
         try:
             parser = yaml.SafeLoader(self._text)
         except yaml.reader.ReaderError as error:
@@ -180,17 +172,17 @@ class _Builder:
         finally:
             parser.dispose()
 
-    def _document(self, parser: yaml.SafeLoader) -> Node:
-        root: Node | None = None
+    def _document(self, parser: yaml.SafeLoader) -> YamlNode:
+        root: YamlNode | None = None
         #: The lists and maps that are open: their lines, what is in them, whether they are maps.
-        open_: list[tuple[int, list[Node], bool]] = []
+        open_: list[tuple[int, list[YamlNode], bool]] = []
         while parser.check_event():
             event: Any = parser.get_event()  # type: ignore[no-untyped-call]
             line = event.start_mark.line + 1
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
                 raise wrong(self._file, line, "a second document begins: expected one alone")
             self._require_bare(event, line)
-            node: Node
+            node: YamlNode
             if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
                 if len(open_) == MAX_DEPTH:
                     raise wrong(self._file, line, f"is nested more than {MAX_DEPTH} deep")
@@ -200,7 +192,7 @@ class _Builder:
                 node = self._scalar(event.value, event.implicit[0], line)
             elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
                 began, inside, is_map = open_.pop()
-                node = self._entries(began, inside) if is_map else Items(began, tuple(inside))
+                node = self._entries(began, inside) if is_map else YamlList(began, tuple(inside))
             else:
                 continue
             self._nodes += 1
@@ -225,20 +217,20 @@ class _Builder:
             return
         raise wrong(self._file, line, f"found the {what}")
 
-    def _scalar(self, text: str, plain: bool, line: int) -> Scalar:
+    def _scalar(self, text: str, plain: bool, line: int) -> YamlScalar:
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise wrong(self._file, line, f"{text[:40]!r} holds a character that no text may hold")
         if not plain:
-            return Scalar(line, text, text, False)
+            return YamlScalar(line, text, text, False)
         try:
-            return Scalar(line, text, resolve(text), True)
+            return YamlScalar(line, text, resolve(text), True)
         except ValueError as error:
             raise wrong(self._file, line, str(error)) from None
 
-    def _entries(self, line: int, inside: list[Node]) -> Entries:
-        entries: dict[str, tuple[str, int, Node]] = {}
+    def _entries(self, line: int, inside: list[YamlNode]) -> YamlMap:
+        entries: dict[str, tuple[str, int, YamlNode]] = {}
         for key, value in zip(inside[::2], inside[1::2], strict=True):
-            if not isinstance(key, Scalar) or not isinstance(key.value, str):
+            if not isinstance(key, YamlScalar) or not isinstance(key.value, str):
                 what = f"{show(key)} is no key: expected a text, quoted if need be"
                 raise wrong(self._file, key.line, what)
             before = entries.get(key.value)
@@ -246,4 +238,4 @@ class _Builder:
                 what = f"key {key.value!r} is there already, in line {before[1]}: expected it once"
                 raise wrong(self._file, key.line, what)
             entries[key.value] = key.value, key.line, value
-        return Entries(line, tuple(entries.values()))
+        return YamlMap(line, tuple(entries.values()))

@@ -16,9 +16,9 @@ from daskbatch import CommunicationDomain, CommunicationObject, SpecError
 from daskbatch.describe.template.arguments import UNUSED
 from daskbatch.describe.template.binding import (
     BoundTemplate,
+    ChannelUse,
     FilledExecutable,
     TaskDescription,
-    Use,
 )
 from daskbatch.describe.template.reader import parse_template
 
@@ -99,8 +99,8 @@ timeout: {min: 1, sec: limit}
                 {"A": "text", "B": "/base"},
             ),
         ),
-        (Use(14, Path("/base/file_3"), ()), Use(15, Path("/base"), ("name.txt",))),
-        (Use(17, STORE, (3, 7)), Use(19, STORE, ())),
+        (ChannelUse(14, Path("/base/file_3"), ()), ChannelUse(15, Path("/base"), ("name.txt",))),
+        (ChannelUse(17, STORE, (3, 7)), ChannelUse(19, STORE, ())),
     )
 
 
@@ -218,10 +218,10 @@ reads:
         args="[i, j]",
     )
     assert fill(STORE, 2).reads == (
-        Use(7, STORE, (1, 2)),
-        Use(8, 2, (STORE,)),
-        Use(9, "a", ()),
-        Use(10, "b", ()),
+        ChannelUse(7, STORE, (1, 2)),
+        ChannelUse(8, 2, (STORE,)),
+        ChannelUse(9, "a", ()),
+        ChannelUse(10, "b", ()),
     )
 
 
@@ -246,7 +246,7 @@ READS = "executables: [{target: target}]\nreads: [{files: [%s]}]"
 )
 def test_files(written: str, given: object, meant: tuple[Any, ...]) -> None:
     known = {"text": str, "pair": lambda i: (i, i)}
-    assert function(READS % written, known=known)(given).reads == (Use(5, *meant),)
+    assert function(READS % written, known=known)(given).reads == (ChannelUse(5, *meant),)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_what_is_no_file(given: object) -> None:
 def test_an_empty_text_within_a_pair_is_no_file() -> None:
     fill = function(READS % "[i, a.txt], [dir, i]")
     assert "my.yml:5: found a list: expected a path" in complaint(lambda: fill(""))
-    assert fill("b").reads == (Use(5, "b", ("a.txt",)), Use(5, "dir", ("b",)))
+    assert fill("b").reads == (ChannelUse(5, "b", ("a.txt",)), ChannelUse(5, "dir", ("b",)))
 
 
 def test_a_file_that_is_known_must_be_one_at_import() -> None:
@@ -356,7 +356,9 @@ def test_a_number_that_python_does_not_write_is_told_of() -> None:
 @pytest.mark.parametrize("given", [0, -1, 1.0, "2", True, None])
 def test_wrong_numbers_of_processes(given: object) -> None:
     made = form("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
-    assert "my.yml:3: found" in complaint(lambda: made.fill((given,), {}))
+    said = complaint(lambda: made.fill((given,), {}))
+    assert "my.yml:3: found" in said
+    assert "expected a whole number from 1" in said
 
 
 def test_wrong_executables() -> None:

@@ -26,7 +26,7 @@ from daskbatch.describe.template.yaml_nodes import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_NODES,
-    Entries,
+    YamlMap,
     read_nodes,
 )
 from daskbatch.describe.template.yaml_scalars import resolve
@@ -590,6 +590,24 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "my.yml: cannot be read: Not a directory" in refused_file(tmp_path / "file" / "x")
 
 
+def test_a_job_is_read_but_not_supported_yet(tmp_path: Path) -> None:
+    path = tmp_path / "my.yml"
+    text = JOB % "num_procs: 2"
+    path.write_text(text)
+    assert refused_file(path) == (
+        "my.yml:2: type: job is not supported yet: expected 'function' or 'process'"
+    )
+    assert parse(text).type == "job"
+
+
+def test_the_types_that_are_supported_are_told_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.yml"
+    path.write_text("type: procss\n" + BODY)
+    assert refused_file(path) == (
+        "my.yml:1: type is 'procss': expected 'function' or 'process'; did you mean 'process'?"
+    )
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     for data, line in ((b"a: 1\nb: \xff", 2), ("a: 1".encode("utf-16"), 1)):
@@ -603,5 +621,5 @@ def test_no_character_of_another_kind_gets_in() -> None:
 
 def test_keys_keep_their_order_and_lines() -> None:
     node = read_nodes(b"b: 1\na: 2\n", "x")
-    assert isinstance(node, Entries)
+    assert isinstance(node, YamlMap)
     assert [(key, line) for key, line, _ in node.entries] == [("b", 1), ("a", 2)]
