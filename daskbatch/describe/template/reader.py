@@ -1,6 +1,8 @@
-"""Reads a PTD file into a template, and says of whatever is wrong where, and what was expected.
+"""Reads a PTD file into a template.
 
-Does not know the arguments: the functions, dictionaries and numbers that the names stand for.
+A file is accepted as a whole or not at all. Each error names the file and the line, and says what
+was found and what was expected. The arguments that the names stand for are checked later, by
+`binding` and `validators`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from keyword import iskeyword
 from daskbatch.describe.environment import is_variable
 from daskbatch.describe.template.expressions import Expression, ListExpression, Literal
 from daskbatch.describe.template.model import (
-    MOST,
+    MAX_NUMBER,
     SUPPORTED_TYPES,
     TYPES,
     UNITS,
@@ -30,10 +32,10 @@ from daskbatch.describe.template.yaml_nodes import (
     YamlMap,
     YamlNode,
     YamlScalar,
+    describe_node,
     read_file,
     read_nodes,
-    show,
-    wrong,
+    template_error,
 )
 from daskbatch.errors import TemplateError
 
@@ -47,11 +49,11 @@ _EXECUTABLE_KEYS = {
     "job": ("target", "args", "kwargs", "num_procs", "nprocs", "cwd", "env"),
 }
 
-#: Who needs more arguments than this means something else.
+#: A file may declare at most this many arguments.
 _MAX_NAMES = 100
 
-#: Keywords that cannot be given to `Batch.import_func`, which has arguments of these names.
-_TAKEN = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
+#: Keywords that `Batch.import_func` cannot take, since they are names of its own parameters.
+_TAKEN_KEYWORDS = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
 
 
 def read_template(path: str, file: str) -> Template:
@@ -60,9 +62,9 @@ def read_template(path: str, file: str) -> Template:
     Parameters
     ----------
     path : str
-        Where it is.
+        The path of the file.
     file : str
-        What messages call it.
+        The name of the file in messages.
 
     Raises
     ------
@@ -101,21 +103,21 @@ class _Reader:
     def __init__(self, file: str, types: Collection[str]) -> None:
         self._file = file
         self._types = types
-        #: Where each name is declared.
+        #: For each declared name: the section and the line, for messages.
         self._declared: dict[str, str] = {}
         self._values = ValueReader(file, self._declared)
 
     def _wrong(self, line: int, what: str) -> TemplateError:
-        return wrong(self._file, line, what)
+        return template_error(self._file, line, what)
 
     # -- the whole ------------------------------------------------------------------------
 
     def template(self, root: YamlNode) -> Template:
         found = self._map(root, "a template", _KEYS)
         import_args = self._positional("import_args", found.get("import_args"))
-        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN)
+        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN_KEYWORDS)
         args = self._positional("args", found.get("args"))
-        # Both are in the signature of what makes the tasks, where each name is there once.
+        # Both are parameters of the function that makes the tasks: each name may occur once.
         taken = {each.name: f"is a name in args, in line {each.line}" for each in args}
         kwargs = self._keywords("kwargs", found.get("kwargs"), taken)
         import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
@@ -144,15 +146,15 @@ class _Reader:
             if value in TYPES:
                 raise self._wrong(node.line, f"type: {value} is not supported yet: {expected}")
             hint = did_you_mean(value.lower(), self._types) if isinstance(value, str) else ""
-            raise self._wrong(node.line, f"type is {show(node)}: {expected}{hint}")
+            raise self._wrong(node.line, f"type is {describe_node(node)}: {expected}{hint}")
         return value
 
     # -- maps and lists -------------------------------------------------------------------
 
     def _map(self, node: YamlNode, what: str, known: Collection[str]) -> dict[str, YamlNode]:
-        """Give the values of a map; a key with nothing behind it counts as left out."""
+        """Return the values of a map; a key without a value counts as left out."""
         if not isinstance(node, YamlMap):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map")
+            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map")
         for key, line, _ in node.entries:
             if key not in known:
                 expected = f"expected {_list_words(known)}{did_you_mean(key, known)}"
@@ -165,12 +167,14 @@ class _Reader:
 
     def _list(self, node: YamlNode, what: str, of: str) -> tuple[YamlNode, ...]:
         if not isinstance(node, YamlList):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a list of {of}")
+            raise self._wrong(
+                node.line, f"{what} is {describe_node(node)}: expected a list of {of}"
+            )
         return node.items
 
     def _entries(self, node: YamlNode, what: str, of: str) -> tuple[tuple[str, int, YamlNode], ...]:
         if not isinstance(node, YamlMap):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map of {of}")
+            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map of {of}")
         return node.entries
 
     # -- declarations ---------------------------------------------------------------------
@@ -182,20 +186,20 @@ class _Reader:
     def _keywords(
         self, section: str, node: YamlNode | None, taken: Mapping[str, str]
     ) -> tuple[Parameter, ...]:
-        """Read keywords; of those that are `taken` already, it says by whom."""
+        """Read keywords; `taken` says, for those that cannot be used, what uses them."""
         entries = () if node is None else self._entries(node, section, "keywords to names")
         found, taken = [], dict(taken)
         for key, line, value in entries:
             keyword = identifier(key)
             if not keyword.isidentifier() or iskeyword(keyword):
-                what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
+                what = f"{keyword!r} in {section} is not a keyword: expected letters, digits and _"
                 raise self._wrong(line, what)
             if keyword in taken:
                 what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
                 raise self._wrong(line, what)
             taken[keyword] = f"is there already, in line {line}"
             if section == "import_kwargs" and isinstance(value, YamlMap):
-                # A call gives the value where the keyword is left out; so that is its name too.
+                # The map is a call that gives the default. Then the keyword is the name, too.
                 value = YamlScalar(line, keyword, keyword, True)
             found.append(self._declare(section, value, keyword))
         return tuple(found)
@@ -204,9 +208,8 @@ class _Reader:
         name = node.value if isinstance(node, YamlScalar) else None
         if not isinstance(name, str) or not (name := identifier(name)).isidentifier():
             or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
-            what = (
-                f"{section} holds {show(node)}: expected a name of letters, digits and _{or_call}"
-            )
+            expected = f"a name of letters, digits and _{or_call}"
+            what = f"{section} holds {describe_node(node)}: expected {expected}"
             raise self._wrong(node.line, what)
         if name in self._declared:
             what = f"{name!r} is declared already, in {self._declared[name]}"
@@ -220,7 +223,7 @@ class _Reader:
     def _with_defaults(
         self, args: tuple[Parameter, ...], kwargs: tuple[Parameter, ...], node: YamlNode | None
     ) -> tuple[Parameter, ...]:
-        """Read the calls in import_kwargs: they know the import arguments above them."""
+        """Read the defaults in import_kwargs, which may use the import arguments above them."""
         if not isinstance(node, YamlMap):
             return kwargs
         known = {parameter.name: "" for parameter in args}
@@ -263,7 +266,7 @@ class _Reader:
             self._target(kind, found["target"]),
             tuple(map(values.any, self._list(args, "args", "values"))) if args else (),
             self._kwargs(kwargs) if kwargs else (),
-            values.number(procs, "num_procs", 1, MOST, whole=True) if procs else None,
+            values.number(procs, "num_procs", 1, MAX_NUMBER, whole=True) if procs else None,
             values.text(cwd, "cwd") if cwd else None,
             self._env(env) if env else None,
         )
@@ -343,14 +346,14 @@ class _Reader:
 
     def _timeout(self, node: YamlNode) -> tuple[tuple[str, Expression], ...]:
         if not isinstance(node, YamlMap):
-            what = f"timeout is {show(node)}: expected a map such as {{min: 1, sec: 30}}"
+            what = f"timeout is {describe_node(node)}: expected a map such as {{min: 1, sec: 30}}"
             raise self._wrong(node.line, what)
         parts = tuple(
-            (unit, self._values.number(value, f"{unit} in timeout", 0, MOST))
+            (unit, self._values.number(value, f"{unit} in timeout", 0, MAX_NUMBER))
             for unit, value in self._map(node, "timeout", UNITS).items()
         )
         if all(isinstance(part, Literal) and not part.value for _, part in parts):
-            what = "timeout adds up to 0: leave it out where a task may run as long as it likes"
+            what = "timeout adds up to 0: leave it out if a task may run without a limit"
             raise self._wrong(node.line, what)
         return parts
 
