@@ -50,7 +50,7 @@ def test_without_graphviz_it_is_said_what_can_be_done(
 
 
 def stand_in(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put an executable called dot in front of whatever is installed."""
+    """Make an executable called dot, which comes first in the path."""
     dot = directory / "bin" / "dot"
     dot.parent.mkdir()
     dot.write_text(f"#!/bin/sh\n{script}\n")

@@ -1,4 +1,4 @@
-"""Paths are compared by value, and what is wrong is said so that it can be put right."""
+"""Paths are compared by value; messages say what is wrong and what to give instead."""
 
 from __future__ import annotations
 

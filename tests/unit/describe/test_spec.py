@@ -45,7 +45,7 @@ def refusal(function: Any, *args: Any, **kwargs: Any) -> str:
 
 
 def run(call: Call, *values: Any) -> Any:
-    """Do what a worker does with a call."""
+    """Run a call as a worker does."""
     buffers = [buffer.content for buffer in call.buffers]
     filled = [pickling.dumps(value) for value in values]
     args, kwargs = pickling.unpack(call.data, filled, buffers)

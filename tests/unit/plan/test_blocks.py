@@ -57,7 +57,7 @@ def check(candidates: Sequence[Candidate], blocks: list[list[int]]) -> None:
 
 
 def random_program(count: int, reach: int, chains: float, seed: int) -> list[Candidate]:
-    """A program whose tasks wait for a few of the last; what they overwrite is somewhere before."""
+    """A program whose tasks wait for a few recent ones, and overwrite data of any earlier ones."""
     chance = random.Random(seed)
     candidates: list[Candidate] = []
     behind: list[set[int]] = []
@@ -127,7 +127,7 @@ def test_a_task_does_not_share_a_block_with_one_further_up_that_it_overwrites() 
 
 
 def test_a_chain_does_not_carry_what_it_overwrites_into_the_block_that_it_joins() -> None:
-    # A narrow and deep program, so that blocks go on where their predecessors are.
+    # A narrow and deep program, so that chains join the blocks of their predecessors.
     candidates = [task()]
     for position in range(1, 400, 4):
         first = position - 1

@@ -52,7 +52,7 @@ class ChangesItsArgument(Exception):
 
 
 class CountsUp(Exception):
-    """Says nothing of its arguments, and puts them through a change each time it is made."""
+    """Does not show its arguments, and changes them each time it is made."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number + 1)
@@ -81,7 +81,7 @@ class CannotBeShown(Exception):
 
 
 class Address:
-    """Prints as where it is: another text in every process."""
+    """Its text is its memory address, which differs in every process."""
 
 
 # -- exceptions ---------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_calls_are_made_anew_for_each_task() -> None:
         "[{outer: [{inner: [i]}]}, {count: []}]", {**calls_, "count": lambda: next(counted)}
     )
     assert get(1) == ("outer(inner(1))", 0)
-    # The original kept the inner value of the first call for ever.
+    # The predecessor of this library kept the inner value of the first call.
     assert get(2) == ("outer(inner(2))", 1)
     assert get(1) == ("outer(inner(1))", 2)
 
@@ -205,7 +205,7 @@ def test_what_a_function_raises_says_where_it_was_called() -> None:
 
 
 def test_all_of_several_entries_count() -> None:
-    # The original looked at the first of them alone.
+    # The predecessor of this library looked only at the first of them.
     fill = function(
         """
 executables: [{target: target}]
@@ -342,7 +342,7 @@ def test_wrong_arguments_are_told_with_the_line(rest: str, given: Any, expected:
     said = complaint(lambda: function(rest)(given))
     assert said.startswith(f"my.yml:{line}: found ")
     assert said.endswith(expected)
-    # What comes at import is refused there.
+    # A wrong import argument is refused at the import.
     known = rest.replace("i}", "known}").replace(": i", ": known").replace("{i:", "{known:")
     if "[]" not in rest:
         assert expected in complaint(lambda: function(known, known={"known": given}))
@@ -470,7 +470,7 @@ def test_arguments_that_do_not_fit(
 
 
 def test_a_keyword_may_be_written_with_an_accent_behind_its_letter() -> None:
-    # Python takes the two for one, and always passes the one with the accent in the letter.
+    # Python treats both as one name, and always passes the one with the accent in the letter.
     made = bind(
         "import_args: [f]\nkwargs: {cafe\N{COMBINING ACUTE ACCENT}: x}\ntype: function\n"
         "executables: [{target: f, args: [x]}]",
@@ -492,13 +492,14 @@ def test_the_signature_says_what_can_be_left_out() -> None:
     signature = bind(DECLARED, print, None, str, one=1).signature
     assert str(signature) == "(a, unused_4, b, unused_5=<unused>, /, *, key, free=<unused>)"
     assert signature.parameters["free"].default is UNUSED
-    # Python's own words may be names here, and so may be passed on by position.
+    # Keywords of Python may be names in a file, for arguments by position.
     odd = bind("args: [in, class]\ntype: process\nexecutables: [{target: ls, args: [in]}]")
     assert str(odd.signature) == "(in, class=<unused>, /)"
 
 
 def test_a_keyword_of_the_import_may_be_a_name_in_the_file() -> None:
-    # What makes the tasks has a signature, in which this could not stand; the import has none.
+    # The function that makes the tasks has a signature, which cannot hold it; the import has
+    # none.
     made = bind(
         "import_args: [f, i]\nimport_kwargs: {i: j}\ntype: function\n"
         "executables: [{target: f, args: [i, j]}]",

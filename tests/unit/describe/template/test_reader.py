@@ -31,7 +31,7 @@ from daskbatch.describe.template.yaml_nodes import (
 )
 from daskbatch.describe.template.yaml_scalars import resolve
 
-#: What most of the files here begin with.
+#: The start of most files in this module.
 HEAD = """\
 import_args: [f, base_dir]
 import_kwargs: {env: new_env}
@@ -312,7 +312,7 @@ def test_names_may_need_quotes() -> None:
     assert template.executables[0].args == (Identifier(4, "on"), Identifier(4, "y"))
 
 
-#: One word to whoever reads it: the accent is part of its letter, or follows it.
+#: Two spellings that look the same: the accent is part of its letter, or follows it.
 CAFE, DECOMPOSED = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
 
 
