@@ -14,13 +14,13 @@ from daskbatch.batch.context import BatchContext
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
+from daskbatch.batch.visualize import draw
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.plan.svg import draw
 from daskbatch.timeouts import Deadline, parse_timeout
 
 

@@ -18,9 +18,9 @@ from daskbatch.describe.access import Channel, Mode
 from daskbatch.describe.spec import Options, make_options
 from daskbatch.describe.template.binding import (
     BoundTemplate,
+    ChannelUse,
     FilledExecutable,
     TaskDescription,
-    Use,
 )
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
@@ -115,12 +115,6 @@ class ImportedFunction:
         settings = self._settings(description)
         return make_process(self._context, executable.target, executable.args, settings)
 
-    def _make_job(self, description: TaskDescription) -> Task:
-        raise SpecError(
-            f"{self._file} describes a job, and jobs are not there yet: "
-            "use type: function or type: process"
-        )
-
     # -- options and accesses -------------------------------------------------------------
 
     def _settings(self, description: TaskDescription) -> TaskSettings:
@@ -145,7 +139,7 @@ class ImportedFunction:
             self._options = options
         return options
 
-    def _channels(self, mode: Mode, uses: Sequence[Use]) -> tuple[Channel, ...]:
+    def _channels(self, mode: Mode, uses: Sequence[ChannelUse]) -> tuple[Channel, ...]:
         channels: tuple[Channel, ...] = ()
         for line, obj, names in uses:
             try:
@@ -159,5 +153,4 @@ class ImportedFunction:
 _MAKERS = {
     "function": ImportedFunction._make_function,
     "process": ImportedFunction._make_process,
-    "job": ImportedFunction._make_job,
 }

@@ -198,7 +198,7 @@ class _Lowering:
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:
         """Give what is small as it is, or the input that has it; once all blocks are known."""
         if isinstance(data, bytes):
-            if len(data) < pickling.SHARED_BUFFER:
+            if len(data) < pickling.MIN_SHARED_BUFFER_BYTES:
                 return data
             found = self._large.get(data)
             if found is None:

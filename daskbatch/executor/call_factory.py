@@ -51,7 +51,7 @@ class CallFactory:
         self._resources = dict(resources or {})
         self._env = dict(env or {})
         self._initializer = initializer
-        self._namespace = None if initializer is None else initializer.space
+        self._namespace = None if initializer is None else initializer.namespace
         if settings is None:
             settings = TaskSettings()
             if resources or env:

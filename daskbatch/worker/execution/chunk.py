@@ -11,7 +11,7 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.serialization.pickled_values import Packet, pack_values
+from daskbatch.serialization.pickled_values import PickledValues, pack_values
 from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
 from daskbatch.worker.execution.interrupt import Stopped
 
@@ -21,13 +21,13 @@ class Chunk(NamedTuple):
 
     Parameters
     ----------
-    values : Packet
+    values : PickledValues
         What they returned; None for those that raised.
     errors : mapping
         The packed exceptions, by position.
     """
 
-    values: Packet
+    values: PickledValues
     errors: Mapping[int, bytes]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
-from daskbatch.serialization.exceptions import not_to_be_had
+from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
@@ -198,7 +198,7 @@ def _source(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
         try:
             opened = Path(cwd, stdin).open("rb")  # noqa: SIM115 - closed below
         except OSError as error:
-            raise not_to_be_had("its stdin", error) from None
+            raise unusable_path_error("its stdin", error) from None
         with opened:
             yield opened
     else:
@@ -236,7 +236,7 @@ def _run(
             )
         except OSError as error:
             if not os.path.isdir(cwd):  # then the directory is missing
-                raise not_to_be_had("its cwd", error) from None
+                raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
             hint = _no_shell(argv) if is_missing else ""
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from daskbatch.serialization.exceptions import not_to_be_had
+from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.isolation.output_files import add_output
@@ -130,7 +130,7 @@ class ProcessState:
             try:
                 os.chdir(limits.cwd)
             except OSError as error:
-                raise not_to_be_had(f"task {label}: its cwd", error) from None
+                raise unusable_path_error(f"task {label}: its cwd", error) from None
 
     def restore(self) -> None:
         """Undo what `enter` and the member have changed."""

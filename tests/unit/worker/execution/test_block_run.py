@@ -328,7 +328,7 @@ def test_slots_take_values_texts_and_outputs() -> None:
 
 
 def test_buffers_come_from_inputs_and_can_be_written_to() -> None:
-    array = np.zeros(pickling.SHARED_BUFFER)
+    array = np.zeros(pickling.MIN_SHARED_BUFFER_BYTES)
     data, _, (buffer,) = pickling.pack(((array,), {}))
     fill = pickling.dumps(fill_and_sum)
     link = Link(buffers=(1,))
