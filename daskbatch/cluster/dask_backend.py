@@ -27,8 +27,8 @@ from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
 from daskbatch.cluster.scheduler_plugin import BatchService
 from daskbatch.dispatch.backend import Answered, Listener, Members
 from daskbatch.dispatch.lower import Lowered
-from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.requirements import Capacity
+from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.worker.cores import CoresPlugin
 from daskbatch.worker.execution.outcome import BlockResult, Status

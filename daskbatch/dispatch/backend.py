@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.placer import Submitter
+from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.worker.execution.journal import Trace
 from daskbatch.worker.execution.outcome import BlockResult, Status
 

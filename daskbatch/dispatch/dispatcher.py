@@ -19,11 +19,10 @@ from typing import Any
 
 from daskbatch.dispatch.backend import Key
 from daskbatch.dispatch.edges import wait_for_producers
-from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
-from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
+from daskbatch.dispatch.task_record import Group, Phase, SubmittedBlock, TaskRecord
 from daskbatch.errors import (
     BatchError,
     LifecycleError,

@@ -18,8 +18,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT, Options
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source

@@ -12,8 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.lower import Lowered, Setting, buffer_key, lower
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.errors import SerializationError
 from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations

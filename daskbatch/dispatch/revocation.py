@@ -9,8 +9,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from daskbatch.dispatch.backend import Members
-from daskbatch.dispatch.placement import SubmittedBlock, blocks_behind, by_block
-from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
+from daskbatch.dispatch.task_record import (
+    Group,
+    Phase,
+    SubmittedBlock,
+    TaskRecord,
+    blocks_behind,
+    by_block,
+)
 from daskbatch.dispatch.task_table import TaskTable
 from daskbatch.errors import SpecError
 from daskbatch.serialization.exceptions import pack_error

@@ -16,7 +16,6 @@ from daskbatch.dispatch.backend import Backend, Key
 from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.placer import Placer
 from daskbatch.dispatch.recovery import (
     Writers,
@@ -25,7 +24,7 @@ from daskbatch.dispatch.recovery import (
     rerun_closure,
     rerun_refusal,
 )
-from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord, find_blame
+from daskbatch.dispatch.task_record import SILENT, Phase, SubmittedBlock, TaskRecord, find_blame
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import Report

@@ -14,8 +14,7 @@ from dask.task_spec import DataNode
 from daskbatch.dispatch.backend import Answered, Members
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status

@@ -18,8 +18,7 @@ from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT, Options, function_call, make_options
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
