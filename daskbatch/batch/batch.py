@@ -170,7 +170,7 @@ class Batch(TaskMaker, SharedMaker):
             return f"<Batch {state}, not used here>"
         if session.ended:
             state = "ended"
-        left = session.dispatcher.outcomes.left + len(session.background.backlog)
+        left = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         return f"<Batch {state}, {session.slots} workers, {left} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,7 +184,7 @@ class Batch(TaskMaker, SharedMaker):
         self._require_open()
         session = self._session
         for record in records:
-            if record.home != session.home:
+            if record.client_id != session.client_id:
                 require_own(self, record)
             if record.call is not None and record.call.references:
                 require_own(self, record)
@@ -274,12 +274,12 @@ class Batch(TaskMaker, SharedMaker):
             return
         outcomes, background = session.dispatcher.outcomes, session.background
         background.flush()
-        pools = background.gathering
+        pools = background.executor_pools
         for pool in pools:
-            pool.hurry()
+            pool.flush()
 
         def left() -> int:
-            return outcomes.left + sum(len(pool.waiting) for pool in pools)
+            return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
         if not outcomes.wait(lambda: not left(), seconds):
             raise TimeoutError(f"{left()} tasks are not over after {seconds:g} s")

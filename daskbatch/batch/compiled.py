@@ -20,6 +20,7 @@ from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
 from daskbatch.plan.svg import draw
 from daskbatch.timeouts import parse_timeout
+from daskbatch.worker.execution.client_names import batch_of_client
 
 if TYPE_CHECKING:
     from daskbatch.batch.batch import Batch
@@ -124,7 +125,7 @@ class CompiledTask(Task):
             )
         if self.tasks and self._is_over():
             raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
-        records = wire(self.graph, [task._record for task in self.tasks], self._record.home)
+        records = wire(self.graph, [task._record for task in self.tasks], self._record.client_id)
         self._batch._submit(records, self.name, self._group)
 
     def _require_accessible(self) -> None:
@@ -133,7 +134,7 @@ class CompiledTask(Task):
         )
 
     def _is_over(self) -> bool:
-        return not self._group.left
+        return not self._group.unfinished
 
     def _require_started(self) -> None:
         if not self._group.started:
@@ -257,12 +258,12 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
     members = list(tasks)
-    home = batch._session.home
+    home = batch._session.client_id
     for task in members:
         if not isinstance(task, Task):
             raise GraphError(f"compile takes tasks; {task!r} is none")
         record = task._record
-        if record.home != home or record.producers:
+        if record.client_id != home or record.producers:
             require_own(batch, record)
         if isinstance(task, CompiledTask):
             raise GraphError(f"{record.label} is a compiled task: put its members in the list")
@@ -287,12 +288,12 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
 
 def require_own(batch: Batch, record: TaskRecord) -> None:
     """Make sure that a task, and what it takes results from, belongs to a Batch."""
-    home = batch._session.home
+    home = batch._session.client_id
     for each in (record, *record.producers):
-        if each.home != home:
+        if each.client_id != home:
             which = "" if each is record else f"takes the result of {each.label}, which "
             other = "another Batch"
-            if each.home.split("-")[0] == home.split("-")[0]:
+            if batch_of_client(each.client_id) == batch_of_client(home):
                 other = "another client of this Batch"
             raise GraphError(
                 f"task {record.label} {which}belongs to {other}: give its value in place of "

@@ -369,7 +369,7 @@ class TaskMaker:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._name or "batch"
         session = self._session
-        record = TaskRecord(session.home, next(session.numbers), name, None)
+        record = TaskRecord(session.client_id, next(session.numbers), name, None)
         return CompiledTask(self._batch, record, members)
 
     def _absolute(self, path: str | Path) -> str:

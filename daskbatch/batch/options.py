@@ -168,7 +168,7 @@ def make_record(
     """Make what is kept of a task, with a number that no other task of its client has."""
     if session.closed:
         batch._require_open()
-    return TaskRecord(session.home, next(session.numbers), name, call, options, reads, writes)
+    return TaskRecord(session.client_id, next(session.numbers), name, call, options, reads, writes)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -135,7 +135,7 @@ class SharedMaker:
         if session is None or not session.background.has_queued:
             return
         access = make_access(mode, obj, keys, "")
-        found = session.background.not_over(lambda record: is_in_the_way(record, access))
+        found = session.background.unfinished_queued(lambda record: is_in_the_way(record, access))
         if found and wait:
             session.dispatcher.outcomes.wait(lambda: all(record.over for record in found))
 

@@ -22,10 +22,10 @@ from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
 from daskbatch.cluster.connection import register
-from daskbatch.cluster.membership import GONE, Membership
+from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
-from daskbatch.cluster.scheduler_plugin import BatchService
-from daskbatch.dispatch.backend import Answered, Listener, Members
+from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
+from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import SubmittedBlock
@@ -88,14 +88,14 @@ class ClusterBackend:
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
-        self._asked: dict[int, Answered] = {}
+        self._asked: dict[int, RevokeCallback] = {}
         self._listener: Listener | None = None
         #: Futures of keys that are over, for a while.
         self._lingering: list[Any] = []
 
     def prepare(self) -> None:
         """Have the scheduler, nannies and workers do their part; raises `BatchError`."""
-        register(self.client, BatchNannyPlugin(), BatchService(), BatchWorkerPlugin())
+        register(self.client, BatchNannyPlugin(), BatchSchedulerPlugin(), BatchWorkerPlugin())
 
     def connect(
         self,
@@ -136,7 +136,7 @@ class ClusterBackend:
         elif "question" in message:
             self._answered(message["question"], message["revoked"], message["stopping"])
         elif "gone" in message:
-            self._guard(listener.values_gone, message["gone"])
+            self._guard(listener.values_lost, message["gone"])
         else:
             traces = None if message["traces"] is None else pickle.loads(message["traces"])
             self._guard(listener.worker_died, message["died"], message["why"], traces)
@@ -177,7 +177,7 @@ class ClusterBackend:
             await asyncio.sleep(seconds)
             if self.client.status != "running":
                 return
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 found = await self.client.scheduler.daskbatch_capacities()
                 self._guard(then, [Capacity(*each) for each in found])
 
@@ -203,7 +203,7 @@ class ClusterBackend:
             if block.future is not None:
                 self._guard(self.membership.look)
                 error = ServiceLost(f"its key is {future.status}")
-        elif block.left:
+        elif block.unfinished:
             # Not all was reported; the key has it all.
             try:
                 result = await future
@@ -213,7 +213,7 @@ class ClusterBackend:
             self.client.loop.call_later(_LINGER_SECONDS, self._lingering.clear)
         self._lingering.append(future)
         if self._listener is not None:
-            self._guard(self._listener.key_over, block, result, error)
+            self._guard(self._listener.key_finished, block, result, error)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
         # On Dask's event loop an error of ours would be logged, and whoever waits would wait
@@ -226,12 +226,14 @@ class ClusterBackend:
                 lost = BatchError(f"daskbatch lost track of this task: {error!r}")
                 self._listener.give_up(lost)
 
-    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+    def revoke(
+        self, members: Members, status: Status, then: RevokeCallback, begun: bool = True
+    ) -> None:
         question = next(self._questions)
         self._asked[question] = then
 
         async def ask() -> None:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 await self.client.scheduler.daskbatch_revoke(
                     topic=self._topic,
                     question=question,
@@ -260,7 +262,7 @@ class ClusterBackend:
             self.client.scheduler.daskbatch_forget, topic=self._topic, blocks=list(blocks)
         )
 
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._guard, function)
 

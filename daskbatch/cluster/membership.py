@@ -24,7 +24,7 @@ _JOIN_SECONDS = 5.0
 _LATE_SECONDS = 10.0
 
 #: What asking a scheduler raises that has gone away.
-GONE = (OSError, CommClosedError)
+UNREACHABLE_ERRORS = (OSError, CommClosedError)
 
 
 class Membership:
@@ -84,7 +84,7 @@ class Membership:
                 where=f"process {os.getpid()} on {socket.gethostname()}",
                 founds=founds,
             )
-        except GONE as error:
+        except UNREACHABLE_ERRORS as error:
             raise ServiceLost(f"the cluster at {self._address} is gone: {error}") from error
         except BaseException:
             # Whoever was interrupted does not know that it has become a client, perhaps.
@@ -139,7 +139,7 @@ class Membership:
 
     def _say(self, what: str, **more: Any) -> None:
         async def say() -> None:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 await getattr(self._client.scheduler, what)(topic=self._topic, **more)
 
         self._client.loop.add_callback(say)
@@ -156,7 +156,7 @@ class Membership:
             if self._lost:
                 return []
             others = None
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 others = self._client.sync(
                     self._client.scheduler.daskbatch_join,
                     topic=self._topic,
@@ -182,7 +182,7 @@ class Membership:
             self._say("daskbatch_unregister", idle=idle)
             return
         # It may go away at this very moment, and then has nothing to forget any more.
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(*UNREACHABLE_ERRORS):
             self._client.sync(
                 self._client.scheduler.daskbatch_unregister, topic=self._topic, idle=idle
             )

@@ -20,7 +20,7 @@ from distributed import Nanny, NannyPlugin
 from daskbatch.worker.execution import journal
 from daskbatch.worker.processes.process_tree import OWNER, sweep_all
 
-PLUGIN = "daskbatch-nanny"
+PLUGIN_NAME = "daskbatch-nanny"
 
 #: How long a worker that was killed may take to be gone. Seconds.
 _GONE_SECONDS = 5.0
@@ -29,7 +29,7 @@ _GONE_SECONDS = 5.0
 class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
     """The part of daskbatch that lives on a nanny."""
 
-    name = PLUGIN
+    name = PLUGIN_NAME
     idempotent = True
     restart = False
 

@@ -24,7 +24,7 @@ _making = threading.Lock()
 _inherited: list[Connection] = []
 
 
-def kept_client(cluster: str | Cluster) -> Client:
+def process_client(cluster: str | Cluster) -> Client:
     """Give this process's own client of a cluster, which is made if there is none yet.
 
     Parameters

@@ -18,10 +18,10 @@ from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dispatch.requirements import Capacity
 
-PLUGIN = "daskbatch-service"
+PLUGIN_NAME = "daskbatch-service"
 
 #: The plugin that knows dictionaries and queues, if there is one.
-SHARED = "daskbatch-shared"
+SHARED_PLUGIN_NAME = "daskbatch-shared"
 
 #: The topic of what concerns all clients of a Batch.
 BATCHES = "daskbatch-batches"
@@ -39,10 +39,10 @@ _ENDING_SECONDS = 5.0
 Answer = tuple[Sequence[int], Sequence[int]]
 
 
-class BatchService(SchedulerPlugin):  # type: ignore[misc]
+class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     """The scheduler's side of every Batch on it."""
 
-    name = PLUGIN
+    name = PLUGIN_NAME
     idempotent = True
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -53,13 +53,13 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[Answer]] = {}
-        self._casualties = WorkerLossTracker(scheduler)
+        self._worker_losses = WorkerLossTracker(scheduler)
         self._working: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._casualties.hello,
+                "daskbatch-hello": self._worker_losses.hello,
             }
         )
         scheduler.handlers.update(
@@ -132,7 +132,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
         Gives what ends them: until that is over, somebody may yet read them.
         """
-        shared = self._scheduler.plugins.get(SHARED)
+        shared = self._scheduler.plugins.get(SHARED_PLUGIN_NAME)
         ending: list[asyncio.Task[None]] = [] if shared is None else shared.end_owned(batch)
         others = [each for each in self._clients.of_batch(batch) if each.number]
         for connection in self._clients.end(batch):
@@ -185,7 +185,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        self._casualties.add_worker(worker)
+        self._worker_losses.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
                 for member, status in members.items():
@@ -218,12 +218,12 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     def log_event(self, topic: str, msg: Any) -> None:
         """Hear of a worker's death before Dask does anything about its keys."""
         if topic == "worker-restart-memory":
-            self._casualties.ran_out_of_memory(msg["worker"], msg["rss"])
+            self._worker_losses.ran_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
             reset_suspicion(self._scheduler, msg["processing-tasks"])
             began = mark_lost(self._scheduler, msg["processing-tasks"])
             gone = mark_lost(self._scheduler, msg["lost-computed-tasks"])
-            self._casualties.died(msg["worker"], began)
+            self._worker_losses.died(msg["worker"], began)
             for topic, keys in gone.items():
                 self._notify(topic, {"gone": keys})
 
@@ -233,7 +233,7 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
             mark_lost(self._scheduler, [key])
 
     async def _tell_of_death(self, worker: str) -> None:
-        for topic, message in (await self._casualties.tell(worker)).items():
+        for topic, message in (await self._worker_losses.tell(worker)).items():
             self._notify(topic, message)
 
     # -- slots ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, connect, leave_to_parent
 from daskbatch.cluster.dask_backend import ClusterBackend
-from daskbatch.cluster.shared_connection import SharedConnection, take_share
+from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
@@ -81,7 +81,7 @@ class Session:
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
-            self._shared = take_share(address, self, keep=within is not None)
+            self._shared = share_connection(address, self, keep=within is not None)
             self.client: Client = self._shared.client
             topic = f"daskbatch-{batch}-{uuid.uuid4().hex[:8]}"
         else:
@@ -103,7 +103,7 @@ class Session:
                 output_limit=config.get_bytes("output-limit"),
             )
             self.dispatcher = Dispatcher(self._backend, setting)
-            self.dispatcher.outcomes.host = within
+            self.dispatcher.outcomes.context = within
             founds = connection is not None
             if within is not None:
                 # From here on it is ended with the task, whatever happens.
@@ -120,10 +120,10 @@ class Session:
                 self._disconnect()
             raise
         #: What its tasks belong to, and what they are counted by.
-        self.home = batch if founds else f"{batch}-{self.number}"
+        self.client_id = batch if founds else f"{batch}-{self.number}"
         self.numbers = itertools.count()
         #: What it has not started yet.
-        self.background = Background(self.home, self.dispatcher, lambda *some: self.submit(*some))
+        self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
         if within is None:
             _open.add(self)
             _end_with_multiprocessing()
@@ -185,7 +185,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether nothing that was started is left."""
-        return not self.dispatcher.outcomes.left
+        return not self.dispatcher.outcomes.unfinished
 
     def lose(self, why: str) -> None:
         """Take in that the Batch has ended, or the connection has."""
@@ -209,8 +209,8 @@ class Session:
         if self._ended:
             return
         self.background.flush()
-        for pool in self.background.gathering:
-            pool.hurry()
+        for pool in self.background.executor_pools:
+            pool.flush()
         if self._shared is None:
             return
         self._backend.membership.say_closed()
@@ -357,7 +357,7 @@ def _end_all() -> None:
             # What a closed client has started runs to its end; others may need it.
             with contextlib.suppress(KeyboardInterrupt):
                 session.dispatcher.outcomes.wait(lambda each=session: each.idle)  # type: ignore[misc]
-        left = session.dispatcher.outcomes.left + len(session.background.backlog)
+        left = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         if left:
             _logger.warning(
                 "%d tasks were given up, because the program ended; "

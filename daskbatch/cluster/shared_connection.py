@@ -18,7 +18,7 @@ from distributed import Client
 
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, leave_to_parent, open_client
-from daskbatch.cluster.membership import GONE
+from daskbatch.cluster.membership import UNREACHABLE_ERRORS
 from daskbatch.cluster.scheduler_plugin import BATCHES
 
 #: How often in the time after which silence counts as a crash one says something.
@@ -65,7 +65,7 @@ class SharedConnection:
         while self.client.scheduler_comm is stream and self.client.status == "running":
             if monotonic() - said > ttl / _PER_SILENCE:
                 said = monotonic()
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*UNREACHABLE_ERRORS):
                     await self.client.scheduler.daskbatch_alive(client=self.client.id, ttl=ttl)
             await asyncio.sleep(min(_LOOK_SECONDS, ttl / _PER_SILENCE))
         for member in list(self._members):
@@ -121,7 +121,7 @@ _changing = threading.RLock()
 _inherited: list[Any] = []
 
 
-def take_share(address: str, member: ConnectionUser, keep: bool) -> SharedConnection:
+def share_connection(address: str, member: ConnectionUser, keep: bool) -> SharedConnection:
     """Connect a member to a scheduler.
 
     Raises

@@ -84,7 +84,7 @@ class Pool:
 
     def waiter(self) -> TaskContext | None:
         """Give what the task has around it that waits here, if this is in a task."""
-        return self._dispatcher.outcomes.waiter()
+        return self._dispatcher.outcomes.current_context()
 
     def task(self, record: TaskRecord) -> Task:
         """Give a call as a task."""
@@ -131,11 +131,11 @@ class Pool:
         except RuntimeError:
             raise RuntimeError(_INTERPRETER_ENDS) from None
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Have what was gathered handed over."""
         self._gatherer.hurry()
 
-    def hand_over(self, records: Sequence[TaskRecord]) -> None:
+    def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of some tasks that are calls of this have been handed over."""
         self._gatherer.hand_over(records)
 
@@ -155,7 +155,7 @@ class Pool:
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time, as long as there is a cluster."""
         with contextlib.suppress(RuntimeError):  # it has ended, and all with it
-            self._dispatcher.later(function, seconds)
+            self._dispatcher.call_later(function, seconds)
 
     # -- what calls come to ---------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class Pool:
     def _is_done(self) -> bool:
         if self._ended:
             return True
-        left = self._group.left
+        left = self._group.unfinished
         if left:
             # What is being stopped is over for those who wait here; to end stops it for sure.
             left -= self._dispatcher.count_stopping(self._group)

@@ -75,9 +75,9 @@ class SubmitQueue:
     def put(self, records: Sequence[TaskRecord]) -> None:
         """Gather calls; to be called with the lock."""
         for record in records:
-            record.phase = Phase.QUEUED
+            self._dispatcher.table.set_phase(record, Phase.QUEUED)
             record.group = self._group
-        self._group.left += len(records)
+        self._group.unfinished += len(records)
         was_empty = not self._gathered
         self._gathered.extend(records)
         if was_empty or len(self._gathered) >= _MANY:
@@ -116,7 +116,7 @@ class SubmitQueue:
         """Cancel calls without waiting for it, nor for any lock: a finalizer may call it."""
         self._doomed.extend(records)
         with contextlib.suppress(RuntimeError):  # the cluster has ended, and all with it
-            self._dispatcher.later(self.hurry)
+            self._dispatcher.call_later(self.hurry)
 
     def close(self) -> None:
         """End the thread; what has not been handed over is cancelled. With the lock."""
@@ -185,7 +185,7 @@ class SubmitQueue:
         return (
             self._hurried
             or self._closed
-            or self._outcomes.left < self._session.slots
+            or self._outcomes.unfinished < self._session.slots
             or len(self._gathered) >= _MANY
         )
 

@@ -15,6 +15,8 @@ from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
+from daskbatch.worker.execution.client_names import batch_of_topic
+
 T = TypeVar("T")
 
 #: How often a task that waits looks up: only then can it be stopped. Seconds.
@@ -80,7 +82,7 @@ class TaskContext:
     @property
     def batch(self) -> str:
         """The Batch that the task is of."""
-        return self.topic.split("-")[1]
+        return batch_of_topic(self.topic)
 
     def begin_to_wait(self) -> None:
         """Give the slot back, unless another thread of the task has."""

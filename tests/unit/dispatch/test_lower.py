@@ -52,7 +52,7 @@ class Program:
         options: Options = DEFAULT,
     ) -> TaskRecord:
         call = function_call(function, args, {})
-        record = TaskRecord("home", len(self.records), function.__name__, call, options)
+        record = TaskRecord("client", len(self.records), function.__name__, call, options)
         record.reads, record.writes = channels(Mode.READ, reads), channels(Mode.WRITE, writes)
         self.records.append(record)
         return record
@@ -67,7 +67,7 @@ class Program:
         entry: Callable[..., Any] = run_block,
     ) -> Lowered:
         """Lower the program; `sharing` are the tasks that share a block."""
-        records = wire(build_graph(self.records), self.records, "home")
+        records = wire(build_graph(self.records), self.records, "client")
         for each in records:
             if each.call is not None and each.phase == Phase.CREATED:
                 each.function = pickling.dumps(each.call.function)
@@ -75,9 +75,9 @@ class Program:
         for record in records:
             if record.over:
                 continue
-            home = next((some for some in sharing if record in some), [record])
-            if record is home[0]:
-                shared.append(list(home))
+            members = next((some for some in sharing if record in some), [record])
+            if record is members[0]:
+                shared.append(list(members))
         blocks = [SubmittedBlock(number, block) for number, block in enumerate(shared)]
         for block in blocks:
             block.small = small
