@@ -327,7 +327,7 @@ class Batch(TaskMaker, SharedMaker):
         self.fence(timeout)
         if session.ended:
             return
-        others = session.others_left(None if deadline is None else deadline - monotonic())
+        others = session.wait_until_alone(None if deadline is None else deadline - monotonic())
         if others:
             raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
         session.end()

@@ -1,4 +1,1 @@
-"""Dask's side: connections to a cluster, and the plugins of its scheduler and nannies.
-
-Does not know what users hold.
-"""
+"""Connects a client's dispatcher to Dask: connections, and plugins of scheduler and nannies."""
