@@ -111,7 +111,7 @@ def connect(
     if num_workers is not None:
         if cluster is not None:
             raise SpecError(
-                "num_workers= is for the embedded cluster; a given one has the workers that it has"
+                "num_workers= is for the embedded cluster; it cannot change a given cluster"
             )
         if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 1:
             raise SpecError(f"num_workers= must be a whole number from 1, not {num_workers!r}")
@@ -217,14 +217,16 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
         client.scheduler_comm.interval = _SEND_INTERVAL_SECONDS
     except Exception as error:
         # Any exception: another program may listen there, and Dask may not understand it.
-        said = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError) and not str(error):
-            said = f"there was no answer within {monotonic() - began:.1f} s"
+            reason = f"there was no answer within {monotonic() - began:.1f} s"
         if isinstance(error, OSError):
-            said += "; is the address right, does the scheduler run, is a firewall in between?"
-        if "ssl_context" in said:
-            said = "it wants TLS: set distributed.comm.tls in Dask's configuration in this process"
-        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
+            reason += "; is the address right, does the scheduler run, is a firewall in between?"
+        if "ssl_context" in reason:
+            reason = (
+                "it needs TLS: set distributed.comm.tls in Dask's configuration in this process"
+            )
+        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {reason}") from error
     learn_security(client.scheduler.address, client.security)
     return client
 

@@ -15,7 +15,7 @@ from daskbatch.worker.execution.task_context import TaskContext, current, wait_r
 
 
 class CompletionTracker:
-    """The number of a client's unfinished tasks, and who waits for them.
+    """The number of a client's unfinished tasks, and the callbacks that wait for them.
 
     Any thread may use it. `changed` is held for every change of a started task. It is
     notified when tasks are over: once for many, because every waiting thread then checks its

@@ -21,7 +21,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 
 
 class Result:
-    """What of a Dask future the dispatcher needs."""
+    """The part of a Dask future that the dispatcher needs."""
 
     def __init__(self) -> None:
         self.status = "pending"
@@ -42,7 +42,7 @@ class Result:
 
 
 class InProcessBackend:
-    """Runs each submission in a thread of its own, once what it hangs on is there.
+    """Runs each submission in another thread, once the inputs of its blocks exist.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The dispatcher, on a backend in this process: whatever the blocks, the outcome is the same."""
+"""Runs the dispatcher on a backend in this process: the outcome is the same for all blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from daskbatch.worker.execution.outcome import Status
 
 
 class Ref:
-    """Stands for a record's result among arguments, as a task's handle does."""
+    """Refers to a record's result among arguments, as a task's handle does."""
 
     def __init__(self, record: TaskRecord) -> None:
         self.record = record
@@ -68,7 +68,7 @@ def outcome_of(each: TaskRecord) -> str:
 
 
 def blocks_of(size: int) -> Callable[..., list[list[int]]]:
-    """Pack so many tasks into each block, in program order."""
+    """Return a packer that puts `size` tasks into each block, in program order."""
 
     def pack(candidates: Sequence[Any], *_: Any) -> list[list[int]]:
         return [
@@ -173,7 +173,7 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
     long, after = record(0, _wait_at, "long"), record(1, _add, 1, 1)
     after.waits = ((long, 0),)
     dispatcher.submit([long, after], "first")
-    # While the question is under way whether it has begun, another one comes.
+    # Another task is submitted while the backend is asked which members have begun.
     last = record(2, _add, 1, 2)
     last.waits = ((after, 0),)
     revoke = backend.revoke
@@ -223,7 +223,7 @@ def test_cancelled_before_the_start() -> None:
 
 
 def test_what_hangs_on_a_cancelled_task_comes_after_what_that_waits_for() -> None:
-    """Z waits for X only by way of Y, which is cancelled while X still runs."""
+    """Z waits for X only through Y, which is cancelled while X still runs."""
     gate = _GATES["after"] = threading.Event()
     order: list[str] = []
     _ORDERS["after"] = order
@@ -267,7 +267,7 @@ def test_a_task_that_cannot_be_sent_fails_alone() -> None:
 
 
 def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dask fails what depends on a failed key; what may run all the same is placed again."""
+    """Dask fails what depends on a failed key; tasks that may still run are placed again."""
     monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
     backend = _Failing()
     dispatcher = _dispatcher_on(backend)
@@ -281,7 +281,7 @@ def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPat
 
 
 class _Failing(InProcessBackend):
-    """The first submission fails as if its worker had died, and all that depends on it."""
+    """Fails the first submission, with all that depends on it, as if its worker had died."""
 
     def submit(self, lowered: Any, again: bool) -> Any:
         if self.submissions:

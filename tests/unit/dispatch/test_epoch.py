@@ -1,4 +1,4 @@
-"""Programs that come in pieces keep the order, and the failures, of the whole."""
+"""Programs that arrive in pieces keep the order, and the failures, of the whole program."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record(number: int, reads: Sequence[str] = (), writes: Sequence[str] = ()) -
 
 
 def add(epoch: Epoch, *records: TaskRecord) -> list[TaskRecord]:
-    """Add a piece, and start it; gives it with its barriers."""
+    """Add a piece and start it; return it with its barriers."""
     ordered: list[TaskRecord] = []
     epoch.add(records, ordered)
     for each in ordered:
@@ -66,7 +66,7 @@ def end(*records: TaskRecord, phase: Phase = Phase.DONE) -> None:
 
 
 def before(record: TaskRecord) -> set[TaskRecord]:
-    """Find all tasks that must be over before one begins."""
+    """Return all tasks that must be over before a task begins."""
     found: set[TaskRecord] = set()
     stack = [record]
     while stack:
@@ -144,7 +144,7 @@ def test_what_reads_and_writes_nothing_has_no_place_in_the_order() -> None:
 
 def test_who_must_not_share_a_block_with_a_reader() -> None:
     epoch = Epoch()
-    # The second is never run again, so it does not matter what it would read.
+    # The second never runs again, so it does not matter what it would read.
     reader, updater = record(0, ["/a"]), record(1, ["/a", "/b"], ["/b"])
     overwrites = record(2, [], ["/a"])
     add(epoch, reader, updater)
@@ -208,7 +208,7 @@ class _Maker(TaskMaker):
 def run_in_pieces(
     root: Path, steps: Sequence[Step], rng: random.Random, cancelled: set[int]
 ) -> Outcome:
-    """Run a program as a Batch would that is given it in pieces, in any order that it may."""
+    """Run a program as a Batch does that receives it in pieces, in any order that is allowed."""
     epoch = Epoch()
     tasks = make_tasks(_Maker(), root, steps)
     records = [task._record for task in tasks]
@@ -341,7 +341,7 @@ def test_a_task_that_runs_a_second_time_is_waited_for_again() -> None:
         another = record(number, ["/b"])
         add(epoch, another)
         end(another)
-    TABLE.set_phase(reader, Phase.WAITING)  # its result was lost, and somebody wants it
+    TABLE.set_phase(reader, Phase.WAITING)  # its result was lost, and is needed
     writer = record(100, [], ["/a"])
     add(epoch, writer)
     assert set(writer.unfinished_waits()) == {reader}

@@ -1,4 +1,4 @@
-"""Lowering: what a Dask graph of blocks looks like, and what travels along its edges."""
+"""Checks the Dask graphs that blocks are lowered to, and what travels along their edges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = "x" * 100_000
 
 
 class Ref:
-    """Stands for a record's result among arguments, as a task's handle does."""
+    """Refers to a record's result among arguments, as a task's handle does."""
 
     def __init__(self, record: TaskRecord, part: str = "result") -> None:
         self.target = record, part
@@ -102,7 +102,7 @@ def fail() -> None:
 
 
 def inputs_of(lowered: Lowered, record: TaskRecord) -> frozenset[Any]:
-    """Give the keys that the key of a task's block depends on."""
+    """Return the keys that the key of a task's block depends on."""
     assert record.block is not None
     return frozenset(dict(lowered.graph)[record.block.key].dependencies)
 
@@ -118,7 +118,7 @@ def layer_of(lowered: Lowered, key: Any) -> Any:
 
 
 def results(lowered: Lowered, *records: TaskRecord) -> list[Any]:
-    """Run the graph in this process; gives what the tasks returned, or their status."""
+    """Run the graph in this process; return the tasks' values, or their statuses."""
     found = dask.get(lowered.graph, [key_of(record) for record in records])
     values = []
     for record, result in zip(records, found, strict=True):
