@@ -26,6 +26,8 @@ class CompletionTracker:
         self.changed = threading.Condition()
         #: The number of started tasks that are not over; see `TaskTable.set_phase`.
         self.unfinished = 0
+        #: Whether any function may have to be called when a task is over.
+        self.has_callbacks = False
         self._callbacks: dict[TaskRecord, list[Callable[[], None]]] = {}
         self._idle_callbacks: list[Callable[[], None]] = []
         self._process = os.getpid()
@@ -34,13 +36,13 @@ class CompletionTracker:
 
     def call_back(self, record: TaskRecord) -> None:
         """Call the functions that wait for a task that is over; the caller holds the lock."""
-        if self._callbacks:
-            for callback in self._callbacks.pop(record, ()):
-                callback()
+        for callback in self._callbacks.pop(record, ()):
+            callback()
         if self._idle_callbacks and not self.unfinished:
             callbacks, self._idle_callbacks = self._idle_callbacks, []
             for callback in callbacks:
                 callback()
+        self.has_callbacks = bool(self._callbacks or self._idle_callbacks)
 
     def require_own_process(self) -> None:
         """Check that this process receives the reports of these tasks.
@@ -93,6 +95,7 @@ class CompletionTracker:
         with self.changed:
             if not record.over:
                 self._callbacks.setdefault(record, []).append(callback)
+                self.has_callbacks = True
                 return
         callback()
 
@@ -101,5 +104,6 @@ class CompletionTracker:
         with self.changed:
             if self.unfinished:
                 self._idle_callbacks.append(callback)
+                self.has_callbacks = True
                 return
         callback()

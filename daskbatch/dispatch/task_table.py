@@ -40,6 +40,9 @@ from daskbatch.worker.execution.outcome import Status
 #: The phase of a task for each `Status` of its member.
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
 
+# Looking up a member of an enum takes a large part of the time of `set_phase`.
+_WAITING, _DONE = Phase.WAITING, Phase.DONE
+
 
 class TaskTable:
     """The started tasks of one client, and the blocks that they are in.
@@ -80,25 +83,26 @@ class TaskTable:
         be set to `QUEUED` without the lock.
         """
         before, record.phase = record.phase, phase
-        if phase >= Phase.DONE:
-            if before < Phase.DONE:
-                if before >= Phase.WAITING:
+        if phase >= _DONE:
+            if before < _DONE:
+                if before >= _WAITING:
                     self.outcomes.unfinished -= 1
                 if record.group is not None:
                     record.group.unfinished -= 1
-        elif phase == Phase.WAITING:
-            if before < Phase.WAITING:
+        elif phase == _WAITING:
+            if before < _WAITING:
                 self.outcomes.unfinished += 1
-            elif before >= Phase.DONE:  # it is revived
+            elif before >= _DONE:  # it is revived
                 self.outcomes.unfinished += 1
                 if record.group is not None:
                     record.group.unfinished += 1
 
     def start(self, records: Sequence[TaskRecord]) -> None:
         """Add tasks to the table, each after those that it waits for."""
-        for record in records:
-            self.set_phase(record, Phase.WAITING)
-            record.rank = next(self._ranks)
+        set_phase = self.set_phase
+        for record, rank in zip(records, self._ranks, strict=False):
+            set_phase(record, _WAITING)
+            record.rank = rank
         self._writers.add(records)
 
     def settle(
@@ -117,7 +121,8 @@ class TaskTable:
             record.waits = tuple(record.unfinished_waits().items())
         record.overwrites = ()
         self.set_phase(record, phase)
-        self.outcomes.call_back(record)
+        if self.outcomes.has_callbacks:
+            self.outcomes.call_back(record)
 
     def settle_member(
         self,
