@@ -1,4 +1,7 @@
-"""Delays Ctrl-C while state is being changed that must not be left half-changed."""
+"""Delays Ctrl-C while state is being changed that must not be left half-changed.
+
+Any thread may use it; it has an effect in the main thread only.
+"""
 
 from __future__ import annotations
 
