@@ -175,7 +175,7 @@ class Batch:
             return f"<Batch {state}, not used here>"
         if session.ended:
             state = "ended"
-        remaining = session.dispatcher.outcomes.left + len(session.background.backlog)
+        remaining = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -504,12 +504,12 @@ class Batch:
         """
         self._context.require_open()
         session = self._session
-        members = require_members(session.home, tasks)
+        members = require_members(session.client_id, tasks)
         require_name(name)
         if name is None:
             names = {task.name for task in members}
             name = names.pop() if len(names) == 1 else self._context.name or "batch"
-        record = TaskRecord(session.home, next(session.numbers), name, None)
+        record = TaskRecord(session.client_id, next(session.numbers), name, None)
         return CompiledTask(self._context, record, members)
 
     # -- shared objects -------------------------------------------------------------------
@@ -668,12 +668,12 @@ class Batch:
             return
         outcomes, background = session.dispatcher.outcomes, session.background
         background.flush()
-        pools = background.gathering
+        pools = background.executor_pools
         for pool in pools:
             pool.flush()
 
         def count_unfinished() -> int:
-            return outcomes.left + sum(len(pool.waiting) for pool in pools)
+            return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
         if not outcomes.wait(lambda: not count_unfinished(), seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
@@ -720,7 +720,7 @@ class Batch:
         self.fence(timeout)
         if session.ended:
             return
-        others = session.others_left(deadline.left())
+        others = session.wait_until_alone(deadline.left())
         if others:
             raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
         session.end()

@@ -137,7 +137,7 @@ class CompiledTask(Task):
             )
         if self.tasks and self._is_over():
             raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
-        records = wire(self.graph, self._records, self._record.home)
+        records = wire(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
 
     def _require_not_started(self) -> None:
@@ -146,7 +146,7 @@ class CompiledTask(Task):
         )
 
     def _is_over(self) -> bool:
-        return not self._group.left
+        return not self._group.unfinished
 
     def _require_started(self) -> None:
         if not self._group.started:
@@ -259,7 +259,7 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
     Parameters
     ----------
     client_id : str
-        The id of the client that compiles them; see `TaskRecord.home`.
+        The id of the client that compiles them; see `TaskRecord.client_id`.
     tasks : iterable of Task
         What the user gave.
 
@@ -277,7 +277,7 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
         if not isinstance(task, Task):
             raise GraphError(f"compile takes tasks; {task!r} is not a task")
         record = task._record
-        if record.home != client_id or record.producers:
+        if record.client_id != client_id or record.producers:
             require_own(client_id, record)
         if isinstance(task, CompiledTask):
             raise GraphError(f"{record.label} is a compiled task: put its members in the list")

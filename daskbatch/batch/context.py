@@ -118,10 +118,10 @@ class BatchContext:
         self.require_open()
         session = self.session
         for record in records:
-            if record.home != session.home:
-                require_own(session.home, record)
+            if record.client_id != session.client_id:
+                require_own(session.client_id, record)
             if record.call is not None and record.call.references:
-                require_own(session.home, record)
+                require_own(session.client_id, record)
                 require_producers(record)
                 session.background.start_queued(record.producers)
         session.submit(records, name, group)
@@ -137,7 +137,7 @@ class BatchContext:
             The client that made it.
         """
         if record.call is not None and record.call.references:
-            require_own(self.session.home, record)
+            require_own(self.session.client_id, record)
             require_producers(record)
         session.background.queue(record)
 
@@ -190,7 +190,9 @@ class BatchContext:
         if session is None or not session.background.has_queued:
             return
         access = make_access(mode, obj, keys, "")
-        conflicting = session.background.not_over(lambda record: _conflicts(record, access))
+        conflicting = session.background.unfinished_queued(
+            lambda record: _conflicts(record, access)
+        )
         if conflicting and wait:
             session.dispatcher.outcomes.wait(lambda: all(record.over for record in conflicting))
 

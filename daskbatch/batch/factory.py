@@ -143,7 +143,7 @@ def make_record(
     if session.closed:
         context.require_open()
     options, reads, writes, _ = settings
-    return TaskRecord(session.home, next(session.numbers), name, call, options, reads, writes)
+    return TaskRecord(session.client_id, next(session.numbers), name, call, options, reads, writes)
 
 
 def name_of(function: Callable[..., Any]) -> str:

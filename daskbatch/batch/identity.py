@@ -54,7 +54,7 @@ class Identity:
         self._closed = False
         # A copy that is unpickled as an argument of a task also serves the threads of that task.
         context = current()
-        self._created_in = None if context is None else (weakref.ref(context), context.turn)
+        self._created_in = None if context is None else (weakref.ref(context), context.task_number)
         _identities.add(self)
 
     def session(self) -> Session:
@@ -74,7 +74,7 @@ class Identity:
         context = self._task_context()
         with _attaching:
             if context is not None:
-                resource = context.guests.get(self.address.batch)
+                resource = context.resources.get(self.address.batch)
                 if resource is None:
                     resource = self._attach(context)
                 if isinstance(resource, Session):
@@ -95,7 +95,7 @@ class Identity:
             return None
         if context is None:
             return self._own
-        resource = context.guests.get(self.address.batch)
+        resource = context.resources.get(self.address.batch)
         return resource if isinstance(resource, Session) else None
 
     @property
@@ -106,7 +106,7 @@ class Identity:
         except SubmitAfterCloseError:
             return True
         if context is not None:
-            resource = context.guests.get(self.address.batch)
+            resource = context.resources.get(self.address.batch)
             if isinstance(resource, Session):
                 return resource.closed
             return resource is not None
@@ -122,7 +122,7 @@ class Identity:
         if session is not None:
             session.close()
         elif context is not None:
-            context.guests.setdefault(self.address.batch, _ClosedUnused())
+            context.resources.setdefault(self.address.batch, _ClosedUnused())
         else:
             self._closed = True
 
@@ -138,13 +138,13 @@ class Identity:
             # The task that created a Batch is its creator, and not a copy.
             created_here = context is not None and self._created_in == (
                 weakref.ref(context),
-                context.turn,
+                context.task_number,
             )
             return None if created_here else context
         if context is not None or self._created_in is None:
             return context
         found, turn = self._created_in[0](), self._created_in[1]
-        if found is None or found.turn != turn:
+        if found is None or found.task_number != turn:
             raise SubmitAfterCloseError(
                 "the task that received this copy of a Batch has ended, and so has the copy; a "
                 "thread that a task starts can use a Batch that is among the task's arguments"

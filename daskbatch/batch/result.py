@@ -30,8 +30,8 @@ def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None
     """
     if record.phase == Phase.CANCELLED:
         return TaskCancelled(f"task {record.label} was cancelled")
-    if record.blame is not None:
-        root = record.blame
+    if record.root_failure is not None:
+        root = record.root_failure
         cause = failure_of(root, dispatcher, timeout)
         why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
         if root.phase == Phase.CANCELLED:

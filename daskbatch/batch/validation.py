@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.worker.execution.client_names import batch_of_client
 
 
 def require_own(client_id: str, record: TaskRecord) -> None:
@@ -15,7 +16,7 @@ def require_own(client_id: str, record: TaskRecord) -> None:
     Parameters
     ----------
     client_id : str
-        The id of the client; see `TaskRecord.home`.
+        The id of the client; see `TaskRecord.client_id`.
     record : TaskRecord
         The task.
 
@@ -25,10 +26,10 @@ def require_own(client_id: str, record: TaskRecord) -> None:
         One of them belongs to another client or to another Batch.
     """
     for each in (record, *record.producers):
-        if each.home != client_id:
+        if each.client_id != client_id:
             which = "" if each is record else f"takes the result of {each.label}, which "
             other = "another Batch"
-            if each.home.split("-")[0] == client_id.split("-")[0]:
+            if batch_of_client(each.client_id) == batch_of_client(client_id):
                 other = "another client of this Batch"
             raise GraphError(
                 f"task {record.label} {which}belongs to {other}: give its value in place of "

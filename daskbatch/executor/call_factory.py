@@ -117,6 +117,6 @@ class CallFactory:
         name = self._settings.name or name_of(function)
         record = make_record(self._context, session, call, name, self._settings)
         if call.references:
-            require_own(session.home, record)
+            require_own(session.client_id, record)
             require_producers(record)
         return record

@@ -94,7 +94,7 @@ class Pool:
 
     def task_context(self) -> TaskContext | None:
         """Return the context of the task that this runs in, or None outside of tasks."""
-        return self._dispatcher.outcomes.waiter()
+        return self._dispatcher.outcomes.current_context()
 
     def task_of(self, record: TaskRecord) -> Task:
         """Return a call as a task."""
@@ -173,7 +173,7 @@ class Pool:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time, in another thread, unless the cluster has ended."""
         with contextlib.suppress(RuntimeError):  # the cluster has ended, and its tasks with it
-            self._dispatcher.later(function, seconds)
+            self._dispatcher.call_later(function, seconds)
 
     # -- results --------------------------------------------------------------------------
 
@@ -321,7 +321,7 @@ class Pool:
     def _is_done(self) -> bool:
         if self._ended:
             return True
-        unfinished = self._group.left
+        unfinished = self._group.unfinished
         if unfinished:
             # Calls that are being stopped count as over here: the end of the Batch kills them.
             unfinished -= self._dispatcher.count_stopping(self._group)

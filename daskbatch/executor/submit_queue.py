@@ -81,9 +81,9 @@ class SubmitQueue:
     def put(self, records: Sequence[TaskRecord]) -> None:
         """Add calls to the queue. The caller holds the lock."""
         for record in records:
-            record.phase = Phase.QUEUED
+            self._dispatcher.table.set_phase(record, Phase.QUEUED)
             record.group = self._group
-        self._group.left += len(records)
+        self._group.unfinished += len(records)
         was_empty = not self._queued
         self._queued.extend(records)
         if was_empty or len(self._queued) >= _MAX_QUEUED_CALLS:
@@ -122,7 +122,7 @@ class SubmitQueue:
         """Let the thread cancel calls. It takes no lock, so that a finalizer may call it."""
         self._to_cancel.extend(records)
         with contextlib.suppress(RuntimeError):  # the cluster has ended, and its tasks with it
-            self._dispatcher.later(self.flush)
+            self._dispatcher.call_later(self.flush)
 
     def close(self) -> None:
         """End the thread, and cancel the queued calls. The caller holds the lock."""
@@ -188,7 +188,7 @@ class SubmitQueue:
         return (
             self._flush_requested
             or self._closed
-            or self._outcomes.left < self._session.slots
+            or self._outcomes.unfinished < self._session.slots
             or len(self._queued) >= _MAX_QUEUED_CALLS
         )
 

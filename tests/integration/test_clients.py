@@ -368,7 +368,7 @@ def test_used_after_the_end(cluster: LocalCluster) -> None:
     batch.join(timeout=30)
     with pytest.raises(SubmitAfterCloseError):
         task.start()
-    with pytest.raises(ServiceLost, match="there is no such Batch at tcp://.*, or none any more"):
+    with pytest.raises(ServiceLost, match="there is no such Batch at tcp://.*, or it has ended"):
         unused.function(len, "")
     with Batch(num_workers=1) as embedded:
         unused = copied(embedded)

@@ -164,10 +164,6 @@ class JournaledBlock:
         )
 
 
-#: The former name.
-Trace = JournaledBlock
-
-
 def read_journals(directory: Path) -> list[JournaledBlock]:
     """Read what the slots of a worker that has died have done."""
     files: dict[str, list[tuple[int, int, bytes]]] = {}

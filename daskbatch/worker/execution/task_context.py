@@ -15,14 +15,12 @@ from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from daskbatch.forking import after_fork
+from daskbatch.worker.execution.client_names import batch_of_topic
 
 T = TypeVar("T")
 
 #: How long a waiting task waits at most before it runs Python code, where it can be stopped.
 STOP_POLL_SECONDS = 0.05
-
-#: The former name.
-PACE = STOP_POLL_SECONDS
 
 #: The first and the longest pause between two looks at whether the slot is free.
 _MIN_SLOT_POLL_SECONDS, _MAX_SLOT_POLL_SECONDS = 0.0005, 0.02
@@ -91,17 +89,7 @@ class TaskContext:
     @property
     def batch(self) -> str:
         """The id of the Batch whose task it is: part of a topic, `daskbatch-<batch>[-<copy>]`."""
-        return self.topic.split("-")[1]
-
-    @property
-    def guests(self) -> dict[str, TaskResource]:
-        """The former name of `resources`."""
-        return self.resources
-
-    @property
-    def turn(self) -> int:
-        """The former name of `task_number`."""
-        return self.task_number
+        return batch_of_topic(self.topic)
 
     def begin_waiting(self) -> None:
         """Release the slot, unless another thread of the task already waits."""
