@@ -23,9 +23,11 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.cluster.connection import for_client, learn_security
+from daskbatch.shared.actor_creation import make_actors
 from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Request
-from daskbatch.shared.rpc.server import CONFIRM, RpcServer, answer_to
-from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, tls_context
+from daskbatch.shared.rpc.answer import CONFIRM, answer_to
+from daskbatch.shared.rpc.server import RpcServer
+from daskbatch.shared.scheduler_rpc import ask, client_of, tls_context
 from daskbatch.shared.store.queue_state import QueueState
 from daskbatch.shared.store.replication import Replicator
 from daskbatch.shared.store.shard import Shard

@@ -20,10 +20,12 @@ from daskbatch.cluster.process_client import kept_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
+from daskbatch.shared.actor_creation import make_actors
 from daskbatch.shared.data.messages import ObjectInfo, ObjectOptions, ObjectSpec, description_of
 from daskbatch.shared.proxy import ObjectProxy, handle_of
 from daskbatch.shared.registry import SharedRegistry
-from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, scheduler_here, without_slot
+from daskbatch.shared.scheduler_rpc import ask, client_of, scheduler_here
+from daskbatch.shared.waiting import without_slot
 from daskbatch.worker.execution.task_context import current
 
 #: So many shards a dictionary has at most, if nobody says how many.

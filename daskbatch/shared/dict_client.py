@@ -26,7 +26,7 @@ from daskbatch.shared.data.messages import lost_error
 from daskbatch.shared.data.partition import shard_of
 from daskbatch.shared.data.portable_keys import dumps_for_later
 from daskbatch.shared.proxy import ObjectProxy
-from daskbatch.shared.scheduler_rpc import awaited
+from daskbatch.shared.waiting import awaited
 
 #: So much, and so many, are sent at once.
 _BYTES, _COUNT = 32 << 20, 10_000

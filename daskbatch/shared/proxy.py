@@ -32,8 +32,8 @@ from daskbatch.shared.data.messages import (
     lost_error,
     unreachable_error,
 )
+from daskbatch.shared.rpc.answer import FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
-from daskbatch.shared.rpc.server import FAILED
 from daskbatch.shared.scheduler_rpc import ask, relayed, tls_context
 from daskbatch.worker.execution.task_context import PACE, current
 

@@ -18,7 +18,7 @@ from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.proxy import ObjectProxy, handle_of
-from daskbatch.shared.scheduler_rpc import awaited
+from daskbatch.shared.waiting import awaited
 from daskbatch.timeouts import parse_timeout
 
 _DOMAIN = CommunicationDomain()

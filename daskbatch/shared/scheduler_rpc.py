@@ -12,26 +12,19 @@ import pickle
 import socket
 import ssl
 import threading
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from math import inf
-from time import monotonic
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
-import dask
-from distributed import Client, get_client, get_worker, rejoin, secede
+from distributed import Client, get_client, get_worker
 from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
-from distributed.threadpoolexecutor import thread_state as pool_state
 
 from daskbatch.cluster.connection import for_client, learn_security, open_client, security_of
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
-from daskbatch.shared.data.messages import ObjectSpec, Replica, Request, ServerAddress
-from daskbatch.worker.execution.task_context import called_aside, current, in_thread, waiting
-
-T = TypeVar("T")
+from daskbatch.shared.data.messages import Replica, Request
+from daskbatch.worker.execution.task_context import called_aside, current, in_thread
 
 #: How long an answer of the scheduler may take, beyond what it was told to wait. Seconds.
 _ANSWER_SECONDS = 30.0
@@ -39,21 +32,6 @@ _ANSWER_SECONDS = 30.0
 #: After so long without an answer it is looked whether anybody listens; and how long that may
 #: take. Seconds.
 _DOUBT, _KNOCK_SECONDS = 0.3, 2.0
-
-#: How long an actor may take to be there: its worker may be busy with other things. Seconds.
-_ACTOR_SECONDS = 60.0
-
-#: How long may be waited at a shard before it says that there is nothing yet. Seconds.
-_SLICE = 5.0
-
-#: For so short a wait nobody else is given the slot: it takes as long to have it again. Seconds.
-_BRIEF = 0.02
-
-#: In so long a thread of Dask's pool makes way that has nothing to do. Seconds.
-_MAKING_WAY = 0.05
-
-#: Served before all else.
-_PRIORITY = 1_000_000_000
 
 
 def ask(scheduler: str, operation: str, **arguments: Any) -> Any:
@@ -184,88 +162,6 @@ def scheduler_here() -> str:
 
 
 @contextlib.contextmanager
-def without_slot(deadline: float | None) -> Iterator[None]:
-    """Let another task have the slot while this one waits, be it a task of a Batch or of Dask.
-
-    Parameters
-    ----------
-    deadline : float, optional
-        When it no longer waits for a slot to be free, but goes on without. Of `monotonic`.
-    """
-    host = current()
-    if host is None and getattr(pool_state, "proceed", False) and _is_task():
-        secede()
-        try:
-            yield
-        finally:
-            _rejoin(deadline)
-        return
-    with waiting(host, deadline):
-        yield
-
-
-def _rejoin(deadline: float | None) -> None:
-    """Do what Dask's `rejoin` does, but not beyond a time.
-
-    Then this thread stays outside the pool, where another one has its place by now, and ends with
-    its task.
-    """
-    if deadline is None:
-        rejoin()
-        return
-    pool, this, has_place = pool_state.executor, threading.current_thread(), threading.Event()
-    with pool._rejoin_lock:
-        pool._rejoin_list.append((this, has_place))
-    with contextlib.suppress(RuntimeError):  # the worker closes
-        pool.submit(_nothing)
-    if not has_place.wait(max(deadline - monotonic(), _MAKING_WAY)):
-        with pool._rejoin_lock:
-            if not has_place.is_set():
-                pool._rejoin_list.remove((this, has_place))
-                return
-    pool_state.proceed = True
-
-
-def _nothing() -> None:
-    pass
-
-
-def awaited(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
-    """Ask for what may not be there yet, until it is; another task has the slot meanwhile.
-
-    Not where there is nothing to wait for, or hardly: who looks again and again keeps the slot.
-
-    Parameters
-    ----------
-    ask : callable
-        Asks for it; is given how long may be waited there. Seconds.
-    deadline : float, optional
-        When it is no longer asked for. Of `monotonic`.
-    miss : object
-        Is answered if it is not there; and given back if the time is up.
-    """
-    found = ask(0.0)
-    left = inf if deadline is None else deadline - monotonic()
-    if found is not miss or left <= 0:
-        return found
-    with without_slot(deadline) if left > _BRIEF else contextlib.nullcontext():
-        while found is miss:
-            left = _SLICE if deadline is None else deadline - monotonic()
-            if left <= 0:
-                break
-            found = ask(min(left, _SLICE))
-    return found
-
-
-def _is_task() -> bool:
-    try:
-        get_worker()
-    except ValueError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
 def client_of(scheduler: str) -> Iterator[Client]:
     """Have a Dask client of a scheduler for a while."""
     _security(scheduler)
@@ -274,58 +170,3 @@ def client_of(scheduler: str) -> Iterator[Client]:
         yield client
     finally:
         threading.Thread(target=client.close, args=[2], name="daskbatch-close").start()
-
-
-def make_actors(
-    client: Client, kind: type, specs: Sequence[tuple[ObjectSpec, str]]
-) -> list[tuple[Replica, Any]]:
-    """Make actors on workers, whatever these are busy with.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Connected there.
-    kind : type
-        The actors' class: made with a `ObjectSpec`, and has `describe`.
-    specs : sequence of (Spec, str)
-        What they are to be, and on which workers.
-
-    Returns
-    -------
-    list of (Member, future)
-        Each with what keeps it.
-
-    Raises
-    ------
-    ServiceLost
-        A worker has gone, or has no time for it.
-    """
-    futures = []
-    for spec, worker in specs:
-        key = f"daskbatch-{spec.options.kind}-{spec.uid}-{spec.shard}-{uuid.uuid4().hex[:8]}"
-        # Not in the threads for tasks: they may all be in use.
-        with dask.annotate(executor="actor"):
-            future = client.submit(
-                kind,
-                spec,
-                key=key,
-                workers=[worker],
-                allow_other_workers=False,
-                actor=True,
-                pure=False,
-                priority=_PRIORITY,
-            )
-        futures.append(future)
-    made = []
-    for (spec, worker), future in zip(specs, futures, strict=True):
-        answer = ask(
-            spec.scheduler,
-            "daskbatch_shared_describe",
-            worker=worker,
-            key=future.key,
-            seconds=_ACTOR_SECONDS,
-        )
-        if not isinstance(answer, ServerAddress):
-            raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")
-        made.append((Replica(worker, future.key, answer), future))
-    return made

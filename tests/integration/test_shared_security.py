@@ -27,7 +27,8 @@ from support.caught import Caught, blocked
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.client import RpcClient
-from daskbatch.shared.rpc.server import RpcServer, enter
+from daskbatch.shared.rpc.handshake import enter
+from daskbatch.shared.rpc.server import RpcServer
 
 GREETING = b"daskbatch-1"
 

@@ -10,8 +10,10 @@ import ssl
 from typing import Any
 
 from daskbatch.shared.data.messages import ServerAddress, error_sent
+from daskbatch.shared.rpc.answer import CONFIRM, FAILED
+from daskbatch.shared.rpc.handshake import enter
 from daskbatch.shared.rpc.local_transport import LocalTransport
-from daskbatch.shared.rpc.server import CONFIRM, FAILED, RpcServer, enter
+from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.rpc.socket_transport import Idle, SocketTransport
 from daskbatch.worker.execution.task_context import PACE
 

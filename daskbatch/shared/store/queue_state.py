@@ -13,8 +13,8 @@ from typing import Any
 
 from daskbatch.shared.data.codec import Value, to_send
 from daskbatch.shared.data.messages import Request, closed_error
+from daskbatch.shared.rpc.answer import Answer
 from daskbatch.shared.rpc.reply_cache import ReplyCache
-from daskbatch.shared.rpc.server import Answer
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
 

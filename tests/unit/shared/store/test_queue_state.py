@@ -9,7 +9,7 @@ import pytest
 from support.caught import Caught, blocked
 
 from daskbatch.shared.data.codec import Value
-from daskbatch.shared.rpc.server import Answer
+from daskbatch.shared.rpc.answer import Answer
 from daskbatch.shared.store.queue_state import QueueState
 from daskbatch.shared.store.spill import SpillStore
 
