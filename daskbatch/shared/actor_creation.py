@@ -1,4 +1,4 @@
-"""Makes actors on workers of a cluster, whatever these are busy with."""
+"""Makes actors on workers of a cluster, though all slots of these may be in use."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ import dask
 from distributed import Client
 
 from daskbatch.errors import ServiceLost
+from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import ObjectSpec, Replica, ServerAddress
-from daskbatch.shared.scheduler_rpc import ask
+from daskbatch.shared.scheduler_rpc import call_scheduler
 
-#: How long an actor may take to be there: its worker may be busy with other things. Seconds.
-_ACTOR_SECONDS = 60.0
+#: How long an actor may take to be made: its worker may be busy.
+_CREATION_TIMEOUT_SECONDS = 60.0
 
-#: Served before all else.
+#: Dask serves these tasks before all others.
 _PRIORITY = 1_000_000_000
 
 
 def make_actors(
     client: Client, kind: type, specs: Sequence[tuple[ObjectSpec, str]]
 ) -> list[tuple[Replica, Any]]:
-    """Make actors on workers, whatever these are busy with.
+    """Make actors on workers, and wait until they are there.
 
     Parameters
     ----------
     client : distributed.Client
-        Connected there.
+        A client of the cluster.
     kind : type
-        The actors' class: made with a `ObjectSpec`, and has `describe`.
-    specs : sequence of (Spec, str)
-        What they are to be, and on which workers.
+        The actors' class. It is called with an `ObjectSpec`, and has a method `describe`.
+    specs : sequence of (ObjectSpec, str)
+        What they are made from, and the addresses of their workers.
 
     Returns
     -------
-    list of (Member, future)
-        Each with what keeps it.
+    list of (Replica, future)
+        The actors, each with a future that keeps it.
 
     Raises
     ------
     ServiceLost
-        A worker has gone, or has no time for it.
+        A worker has gone, or has not made its actor in time.
     """
     futures = []
     for spec, worker in specs:
@@ -62,12 +63,12 @@ def make_actors(
         futures.append(future)
     made = []
     for (spec, worker), future in zip(specs, futures, strict=True):
-        answer = ask(
+        answer = call_scheduler(
             spec.scheduler,
-            "daskbatch_shared_describe",
+            routes.DESCRIBE_ACTOR,
             worker=worker,
             key=future.key,
-            seconds=_ACTOR_SECONDS,
+            seconds=_CREATION_TIMEOUT_SECONDS,
         )
         if not isinstance(answer, ServerAddress):
             raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")

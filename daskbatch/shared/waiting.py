@@ -1,4 +1,4 @@
-"""Waits for what a shared object does not have yet, and gives the worker slot back meanwhile."""
+"""Waits for something that a shared object does not have yet, with the worker slot released."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from daskbatch.worker.execution.task_context import current, waiting
 
 T = TypeVar("T")
 
-#: How long may be waited at a shard before it says that there is nothing yet. Seconds.
-_SLICE = 5.0
+#: How long one request may wait at a server before it returns that there is nothing yet.
+_MAX_WAIT_AT_SERVER_SECONDS = 5.0
 
-#: For so short a wait nobody else is given the slot: it takes as long to have it again. Seconds.
-_BRIEF = 0.02
+#: A shorter wait keeps the slot: to regain it would take as long.
+_MIN_RELEASE_SECONDS = 0.02
 
-#: In so long a thread of Dask's pool makes way that has nothing to do. Seconds.
-_MAKING_WAY = 0.05
+#: How long an idle thread of Dask's pool takes to make room for one that rejoins.
+_MIN_REJOIN_SECONDS = 0.05
 
 
 @contextlib.contextmanager
 def without_slot(deadline: float | None) -> Iterator[None]:
-    """Let another task have the slot while this one waits, be it a task of a Batch or of Dask.
+    """Release the worker slot of the current task, be it one of a Batch or a plain one of Dask.
 
     Parameters
     ----------
     deadline : float, optional
-        When it no longer waits for a slot to be free, but goes on without. Of `monotonic`.
+        A time of `monotonic`: when the task no longer waits to regain the slot, but continues
+        without one.
     """
-    host = current()
-    if host is None and getattr(pool_state, "proceed", False) and _is_task():
+    context = current()
+    if context is None and getattr(pool_state, "proceed", False) and _is_dask_task():
         secede()
         try:
             yield
         finally:
             _rejoin(deadline)
         return
-    with waiting(host, deadline):
+    with waiting(context, deadline):
         yield
 
 
 def _rejoin(deadline: float | None) -> None:
-    """Do what Dask's `rejoin` does, but not beyond a time.
+    """Do what Dask's `rejoin` does, but not beyond the deadline.
 
-    Then this thread stays outside the pool, where another one has its place by now, and ends with
-    its task.
+    After it, this thread stays outside of the pool, where another one has its place by now, and
+    ends with its task.
     """
     if deadline is None:
         rejoin()
@@ -60,8 +61,8 @@ def _rejoin(deadline: float | None) -> None:
     with pool._rejoin_lock:
         pool._rejoin_list.append((this, has_place))
     with contextlib.suppress(RuntimeError):  # the worker closes
-        pool.submit(_nothing)
-    if not has_place.wait(max(deadline - monotonic(), _MAKING_WAY)):
+        pool.submit(_do_nothing)
+    if not has_place.wait(max(deadline - monotonic(), _MIN_REJOIN_SECONDS)):
         with pool._rejoin_lock:
             if not has_place.is_set():
                 pool._rejoin_list.remove((this, has_place))
@@ -69,38 +70,42 @@ def _rejoin(deadline: float | None) -> None:
     pool_state.proceed = True
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def awaited(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
-    """Ask for what may not be there yet, until it is; another task has the slot meanwhile.
+def await_answer(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
+    """Repeat a request until it succeeds, or the deadline passes, with the slot released meanwhile.
 
-    Not where there is nothing to wait for, or hardly: who looks again and again keeps the slot.
+    Waits of at most 20 ms keep the slot, so that a task that only looks, again and again, does
+    not lose it.
 
     Parameters
     ----------
     ask : callable
-        Asks for it; is given how long may be waited there. Seconds.
+        Makes the request; called with the seconds that the server may wait.
     deadline : float, optional
-        When it is no longer asked for. Of `monotonic`.
+        A time of `monotonic`; None waits without limit.
     miss : object
-        Is answered if it is not there; and given back if the time is up.
+        The answer that means "not yet"; returned on timeout.
     """
     found = ask(0.0)
-    left = inf if deadline is None else deadline - monotonic()
-    if found is not miss or left <= 0:
+    remaining = inf if deadline is None else deadline - monotonic()
+    if found is not miss or remaining <= 0:
         return found
-    with without_slot(deadline) if left > _BRIEF else contextlib.nullcontext():
+    releases = remaining > _MIN_RELEASE_SECONDS
+    with without_slot(deadline) if releases else contextlib.nullcontext():
         while found is miss:
-            left = _SLICE if deadline is None else deadline - monotonic()
-            if left <= 0:
-                break
-            found = ask(min(left, _SLICE))
+            seconds = _MAX_WAIT_AT_SERVER_SECONDS
+            if deadline is not None:
+                seconds = min(deadline - monotonic(), seconds)
+                if seconds <= 0:
+                    break
+            found = ask(seconds)
     return found
 
 
-def _is_task() -> bool:
+def _is_dask_task() -> bool:
     try:
         get_worker()
     except ValueError:

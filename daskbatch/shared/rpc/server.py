@@ -1,7 +1,7 @@
-"""The way into a process for requests that are to be answered fast: a socket, with a doorkeeper.
+"""An authenticated request server: one listening socket, one thread per connection.
 
-Does not know what is asked for. Who comes in must prove to know the secret, and is proven that
-this side knows it, too; with a TLS context, all is encrypted, and both sides show certificates.
+Both sides prove knowledge of the secret (HMAC-SHA256 challenge-response); with TLS both present
+certificates. See `shared.rpc.handshake`.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from time import monotonic, sleep
+from time import sleep
+from typing import TypeAlias
 
-from daskbatch.shared.data.messages import ServerAddress, error_to_send
+from daskbatch.shared.data.messages import Request, ServerAddress, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
-from daskbatch.shared.rpc.handshake import (
-    GIVE_UP_SECONDS,
-    authenticate_server,
-    in_time,
-    sockets,
-    tune,
-)
-from daskbatch.shared.rpc.local_transport import LocalTransport, connected
-from daskbatch.shared.rpc.socket_transport import ConnectionCut, SocketTransport
+from daskbatch.shared.rpc.handshake import accept_client, close_in_children
+from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
+from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
 
-#: How often is looked whether the door is still needed. Seconds.
-_LOOK_SECONDS = 1.0
+_Transport: TypeAlias = SocketTransport | LocalTransport
+
+#: How often the server looks whether it is still needed; and how long it waits before it accepts
+#: connections again after an error.
+_POLL_INTERVAL_SECONDS = 1.0
 
 
 class RpcServer:
-    """Listens, lets in who knows the secret, and has a thread for each.
+    """Accepts the clients that know the secret, and serves each in a thread.
+
+    All methods may be called by any thread.
 
     Parameters
     ----------
     host : str
-        The address to listen at.
+        The address to listen at; the system chooses the port.
     handler : callable
-        Answers requests; called from many threads.
+        Answers requests; called by many threads at once.
     is_needed : callable
-        Is asked now and then; if it says no, the door is closed.
-    context : ssl.SSLContext, optional
-        To encrypt what is said.
+        Called now and then; when it returns False, the server closes itself.
+    tls_context : ssl.SSLContext, optional
+        The server's certificates, to encrypt all connections.
     """
 
     def __init__(
@@ -50,33 +50,33 @@ class RpcServer:
         host: str,
         handler: Handler,
         is_needed: Callable[[], bool],
-        context: ssl.SSLContext | None = None,
+        tls_context: ssl.SSLContext | None = None,
     ) -> None:
         self._handler = handler
         self._is_needed = is_needed
-        self._context = context
+        self._tls_context = tls_context
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=1024)
-        self._wires: set[SocketTransport | LocalTransport] = set()
+        self._connections: set[_Transport] = set()
         self._lock = threading.Lock()
         self._closed = False
         port = self._listener.getsockname()[1]
-        self.address = ServerAddress(host, port, secrets.token_bytes(32), context is not None)
-        self._listener.settimeout(_LOOK_SECONDS)
-        sockets.add(self._listener)
-        threading.Thread(target=self._listen, name="daskbatch-door", daemon=True).start()
+        self.address = ServerAddress(host, port, secrets.token_bytes(32), tls_context is not None)
+        self._listener.settimeout(_POLL_INTERVAL_SECONDS)
+        close_in_children(self._listener)
+        threading.Thread(target=self._listen, name="daskbatch-rpc-listen", daemon=True).start()
 
     def close(self) -> None:
-        """Let nobody in any more, and end all talks."""
+        """Close the listening socket and all connections."""
         with self._lock:
             self._closed = True
-            wires = list(self._wires)
+            connections = list(self._connections)
         with contextlib.suppress(OSError):
-            # Who waits in `accept` is not woken by `close`.
+            # `close` alone does not wake a thread that waits in `accept`.
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for wire in wires:
-            wire.close()
+        for connection in connections:
+            connection.close()
 
     def _listen(self) -> None:
         while not self._closed:
@@ -89,86 +89,77 @@ class RpcServer:
             except OSError:
                 if self._closed:
                     return
-                sleep(_LOOK_SECONDS)  # there are too many open files, say
+                sleep(_POLL_INTERVAL_SECONDS)  # there are too many open files, say
                 continue
             threading.Thread(
-                target=self._talk, args=[sock], name="daskbatch-talk", daemon=True
+                target=self._accept, args=[sock], name="daskbatch-rpc-serve", daemon=True
             ).start()
 
-    def _talk(self, sock: socket.socket) -> None:
-        sockets.add(sock)
-        try:
-            end = monotonic() + GIVE_UP_SECONDS
-            sock.settimeout(_LOOK_SECONDS)
-            tune(sock)
-            if self._context is not None:
-                sock = self._context.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False
-                )
-                sockets.add(sock)
-                in_time(sock.do_handshake, end)
-            if not authenticate_server(sock, self.address.secret, end):
-                sock.close()
-                return
-            sock.settimeout(None)
-        except (OSError, ValueError):
-            sock.close()
-            return
-        self._attend(SocketTransport(sock))
+    def _accept(self, sock: socket.socket) -> None:
+        # In the connection's own thread: a silent client must not hold up others.
+        accepted = accept_client(sock, self.address.secret, self._tls_context)
+        if accepted is not None:
+            self._serve_until_closed(SocketTransport(accepted))
 
-    def meet(self) -> LocalTransport:
-        """Come in from within this process; there is a thread for that, too, which nobody stops.
+    def connect_locally(self) -> LocalTransport:
+        """Connect from within this process.
+
+        This connection has a thread of the server, too: unlike a task's thread, it is never
+        interrupted in the middle of a request.
 
         Raises
         ------
         OSError
-            The door is closed.
+            The server is closed.
         """
-        ours, theirs = connected()
+        client_end, server_end = make_pair()
         if self._closed:
-            raise ConnectionCut("the door is closed")
+            raise ConnectionClosed("the server is closed")
         threading.Thread(
-            target=self._attend, args=[theirs], name="daskbatch-talk", daemon=True
+            target=self._serve_until_closed,
+            args=[server_end],
+            name="daskbatch-rpc-serve",
+            daemon=True,
         ).start()
-        return ours
+        return client_end
 
-    def _attend(self, wire: SocketTransport | LocalTransport) -> None:
+    def _serve_until_closed(self, connection: _Transport) -> None:
         with self._lock:
             if self._closed:
-                wire.close()
+                connection.close()
                 return
-            self._wires.add(wire)
+            self._connections.add(connection)
         try:
-            self._serve(wire)
+            self._serve(connection)
         except (OSError, EOFError):
             pass
         finally:
             with self._lock:
-                self._wires.discard(wire)
-            wire.close()
+                self._connections.discard(connection)
+            connection.close()
 
-    def _serve(self, wire: SocketTransport | LocalTransport) -> None:
+    def _serve(self, connection: _Transport) -> None:
         while True:
-            request = wire.receive()
-            answer = answer_to(self._handler, request, wire.is_cut)
+            request = Request._make(connection.receive())
+            status, result, settle = answer_to(self._handler, request, connection.peer_has_closed)
+            # What is large must not live on while this waits for the next request.
             del request
-            if answer[0] != CONFIRM:
-                _send(wire, answer)
-                continue
-            _, result, settle = answer
-            has_it = False
-            try:
-                wire.send((CONFIRM, result))
-                has_it = wire.receive() is True
-            finally:
-                settle(has_it)
-            del result, answer
+            if settle is None:
+                _send(connection, status, result)
+            else:
+                received = False
+                try:
+                    connection.send((CONFIRM, result))
+                    received = connection.receive() is True
+                finally:
+                    settle(received)
+            del result, settle
 
 
-def _send(wire: SocketTransport | LocalTransport, answer: object) -> None:
+def _send(connection: _Transport, status: int, result: object) -> None:
     try:
-        wire.send(answer)
+        connection.send((status, result))
     except OSError:
         raise
     except Exception as error:  # it cannot be pickled, and nothing of it was sent
-        wire.send((FAILED, error_to_send(error)))
+        connection.send((FAILED, encode_error(error)))
