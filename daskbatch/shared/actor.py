@@ -28,7 +28,7 @@ from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Repli
 from daskbatch.shared.rpc.answer import answer_to
 from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.scheduler_rpc import call_scheduler, temporary_client, tls_context
-from daskbatch.shared.store.operations import FOLLOW
+from daskbatch.shared.store.operations import FOLLOW, Operation
 from daskbatch.shared.store.queue_state import QueueState
 from daskbatch.shared.store.replication import Replicator
 from daskbatch.shared.store.shard import Shard
@@ -90,6 +90,17 @@ class SharedActor:
         if request.operation == _FOLLOW:
             return self._follow(*request.arguments)
         return self.state(request)
+
+    def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Execute an operation of the effect READ, in the thread of a task on this worker.
+
+        Raises
+        ------
+        NotServing
+            This actor does not serve the shard.
+        """
+        assert isinstance(self.state, Shard)
+        return self.state.read(operation, arguments)
 
     def _follow(self, epoch: int, *arguments: Any) -> None:
         """Make changes of the primary, unless it has been replaced meanwhile."""

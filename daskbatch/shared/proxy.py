@@ -58,13 +58,10 @@ _REACH_TIMEOUT_SECONDS = 30.0
 #: A request after which so many workers died, one after another, is not sent to one more.
 _MAX_WORKER_DEATHS = 3
 
+_READ = Effect.READ
+
 #: How many proxies are kept though nothing uses them: the next task is likely to.
 _MAX_UNUSED_PROXIES = 64
-
-
-def _never_gone() -> bool:
-    """Return False: the caller itself waits for the answer, so it cannot be gone."""
-    return False
 
 
 class _LayoutChanged(Exception):
@@ -229,12 +226,11 @@ class ObjectProxy:
         """
         _ = self.info
         actor = local_actor(self.uid, index)
-        if actor is not None and not wait and operation.effect is Effect.READ:
+        if actor is not None and not wait and operation.effect is _READ:
             # Not for other operations: a task may be interrupted at any point of them, and leave
             # them half done.
-            request = Request(operation.name, b"", 0, 0.0, arguments)
             with suppress(NotServing):
-                return copy_buffers(actor.handle(request, _never_gone))
+                return copy_buffers(actor.read(operation, arguments))
         idle = self._idle_clients[index]
         try:
             client = idle.pop()

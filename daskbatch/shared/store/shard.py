@@ -35,6 +35,7 @@ from daskbatch.shared.store.operations import (
     SET_REPLIES,
     SHARD_CHANGES,
     Change,
+    Operation,
 )
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
@@ -135,6 +136,11 @@ class Shard:
             return self._change(operation, client_id, seq, arguments)
         return self._handlers[operation](*arguments)
 
+    def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Execute an operation of the effect READ; it does not wait."""
+        self._require_serving()
+        return self._handlers[operation.name](*arguments)
+
     def _require_serving(self) -> None:
         if self.closed:
             raise closed_error(self._description)
@@ -143,7 +149,7 @@ class Shard:
 
     # -- reading --------------------------------------------------------------------------
 
-    def _get(self, key: Any, wait: float) -> Value | None:
+    def _get(self, key: Any, wait: float = 0.0) -> Value | None:
         """Return a value; None if the key is not there, also after a wait."""
         decoded = decode_key(key)
         stored = self._values.get(decoded)
