@@ -1,4 +1,8 @@
-"""Makes actors on workers of a cluster, though all slots of these may be in use."""
+"""Makes actors on workers of a cluster, though all slots of these may be in use.
+
+Dask would otherwise make an actor when a slot is free, which may take hours: here it is a task of
+the highest priority, in the worker's threads for actors, and `actor_admission` lets it begin.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Creates shared objects on a cluster, or opens those that exist."""
+"""Creates shared objects on a cluster, or opens those that exist.
+
+The functions may be called by any thread, in clients and in tasks. A task that waits for the
+workers releases its slot meanwhile.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The distributed dictionary `DDict`, which tasks and clients share."""
+"""The distributed dictionary `DDict`, which tasks and clients share.
+
+`DDict` adds creation, lifetime, `save` and `load` to the mapping protocol of `shared.mapping`. Any
+number of threads may use one.
+"""
 
 from __future__ import annotations
 
@@ -171,8 +175,8 @@ class DDict(DictMapping):
         Examples
         --------
         >>> d = batch.ddict()
-        >>> near = batch.options(workers=d.workers_for(["a"]))
-        >>> task = near.function(d.get, "a")
+        >>> options = batch.options(workers=d.workers_for(["a"]))
+        >>> task = options.function(d.get, "a")
         """
         wanted = list(keys)
         if not wanted:

@@ -1,4 +1,8 @@
-"""The mapping protocol of `DDict`, implemented on a `DictClient`."""
+"""The mapping protocol of `DDict`, implemented on a `DictClient`.
+
+It differs from that of a dict where `wait_for_keys` makes ``d[key]`` wait, and by operations of
+many keys. Any number of threads may use a mapping.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The distributed queue `Queue`, which tasks and clients share."""
+"""The distributed queue `Queue`, which tasks and clients share.
+
+It has the interface of `queue.Queue`, and raises `queue.Empty` and `queue.Full`. Any number of
+threads may use one.
+"""
 
 from __future__ import annotations
 

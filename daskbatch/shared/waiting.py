@@ -1,4 +1,8 @@
-"""Waits for something that a shared object does not have yet, with the worker slot released."""
+"""Waits for something that a shared object does not have yet, with the worker slot released.
+
+The functions are called by the thread that waits, in clients and in tasks, be they of a Batch or
+plain ones of Dask. In a client there is no slot, and they only wait.
+"""
 
 from __future__ import annotations
 

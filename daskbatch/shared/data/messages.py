@@ -1,4 +1,8 @@
-"""The records that clients, workers and the scheduler exchange about shared objects."""
+"""The records that clients, workers and the scheduler exchange about shared objects.
+
+They are immutable. They are pickled, but never saved to files: all processes of a cluster have the
+same version.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Turns what a handler returns or raises into the answer to a request."""
+"""Turns what a handler returns or raises into the answer to a request.
+
+`answer_to` may be called by any thread, and never raises what the handler has raised.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A client of an `RpcServer`: sends one request at a time, and waits for its answer."""
+"""A client of an `RpcServer`: sends one request at a time, and waits for its answer.
+
+`RpcClient.call` raises OSError for a broken connection. The caller decides whether to repeat the
+request, and where: see `shared.proxy`.
+"""
 
 from __future__ import annotations
 

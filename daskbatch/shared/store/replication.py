@@ -7,8 +7,8 @@ by layouts with increasing numbers, the epochs (`registry`). The rules:
 - The primary makes each change on all backups, then for itself, then replies.
 - A backup that does not answer is removed from the scheduler's layout before a change that it
   lacks is acknowledged.
-- A backup accepts changes of its own epoch, or of a later one, alone: so a primary that was
-  replaced can acknowledge nothing any longer.
+- A backup refuses changes of an epoch before its own. So a primary that was replaced can no longer
+  acknowledge anything.
 - A new backup receives all changes from the moment when its copying begins, and the older values
   piece by piece; it counts once the scheduler has it in a layout.
 """

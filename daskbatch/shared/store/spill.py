@@ -124,10 +124,10 @@ class SpillStore:
 
     Notes
     -----
-    Any number of threads may use it; a lock protects its accounts. It is told that a value was
-    dropped in whatever thread dropped the last reference, which may hold this lock or any other,
-    and may be interrupted. So that thread only appends to a deque, which is in C, and so is either
-    done or not; the next thread that takes the lock does the rest.
+    Any number of threads may use it; a lock protects its accounts. A value is dropped by the thread
+    that drops the last reference to it. That thread may hold this lock, or any other, and it may be
+    interrupted at any point. So it only appends to a deque, which is one step in C; the next thread
+    that takes the lock does the rest.
     """
 
     def __init__(self, limit: int, directory: Path) -> None:
