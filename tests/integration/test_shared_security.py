@@ -1,4 +1,4 @@
-"""Who is let in to dictionaries and queues, what is seen on the way, and who cannot be hung up."""
+"""Who can connect to dictionaries and queues, what is seen on the way, and what cannot hang."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from support.caught import Caught, blocked
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.client import RpcClient
-from daskbatch.shared.rpc.server import RpcServer, enter
+from daskbatch.shared.rpc.handshake import connect_to_server
+from daskbatch.shared.rpc.server import RpcServer
 
 GREETING = b"daskbatch-1"
 
-#: What nobody is to see who is not meant to.
+#: A value that nobody else may see.
 NEEDLE = b"needle-in-a-haystack"
 
 
 def ports_of(batch: Batch) -> list[tuple[str, int]]:
-    """Find where the workers listen, at doors and elsewhere."""
+    """Return where the workers listen: RPC servers and others."""
     found = []
     for pid in batch.client.run(os.getpid).values():
         for each in psutil.Process(pid).net_connections("tcp"):
@@ -52,7 +53,7 @@ def first_bytes(sock: socket.socket, seconds: float = 0.5) -> bytes:
     return b""
 
 
-def doors_of(batch: Batch) -> list[tuple[str, int]]:
+def servers_of(batch: Batch) -> list[tuple[str, int]]:
     found = []
     for port in ports_of(batch):
         with socket.create_connection(port) as sock:
@@ -62,7 +63,7 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
     return found
 
 
-# -- who does not know the secret -------------------------------------------------------
+# -- clients without the secret -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,8 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
 )
 def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -> None:
     d = batch.ddict(shards=1)
-    for door in doors_of(batch):
-        with socket.create_connection(door) as sock:
+    for server in servers_of(batch):
+        with socket.create_connection(server) as sock:
             assert first_bytes(sock, 5).startswith(GREETING)
             with suppress(ConnectionError):
                 sock.sendall(said)
@@ -88,9 +89,9 @@ def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -
 @pytest.mark.slow
 def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
     d = batch.ddict(shards=1)
-    door = doors_of(batch)[-1]
-    silent = [socket.create_connection(door) for _ in range(100)]
-    slow = socket.create_connection(door)
+    server = servers_of(batch)[-1]
+    silent = [socket.create_connection(server) for _ in range(100)]
+    slow = socket.create_connection(server)
     begin = time.monotonic()
     over = threading.Event()
 
@@ -127,18 +128,18 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
 @contextmanager
 def opened(context: ssl.SSLContext | None = None) -> Iterator[RpcServer]:
     over = threading.Event()
-    door = RpcServer(
+    server = RpcServer(
         "127.0.0.1", lambda request, is_gone: request, lambda: not over.is_set(), context
     )
     try:
-        yield door
+        yield server
     finally:
         over.set()
-        door.close()
+        server.close()
 
 
 def answering(said: bytes) -> tuple[str, int]:
-    """Listen once, as somebody who only seems to be a door."""
+    """Listen once, as something that only seems to be a server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
@@ -157,13 +158,13 @@ def answering(said: bytes) -> tuple[str, int]:
 def test_who_listens_must_know_the_secret_too() -> None:
     host, port = answering(b"\0" * 32)
     with pytest.raises(ConnectionError, match="does not know the secret"):
-        enter(ServerAddress(host, port, os.urandom(32), False), None, 5.0)
+        connect_to_server(ServerAddress(host, port, os.urandom(32), False), None, 5.0)
 
 
 def test_what_is_no_door_is_not_told_anything() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = ServerAddress("127.0.0.1", listener.getsockname()[1], os.urandom(32), False)
-        entering = Caught(enter, address, None, 5.0)
+        entering = Caught(connect_to_server, address, None, 5.0)
         with listener.accept()[0] as sock:
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n" + b" " * 100)
             assert isinstance(entering.result(), ConnectionError)
@@ -171,17 +172,17 @@ def test_what_is_no_door_is_not_told_anything() -> None:
 
 
 class Relay:
-    """Is between a door and those who go there, and sees what they say."""
+    """Stands between a server and its clients, and sees what they send."""
 
-    def __init__(self, door: RpcServer) -> None:
-        self._door = door
+    def __init__(self, server: RpcServer) -> None:
+        self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = door.address._replace(port=self._listener.getsockname()[1])
+        self.address = server.address._replace(port=self._listener.getsockname()[1])
         self.said = {"in": b"", "out": b""}
         self._passing = Caught(self._listen)
 
     def _listen(self) -> None:
-        address = self._door.address
+        address = self._server.address
         with (
             self._listener,
             self._listener.accept()[0] as sock,
@@ -204,15 +205,15 @@ class Relay:
 
 
 def test_what_was_said_at_the_door_opens_it_for_nobody_else() -> None:
-    with opened() as door:
-        relay = Relay(door)
-        lane = RpcClient()
-        lane.call(relay.address, None, "put", 0.0, (NEEDLE,))
-        lane.close()
+    with opened() as server:
+        relay = Relay(server)
+        client = RpcClient()
+        client.call(relay.address, None, "put", 0.0, (NEEDLE,))
+        client.close()
         relay.close()
-        assert NEEDLE in relay.said["in"]  # it does see all
-        assert door.address.secret not in relay.said["in"] + relay.said["out"]
-        with socket.create_connection((door.address.host, door.address.port)) as sock:
+        assert NEEDLE in relay.said["in"]  # it does see all that is sent
+        assert server.address.secret not in relay.said["in"] + relay.said["out"]
+        with socket.create_connection((server.address.host, server.address.port)) as sock:
             assert first_bytes(sock, 5).startswith(GREETING)
             sock.sendall(relay.said["in"])
             assert first_bytes(sock, 5) == b""
@@ -304,29 +305,31 @@ def test_nobody_comes_in_without_a_certificate(encrypted: Batch) -> None:
 def test_who_is_between_sees_nothing() -> None:
     pytest.importorskip("cryptography")
     security = Security.temporary()
-    with opened(security.get_listen_args("worker")["ssl_context"]) as door:
-        assert door.address.tls
-        relay = Relay(door)
-        lane = RpcClient()
+    with opened(security.get_listen_args("worker")["ssl_context"]) as server:
+        assert server.address.tls
+        relay = Relay(server)
+        client = RpcClient()
         context = security.get_connection_args("client")["ssl_context"]
-        found = lane.call(relay.address, context, "put", 0.0, (NEEDLE, np.frombuffer(NEEDLE, "u1")))
+        found = client.call(
+            relay.address, context, "put", 0.0, (NEEDLE, np.frombuffer(NEEDLE, "u1"))
+        )
         assert found[4][0] == NEEDLE
         assert bytes(found[4][1]) == NEEDLE
-        lane.close()
+        client.close()
         relay.close()
         for said in relay.said.values():
             assert len(said) > 500
             assert NEEDLE not in said
             assert GREETING not in said
         with pytest.raises(ConnectionError, match="wants TLS"):
-            enter(door.address, None, 5.0)
+            connect_to_server(server.address, None, 5.0)
 
 
 # -- processes that are forked ----------------------------------------------------------
 
 
 def forked(function: Callable[..., Any], *args: Any) -> Any:
-    """Call something in a process that is forked from this one."""
+    """Call a function in a process that is forked from this one."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
@@ -386,7 +389,7 @@ def test_a_forked_process_uses_it_while_the_parent_goes_on(batch: Batch, replica
 def fork_in_task(d: DDict, queue: Queue) -> Any:
     d["parent"] = 1
     found = forked(use_in_child, d, queue)
-    # It is here, and not in the memory of the child alone.
+    # What the child wrote is here, and not in the memory of the child alone.
     return found, d["count"], "child" in d, queue.get(timeout=10), sorted(d.local_keys())
 
 
@@ -403,11 +406,11 @@ def test_a_process_forked_where_it_is_kept_does_not_take_it_for_its_own(batch: B
     )
 
 
-# -- who waits --------------------------------------------------------------------------
+# -- waiting clients --------------------------------------------------------------------------
 
 
 def interrupted(use: Callable[[], Any]) -> float:
-    """Press Ctrl-C while something waits; says how long that took to be heard of."""
+    """Press Ctrl-C while a call waits; return how long that took to end it."""
     when = 0.0
 
     def press() -> None:
@@ -467,7 +470,7 @@ def test_a_frozen_worker() -> None:
         (first,) = d.workers_for(["a"])
         (second,) = set(pids) - {first}
         with frozen(pids[first]):
-            # Nobody knows whether it will go on; but nobody has to wait for that.
+            # It is not known whether it will go on; but a client need not wait for that.
             assert interrupted(lambda: d[1]) < 2
             assert interrupted(lambda: d.update({1: -1})) < 2
             other = pickle.loads(pickle.dumps(d))
@@ -478,14 +481,14 @@ def test_a_frozen_worker() -> None:
         with frozen(pids[second]):
             begin = time.monotonic()
             writing = [Caught(d.update, {number: 2}) for number in range(10)]
-            assert d[50] == 1  # to read takes no copy
+            assert d[50] == 1  # to read takes no backup
             assert [each.result() for each in writing] == [None] * 10
             assert time.monotonic() - begin < 20
-            # It was struck off.
+            # It was removed.
             begin = time.monotonic()
             d.put_many(dict.fromkeys(range(100), 2))
             assert time.monotonic() - begin < 2
-        # It is taken back, with all that was written meanwhile.
+        # It is a backup again, with all that was written meanwhile.
         await_copies(batch, d, 2)
         d["more"] = 3
         os.kill(pids[first], signal.SIGKILL)
@@ -496,8 +499,8 @@ def test_a_frozen_worker() -> None:
 def await_copies(batch: Batch, d: DDict, count: int) -> None:
     def members(dask_scheduler: Any) -> int:
         found = dask_scheduler.plugins["daskbatch-shared"]
-        (placed,) = [each.placed for each in found._objects.values()]
-        return len(placed.layouts[0].members)
+        (info,) = [each.info for each in found._objects.values()]
+        return len(info.layouts[0].replicas)
 
     end = time.monotonic() + 30
     while batch.client.run_on_scheduler(members) != count:

@@ -1,4 +1,4 @@
-"""Calls that are made in threads of their own, and may wait."""
+"""Calls that are made in other threads, and may wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Caught(threading.Thread):
-    """Calls something in a thread; keeps what it gave or raised."""
+    """Calls a function in a thread; keeps what it returned or raised."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -30,7 +30,7 @@ class Caught(threading.Thread):
 
 
 def blocked(*waiting: Caught) -> None:
-    """Give what waits the time to begin to."""
+    """Check that calls wait, after the time that they need to begin to."""
     for each in waiting:
         each.join(0.3)
         assert each.is_alive(), each.found

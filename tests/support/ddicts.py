@@ -1,4 +1,4 @@
-"""Keys for dictionaries, and what tasks and other processes do with dictionaries."""
+"""Keys for dictionaries, and functions of tasks and other processes that use dictionaries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from daskbatch import DDict
 
 
 class Text(str):
-    """A text of another type."""
+    """A text of a derived type."""
 
 
 class Colour(enum.Enum):
@@ -52,7 +52,7 @@ class Point:
 
 
 class Folded:
-    """Equal to its like whatever the case; its hash is one of this process alone."""
+    """Equal to another one whatever the case; its hash differs from process to process."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -65,7 +65,7 @@ class Folded:
 
 
 class Plain:
-    """Equal to itself alone."""
+    """Equal to nothing but itself."""
 
 
 def _groups() -> dict[str, list[Hashable]]:
@@ -135,7 +135,7 @@ def _groups() -> dict[str, list[Hashable]]:
     }
 
 
-#: Keys that are equal, by a name; those of two groups are not.
+#: Groups of equal keys by a name; keys of different groups are not equal.
 GROUPS = _groups()
 
 
@@ -145,7 +145,7 @@ def write_first(d: DDict) -> None:
 
 
 def misread(d: DDict) -> list[str]:
-    """Read by all keys of this process, and give those that lead to something else."""
+    """Read by all keys of this process, and return those that lead to another value."""
     wrong = [
         f"{name}: {key!r} -> {d.get(key)!r}"
         for name, keys in GROUPS.items()
@@ -178,23 +178,23 @@ def read(d: DDict, key: Any) -> Any:
 
 
 def read_late(d: DDict, key: Any, path: Path) -> Any:
-    """Say that it begins, and read what is not there yet."""
+    """Create a file, and read a key that is not there yet."""
     path.touch()
     return d[key]
 
 
 def read_in_vain(d: DDict, key: Any) -> str:
-    """Wait for what does not come, and tell what comes instead."""
+    """Wait for a key that is never written, and return what each attempt raises."""
     assert key not in d
     assert d.get(key, "default") == "default"
     assert d.pop(key, "default") == "default"
-    told = []
+    raised = []
     for attempt in (d.__getitem__, d.pop, lambda key: d.get_many([key])):
         try:
             attempt(key)
         except TimeoutError:
-            told.append("late")
-    return " ".join(told)
+            raised.append("late")
+    return " ".join(raised)
 
 
 def write(d: DDict, key: Any, value: Any) -> None:
@@ -228,7 +228,7 @@ def count_up(d: DDict, key: Any, times: int) -> list[int]:
 
 
 def change_copies(d: DDict, key: Any) -> tuple[bool, list[Any]]:
-    """Change what was put and what was got, and say whether the shard is here, and what is kept."""
+    """Change objects that were put and got; return whether the shard is local, and the value."""
     mine: Any = [[1], np.zeros(3), np.zeros(200_000)]
     d[key] = mine
     _spoil(mine)
@@ -261,7 +261,7 @@ def _spoil(value: Any) -> None:
 
 
 def here(d: DDict) -> tuple[str, list[Any]]:
-    """Give the worker that this runs on, and the keys that are there."""
+    """Return the worker that this runs on, and the keys that it serves."""
     return str(get_worker().address), d.local_keys()
 
 
@@ -270,7 +270,7 @@ def keys_here(d: DDict) -> list[Any]:
 
 
 def by_name(name: str, key: Any) -> Any:
-    """Find a dictionary on the cluster that this task runs on."""
+    """Open a dictionary on the cluster that this task runs on."""
     with_name = DDict(name=name)
     value = with_name[key]
     with_name[key] = "changed"
@@ -278,7 +278,7 @@ def by_name(name: str, key: Any) -> Any:
 
 
 class Doubled(DDict):
-    """A dictionary with a method and an attribute of its own."""
+    """A derived dictionary with one more method and attribute."""
 
     unit = ""
 
@@ -291,7 +291,7 @@ def twice(d: Doubled, key: Any) -> str:
 
 
 def make_one() -> DDict:
-    """Make one on the cluster that this task runs on."""
+    """Make a dictionary on the cluster that this task runs on."""
     d = DDict()
     d["made"] = "there"
     return d
@@ -304,7 +304,7 @@ def make_at(address: str, name: str | None = None) -> DDict:
 
 
 def outcome(function: Callable[..., object], *args: Any) -> str:
-    """Say what a call raises."""
+    """Return the name of the exception that a call raises."""
     try:
         function(*args)
     except Exception as error:
@@ -313,7 +313,7 @@ def outcome(function: Callable[..., object], *args: Any) -> str:
 
 
 def write_in_order(d: DDict, first: Any, then: Any, stop: Path) -> int:
-    """Write numbers, each to one key and then to another, until told to stop."""
+    """Write numbers, each to one key and then to another, until a file is there."""
     number = 0
     while not stop.exists():
         number += 1
@@ -322,7 +322,7 @@ def write_in_order(d: DDict, first: Any, then: Any, stop: Path) -> int:
     return number
 
 
-# -- what does not pickle ---------------------------------------------------------------
+# -- objects that do not pickle ---------------------------------------------------------------
 
 
 class Unpicklable:
@@ -331,7 +331,7 @@ class Unpicklable:
 
 
 class Unloadable:
-    """Can be pickled, and not unpickled."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return _refuse, ()
@@ -342,7 +342,7 @@ def _refuse() -> None:
 
 
 class Telling:
-    """A key, all alike, that tells when it is unpickled in this process: once, if told to."""
+    """A key, equal to all others, that calls `tell` when it is unpickled here: once."""
 
     tell: ClassVar[Callable[[], object] | None] = None
 
@@ -363,17 +363,17 @@ def _told() -> Telling:
     return Telling()
 
 
-# -- processes of their own -------------------------------------------------------------
+# -- other processes --------------------------------------------------------------------
 
 
 def use_in_process(d: DDict, answers: Any) -> None:
-    """Read and write what another process has made."""
+    """Read and write a dictionary that another process has made."""
     d["there"] = [d["here"], os.getpid()]
     answers.put(sorted(d))
 
 
 def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
-    """Make dictionaries by way of an address, and be there until told to end."""
+    """Make dictionaries at an address, and wait until told to end."""
     made = [make_at(address), make_at(address)]
     make_at(address, "stays, too")
     if fork and os.fork() == 0:

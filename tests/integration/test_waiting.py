@@ -1,4 +1,4 @@
-"""Who waits for a queue or a dictionary, and who has the slot meanwhile."""
+"""Tasks that wait for a queue or a dictionary, and which task has the slot meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from daskbatch import Batch, DDict, Queue
 
-#: How long somebody waits who waits in vain if all goes wrong. Seconds.
+#: How long a task waits in vain if all goes wrong. Seconds.
 IN_VAIN = 5.0
 
 Start = Callable[..., Callable[[], object]]
@@ -20,7 +20,7 @@ Start = Callable[..., Callable[[], object]]
 
 @pytest.fixture(params=["batch", "dask"])
 def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
-    """Start tasks on one slot, of a Batch or plain ones; each start gives what gives the result."""
+    """Start tasks on one slot, of a Batch or plain ones; returns a function for the result."""
     worker = min(batch.client.scheduler_info(n_workers=-1)["workers"])
 
     def start(function: Callable[..., object], *args: object) -> Callable[[], object]:
@@ -35,7 +35,7 @@ def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
 
 
 def look(queue: Queue, timeout: float, d: DDict, begun: Path, go: Path, beside: Path) -> bool:
-    """Look again and again for what is not there; say whether another task had the slot."""
+    """Look again and again for what is not there; return whether another task had the slot."""
     begun.touch()
     wait_for(go)
     for _ in range(20):
@@ -66,7 +66,7 @@ def test_who_only_looks_keeps_the_slot(
     looked = start(look, batch.queue(), timeout, d, begun, go, beside)
     assert wait_for(begun)
     behind = start(touch, beside)
-    time.sleep(0.2)  # so that it is likely to be there by now
+    time.sleep(0.2)  # so that it is likely to be in the queue by now
     go.touch()
     assert looked() is False
     behind()
