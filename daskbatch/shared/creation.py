@@ -63,7 +63,7 @@ class OwnerContext(NamedTuple):
 class HasOwnerContext(Protocol):
     """What says where its shared objects are created: a Batch."""
 
-    def _home(self) -> OwnerContext: ...
+    def _owner_context(self) -> OwnerContext: ...
 
 
 #: What `cluster=` may be.
@@ -91,8 +91,8 @@ def owner_context(cluster: Where, name: str | None = None) -> Iterator[OwnerCont
     if isinstance(cluster, OwnerContext):
         yield cluster
         return
-    if cluster is not None and hasattr(cluster, "_home"):
-        yield cluster._home()
+    if cluster is not None and hasattr(cluster, "_owner_context"):
+        yield cluster._owner_context()
         return
     task = current()
     where = current_scheduler() if cluster is None else cluster

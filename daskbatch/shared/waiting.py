@@ -16,6 +16,7 @@ from typing import TypeVar
 from distributed import get_worker, rejoin, secede
 from distributed.threadpoolexecutor import thread_state as pool_state
 
+from daskbatch.worker.execution.slot import Rejoining
 from daskbatch.worker.execution.task_context import current, waiting
 
 T = TypeVar("T")
@@ -61,21 +62,10 @@ def _rejoin(deadline: float | None) -> None:
     if deadline is None:
         rejoin()
         return
-    pool, this, has_place = pool_state.executor, threading.current_thread(), threading.Event()
-    with pool._rejoin_lock:
-        pool._rejoin_list.append((this, has_place))
-    with contextlib.suppress(RuntimeError):  # the worker closes
-        pool.submit(_do_nothing)
-    if not has_place.wait(max(deadline - monotonic(), _MIN_REJOIN_SECONDS)):
-        with pool._rejoin_lock:
-            if not has_place.is_set():
-                pool._rejoin_list.remove((this, has_place))
-                return
-    pool_state.proceed = True
-
-
-def _do_nothing() -> None:
-    pass
+    rejoining = Rejoining(pool_state.executor, threading.current_thread())
+    seconds = max(deadline - monotonic(), _MIN_REJOIN_SECONDS)
+    if rejoining.has_place(seconds) or rejoining.withdraw():
+        pool_state.proceed = True
 
 
 def await_answer(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
