@@ -1,4 +1,7 @@
-"""Checks the names and values of environment variables."""
+"""Checks the names and values of environment variables.
+
+Pure functions; the caller decides which error to raise.
+"""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ _LAYOUT_CHECK_SECONDS = 1.0
 #: request that the scheduler relays may wait at the worker.
 _FAILOVER_WAIT_SECONDS = 1.0
 
-#: After so many failed connections to a worker that is there, its requests are relayed by the
-#: scheduler; after so many seconds the next one tries to connect again.
+#: After this number of failed connections to a live worker, the scheduler relays the requests to
+#: it; after this time the next request tries to connect again.
 _MAX_CONNECT_ATTEMPTS = 3
 _RELAY_SECONDS = 60.0
 

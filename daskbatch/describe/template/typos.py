@@ -1,4 +1,7 @@
-"""Finds the declared word that a mistyped word probably stands for. Based on `difflib` alone."""
+"""Finds the declared word that a mistyped word probably stands for.
+
+Pure functions, based on `difflib` alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads the values in a PTD file: decides which words are names, and which maps are calls."""
+"""Reads the values in a PTD file: decides which words are names, and which maps are calls.
+
+A mistake is a `TemplateError` with the file and the line.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""What travels between clients and shards, and what is saved in files."""
+"""What travels between clients and shards, and what is saved in files.
+
+Nothing here opens a connection; only `snapshot` reads and writes files.
+"""

@@ -1,1 +1,4 @@
-"""Requests and replies over authenticated sockets, or within a process; each done at most once."""
+"""Requests and replies over authenticated sockets, or within a process; each done at most once.
+
+Does not know which operations a server offers.
+"""
