@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import dask
 import psutil
 import pytest
 from distributed import LocalCluster
+from support.waiting import wait_until
 
 from daskbatch import Batch, DependencyFailed, WorkerLost
 from daskbatch.batch.task import Task
@@ -66,7 +67,7 @@ def runs(root: Path, name: str) -> list[int]:
 def gate(root: Path, name: str, *_: Any) -> int:
     """Run until it is let through, or its worker is killed."""
     count = note(root, name)
-    await_that((root / f"{name}.go").exists, name)
+    wait_until((root / f"{name}.go").exists, name)
     return count
 
 
@@ -89,20 +90,13 @@ def large(root: Path, name: str, *_: Any) -> str:
 # -- what tests do ----------------------------------------------------------------------
 
 
-def await_that(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
-
-
 def let_through(root: Path, name: str) -> None:
     (root / f"{name}.go").touch()
 
 
 def kill_under(root: Path, name: str, count: int = 1) -> None:
     """Kill the worker that runs a task, once it runs for the how manieth time."""
-    await_that(lambda: len(runs(root, name)) == count, name)
+    wait_until(lambda: len(runs(root, name)) == count, name)
     kill(runs(root, name)[-1])
 
 
@@ -245,7 +239,7 @@ def test_what_writes_what_it_reads_is_lost(batch: Batch, tmp_path: Path, isolati
     behind = make_reader(batch, tmp_path, "behind")
     after = make_writer(batch, tmp_path, "after", AFTER)
     batch.compile([task, behind, after]).start()
-    await_that(lambda: bool(runs(tmp_path, "task")), "begun")
+    wait_until(lambda: bool(runs(tmp_path, "task")), "begun")
     ran = psutil.Process(runs(tmp_path, "task")[0])
     if isolation == "process":
         parent = ran.parent()
@@ -284,12 +278,12 @@ def test_what_may_run_again_does(
     if accesses in ("writes", "both"):
         task.write(tmp_path, "other")
     task.start()
-    await_that(lambda: bool(runs(tmp_path, "task")), "begun")
+    wait_until(lambda: bool(runs(tmp_path, "task")), "begun")
     ran = psutil.Process(runs(tmp_path, "task")[0])
     parent = ran.parent()
     assert parent is not None
     kill(parent.pid if isolation == "process" else ran.pid)
-    await_that(lambda: len(runs(tmp_path, "task")) == 2, "begun again")
+    wait_until(lambda: len(runs(tmp_path, "task")) == 2, "begun again")
     assert has_ended(ran)
     let_through(tmp_path, "task")
     assert task.get(timeout=60) == 2
@@ -342,7 +336,7 @@ def test_of_a_block_that_was_killed_nothing_runs_twice(
     batch.compile(tasks).start()
     assert len({task._record.block for task in tasks}) < 10
     for number in (20, 90, 200):
-        await_that(lambda number=number: bool(runs(tmp_path, str(number))), str(number))
+        wait_until(lambda number=number: bool(runs(tmp_path, str(number))), str(number))
         for pid in batch.client.run(os.getpid).values():
             kill(pid)
     finished = 0
@@ -380,7 +374,7 @@ def test_two_batches_on_one_worker_are_told_apart(tmp_path: Path) -> None:
             batch.compile(program).start()
             tasks.append(program[-1])
         for name in ("one", "other"):
-            await_that(lambda name=name: bool(runs(tmp_path, name)), name)
+            wait_until(lambda name=name: bool(runs(tmp_path, name)), name)
         assert tasks[0]._record.block.number == tasks[1]._record.block.number
         kill_under(tmp_path, "one")
         for task in tasks:

@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from distributed.core import Status
 from faults.shared_harness import run_many
 from support import ddicts
-from support.clients import until
+from support.waiting import wait_until
 
 from daskbatch import Batch, DDict, ServiceLost
 
@@ -151,16 +151,16 @@ def test_tasks_that_are_stopped_beside_a_shard_leave_it_and_its_copy_alike() -> 
     with Batch(num_workers=2) as batch:
         d = batch.ddict(shards=1, replicas=2)
         d["last"] = -1
-        until(lambda: d.stats()[0]["copies"] == 1)
+        wait_until(lambda: d.stats()[0]["copies"] == 1)
         worker = d.stats()[0]["worker"]
         (pid,) = batch.client.run(os.getpid, workers=[worker]).values()
         for _ in range(25):
             before = d["last"]
             task = batch.options(workers=[worker]).function(write_near, d)
             task.start()
-            until(lambda before=before: d["last"] not in (before, 0, 1, 2))
+            wait_until(lambda before=before: d["last"] not in (before, 0, 1, 2))
             task.cancel()
-            until(lambda task=task: task.state == "cancelled")
+            wait_until(lambda task=task: task.state == "cancelled")
         (stats,) = d.stats()
         assert (stats["worker"], stats["copies"]) == (worker, 1)
         there = dict(d.items())

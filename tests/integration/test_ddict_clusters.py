@@ -17,7 +17,8 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, wait
 from support import ddicts
-from support.clients import context, process, until
+from support.clients import context, process
+from support.waiting import wait_until
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost, SpecError
 
@@ -306,7 +307,7 @@ def test_one_made_by_way_of_an_address_ends_with_the_program(batch: Batch, fate:
             else:
                 maker.kill()
             for each in made:
-                until(lambda: ddicts.outcome(len, each) == "LifecycleError")  # noqa: B023
+                wait_until(lambda: ddicts.outcome(len, each) == "LifecycleError")  # noqa: B023
         finally:
             for child in children:
                 child.kill()
@@ -349,5 +350,5 @@ def test_what_has_a_name_outlives_its_client(cluster: LocalCluster) -> None:
         assert d["a"] == 1
         with Queue(second, name="a queue that stays") as queue:
             assert queue.get_nowait() == 1
-        until(lambda: ddicts.outcome(len, unnamed) == "LifecycleError")
-        until(lambda: ddicts.outcome(gone.qsize) == "LifecycleError")
+        wait_until(lambda: ddicts.outcome(len, unnamed) == "LifecycleError")
+        wait_until(lambda: ddicts.outcome(gone.qsize) == "LifecycleError")

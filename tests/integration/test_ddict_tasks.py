@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import ddicts
 from support.ddicts import outcome
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, DDict, SpecError
 
@@ -56,7 +57,7 @@ def test_a_task_waits_for_a_key(
     make = batch.options(isolation=isolation).function
     task = make(ddicts.read_late, patient, "a", tmp_path / "begun")
     task.start()
-    ddicts.wait_for(tmp_path / "begun")
+    wait_for_file(tmp_path / "begun")
     assert task.state in ("waiting", "running")
     patient["a"] = np.arange(100_000)
     assert int(task.get(timeout=60)[-1]) == 99_999
@@ -154,10 +155,10 @@ def test_who_waits_is_told_of_the_end(
         outcome, ddicts.read_late, patient, "a", tmp_path / "begun"
     )
     task.start()
-    ddicts.wait_for(tmp_path / "begun")
+    wait_for_file(tmp_path / "begun")
     with ThreadPoolExecutor(1) as threads:
         here = threads.submit(outcome, ddicts.read_late, patient, "a", tmp_path / "here")
-        ddicts.wait_for(tmp_path / "here")
+        wait_for_file(tmp_path / "here")
         patient.close()
         assert here.result(60) == "LifecycleError"
     assert task.get(timeout=60) == "LifecycleError"
@@ -169,7 +170,7 @@ def test_who_waits_can_be_cancelled(batch: Batch, patient: DDict, tmp_path: Path
             ddicts.read_late, patient, "a", tmp_path / isolation
         )
         task.start()
-        ddicts.wait_for(tmp_path / isolation)
+        wait_for_file(tmp_path / isolation)
         assert task.cancel()
         task.wait(timeout=60)
         assert task.state == "cancelled"

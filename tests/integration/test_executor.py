@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import (
     Batch,
@@ -47,7 +48,7 @@ def raise_it(error: BaseException) -> None:
 
 
 def begin_and_wait(path: Path) -> None:
-    """Make a file, and run until it is gone."""
+    """Make a file, and run wait_until it is gone."""
     path.touch()
     end = time.monotonic() + SECONDS / 2
     while path.exists() and time.monotonic() < end:
@@ -56,13 +57,6 @@ def begin_and_wait(path: Path) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def until(condition: Any, seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
 
 
 # -- calls ----------------------------------------------------------------------------------
@@ -290,7 +284,7 @@ def test_workers_that_die_are_a_broken_executor_at_the_third_only(tmp_path: Path
 def test_running_tells_the_truth(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     file = tmp_path / "runs"
     future = executor.submit(begin_and_wait, file)
-    until(future.running)
+    wait_until(future.running)
     assert file.exists()
     assert not future.done()
     assert "running" in repr(future)
@@ -303,7 +297,7 @@ def test_running_tells_the_truth(executor: BatchPoolExecutor, tmp_path: Path) ->
 def test_what_runs_can_be_cancelled(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     file = tmp_path / "runs"
     future = executor.submit(begin_and_wait, file)
-    until(future.running)
+    wait_until(future.running)
     told = threading.Event()
     future.add_done_callback(lambda _: told.set())
     assert future.cancel()
@@ -327,7 +321,7 @@ def test_cancelled_before_it_is_handed_over(executor: BatchPoolExecutor) -> None
 def test_a_map_that_is_left_is_cancelled(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     files = [tmp_path / str(number) for number in range(40)]
     results = executor.map(begin_and_wait, files)
-    until(lambda: sum(file.exists() for file in files) == 2)
+    wait_until(lambda: sum(file.exists() for file in files) == 2)
     with pytest.raises(TimeoutError):
         list(executor.map(begin_and_wait, [tmp_path / "other"], timeout=0.05))
     results.close()  # type: ignore[attr-defined]
@@ -602,15 +596,15 @@ def test_shutdown_without_waiting_finishes_all() -> None:
         futures = [executor.submit(time.sleep, 0.05) for _ in range(10)]
     assert not all(future.done() for future in futures)
     assert wait(futures, SECONDS).not_done == set()
-    until(lambda: executor.batch._session.ended)
+    wait_until(lambda: executor.batch._session.ended)
 
 
 def test_cancelled_at_the_end_is_what_has_not_begun(tmp_path: Path) -> None:
     executor = BatchPoolExecutor(max_workers=2)
     files = [tmp_path / str(number) for number in range(20)]
     futures = [executor.submit(begin_and_wait, file) for file in files]
-    until(lambda: sum(file.exists() for file in files) == 2)
-    until(lambda: sum(future.running() for future in futures) == 2)
+    wait_until(lambda: sum(file.exists() for file in files) == 2)
+    wait_until(lambda: sum(future.running() for future in futures) == 2)
     executor.shutdown(wait=False, cancel_futures=True)
     assert sum(future.cancelled() for future in futures) == 18
     for file in files:
@@ -625,7 +619,7 @@ def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
 ) -> None:
     files = [tmp_path / str(number) for number in range(2)]
     busy = [executor.submit(begin_and_wait, file) for file in files]
-    until(lambda: all(future.running() for future in busy))
+    wait_until(lambda: all(future.running() for future in busy))
     owns = whose == "client"
     other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
     futures = [other.submit(abs, -1), other.submit(abs, -2)]
@@ -660,11 +654,11 @@ def test_an_executor_that_is_dropped_finishes_and_ends() -> None:
     future = executor.submit(time.sleep, 0.1)
     del executor
     assert future.result(SECONDS) is None
-    until(lambda: batch._session.ended)
+    wait_until(lambda: batch._session.ended)
     idle = BatchPoolExecutor(max_workers=1)
     batch = idle.batch
     del idle
-    until(lambda: batch._session.ended)
+    wait_until(lambda: batch._session.ended)
 
 
 def test_with_a_batch_that_is_closed() -> None:

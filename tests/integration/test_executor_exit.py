@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ import nbclient
 import nbformat
 import psutil
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch
 
@@ -122,10 +122,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
     found = Program(tmp_path)
     try:
         yield found
-        deadline = time.monotonic() + 20
-        while left := found.left():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.02)
+        wait_until(lambda: not found.left(), "processes of the program still run")
     finally:
         found.end()
 
@@ -422,10 +419,7 @@ def test_a_notebook_s_kernel_finishes_them_too(
     ).execute()
     assert notebook.cells[3].outputs[0].text == "b\n"
     assert all(output.get("name") != "stderr" for cell in notebook.cells for output in cell.outputs)
-    deadline = time.monotonic() + 20
-    while program.left():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not program.left(), "processes of the program still run")
     assert program.files() == {"a", "b", "c", "d"}
 
 

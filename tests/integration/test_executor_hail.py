@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import psutil
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch, BatchPoolExecutor
 
@@ -25,10 +25,7 @@ Make = Callable[..., BatchPoolExecutor]
 def make(batch: Batch) -> Iterator[Make]:
     """Makes executors on the shared cluster; nothing of them is left on it afterwards."""
     yield partial(BatchPoolExecutor, cluster=batch.client)
-    deadline = time.monotonic() + 30
-    while any(batch.client.processing().values()):
-        assert time.monotonic() < deadline, "a call still runs"
-        threading.Event().wait(0.01)
+    wait_until(lambda: not any(batch.client.processing().values()), "a call still runs")
 
 
 def sleep_forever() -> None:

@@ -7,7 +7,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch, BatchPoolExecutor, SerializationError
 
@@ -59,13 +60,6 @@ def main() -> Any:
 def address(batch: Batch) -> str:
     """Where executors can share the cluster of other tests."""
     return str(batch.client.scheduler.address)
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
 
 
 class Noted:
@@ -156,7 +150,7 @@ def test_large_arguments_are_sent_once(batch: Batch, address: str, tmp_path: Pat
         list(executor.map(time.sleep, [0.001] * 100, chunksize=5))
     by_process = loaded.read_text().split()
     assert len(by_process) == len(set(by_process)) <= 2
-    until(lambda: set(shared_keys(batch)) <= set(before))
+    wait_until(lambda: set(shared_keys(batch)) <= set(before))
 
 
 def test_children_are_sent_them_once(main: Any, tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_nothing_is_left_of_an_executor_that_has_ended(
         batch.client.run(gc.collect)
         return gone.exists() or not Path(f"/proc/{pid}").exists()
 
-    until(let_go)
+    wait_until(let_go)
 
 
 # -- when they fail ---------------------------------------------------------------------------

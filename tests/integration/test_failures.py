@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.waiting import touch
 
 from daskbatch import (
     Batch,
@@ -34,11 +35,6 @@ class OddError(Exception):
 
 def raise_odd() -> None:
     raise OddError(7, "odd")
-
-
-def touch(path: Path) -> str:
-    path.touch()
-    return path.name
 
 
 def result_or_error(task: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support import clients
-from support.clients import until
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, TaskTimeout, as_executor
 
@@ -103,7 +103,7 @@ def deeper(batch: Batch) -> list[int]:
 def test_a_task_that_waits_gives_up_its_slot(
     slot: Batch, how: Callable[[Batch], Any], isolation: str
 ) -> None:
-    # Without it, it waits for what waits for its slot, until its time is up.
+    # Without it, it waits for what waits for its slot, wait_until its time is up.
     task = slot.options(isolation=isolation, timeout=None).function(how, slot)
     task.start()
     try:
@@ -133,13 +133,13 @@ def test_between_two_that_are_completed_the_slot_is_the_tasks(slot: Batch, tmp_p
 def test_a_task_can_be_stopped_while_it_waits(slot: Batch, tmp_path: Path) -> None:
     def wait_for_ever(batch: Batch, path: Path) -> None:
         executor = as_executor(batch)
-        future = executor.submit(clients.wait_for, path / "never")
+        future = executor.submit(wait_for_file, path / "never")
         (path / "waits").touch()
         concurrent.futures.wait([future])
 
     task = slot.function(wait_for_ever, slot, tmp_path)
     task.start()
-    until((tmp_path / "waits").exists)
+    wait_until((tmp_path / "waits").exists)
     assert task.cancel()
     task.wait(timeout=SECONDS)
     hasty = slot.options(timeout=0.5).function(wait_for_ever, slot, tmp_path)
@@ -150,7 +150,7 @@ def test_a_task_can_be_stopped_while_it_waits(slot: Batch, tmp_path: Path) -> No
 
 def test_times_are_kept_while_a_task_waits(slot: Batch, tmp_path: Path) -> None:
     def wait_in_vain(batch: Batch, path: Path) -> list[str]:
-        future = as_executor(batch).submit(clients.wait_for, path / "go")
+        future = as_executor(batch).submit(wait_for_file, path / "go")
         said = []
         for wait in (
             lambda: future.result(0.1),

@@ -12,7 +12,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 from support import clients
-from support.clients import pid_in, until
+from support.waiting import read_pid, wait_for_file, wait_until
 
 from daskbatch import Batch, TaskCancelled, TaskTimeout
 
@@ -32,7 +32,7 @@ def slot(shared_slot: Batch) -> Iterator[Batch]:
     """The same; nobody but its creator may be left when a test is over."""
     yield shared_slot
     shared_slot.fence(timeout=60)
-    until(lambda: _clients(shared_slot) == 1)
+    wait_until(lambda: _clients(shared_slot) == 1)
 
 
 def _clients(batch: Batch) -> int:
@@ -169,12 +169,12 @@ def test_if_it_is_cancelled_while_it_waits(slot: Batch, tmp_path: Path, isolatio
         clients.start_and_wait, slot, tmp_path / "task"
     )
     task.start()
-    until((tmp_path / "task.begun").exists)
+    wait_until((tmp_path / "task.begun").exists)
     assert task.cancel()
     task.wait(timeout=30)
     with pytest.raises(TaskCancelled):
         task.get()
-    until((tmp_path / "task.stopped").exists)
+    wait_until((tmp_path / "task.stopped").exists)
     assert _meetings(slot, tmp_path, isolation) == 0, "there are as many threads as before"
 
 
@@ -186,14 +186,14 @@ def test_if_its_time_is_up_while_it_waits(slot: Batch, tmp_path: Path, isolation
     task.start()
     with pytest.raises(TaskTimeout):
         task.get(timeout=60)
-    until((tmp_path / "task.stopped").exists)
+    wait_until((tmp_path / "task.stopped").exists)
 
 
 def test_a_timeout_is_kept_though_no_slot_is_free(slot: Batch, tmp_path: Path) -> None:
     """Who waits in vain goes on, even if others have its slot by then."""
 
     def wait_in_vain(batch: Batch, path: Path) -> str:
-        task = batch.function(clients.wait_for, path / "go")
+        task = batch.function(wait_for_file, path / "go")
         task.start()
         try:
             task.get(timeout=0.5)
@@ -211,8 +211,8 @@ def test_its_worker_is_killed_while_it_waits(tmp_path: Path) -> None:
     with Batch(num_workers=2) as batch:
         task = batch.function(clients.wait_and_tell, batch, tmp_path)
         task.start()
-        os.kill(pid_in(tmp_path / "waiting"), signal.SIGKILL)
-        until(lambda: len((tmp_path / "waiting").read_text().split()) == 2)
+        os.kill(read_pid(tmp_path / "waiting"), signal.SIGKILL)
+        wait_until(lambda: len((tmp_path / "waiting").read_text().split()) == 2)
         (tmp_path / "go").touch()
         assert task.get(timeout=60) == "go", "it runs again, and so does what it starts"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Scheduler, SpecCluster, Worker, get_worker
+from support.waiting import wait_for_file, wait_until_running
 
 from daskbatch import Batch, SpecError
 
@@ -47,11 +47,6 @@ def where() -> str:
     return str(get_worker().name)
 
 
-def wait_for(path: Path) -> None:
-    while not path.exists():
-        threading.Event().wait(0.005)
-
-
 def note(number: int, path: Path) -> int:
     with path.open("a") as file:
         file.write(f"{number}\n")
@@ -70,7 +65,7 @@ def test_nothing_asked_for_runs_everywhere(batch: Batch, tmp_path: Path) -> None
 
 def meet(mine: Path, other: Path) -> str:
     mine.touch()
-    wait_for(other)
+    wait_for_file(other)
     return where()
 
 
@@ -131,12 +126,11 @@ def test_one_program_may_ask_for_many_places(batch: Batch, addresses: dict[str, 
 
 def order_of(batch: Batch, tmp_path: Path, priorities: list[int], apart: bool) -> list[int]:
     """Have tasks of some priorities wait for one slot; gives the order in which they ran."""
-    blocker = batch.options(priority=100).function(wait_for, tmp_path / "go")
+    blocker = batch.options(priority=100).function(wait_for_file, tmp_path / "go")
     blocker.start()
-    while blocker.state != "running":
-        threading.Event().wait(0.005)
+    wait_until_running(blocker)
     # Dask hands the next task to a worker before the last is done, whatever comes later.
-    batch.options(priority=99).function(wait_for, tmp_path / "go").start()
+    batch.options(priority=99).function(wait_for_file, tmp_path / "go").start()
     tasks = [
         batch.options(priority=priority).function(note, number, tmp_path / "order")
         for number, priority in enumerate(priorities)

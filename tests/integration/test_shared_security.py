@@ -23,6 +23,7 @@ import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 from support.caught import Caught, blocked
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
 from daskbatch.shared.data.messages import ServerAddress
@@ -499,10 +500,7 @@ def await_copies(batch: Batch, d: DDict, count: int) -> None:
         (placed,) = [each.placed for each in found._objects.values()]
         return len(placed.layouts[0].members)
 
-    end = time.monotonic() + 30
-    while batch.client.run_on_scheduler(members) != count:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: batch.client.run_on_scheduler(members) == count)
 
 
 @pytest.mark.slow
@@ -534,13 +532,8 @@ def test_the_end_of_the_batch_is_told_to_all_who_wait(end: str) -> None:
         assert time.monotonic() - begin < 5
 
 
-def wait_for(path: Path) -> None:
-    while not path.exists():
-        time.sleep(0.01)
-
-
 def test_it_is_there_at_once_though_all_slots_are_in_use(batch: Batch, tmp_path: Path) -> None:
-    busy = [batch.function(wait_for, tmp_path / "go") for _ in range(6)]
+    busy = [batch.function(wait_for_file, tmp_path / "go") for _ in range(6)]
     try:
         for task in busy:
             task.start()

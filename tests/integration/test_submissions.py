@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
 
@@ -21,12 +22,6 @@ def same(value: Any) -> Any:
 
 def fail(what: str = "boom") -> None:
     raise ValueError(what)
-
-
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return "there"
 
 
 def combine(seconds: float, *values: int) -> int:
@@ -68,7 +63,7 @@ def test_a_cancelled_task_of_an_earlier_submission(batch: Batch, compiled: bool)
 
 
 def test_a_task_that_is_cancelled_while_its_consumer_waits(batch: Batch, tmp_path: Path) -> None:
-    holders = [batch.function(wait_for, tmp_path / "go") for _ in range(2)]
+    holders = [batch.function(wait_for_file, tmp_path / "go") for _ in range(2)]
     first = batch.compile(holders)
     first.start()
     producer = batch.function(same, holders[0])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, ServiceLost, SubmitAfterCloseError
 from daskbatch.batch.task import Task
@@ -37,20 +38,6 @@ def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
             running.join()
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for what no event tells of."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.005)
-
-
-def pid_in(path: Path) -> int:
-    """Wait for a process to have written its number."""
-    until(lambda: path.exists() and path.read_text().endswith("\n"))
-    return int(path.read_text())
-
-
 # -- clients ----------------------------------------------------------------------------
 
 
@@ -67,7 +54,7 @@ def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, 
 
 
 def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
-    """Start tasks that run until they are stopped, and one that never gets to run."""
+    """Start tasks that run wait_until they are stopped, and one that never gets to run."""
     if ttl is not None:
         dask.config.set({"daskbatch.client-ttl": ttl})
     tasks = [
@@ -88,7 +75,7 @@ def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
 
 
 def spin(path: Path) -> None:
-    """Run until stopped, and leave a trace of that."""
+    """Run wait_until stopped, and leave a trace of that."""
     path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
     try:
         while True:
@@ -106,7 +93,7 @@ def use_and_leave(batch: Batch, path: Path) -> None:
 def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
     """Be one of two processes: the other one has all that this one has open."""
     batch.function(spin, directory / "task").start()
-    until((directory / "task.begun").exists)
+    wait_until((directory / "task.begun").exists)
     if os.fork() == 0:
         time.sleep(600)
         os._exit(0)
@@ -117,7 +104,7 @@ def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
 def forget_to_close(batch: Batch, path: Path) -> None:
     """End without having closed, with a task that runs."""
     batch.function(spin, path).start()
-    until(path.with_suffix(".begun").exists)
+    wait_until(path.with_suffix(".begun").exists)
 
 
 def square_there(batch: Batch, answers: Any) -> None:
@@ -157,12 +144,6 @@ def touch_later(path: Path) -> None:
     path.touch()
 
 
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        time.sleep(0.005)
-    return path.name
-
-
 def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
     """Have a task do the same one level less deep, and wait for it."""
     if not levels:
@@ -180,7 +161,7 @@ def square(batch: Batch, number: int) -> tuple[int, int]:
 
 
 def wait_for_another(batch: Batch, path: Path) -> Any:
-    task = batch.function(wait_for, path)
+    task = batch.function(wait_for_file, path)
     task.start()
     return task.get()
 
@@ -259,7 +240,7 @@ def make_another() -> tuple[int, int, bool]:
 
 def wait_and_tell(batch: Batch, directory: Path) -> Any:
     """Wait for another, and say in which process."""
-    task = batch.function(wait_for, directory / "go")
+    task = batch.function(wait_for_file, directory / "go")
     task.start()
     with (directory / "waiting").open("a") as file:
         file.write(f"{os.getpid()}\n")

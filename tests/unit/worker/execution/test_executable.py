@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from support.processes import is_running
+from support.waiting import wait_until
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker.execution import executable as module
@@ -33,21 +34,6 @@ def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, 
 
 def python(script: str, *args: Any, **changes: Any) -> tuple[int, str, str]:
     return run(sys.executable, "-c", script, *args, **changes)
-
-
-def wait_until(true: Callable[[], Any], what: str) -> None:
-    """A guard against hanging: what is waited for is near, and has no event."""
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 # -- exit codes ---------------------------------------------------------------------------
