@@ -132,6 +132,10 @@ def test_one_that_has_forked_before_it_is_killed(owner: Batch, tmp_path: Path) -
 
 def test_who_leaves_has_its_tasks_run_to_their_end(owner: Batch, tmp_path: Path) -> None:
     with process(clients.use_and_leave, owner, tmp_path / "done") as other:
+        wait_until((tmp_path / "done.closed").exists)
+        other.join(0.3)
+        assert other.exitcode is None, "it waits for its task"
+        (tmp_path / "done.go").touch()
         wait_until(lambda: other.exitcode is not None)
     assert (tmp_path / "done").exists()
     owner.close()
@@ -320,10 +324,13 @@ def test_one_that_was_never_used_holds_up_nothing(owner: Batch) -> None:
 
 def test_one_that_is_dropped_counts_as_closed(owner: Batch, tmp_path: Path) -> None:
     copy = copied(owner)
-    copy.function(clients.touch_later, tmp_path / "done").start()
+    copy.function(clients.touch_when_told, tmp_path / "done").start()
     del copy
     gc.collect()
     owner.close()
+    with pytest.raises(TimeoutError):
+        owner.join(timeout=0.3)
+    (tmp_path / "done.go").touch()
     owner.join(timeout=30)
     assert (tmp_path / "done").exists(), "what it has started runs to its end"
 

@@ -476,13 +476,21 @@ def test_cpus_per_job_on_this_machine() -> None:
         assert executor.submit(os.getenv, "VECLIB_MAXIMUM_THREADS").result(SECONDS) == "2"
 
 
-def most_at_once(directory: Path) -> int:
-    """Say how many calls of this run at once, with this one."""
-    mine = directory / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+def most_at_once(directory: Path, expected: int) -> int:
+    """Return how many calls of this function run at once, with this one.
+
+    Until that many have been seen once, each call waits for the others.
+    """
+    running, seen = directory / f"running-{expected}", directory / f"seen-{expected}"
+    running.mkdir(exist_ok=True)
+    mine = running / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
     mine.touch()
-    found = len(list(directory.iterdir()))
+    wait_until(lambda: seen.exists() or len(list(running.iterdir())) >= expected)
+    seen.touch()
+    found = len(list(running.iterdir()))
+    # So that others are seen if more can run at once than may.
     time.sleep(0.02)
-    found = max(found, len(list(directory.iterdir())))
+    found = max(found, len(list(running.iterdir())))
     mine.unlink()
     return found
 
@@ -496,15 +504,16 @@ def test_a_given_cluster(tmp_path: Path) -> None:
         for cap in (1, 4):
             with BatchPoolExecutor(cluster=cluster, max_workers=cap) as executor:
                 assert executor._max_workers == cap
-                found = list(executor.map(most_at_once, [tmp_path] * 40))
-                assert min(cap, 2) <= max(found) <= cap
+                least = min(cap, 2)
+                found = list(executor.map(most_at_once, [tmp_path] * 40, [least] * 40))
+                assert least <= max(found) <= cap
                 future: Any = 0
                 for _ in range(10):
                     future = executor.submit(lambda a: a + 1, future)
                 assert future.result(SECONDS) == 10
         with BatchPoolExecutor(cluster=cluster, cpus_per_job=2) as executor:
             # One on each worker: two would take four of three threads.
-            assert max(executor.map(most_at_once, [tmp_path] * 12)) <= 2
+            assert max(executor.map(most_at_once, [tmp_path] * 12, [1] * 12)) <= 2
             assert executor.submit(os.getenv, "OMP_NUM_THREADS").result(SECONDS) == "2"
         with BatchPoolExecutor(cluster=cluster, cpus_per_job=4) as executor:
             never = executor.submit(abs, -1)

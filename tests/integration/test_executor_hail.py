@@ -214,12 +214,11 @@ def test_nothing_is_waited_for_nor_left_of_a_cancelled_call() -> None:
     before = set(me.children(recursive=True))
     with BatchPoolExecutor(max_workers=1) as pool:
         # C code, which nothing but the end of its process stops.
-        future = pool.submit(time.sleep, 50)
+        # If it were waited for, the test would hang.
+        future = pool.submit(time.sleep, 600)
         while not future.running():
             assert not future.done()
         assert future.cancel()
-        began = time.monotonic()
-    assert time.monotonic() - began < 25
     assert set(me.children(recursive=True)) <= before
 
 

@@ -147,7 +147,13 @@ def test_it_is_over_when_all_is_that_it_has_started(
     task = slot.options(isolation=isolation).function(
         clients.start_and_return, slot, tmp_path / "done"
     )
-    task.run(timeout=60)
+    task.start()
+    # There is one slot: the first function has returned if the second one runs.
+    wait_until((tmp_path / "done.begun").exists)
+    with pytest.raises(TimeoutError):
+        task.wait(timeout=0.3)
+    (tmp_path / "done.go").touch()
+    task.wait(timeout=60)
     assert task.get() == "returned"
     assert (tmp_path / "done").exists()
 

@@ -13,8 +13,8 @@ from support.waiting import file_appears, touch
 
 from daskbatch import Batch, DDict, Queue
 
-#: How long somebody waits who waits in vain if all goes wrong. Seconds.
-IN_VAIN = 5.0
+#: How long a task waits for another one before the test fails. Seconds.
+IN_VAIN = 30.0
 
 Start = Callable[..., Callable[[], object]]
 

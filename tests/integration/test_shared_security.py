@@ -53,6 +53,19 @@ def first_bytes(sock: socket.socket, seconds: float = 0.5) -> bytes:
     return b""
 
 
+def is_closed(sock: socket.socket, seconds: float = 30.0) -> bool:
+    """Return whether the other side closes a connection within a time; reads what comes."""
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(1000):
+            pass
+    except ConnectionError:
+        return True
+    except (TimeoutError, BlockingIOError):
+        return False
+    return True
+
+
 def doors_of(batch: Batch) -> list[tuple[str, int]]:
     found = []
     for port in ports_of(batch):
@@ -74,14 +87,16 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
 def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -> None:
     d = batch.ddict(shards=1)
     for door in doors_of(batch):
-        with socket.create_connection(door) as sock:
+        with socket.create_connection(door) as silent, socket.create_connection(door) as sock:
+            assert first_bytes(silent, 5).startswith(GREETING)
             assert first_bytes(sock, 5).startswith(GREETING)
             with suppress(ConnectionError):
                 sock.sendall(said)
-            # Not one more byte, and at once.
-            begin = time.monotonic()
-            assert first_bytes(sock, 8) == b""
-            assert time.monotonic() - begin < 5
+            # Not one more byte, and at once: one that says nothing is closed after some time.
+            with suppress(ConnectionError):
+                sock.settimeout(30)
+                assert sock.recv(1000) == b""
+            assert not is_closed(silent, 0)
     d["a"] = 1
     assert d["a"] == 1
 
@@ -92,7 +107,6 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
     door = doors_of(batch)[-1]
     silent = [socket.create_connection(door) for _ in range(100)]
     slow = socket.create_connection(door)
-    begin = time.monotonic()
     over = threading.Event()
 
     def trickle() -> None:
@@ -105,18 +119,10 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
         for number in range(200):
             d[number] = number
         other = pickle.loads(pickle.dumps(d))
-        assert Caught(lambda: [other[number] for number in range(200)]).result(10) == list(
-            range(200)
-        )
-        assert time.monotonic() - begin < 8
-        for sock in [*silent, slow]:
-            sock.settimeout(30)
-            while True:
-                with suppress(ConnectionError):
-                    if sock.recv(1000):
-                        continue
-                break
-        assert time.monotonic() - begin < 20
+        assert Caught(lambda: [other[number] for number in range(200)]).result() == list(range(200))
+        # They were there all the time.
+        assert not is_closed(silent[0], 0)
+        assert all(is_closed(sock) for sock in [*silent, slow])
     finally:
         over.set()
         trickling.result()
@@ -408,7 +414,7 @@ def test_a_process_forked_where_it_is_kept_does_not_take_it_for_its_own(batch: B
 
 
 def interrupted(use: Callable[[], Any]) -> float:
-    """Press Ctrl-C while something waits; says how long that took to be heard of."""
+    """Press Ctrl-C while a call waits; return how long the call then took to end."""
     when = 0.0
 
     def press() -> None:
@@ -417,8 +423,8 @@ def interrupted(use: Callable[[], Any]) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(0.5, press)
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         use()
     timer.join()
     return time.monotonic() - when
@@ -436,7 +442,7 @@ def test_ctrl_c_ends_the_wait_and_nothing_else(batch: Batch, what: str) -> None:
         "join": queue.join,
     }
     for _ in range(2):
-        assert interrupted(uses[what]) < 2
+        assert interrupted(uses[what]) < 30
     d["missing"] = 1
     assert d["missing"] == 1
     if what in ("room", "join"):
@@ -469,38 +475,38 @@ def test_a_frozen_worker() -> None:
         (second,) = set(pids) - {first}
         with frozen(pids[first]):
             # Nobody knows whether it will go on; but nobody has to wait for that.
-            assert interrupted(lambda: d[1]) < 2
-            assert interrupted(lambda: d.update({1: -1})) < 2
+            assert interrupted(lambda: d[1]) < 30
+            assert interrupted(lambda: d.update({1: -1})) < 30
             other = pickle.loads(pickle.dumps(d))
             getting = Caught(lambda: other[2])
             blocked(getting)
         assert getting.result() == 0
         d.put_many(dict.fromkeys(range(100), 1))
         with frozen(pids[second]):
-            begin = time.monotonic()
             writing = [Caught(d.update, {number: 2}) for number in range(10)]
             assert d[50] == 1  # to read takes no copy
-            assert [each.result() for each in writing] == [None] * 10
-            assert time.monotonic() - begin < 20
-            # It was struck off.
-            begin = time.monotonic()
+            assert [each.result(60) for each in writing] == [None] * 10
+            # It was struck off, so that this write waits for nobody.
+            assert copies(batch) == 1
             d.put_many(dict.fromkeys(range(100), 2))
-            assert time.monotonic() - begin < 2
+            assert copies(batch) == 1
         # It is taken back, with all that was written meanwhile.
-        await_copies(batch, d, 2)
+        wait_until(lambda: copies(batch) == 2)
         d["more"] = 3
         os.kill(pids[first], signal.SIGKILL)
         assert d.get_many(range(100)) == dict.fromkeys(range(100), 2)
         assert d["more"] == 3
 
 
-def await_copies(batch: Batch, d: DDict, count: int) -> None:
+def copies(batch: Batch) -> int:
+    """Ask the scheduler how many workers have the one shard."""
+
     def members(dask_scheduler: Any) -> int:
         found = dask_scheduler.plugins["daskbatch-shared"]
         (placed,) = [each.placed for each in found._objects.values()]
         return len(placed.layouts[0].members)
 
-    wait_until(lambda: batch.client.run_on_scheduler(members) == count)
+    return int(batch.client.run_on_scheduler(members))
 
 
 @pytest.mark.slow
@@ -524,12 +530,12 @@ def test_the_end_of_the_batch_is_told_to_all_who_wait(end: str) -> None:
     else:
         batch.terminate()
     for each in waiting:
-        assert isinstance(each.result(10), (LifecycleError, ServiceLost)), each.found
+        assert isinstance(each.result(), (LifecycleError, ServiceLost)), each.found
     for use in (queue.get, lambda: d["a"]):
         begin = time.monotonic()
         with pytest.raises((LifecycleError, ServiceLost)):
             use()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
 
 
 def test_it_is_there_at_once_though_all_slots_are_in_use(batch: Batch, tmp_path: Path) -> None:
@@ -537,14 +543,12 @@ def test_it_is_there_at_once_though_all_slots_are_in_use(batch: Batch, tmp_path:
     try:
         for task in busy:
             task.start()
-        while [task.state for task in busy].count("running") < 2:
-            time.sleep(0.01)
-        begin = time.monotonic()
+        wait_until(lambda: [task.state for task in busy].count("running") >= 2)
         d, queue = batch.ddict(replicas=2), batch.queue()
         d["a"] = 1
         queue.put(d["a"])
         assert queue.get() == 1
-        assert time.monotonic() - begin < 5
+        # All slots have been in use meanwhile.
         assert [task.state for task in busy].count("running") == 2
     finally:
         (tmp_path / "go").touch()

@@ -85,9 +85,10 @@ def spin(path: Path) -> None:
 
 
 def use_and_leave(batch: Batch, path: Path) -> None:
-    """Start what takes a moment, close, and end at once."""
-    batch.function(touch_later, path).start()
+    """Start a task that does not end before the test says so, close the Batch, and end."""
+    batch.function(touch_when_told, path).start()
     batch.close()
+    path.with_suffix(".closed").touch()
 
 
 def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
@@ -139,8 +140,10 @@ def wait_for_ever(batch: Batch, path: Path, answers: Any) -> None:
 # -- tasks ------------------------------------------------------------------------------
 
 
-def touch_later(path: Path) -> None:
-    time.sleep(0.3)
+def touch_when_told(path: Path) -> None:
+    """Make a file once the file with the suffix ".go" exists."""
+    path.with_suffix(".begun").touch()
+    wait_for_file(path.with_suffix(".go"))
     path.touch()
 
 
@@ -248,7 +251,7 @@ def wait_and_tell(batch: Batch, directory: Path) -> Any:
 
 
 def start_and_return(batch: Batch, path: Path) -> str:
-    batch.function(touch_later, path).start()
+    batch.function(touch_when_told, path).start()
     return "returned"
 
 

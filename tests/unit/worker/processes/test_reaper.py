@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,10 +93,9 @@ class Worker:
 
 def ended(worker: Worker, pids: dict[str, int]) -> None:
     """Check that a worker that has just died leaves nothing behind."""
-    began = time.monotonic()
     for kind, pid in pids.items():
-        wait_until(lambda pid=pid: not is_running(pid), f"{kind} still runs", 3)
-    wait_until(worker.is_swept, "the warden still runs", began + 3 - time.monotonic())
+        wait_until(lambda pid=pid: not is_running(pid), f"{kind} still runs")
+    wait_until(worker.is_swept, "the warden still runs")
 
 
 def test_all_that_a_killed_worker_has_started_is_ended() -> None:
@@ -182,7 +180,7 @@ print("root", os.getpid(), flush=True)
         wait_until(lambda: len(psutil.Process(worker.process.pid).children()) > 10, "few start")
         worker.process.kill()
         worker.process.wait()
-        wait_until(worker.is_swept, "the warden still runs", 3)
+        wait_until(worker.is_swept, "the warden still runs")
         assert sweep_all(OWNER, worker.owner) == []
 
 
@@ -217,17 +215,16 @@ def test_it_holds_nothing_but_its_pipe(mine: Reaper, tmp_path: Path) -> None:
     assert guard not in psutil.Process().children(recursive=True)
 
 
-def test_it_is_small_and_starts_soon(mine: Reaper) -> None:
-    began = time.perf_counter()
+def test_it_is_small_and_is_started_once(mine: Reaper, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.ensure()
-    took = time.perf_counter() - began
     (guard,) = wardens(mine.owner)
     assert guard.memory_info().rss < 20e6
-    assert took < 1  # 0.03 on a machine that has nothing else to do
-    began = time.perf_counter()
+    # It imports nothing of what is installed, which would take time and memory.
+    assert {"-I", "-S"} <= set(guard.cmdline())
+    monkeypatch.setattr(subprocess, "Popen", None)
     for _ in range(1000):
         mine.ensure()
-    assert time.perf_counter() - began < 0.5
+    assert wardens(mine.owner) == [guard]
 
 
 def test_it_is_started_once_whoever_asks(mine: Reaper) -> None:
@@ -260,7 +257,7 @@ def test_its_end_ends_nothing_else(mine: Reaper) -> None:
     mine.ensure()
     sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
     mine.close()
-    wait_until(lambda: not wardens(mine.owner), "it still runs", 1)
+    wait_until(lambda: not wardens(mine.owner), "it still runs")
     mine.close()
     assert sleeper.poll() is None
     assert psutil.Process().num_fds() == before

@@ -1,0 +1,49 @@
+"""A waiting caller of a queue that is gone passes its item, or its room, on to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.caught import Caught, blocked
+
+from daskbatch.shared.rpc.server import Answer
+from daskbatch.shared.store.queue_state import QueueState
+from daskbatch.shared.store.spill import SpillStore
+
+#: So long that a call which waits for all of it counts as hanging. Seconds.
+LONG = 600.0
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> QueueState:
+    return QueueState("Queue", SpillStore(1 << 20, tmp_path / "store"), maxsize=1)
+
+
+def waiting(state: QueueState, operation: str, *arguments: Any, gone: bool) -> Caught:
+    """Make a request in a thread, and wait until it is likely to wait."""
+    request = operation, b"", 0, LONG, arguments
+    caught = Caught(state, request, lambda: gone)
+    blocked(caught)
+    return caught
+
+
+def test_an_item_goes_to_the_next_getter(state: QueueState) -> None:
+    first, second = waiting(state, "get", gone=True), waiting(state, "get", gone=False)
+    assert state(("put", b"", 0, 0.0, (b"a",)), lambda: False)
+    assert first.result() is None
+    answer = second.result()
+    assert isinstance(answer, Answer)
+    assert answer.result == b"a"
+    state.close()
+
+
+def test_room_goes_to_the_next_putter(state: QueueState) -> None:
+    assert state(("put", b"", 0, 0.0, (b"a",)), lambda: False)
+    first = waiting(state, "put", b"b", gone=True)
+    second = waiting(state, "put", b"c", gone=False)
+    assert isinstance(state(("get", b"", 0, 0.0, ()), lambda: False), Answer)
+    assert first.result() is False
+    assert second.result() is True
+    state.close()
