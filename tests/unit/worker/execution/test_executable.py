@@ -304,6 +304,7 @@ def ended(*command: Any, timeout: float) -> list[int]:
     return [int(word) for word in capture.texts()[0].split()]
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_a_process_and_its_children_though_they_ignore_sigterm() -> None:
     pids = ended(sys.executable, "-c", DEAF, timeout=1.5)
     assert len(pids) == 2
@@ -330,6 +331,7 @@ def test_a_timeout_ends_what_has_left_the_tree() -> None:
     assert not is_running(daemon)
 
 
+@pytest.mark.slow
 def test_a_timeout_says_how_long_it_ran_and_what_it_said_last() -> None:
     script = "for i in $(seq 30); do echo line $i; done; echo oh no >&2; trap 'echo bye' TERM; "
     with pytest.raises(TaskTimeout) as caught:
@@ -470,6 +472,7 @@ def test_it_is_asked_to_end_before_it_is_made_to() -> None:
     assert executing.said() == "ready\nbye"
 
 
+@pytest.mark.slow
 def test_all_that_is_deaf_to_that_is_stopped() -> None:
     executing, took = stopped(sys.executable, "-c", DEAF.replace("print(", "print('ready', "))
     assert took >= 2

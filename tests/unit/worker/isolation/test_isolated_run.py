@@ -487,6 +487,7 @@ def write_and_go_on(size: int, gate: Gate) -> None:
     os.write(1, b"tail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["over", "late"])
 def test_a_writer_does_not_fill_the_disk(gate: Gate, ends: str) -> None:
     size = 30_000_000
@@ -588,6 +589,7 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_over_after_many_kills() -> None:
     def count() -> tuple[int, int, int]:
         gc.collect()
