@@ -99,7 +99,7 @@ def _statuses(dask_scheduler: Any) -> dict[str, Status]:
 
 def test_a_worker_that_was_paused_has_the_copy_later() -> None:
     cluster = LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=":0"
     )
     with cluster, Client(cluster) as client:
         d = DDict(client, shards=1, replicas=2)

@@ -329,7 +329,7 @@ from distributed import LocalCluster
 from daskbatch import DDict
 for where in ("object", "address"):
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp"
     ) as cluster:
         d = DDict(cluster if where == "object" else cluster.scheduler_address)
         d["a"] = 1
