@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,17 @@ def test_a_block_has_a_future_until_it_is_over(made: Pair, tmp_path: Path) -> No
 # -- revoking ---------------------------------------------------------------------------------
 
 
-def test_a_member_that_has_not_begun_does_not_run(made: Pair, tmp_path: Path) -> None:
+def one_each(candidates: Sequence[Any], *_: Any) -> list[list[int]]:
+    """Pack each task into a block of its own."""
+    return [[position] for position in range(len(candidates))]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one block", "in two blocks"])
+def test_a_member_that_has_not_begun_does_not_run(
+    made: Pair, tmp_path: Path, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr("daskbatch.dispatch.placer.pack", one_each)
     revoke = made.backend.revoke
     answers = Answers()
 
@@ -228,6 +239,7 @@ def test_a_member_that_has_begun_is_not_said_to_be_revoked(made: Pair, tmp_path:
     assert len(answers.all) == 1
 
 
+@pytest.mark.slow
 def test_a_question_about_a_block_that_is_over_is_answered_once(made: Pair) -> None:
     done = record(0, pow, 2, 2)
     run_records(made.dispatcher, [done])
@@ -236,7 +248,8 @@ def test_a_question_about_a_block_that_is_over_is_answered_once(made: Pair) -> N
     _, stopping = answers.first()
     assert not any(stopping.values())
     assert value_of(done) == 4
-    run_records(made.dispatcher, [record(1, pow, 3, 2)])
+    # A cluster that does not answer is given up after five seconds; this one has answered.
+    time.sleep(6)
     assert len(answers.all) == 1
 
 

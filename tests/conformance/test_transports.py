@@ -94,6 +94,17 @@ def test_buffers_of_any_size_arrive_whole(ends: Ends, size: int, count: int) -> 
     assert other.receive() == "next", "nothing is left of the message before"
 
 
+def test_messages_with_buffers_may_follow_each_other(ends: Ends) -> None:
+    one, other = ends
+    datas = [bytes([number]) * 1_000 for number in range(30)]
+    sending = Caught(lambda: [one.send((data, PickleBuffer(data))) for data in datas])
+    sending.join(0.1)  # so that one read is likely to have many of them
+    for data in datas:
+        sent, buffer = other.receive()
+        assert sent == bytes(buffer) == data
+    assert isinstance(sending.result(), list)
+
+
 def test_more_buffers_arrive_than_the_system_takes_at_once(ends: Ends) -> None:
     one, other = ends
     datas = [b"%d" % number * (number % 3) for number in range(2_000)]
@@ -126,6 +137,9 @@ def test_after_the_end_what_was_sent_before_still_arrives(ends: Ends) -> None:
 
 def test_a_thread_that_waits_notices_the_end_at_either_side(ends: Ends) -> None:
     one, other = ends
+    for each in ends:
+        if isinstance(each, SocketTransport):
+            each.sock.settimeout(None)
     here, there = Caught(one.receive), Caught(other.receive)
     blocked(here, there)
     one.close()
