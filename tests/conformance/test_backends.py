@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from distributed import Client, LocalCluster
-from support.inprocess import make_dispatcher, run_records
+from support.inprocess import InProcessBackend, make_dispatcher, run_records
 from support.waiting import touch, wait_for_file, wait_until
 
 from daskbatch.cluster.dask_backend import ClusterBackend
@@ -220,8 +220,10 @@ def test_a_member_that_has_not_begun_does_not_run(
         assert not any(stopping.values())
     assert behind.phase == Phase.CANCELLED
     assert running.phase == Phase.DONE
-    assert not (tmp_path / "ran").exists()
     run_records(made.dispatcher, [record(3, pow, 2, 2)])
+    if isinstance(made.backend, InProcessBackend):
+        made.backend.join()
+    assert not (tmp_path / "ran").exists()
     assert len(answers.all) == 1
 
 
