@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Scheduler, SpecCluster, Worker, get_worker
-from support.waiting import wait_for_file, wait_until_running
+from support.waiting import wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, SpecError
 
@@ -124,19 +124,28 @@ def test_one_program_may_ask_for_many_places(batch: Batch, addresses: dict[str, 
 # -- rank ---------------------------------------------------------------------------------
 
 
+def keys_there(dask_scheduler: Any) -> list[Any]:
+    return list(dask_scheduler.tasks)
+
+
 def order_of(batch: Batch, tmp_path: Path, priorities: list[int], apart: bool) -> list[int]:
     """Have tasks of some priorities wait for one slot; gives the order in which they ran."""
     blocker = batch.options(priority=100).function(wait_for_file, tmp_path / "go")
     blocker.start()
     wait_until_running(blocker)
     # Dask hands the next task to a worker before the last is done, whatever comes later.
-    batch.options(priority=99).function(wait_for_file, tmp_path / "go").start()
+    second = batch.options(priority=99).function(wait_for_file, tmp_path / "go")
+    second.start()
     tasks = [
         batch.options(priority=priority).function(note, number, tmp_path / "order")
         for number, priority in enumerate(priorities)
     ]
     for some in [[task] for task in tasks] if apart else [tasks]:
         batch.compile(some).start()
+    blocks = [task._record.block for task in (second, *tasks)]
+    assert None not in blocks
+    keys = {block.key for block in blocks if block is not None}
+    wait_until(lambda: keys <= set(batch.client.run_on_scheduler(keys_there)))
     (tmp_path / "go").touch()
     batch.fence(timeout=60)
     return [int(line) for line in (tmp_path / "order").read_text().split()]
