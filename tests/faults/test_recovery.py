@@ -1,4 +1,4 @@
-"""What runs again when a worker is killed, and what must not: rule by rule."""
+"""Which tasks run again when a worker is killed, and which must not: one test for each rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.waiting import wait_until
 from daskbatch import Batch, DependencyFailed, WorkerLost
 from daskbatch.batch.task import Task
 
-#: A value of so many bytes stays on its worker.
+#: A value of this size stays on its worker. Bytes.
 LARGE = 200_000
 
 BEFORE, AFTER = "before", "after"
@@ -40,7 +40,7 @@ def batch(killed_batch: Batch) -> Iterator[Batch]:
 
 @pytest.fixture
 def one_block() -> Iterator[Batch]:
-    """A Batch whose only worker takes many tasks at a time, however long they take."""
+    """A Batch with one worker, which receives many tasks at a time even if they are long."""
     with dask.config.set({"daskbatch.block-budget": "60s"}):
         batch = Batch(num_workers=1)
     yield batch
@@ -51,7 +51,7 @@ def one_block() -> Iterator[Batch]:
 
 
 def note(root: Path, name: str) -> int:
-    """Write down that a task runs, and where; returns for the how manieth time."""
+    """Record that a task runs in this process; return how many times it has run."""
     file = os.open(root / f"{name}.runs", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{os.getpid()}\n".encode())
     os.close(file)
@@ -59,13 +59,13 @@ def note(root: Path, name: str) -> int:
 
 
 def runs(root: Path, name: str) -> list[int]:
-    """Give the processes in which a task has run, or has begun to."""
+    """Return the processes in which a task has begun to run."""
     path = root / f"{name}.runs"
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def gate(root: Path, name: str, *_: Any) -> int:
-    """Run until it is let through, or its worker is killed."""
+    """Run until `let_through` is called for this name, or the worker is killed."""
     count = note(root, name)
     wait_until((root / f"{name}.go").exists, name)
     return count
@@ -95,7 +95,7 @@ def let_through(root: Path, name: str) -> None:
 
 
 def kill_under(root: Path, name: str, count: int = 1) -> None:
-    """Kill the worker that runs a task, once it runs for the how manieth time."""
+    """Kill the worker that runs a task, once the task runs for the `count`-th time."""
     wait_until(lambda: len(runs(root, name)) == count, name)
     kill(runs(root, name)[-1])
 
@@ -129,7 +129,7 @@ def make_reader(batch: Batch, root: Path, name: str, size: int = 0, *more: Any) 
 
 
 def block_of(tasks: Sequence[Task]) -> int:
-    """Give the only block that tasks are in."""
+    """Return the block of these tasks, which must be the same for all."""
     (block,) = {task._record.block for task in tasks}
     assert block is not None
     return block.number

@@ -1,4 +1,4 @@
-"""A DDict that is used from many sides while its workers are killed: a few runs."""
+"""A `DDict` keeps its promises while many use it and its workers are killed: a few runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_was_acknowledged_is_kept_or_told_as_lost(
 
 
 def _members(dask_scheduler: Any) -> list[str]:
-    """Give, on the scheduler, the workers that have the one shard that there is."""
+    """Return, on the scheduler, the workers that have the only shard."""
     (found,) = dask_scheduler.plugins["daskbatch-shared"]._objects.values()
     return [member.worker for member in found.layouts[0].members]
 
@@ -120,7 +120,7 @@ def test_a_worker_that_was_paused_has_the_copy_later() -> None:
 
 @pytest.mark.slow
 def test_what_was_taken_out_is_copied_too() -> None:
-    """Large values that were answered with are part of what a copy must know."""
+    """A copy must also have the large values of past answers."""
     with Batch(num_workers=3) as batch:
         d = batch.ddict(shards=1, replicas=2)
         for number in range(3):

@@ -85,7 +85,7 @@ def fail(value: Any) -> None:
 
 
 def append(what: tuple[Path, str]) -> str:
-    """Add a line to a file; gives what is in it."""
+    """Add a line to a file; return the contents of the file."""
     path, line = what
     with path.open("a") as file:
         file.write(f"{line}\n")
@@ -487,7 +487,7 @@ def test_on_a_cluster_that_is_gone_they_fail(batch: Batch, tmp_path: Path) -> No
 
 
 class Hook:
-    """Does something when it is pickled."""
+    """Calls a function when it is pickled."""
 
     def __init__(self, do: Callable[[], Any]) -> None:
         self._do = do
@@ -498,7 +498,7 @@ class Hook:
 
 
 def hooked(do: Callable[[], Any]) -> Callable[[Any], Any]:
-    """Make a function that does something when it is pickled."""
+    """Make a function that calls another one when it is pickled."""
     hook = Hook(do)
     return lambda value: (value, hook)[0]
 

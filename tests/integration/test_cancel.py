@@ -1,4 +1,4 @@
-"""Cancelling what has not begun and what runs, and telling the truth about it."""
+"""Tasks can be cancelled before they begin and while they run; `cancel` returns the truth."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def check_cancellations(batch: Batch, seed: int, path: Path) -> None:
 
 
 def act_whole(root: str, step: Step, *values: Any) -> str:
-    """Do what a step says to its end, once it has begun: what is stopped midway is unknown."""
+    """Execute a step to its end once it has begun, so that its result is known."""
     outcome: list[Any] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Many clients of one Batch: copies in other processes, and what becomes of the Batch and them."""
+"""Many clients of one Batch: copies in other processes, and how the Batch and they end."""
 
 from __future__ import annotations
 
@@ -383,7 +383,7 @@ def test_used_after_the_end(cluster: LocalCluster) -> None:
 
 
 def test_nobody_comes_while_the_last_leaves(owner: Batch) -> None:
-    """The end of a Batch is one step: who is not a client by then becomes none."""
+    """A Batch ends in one step: a copy that is not a client by then cannot become one."""
     errors: list[BaseException] = []
 
     def come_and_go() -> None:

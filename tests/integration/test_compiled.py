@@ -1,4 +1,4 @@
-"""Compiled tasks: what may be compiled, and what can be learnt of the order."""
+"""Compiled tasks: which tasks can be compiled, and how they report their order."""
 
 from __future__ import annotations
 

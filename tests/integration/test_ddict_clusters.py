@@ -1,4 +1,4 @@
-"""Where dictionaries are: any cluster, by name, sent to processes, and how long they are there."""
+"""Dictionaries on any cluster: opened by name, sent to processes, and how long they live."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost, SpecErro
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    """A cluster of Dask's own, without a Batch."""
+    """A plain Dask cluster, without a Batch."""
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=request.param, dashboard_address=":0"
     ) as made:
@@ -316,7 +316,7 @@ def test_one_made_by_way_of_an_address_ends_with_the_program(batch: Batch, fate:
 
 
 def test_one_made_by_way_of_an_address_is_there_as_long_as_the_program(batch: Batch) -> None:
-    """Also when nothing here stands for it any more: it may have been sent."""
+    """Even if this process has no reference to it: it may have been sent to another process."""
     sent = pickle.dumps(ddicts.make_at(batch.client.scheduler.address))
     gc.collect()
     with pickle.loads(sent) as d:

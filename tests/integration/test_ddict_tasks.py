@@ -1,4 +1,4 @@
-"""A dictionary that tasks share: waiting for keys, counting, and where its keys are."""
+"""Tasks share a dictionary: they wait for keys, count, and ask where keys are."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_nothing_else_waits(patient: DDict) -> None:
 
 @pytest.fixture
 def hasty(batch: Batch) -> Iterator[DDict]:
-    """One that does not wait for long."""
+    """A dictionary that waits for keys, but not for long."""
     with batch.ddict(shards=2, wait_for_keys=True, timeout=0.05) as made:
         yield made
 
@@ -119,7 +119,7 @@ def test_the_time_is_up_in_a_task(batch: Batch, hasty: DDict, isolation: str) ->
 
 @ISOLATION
 def test_more_wait_than_there_are_slots(batch: Batch, patient: DDict, isolation: str) -> None:
-    """The last one of a chain is the first to run, and each waits for the one behind it."""
+    """The last task of a chain runs first, and each task waits for the next one."""
     count = 12 if isolation == "thread" else 5
     make = batch.options(isolation=isolation).function
     tasks = [make(ddicts.add_one, patient, number + 1, number) for number in range(count)]
@@ -130,7 +130,7 @@ def test_more_wait_than_there_are_slots(batch: Batch, patient: DDict, isolation:
 
 
 def test_readers_and_writers_of_one_program(batch: Batch, patient: DDict) -> None:
-    """They are one block of tasks, that a worker runs one after the other."""
+    """The tasks are one block, so that a worker runs one after the other."""
     readers = [batch.function(ddicts.read, patient, number) for number in range(30)]
     writers = [batch.function(ddicts.write, patient, number, -number) for number in range(30)]
     batch.compile([*readers, *writers]).run(timeout=60)
@@ -235,7 +235,7 @@ def test_frozen_and_closed_is_so_for_all(batch: Batch, d: DDict, isolation: str)
     assert outcome(ddicts.read, d, "a") == "LifecycleError"
 
 
-# -- how it comes to tasks ----------------------------------------------------------------
+# -- how it is sent to tasks --------------------------------------------------------------
 
 
 def test_wherever_it_is_among_arguments(batch: Batch, d: DDict) -> None:
@@ -272,7 +272,7 @@ def test_as_an_argument_it_makes_no_dependency(batch: Batch, d: DDict, tmp_path:
 
 
 def test_one_that_a_task_makes(batch: Batch) -> None:
-    """It finds the cluster that it runs on, and what has a name there."""
+    """A task finds the cluster that it runs on, and the named objects there."""
     with batch.ddict(name="known") as d:
         for isolation in ("thread", "process"):
             d["a"] = isolation

@@ -1,4 +1,4 @@
-"""Programs and libraries that take an executor take a BatchPoolExecutor as it is."""
+"""Programs and libraries that use an executor work with a BatchPoolExecutor, unchanged."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def pool() -> Iterator[BatchPoolExecutor]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """A file that calls may wait for; it is there at the end, whatever happens."""
+    """A file that calls may wait for; the fixture makes it at the end, so that no call hangs."""
     yield tmp_path / "open"
     (tmp_path / "open").touch()
 
 
 @pytest.fixture
 def busy(pool: BatchPoolExecutor, gate: Path) -> Iterator[list[Future[str]]]:
-    """Calls that keep all workers busy wait_until the gate is open."""
+    """Calls that keep all workers busy until the gate is open."""
     calls = [pool.submit(wait_for_file, gate) for _ in range(WORKERS)]
     wait_until(lambda: all(each.running() for each in calls))
     yield calls

@@ -1,4 +1,4 @@
-"""The embedded cluster: from wherever Python is started, and gone when its creator is."""
+"""The embedded cluster works in every kind of program, and ends with its creator."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ print("joined")
 
 @pytest.mark.parametrize(("name", "count"), [("short", 1), ("long" * 50, 2)], ids=["short", "long"])
 def test_nothing_is_left_in_the_temporary_directory(name: str, count: int) -> None:
-    """What is not made there, since the names of sockets must be short, does not stay either."""
+    """The sockets, which are elsewhere because their names must be short, are removed, too."""
     program = """
 import os, tempfile
 make, made = tempfile.mkdtemp, []
@@ -309,7 +309,7 @@ print(os.wait()[1])
 
 
 def test_a_forked_child_is_told_that_tasks_of_its_parent_are_not_its_own() -> None:
-    """Nobody would ever tell it what becomes of them."""
+    """No process would ever report their outcomes to the child."""
     program = """
 import os, time
 from daskbatch import Batch, LifecycleError

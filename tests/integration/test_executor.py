@@ -1,4 +1,4 @@
-"""`BatchPoolExecutor` beyond what CPython's own tests ask of an executor."""
+"""`BatchPoolExecutor`: what CPython's own tests of executors do not test."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def raise_it(error: BaseException) -> None:
 
 
 def begin_and_wait(path: Path) -> None:
-    """Make a file, and run wait_until it is gone."""
+    """Make a file, and run until the file is removed."""
     path.touch()
     end = time.monotonic() + SECONDS / 2
     while path.exists() and time.monotonic() < end:
@@ -541,7 +541,7 @@ def test_a_call_is_not_bound_to_a_lane_while_another_is_free(tmp_path: Path) -> 
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
         BatchPoolExecutor(cluster=cluster, max_workers=2) as executor,
     ):
-        # Those of their like were short: so many are put into a lane together.
+        # Calls of this function were short, so that many are chained into one sequence.
         for _ in range(3):
             assert all(executor.map(wait_or_end_it, [""] * 400))
         assert all(executor.map(wait_or_end_it, ["wait", "end", *[""] * 10]))

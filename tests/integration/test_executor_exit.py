@@ -1,4 +1,4 @@
-"""Programs that end while an executor still has calls: those are finished, and nothing is left."""
+"""Programs that end while an executor has calls: the calls finish, and no process remains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def say_when_waiting_at_exit():
 
 
 class Program:
-    """Runs programs in a directory, and finds what they leave behind."""
+    """Runs programs in a directory, and finds the processes and files that remain."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,7 +103,7 @@ class Program:
         return {path.name for path in self.directory.iterdir()} - {"program.py"}
 
     def end(self) -> None:
-        """Kill what is left, and let what runs on a shared cluster end."""
+        """Kill the remaining processes, and let calls on a shared cluster end."""
         (self.directory / "never").touch()
         for program in self.started:
             if program.poll() is None:

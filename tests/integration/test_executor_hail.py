@@ -1,7 +1,8 @@
-"""What the tests of Hail's BatchPoolExecutor ask for, by behaviour, of ours.
+"""Our executor passes the tests of Hail's `BatchPoolExecutor`, rewritten by behaviour.
 
-Where they differ from `concurrent.futures`, that wins: `exception()` gives the exception and does
-not raise it, and an exception keeps its type. Theirs of container images has no counterpart.
+Where these differ from `concurrent.futures`, we follow the latter: `exception()` returns the
+exception and does not raise it, and an exception keeps its type. Hail's tests of container images
+have no counterpart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Make = Callable[..., BatchPoolExecutor]
 
 @pytest.fixture
 def make(batch: Batch) -> Iterator[Make]:
-    """Makes executors on the shared cluster; nothing of them is left on it afterwards."""
+    """Makes executors on the shared cluster; at the end, no call of them runs there."""
     yield partial(BatchPoolExecutor, cluster=batch.client)
     wait_until(lambda: not any(batch.client.processing().values()), "a call still runs")
 

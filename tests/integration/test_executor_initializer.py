@@ -1,4 +1,4 @@
-"""Initializers of a `BatchPoolExecutor`: what they leave behind is there for every call."""
+"""Initializers of a `BatchPoolExecutor`: every call sees what they have set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PROGRAM = """
 
 @pytest.fixture
 def main() -> Any:
-    """A program, as one that does not exist on workers."""
+    """A `__main__` module that workers do not have."""
     module = ModuleType("__main__")
     exec(textwrap.dedent(PROGRAM), vars(module))
     module.__dict__["last"] = eval("lambda: table[-1]", vars(module))
@@ -58,12 +58,12 @@ def main() -> Any:
 
 @pytest.fixture
 def address(batch: Batch) -> str:
-    """Where executors can share the cluster of other tests."""
+    """The address of the cluster that the tests share."""
     return str(batch.client.scheduler.address)
 
 
 class Noted:
-    """Notes in a file when it is loaded, and that it is gone."""
+    """Writes to files when it is unpickled and when it is deleted."""
 
     def __init__(self, loaded: Path, gone: Path, content: bytes = b"") -> None:
         self.all = loaded, gone, content
@@ -126,7 +126,7 @@ def test_executors_on_the_same_workers_do_not_see_each_others(main: Any, address
 
 
 def shared_keys(batch: Batch) -> list[str]:
-    """Give the keys of what is shared on the cluster."""
+    """Return the keys of the buffers on the cluster."""
 
     def find(dask_scheduler: Any) -> list[str]:
         return [key for key in map(str, dask_scheduler.tasks) if key.startswith("buffer-")]

@@ -1,4 +1,4 @@
-"""`BatchPoolExecutor.map`: when its calls are given, and what becomes of those of a chunk."""
+"""`BatchPoolExecutor.map`: when calls are submitted, and the outcomes of calls in a chunk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def executor(batch: Batch) -> Iterator[BatchPoolExecutor]:
 
 
 class Reduced:
-    """Calls a function where it is loaded."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = function, args

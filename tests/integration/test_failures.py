@@ -1,4 +1,4 @@
-"""What a failure does, and what it does not do."""
+"""A task that fails: its exception, its retries, and which other tasks still run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from daskbatch import (
 
 
 class OddError(Exception):
-    """Its `__init__` does not take what it passes on."""
+    """Its `__init__` has other parameters than the `args` that it passes to its base."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{text} ({code})")

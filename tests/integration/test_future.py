@@ -1,4 +1,4 @@
-"""Futures of executors that a task waits for: it gives up its slot, however it waits."""
+"""A task that waits for a future of an executor releases its slot, in whatever way it waits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def by_await(batch: Batch) -> list[int]:
 
 
 def in_a_thread(batch: Batch) -> list[int]:
-    """Wait in a thread of the task's, which is no task's by itself."""
+    """Wait in a thread that the task has started, and that does not count as the task's."""
     batch.client_id  # noqa: B018 - the task becomes a client
     executor = as_executor(batch)
     futures = [executor.submit(abs, -number) for number in range(3)]
@@ -103,7 +103,7 @@ def deeper(batch: Batch) -> list[int]:
 def test_a_task_that_waits_gives_up_its_slot(
     slot: Batch, how: Callable[[Batch], Any], isolation: str
 ) -> None:
-    # Without it, it waits for what waits for its slot, wait_until its time is up.
+    # Without it, the task waits for one that waits for its slot, until its time is up.
     task = slot.options(isolation=isolation, timeout=None).function(how, slot)
     task.start()
     try:
@@ -113,7 +113,7 @@ def test_a_task_that_waits_gives_up_its_slot(
 
 
 def test_between_two_that_are_completed_the_slot_is_the_tasks(slot: Batch, tmp_path: Path) -> None:
-    """What `as_completed` gives is looked at with the slot: nothing else runs meanwhile."""
+    """The task has its slot while it uses a future from `as_completed`: nothing else runs then."""
 
     def look(batch: Batch, path: Path) -> int:
         executor = as_executor(batch)

@@ -1,4 +1,4 @@
-"""Tasks that are clients of the Batch that runs them: they wait, and hold up nobody."""
+"""Tasks that are clients of their own Batch: while they wait, other tasks have their slot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shared_slot() -> Iterator[Batch]:
 
 @pytest.fixture
 def slot(shared_slot: Batch) -> Iterator[Batch]:
-    """The same; nobody but its creator may be left when a test is over."""
+    """The same Batch; after each test, the creator must be its only client."""
     yield shared_slot
     shared_slot.fence(timeout=60)
     wait_until(lambda: _clients(shared_slot) == 1)
@@ -67,7 +67,7 @@ def test_many_tasks_share_a_connection(slot: Batch) -> None:
 
 
 def test_a_batch_that_a_function_knows_by_itself(slot: Batch) -> None:
-    """It comes with the function, once to a worker, and not with each of the calls."""
+    """The Batch is sent with the function, once to each worker, and not with each call."""
 
     def cube(number: int) -> int:
         task = slot.function(pow, number, 3)
@@ -80,7 +80,7 @@ def test_a_batch_that_a_function_knows_by_itself(slot: Batch) -> None:
 
 
 def test_what_is_behind_it_in_its_block_does_not_wait(tmp_path: Path) -> None:
-    """What it waits for has one slot, and ends when that behind it has run on the other."""
+    """The task that it waits for ends only when the one behind it has run on the other slot."""
     with dask.config.set({"daskbatch.block-budget": "60 s"}):
         batch = Batch(num_workers=2)
     try:
@@ -196,7 +196,7 @@ def test_if_its_time_is_up_while_it_waits(slot: Batch, tmp_path: Path, isolation
 
 
 def test_a_timeout_is_kept_though_no_slot_is_free(slot: Batch, tmp_path: Path) -> None:
-    """Who waits in vain goes on, even if others have its slot by then."""
+    """A task whose wait times out continues, even if another task has its slot."""
 
     def wait_in_vain(batch: Batch, path: Path) -> str:
         task = batch.function(wait_for_file, path / "go")
@@ -230,7 +230,7 @@ def test_a_batch_that_a_task_makes(slot: Batch) -> None:
 
 
 def test_in_the_process_of_the_creator(tmp_path: Path) -> None:
-    """There a task may even have the creator's own object."""
+    """In the creator's process, a task may use the creator's Batch object itself."""
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"

@@ -1,4 +1,4 @@
-"""What `options` asks for, on clusters that can give it: places, resources, rank, retries."""
+"""`options` on clusters that can satisfy them: workers, resources, priority, retries."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def keys_there(dask_scheduler: Any) -> list[Any]:
 
 
 def order_of(batch: Batch, tmp_path: Path, priorities: list[int], apart: bool) -> list[int]:
-    """Have tasks of some priorities wait for one slot; gives the order in which they ran."""
+    """Let tasks of some priorities wait for one slot; return the order in which they ran."""
     blocker = batch.options(priority=100).function(wait_for_file, tmp_path / "go")
     blocker.start()
     wait_until_running(blocker)
@@ -287,7 +287,7 @@ def test_what_is_no_option_is_said_at_once(batch: Batch) -> None:
 
 @pytest.mark.parametrize("seconds", [3e6, 1e10, math.inf])
 def test_a_timeout_is_as_long_as_one_likes(batch: Batch, seconds: float) -> None:
-    """Longer than what the system can be told to wait, too."""
+    """A timeout may be longer than the system can wait in one call."""
     task = batch.process("sleep", 0.3, timeout=seconds)
     function = batch.function(time.sleep, 0.3, timeout=seconds)
     batch.compile([task, function]).run(timeout=60)

@@ -1,4 +1,4 @@
-"""On a cluster that others own: workers come and go, Batches live side by side and leave."""
+"""Batches on a cluster of somebody else: workers join and leave, and Batches come and go."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_what_was_cancelled_stays_so_on_one_more_worker(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["a client each", "one client"])
 def given(request: pytest.FixtureRequest, cluster: LocalCluster) -> Iterator[Any]:
-    """What two Batches are given, to live on one cluster."""
+    """The arguments of two Batches that use one cluster."""
     if request.param == "one client":
         with Client(cluster) as client:
             yield client
@@ -252,7 +252,7 @@ def count_ready(dask_worker: Any) -> int:
 
 
 def use(batch: Batch) -> list[Any]:
-    """Have values of all sizes come to be, and a failure and a cancellation."""
+    """Run tasks with values of all sizes, one that fails and one that is cancelled."""
     large = [batch.function(bytes, 1_000_000) for _ in range(3)]
     tasks = [*large, batch.function(len, large[0]), batch.function(int, "x")]
     program = batch.compile(tasks)

@@ -1,4 +1,4 @@
-"""The queue that tasks and clients share: what it does, for whomever, and whoever goes away."""
+"""A queue that tasks and clients share: its methods, and what happens when a user of it dies."""
 
 from __future__ import annotations
 
@@ -521,7 +521,7 @@ def test_who_joins_has_started_what_waits_in_the_background(batch: Batch, later:
     assert queue.empty()
 
 
-# -- whoever dies -----------------------------------------------------------------------
+# -- users that die -------------------------------------------------------------------
 
 PROGRAM = """if True:
     import pickle, sys
@@ -534,7 +534,7 @@ PROGRAM = """if True:
 
 
 def begin_elsewhere(queue: Queue, use: str, directory: Path) -> subprocess.Popen[str]:
-    """Have another process use a queue, and wait until it does."""
+    """Use a queue in another process, and wait until that is likely to wait in the queue."""
     (directory / "queue").write_bytes(pickle.dumps(queue))
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(use=use), directory / "queue"],

@@ -1,4 +1,4 @@
-"""Who waits for a queue or a dictionary, and who has the slot meanwhile."""
+"""A task that waits for a queue or a dictionary releases its slot to other tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Start = Callable[..., Callable[[], object]]
 
 @pytest.fixture(params=["batch", "dask"])
 def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
-    """Start tasks on one slot, of a Batch or plain ones; each start gives what gives the result."""
+    """Starts tasks of a Batch, or plain Dask tasks, on one slot; a start returns its getter."""
     worker = min(batch.client.scheduler_info(n_workers=-1)["workers"])
 
     def start(function: Callable[..., object], *args: object) -> Callable[[], object]:
@@ -36,7 +36,7 @@ def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
 
 
 def look(queue: Queue, timeout: float, d: DDict, begun: Path, go: Path, beside: Path) -> bool:
-    """Look again and again for what is not there; say whether another task had the slot."""
+    """Poll for an item and a key that do not exist; return whether another task had the slot."""
     begun.touch()
     file_appears(go)
     for _ in range(20):
@@ -64,7 +64,7 @@ def test_who_only_looks_keeps_the_slot(
 
 
 def give_up(waited_for: Queue | DDict, over: Path) -> None:
-    """Wait in vain, more than once."""
+    """Wait for something that never comes, more than once."""
     for _ in range(2):
         with pytest.raises((Empty, TimeoutError)):
             if isinstance(waited_for, Queue):

@@ -1,4 +1,4 @@
-"""Who is let in to dictionaries and queues, what is seen on the way, and who cannot be hung up."""
+"""The servers of dictionaries and queues: authentication, encryption, and callers that hang."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from daskbatch.shared.rpc.server import RpcServer, enter
 
 GREETING = b"daskbatch-1"
 
-#: What nobody is to see who is not meant to.
+#: A value that only authenticated clients may see.
 NEEDLE = b"needle-in-a-haystack"
 
 
 def ports_of(batch: Batch) -> list[tuple[str, int]]:
-    """Find where the workers listen, at doors and elsewhere."""
+    """Return the addresses at which the workers listen: those of servers, and others."""
     found = []
     for pid in batch.client.run(os.getpid).values():
         for each in psutil.Process(pid).net_connections("tcp"):
@@ -76,7 +76,7 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
     return found
 
 
-# -- who does not know the secret -------------------------------------------------------
+# -- clients that do not know the secret ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def opened(context: ssl.SSLContext | None = None) -> Iterator[RpcServer]:
 
 
 def answering(said: bytes) -> tuple[str, int]:
-    """Listen once, as somebody who only seems to be a door."""
+    """Accept one connection as a false server, and send what the test gives."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
@@ -178,7 +178,7 @@ def test_what_is_no_door_is_not_told_anything() -> None:
 
 
 class Relay:
-    """Is between a door and those who go there, and sees what they say."""
+    """Stands between a server and its clients, and records what they send."""
 
     def __init__(self, door: RpcServer) -> None:
         self._door = door
@@ -333,7 +333,7 @@ def test_who_is_between_sees_nothing() -> None:
 
 
 def forked(function: Callable[..., Any], *args: Any) -> Any:
-    """Call something in a process that is forked from this one."""
+    """Call a function in a process that is forked from this one."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
@@ -410,7 +410,7 @@ def test_a_process_forked_where_it_is_kept_does_not_take_it_for_its_own(batch: B
     )
 
 
-# -- who waits --------------------------------------------------------------------------
+# -- callers that wait ----------------------------------------------------------------------
 
 
 def interrupted(use: Callable[[], Any]) -> float:

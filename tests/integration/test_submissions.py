@@ -1,4 +1,4 @@
-"""Programs started in parts: what is taken from an earlier part is waited for, and may fail."""
+"""Programs that are started in parts: later parts wait for values of earlier ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fail(what: str = "boom") -> None:
 
 
 def combine(seconds: float, *values: int) -> int:
-    """Add up, after some time; a sum that seven divides is a failure."""
+    """Add values after some time; raise if seven divides the sum."""
     time.sleep(seconds)
     total = sum(values) + 1
     if total % 7 == 0:
@@ -84,7 +84,7 @@ def test_tasks_that_come_back_take_their_consumers_along(batch: Batch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs_in_random_parts(batch: Batch, seed: int) -> None:
-    """Values and failures are those of the same calls, one after another."""
+    """Values and failures are the same as if the calls were made one after another."""
     dice = random.Random(seed)
     tasks: list[Any] = []
     expected: list[int | None] = []

@@ -1,4 +1,4 @@
-"""Tasks in the hands of a user: starting, waiting, getting, and doing it wrong."""
+"""The methods of a task: start, wait, get, and how they refuse wrong use."""
 
 from __future__ import annotations
 

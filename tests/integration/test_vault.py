@@ -1,4 +1,4 @@
-"""What there is no room for goes to disk and comes back: twice the memory of the cluster, too."""
+"""Values that exceed the memory limit are spilled to disk, even twice the memory in all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 20_000_000
 
 
 def in_memory(value: Value) -> Value:
-    """Give a value as it comes from the wire."""
+    """Return a value as a server receives it."""
     return tuple(memoryview(bytes(each)) for each in value) if isinstance(value, tuple) else value
 
 

@@ -58,7 +58,7 @@ def keyword(name: str) -> Callable[[Any], bool]:
 
 
 def callable_with(count: int) -> Callable[[Any], object]:
-    """Check that a function can be called with so many positional arguments."""
+    """Check that a function can be called with this number of positional arguments."""
     return lambda function: inspect.signature(function).bind(*range(count))
 
 
@@ -333,5 +333,5 @@ def test_no_other_private_name_is_used() -> None:
         if name not in DOCUMENTED
     }
     assert found <= table, "add lines to NAMES, or do without these"
-    # Else the search finds nothing any more.
+    # Otherwise the search itself would be broken.
     assert len(found) > 20

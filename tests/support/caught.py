@@ -1,4 +1,4 @@
-"""Calls that are made in threads of their own, and may wait."""
+"""Calls a function in a thread, so that a test can look at a call that waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Caught(threading.Thread):
-    """Calls something in a thread; keeps what it gave or raised."""
+    """Calls a function in a thread, and keeps what it returns or raises."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -30,7 +30,7 @@ class Caught(threading.Thread):
 
 
 def blocked(*waiting: Caught) -> None:
-    """Give what waits the time to begin to."""
+    """Give calls the time to begin to wait, and check that they do not return."""
     for each in waiting:
         each.join(0.3)
         assert each.is_alive(), each.found

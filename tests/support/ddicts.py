@@ -1,4 +1,4 @@
-"""Keys for dictionaries, and what tasks and other processes do with dictionaries."""
+"""Keys for dictionaries, and functions that tests run on dictionaries in tasks and processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Point:
 
 
 class Folded:
-    """Equal to its like whatever the case; its hash is one of this process alone."""
+    """Equal to others whose text differs in case only; the hash differs between processes."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -66,7 +66,7 @@ class Folded:
 
 
 class Plain:
-    """Equal to itself alone."""
+    """Equal only to itself."""
 
 
 def _groups() -> dict[str, list[Hashable]]:
@@ -136,7 +136,7 @@ def _groups() -> dict[str, list[Hashable]]:
     }
 
 
-#: Keys that are equal, by a name; those of two groups are not.
+#: Groups of equal keys, by a name; keys of two groups are different.
 GROUPS = _groups()
 
 
@@ -146,7 +146,7 @@ def write_first(d: DDict) -> None:
 
 
 def misread(d: DDict) -> list[str]:
-    """Read by all keys of this process, and give those that lead to something else."""
+    """Read with all keys as this process makes them; return those that find a wrong value."""
     wrong = [
         f"{name}: {key!r} -> {d.get(key)!r}"
         for name, keys in GROUPS.items()
@@ -179,13 +179,13 @@ def read(d: DDict, key: Any) -> Any:
 
 
 def read_late(d: DDict, key: Any, path: Path) -> Any:
-    """Say that it begins, and read what is not there yet."""
+    """Make a file to show that this begins, and read a key that does not exist yet."""
     path.touch()
     return d[key]
 
 
 def read_in_vain(d: DDict, key: Any) -> str:
-    """Wait for what does not come, and tell what comes instead."""
+    """Wait for a key that is never written; return which calls raised `TimeoutError`."""
     assert key not in d
     assert d.get(key, "default") == "default"
     assert d.pop(key, "default") == "default"
@@ -208,13 +208,13 @@ def add_one(d: DDict, source: Any, target: Any) -> int:
 
 
 def write_after(d: DDict, key: Any, value: Any, path: Path) -> None:
-    """Write once a file is there."""
+    """Write once a file exists."""
     wait_for_file(path)
     d[key] = value
 
 
 def read_after(d: DDict, key: Any, path: Path) -> Any:
-    """Read once a file is there."""
+    """Read once a file exists."""
     wait_for_file(path)
     return d[key]
 
@@ -224,7 +224,7 @@ def count_up(d: DDict, key: Any, times: int) -> list[int]:
 
 
 def change_copies(d: DDict, key: Any) -> tuple[bool, list[Any]]:
-    """Change what was put and what was got, and say whether the shard is here, and what is kept."""
+    """Change values after a put and a get; return whether the shard is here, and what it has."""
     mine: Any = [[1], np.zeros(3), np.zeros(200_000)]
     d[key] = mine
     _spoil(mine)
@@ -257,7 +257,7 @@ def _spoil(value: Any) -> None:
 
 
 def here(d: DDict) -> tuple[str, list[Any]]:
-    """Give the worker that this runs on, and the keys that are there."""
+    """Return the address of the worker that runs this, and the keys in its shards."""
     return str(get_worker().address), d.local_keys()
 
 
@@ -274,7 +274,7 @@ def by_name(name: str, key: Any) -> Any:
 
 
 class Doubled(DDict):
-    """A dictionary with a method and an attribute of its own."""
+    """A subclass with a further method and attribute."""
 
     unit = ""
 
@@ -300,7 +300,7 @@ def make_at(address: str, name: str | None = None) -> DDict:
 
 
 def outcome(function: Callable[..., object], *args: Any) -> str:
-    """Say what a call raises."""
+    """Return the name of the exception that a call raises, or "nothing"."""
     try:
         function(*args)
     except Exception as error:
@@ -338,7 +338,7 @@ def _refuse() -> None:
 
 
 class Telling:
-    """A key, all alike, that tells when it is unpickled in this process: once, if told to."""
+    """A key, equal to all of its class, that calls `tell` once when it is unpickled here."""
 
     tell: ClassVar[Callable[[], object] | None] = None
 
@@ -369,7 +369,7 @@ def use_in_process(d: DDict, answers: Any) -> None:
 
 
 def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
-    """Make dictionaries by way of an address, and be there until told to end."""
+    """Make dictionaries from an address, and stay until the test sends the end."""
     made = [make_at(address), make_at(address)]
     make_at(address, "stays, too")
     if fork and os.fork() == 0:

@@ -1,4 +1,4 @@
-"""Blocks made by hand, as a client would send them to a worker."""
+"""Makes blocks of calls, as a client sends them to a worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def spec(
     limits: Mapping[int, Limits] | None = None,
     **changes: Any,
 ) -> BlockSpec:
-    """Make a block of calls; what is not given has room enough."""
+    """Make a block of calls; limits that are not given are large."""
     functions = list(dict.fromkeys(function for function, _ in calls if function))
     given: dict[str, Any] = {
         "block": 7,

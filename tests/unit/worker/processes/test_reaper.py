@@ -21,7 +21,7 @@ from daskbatch.worker.processes import reaper as module
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
 from daskbatch.worker.processes.reaper import Reaper, warden
 
-#: A worker: tells the name that its processes carry, does what it is read_pids to, and waits.
+#: A worker: prints the name that its processes carry, does what the test adds here, and waits.
 WORKER = """
 import os, signal, subprocess, sys, threading
 from daskbatch.worker.execution.executable import execute
