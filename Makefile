@@ -1,5 +1,6 @@
-# What one does here: `make demo`, `make test`, `make check`, `make bench`. Each sets up what it
-# needs, in a virtual environment of its own; nothing outside of this directory is changed.
+# The commands of this project: `make demo`, `make test`, `make check`, `make bench`, `make lock`.
+# Each installs what it needs into a virtual environment in this directory, in the versions that
+# the files in requirements/ name; nothing outside of this directory is changed.
 
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
@@ -7,13 +8,30 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 RUN := $(VENV)/bin/python
 BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test check bench format clean
+QUIETLY = --quiet --disable-pip-version-check
+PYTEST = -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-unit test-latest test-oldest check bench format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
 
 test: $(VENV)/check  ## run the tests, two files at a time
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) $(PYTEST)
+
+test-unit: $(VENV)/check  ## run the tests that need no cluster and take no longer than a moment
+	$(RUN) $(PYTEST) -m "not slow" tests/unit
+
+test-latest:  ## run the tests with the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-latest
+	.venv-latest/bin/python -m pip $(QUIETLY) install --upgrade --editable ".[check]"
+	.venv-latest/bin/python $(PYTEST)
+
+test-oldest: $(VENV)/check  ## run the tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(RUN) -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct \
+		--editable ".[check]"
+	.venv-oldest/bin/python $(PYTEST)
 
 check: $(VENV)/check  ## ruff, mypy, the walls between the packages
 	$(RUN) -m ruff check .
@@ -31,16 +49,23 @@ format: $(VENV)/check
 	$(RUN) -m ruff check --fix-only .
 	$(RUN) -m ruff format .
 
-clean:
-	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+lock: $(VENV)/check  ## fit the lock to pyproject.toml; with UPGRADE=--upgrade, to the newest versions
+	$(RUN) $(LOCK) --group lock --extra check -o requirements/check.txt
+	$(RUN) $(LOCK) --extra dashboard -c requirements/check.txt -o requirements/demo.txt
 
-# The file named after a set of extras says that they are installed, as pyproject.toml has them.
-$(VENV)/demo: extras = dashboard
-$(VENV)/check: extras = check
-$(VENV)/demo $(VENV)/check: pyproject.toml
+LOCK = -m uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --group build pyproject.toml
+
+clean:
+	rm -rf $(VENV) .venv-latest .venv-oldest demo-output
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The file named after a set of requirements says that they are installed.
+$(VENV)/demo $(VENV)/check: $(VENV)/%: requirements/%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { \
 		echo "daskbatch needs Python 3.11 or newer, and finds none on the PATH:" \
 			"install one, or name it as in  make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)]"
+	$(RUN) -m pip $(QUIETLY) install --requirement $<
+	$(RUN) -m pip $(QUIETLY) install --no-deps --no-build-isolation --editable .
 	@touch $@

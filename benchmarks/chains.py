@@ -1,7 +1,7 @@
-"""Chains: each task waits for the one before, by its result or by what it reads and writes.
+"""Times chains: each task needs the one before, by its result or by what it reads and writes.
 
-Against a chain of `client.submit`, and against submitting to a `ProcessPoolExecutor` and
-waiting for the result, one call after another.
+Compared with a chain of `client.submit`, and with a `ProcessPoolExecutor` that is given one call
+after another, each once the result of the one before has arrived.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
             arguments[count] / of_pool[count],
             least=1 if asked else None,
         )
-        # Timing on a shared machine has a spread of some per cent: "no slower" is within it.
+        # Times on a shared machine vary by some per cent; "no slower" allows for that.
         table.row(
             f"{count} by one file, against by argument",
             files[count] / arguments[count],

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, a table of ratios, the clusters of both sides."""
+"""Timing, a table of ratios, and the cluster of plain Dask, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORKERS = 2
 
 
 def seconds(function: Callable[[], Any], repeat: int = 1) -> float:
-    """Give the median of some runs."""
+    """Return the median time of some runs, in seconds."""
     times = []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -26,7 +26,7 @@ def seconds(function: Callable[[], Any], repeat: int = 1) -> float:
 
 @contextmanager
 def raw_dask() -> Iterator[Client]:
-    """The cluster that a user of plain Dask would start: two workers of one thread."""
+    """Yield a client of plain Dask's cluster for a user: two workers of one thread."""
     with (
         LocalCluster(
             n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
@@ -37,7 +37,7 @@ def raw_dask() -> Iterator[Client]:
 
 
 class Table:
-    """Prints ratios as they come, and whether they meet what is asked for."""
+    """Prints ratios as they are measured, and whether they reach what is required."""
 
     def __init__(self, title: str) -> None:
         print(f"\n{title}")

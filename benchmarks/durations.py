@@ -1,7 +1,7 @@
-"""Long tasks, of durations that nobody knows beforehand, alone and among short ones.
+"""Times long tasks of unknown durations, alone and among short ones.
 
-Against the time that two workers need for the work alone: half of it, or what a list
-schedule takes (each task, in order, to the worker that is free first).
+Compared with the time that two workers need for the work alone: half of the sum, or the time of a
+list schedule (each task, in order, goes to the worker that is free first).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from daskbatch import Batch
 
 
 def new_nap() -> Callable[[float], float]:
-    """Make a function that is like no other, so that nothing is known of how long it takes."""
+    """Make a new function, so that no durations of its calls have been learnt."""
     scope: dict[str, Callable[[float], float]] = {"__name__": "__main__"}  # type: ignore[dict-item]
     exec("import time\ndef nap(seconds):\n    time.sleep(seconds)\n    return seconds\n", scope)
     return scope["nap"]
@@ -27,7 +27,7 @@ def noop(number: float) -> float:
 
 
 def list_schedule(durations: Sequence[float]) -> float:
-    """Give the makespan of a list schedule."""
+    """Return the makespan of a list schedule, in seconds."""
     free = [0.0] * WORKERS
     for duration in durations:
         first = min(range(WORKERS), key=free.__getitem__)
@@ -46,7 +46,7 @@ def makespan(batch: Batch, calls: Sequence[tuple[Callable[[float], float], float
 
 
 def heavy_tailed(count: int, rng: random.Random) -> list[float]:
-    """Durations from 5 to 400 ms, most of them short."""
+    """Return durations from 5 to 400 ms, most of them short."""
     return [min(0.4, max(0.005, 0.008 * rng.paretovariate(1.1))) for _ in range(count)]
 
 

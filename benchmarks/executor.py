@@ -1,4 +1,4 @@
-"""`BatchPoolExecutor` against Dask's own executor and a process pool, with as many workers."""
+"""Compares `BatchPoolExecutor` with Dask's own executor and a process pool of as many workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def noop(value: int) -> int:
 
 
 def map_all(executor: Executor, count: int, **settings: int) -> float:
-    """Say how long a map takes for each call."""
+    """Return the seconds that a map takes for each call."""
 
     def run() -> None:
         values: Iterable[int] = list(range(count))
@@ -30,7 +30,7 @@ def map_all(executor: Executor, count: int, **settings: int) -> float:
 
 
 def submit_all(executor: Executor, count: int) -> float:
-    """Say how long a loop of single calls takes for each."""
+    """Return the seconds that a loop of single calls takes for each call."""
 
     def run() -> None:
         futures = [executor.submit(noop, value) for value in range(count)]
@@ -40,13 +40,13 @@ def submit_all(executor: Executor, count: int) -> float:
 
 
 def round_trip(call: Callable[[int], int]) -> float:
-    """Say how long a call takes that comes alone."""
+    """Return the seconds that a single call takes, with no others before or after it."""
     values = iter(range(10**6))
     return seconds(lambda: call(next(values)), repeat=200)
 
 
 def submit_from_threads(executor: Executor) -> int:
-    """Say how many of the results of four threads' calls are right."""
+    """Return how many results of calls by four threads are right."""
     right = []
 
     def run(number: int) -> None:
@@ -64,7 +64,7 @@ def submit_from_threads(executor: Executor) -> int:
 
 
 def million(executor: Executor) -> tuple[float, float]:
-    """Map over a million of a generator; give calls a second, and how much memory grew."""
+    """Map over a generator of a million values; return calls per second, and MB of growth."""
     process = psutil.Process()
     before = most = process.memory_info().rss
     total = 0

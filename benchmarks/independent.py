@@ -1,7 +1,7 @@
-"""Independent no-ops: created, compiled, run, all results fetched.
+"""Times independent no-ops: create them, compile, run, fetch all results.
 
-Against `client.map` and `gather`, as Dask is by default and with ``worker-saturation: inf``,
-and against `ProcessPoolExecutor.map` with a chunksize of 1; each on two workers.
+Compared with `client.map` and `gather`, with Dask's defaults and with ``worker-saturation: inf``,
+and with `ProcessPoolExecutor.map` with a chunksize of 1; each on two workers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What isolation costs: short functions in children against the same in threads.
+"""Times what isolation costs: short functions in children, compared with the same in threads.
 
-Both on the same two workers of one thread; and a timeout that never fires against none.
+Both run on the same two workers of one thread. Also a timeout that never fires, compared with none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
         for options in kinds.values():
             run(batch, 1_000, **options)
         for count in SIZES:
-            # By turns, so that whatever else the machine does hits all of them.
+            # In turn, so that other work of the machine slows all of them down.
             times: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(9):
                 for kind, options in kinds.items():

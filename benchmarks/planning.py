@@ -1,4 +1,4 @@
-"""Building and compiling tasks of three accesses each: the time for one must not grow."""
+"""Times building and compiling tasks of three accesses each: the time per task must not grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of /bin/true, against `xargs -P2`."""
+"""Compares runs of /bin/true with `xargs -P2`."""
 
 from __future__ import annotations
 

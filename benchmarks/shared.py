@@ -1,4 +1,4 @@
-"""`DDict` and `Queue` against what Dask and the standard library have for sharing, side by side."""
+"""Compares `DDict` and `Queue` with the shared objects of Dask and of the standard library."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from distributed import Client, Future, Variable, get_client
 from daskbatch import Batch, DDict
 
 SIZES = 1_000, 10_000, 100_000
-#: So many calls of what takes about a millisecond.
+#: How often to repeat calls that take about a millisecond.
 FEW = 500
 SMALL = bytes(100)
 MEGABYTES = 100
 RUNS = 5
 
-#: Other processes, made anew: this one has threads.
+#: Starts other processes anew, and does not fork: this process has threads.
 SPAWN = multiprocessing.get_context("spawn")
 
 
 class Store:
-    """A dictionary as a bare Dask actor: what one would write without a DDict."""
+    """A dictionary as a bare Dask actor, as a user would write it without a DDict."""
 
     def __init__(self) -> None:
         self.values: dict[Any, Any] = {}
@@ -45,7 +45,7 @@ def best(function: Callable[[], float], times: int = RUNS) -> float:
 
 
 def runs(count: int) -> int:
-    """Say how often to do something with so many values: a single long run is steady enough."""
+    """Return how often to repeat a run with `count` values: once if it is long, which is steady."""
     return 3 if count < SIZES[-1] else 1
 
 
@@ -65,7 +65,7 @@ Times = tuple[float, float]
 
 
 def mapping_times(mapping: Any, count: int) -> Times:
-    """Say how long a put and a get take."""
+    """Return the seconds that a put and a get take."""
     puts = gets = float("inf")
     for _ in range(runs(count)):
         began = time.perf_counter()
@@ -181,7 +181,7 @@ def large_values(table: Table, batch: Batch, client: Client) -> None:
 
     future = scatter()
     puts, scatters, gets, gathers = ([float("inf")] for _ in range(4))
-    # Taken in turn, so that what else goes on here hits both.
+    # In turn, so that other work of the machine slows both down.
     for _ in range(RUNS):
         puts.append(took(lambda: d.__setitem__("array", array)))
         scatters.append(took(scatter))
@@ -213,7 +213,7 @@ def large_values(table: Table, batch: Batch, client: Client) -> None:
 
 
 def memory(name: str) -> int:
-    """Give a number of bytes that the system knows of this process: VmRSS, VmHWM."""
+    """Return a size that the system records of this process, VmRSS or VmHWM, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -221,7 +221,7 @@ def memory(name: str) -> int:
 
 
 def begin_peak() -> int:
-    """Forget the highest use of memory so far; gives the use now."""
+    """Reset the peak of memory use; return the present use, in bytes."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return memory("VmRSS")
 
@@ -231,7 +231,7 @@ def peak() -> int:
 
 
 def in_fresh_process(address: str, name: str, put: bool) -> float:
-    """Put or get an array; gives what was used besides what there was before. Copies."""
+    """Put or get an array; return the memory added meanwhile, in copies of the array."""
     d = DDict(address, shards=1, name=name)
     small = np.zeros(10**5)
     d["small"] = small
@@ -257,11 +257,11 @@ def copies(table: Table, batch: Batch) -> None:
             caller = pool.submit(in_fresh_process, address, name, put).result()
         (after,) = client.run(peak, workers=[home]).values()
         keeper = (after - before) / (MEGABYTES * 10**6)
-        # A process of Python is never still: some of the memory is of other things.
+        # A Python process always does other things, too: some of the memory is theirs.
         what, most = ("put", 1.1) if put else ("get", 2.1)
         table.row_at_most(f"{what}: memory of the caller, besides", caller, "values", most)
         most = 3.2 - most
-        table.row_at_most(f"{what}: memory of who keeps it, besides", keeper, "values", most)
+        table.row_at_most(f"{what}: memory of its worker, besides", keeper, "values", most)
     d.close()
 
 
@@ -288,7 +288,7 @@ def consume(queue: Any, count: int) -> int:
 
 
 def passing_time(start: Callable[[Iterable[Any]], Any], count: int) -> float:
-    """Say how long an item takes from a producer to a consumer, on two workers."""
+    """Return the seconds per item from a producer to a consumer, on two workers."""
     return took(lambda: start((produce, consume))) / count
 
 

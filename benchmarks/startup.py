@@ -1,4 +1,4 @@
-"""From `Batch()` to its first result, against `Client(n_workers=2)` to its."""
+"""Times `Batch()` until its first result, compared with `Client(n_workers=2)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A template's calls, against the same tasks made by `batch.function` and `batch.process`."""
+"""Compares calls of a template with the same tasks made by `batch.function` and `batch.process`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def get_file(base_dir: Path, i: int, j: int) -> Path:
 
 
 def once(make: Callable[[int], Any], kept: list[Any]) -> Callable[[], None]:
-    # They are kept, as whoever makes tasks does; those of templates wait in the background.
+    # The tasks are kept, as a user would; those of templates wait in the background.
     def calls() -> None:
         for number in range(CALLS):
             kept.append(make(number))

@@ -1,4 +1,4 @@
-"""Producers of large arrays, each followed by order edges only: no array moves."""
+"""Checks that no array moves where producers of large arrays have order-only successors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def received(dask_worker: Any) -> int:
 def main() -> None:
     table = Table("arrays of 8 MB, each followed by order edges")
     with Batch(num_workers=WORKERS) as batch:
-        # The last two take the second worker's part by force: what follows runs elsewhere.
+        # In the last case the successors must run on the other worker.
         first, second = batch.client.scheduler_info(n_workers=-1)["workers"]
         for count, where in ((5, False), (20, False), (40, False), (20, True)):
             before = sum(batch.client.run(received).values())

@@ -1,8 +1,7 @@
 """Sequential programs of tasks, run in parallel on Dask.
 
-Does not know what is behind its names. They are imported when they are first asked for: a child
-process that runs functions imports this package too, and would wait for Dask for longer than for
-all the rest.
+A public name is imported when it is first used. A child process that runs functions imports this
+package, too; it starts much faster without Dask.
 """
 
 import sys as _sys
@@ -61,7 +60,7 @@ __all__ = [
     "as_executor",
 ]
 
-#: Where the names are that are not in `errors`.
+#: The modules of the public names that are not in `errors`.
 _ELSEWHERE = {
     "Batch": "batch.batch",
     "BatchPoolExecutor": "executor.executor",
@@ -82,10 +81,10 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    # Without what is imported for this file alone.
+    # Without the names that are imported for this file only.
     return sorted((globals().keys() - {"TYPE_CHECKING", "Any"}) | set(__all__))
 
 
 if "dask" in _sys.modules:
-    # Who has imported Dask may look for our settings there.
+    # A program that has imported Dask may look for the settings of daskbatch in its configuration.
     from daskbatch import config as _config  # noqa: F401

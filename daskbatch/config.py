@@ -1,6 +1,7 @@
 """The settings of daskbatch, kept in Dask's configuration under ``daskbatch``.
 
-Does not know what they are for; `daskbatch.yaml` says that, beside their defaults.
+`daskbatch.yaml` has the defaults, and says what each setting is for. A setting is read each time
+that it is needed, so a change affects what is created afterwards.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ _FILE = Path(__file__).with_name("daskbatch.yaml")
 
 
 def load_defaults() -> None:
-    """Put the defaults behind what the user's own configuration says."""
+    """Add the defaults to Dask's configuration; what the user has set takes precedence."""
     with _FILE.open() as file:
         dask.config.update_defaults(yaml.safe_load(file))
 
 
 def get(name: str) -> Any:
-    """Read a setting as it stands."""
+    """Return a setting as it is configured."""
     return dask.config.get(f"daskbatch.{name}")
 
 
 def get_bytes(name: str) -> int:
-    """Read a size such as ``10MiB``, in bytes."""
+    """Return a setting that is a size, such as ``10MiB``, in bytes."""
     return int(parse_bytes(get(name)))
 
 
 def as_bytes(size: int | str) -> int:
-    """Read a size such as ``"10MiB"`` that somebody has given, in bytes."""
+    """Convert a size that a user gave, such as ``"10MiB"``, to bytes."""
     return int(parse_bytes(size))
 
 
 def get_seconds(name: str) -> float:
-    """Read a span such as ``200ms``, in seconds."""
+    """Return a setting that is a duration, such as ``200ms``, in seconds."""
     return float(parse_timedelta(get(name)))
 
 

@@ -1,26 +1,27 @@
 """Every exception that daskbatch raises, in one tree.
 
-Knows nothing of tasks or clusters: names and causes are handed in by whoever raises.
+Every part of the package may import this module; it imports none. All exceptions can be pickled,
+with their attributes.
 
 ::
 
     BatchError
-      SpecError (ValueError)                    the description is wrong; nothing has run
+      SpecError (ValueError)                    a description is wrong; nothing has run
         TemplateError                           ... in a template file
         GraphError                              ... in the order or the membership of tasks
-      LifecycleError (RuntimeError)             the right call at the wrong moment
-        SubmitAfterCloseError
-      TaskError                                 the task failed, not by an exception of its own
+      LifecycleError (RuntimeError)             a call at the wrong moment
+        SubmitAfterCloseError                   ... after `close`
+      TaskError                                 a task failed without an exception of its function
         ProcessFailed                           a non-zero exit code
-        TaskTimeout (TimeoutError)
-        DependencyFailed                        it did not run: what it needs failed
-        WorkerLost (BrokenExecutor)             its worker died and it may not run again
-        TaskCrashed                             the interpreter was ended under it
-        SerializationError (PicklingError)      something could not be sent or received
-        TaskCancelled (CancelledError)
-      ServiceLost (BrokenExecutor)              the cluster or a shared object went away
+        TaskTimeout (TimeoutError)              the task ran for too long
+        DependencyFailed                        the task did not run, since another task failed
+        WorkerLost (BrokenExecutor)             the worker died, and the task may not run again
+        TaskCrashed                             the task ended its interpreter
+        SerializationError (PicklingError)      something could not be pickled or unpickled
+        TaskCancelled (CancelledError)          the task was cancelled
+      ServiceLost (BrokenExecutor)              the cluster or a shared object is gone
 
-An exception that a user's own function raises is none of these: it arrives as it is.
+An exception that a user's function raises is passed on as it is, and is none of these.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = [
 
 
 class BatchError(Exception):
-    """The base of every exception of daskbatch.
+    """The base class of all exceptions of daskbatch.
 
     Examples
     --------
@@ -59,7 +60,7 @@ class BatchError(Exception):
 
 
 class SpecError(BatchError, ValueError):
-    """A description that cannot be carried out; nothing has run.
+    """A description is wrong; nothing has run.
 
     Examples
     --------
@@ -69,7 +70,7 @@ class SpecError(BatchError, ValueError):
 
 
 class TemplateError(SpecError):
-    """A template file that is wrong; the message names file, line and what was expected.
+    """A template file is wrong; the message says the file, the line and what was expected.
 
     Examples
     --------
@@ -79,7 +80,7 @@ class TemplateError(SpecError):
 
 
 class GraphError(SpecError):
-    """A list of tasks that is no sequential program; the message names the tasks.
+    """A list of tasks is not a sequential program; the message names the tasks.
 
     Examples
     --------
@@ -89,7 +90,7 @@ class GraphError(SpecError):
 
 
 class LifecycleError(BatchError, RuntimeError):
-    """The right call at the wrong moment: a task started twice, say.
+    """A call came at the wrong moment; for example, a task was started twice.
 
     Examples
     --------
@@ -109,7 +110,7 @@ class SubmitAfterCloseError(LifecycleError):
 
 
 class TaskError(BatchError):
-    """A task failed in another way than by an exception of its own function.
+    """A task failed, but not by an exception of its function.
 
     Examples
     --------
@@ -128,7 +129,7 @@ class ProcessFailed(TaskError):
     command : list of str
         The executable and its arguments.
     stderr : str
-        What it wrote to its standard error.
+        What the executable wrote to its standard error.
 
     Examples
     --------
@@ -160,7 +161,7 @@ class TaskTimeout(TaskError, TimeoutError):
 
 
 class DependencyFailed(TaskError):
-    """A task did not run, because a task that it depends on failed.
+    """A task did not run, because a task that it depends on failed or was cancelled.
 
     Parameters
     ----------
@@ -179,20 +180,20 @@ class DependencyFailed(TaskError):
 
 
 class WorkerLost(TaskError, BrokenExecutor):
-    """A task's worker died, and the task may not run a second time.
+    """The worker of a task died, and the task may not run again.
 
     Parameters
     ----------
     worker : str, optional
-        The worker's address.
+        The address of the worker.
     exitcode : int, optional
-        How its process ended; negative for a signal.
+        The exit code of the worker's process; negative for a signal.
     memory, memory_limit : int, optional
-        How much memory it used, and might have used. Bytes.
+        Memory last reported by the worker, and its limit, in bytes; None if unknown.
     out_of_memory : bool
-        Whether it was ended because it used too much.
+        Whether the worker was killed because it used too much memory.
     attempt : int
-        The how manieth run of the task it was.
+        Which attempt this was, counting from 1.
 
     Examples
     --------
@@ -220,18 +221,18 @@ class WorkerLost(TaskError, BrokenExecutor):
 
 
 class TaskCrashed(TaskError):
-    """A task ended the interpreter that ran it, by ``sys.exit`` or a crash.
+    """A task ended the interpreter that ran it, by ``sys.exit`` or by a crash.
 
     Parameters
     ----------
     exitcode : int
         The exit code; negative for a signal.
     exited : bool
-        Whether it was by ``sys.exit``.
+        Whether the task called ``sys.exit``.
     code : object
-        What ``sys.exit`` was given, if that can be sent.
+        The argument of ``sys.exit``, if it could be pickled.
     interrupted : bool
-        Whether it was by a `KeyboardInterrupt` that the task raised.
+        Whether the task raised a `KeyboardInterrupt`.
 
     Examples
     --------
@@ -255,7 +256,7 @@ class TaskCrashed(TaskError):
 
 
 class SerializationError(TaskError, PicklingError):
-    """A function, an argument, a result or an exception could not be sent.
+    """A function, an argument, a result or an exception could not be pickled or unpickled.
 
     Examples
     --------
@@ -265,9 +266,10 @@ class SerializationError(TaskError, PicklingError):
 
 
 class LoadingError(SerializationError, BrokenExecutor):
-    """What had been sent could not be unpickled where it arrived.
+    """Something that was sent could not be unpickled where it arrived.
 
-    For `concurrent.futures` that breaks the pool; here it is an error of one task alone.
+    It is a `BrokenExecutor`, since an executor of `concurrent.futures` breaks in this case. Here
+    it is the error of one task, and the executor continues.
 
     Examples
     --------
@@ -277,7 +279,7 @@ class LoadingError(SerializationError, BrokenExecutor):
 
 
 class TaskCancelled(TaskError, CancelledError):
-    """A task was cancelled before it was done.
+    """A task was cancelled before it was over.
 
     Examples
     --------
@@ -287,7 +289,7 @@ class TaskCancelled(TaskError, CancelledError):
 
 
 class ServiceLost(BatchError, BrokenExecutor):
-    """The cluster, or the worker that held a shared object, went away.
+    """The cluster, or the worker that held a shared object, is gone.
 
     Examples
     --------

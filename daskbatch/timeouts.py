@@ -1,6 +1,6 @@
-"""Timeouts: what a user may give as one, and the moment at which one is up.
+"""Converts users' timeouts to seconds, and keeps deadlines.
 
-Safe for any number of threads: a `Deadline` never changes.
+Several threads may use the same `Deadline`: it never changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def parse_timeout(timeout: float | timedelta | None) -> float | None:
     Parameters
     ----------
     timeout : float or timedelta, optional
-        Seconds. Negative values count as 0, and more than the clock can count as None.
+        Seconds. Negative values mean 0; values beyond the limit of the clock mean no limit.
 
     Raises
     ------
@@ -42,12 +42,12 @@ def parse_timeout(timeout: float | timedelta | None) -> float | None:
 
 
 class Deadline:
-    """The moment at which a timeout is up; without a timeout it never comes.
+    """The moment at which a timeout is up; without a timeout it never passes.
 
     Parameters
     ----------
     seconds : float, optional
-        Seconds from now; None for a deadline that never comes.
+        Seconds from now; None for a deadline that never passes.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Deadline:
         self._end = None if seconds is None else monotonic() + seconds
 
     def left(self, at_most: float | None = None) -> float | None:
-        """Return the seconds that are left, never negative; None if there is no limit.
+        """Return the seconds until the deadline, never negative; None if it never passes.
 
         Parameters
         ----------
@@ -70,8 +70,8 @@ class Deadline:
         """
         if self._end is None:
             return at_most
-        left = max(0.0, self._end - monotonic())
-        return left if at_most is None else min(left, at_most)
+        seconds = max(0.0, self._end - monotonic())
+        return seconds if at_most is None else min(seconds, at_most)
 
     @property
     def passed(self) -> bool:

@@ -1,7 +1,7 @@
 """The powers of a matrix, each written to a distributed dictionary instead of a file.
 
-But for the channel, the program is `matrix_powers.py`: the order of the tasks is inferred from
-the keys that they read and write, and is a chain.
+Otherwise the program is that of `matrix_powers.py`. The order of the tasks is inferred from the
+keys that they read and write: it is a chain.
 """
 
 import numpy as np

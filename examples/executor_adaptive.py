@@ -13,7 +13,7 @@ def peak(x, width=0.01):
 
 learner = adaptive.Learner1D(peak, bounds=(-1, 1))
 with BatchPoolExecutor(max_workers=WORKERS) as pool:
-    # Adaptive counts the cores of the executors that it knows; for others, `ntasks` says it.
+    # Adaptive counts the cores of the executors that it knows; others need `ntasks`.
     adaptive.BlockingRunner(learner, npoints_goal=60, executor=pool, ntasks=WORKERS)
 
 at_peak = sum(abs(x - 0.3) < 0.1 for x in learner.data)

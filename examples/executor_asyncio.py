@@ -1,4 +1,4 @@
-"""Calls on other processes, awaited among the coroutines of an asyncio program."""
+"""Runs calls in other processes, and awaits them among the coroutines of an asyncio program."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ async def main():
         calls = [loop.run_in_executor(pool, count_primes, n) for n in (100, 1000, 10_000)]
         print("primes below 100, 1000, 10000:", *await asyncio.gather(*calls))
 
-        # The executor's own futures can be awaited as they are.
+        # The executor's own futures are awaitable.
         future = await pool.async_submit(count_primes, 20_000)
         print("below 20000:", await future)
 

@@ -1,4 +1,4 @@
-"""A graph of Dask's collections, computed by an executor: `scheduler` takes one."""
+"""Computes a graph of Dask's collections by an executor: `scheduler=` accepts one."""
 
 import dask
 import dask.array as da

@@ -1,4 +1,4 @@
-"""Futures of a pool of threads and of an executor on other processes, waited for together."""
+"""Waits for futures of a thread pool and of an executor on other processes together."""
 
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -11,7 +11,7 @@ def count_words(text):
 
 
 with ThreadPoolExecutor() as threads, BatchPoolExecutor(max_workers=2) as pool:
-    # Threads read, processes count.
+    # The threads read files, the processes count words.
     files = sorted(Path(__file__).parent.glob("executor_*.py"))
     reads = {threads.submit(path.read_text, encoding="utf-8"): path.name for path in files}
     counts = {}

@@ -1,4 +1,4 @@
-"""scikit-learn's parallel loops, which are joblib's: a backend for any executor is this short."""
+"""Runs the parallel loops of scikit-learn, by a joblib backend for any executor."""
 
 from joblib import parallel_config
 from joblib.parallel import ParallelBackendBase

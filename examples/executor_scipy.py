@@ -1,4 +1,4 @@
-"""SciPy's differential evolution, each generation in parallel: `workers` takes a `map`."""
+"""Runs SciPy's differential evolution, each generation in parallel: `workers=` accepts a `map`."""
 
 import numpy as np
 from scipy.optimize import differential_evolution, rosen

@@ -1,4 +1,4 @@
-"""Progress bars over results: in the order of the calls, and as they come."""
+"""Shows progress bars over results: in the order of the calls, and in the order of completion."""
 
 import random
 import time

@@ -1,5 +1,5 @@
-"""Fibonacci's numbers, each by a task that reads the two before: through files, and through a
-distributed dictionary. Nothing but what the tasks read and write says in which order they run.
+"""Computes Fibonacci's numbers, each by a task that reads the two before it: through files, and
+through a distributed dictionary. The order of the tasks follows from what they read and write.
 """
 
 import tempfile
@@ -11,13 +11,13 @@ COUNT = 200
 
 
 def add_files(directory: Path, n: int) -> None:
-    """Write the n-th number to a file, from the files of the two before."""
+    """Write the n-th number to a file; read the two before it from theirs."""
     two_before = [int((directory / f"fib_{k}").read_text()) for k in (n - 2, n - 1)]
     (directory / f"fib_{n}").write_text(str(sum(two_before)))
 
 
 def add_keys(numbers: DDict, n: int) -> None:
-    """Write the n-th number under a key, from the keys of the two before."""
+    """Write the n-th number under a key; read the two before it from theirs."""
     numbers[n] = numbers[n - 2] + numbers[n - 1]
 
 

@@ -1,10 +1,10 @@
-"""A census of Python's standard library: dozens of its source files through a program of
-functions and executables, wired by nothing but what each of them reads and writes.
+"""A census of Python's standard library: functions and executables process dozens of its source
+files. Their order follows from what each of them reads and writes, and from nothing else.
 
-For each file: copy it (`cp`), take it apart into words (a function), sort them (`sort`),
-count them (a function), pack the copy (`gzip`), take its checksum (`sha256sum`), and remove
-the unsorted words, once they are sorted. At the end two tasks read whole directories: all
-counts become one table, all checksums one list.
+For each file: copy it (`cp`), split it into words (a function), sort them (`sort`), count them
+(a function), compress the copy (`gzip`), compute its checksum (`sha256sum`), and remove the
+unsorted words, once they are sorted. At the end two tasks read whole directories: one makes a
+table of all counts, the other a list of all checksums.
 
 The same program is then run sequentially, and must leave the same files.
 
@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
 
 
 def make_table(counts: Path, table: Path) -> list[tuple[str, int]]:
-    """Add all counts up; returns the ten most frequent words."""
+    """Add up all counts; return the ten most frequent words."""
     total: Counter[str] = Counter()
     for path in sorted(counts.iterdir()):
         total.update(json.loads(path.read_text(encoding="utf-8")))
@@ -68,7 +68,7 @@ def make_table(counts: Path, table: Path) -> list[tuple[str, int]]:
 
 
 def make_list(checksums: Path, target: Path) -> int:
-    """Put all checksums into one list."""
+    """Write all checksums to one list."""
     lines = sorted(path.read_text(encoding="utf-8") for path in checksums.iterdir())
     target.write_text("".join(lines), encoding="utf-8")
     return len(lines)
@@ -85,14 +85,14 @@ class Step:
 
 
 def write_program(files: Sequence[Path], home: Path) -> list[Step]:
-    """Write the program down, in the order in which one would run it by hand."""
+    """Return the program, in the order in which a person would run it by hand."""
     steps: list[Step] = []
     for file in files:
         name = "-".join(file.relative_to(sysconfig.get_path("stdlib")).with_suffix("").parts)
         source, packed = home / "sources" / f"{name}.py", home / "sources" / f"{name}.py.gz"
         words, ordered = home / "words" / name, home / "sorted" / name
         counts, checksum = home / "counts" / name, home / "checksums" / name
-        # `gzip` is given the content only: its time stamps and file names would differ.
+        # `gzip` reads the content alone: time stamps and file names would differ between runs.
         pack = f"gzip -9 -n -c sources/{name}.py > sources/{name}.py.gz"
         check = f"sha256sum sources/{name}.py.gz > checksums/{name}"
         steps += [
@@ -113,7 +113,7 @@ def write_program(files: Sequence[Path], home: Path) -> list[Step]:
 
 
 def run_sequentially(steps: Sequence[Step], home: Path) -> float:
-    """Run the program one line after another; returns the seconds that it took."""
+    """Run the program one line after another; return the seconds that it took."""
     began = time.perf_counter()
     for step in steps:
         if callable(step.call):
@@ -136,7 +136,7 @@ def describe(batch: Batch, step: Step, home: Path) -> Any:
 
 
 class ProgressLine:
-    """Says on one line of the terminal how far the tasks are, until they are over."""
+    """Shows progress on one line of the terminal, until all tasks are over."""
 
     def __init__(self, tasks: Sequence[Any]) -> None:
         self._tasks = tasks
@@ -208,7 +208,7 @@ def main() -> None:
         with ProgressLine(tasks):
             program.wait()
         parallel = time.perf_counter() - began
-        top = program.tasks[-2].get()  # raises what went wrong, if anything has
+        top = program.tasks[-2].get()  # raises the exception of a failed task
         edges = {reason: number for reason, number in program.graph.counts().items() if number}
         reason = program.explain(tasks[2], tasks[3])
         program.visualize(options.output / "graph.svg")

@@ -1,6 +1,6 @@
-"""Producers and consumers that share a queue, with more consumers than there are slots.
+"""Producers and consumers share a queue, and there are more consumers than slots.
 
-A consumer that waits for an item leaves its slot to other tasks, so that all of them go on.
+A consumer that waits for an item releases its slot to other tasks, so that all of them go on.
 """
 
 from daskbatch import Batch, Queue
@@ -14,7 +14,7 @@ def produce(queue: Queue, producer: int) -> None:
 
 
 def consume(queue: Queue) -> list[tuple[int, int]]:
-    """Take items until there are no more: a None says so, one to each consumer."""
+    """Take items until a None arrives: each consumer gets one, as the last item."""
     taken = []
     while (item := queue.get()) is not None:
         taken.append(item)

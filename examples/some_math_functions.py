@@ -9,7 +9,7 @@ import numpy as np
 def gpu_matmul(original_matrix: np.ndarray, base_dir: Path | int, i: int | None = None) -> float:
     """Multiply the matrix in file_i by the original one, and write the product to file_{i+1}.
 
-    Called as gpu_matmul(matrix, base_dir, i); or as gpu_matmul(matrix, i), as the template does.
+    Call it as gpu_matmul(matrix, base_dir, i), or as the template does, gpu_matmul(matrix, i).
     Returns the largest element of the product (of integers that wrap around).
     """
     if i is None:
@@ -23,5 +23,5 @@ def gpu_matmul(original_matrix: np.ndarray, base_dir: Path | int, i: int | None 
 
 
 def scratch(base_dir: Path) -> Path:
-    """The examples name a directory that no machine has: it is made below the temporary one."""
+    """Return a directory below the temporary one: the examples name one that no machine has."""
     return Path(tempfile.gettempdir(), "daskbatch-examples", *Path(base_dir).parts[1:])

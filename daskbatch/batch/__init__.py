@@ -1,4 +1,4 @@
-"""What a user holds: the Batch, its tasks and their results.
+"""The user's objects: the Batch, its tasks, and the handles of their results.
 
-Nothing is imported here: the public names are in `daskbatch` itself.
+This file imports nothing, so that a child process starts fast. The public names are in `daskbatch`.
 """

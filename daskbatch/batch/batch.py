@@ -1,6 +1,6 @@
-"""The Batch: the life of tasks on a cluster, from the first to the last.
+"""The class `Batch`: makes tasks, and starts, waits for and ends them on a cluster.
 
-Does not know how tasks are made (`making`), planned or run; it hands them on.
+What a Batch and its tasks share is in its `BatchContext`. Several threads may use a Batch.
 """
 
 from __future__ import annotations
@@ -8,48 +8,56 @@ from __future__ import annotations
 import builtins
 import os
 import uuid
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from time import monotonic
-from types import FunctionType, MappingProxyType, TracebackType
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
 
 from distributed import Client
 from distributed.deploy import Cluster
 
-from daskbatch.batch.compiled import require_own, require_producers
+from daskbatch.batch.compiled import CompiledTask, require_members
+from daskbatch.batch.context import BatchContext
+from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
-from daskbatch.batch.making import TaskMaker
-from daskbatch.batch.sharing import SharedMaker
+from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.task import Task
-from daskbatch.cluster.session import make_session
-from daskbatch.dispatch.dispatcher import Dispatcher
-from daskbatch.dispatch.task_record import Group, TaskRecord
+from daskbatch.batch.template_function import ImportedFunction, import_template
+from daskbatch.cluster.session import Session, make_session
+from daskbatch.describe.access import Access, Mode
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.timeouts import parse_timeout
+from daskbatch.timeouts import Deadline, parse_timeout
+
+if TYPE_CHECKING:
+    from daskbatch.shared.creation import OwnerContext
+    from daskbatch.shared.ddict import DDict
+    from daskbatch.shared.queue import Queue
 
 
-class Batch(TaskMaker, SharedMaker):
+class Batch:
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
 
-    A Batch can be sent to other processes and to tasks. What is sent is where it is, and no
-    credentials. A copy is another client of the Batch from its first use on, with tasks of its
-    own, and must be closed. A task that uses a copy need not close it: it is over when all is
-    that it has started; if it fails, that is stopped. While a task waits for others, its slot is
-    free for them.
+    A Batch can be pickled and sent to other processes and to tasks. The pickle holds the
+    scheduler's address and the Batch's id, never credentials. An unpickled copy registers as a
+    separate client on first use and must be closed. A copy used inside a task closes itself: the
+    task completes only when everything that it submitted has completed, and if the task fails,
+    what it submitted is cancelled. A task that waits releases its worker slot.
 
     Parameters
     ----------
     cluster : str, distributed.Client, cluster object or None
-        The address of a scheduler, a client of it, or any of Dask's cluster objects: used, and
-        never closed. None starts a cluster on this machine, which ends with the Batch;
-        unless ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names a scheduler.
+        The address of a scheduler, a client, or any of Dask's cluster objects. The Batch uses it
+        and never closes it. None uses the scheduler that the environment variable
+        ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names; if there is none, it
+        starts a cluster on this machine, which ends with the Batch.
     num_workers : int, optional
-        Task slots of the cluster on this machine, each a process of its own; by default all
-        CPUs that this process may use. Not used where ``DASKBATCH_CLUSTER`` names another.
+        Number of worker processes of the cluster on this machine, one task slot each; by default
+        the number of CPUs that this process may use. Not allowed with `cluster`, and ignored if
+        ``DASKBATCH_CLUSTER`` or the setting names a scheduler.
     name : str, optional
-        What Dask's dashboard calls tasks that have no better name.
+        Name on Dask's dashboard for tasks that have no better one.
     background_batching : bool
         Whether tasks made by `import_func` start by themselves when they are needed.
 
@@ -58,8 +66,13 @@ class Batch(TaskMaker, SharedMaker):
     SpecError
         A parameter is wrong. It is a `ValueError`.
     ServiceLost
-        There is no cluster, or it did not start; later, of whatever needs the cluster: it, or
-        the Batch that a copy is of, is there no more.
+        There is no cluster, or it did not start. Later, any method that needs the cluster raises
+        it if the cluster is gone, or if the Batch that this is a copy of has ended.
+
+    Notes
+    -----
+    Several threads may use a Batch at the same time: they may make, start and wait for tasks,
+    open files and close the Batch. See `Task` for the methods of a task.
 
     Examples
     --------
@@ -69,7 +82,7 @@ class Batch(TaskMaker, SharedMaker):
     ...     task.result.get()
     1024
 
-    Without a block, it is closed and joined by hand:
+    Without a ``with`` block, close and join it:
 
     >>> batch = Batch(num_workers=1)
     >>> batch.client_id, batch.num_workers, batch.closed
@@ -96,9 +109,6 @@ class Batch(TaskMaker, SharedMaker):
     120
     """
 
-    #: What is added to the environment of the workers of a cluster on this machine.
-    _environment: Mapping[str, str] = MappingProxyType({})
-
     def __init__(
         self,
         cluster: str | Client | Cluster | None = None,
@@ -107,128 +117,512 @@ class Batch(TaskMaker, SharedMaker):
         name: str | None = None,
         background_batching: bool = True,
     ) -> None:
-        uid, directory = uuid.uuid4().hex[:12], os.getcwd()
-        session = make_session(uid, cluster, num_workers, directory, self._environment)
-        session.background.name = name or "batch"
-        # What waits may know this Batch, and must not keep it when it is dropped.
-        self._backlog = session.background.lend()
-        address = Address(session.client.scheduler.address, uid, session.grows)
-        self._be(Identity(address, session), name, directory, bool(background_batching))
+        self._context = _create_context(cluster, num_workers, name, background_batching, None)
 
-    def _be(
-        self, identity: Identity, name: str | None, directory: str, background_batching: bool
-    ) -> None:
-        super().__init__(identity, name, directory)
-        self._background_batching = background_batching
-        # A Batch that is dropped, in a notebook cell that is run again, leaves nothing behind.
-        self._finalizer = weakref.finalize(self, identity.abandon)
-        self._finalizer.atexit = False
+    @classmethod
+    def _from_context(cls, context: BatchContext) -> Batch:
+        batch = cls.__new__(cls)
+        batch._context = context
+        return batch
 
-    # -- what it is -----------------------------------------------------------------------
+    # -- description ----------------------------------------------------------------------
 
     @property
     def client_id(self) -> int:
-        """The number of this client of the Batch: 0 for the one that made it.
+        """The number of this client of the Batch; 0 is the client that created the Batch.
 
-        A copy is a client from its first use on, each task that uses one is a client of its own.
+        A copy becomes a client on first use. Each task that uses copies is one client.
 
         Raises
         ------
         ServiceLost
-            It is a copy, not used before, and there is no such Batch any more.
+            This is a copy that has not been used before, and the Batch has ended.
         """
         return self._session.number
 
     @property
     def client(self) -> Client:
-        """The Dask client, for all that Dask offers."""
+        """The `distributed.Client`, for everything that Dask offers."""
         return self._session.client
 
     @property
     def dashboard_link(self) -> str:
-        """The address of Dask's dashboard; empty when there is none, or none any more."""
+        """The address of Dask's dashboard; empty if there is none or if it has ended."""
         return str(self.client.dashboard_link or "")
 
     @property
     def num_workers(self) -> int:
-        """How many tasks run at once: the threads of the cluster's workers."""
+        """How many tasks run at once: the number of threads of all workers of the cluster."""
         return self._session.slots
 
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return self._identity.closed
+        return self._context.identity.closed
 
     @property
-    def _dispatcher(self) -> Dispatcher:
-        return self._session.dispatcher
+    def _session(self) -> Session:
+        return self._context.session
+
+    @property
+    def _session_or_none(self) -> Session | None:
+        return self._context.identity.session_or_none()
 
     def __repr__(self) -> str:
-        session = self._identity.known()
+        session = self._session_or_none
         state = "closed" if self.closed else "open"
         if session is None:
             return f"<Batch {state}, not used here>"
         if session.ended:
             state = "ended"
-        left = session.dispatcher.outcomes.left + len(session.background.backlog)
-        return f"<Batch {state}, {session.slots} workers, {left} tasks left>"
+        remaining = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
+        return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Who it is, and where; never what it takes to connect there.
-        settings = self._name, self._directory, self._background_batching
-        return _copy, (tuple(self._identity.address), *settings)
+        # The id and the address of the Batch, but nothing that is secret.
+        context = self._context
+        settings = context.name, context.directory, context.background_batching
+        return _copy, (tuple(context.identity.address), *settings)
 
-    # -- running --------------------------------------------------------------------------
+    # -- making tasks ---------------------------------------------------------------------
 
-    def _submit(self, records: Sequence[TaskRecord], name: str, group: Group | None = None) -> None:
-        self._require_open()
+    def function(
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Task:
+        """Make a task of a Python function.
+
+        Parameters
+        ----------
+        target : callable
+            The function. A coroutine function is run until it returns.
+        *args, **kwargs
+            Arguments of the function, pickled now. A `Task`, or its ``result``, ``stdout`` or
+            ``stderr``, at any depth among them stands for its value, and the new task waits for
+            it. If the function has a keyword that this method uses, use `options`. Another way to
+            write a call is ``function(f, (a, b), [reads…], [writes…])``.
+        reads, writes : Access or list of Access, optional
+            What the task reads and writes; see `read` and `write`.
+        name : str, optional
+            Name of the task in messages; by default the name of the function.
+        timeout : float or timedelta, optional
+            Maximum run time in seconds. A task that runs longer is stopped, and its result raises
+            `TaskTimeout`. A task with a timeout runs in a child process of the worker; see
+            `isolation` of `options`.
+
+        Returns
+        -------
+        Task
+            The task, not started. If its arguments cannot be pickled, its result raises
+            `SerializationError`.
+
+        Raises
+        ------
+        SpecError
+            A parameter is of the wrong type.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> three = batch.function(len, "abc")
+        >>> power = batch.function(pow, 2, three.result)
+        >>> batch.compile([three, power]).run()
+        >>> power.get()
+        8
+        """
+        if reads is None and writes is None and name is None and timeout is None:
+            return make_function(self._context, target, args, kwargs)
+        options = self.options(reads=reads, writes=writes, name=name, timeout=timeout)
+        return options.function(target, *args, **kwargs)
+
+    def process(
+        self,
+        target: str | Path,
+        *args: Any,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        check: bool = True,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Task:
+        """Make a task of a serial executable. It is run without a shell.
+
+        Parameters
+        ----------
+        target : str or Path
+            The executable.
+        *args
+            Its arguments. A task among them stands for its result, as text.
+        cwd : str or Path, optional
+            Working directory; by default the directory in which this Batch was made.
+        env : mapping, optional
+            Environment variables that are added to those of the worker.
+        stdin : str, bytes, Path or task, optional
+            Standard input: a text, or the path of a file that is read; by default it is empty.
+        check : bool
+            Whether an exit code other than 0 is a failure.
+        reads, writes, name, timeout
+            See `function`. An executable that runs too long is killed with all processes that it
+            started.
+
+        Returns
+        -------
+        Task
+            The task, not started. Its result is the exit code: negative for a signal, 127 if the
+            executable is not found. With `check`, an exit code other than 0 raises
+            `ProcessFailed`.
+
+        Raises
+        ------
+        SpecError
+            A parameter is of the wrong type.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> task = batch.process("echo", "hello")
+        >>> task.run()
+        >>> task.result.get(), task.stdout.get()
+        (0, 'hello')
+        """
+        options = self.options(
+            reads=reads, writes=writes, name=name, timeout=timeout, cwd=cwd, env=env
+        )
+        return options.process(target, *args, stdin=stdin, check=check)
+
+    def options(
+        self,
+        *,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+        retries: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | Sequence[str] | None = None,
+        priority: float = 0,
+        isolation: str | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> TaskFactory:
+        """Set how tasks are run, apart from their arguments.
+
+        Parameters
+        ----------
+        reads, writes, name, timeout
+            See `function`.
+        retries : int
+            How often a task is run again after it has failed by an exception or exit code.
+        resources : mapping, optional
+            Amounts of Dask's abstract worker resources that a task takes, such as ``{"GPU": 1}``.
+        workers : str or list of str, optional
+            Addresses or host names of the workers that may run the tasks.
+        priority : float
+            Tasks of higher priority run first.
+        isolation : str, optional
+            Where functions run: ``"thread"``, in a thread of the worker, or ``"process"``, in a
+            child process, which can be killed and has its own files, environment and directory.
+            By default a process if `timeout`, `cwd` or `env` is given, else a thread.
+        cwd, env
+            Working directory, and added environment variables, of executables and of isolated
+            functions; see `process`.
+
+        Returns
+        -------
+        TaskFactory
+            An object with the methods ``function`` and ``process``. There all keywords go to the
+            function.
+
+        Raises
+        ------
+        SpecError
+            A parameter is of the wrong type or out of range, or isolation is ``"thread"`` and
+            `cwd` or `env` is given. A missing resource or worker is reported when a task is
+            started.
+
+        Examples
+        --------
+        >>> task = batch.options(name="total", retries=2).function(sum, [1, 2], start=3)
+        >>> task.run()
+        >>> task.get()
+        6
+        """
+        settings = make_settings(
+            self._context,
+            reads=reads,
+            writes=writes,
+            name=name,
+            timeout=timeout,
+            retries=retries,
+            resources=resources,
+            workers=workers,
+            priority=priority,
+            isolation=isolation,
+            cwd=cwd,
+            env=env,
+        )
+        return TaskFactory(self._context, settings)
+
+    def read(self, obj: Any, *channels: Any) -> Access:
+        """Declare a read, for the ``reads=`` of a task.
+
+        Parameters
+        ----------
+        obj : str, Path, DDict, Queue or CommunicationObject
+            If file names follow: the directory that they are in. If none follow: one file, or a
+            directory with everything below it. Or another object.
+        *channels
+            File names in the directory, or keys or channels of the object. They are taken
+            literally: ``*.txt`` is the name of one file, and not a pattern.
+
+        Returns
+        -------
+        Access
+            What ``reads=`` takes.
+
+        Raises
+        ------
+        SpecError
+            Tasks cannot communicate through an object of this type.
+
+        Examples
+        --------
+        >>> print(batch.read("/data", "a.txt", "b.txt"))
+        read of /data/a.txt, /data/b.txt
+        """
+        return self._context.access(Mode.READ, obj, channels)
+
+    def write(self, obj: Any, *channels: Any) -> Access:
+        """Declare a write, for the ``writes=`` of a task; see `read`.
+
+        Raises
+        ------
+        SpecError
+            Tasks cannot communicate through an object of this type.
+
+        Examples
+        --------
+        >>> print(batch.write("/data/../data/a.txt"))
+        write of /data/a.txt
+        """
+        return self._context.access(Mode.WRITE, obj, channels)
+
+    def import_func(
+        self, ptd_file: str | Path, *import_args: Any, **import_kwargs: Any
+    ) -> ImportedFunction:
+        """Import a function that makes tasks by a template, a PTD file.
+
+        Parameters
+        ----------
+        ptd_file : str or Path
+            Path of the file; ``examples/template.yml`` explains the format.
+        *import_args, **import_kwargs
+            Values for what the file declares below ``import_args`` and ``import_kwargs``:
+            functions, directories, and whatever else all tasks share.
+
+        Returns
+        -------
+        callable
+            Takes what the file declares below ``args`` and ``kwargs``; each call makes a task.
+            The task waits in the background until it, or another task in the background, is
+            needed: a task is needed when the program asks for its result, waits for it or starts
+            it, when a task that takes its result is started, when `Batch.open` needs its writes,
+            and at a `fence`. Then all tasks in the background are started, in parallel as far as
+            their reads and writes allow. With ``background_batching=False`` the tasks must be
+            compiled and started like all others. Functions that the file calls are called in this
+            process, at each call.
+
+        Raises
+        ------
+        TemplateError
+            The file has an error; the message says in which line, and what was expected.
+        SpecError
+            An argument is missing, too many, or of the wrong type; also when the returned function
+            is called. It is a `ValueError`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        ...     _ = file.write(
+        ...         "{import_args: [f], args: [i], type: function,"
+        ...         " executables: [{target: f, args: [i]}]}"
+        ...     )
+        ...     file.flush()
+        ...     absolute = batch.import_func(file.name, abs)
+        >>> tasks = [absolute(-1), absolute(-2)]
+        >>> tasks[0].state
+        'queued'
+        >>> [task.get() for task in tasks]
+        [1, 2]
+        """
+        return import_template(self._context, ptd_file, import_args, import_kwargs)
+
+    def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
+        """Make one task of many. A compiled task without members is over at once.
+
+        Parameters
+        ----------
+        tasks : list of Task
+            The members, in an order in which a sequential program could run them. Members keep
+            this order where their reads, writes and arguments require it; otherwise they run in
+            parallel.
+        name : str, optional
+            Name in messages and on Dask's dashboard.
+
+        Raises
+        ------
+        GraphError
+            The list is not a sequential program of tasks of this Batch: a task is in it twice,
+            takes the result of a later one, or is a member of another compiled task. The message
+            names the tasks.
+        LifecycleError
+            One of the tasks has been started, or waits in the background.
+        SpecError
+            The name is not a text.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> squares = [batch.function(pow, i, 2) for i in range(3)]
+        >>> program = batch.compile(squares)
+        >>> program.run()
+        >>> program.get()
+        [0, 1, 4]
+        """
+        self._context.require_open()
         session = self._session
-        for record in records:
-            if record.home != session.home:
-                require_own(self, record)
-            if record.call is not None and record.call.references:
-                require_own(self, record)
-                require_producers(record)
-                session.background.start_queued(record.producers)
-        session.submit(records, name, group)
+        members = require_members(session.client_id, tasks)
+        require_name(name)
+        if name is None:
+            names = {task.name for task in members}
+            name = names.pop() if len(names) == 1 else self._context.name or "batch"
+        record = TaskRecord(session.client_id, next(session.numbers), name, None)
+        return CompiledTask(self._context, record, members)
 
-    def _made_by_template(self, task: Task) -> Task:
-        if self._background_batching:
-            record = task._record
-            if record.call is not None and record.call.references:
-                require_own(self, record)
-                require_producers(record)
-            task._session.background.queue(record)
-            task._in_background = True
-        return task
+    # -- shared objects -------------------------------------------------------------------
+
+    def ddict(
+        self,
+        *,
+        shards: int | None = None,
+        replicas: int = 1,
+        wait_for_keys: bool = False,
+        timeout: float | timedelta | None = None,
+        memory_limit: int | str | None = None,
+        name: str | None = None,
+    ) -> DDict:
+        """Make a dictionary on the workers of this Batch; it ends with the Batch.
+
+        Before this process reads or writes a key, the background tasks that access the key and
+        must come first are started and waited for.
+
+        Parameters
+        ----------
+        shards, replicas, wait_for_keys, timeout, memory_limit, name
+            See `DDict`.
+
+        Raises
+        ------
+        SpecError
+            A parameter is wrong, or there are fewer workers than replicas.
+        SubmitAfterCloseError
+            The Batch has been closed.
+        ServiceLost
+            The cluster is gone, or has no worker.
+
+        Examples
+        --------
+        >>> d = batch.ddict()
+        >>> task = batch.function(d.update, {"a": 1}, writes=[batch.write(d, "a")])
+        >>> task.run()
+        >>> d["a"]
+        1
+        """
+        from daskbatch.shared.ddict import DDict  # few programs need it
+
+        return DDict(
+            self._home(),
+            shards=shards,
+            replicas=replicas,
+            wait_for_keys=wait_for_keys,
+            timeout=timeout,
+            memory_limit=memory_limit,
+            name=name,
+        )
+
+    def queue(self, maxsize: int = 0, *, name: str | None = None) -> Queue:
+        """Make a queue on a worker of this Batch; it ends with the Batch.
+
+        If this process finds the queue empty or full, asks for its size or joins it, the
+        background tasks that use the queue are started, but not waited for.
+
+        Parameters
+        ----------
+        maxsize, name
+            See `Queue`.
+
+        Raises
+        ------
+        SpecError, SubmitAfterCloseError, ServiceLost
+            See `ddict`.
+
+        Examples
+        --------
+        >>> queue = batch.queue(maxsize=10)
+        >>> batch.function(queue.put, "a").start()
+        >>> queue.get()
+        'a'
+        """
+        from daskbatch.shared.queue import Queue
+
+        return Queue(self._home(), maxsize, name=name)
+
+    def _home(self) -> OwnerContext:
+        """Return where the Batch creates shared objects; `DDict` and `Queue` call this."""
+        return self._context.owner_context()
+
+    # -- waiting --------------------------------------------------------------------------
 
     def open(self, path: str | Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:
-        """Open a file, once the tasks that touch it are over, however they have ended.
+        """Open a file once the tasks that access it are over, however they have ended.
 
         Parameters
         ----------
         path : str or Path
-            What tasks read and write by this path is the same file. A relative one is relative
-            to the directory in which this Batch was made.
+            The path. A task that declares this path reads or writes the same file. A relative path
+            is relative to the directory in which this Batch was made.
         mode : str
-            See the built-in `open`. To read, the tasks are waited for that write the file or a
-            directory above it; to write, append or update, those that read it as well. What
-            waits in the background is started first.
+            See the built-in `open`. To read, this waits for the tasks that write the file or a
+            directory above it; to write, append or update, also for those that read it. Tasks in
+            the background are started first.
         *args, **kwargs
             See the built-in `open`.
 
         Returns
         -------
         file object
-            As the built-in `open` gives it. Tasks that are made later do not wait until it is
+            What the built-in `open` returns. Tasks that are started later do not wait until it is
             closed.
 
         Raises
         ------
         SpecError
-            It is no path.
+            `path` is not a path.
         OSError
-            It cannot be opened.
+            The file cannot be opened.
 
         Examples
         --------
@@ -245,98 +639,98 @@ class Batch(TaskMaker, SharedMaker):
             raise SpecError(f"batch.open takes a path as a str or a Path, not {path!r}")
         file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
-        self._await_conflicting_tasks(self.write(file) if writes else self.read(file))
-        # The directory is no answer to no name at all.
-        return builtins.open(file and self._absolute(file), mode, *args, **kwargs)
+        self._context.await_conflicting_tasks(self.write(file) if writes else self.read(file))
+        # An empty path must not become the directory: the built-in `open` reports it.
+        return builtins.open(file and self._context.absolute(file), mode, *args, **kwargs)
 
     def fence(self, timeout: float | None = None) -> None:
-        """Wait for all that this client has started, and for what waits in the background.
+        """Wait for all tasks that this client has started, and for those in the background.
 
-        What template tasks read and write before puts nothing in order that comes after.
+        Reads and writes of template tasks before the fence order nothing that comes after it.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait at most.
+            Maximum number of seconds to wait.
 
         Raises
         ------
         TimeoutError
-            The time is up first.
+            Tasks are not over within `timeout`.
 
         Examples
         --------
         >>> batch.function(len, "abc").start()
         >>> batch.fence()
         """
-        session, seconds = self._identity.known(), parse_timeout(timeout)
+        session, seconds = self._session_or_none, parse_timeout(timeout)
         if session is None:
             return
         outcomes, background = session.dispatcher.outcomes, session.background
         background.flush()
-        pools = background.gathering
+        pools = background.executor_pools
         for pool in pools:
-            pool.hurry()
+            pool.flush()
 
-        def left() -> int:
-            return outcomes.left + sum(len(pool.waiting) for pool in pools)
+        def count_unfinished() -> int:
+            return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
-        if not outcomes.wait(lambda: not left(), seconds):
-            raise TimeoutError(f"{left()} tasks are not over after {seconds:g} s")
+        if not outcomes.wait(lambda: not count_unfinished(), seconds):
+            raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say that this client makes and starts no more tasks; twice does no harm.
+        """Declare that this client makes and starts no more tasks. Closing twice has no effect.
 
-        What is started still runs, and what waits in the background is started. Every client
-        must close: the one that made the Batch, and each copy that was used. A task need not,
-        since what it does with a Batch ends with it. To make or to start a task later is a
-        `SubmitAfterCloseError`.
+        Started tasks continue, and tasks in the background are started. Every client must close:
+        the one that created the Batch, and each copy that was used. A task need not close, since
+        its client ends with it. To make or start a task later raises `SubmitAfterCloseError`.
         """
-        self._identity.close()
+        self._context.identity.close()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until every client has closed and all work is done, then end the Batch.
+        """Wait until every client has closed and all tasks are over, then end the Batch.
 
-        A cluster that was made for it ends, too; one that was given stays.
+        A cluster that the Batch started ends, too; a cluster that was given continues.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait at most.
+            Maximum number of seconds to wait.
 
         Raises
         ------
         LifecycleError
-            `close` has not been called, or this is not the client that made the Batch.
+            `close` has not been called, or this client did not create the Batch.
         TimeoutError
-            The time is up first; the Batch can be joined again.
+            Tasks or clients are left after `timeout`; the Batch can be joined again.
         """
-        session = self._identity.known()
+        session = self._session_or_none
         if session is None or session.number:
             raise LifecycleError(
-                "only the client that made a Batch joins it; a copy is done with close(), and "
-                "waits for its own tasks with fence()"
+                "only the client that created a Batch can join it; end a copy with close(), and "
+                "wait for its own tasks with fence()"
             )
         if not session.closed:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
         seconds = parse_timeout(timeout)
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = Deadline(seconds)
         self.fence(timeout)
         if session.ended:
             return
-        others = session.others_left(None if deadline is None else deadline - monotonic())
+        others = session.wait_until_alone(deadline.left())
         if others:
             raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
         session.end()
 
     def terminate(self) -> None:
-        """Give up all that is not over, and leave the cluster; an embedded one is killed.
+        """Cancel everything that is not over, and leave the cluster. Twice has no effect.
 
-        With the client that made the Batch, all others end. A copy gives up its own tasks only.
-        What is given up is cancelled, also where it runs. To terminate twice does no harm.
+        Running tasks are stopped. A cluster that the Batch started is killed. If the client that
+        created the Batch terminates, all other clients end, too. A copy cancels its own tasks
+        only.
 
         Examples
         --------
@@ -347,14 +741,14 @@ class Batch(TaskMaker, SharedMaker):
         >>> task.state
         'cancelled'
         """
-        self._identity.close()
-        session = self._identity.known()
+        self.close()
+        session = self._session_or_none
         if session is not None:
             session.end()
 
     def __enter__(self) -> Batch:
-        """Give the Batch itself, which ends with the block."""
-        self._require_open()
+        """Return the Batch itself; it ends with the block."""
+        self._context.require_open()
         return self
 
     def __exit__(
@@ -363,34 +757,64 @@ class Batch(TaskMaker, SharedMaker):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the Batch: `close` and `join` it, or `terminate` it where the block has raised.
+        """End the Batch: `close` and `join` it, or `terminate` it if the block has raised.
 
-        A copy does not join: it waits, by `fence`, for its own tasks. What tasks have raised
-        is not raised here.
+        A copy does not join; it waits for its own tasks by `fence`. Exceptions of tasks are not
+        raised here.
         """
         if kind is not None:
             self.terminate()
             return
         self.close()
-        session = self._identity.known()
+        session = self._session_or_none
         if session is not None and session.number == 0:
             self.join()
         else:
             self.fence()
 
 
-# Users know Batch alone, and so do the messages of Python that name a method.
-for _base in (TaskMaker, SharedMaker):
-    for _name, _method in vars(_base).items():
-        if isinstance(_method, FunctionType) and not _name.startswith("_"):
-            _method.__qualname__ = f"Batch.{_name}"
-            _method.__module__ = __name__
+def open_batch(
+    cluster: str | Client | Cluster | None,
+    num_workers: int | None,
+    name: str | None,
+    environment: Mapping[str, str],
+) -> Batch:
+    """Make a Batch whose workers have additional environment variables.
+
+    Parameters
+    ----------
+    cluster, num_workers, name
+        See `Batch`.
+    environment : mapping
+        Added to the environment of the workers, if the Batch starts the cluster.
+    """
+    return Batch._from_context(_create_context(cluster, num_workers, name, True, environment))
+
+
+def _create_context(
+    cluster: str | Client | Cluster | None,
+    num_workers: int | None,
+    name: str | None,
+    background_batching: bool,
+    environment: Mapping[str, str] | None,
+) -> BatchContext:
+    """Create a Batch on the cluster, as its first client."""
+    batch, directory = uuid.uuid4().hex[:12], os.getcwd()
+    session = make_session(batch, cluster, num_workers, directory, environment)
+    session.background.name = name or "batch"
+    address = Address(session.client.scheduler.address, batch, session.grows)
+    return BatchContext(
+        Identity(address, session),
+        name,
+        directory,
+        bool(background_batching),
+        session.background.lend(),
+    )
 
 
 def _copy(
     address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
 ) -> Batch:
-    """Make what a pickled Batch becomes: a client of its own, once it is used."""
-    batch: Batch = Batch.__new__(Batch)
-    batch._be(Identity(Address(*address)), name, directory, background_batching)
-    return batch
+    """Unpickle a Batch: the copy registers as a separate client on first use."""
+    identity = Identity(Address(*address))
+    return Batch._from_context(BatchContext(identity, name, directory, background_batching))

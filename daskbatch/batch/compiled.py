@@ -1,40 +1,45 @@
-"""Compiled tasks: many tasks, in the order of a sequential program, as one.
+"""Compiled tasks: many tasks, in the order of a sequential program, handled as one.
 
-Does not know how the order is inferred, nor how tasks are run.
+A `CompiledTask` lets `plan` infer the order of its members, and gives them to the dispatcher when
+it is started. What is wrong with the list of members is raised by `require_members`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from daskbatch.batch.context import BatchContext
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.task import Task
+from daskbatch.batch.validation import require_own
+from daskbatch.batch.visualize import draw
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.plan.svg import draw
-from daskbatch.timeouts import parse_timeout
-
-if TYPE_CHECKING:
-    from daskbatch.batch.batch import Batch
+from daskbatch.timeouts import Deadline, parse_timeout
 
 
 class CompiledTask(Task):
-    """Tasks that `Batch.compile` has made one; it is over when all of them are.
+    """A group of tasks made by `Batch.compile`; over when all members are.
 
-    Its result is the list of theirs, in the order of the list. What they read and write is said
-    of them, not of it. A member can be waited for, asked and cancelled by itself.
+    Its result is the list of the members' results, in list order. Accesses are declared on the
+    members, and not on the group. Members can be waited for, queried and cancelled individually.
 
     Attributes
     ----------
     tasks : tuple of Task
-        The members, in the order of the list.
+        The members, in list order.
+
+    Notes
+    -----
+    Several threads may use it at the same time; see `Task`. The graph is inferred when the
+    compiled task is made, and again at the next `graph`, `explain`, `to_dot`, `visualize` or
+    `start` if accesses of members have been declared since.
 
     Examples
     --------
@@ -52,33 +57,38 @@ class CompiledTask(Task):
     False
     """
 
-    __slots__ = ("_graph", "_group", "_known", "tasks")
+    __slots__ = ("_access_count", "_graph", "_group", "tasks")
 
-    def __init__(self, batch: Batch, record: TaskRecord, tasks: Sequence[Task]) -> None:
-        super().__init__(batch, record)
+    def __init__(self, context: BatchContext, record: TaskRecord, tasks: Sequence[Task]) -> None:
+        super().__init__(context, record)
         self.tasks = tuple(tasks)
-        records = [task._record for task in self.tasks]
+        records = self._records
         self._graph = build_graph(records)
-        #: How many accesses the graph was made of: more may be added until the start.
-        self._known = _count_accesses(records)
+        #: How many accesses `_graph` takes into account; more may be declared until the start.
+        self._access_count = _count_accesses(records)
         self._group = Group(record.name, len(records))
         for each in records:
             each.group = self._group
 
     @property
     def graph(self) -> Graph:
-        """Who waits for whom among the members, and why; by their positions in the list."""
-        records = [task._record for task in self.tasks]
-        if not self._group.started and _count_accesses(records) != self._known:
+        """Which members wait for which, and why; nodes are the members' positions in the list."""
+        records = self._records
+        if not self._group.started and _count_accesses(records) != self._access_count:
             self._graph = build_graph(records)
-            self._known = _count_accesses(records)
+            self._access_count = _count_accesses(records)
         return self._graph
+
+    @property
+    def _records(self) -> list[TaskRecord]:
+        return [task._record for task in self.tasks]
 
     @property
     def state(self) -> str:
         """One of created, waiting, running, done, failed and cancelled.
 
-        Once all are over, it is failed if one has failed, else cancelled if one was cancelled.
+        Once all members are over, the state is failed if one of them failed, else cancelled if
+        one was cancelled, else done.
         """
         phases = {task._record.phase for task in self.tasks}
         if self._is_over():
@@ -92,17 +102,20 @@ class CompiledTask(Task):
 
     @property
     def result(self) -> Handle:
-        """The members' results, a list in their order; if one has none, `get` raises why."""
+        """The list of the members' results, in list order.
+
+        If a member has no result, `get` raises the exception of the first one that has none.
+        """
         return super().result
 
     @property
     def stdout(self) -> Handle:
-        """What the members printed, in their order, joined by line breaks."""
+        """What the members printed, in list order, joined by line breaks."""
         return super().stdout
 
     @property
     def stderr(self) -> Handle:
-        """What the members wrote to stderr, in their order, joined by line breaks."""
+        """What the members wrote to stderr, in list order, joined by line breaks."""
         return super().stderr
 
     def start(self) -> None:
@@ -111,8 +124,8 @@ class CompiledTask(Task):
         Raises
         ------
         LifecycleError
-            It has been started before, is over since all were cancelled, or a member takes the
-            result of a task that was never started.
+            The compiled task was started before, all its members have been cancelled, or a member
+            takes the result of a task that was never started.
         SubmitAfterCloseError
             The Batch has been closed.
         GraphError, SpecError
@@ -124,16 +137,16 @@ class CompiledTask(Task):
             )
         if self.tasks and self._is_over():
             raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
-        records = wire(self.graph, [task._record for task in self.tasks], self._record.home)
-        self._batch._submit(records, self.name, self._group)
+        records = wire(self.graph, self._records, self._record.client_id)
+        self._context.submit(records, self.name, self._group)
 
-    def _require_accessible(self) -> None:
+    def _require_not_started(self) -> None:
         raise LifecycleError(
-            f"{self._record.label} is a compiled task: say of its members what they read and write"
+            f"{self._record.label} is a compiled task: declare reads and writes on its members"
         )
 
     def _is_over(self) -> bool:
-        return not self._group.left
+        return not self._group.unfinished
 
     def _require_started(self) -> None:
         if not self._group.started:
@@ -145,42 +158,38 @@ class CompiledTask(Task):
             )
 
     def cancel(self) -> bool:
-        """Keep the members from completing; those that are over keep their results.
+        """Keep the members from completing; members that are over keep their results.
 
         Returns
         -------
         bool
             True if at least one member will not complete.
         """
-        return bool(self._dispatcher.cancel([task._record for task in self.tasks]))
+        return bool(self._dispatcher.cancel(self._records))
 
-    async def _over(self) -> None:
+    async def _wait_async(self) -> None:
         if not self._is_over():
             self._require_started()
         for task in self.tasks:
-            await task._over()
+            await task._wait_async()
 
-    def _get(self, part: str, timeout: float | None) -> Any:
+    def _get_part(self, part: str, timeout: float | None) -> Any:
         timeout = parse_timeout(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         self.wait(timeout)
-
-        def left() -> float | None:
-            return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-        values = [task._get(part, left()) for task in self.tasks]
+        values = [task._get_part(part, deadline.left()) for task in self.tasks]
         return values if part == "result" else "\n".join(filter(None, values))
 
-    def _as_argument(self, part: str) -> tuple[Any, ...]:
-        # Among arguments it stands for the list of its members' results.
+    def _reduce_part(self, part: str) -> tuple[Any, ...]:
+        # Among arguments a compiled task stands for the list of its members' results.
         if part == "result":
             return list, (self.tasks,)
         return "\n".join, ([getattr(task, part) for task in self.tasks],)
 
-    # -- understanding it -----------------------------------------------------------------
+    # -- the graph ------------------------------------------------------------------------
 
     def explain(self, a: Task, b: Task) -> str:
-        """Say in a sentence why `b` waits for `a`, or that it need not.
+        """Say in one sentence why `b` waits for `a`, or that it does not.
 
         Parameters
         ----------
@@ -190,15 +199,15 @@ class CompiledTask(Task):
         Raises
         ------
         GraphError
-            One of them is no member.
+            `a` or `b` is not a member.
         """
         for task in (a, b):
             if not isinstance(task, Task):
-                raise GraphError(f"explain takes two tasks; {task!r} is none")
-        return explain(self.graph, [task._record for task in self.tasks], a._record, b._record)
+                raise GraphError(f"explain takes two tasks; {task!r} is not a task")
+        return explain(self.graph, self._records, a._record, b._record)
 
     def to_dot(self) -> str:
-        """Give the graph in the DOT language of Graphviz.
+        """Return the graph in the DOT language of Graphviz.
 
         Examples
         --------
@@ -215,12 +224,12 @@ class CompiledTask(Task):
         Parameters
         ----------
         filename : str or Path
-            ``.svg`` and ``.dot`` always work; other formats need Graphviz's ``dot``.
+            The suffixes ``.svg`` and ``.dot`` always work; other formats need Graphviz's ``dot``.
 
         Returns
         -------
         Path
-            The file.
+            The path of the file.
 
         Raises
         ------
@@ -244,26 +253,32 @@ def _count_accesses(records: Iterable[TaskRecord]) -> int:
     return sum(len(record.reads) + len(record.writes) for record in records)
 
 
-def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
-    """Make sure that tasks can be compiled.
+def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
+    """Check that tasks can be compiled, and return them as a list.
+
+    Parameters
+    ----------
+    client_id : str
+        The id of the client that compiles them; see `TaskRecord.client_id`.
+    tasks : iterable of Task
+        What the user gave.
 
     Raises
     ------
     GraphError
-        One is no task, belongs elsewhere, or is compiled already.
+        One of them is not a task, belongs to another client, or is a member of a compiled task.
     LifecycleError
-        One has been started.
+        One of them has been started, or is queued.
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
     members = list(tasks)
-    home = batch._session.home
     for task in members:
         if not isinstance(task, Task):
-            raise GraphError(f"compile takes tasks; {task!r} is none")
+            raise GraphError(f"compile takes tasks; {task!r} is not a task")
         record = task._record
-        if record.home != home or record.producers:
-            require_own(batch, record)
+        if record.client_id != client_id or record.producers:
+            require_own(client_id, record)
         if isinstance(task, CompiledTask):
             raise GraphError(f"{record.label} is a compiled task: put its members in the list")
         if record.group is not None:
@@ -275,41 +290,11 @@ def require_members(batch: Batch, tasks: Iterable[Task]) -> list[Task]:
             continue
         if record.phase == Phase.QUEUED:
             raise LifecycleError(
-                f"task {record.label} waits in the background and starts by itself; only with "
-                "Batch(background_batching=False) are the tasks of templates yours to compile"
+                f"task {record.label} waits in the background and starts by itself; to compile "
+                "tasks of templates, make the Batch with background_batching=False"
             )
         raise LifecycleError(
             f"task {record.label} is {record.phase.name.lower()} already; "
             "only tasks that have not been started can be compiled"
         )
     return members
-
-
-def require_own(batch: Batch, record: TaskRecord) -> None:
-    """Make sure that a task, and what it takes results from, belongs to a Batch."""
-    home = batch._session.home
-    for each in (record, *record.producers):
-        if each.home != home:
-            which = "" if each is record else f"takes the result of {each.label}, which "
-            other = "another Batch"
-            if each.home.split("-")[0] == home.split("-")[0]:
-                other = "another client of this Batch"
-            raise GraphError(
-                f"task {record.label} {which}belongs to {other}: give its value in place of "
-                "the task"
-            )
-
-
-def require_producers(record: TaskRecord) -> None:
-    """Make sure that what a task takes results from has been, or is being, started."""
-    for producer in record.producers:
-        if producer.phase == Phase.CREATED and (
-            producer.group is None or producer.group is not record.group
-        ):
-            which = producer.label
-            if producer.group is not None:
-                which = f"the compiled task {producer.group.name!r}"
-            raise LifecycleError(
-                f"task {record.label} takes the result of {producer.label}, which has not been "
-                f"started: start {which} first, or compile them together"
-            )

@@ -1,20 +1,31 @@
-"""What a task leaves behind, as the user holds it: its result, its stdout or its stderr.
+"""The handle of one of the three values of a task: its result, its stdout or its stderr.
 
-Does not know where that is, nor how it comes here; the task does.
+Several threads may use a `Handle`; the task that it belongs to does all the work.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from daskbatch.batch.task import Task
+
+class HandleOwner(Protocol):
+    """The task that a handle belongs to."""
+
+    def _get_part(self, part: str, timeout: float | None) -> Any:
+        """Wait for the task and return its result, stdout or stderr; see `Handle.get`."""
+
+    def _reduce_part(self, part: str) -> tuple[Any, ...]:
+        """Return what pickle is to write where a handle stands among arguments."""
 
 
 class Handle:
-    """What a task leaves behind: its result, its stdout or its stderr.
+    """The result, the stdout or the stderr of a task.
 
-    Given as an argument to another task, it stands for its value, and makes the other wait.
+    As an argument of another task it stands for its value, and the other task waits for this one.
+
+    Notes
+    -----
+    Several threads may use a handle at the same time.
 
     Examples
     --------
@@ -26,34 +37,35 @@ class Handle:
 
     __slots__ = ("_part", "_task")
 
-    def __init__(self, task: Task, part: str) -> None:
+    def __init__(self, task: HandleOwner, part: str) -> None:
         self._task = task
         self._part = part
 
     def get(self, timeout: float | None = None) -> Any:
-        """Wait for the task and give the value.
+        """Wait for the task and return the value.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait at most.
+            Maximum number of seconds to wait.
 
         Raises
         ------
         TimeoutError
-            The time is up first.
+            The task is not over within `timeout`.
         LifecycleError
-            Nobody has started the task.
+            The task has not been started.
         Exception
-            For a result, what the task raised: the same type and arguments, with the
-            worker's traceback as its cause. `DependencyFailed` if it did not run because
-            another failed, `TaskCancelled` if it was cancelled; `ProcessFailed`, `TaskTimeout`,
-            `TaskCrashed`, `WorkerLost` and `SerializationError` say what else has become of it.
+            For a result, the exception that the task raised: the same type and arguments, with the
+            worker's traceback as its cause. `DependencyFailed` if the task did not run because
+            another task failed, `TaskCancelled` if it was cancelled, and `ProcessFailed`,
+            `TaskTimeout`, `TaskCrashed`, `WorkerLost` or `SerializationError` if it failed in
+            another way.
         """
-        return self._task._get(self._part, timeout)
+        return self._task._get_part(self._part, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._task._as_argument(self._part)
+        return self._task._reduce_part(self._part)
 
     def __repr__(self) -> str:
         return f"<{self._part} of {self._task!r}>"

@@ -1,38 +1,35 @@
-"""Which Batch an object stands for, and as which of its clients: here, in this process and task.
+"""Resolves which client (`Session`) a Batch object stands for in the current process and task.
 
-Does not know tasks. A Batch is sent as an identity alone: an address, and what it is called
-there. What it takes to connect is for the other side to have.
-
-In a process each Batch object is a client, from its first use on. A task is a client of its
-own: all that a task does with a Batch it does as that one, which ends with it, whatever
-objects it has. So nothing that a task leaves open can hold up the Batch.
+Outside of tasks each Batch object is one client, created on first use. Inside a task all copies of
+a Batch share one client, which ends with the task, so nothing that a task leaves open can block
+`Batch.join`. A pickle of a Batch holds an `Address` alone; credentials come from the process that
+unpickles it. Several threads may use an `Identity`.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from typing import NamedTuple
 
 from daskbatch.cluster.connection import for_client, learn_security
 from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.forking import after_fork, keep_inherited, make_rlock
 from daskbatch.serialization.pickling import loads
 from daskbatch.worker.execution.task_context import TaskContext, current
 
 
 class Address(NamedTuple):
-    """What of an identity is sent.
+    """Where a Batch is: all that a pickle of it says about the cluster.
 
     Parameters
     ----------
     scheduler : str
-        Where the Batch is.
+        The address of the scheduler.
     batch : str
-        Which one it is.
+        The id of the Batch.
     grows : bool
-        Whether there may be more workers later.
+        Whether the cluster may have more workers later.
     """
 
     scheduler: str
@@ -41,131 +38,139 @@ class Address(NamedTuple):
 
 
 class Identity:
-    """Which client of its Batch an object is.
+    """Which client of its Batch an object is; several threads may use it.
 
     Parameters
     ----------
     address : Address
-        Which Batch it is.
+        Where the Batch is.
     own : Session, optional
-        The client that has made it.
+        The client that created the Batch, for the object that created it.
     """
 
     def __init__(self, address: Address, own: Session | None = None) -> None:
         self.address = address
         self._own = own
         self._closed = False
-        # Where this came among the arguments of a task, the threads of the task have it, too.
-        host = current()
-        self._home = None if host is None else (weakref.ref(host), host.turn)
-        _all.add(self)
+        # A copy that is unpickled as an argument of a task also serves the threads of that task.
+        context = current()
+        self._created_in = None if context is None else (weakref.ref(context), context.task_number)
+        _identities.add(self)
 
     def session(self) -> Session:
-        """Give the client that this is here; it becomes one if it is none yet.
+        """Return the client that this object is here; create it on first use.
 
         Raises
         ------
         ServiceLost
-            There is no such Batch any more, or it cannot be reached.
+            The Batch has ended, or its scheduler cannot be reached.
         SubmitAfterCloseError
-            It was closed before it was used; or the task that it was for is over.
+            The object was closed before it was used, or the task that it was unpickled for has
+            ended.
         """
         own = self._own
         if own is not None and current() is None:
             return own
-        host = self._host()
+        context = self._task_context()
         with _attaching:
-            if host is not None:
-                guest = host.guests.get(self.address.batch)
-                if guest is None:
-                    guest = self._attach(host)
-                if isinstance(guest, Session):
-                    return guest
+            if context is not None:
+                resource = context.resources.get(self.address.batch)
+                if resource is None:
+                    resource = self._attach(context)
+                if isinstance(resource, Session):
+                    return resource
             elif not self._closed:
                 if self._own is None:
                     self._own = self._attach(None)
                 return self._own
         raise SubmitAfterCloseError(
-            "this Batch has been closed: no task can be made or started any more"
+            "this Batch has been closed: no task can be made or started any longer"
         )
 
-    def known(self) -> Session | None:
-        """Give the client that this is here, if it is one yet."""
+    def session_or_none(self) -> Session | None:
+        """Return the client that this object is here, or None if it has not been used yet."""
         try:
-            host = self._host()
+            context = self._task_context()
         except SubmitAfterCloseError:
             return None
-        if host is None:
+        if context is None:
             return self._own
-        guest = host.guests.get(self.address.batch)
-        return guest if isinstance(guest, Session) else None
+        resource = context.resources.get(self.address.batch)
+        return resource if isinstance(resource, Session) else None
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be started here any more."""
+        """Whether nothing can be started here any longer."""
         try:
-            host = self._host()
+            context = self._task_context()
         except SubmitAfterCloseError:
             return True
-        if host is not None:
-            guest = host.guests.get(self.address.batch)
-            return guest is not None and (not isinstance(guest, Session) or guest.closed)
+        if context is not None:
+            resource = context.resources.get(self.address.batch)
+            if isinstance(resource, Session):
+                return resource.closed
+            return resource is not None
         return self._closed if self._own is None else self._own.closed
 
     def close(self) -> None:
-        """Have nothing more started here."""
+        """Let nothing more be started here. Calling it again has no effect."""
         try:
-            host = self._host()
+            context = self._task_context()
         except SubmitAfterCloseError:
             return
-        session = self.known()
+        session = self.session_or_none()
         if session is not None:
             session.close()
-        elif host is not None:
-            host.guests.setdefault(self.address.batch, _Nobody())
+        elif context is not None:
+            context.resources.setdefault(self.address.batch, _ClosedUnused())
         else:
             self._closed = True
 
     def abandon(self) -> None:
-        """Leave it to itself: the object is no more."""
+        """End the client without waiting: the last object that used it has been dropped."""
         if self._own is not None:
             self._own.abandon()
 
-    def _host(self) -> TaskContext | None:
-        host = current()
+    def _task_context(self) -> TaskContext | None:
+        """Return the context of the task that uses this object, or None outside of tasks."""
+        context = current()
         if self._own is not None:
-            # The task that has made a Batch is its creator.
-            made = host is not None and self._home == (weakref.ref(host), host.turn)
-            return None if made else host
-        if host is not None or self._home is None:
-            return host
-        found, turn = self._home[0](), self._home[1]
-        if found is None or found.turn != turn:
+            # The task that created a Batch is its creator, and not a copy.
+            created_here = context is not None and self._created_in == (
+                weakref.ref(context),
+                context.task_number,
+            )
+            return None if created_here else context
+        if context is not None or self._created_in is None:
+            return context
+        found, turn = self._created_in[0](), self._created_in[1]
+        if found is None or found.task_number != turn:
             raise SubmitAfterCloseError(
-                "the task that this copy of a Batch came to is over, and so is the copy; a "
+                "the task that received this copy of a Batch has ended, and so has the copy; a "
                 "thread that a task starts can use a Batch that is among the task's arguments"
             )
         return found
 
-    def _attach(self, host: TaskContext | None) -> Session:
+    def _attach(self, context: TaskContext | None) -> Session:
+        """Register a new client of the Batch."""
         scheduler, batch, grows = self.address
-        if host is None:
+        if context is None:
             return Session(batch, scheduler, grows=grows)
-        if host.batch == batch:
-            # It is reached from here as the worker reaches it.
-            scheduler = host.scheduler
-        if host.security is not None and host.scheduler == scheduler:
-            learn_security(scheduler, for_client(loads(host.security)))
-        return Session(batch, scheduler, within=host, grows=grows)
+        if context.batch == batch:
+            # Use the address under which the worker reaches the scheduler.
+            scheduler = context.scheduler
+        if context.security is not None and context.scheduler == scheduler:
+            learn_security(scheduler, for_client(loads(context.security)))
+        return Session(batch, scheduler, within=context, grows=grows)
 
-    def forget(self) -> None:
-        """Be another client, in a process that was forked."""
-        _inherited.append(self._own)
-        self._own = self._home = None
+    def reset_after_fork(self) -> None:
+        """Become another client: this is the copy of the object in a forked child."""
+        keep_inherited([self._own])
+        self._own = self._created_in = None
 
 
-class _Nobody:
-    """Has closed a Batch before it was used; implements `running.Guest`."""
+class _ClosedUnused:
+    """Stands for a Batch that a task closed before it used it; implements `TaskResource`."""
 
     def finish(self) -> None:
         pass
@@ -174,16 +179,13 @@ class _Nobody:
         pass
 
 
-_all: weakref.WeakSet[Identity] = weakref.WeakSet()
-_attaching = threading.RLock()
-_inherited: list[Session | None] = []
+_identities: weakref.WeakSet[Identity] = weakref.WeakSet()
+
+#: Held while a client is created: one object, or one task, creates one.
+_attaching = make_rlock()
 
 
-def _forget() -> None:
-    global _attaching
-    _attaching = threading.RLock()
-    for each in list(_all):
-        each.forget()
-
-
-os.register_at_fork(after_in_child=_forget)
+@after_fork
+def _reset_all() -> None:
+    for identity in list(_identities):
+        identity.reset_after_fork()

@@ -1,6 +1,7 @@
-"""Loads the result of a task, or says why there is none, as the exception that is then raised.
+"""Loads the result of a task, or makes the exception that says why there is none.
 
-Does not know who asks, nor how the task came to its end.
+Called in the thread that asks for the result. Each call makes a new exception, since an exception
+that is raised twice collects two tracebacks.
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ from daskbatch.serialization.exceptions import safe_str, unpack_error
 
 
 def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
-    """Make the exception that tells why there is no result; a new one each time."""
+    """Make the exception that says why a task that is over has no result.
+
+    Parameters
+    ----------
+    record : TaskRecord
+        The task.
+    dispatcher : Dispatcher
+        Fetches the exception of the task from its worker, if it is still there.
+    timeout : float, optional
+        Maximum number of seconds for that.
+    """
     if record.phase == Phase.CANCELLED:
         return TaskCancelled(f"task {record.label} was cancelled")
-    if record.blame is not None:
-        root = record.blame
+    if record.root_failure is not None:
+        root = record.root_failure
         cause = failure_of(root, dispatcher, timeout)
         why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
         if root.phase == Phase.CANCELLED:
@@ -38,25 +49,25 @@ def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None
 
 
 def load_result(load: Callable[[], Any], label: str) -> Any:
-    """Load what a task has returned.
+    """Unpickle the result of a task.
 
     Parameters
     ----------
     load : callable
-        Does it.
+        Unpickles and returns it.
     label : str
-        The task, for messages.
+        How messages call the task.
 
     Raises
     ------
     LoadingError
-        It cannot be loaded here.
+        The result cannot be unpickled in this process.
     """
     try:
         return load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # to unpickle may run anything, sys.exit() included
+    except BaseException as error:  # unpickling may run any code, also sys.exit()
         raise LoadingError(
             f"the result of task {label} cannot be loaded here: "
             f"{type(error).__name__}: {safe_str(error)}"

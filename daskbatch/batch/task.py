@@ -1,35 +1,40 @@
-"""Tasks as the user holds them: to start, to wait for, to get the results of.
+"""The user's handle of one task: starts it, waits for it, returns its results.
 
-Does not know how tasks are placed or run: the dispatcher of their Batch moves them on.
+A `Task` reads its `TaskRecord`, and only the dispatcher of its client changes the record once the
+task is started. All methods may be called by several threads, except as `Task` notes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from daskbatch.batch.context import BatchContext
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.result import failure_of, load_result
+from daskbatch.cluster.session import Session
+from daskbatch.describe.access import Mode
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError
 from daskbatch.serialization import pickling
-from daskbatch.timeouts import parse_timeout
+from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
-if TYPE_CHECKING:
-    from daskbatch.batch.batch import Batch
-    from daskbatch.cluster.session import Session
-
-_UNKNOWN = object()
+_NOT_LOADED = object()
 
 
 class Task:
     """A unit of work; made by `Batch.function`, `Batch.process` and imported templates.
+
+    Notes
+    -----
+    Several threads may start, wait for, query and cancel a task at the same time. If two threads
+    start it, one of them gets a `LifecycleError`. `read`, `write` and `Batch.compile` belong to
+    the description of a task: call them from one thread at a time.
 
     Examples
     --------
@@ -42,22 +47,25 @@ class Task:
     ('done', None, 'hello', '')
     """
 
-    __slots__ = ("_batch", "_in_background", "_object", "_record", "_session")
+    __slots__ = ("_context", "_in_background", "_loaded", "_record", "_session")
 
-    def __init__(self, batch: Batch, record: TaskRecord, session: Session | None = None) -> None:
-        self._batch = batch
-        #: The client that made it; whoever waits for it may be another.
-        self._session = batch._session if session is None else session
+    def __init__(
+        self, context: BatchContext, record: TaskRecord, session: Session | None = None
+    ) -> None:
+        self._context = context
+        #: The client that made the task; another client may wait for it.
+        self._session = context.session if session is None else session
         self._record = record
-        self._object: Any = _UNKNOWN
-        #: Whether it starts by itself when it is needed, and the user has not started it.
+        #: The unpickled result.
+        self._loaded: Any = _NOT_LOADED
+        #: Whether the task is queued, and starts when it is needed, until the user starts it.
         self._in_background = False
 
-    # -- what it is -----------------------------------------------------------------------
+    # -- description ----------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the task in messages and on Dask's dashboard."""
         return self._record.name
 
     @property
@@ -72,39 +80,40 @@ class Task:
 
     @property
     def result(self) -> Handle:
-        """The return value, or the exit code, as something to `get` or to pass on."""
+        """The return value or the exit code, as a handle to `get` or to pass to other tasks."""
         return Handle(self, "result")
 
     @property
     def stdout(self) -> Handle:
-        """What it printed, also if it failed, as something to `get` or to pass on."""
+        """What the task printed, also if it failed, as a handle to `get` or to pass on."""
         return Handle(self, "stdout")
 
     @property
     def stderr(self) -> Handle:
-        """What it wrote to stderr, as something to `get` or to pass on."""
+        """What the task wrote to stderr, as a handle to `get` or to pass on."""
         return Handle(self, "stderr")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._as_argument("result")
+        return self._reduce_part("result")
 
-    def _as_argument(self, part: str) -> tuple[Any, ...]:
-        found = pickling.reference((self._record, part))
-        if found is None:
+    def _reduce_part(self, part: str) -> tuple[Any, ...]:
+        """Return what pickle is to write where a part of the task stands among arguments."""
+        reduced = pickling.reference((self._record, part))
+        if reduced is None:
             raise TypeError(
                 f"task {self._record.label} cannot be copied or sent away; to use its {part} "
                 "there, give it as an argument to another task, not by way of a global name "
                 "or a closure"
             )
-        return found
+        return reduced
 
     # -- accesses -------------------------------------------------------------------------
 
     def read(self, obj: Any, *channels: Any) -> None:
-        """Say that the task reads something; see `Batch.read`.
+        """Declare that the task reads something; see `Batch.read`.
 
         Raises
         ------
@@ -116,11 +125,11 @@ class Task:
         >>> task = batch.function(sorted, "cab")
         >>> task.read("input", "letters.txt")
         """
-        self._require_accessible()
-        self._record.reads += self._batch.read(obj, *channels).channels
+        self._require_not_started()
+        self._record.reads += self._context.access(Mode.READ, obj, channels).channels
 
     def write(self, obj: Any, *channels: Any) -> None:
-        """Say that the task writes something; see `Batch.write`.
+        """Declare that the task writes something; see `Batch.write`.
 
         Raises
         ------
@@ -132,16 +141,16 @@ class Task:
         >>> task = batch.function(sorted, "cab")
         >>> task.write("output", "letters.txt")
         """
-        self._require_accessible()
-        self._record.writes += self._batch.write(obj, *channels).channels
+        self._require_not_started()
+        self._record.writes += self._context.access(Mode.WRITE, obj, channels).channels
 
-    def _require_accessible(self) -> None:
+    def _require_not_started(self) -> None:
         if self._record.phase > Phase.QUEUED:
             raise LifecycleError(
-                f"task {self._record.label} has been started: say what it reads and writes before"
+                f"task {self._record.label} has been started: declare reads and writes before"
             )
 
-    # -- life -----------------------------------------------------------------------------
+    # -- starting and waiting -------------------------------------------------------------
 
     def start(self) -> None:
         """Start the task, and do not wait for it.
@@ -149,12 +158,12 @@ class Task:
         Raises
         ------
         LifecycleError
-            It has been started before, is a member of a compiled task, or takes the result of
-            a task that was never started.
+            The task was started before, is a member of a compiled task, or takes the result of a
+            task that was never started.
         SubmitAfterCloseError
             The Batch has been closed.
         GraphError, SpecError
-            It takes the result of another Batch's task, or asks for what no worker has.
+            The task takes the result of another Batch's task, or needs what no worker has.
         """
         record = self._record
         if record.group is not None:
@@ -163,15 +172,19 @@ class Task:
                 "start that instead"
             )
         if self._in_background and record.phase != Phase.CANCELLED:
-            # Another one may have been needed before: whoever starts this one need not know.
+            # The task may be running already, since another one needed it. The first `start` by
+            # the user is no error all the same.
             self._session.background.start_queued([record])
             with self._dispatcher.outcomes.changed:
                 first, self._in_background = self._in_background, False
             if first:
                 return
         if record.phase != Phase.CREATED:
-            raise LifecycleError(_started_already(record))
-        self._batch._submit([record], record.name)
+            raise LifecycleError(
+                f"task {record.label} is {record.phase.name.lower()} already: a task starts once, "
+                "make another"
+            )
+        self._context.submit([record], record.name)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task is over, however it ends.
@@ -179,14 +192,14 @@ class Task:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait at most.
+            Maximum number of seconds to wait.
 
         Raises
         ------
         TimeoutError
-            The time is up first.
+            The task is not over within `timeout`.
         LifecycleError
-            Nobody has started the task.
+            The task has not been started.
         """
         if self._is_over():
             return
@@ -205,16 +218,18 @@ class Task:
     def _require_started(self) -> None:
         record = self._record
         if record.phase == Phase.CREATED:
-            what = f"the compiled task {record.group.name!r}" if record.group is not None else "it"
-            advice = f": start {what} first"
+            which = f"the compiled task {record.group.name!r}" if record.group is not None else "it"
+            advice = f": start {which} first"
             if self._session.closed:
-                advice = f", and its Batch has been closed: start {what} before that"
+                advice = f", and its Batch has been closed: start {which} before that"
             raise LifecycleError(f"task {record.label} has not been started{advice}")
         if record.phase == Phase.QUEUED and record.group is None:
             self._session.background.flush([record])
 
     def run(self, timeout: float | None = None) -> None:
-        """Start the task and wait until it is over, however: raises what `start` and `wait` do.
+        """Start the task and wait until it is over, however it ends.
+
+        Raises what `start` and `wait` raise.
 
         Parameters
         ----------
@@ -232,7 +247,7 @@ class Task:
         self.wait(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
-        """Wait for the task and give its result; see `Handle.get` for what is raised, too.
+        """Wait for the task and return its result; see `Handle.get`, also for what it raises.
 
         Examples
         --------
@@ -241,15 +256,15 @@ class Task:
         >>> task.get()
         4
         """
-        return self._get("result", timeout)
+        return self._get_part("result", timeout)
 
     def cancel(self) -> bool:
-        """Keep the task from completing; whoever asks for its result is given `TaskCancelled`.
+        """Keep the task from completing; to get its result then raises `TaskCancelled`.
 
         Returns
         -------
         bool
-            True if it will not complete: it has not begun, or runs and is being stopped;
+            True if the task will not complete: it has not begun, or it runs and is being stopped.
             False if it is over. A function in a thread stops when it next runs Python code.
 
         Examples
@@ -263,83 +278,82 @@ class Task:
         return bool(self._dispatcher.cancel([self._record]))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Wait for the task, and give or raise what `get` does, without blocking the event loop."""
+        """Wait without blocking the event loop; return or raise what `get` does."""
         return self._wait_and_get().__await__()
 
     async def _wait_and_get(self) -> Any:
         async with waiting_in_loop():
-            await self._over()
-        value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
+            await self._wait_async()
+        loop = asyncio.get_running_loop()
+        value, error = await loop.run_in_executor(None, self._value_or_error)
         if error is not None:
             raise error
         return value
 
-    def _outcome(self) -> tuple[Any, BaseException | None]:
-        # As a value: not every exception can be raised from one thread into another's await.
+    def _value_or_error(self) -> tuple[Any, BaseException | None]:
+        """Return what `get` returns, and what it raises.
+
+        As a value, since not every exception can be raised from one thread into the await of
+        another.
+        """
         try:
             return self.get(), None
         except BaseException as error:
             return None, error
 
-    async def _over(self) -> None:
+    async def _wait_async(self) -> None:
+        """Wait until the task is over; the caller has released the worker slot."""
         if self._is_over():
             return
         self._require_started()
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
-        def tell() -> None:
-            # The loop may have been closed meanwhile; then nobody waits any more.
+        def notify() -> None:
+            # The loop may have been closed meanwhile; then no coroutine waits any longer.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(over.set)
 
-        self._dispatcher.outcomes.when_over(self._record, tell)
+        self._dispatcher.outcomes.when_over(self._record, notify)
         await over.wait()
 
-    # -- what it leaves -------------------------------------------------------------------
+    # -- the result and the output --------------------------------------------------------
 
-    def _get(self, part: str, timeout: float | None) -> Any:
+    def _get_part(self, part: str, timeout: float | None) -> Any:
+        """Wait for the task and return its result, stdout or stderr; see `Handle.get`."""
         record = self._record
         if record.phase < Phase.DONE:
-            began = time.monotonic()
             timeout = parse_timeout(timeout)
+            deadline = Deadline(timeout)
             self.wait(timeout)
-            if timeout is not None:
-                timeout = max(0.0, timeout - (time.monotonic() - began))
+            timeout = deadline.left()
         if part != "result":
             self._fetch(lambda: record.output is None, timeout)
             if record.output is None:
                 raise value_lost(record)
             return record.output[part == "stderr"]
-        if self._object is _UNKNOWN:
+        if self._loaded is _NOT_LOADED:
             if record.value is None and record.phase == Phase.DONE:
                 self._fetch(lambda: record.value is None, timeout)
             if record.phase != Phase.DONE or record.value is None:
                 raise failure_of(record, self._dispatcher, timeout)
-            self._object = self._load()
-        return self._object
+            self._loaded = self._load()
+        return self._loaded
 
-    def _bring(self) -> None:
-        """Bring here whatever the task has left on its worker."""
+    def _fetch_result(self) -> None:
+        """Fetch the result from its worker, if the task succeeded and the result is not here."""
         if self._record.phase == Phase.DONE:
             self._fetch(lambda: self._record.value is None, None)
 
-    def _fetch(self, missing: Callable[[], bool], timeout: float | None) -> None:
-        """Bring here what is missing, even if the task has to run again for it."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while missing() and self._record.block is not None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._dispatcher.fetch(self._record, left)
-            self.wait(left)
+    def _fetch(self, is_missing: Callable[[], bool], timeout: float | None) -> None:
+        """Fetch a value from its worker; if it was lost there, wait for the task to run again."""
+        deadline = Deadline(timeout)
+        while is_missing() and self._record.block is not None:
+            remaining = deadline.left()
+            self._dispatcher.fetch(self._record, remaining)
+            self.wait(remaining)
 
     def _load(self) -> Any:
         data = self._record.value
         assert data is not None
         return load_result(lambda: pickling.loads(data), self._record.label)
-
-
-def _started_already(record: TaskRecord) -> str:
-    return (
-        f"task {record.label} is {record.phase.name.lower()} already: a task starts once, "
-        "make another"
-    )

@@ -1,6 +1,7 @@
-"""Makes tasks by a template: what `Batch.import_func` returns.
+"""Functions that make tasks by a template: what `Batch.import_func` returns.
 
-Does not know how a template is read, or how its tasks come to be started.
+The template is read and checked at the import; a call only fills in its arguments. Several threads
+may call an imported function at once.
 """
 
 from __future__ import annotations
@@ -8,38 +9,40 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from daskbatch.batch.options import make_function, make_process
+from daskbatch.batch.context import BatchContext
+from daskbatch.batch.factory import TaskSettings, make_function, make_process
 from daskbatch.batch.task import Task
-from daskbatch.describe.access import Channel, Mode, make_access
+from daskbatch.describe.access import Channel, Mode
 from daskbatch.describe.spec import Options, make_options
 from daskbatch.describe.template.binding import (
     BoundTemplate,
+    ChannelUse,
     FilledExecutable,
     TaskDescription,
-    Use,
 )
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
 
-if TYPE_CHECKING:
-    from daskbatch.batch.batch import Batch
-
 
 def import_template(
-    batch: Batch, ptd_file: str | Path, args: Sequence[Any], kwargs: Mapping[str, Any]
+    context: BatchContext, ptd_file: str | Path, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> ImportedFunction:
-    """Read a template, and put its import arguments in; see `Batch.import_func`."""
+    """Read a template and bind its import arguments; see `Batch.import_func`."""
     if not isinstance(ptd_file, (str, os.PathLike)):
         raise SpecError(f"ptd_file= must be the path of a template, not {ptd_file!r}")
     file = os.fspath(ptd_file)
-    template = read_template(os.path.join(batch._directory, file), file)
-    return ImportedFunction(batch, BoundTemplate(template, args, kwargs))
+    template = read_template(context.absolute(file), file)
+    return ImportedFunction(context, BoundTemplate(template, args, kwargs))
 
 
 class ImportedFunction:
-    """Makes a task of each call; any number of threads may call it at once.
+    """Makes one task per call, as a template describes it.
+
+    Notes
+    -----
+    Several threads may call it at the same time.
 
     Examples
     --------
@@ -52,28 +55,28 @@ class ImportedFunction:
     1
     """
 
-    def __init__(self, batch: Batch, form: BoundTemplate) -> None:
-        template = form.template
-        self._batch = batch
-        self._form = form
-        self._file = template.file
-        self._fill = form.fill
-        # Not bound: a circle would keep the Batch until Python collects its garbage.
-        self._make = _MAKERS[template.type]
-        self._taken_in = batch._made_by_template
-        #: What all tasks share, once there is one.
+    def __init__(self, context: BatchContext, template: BoundTemplate) -> None:
+        model = template.template
+        self._context = context
+        self._template = template
+        self._file = model.file
+        self._fill = template.fill
+        # Not a bound method: a reference cycle would keep the Batch until the garbage collector
+        # runs.
+        self._make = _MAKERS[model.type]
+        #: The options that all tasks share; made with the first task, if they can be shared.
         self._options: Options | None = None
-        self.__name__ = self.__qualname__ = form.label
-        self.__signature__ = form.signature
+        self.__name__ = self.__qualname__ = template.label
+        self.__signature__ = template.signature
         self.__doc__ = (
-            f"Make a task of type {template.type}, as {self._file} describes it.\n\n"
-            "What the arguments are for stands there. Raises SpecError where they do not fit."
+            f"Make a task of type {model.type}, as {self._file} describes it.\n\n"
+            "The file says what the arguments are for. Raises SpecError if they do not fit."
         )
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Task:
-        """Make a task of what the file declares below ``args`` and ``kwargs``.
+        """Make a task from what the file declares below ``args`` and ``kwargs``.
 
-        It waits in the background until it is needed; see `Batch.import_func`.
+        The task waits in the background until it is needed; see `Batch.import_func`.
 
         Raises
         ------
@@ -82,66 +85,65 @@ class ImportedFunction:
         SubmitAfterCloseError
             The Batch has been closed.
         LifecycleError
-            It takes the result of a task that was never started.
+            An argument is the result of a task that was never started.
         Exception
-            What a function raises that the file calls.
+            An exception of a function that the file calls.
         """
-        return self._taken_in(self._make(self, self._fill(args, kwargs)))
+        task = self._make(self, self._fill(args, kwargs))
+        if self._context.background_batching:
+            self._context.record_template_task(task._record, task._session)
+            task._in_background = True
+        return task
 
     def __repr__(self) -> str:
         return f"<{self.__name__}{self.__signature__}, imported from {self._file}>"
 
     # -- the types of tasks ---------------------------------------------------------------
 
-    def _make_function(self, filled: TaskDescription) -> Task:
-        _, name, _, (what,), reads, writes = filled
+    def _make_function(self, description: TaskDescription) -> Task:
+        (executable,) = description.executables
         return make_function(
-            self._batch,
-            what.target,
-            what.args,
-            what.kwargs,
-            self._options or self._options_for(filled, what),
+            self._context,
+            executable.target,
+            executable.args,
+            executable.kwargs,
+            self._settings(description),
+        )
+
+    def _make_process(self, description: TaskDescription) -> Task:
+        (executable,) = description.executables
+        settings = self._settings(description)
+        return make_process(self._context, executable.target, executable.args, settings)
+
+    # -- options and accesses -------------------------------------------------------------
+
+    def _settings(self, description: TaskDescription) -> TaskSettings:
+        _, name, _, (executable,), reads, writes = description
+        settings = (
+            self._options or self._make_options(description, executable),
             self._channels(Mode.READ, reads) if reads else (),
             self._channels(Mode.WRITE, writes) if writes else (),
             name,
         )
+        # In half the time of `TaskSettings(...)`: this is done for each task.
+        return tuple.__new__(TaskSettings, settings)
 
-    def _make_process(self, filled: TaskDescription) -> Task:
-        _, name, _, (what,), reads, writes = filled
-        return make_process(
-            self._batch,
-            what.target,
-            what.args,
-            self._options or self._options_for(filled, what),
-            self._channels(Mode.READ, reads) if reads else (),
-            self._channels(Mode.WRITE, writes) if writes else (),
-            name,
-        )
-
-    def _make_job(self, filled: TaskDescription) -> Task:
-        raise SpecError(
-            f"{self._file} describes a job, and jobs are not there yet: "
-            "use type: function or type: process"
-        )
-
-    # -- what goes into them --------------------------------------------------------------
-
-    def _options_for(self, filled: TaskDescription, what: FilledExecutable) -> Options:
-        cwd = what.cwd
+    def _make_options(self, description: TaskDescription, executable: FilledExecutable) -> Options:
+        cwd = executable.cwd
         options = make_options(
-            timeout=filled.timeout,
-            cwd=None if cwd is None else self._batch._absolute(cwd),
-            env=what.env,
+            timeout=description.timeout,
+            cwd=None if cwd is None else self._context.absolute(cwd),
+            env=executable.env,
         )
-        if self._form.steady:
+        if self._template.steady:
             self._options = options
         return options
 
-    def _channels(self, mode: Mode, uses: Sequence[Use]) -> tuple[Channel, ...]:
+    def _channels(self, mode: Mode, uses: Sequence[ChannelUse]) -> tuple[Channel, ...]:
         channels: tuple[Channel, ...] = ()
-        for line, thing, names in uses:
+        for line, obj, names in uses:
             try:
-                access = make_access(mode, thing, names, self._batch._directory)
+                access = self._context.access(mode, obj, names)
             except SpecError as error:
                 raise SpecError(f"{self._file}:{line}: {error}") from None
             channels += access.channels
@@ -151,5 +153,4 @@ class ImportedFunction:
 _MAKERS = {
     "function": ImportedFunction._make_function,
     "process": ImportedFunction._make_process,
-    "job": ImportedFunction._make_job,
 }

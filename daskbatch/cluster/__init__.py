@@ -1,4 +1,4 @@
-"""Dask's side: connections to a cluster, and the plugins of its scheduler and nannies.
+"""Connects a client's dispatcher to Dask: connections, and plugins of scheduler and nannies.
 
-Does not know what users hold.
+Any thread may use a `Session`. The plugins run on the event loops of the scheduler and nannies.
 """

@@ -1,7 +1,7 @@
-"""The clients of every Batch on a scheduler: who there is, who has left, who is silent.
+"""Keeps which clients each Batch on a scheduler has, and which connections have gone silent.
 
-Does not know tasks, nor how clients are told. A Batch is there from when its creator comes
-until nobody is left; a client that comes later finds that it has ended.
+A Batch exists from when its creator registers until its last client is removed; a client that
+registers later is refused. The scheduler's event loop calls all of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 
+from daskbatch.timeouts import Deadline
+
+#: The least interval between two checks for silent connections.
+_MIN_CHECK_INTERVAL_SECONDS = 0.01
+
 
 @dataclass(slots=True, eq=False)
 class RegisteredClient:
@@ -19,13 +24,13 @@ class RegisteredClient:
     Parameters
     ----------
     topic : str
-        Under which it hears of its tasks.
+        The topic of the messages about its tasks.
     batch : str
         The Batch.
     connection : str
-        Dask's name of the connection that it has, perhaps with others.
+        Dask's name of its connection, which it may share with other clients.
     where : str
-        What messages say of where it is.
+        Its process and machine, for messages.
     number : int
         Unique in its Batch: 0 for the creator.
     """
@@ -48,7 +53,8 @@ class _Batch:
     topics: set[str] = field(default_factory=set)
     #: The connections that have, or had, clients of it, apart from its creator's.
     connections: set[str] = field(default_factory=set)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Set, and replaced by another one, when a client is removed.
+    client_removed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class ClientRegistry:
@@ -56,38 +62,39 @@ class ClientRegistry:
 
     def __init__(self) -> None:
         self._batches: dict[str, _Batch] = {}
-        self._enrolled: dict[str, RegisteredClient] = {}
-        #: When those connections were heard of last that have to say so: and how often.
-        self._heard: dict[str, tuple[float, float]] = {}
+        self._clients: dict[str, RegisteredClient] = {}
+        #: For each connection that has to send heartbeats: when it last sent one, and for how
+        #: many seconds it may be silent.
+        self._heartbeats: dict[str, tuple[float, float]] = {}
 
     def __iter__(self) -> Iterator[RegisteredClient]:
-        return iter(list(self._enrolled.values()))
+        return iter(list(self._clients.values()))
 
     def find(self, topic: str) -> RegisteredClient | None:
-        """Give the client of a topic, if it is there."""
-        return self._enrolled.get(topic)
+        """Return the client of a topic, if it is registered."""
+        return self._clients.get(topic)
 
     def of_connection(self, connection: str) -> list[RegisteredClient]:
-        """Give the clients that have a connection."""
+        """Return the clients that use a connection."""
         return [each for each in self if each.connection == connection]
 
     def of_batch(self, batch: str) -> list[RegisteredClient]:
-        """Give the clients of a Batch, in order of their numbers."""
+        """Return the clients of a Batch, in order of their numbers."""
         found = self._batches.get(batch)
-        some = [self._enrolled[topic] for topic in found.topics] if found is not None else []
-        return sorted(some, key=lambda client: client.number)
+        clients = [self._clients[topic] for topic in found.topics] if found is not None else []
+        return sorted(clients, key=lambda client: client.number)
 
-    def enrol(
+    def register(
         self, topic: str, batch: str, connection: str, where: str, founds: bool
     ) -> RegisteredClient | None:
-        """Take a client in; None if there is no such Batch, or none any more.
+        """Register a client; returns None if its Batch does not exist or has ended.
 
         Parameters
         ----------
         topic, batch, connection, where
             See `RegisteredClient`.
         founds : bool
-            Whether it is the Batch's creator.
+            Whether it is the creator of the Batch.
         """
         found = self._batches.get(batch)
         if founds and found is None:
@@ -95,69 +102,68 @@ class ClientRegistry:
         if found is None:
             return None
         client = RegisteredClient(topic, batch, connection, where, next(found.numbers))
-        self._enrolled[topic] = client
+        self._clients[topic] = client
         found.topics.add(topic)
         if not founds:
             found.connections.add(connection)
         return client
 
-    def leave(self, topic: str) -> RegisteredClient | None:
-        """Let a client go, and its Batch with the last one."""
-        client = self._enrolled.pop(topic, None)
+    def remove(self, topic: str) -> RegisteredClient | None:
+        """Remove a client and return it; None if it is not registered."""
+        client = self._clients.pop(topic, None)
         found = None if client is None else self._batches.get(client.batch)
         if found is not None:
             found.topics.discard(topic)
-            found.left.set()
-            found.left = asyncio.Event()
+            found.client_removed.set()
+            found.client_removed = asyncio.Event()
         return client
 
-    def end(self, batch: str) -> set[str]:
-        """Drop a Batch, so that nobody can come any more; returns the connections to tell."""
+    def end_batch(self, batch: str) -> set[str]:
+        """Remove a Batch, so that no client can register; returns the connections to notify."""
         found = self._batches.pop(batch, None)
         if found is None:
             return set()
-        found.left.set()
+        found.client_removed.set()
         return found.connections
 
     def is_empty(self, batch: str) -> bool:
-        """Say whether a Batch is there, and nobody in it."""
+        """Return whether a Batch exists and has no clients."""
         found = self._batches.get(batch)
         return found is not None and not found.topics
 
-    async def others_left(self, topic: str, seconds: float) -> list[RegisteredClient]:
-        """Wait for a time until a client is alone in its Batch; returns who else is there."""
-        deadline = monotonic() + seconds
-        batch = self._enrolled[topic].batch
+    async def wait_until_alone(self, topic: str, seconds: float) -> list[RegisteredClient]:
+        """Wait until a client is alone in its Batch; returns the other clients at the end."""
+        deadline = Deadline(seconds)
+        batch = self._clients[topic].batch
         while True:
             others = [each for each in self.of_batch(batch) if each.topic != topic]
-            left = deadline - monotonic()
-            if not others or left <= 0:
+            if not others or deadline.passed:
                 return others
-            event = self._batches[batch].left
+            removed = self._batches[batch].client_removed
             try:
-                await asyncio.wait_for(event.wait(), left)
+                await asyncio.wait_for(removed.wait(), deadline.left())
             except TimeoutError:
                 continue
 
     # -- silence --------------------------------------------------------------------------
 
-    def heard(self, connection: str, ttl: float) -> None:
-        """Note that a connection has been heard of, and how long it may be silent. Seconds."""
-        self._heard[connection] = monotonic(), ttl
+    def record_heartbeat(self, connection: str, ttl: float) -> None:
+        """Record that a connection is alive, and for how many seconds it may be silent."""
+        self._heartbeats[connection] = monotonic(), ttl
 
     def disconnected(self, connection: str) -> None:
         """Forget a connection."""
-        self._heard.pop(connection, None)
+        self._heartbeats.pop(connection, None)
         for found in self._batches.values():
             found.connections.discard(connection)
 
-    def silent(self) -> list[str]:
-        """Give the connections that have been silent for too long."""
+    def silent_connections(self) -> list[str]:
+        """Return the connections that have been silent for too long."""
         now = monotonic()
-        return [each for each, (when, much) in self._heard.items() if now - when > much]
+        return [each for each, (when, ttl) in self._heartbeats.items() if now - when > ttl]
 
-    def next_look(self) -> float | None:
-        """Say in how many seconds one may have become silent; None if none has to speak."""
+    def seconds_to_next_silence(self) -> float | None:
+        """Return when a connection may next be silent for too long; None without heartbeats."""
         now = monotonic()
-        ends = [when + much - now for when, much in self._heard.values()]
-        return max(0.01, min(ends)) if ends else None
+        ends = [when + ttl - now for when, ttl in self._heartbeats.values()]
+        return max(_MIN_CHECK_INTERVAL_SECONDS, min(ends)) if ends else None

@@ -1,6 +1,7 @@
-"""Finds the cluster that a Batch is to use, and leaves it as it should be left.
+"""Connects to the cluster that a Batch is to use, or starts one.
 
-Does not know tasks. What was given is used and never closed; what was made here is.
+A client or cluster that the caller passes in is used and never closed; one that is made here is
+closed with its `Connection`.
 """
 
 from __future__ import annotations
@@ -29,22 +30,27 @@ from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 
-#: How long a client lets pass between two messages to the scheduler. Dask's own 10 ms would be
-#: twice as long as a call takes in all.
-_SEND_SECONDS = 0.001
+#: The interval at which a client sends its messages to the scheduler. Dask's own 10 ms would be
+#: twice as long as a whole call takes.
+_SEND_INTERVAL_SECONDS = 0.001
+
+#: How long the scheduler may take to say goodbye to a client that closes.
+_CLOSE_TIMEOUT_SECONDS = 2
 
 
 class Connection:
-    """A client of a cluster, and what else has to be closed with it.
+    """A connected Dask client, and the embedded cluster that is closed with it.
+
+    Any thread may close it.
 
     Parameters
     ----------
     client : distributed.Client
-        Connected.
+        The connected client.
     owns_client : bool
-        Whether it was made here.
+        Whether the client was made here, so that it is closed with the connection.
     embedded : EmbeddedCluster, optional
-        The cluster, if it was made here.
+        The cluster, if it was started here.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class Connection:
         self._closed = False
 
     def close(self) -> None:
-        """Leave the cluster, and end it if it is embedded."""
+        """Disconnect from the cluster, and end it if it is embedded."""
         with self._lock:
             if self._closed:
                 return
@@ -67,12 +73,12 @@ class Connection:
         if self._owns_client:
             # Its scheduler may be gone already.
             with contextlib.suppress(Exception):
-                self.client.close(timeout=2)
+                self.client.close(timeout=_CLOSE_TIMEOUT_SECONDS)
         if self.embedded is not None:
             self.embedded.close()
 
     def close_in_background(self) -> None:
-        """Close without waiting for it."""
+        """Close in another thread, without waiting."""
         threading.Thread(target=self.close, name="daskbatch-close").start()
 
 
@@ -89,23 +95,23 @@ def connect(
     cluster : str, Client, Cluster or None
         See `Batch`.
     num_workers : int, optional
-        Task slots of an embedded cluster.
+        The task slots of an embedded cluster.
     directory : str
-        Where the workers of an embedded cluster work.
+        The working directory of an embedded cluster's workers.
     environment : mapping, optional
-        What is added to their environment.
+        Variables that are added to their environment.
 
     Raises
     ------
     SpecError
-        It is none of these, or `num_workers` is wrong.
+        `cluster` is none of these, or `num_workers` is wrong.
     ServiceLost
-        Nothing answers there.
+        No scheduler answers at this address.
     """
     if num_workers is not None:
         if cluster is not None:
             raise SpecError(
-                "num_workers= is for the embedded cluster; a given one has the workers that it has"
+                "num_workers= is for the embedded cluster; it cannot change a given cluster"
             )
         if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 1:
             raise SpecError(f"num_workers= must be a whole number from 1, not {num_workers!r}")
@@ -123,7 +129,7 @@ def connect(
             raise SpecError("cluster= must not be an asynchronous Client")
         if cluster.status != "running":
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
-        _known[cluster.scheduler.address] = cluster.security
+        learn_security(cluster.scheduler.address, cluster.security)
         return Connection(cluster, owns_client=False)
     if isinstance(cluster, (str, Cluster)):
         return Connection(open_client(cluster), owns_client=True)
@@ -134,7 +140,7 @@ def connect(
 
 
 def register(client: Client, *plugins: object) -> None:
-    """Have the scheduler, nannies and workers do their part, as plugins that they may have already.
+    """Register plugins with the scheduler, nannies or workers, unless they have them already.
 
     Raises
     ------
@@ -158,44 +164,46 @@ def register(client: Client, *plugins: object) -> None:
         ) from error
 
 
-#: How long is tried, at first, to reach a scheduler that has been there. Seconds.
-_ATTEMPT = 1.0
+#: The timeout of the first attempt to reach a scheduler that existed before; it is then doubled.
+_FIRST_ATTEMPT_TIMEOUT_SECONDS = 1.0
 
-#: How much longer an answer may take. Seconds.
-_SLACK = 5.0
+#: How much longer than the attempt the answer may take.
+_ANSWER_TIMEOUT_SECONDS = 5.0
 
-#: What this process has connected to schedulers with, by their addresses. It is never sent.
-_known: dict[str, Security] = {}
+#: The TLS settings that this process has connected to schedulers with, by their addresses. They
+#: are never sent anywhere.
+_security: dict[str, Security] = {}
 
 
 def learn_security(address: str, security: Security) -> None:
-    """Keep what it takes to connect to a scheduler."""
-    _known[address] = security
+    """Remember the TLS settings for connections to a scheduler."""
+    _security[address] = security
 
 
 def security_of(address: str) -> Security:
-    """Give what it takes to connect to a scheduler, as far as this process knows."""
-    known = _known.get(address) or _of_worker(address)
-    return known or _maybe_call_security_loader(address) or Security()
+    """Return the TLS settings for connections to a scheduler, as far as this process has them."""
+    found = _security.get(address) or _of_worker(address)
+    return found or _maybe_call_security_loader(address) or Security()
 
 
 def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
-    """Make a client of a cluster.
+    """Return a new client of a cluster.
 
-    An address says nothing of keys and certificates: they are those that this process has
-    connected there with before, or its worker has; else they are for Dask's configuration to say.
+    With an address, the keys and certificates are those that this process, or its worker, has
+    connected there with before; otherwise those of Dask's configuration.
 
     Parameters
     ----------
     cluster : str or Cluster
-        Its address, or an object for it.
+        The scheduler's address, or a cluster object.
     was_there : bool
-        Whether there surely was one before: then it is not about to start.
+        Whether the scheduler existed before: then it is not just starting, and an attempt that
+        is refused is not repeated.
 
     Raises
     ------
     ServiceLost
-        Nothing answers there.
+        No scheduler answers at this address.
     """
     began = monotonic()
     seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
@@ -205,19 +213,21 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
             security = security_of(cluster)
             _await_scheduler(cluster, security, seconds, was_there)
         client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
-        # We hand over much at once anyway; what is handed over alone should not have to wait.
-        client.scheduler_comm.interval = _SEND_SECONDS
+        # Many tasks are submitted at once anyway; a task submitted alone should not have to wait.
+        client.scheduler_comm.interval = _SEND_INTERVAL_SECONDS
     except Exception as error:
-        # Whatever somebody else who listens there may have said, and Dask made of it.
-        said = f"{type(error).__name__}: {error}"
+        # Any exception: another program may listen there, and Dask may not understand it.
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError) and not str(error):
-            said = f"there was no answer within {monotonic() - began:.1f} s"
+            reason = f"there was no answer within {monotonic() - began:.1f} s"
         if isinstance(error, OSError):
-            said += "; is the address right, does the scheduler run, is a firewall in between?"
-        if "ssl_context" in said:
-            said = "it wants TLS: set distributed.comm.tls in Dask's configuration in this process"
-        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {said}") from error
-    _known[client.scheduler.address] = client.security
+            reason += "; is the address right, does the scheduler run, is a firewall in between?"
+        if "ssl_context" in reason:
+            reason = (
+                "it needs TLS: set distributed.comm.tls in Dask's configuration in this process"
+            )
+        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {reason}") from error
+    learn_security(client.scheduler.address, client.security)
     return client
 
 
@@ -225,17 +235,17 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
 _owned: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def leave_to_parent(client: Client) -> None:
-    """Let go of a connection in a process that was forked.
+def close_in_child(client: Client) -> None:
+    """Close the parent's connection in a forked child.
 
-    As long as anybody has it open, the scheduler takes the parent for alive.
+    As long as any process has it open, the scheduler considers the parent alive.
     """
     if client not in _owned or client.scheduler_comm is None:
         return
     pool = client.rpc
     for comms in (*pool.available.values(), *pool.occupied.values(), {client.scheduler_comm.comm}):
         for comm in comms:
-            # What it is on; the loop that it belongs to does not run here.
+            # Its socket directly: the event loop that it belongs to does not run here.
             stream = getattr(comm, "stream", None)
             if stream is not None and stream.socket is not None:
                 with contextlib.suppress(OSError):
@@ -251,7 +261,7 @@ os.register_at_fork(after_in_child=_renew_offload)
 
 
 def _of_worker(address: str) -> Security | None:
-    """Give what this process's own worker has, if it is one of that scheduler's."""
+    """Return the TLS settings of this process's worker, if the scheduler is the worker's."""
     try:
         worker = get_worker()
     except ValueError:
@@ -260,7 +270,7 @@ def _of_worker(address: str) -> Security | None:
 
 
 def for_client(security: Security) -> Security:
-    """Have a worker's certificate serve its tasks, where there is none for clients."""
+    """Return TLS settings that use a worker's certificate where there is none for clients."""
     if security.tls_client_cert is None and security.tls_worker_cert is not None:
         security = copy.copy(security)
         security.tls_client_cert = security.tls_worker_cert
@@ -269,7 +279,7 @@ def for_client(security: Security) -> Security:
 
 
 def _await_scheduler(address: str, security: Security, seconds: float, was_there: bool) -> None:
-    """Wait until a scheduler says who it is: a Dask client would wait for ever for that."""
+    """Wait until a scheduler identifies itself, with a limit: a Dask client would wait for ever."""
 
     async def ask(seconds: float) -> None:
         connection = security.get_connection_args("client")
@@ -277,19 +287,19 @@ def _await_scheduler(address: str, security: Security, seconds: float, was_there
             await scheduler.identity(n_workers=0)
 
     async def ask_in_time() -> None:
-        # Dask tries again and again, also where nobody listens any more: so it may for a short
-        # time only at first, then for longer and longer, if nobody says so.
-        attempt = _ATTEMPT
+        # Dask repeats attempts even if they are refused because nothing listens any longer. So
+        # it may try for a short time only at first, then for longer, unless it was refused.
+        attempt = _FIRST_ATTEMPT_TIMEOUT_SECONDS
         while was_there and attempt < seconds:
             try:
-                return await asyncio.wait_for(ask(attempt), attempt + _SLACK)
+                return await asyncio.wait_for(ask(attempt), attempt + _ANSWER_TIMEOUT_SECONDS)
             except Exception as error:
                 if _was_refused(error):
                     raise
             attempt *= 2
         return await asyncio.wait_for(ask(seconds), seconds)
 
-    # In a thread of its own, since this one may have a loop that runs, as in a notebook.
+    # In another thread, because this one may have a running event loop, as in a notebook.
     with ThreadPoolExecutor(1, "daskbatch-connect") as thread:
         thread.submit(asyncio.run, ask_in_time()).result()
 

@@ -1,6 +1,7 @@
-"""The client's end of a Dask cluster: submits graphs, hears of keys, revokes members.
+"""The client's end of a Dask cluster: submits graphs, watches keys, revokes members.
 
-Does not know tasks; what it hears it tells a dispatcher. It is a `backend.Backend`.
+Does not know tasks: it calls a `backend.Listener` with all that it receives. It implements
+`backend.Backend`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import pickle
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,14 +21,24 @@ from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
 from daskbatch.cluster.connection import register
-from daskbatch.cluster.membership import GONE, Membership
+from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
+from daskbatch.cluster.messages import (
+    BatchEnded,
+    BlockReported,
+    MembersRevoked,
+    SlotsChanged,
+    ValuesLost,
+    WorkerDied,
+    decode,
+)
 from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
-from daskbatch.cluster.scheduler_plugin import BatchService
-from daskbatch.dispatch.backend import Answered, Listener, Members
+from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
+from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
-from daskbatch.dispatch.placement import SubmittedBlock
 from daskbatch.dispatch.requirements import Capacity
+from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
+from daskbatch.forking import after_fork, make_lock
 from daskbatch.worker.cores import CoresPlugin
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
@@ -37,45 +46,37 @@ from daskbatch.worker.plugin import BatchWorkerPlugin
 #: Dask warns of graphs over 10 MB, with advice that does not apply to ours.
 _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 
-
 _logger = logging.getLogger("daskbatch")
 
 #: Dask's configuration is one for all threads.
-_setting_config = threading.Lock()
+_setting_config = make_lock()
 
+# A thread of the parent may hold Dask's own lock at a fork.
+after_fork(dask.config.config_lock._at_fork_reinit)
 
-def _free_locks() -> None:
-    # Whoever has them at a fork is a thread of the parent.
-    locks: list[Any] = [_setting_config, dask.config.config_lock]
-    for lock in locks:
-        lock._at_fork_reinit()
-
-
-os.register_at_fork(after_in_child=_free_locks)
-
-#: Graphs that follow each other faster than this are of one generation.
+#: Graphs that are submitted within this time of each other are of one generation.
 _SAME_GENERATION = "1 h"
 
-#: How long a future is kept that nobody wants any more: to give it back at once would be in the
-#: way of what is submitted next. Seconds.
+#: How long a future is kept that is no longer needed: to release it at once would delay what is
+#: submitted next.
 _LINGER_SECONDS = 0.05
 
-#: How long an answer may be on its way from the scheduler. Seconds.
-_ANSWER_SECONDS = 5.0
+#: How long an answer may be on its way from the scheduler.
+_ANSWER_TIMEOUT_SECONDS = 5.0
 
 
 class ClusterBackend:
-    """A Dask cluster as a `backend.Backend`.
+    """A Dask cluster as a `backend.Backend`. Any thread may use it.
 
     Parameters
     ----------
     client : distributed.Client
-        Connected to it.
+        The connection to it.
     topic : str
-        Under which this client is told of its blocks.
+        The topic of the events for this client.
     within : object, optional
-        The key of the Dask task that this client is in. What it submits is served before what
-        has been submitted since that was.
+        The key of the Dask task that is this client. What it submits is served before what
+        has been submitted since that task was.
     """
 
     def __init__(self, client: Client, topic: str, within: Any = None) -> None:
@@ -83,19 +84,18 @@ class ClusterBackend:
         self.slots = 0
         self.membership = Membership(client, topic)
         self._within = within
-        self._address = client.scheduler.address
-        #: Of the blocks whose results somebody may still ask for, and of buffers.
+        #: The futures of buffers, and of the blocks whose results may still be needed.
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
-        self._asked: dict[int, Answered] = {}
+        self._callbacks: dict[int, RevokeCallback] = {}
         self._listener: Listener | None = None
-        #: Futures of keys that are over, for a while.
+        #: The futures of keys that are over, for a moment.
         self._lingering: list[Any] = []
 
     def prepare(self) -> None:
-        """Have the scheduler, nannies and workers do their part; raises `BatchError`."""
-        register(self.client, BatchNannyPlugin(), BatchService(), BatchWorkerPlugin())
+        """Register the plugins of the scheduler, nannies and workers; raises `BatchError`."""
+        register(self.client, BatchNannyPlugin(), BatchSchedulerPlugin(), BatchWorkerPlugin())
 
     def connect(
         self,
@@ -104,49 +104,53 @@ class ClusterBackend:
         founds: bool,
         on_loss: Callable[[ServiceLost], None],
     ) -> int:
-        """Become a client of a Batch; returns its number there. See `Membership.take`.
+        """Register as a client of a Batch; returns its number there.
 
         Parameters
         ----------
         listener : Listener
-            Who is told of reports, of keys and of workers.
+            Receives what happens to blocks and workers.
         batch, founds, on_loss
-            See there.
+            See `Membership.register`, also for the exceptions.
         """
         self._listener = listener
-        number, self.slots = self.membership.take(batch, founds, self._heard, on_loss)
+        number, self.slots = self.membership.register(batch, founds, self._receive, on_loss)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
-        """Be no client any more, and hear no more; see `Membership.give_up`."""
+        """Unregister, and receive nothing more; see `Membership.unregister`."""
         self._listener = None
         for future in list(self._futures):
             future.release()
-        self.membership.give_up(idle)
+        self.membership.unregister(idle)
 
-    def _heard(self, event: tuple[float, Any]) -> None:
-        _, message = event
+    def _receive(self, event: tuple[float, Any]) -> None:
+        message = decode(event[1])
         listener = self._listener
-        if isinstance(message, int):
-            self.slots = message
-        elif listener is None:
+        if isinstance(message, SlotsChanged):
+            self.slots = message.slots
+        if listener is None:
             return
-        elif isinstance(message, bytes):
-            self._guard(listener.report, message)
-        elif "question" in message:
-            self._answered(message["question"], message["revoked"], message["stopping"])
-        elif "gone" in message:
-            self._guard(listener.values_gone, message["gone"])
-        else:
-            traces = None if message["traces"] is None else pickle.loads(message["traces"])
-            self._guard(listener.worker_died, message["died"], message["why"], traces)
+        match message:
+            case BlockReported(report):
+                self._guard(listener.report, report)
+            case MembersRevoked(question, not_begun, stopping):
+                self._answer(question, not_begun, stopping)
+            case ValuesLost(keys):
+                self._guard(listener.values_lost, keys)
+            case WorkerDied(keys, details, traces):
+                found = None if traces is None else pickle.loads(traces)
+                self._guard(listener.worker_died, keys, details, found)
+            case SlotsChanged() | BatchEnded():
+                pass
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
+        """Submit a graph and set the future of each block; see `Submitter.submit`."""
         keys = [*lowered.blocks, *lowered.buffers]
         within = {} if self._within is None else {"key": self._within}
         with _setting_config, dask.config.set(_NO_WARNING), set_thread_state(**within):
-            # Dask serves one generation of graphs after the other: a new one each time, so
-            # that whoever submits first is served first, but for what was submitted before.
+            # Dask serves one generation of graphs after the other. A new generation each time
+            # means first come, first served, except for what was submitted before.
             timeout = _SAME_GENERATION if again else 0
             futures = dict(
                 zip(
@@ -162,35 +166,36 @@ class ClusterBackend:
         return {key: futures[key] for key in lowered.buffers}
 
     def capacities(self) -> list[Capacity]:
-        """Ask what the workers have that are there now."""
+        """Return what the present workers offer."""
         found = self.client.sync(self.client.scheduler.daskbatch_capacities)
         return [Capacity(*each) for each in found]
 
     def reserve_cores(self) -> None:
-        """Have each worker, also those to come, offer its threads as the resource `CORES`."""
+        """Make each worker, also those to come, offer its threads as the resource `CORES`."""
         self.client.register_plugin(CoresPlugin())
 
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
-        """Ask that after some time, and tell."""
+        """Call a function, after some seconds, with what the workers offer then."""
 
         async def ask() -> None:
             await asyncio.sleep(seconds)
             if self.client.status != "running":
                 return
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 found = await self.client.scheduler.daskbatch_capacities()
                 self._guard(then, [Capacity(*each) for each in found])
 
         self.client.loop.add_callback(ask)
 
     def require_alive(self) -> None:
-        self.membership.require()
+        """Raise `ServiceLost` if the cluster, or the registration there, is gone."""
+        self.membership.require_registered()
 
     async def _watch(self, block: SubmittedBlock, future: Any) -> None:
-        """Wait for a key on the client's event loop, and tell what became of it.
+        """Wait for a key on the client's event loop, and notify the listener of its end.
 
         `Future.add_done_callback` would call from a thread pool, which does nothing any
-        more when the interpreter ends.
+        longer when the interpreter ends.
         """
         while future.status in ("pending", "lost"):
             await future._state.wait()
@@ -199,12 +204,12 @@ class ClusterBackend:
         if future.status == "error":
             error = _as_own(await future.exception())
         elif future.status != "finished":
-            # Unless it was released here, nobody else's cancelling but the cluster's end does it.
+            # If it was not released here, then only the end of the cluster cancels it.
             if block.future is not None:
-                self._guard(self.membership.look)
+                self._guard(self.membership.check)
                 error = ServiceLost(f"its key is {future.status}")
-        elif block.left:
-            # Not all was reported; the key has it all.
+        elif block.unfinished:
+            # Not every member was reported; the key has all outcomes.
             try:
                 result = await future
             except Exception as failure:
@@ -213,11 +218,11 @@ class ClusterBackend:
             self.client.loop.call_later(_LINGER_SECONDS, self._lingering.clear)
         self._lingering.append(future)
         if self._listener is not None:
-            self._guard(self._listener.key_over, block, result, error)
+            self._guard(self._listener.key_finished, block, result, error)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
-        # On Dask's event loop an error of ours would be logged, and whoever waits would wait
-        # for ever.
+        # Dask's event loop would only log an error of ours, and threads that wait for tasks
+        # would wait for ever.
         try:
             function(*args)
         except Exception as error:
@@ -226,12 +231,15 @@ class ClusterBackend:
                 lost = BatchError(f"daskbatch lost track of this task: {error!r}")
                 self._listener.give_up(lost)
 
-    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+    def revoke(
+        self, members: Members, status: Status, then: RevokeCallback, begun: bool = True
+    ) -> None:
+        """Withdraw members of blocks; see `Backend.revoke`."""
         question = next(self._questions)
-        self._asked[question] = then
+        self._callbacks[question] = then
 
         async def ask() -> None:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 await self.client.scheduler.daskbatch_revoke(
                     topic=self._topic,
                     question=question,
@@ -239,34 +247,37 @@ class ClusterBackend:
                     status=int(status),
                     begun=begun,
                 )
-            # By then the answer has come, unless the scheduler is gone, or there is no client
-            # any more that it knows.
-            self.client.loop.call_later(_ANSWER_SECONDS, self._answered, question, {}, {})
+            # By then the answer has arrived, unless the scheduler is gone, or this client is no
+            # longer registered there.
+            self.client.loop.call_later(_ANSWER_TIMEOUT_SECONDS, self._answer, question, {}, {})
 
         self.client.loop.add_callback(ask)
 
-    def _answered(self, question: int, revoked: Members, stopping: Members) -> None:
-        then = self._asked.pop(question, None)
+    def _answer(self, question: int, not_begun: Members, stopping: Members) -> None:
+        then = self._callbacks.pop(question, None)
         if then is not None:
-            self._guard(then, revoked, stopping)
+            self._guard(then, not_begun, stopping)
 
     def release(self, block: SubmittedBlock) -> None:
+        """Drop this client's interest in a block; see `Backend.release`."""
         future, block.future = block.future, None
         if future is not None:
             future.release()
 
     def forget(self, blocks: Sequence[int]) -> None:
+        """Drop the revocations of blocks that are over."""
         self.client.loop.add_callback(
             self.client.scheduler.daskbatch_forget, topic=self._topic, blocks=list(blocks)
         )
 
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function on Dask's event loop after some seconds."""
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._guard, function)
 
 
 def _as_own(error: BaseException) -> BaseException:
-    """Say in our words what became of a key that Dask gave up."""
+    """Return an exception of daskbatch for a key that Dask gave up."""
     if isinstance(error, KilledWorker):
         last = "" if error.last_worker is None else f", the last at {error.last_worker.address}"
         lost = WorkerLost(f"{error.allowed_failures + 1} workers died under it{last}")

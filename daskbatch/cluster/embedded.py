@@ -1,13 +1,13 @@
-"""A cluster on this machine that lives as long as its creator wants it.
+"""Starts a cluster on this machine that ends with its creator.
 
-Does not know Batches. One process holds the scheduler and the nannies (the *host*), each
-worker is a process of one thread. All are started by executing Python anew, so that no
-user script is imported a second time and none needs a ``__main__`` guard; yet they see
-the creator's directory, environment and `sys.path`.
+One process holds the scheduler and the nannies (the *cluster process*), and each worker is a
+process with one thread. All are started by executing Python anew. So no user script is imported
+a second time, and none needs a ``__main__`` guard; yet the workers have the creator's directory,
+environment and `sys.path`.
 
-The host lives on a pipe from its creator: when that closes, because the creator closed it
-or died of whatever, host and workers end. They have a session of their own, so that
-Ctrl-C at the terminal reaches the creator alone.
+The cluster process reads a pipe from its creator. When the pipe closes, because the creator
+closed it or died for any reason, the cluster process and the workers end. They are in another
+POSIX session than the creator, so that Ctrl-C at the terminal reaches the creator alone.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ import psutil
 
 from daskbatch.dispatch.lower import TOKEN
 from daskbatch.errors import ServiceLost
+from daskbatch.forking import after_fork
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 
 _START = "import sys, json; s = json.loads(sys.stdin.readline()); sys.path[:] = s['path']; \
-from daskbatch.cluster.embedded import host; host(s)"
+from daskbatch.cluster.embedded import run_cluster; run_cluster(s)"
 
-_START_SECONDS = 60.0
-_END_SECONDS = 10.0
+_START_TIMEOUT_SECONDS = 60.0
+_END_TIMEOUT_SECONDS = 10.0
 
-#: A directory for sockets has a name of so many bytes at most. One of a socket may have 107, on
-#: macOS 103, of which `multiprocessing` needs 32.
-_SHORT = 70
+#: The longest path of a directory for sockets. The path of a socket may have 107 bytes, on macOS
+#: 103, and `multiprocessing` needs 32 of them.
+_MAX_SOCKET_DIRECTORY_BYTES = 70
 
-#: How often is looked whether a nanny has given up.
-_KEEP_UP_SECONDS = 0.5
+#: The interval at which nannies that have given up are replaced.
+_CHECK_INTERVAL_SECONDS = 0.5
 
-#: As Dask's nannies do: one thread for each linear algebra call, since every core has a
-#: worker. The creator's own settings win.
+#: As Dask's nannies do: one thread for each linear algebra call, because every core has a
+#: worker. The creator's settings take precedence.
 _WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "OMP_NUM_THREADS": "1",
@@ -55,16 +56,16 @@ _WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
-#: What differs from Dask's defaults in the host and its workers.
+#: What differs from Dask's defaults in the cluster process and its workers.
 _CONFIG = {
     # Otherwise a task could not use multiprocessing.
     "distributed.worker.daemon": False,
-    # Python is started and Dask imported once for all workers.
+    # Python is started, and Dask imported, once for all workers.
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ": {},
-    # Nobody should steal these, even before one has been seen to run.
+    # No worker should steal tokens, even before Dask has seen one run.
     f"distributed.scheduler.default-task-durations.{TOKEN}": "1us",
-    # A slot that has nothing to do should not wait a second for work to steal.
+    # An idle slot should not wait a second before it steals work.
     "distributed.scheduler.work-stealing-interval": "100ms",
 }
 
@@ -75,16 +76,16 @@ class EmbeddedCluster:
     Parameters
     ----------
     num_workers : int
-        How many worker processes, of one thread each.
+        The number of worker processes, of one thread each.
     directory : str
-        The directory that they work in.
+        Their working directory.
     environment : mapping, optional
-        What is added to their environment.
+        Variables that are added to their environment.
 
     Raises
     ------
     ServiceLost
-        They did not start.
+        The cluster did not start.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ class EmbeddedCluster:
             raise
 
     def _await_address(self, receive: int) -> str:
-        # A thread, since a pipe cannot be read with a timeout; the host's end closes it.
+        # In a thread, because a pipe cannot be read with a timeout. The pipe closes when the
+        # cluster process ends.
         lines: list[str] = []
 
         def read() -> None:
@@ -149,25 +151,26 @@ class EmbeddedCluster:
 
         reader = threading.Thread(target=read, name="daskbatch-start", daemon=True)
         reader.start()
-        reader.join(_START_SECONDS)
+        reader.join(_START_TIMEOUT_SECONDS)
         if not lines or not lines[0]:
             raise ServiceLost(
                 f"the embedded cluster did not start (exit code {self._process.poll()}); "
-                "what its process wrote to stderr says why"
+                "its process wrote the reason to stderr"
             )
         return str(json.loads(lines[0])["address"])
 
     def close(self) -> None:
-        """End the workers and the scheduler; what runs is given up."""
+        """End the workers and the scheduler; running tasks are abandoned."""
         self._finalizer()
 
 
-#: Those that this process has made.
+#: The clusters that this process has started.
 _clusters: weakref.WeakSet[EmbeddedCluster] = weakref.WeakSet()
 
 
+@after_fork
 def _leave_to_parent() -> None:
-    """Let a forked child of the creator neither end its clusters nor keep them going."""
+    """Keep a forked child of the creator from ending its clusters, and from keeping them alive."""
     for cluster in list(_clusters):
         cluster._finalizer.detach()
         with contextlib.suppress(OSError):
@@ -175,13 +178,10 @@ def _leave_to_parent() -> None:
     _clusters.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
-
-
 def _make_places() -> tuple[str, str]:
-    """Make a directory for what workers keep, and one for sockets: their names must be short."""
+    """Make a directory for the workers' files, and one for sockets, whose path must be short."""
     scratch = tempfile.mkdtemp(prefix="daskbatch-")
-    if len(os.fsencode(scratch)) <= _SHORT:
+    if len(os.fsencode(scratch)) <= _MAX_SOCKET_DIRECTORY_BYTES:
         return scratch, scratch
     try:
         return scratch, tempfile.mkdtemp(prefix="daskbatch-", dir="/tmp")
@@ -199,22 +199,22 @@ def _end(process: subprocess.Popen[str], pipe: IO[str], *places: str) -> None:
     with contextlib.suppress(OSError):
         pipe.close()
     try:
-        process.wait(_END_SECONDS)
+        process.wait(_END_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
     _remove_places(*places)
 
 
-# -- in the host ------------------------------------------------------------------------
+# -- in the cluster process -------------------------------------------------------------
 
 
-def host(settings: dict[str, Any]) -> None:
-    """Be the host: the main function of its process."""
+def run_cluster(settings: dict[str, Any]) -> None:
+    """Run the scheduler and the nannies: the main function of the cluster process."""
     import multiprocessing
     from multiprocessing import forkserver
 
-    # Started first, the fork server imports Dask while this process does.
+    # Started first, so that the fork server imports Dask while this process does.
     multiprocessing.set_forkserver_preload(["distributed.nanny", "daskbatch.worker.plugin"])
     tempfile.tempdir = settings["sockets"]
     forkserver.ensure_running()
@@ -237,28 +237,28 @@ async def _serve(settings: dict[str, Any]) -> None:
     )
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
-    keeping_up = asyncio.create_task(_keep_up(cluster, settings["workers"]))
+    replacing = asyncio.create_task(_replace_workers(cluster, settings["workers"]))
     await asyncio.to_thread(sys.stdin.read)
-    keeping_up.cancel()
-    # Nobody needs them any more. To ask them politely would take longer, and have them
-    # complain of each other's absence.
+    replacing.cancel()
+    # Nobody needs the workers any longer. To close them in order would take longer, and they
+    # would log that they miss each other.
     _kill_children()
     _remove_places(settings["scratch"], settings["sockets"])
     os._exit(0)
 
 
-async def _keep_up(cluster: Any, workers: int) -> None:
-    """Start workers anew where Dask does not: a nanny gives up if its worker dies as it starts."""
+async def _replace_workers(cluster: Any, workers: int) -> None:
+    """Start workers anew where Dask does not: a nanny gives up if its worker dies at the start."""
     from distributed.core import Status
 
     while True:
-        await asyncio.sleep(_KEEP_UP_SECONDS)
-        gone = [
+        await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+        failed = [
             name
             for name, nanny in cluster.workers.items()
             if nanny.status in (Status.closed, Status.failed)
         ]
-        for name in gone:
+        for name in failed:
             del cluster.workers[name]
         if len(cluster.workers) < workers:
             cluster.scale(workers)

@@ -1,6 +1,6 @@
-"""A client's place in its Batch: taken, kept, given up, or lost.
+"""Registers a client with its Batch, notices when the registration is lost, and ends it.
 
-Does not know tasks; whoever is told of the loss does.
+Any thread may use it, except Dask's event loop where a method waits for the scheduler.
 """
 
 from __future__ import annotations
@@ -9,33 +9,37 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 from distributed import Client
 from distributed.comm import CommClosedError
 
+from daskbatch.cluster.messages import Registration
 from daskbatch.errors import ServiceLost
+from daskbatch.timeouts import Deadline
 
-#: How long the scheduler is asked at once whether the others have left. Seconds.
-_JOIN_SECONDS = 5.0
+#: How long one request of `wait_until_alone` may wait on the scheduler.
+_JOIN_REQUEST_SECONDS = 5.0
 
-#: Until when messages may still come for a client that has left. Seconds.
-_LATE_SECONDS = 10.0
+#: How long messages may still arrive for a client that has left.
+_LATE_MESSAGES_SECONDS = 10.0
 
-#: What asking a scheduler raises that has gone away.
-GONE = (OSError, CommClosedError)
+#: How long after an interrupted registration the client is unregistered.
+_UNREGISTER_DELAY_SECONDS = 1.0
+
+#: What a request to a scheduler raises that is gone.
+UNREACHABLE_ERRORS = (OSError, CommClosedError)
 
 
 class Membership:
-    """What makes a process a client of a Batch.
+    """The registration of one client of a Batch.
 
     Parameters
     ----------
     client : distributed.Client
         The connection.
     topic : str
-        Under which it is told of its tasks.
+        The topic of events for this client.
     """
 
     def __init__(self, client: Client, topic: str) -> None:
@@ -44,39 +48,40 @@ class Membership:
         self._address = client.scheduler.address
         self._stream: Any = None
         self._on_loss: Callable[[ServiceLost], None] = _ignore
+        #: Why the registration was lost; empty while it is not.
         self._lost = ""
 
-    def take(
+    def register(
         self,
         batch: str,
         founds: bool,
-        hear: Callable[[tuple[float, Any]], None],
+        on_event: Callable[[tuple[float, Any]], None],
         on_loss: Callable[[ServiceLost], None],
-    ) -> tuple[int, int]:
-        """Become a client; returns its number, and how many tasks run at once.
+    ) -> Registration:
+        """Register as a client of a Batch.
 
         Parameters
         ----------
         batch : str
-            Of which Batch.
+            The Batch.
         founds : bool
-            Whether it is this client that makes it.
-        hear : callable
-            Told of events.
+            Whether this client creates the Batch.
+        on_event : callable
+            Called, on Dask's event loop, with each event of the topic.
         on_loss : callable
-            Told when the place is lost.
+            Called once when the registration is lost.
 
         Raises
         ------
         ServiceLost
-            There is no such Batch any more, or nobody who could know.
+            The Batch does not exist or has ended, or the scheduler is gone.
         """
         self._on_loss = on_loss
         self._stream = self._client.scheduler_comm
         # Not by `subscribe_topic`: the scheduler would keep a record of each topic for ever.
-        self._client._event_handlers[self._topic] = hear
+        self._client._event_handlers[self._topic] = on_event
         try:
-            enrolled = self._client.sync(
+            answer = self._client.sync(
                 self._client.scheduler.daskbatch_register,
                 client=self._client.id,
                 topic=self._topic,
@@ -84,116 +89,116 @@ class Membership:
                 where=f"process {os.getpid()} on {socket.gethostname()}",
                 founds=founds,
             )
-        except GONE as error:
+        except UNREACHABLE_ERRORS as error:
             raise ServiceLost(f"the cluster at {self._address} is gone: {error}") from error
         except BaseException:
-            # Whoever was interrupted does not know that it has become a client, perhaps.
+            # The call was interrupted, and the scheduler may have registered the client.
             loop = self._client.loop
-            loop.add_callback(loop.call_later, 1.0, self._say, "daskbatch_unregister")
+            loop.add_callback(
+                loop.call_later, _UNREGISTER_DELAY_SECONDS, self._request, "daskbatch_unregister"
+            )
             raise
-        if enrolled is None:
+        if answer is None:
             self._unsubscribe()
             raise ServiceLost(
-                f"there is no such Batch at {self._address}, or none any more: a copy works "
-                "until the Batch that it is a copy of is joined or terminated"
+                f"there is no such Batch at {self._address}, or it has ended: a copy works until "
+                "the Batch that it is a copy of is joined or terminated"
             )
-        number, slots = enrolled
-        return int(number), int(slots)
+        return Registration(*answer)
 
-    def require(self) -> None:
-        """Make sure that there is still a place to speak of.
+    def require_registered(self) -> None:
+        """Check that this client is still registered.
 
         Raises
         ------
         ServiceLost
-            There is none.
+            The registration was lost.
         """
-        self.look()
+        self.check()
         if self._lost:
             raise ServiceLost(self._lost)
 
-    def look(self) -> None:
-        """Find out whether the place is lost."""
+    def check(self) -> None:
+        """Find out whether the registration is lost."""
         if self._client.status != "running":
             self.lose(
-                f"the cluster at {self._address} is gone, or this client was silent for so long "
-                "that it was closed; make another Batch to go on"
+                f"the cluster at {self._address} is gone, or it has closed this client, which was "
+                "silent for too long; make another Batch to go on"
             )
         elif self._client.scheduler_comm is not self._stream:
-            # Dask has connected once more; but who loses the connection counts as closed.
+            # Dask has connected again; but to the scheduler, a lost connection is a closed client.
             self.lose(f"the connection to {self._address} was lost; make another Batch to go on")
 
     def lose(self, why: str) -> None:
-        """Take in that the place is lost."""
+        """Record that the registration is lost, and why."""
         if not self._lost:
             self._lost = why
             self._on_loss(ServiceLost(why))
 
-    def say_closed(self) -> None:
-        """Say that this client starts nothing more."""
-        self._say("daskbatch_close")
+    def announce_closed(self) -> None:
+        """Tell the scheduler, without waiting, that this client starts no more tasks."""
+        self._request("daskbatch_close")
 
-    def say_idle(self) -> None:
-        """Leave, with all tasks over; results can still be had."""
-        self._say("daskbatch_unregister", idle=True)
+    def announce_idle(self) -> None:
+        """Unregister, without waiting, with all tasks over; results can still be fetched."""
+        self._request("daskbatch_unregister", idle=True)
 
-    def _say(self, what: str, **more: Any) -> None:
-        async def say() -> None:
-            with contextlib.suppress(*GONE):
-                await getattr(self._client.scheduler, what)(topic=self._topic, **more)
+    def _request(self, handler: str, **arguments: Any) -> None:
+        async def request() -> None:
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
+                await getattr(self._client.scheduler, handler)(topic=self._topic, **arguments)
 
-        self._client.loop.add_callback(say)
+        self._client.loop.add_callback(request)
 
-    def others_left(self, seconds: float | None) -> list[str]:
-        """Wait for a time until this client is alone in its Batch, which ends with that.
+    def wait_until_alone(self, seconds: float | None) -> list[str]:
+        """Wait until this client is alone in its Batch, which ends then.
 
-        Returns what there is to say of the others: nothing, if there is nobody who would know.
+        Returns descriptions of the other clients at the end; none if the scheduler is gone.
         """
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = Deadline(seconds)
         while True:
-            left = _JOIN_SECONDS if deadline is None else max(0.0, deadline - monotonic())
-            self.look()
+            self.check()
             if self._lost:
                 return []
             others = None
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
                 others = self._client.sync(
                     self._client.scheduler.daskbatch_join,
                     topic=self._topic,
-                    seconds=min(left, _JOIN_SECONDS),
+                    seconds=deadline.left(at_most=_JOIN_REQUEST_SECONDS),
                 )
-            if not others or (deadline is not None and monotonic() >= deadline):
+            if not others or deadline.passed:
                 return list(others or ())
 
-    def give_up(self, idle: bool, wait: bool = True) -> None:
-        """Leave; what of its tasks is not over ends.
+    def unregister(self, idle: bool, wait: bool = True) -> None:
+        """Leave the Batch; the unfinished tasks of this client end.
 
         Parameters
         ----------
         idle : bool
-            Whether none is left.
+            Whether no task is unfinished.
         wait : bool
-            Whether to return only when that is known to all.
+            Whether to return only when the scheduler and its workers know of it.
         """
         if self._client.status != "running" or self._lost:
             return
         self._unsubscribe()
         if not wait:
-            self._say("daskbatch_unregister", idle=idle)
+            self._request("daskbatch_unregister", idle=idle)
             return
-        # It may go away at this very moment, and then has nothing to forget any more.
-        with contextlib.suppress(*GONE):
+        # If the scheduler ends at this very moment, it has nothing to forget any longer.
+        with contextlib.suppress(*UNREACHABLE_ERRORS):
             self._client.sync(
                 self._client.scheduler.daskbatch_unregister, topic=self._topic, idle=idle
             )
 
     def _unsubscribe(self) -> None:
-        # Dask does not like messages for which there is no handler.
+        # Dask logs an error for messages without a handler.
         handlers = self._client._event_handlers
         handlers[self._topic] = _ignore
         loop = self._client.loop
-        loop.add_callback(loop.call_later, _LATE_SECONDS, handlers.pop, self._topic, None)
+        loop.add_callback(loop.call_later, _LATE_MESSAGES_SECONDS, handlers.pop, self._topic, None)
 
 
-def _ignore(what: object) -> None:
-    """Hear of nothing."""
+def _ignore(event: object) -> None:
+    """Do nothing with an event."""

@@ -1,89 +1,81 @@
-"""A client of each cluster on which this process has made what is to end with it.
+"""One Dask client per cluster for this process, which owns shared objects.
 
-Does not know what that is. What is made by way of an address alone has no other client to end
-with; this one is there until the program ends, or the cluster.
+It owns the objects that were created from an address or a cluster object. It is closed at exit,
+and the objects end with it. Any thread may use this.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import os
-import threading
 
 from distributed import Client
 from distributed.deploy import Cluster
 
-from daskbatch.cluster.connection import Connection, connect, leave_to_parent
+from daskbatch.cluster.connection import Connection, close_in_child, connect
+from daskbatch.forking import after_fork, keep_inherited, make_lock
 
-#: By the scheduler's address, and by whatever else it was called.
-_kept: dict[str, Connection] = {}
-_making = threading.Lock()
-
-#: What a forked process has from its parent, and must not touch, nor let go.
-_inherited: list[Connection] = []
+#: By the scheduler's address, and by the address that the caller used for it.
+_connections: dict[str, Connection] = {}
+_connecting = make_lock()
 
 
-def kept_client(cluster: str | Cluster) -> Client:
-    """Give this process's own client of a cluster, which is made if there is none yet.
+def process_client(cluster: str | Cluster) -> Client:
+    """Return this process's client of a cluster; connects if there is none yet.
 
     Parameters
     ----------
     cluster : str or Cluster
-        Its address, or an object for it.
+        The scheduler's address, or a cluster object.
 
     Raises
     ------
     SpecError
-        It is no cluster.
+        `cluster` is neither.
     ServiceLost
-        Nothing answers there.
+        No scheduler answers at this address.
     """
-    called = cluster.scheduler_address if isinstance(cluster, Cluster) else cluster
-    with _making:
-        found = _kept.get(called) if isinstance(called, str) else None
-        if found is not None and _is_there(found.client):
+    address = cluster.scheduler_address if isinstance(cluster, Cluster) else cluster
+    with _connecting:
+        found = _connections.get(address) if isinstance(address, str) else None
+        if found is not None and _is_connected(found.client):
             return found.client
         made = connect(cluster, None, "")
-        # An object may have had no address yet.
+        # A cluster object may have had no address before.
         name = cluster if isinstance(cluster, str) else made.client.scheduler.address
         _keep(made, {made.client.scheduler.address, name})
     return made.client
 
 
-def _is_there(client: Client) -> bool:
+def _is_connected(client: Client) -> bool:
     return client.status == "running" and not client.scheduler_comm.closed()
 
 
-def _keep(kept: Connection, names: set[str]) -> None:
-    async def let_go() -> None:
-        # Without the lock: who has it may wait for this loop.
+def _keep(connection: Connection, names: set[str]) -> None:
+    async def drop() -> None:
+        # Without the lock: a thread that holds it may wait for this loop.
         for name in names:
-            if _kept.get(name) is kept:
-                del _kept[name]
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and all with it
-            kept.close_in_background()
+            if _connections.get(name) is connection:
+                del _connections[name]
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and all with it
+            connection.close_in_background()
 
-    # Dask would connect anew, as somebody whose objects have ended, and would complain if it
-    # cannot: where a cluster ends before the program does, there is nothing wrong.
-    kept.client._reconnect = let_go
+    # Dask would connect again, as a client whose objects have ended, and would log an error if
+    # it cannot. But if a cluster ends before the program does, nothing is wrong.
+    connection.client._reconnect = drop
     for name in names:
-        _kept[name] = kept
+        _connections[name] = connection
 
 
 @atexit.register
 def _close_all() -> None:
-    for kept in {*_kept.values()}:
-        kept.close()
+    for connection in {*_connections.values()}:
+        connection.close()
 
 
-def _forget() -> None:
-    global _making
-    for kept in {*_kept.values()}:
-        leave_to_parent(kept.client)
-    _inherited.extend(_kept.values())
-    _kept.clear()
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget)
+@after_fork
+def _forget_connections() -> None:
+    for connection in {*_connections.values()}:
+        close_in_child(connection.client)
+    keep_inherited(_connections.values())
+    _connections.clear()

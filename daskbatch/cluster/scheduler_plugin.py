@@ -1,7 +1,8 @@
-"""The part of daskbatch that lives on the scheduler: passes reports and revocations on.
+"""The scheduler's plugin of daskbatch: forwards reports, and revokes members of blocks.
 
-Does not know tasks: only topics (one for each client of a Batch) and blocks by number.
-Reports go to the client that they concern and are not kept, unlike Dask's own events.
+Does not know tasks: only topics, one for each client of a Batch, and blocks by number. Reports
+are sent to the client that they concern and are not stored, unlike Dask's own events. All runs
+on the scheduler's event loop.
 """
 
 from __future__ import annotations
@@ -15,51 +16,88 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.messages import (
+    BatchEnded,
+    BlockReported,
+    ClientEvent,
+    MembersRevoked,
+    Registration,
+    SlotsChanged,
+    ValuesLost,
+    encode,
+)
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dispatch.requirements import Capacity
 
-PLUGIN = "daskbatch-service"
+PLUGIN_NAME = "daskbatch-service"
 
-#: The plugin that knows dictionaries and queues, if there is one.
-SHARED = "daskbatch-shared"
+#: The name of the plugin for dictionaries and queues, which need not exist.
+SHARED_PLUGIN_NAME = "daskbatch-shared"
 
-#: The topic of what concerns all clients of a Batch.
-BATCHES = "daskbatch-batches"
+#: The topic of events that concern all clients of a Batch.
+BATCHES_TOPIC = "daskbatch-batches"
 
-#: How long a worker may take to answer that members are revoked, before that counts as "no".
-ANSWER_SECONDS = 5.0
+#: How long a worker may take to answer a revocation, before that counts as "not revoked".
+_REVOKE_TIMEOUT_SECONDS = 5.0
 
-#: How often is looked, at the least, whether a client has been silent for too long.
-_LOOK_SECONDS = 1.0
+#: The longest interval between two checks for silent clients.
+_MAX_CHECK_INTERVAL_SECONDS = 1.0
 
-#: How long who leaves may have to wait until shared objects have ended. Seconds.
-_ENDING_SECONDS = 5.0
+#: How long a client that leaves may have to wait until shared objects have ended.
+_END_TIMEOUT_SECONDS = 5.0
 
-#: Of some members of a block, those that have begun on a worker, and those of them that it stops.
-Answer = tuple[Sequence[int], Sequence[int]]
+#: Of some members of a block: those that have begun on a worker, and those that it stops.
+_RevokeAnswer = tuple[Sequence[int], Sequence[int]]
 
 
-class BatchService(SchedulerPlugin):  # type: ignore[misc]
-    """The scheduler's side of every Batch on it."""
+class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
+    """The scheduler's part of every Batch.
 
-    name = PLUGIN
+    Handlers that clients call:
+
+    - ``daskbatch_register(client, topic, batch, where, founds)`` registers a client of a
+      Batch; returns a `Registration`, or None if the Batch does not exist or has ended.
+    - ``daskbatch_unregister(topic, idle)`` removes a client. Returns nothing.
+    - ``daskbatch_close(topic)`` records that a client starts no more tasks. Returns nothing.
+    - ``daskbatch_join(topic, seconds)`` waits until a client is alone in its Batch, and then
+      ends the Batch; returns descriptions of the other clients, or None if the client is
+      not registered.
+    - ``daskbatch_alive(client, ttl)`` is a heartbeat of a connection. Returns nothing.
+    - ``daskbatch_revoke(topic, question, members, status, begun)`` revokes members of blocks.
+      The answer is the event `MembersRevoked`.
+    - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
+    - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
+
+    Stream handlers that workers call:
+
+    - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
+    - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
+    - ``daskbatch-hello(pid, owner, directory)``: where the worker keeps its journals.
+
+    Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
+    ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
+    the events of `cluster.messages`, as Dask's events of the client's topic.
+    """
+
+    name = PLUGIN_NAME
     idempotent = True
 
     async def start(self, scheduler: Scheduler) -> None:
+        """Register the handlers."""
         self._scheduler = scheduler
         self._clients = ClientRegistry()
-        self._listening = False
-        #: What workers are yet to be told: topic -> block -> member -> status.
+        self._checks_silence = False
+        #: The revocations that workers which join are sent: topic -> block -> member -> status.
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
-        self._answers: dict[tuple[int, str], asyncio.Future[Answer]] = {}
-        self._casualties = WorkerLossTracker(scheduler)
-        self._working: set[asyncio.Task[None]] = set()
+        self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
+        self._worker_losses = WorkerLossTracker(scheduler)
+        self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._casualties.hello,
+                "daskbatch-hello": self._worker_losses.hello,
             }
         )
         scheduler.handlers.update(
@@ -79,135 +117,141 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
 
     def _register(
         self, client: str, topic: str, batch: str, where: str, founds: bool
-    ) -> tuple[int, int] | None:
-        """Enrol a client; returns its number and the cluster's task slots."""
-        enrolled = self._clients.enrol(topic, batch, client, where, founds)
-        if enrolled is None:
+    ) -> Registration | None:
+        """Register a client of a Batch, which its creator founds."""
+        registered = self._clients.register(topic, batch, client, where, founds)
+        if registered is None:
             return None
-        return enrolled.number, int(self._scheduler.total_nthreads)
+        return Registration(registered.number, int(self._scheduler.total_nthreads))
 
     def _close(self, topic: str) -> None:
-        """Note that a client starts no more tasks."""
+        """Record that a client starts no more tasks."""
         client = self._clients.find(topic)
         if client is not None:
             client.closed = True
 
     async def _join(self, topic: str, seconds: float) -> list[str] | None:
-        """Wait for a time until a client is the last of its Batch, which ends with that.
-
-        Returns what there is to say of the others; None if it is no client itself any more.
-        """
+        """Wait until a client is the last of its Batch, and then end the Batch."""
         client = self._clients.find(topic)
         if client is None:
             return None
-        others = await self._clients.others_left(topic, seconds)
+        others = await self._clients.wait_until_alone(topic, seconds)
         if not others:
-            await _over(self._end_batch(client.batch))
+            await _wait_ended(self._end_batch(client.batch))
         return [str(each) for each in others]
 
     async def _unregister(self, topic: str, idle: bool = False) -> None:
-        """Let a client go; what of its tasks has not begun will not begin.
+        """Remove a client; its tasks that have not begun will not begin.
 
-        With the creator of a Batch all go. One that is `idle` has no tasks left.
+        With the creator of a Batch all its clients are removed. A client that is `idle` has
+        no unfinished tasks.
         """
         client = self._clients.find(topic)
         ending: list[asyncio.Task[None]] = []
         if client is not None and client.number == 0:
             ending = self._end_batch(client.batch)
-        ending += self._drop(topic, idle)
-        await _over(ending)
+        ending += self._remove(topic, idle)
+        await _wait_ended(ending)
 
-    def _drop(self, topic: str, idle: bool = False) -> list[asyncio.Task[None]]:
-        client = self._clients.leave(topic)
+    def _remove(self, topic: str, idle: bool = False) -> list[asyncio.Task[None]]:
+        """Remove a client; returns what ends the shared objects of its Batch, if that ends."""
+        client = self._clients.remove(topic)
         if client is None:
             return []
-        # What was revoked must not run, though nobody waits for it any more; and who has made
-        # a Batch may have left something in the processes of the workers.
+        # What was revoked must not run, though nobody waits for it any longer. And the creator
+        # of a Batch may have left something in the processes of the workers.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
-            self._tell_workers({"op": "daskbatch-end", "topic": topic})
+            self._send_to_workers({"op": "daskbatch-end", "topic": topic})
         return self._end_batch(client.batch) if self._clients.is_empty(client.batch) else []
 
     def _end_batch(self, batch: str) -> list[asyncio.Task[None]]:
-        """Have a Batch end for all its clients, and the shared objects that it has made.
+        """End a Batch for all its clients, and the shared objects that it has made.
 
-        Gives what ends them: until that is over, somebody may yet read them.
+        Returns the tasks that end the objects: until these are over, a client may still read
+        from an object.
         """
-        shared = self._scheduler.plugins.get(SHARED)
+        shared = self._scheduler.plugins.get(SHARED_PLUGIN_NAME)
         ending: list[asyncio.Task[None]] = [] if shared is None else shared.end_owned(batch)
         others = [each for each in self._clients.of_batch(batch) if each.number]
-        for connection in self._clients.end(batch):
-            self._send(connection, BATCHES, {"ended": batch})
+        for connection in self._clients.end_batch(batch):
+            self._send(connection, BATCHES_TOPIC, BatchEnded(batch))
         for other in others:
-            ending += self._drop(other.topic)
+            ending += self._remove(other.topic)
         return ending
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        # It may have crashed: the others of its Batch go on, its creator or not.
+        """Remove the clients of a connection that has closed; called by Dask."""
+        # The process may have crashed: the other clients go on, even without the creator.
         for each in self._clients.of_connection(client):
-            self._drop(each.topic)
+            self._remove(each.topic)
         self._clients.disconnected(client)
 
     def _alive(self, client: str, ttl: float) -> None:
-        """Hear that a client is there, and for how long it may be silent."""
-        self._clients.heard(client, ttl)
-        if not self._listening:
-            self._listening = True
-            self._begin(self._listen())
+        """Record a heartbeat of a connection, which may then be silent for `ttl` seconds."""
+        self._clients.record_heartbeat(client, ttl)
+        if not self._checks_silence:
+            self._checks_silence = True
+            self._run_in_background(self._check_silence())
 
-    async def _listen(self) -> None:
-        """Count clients that are silent as crashed."""
-        while (seconds := self._clients.next_look()) is not None:
-            # Not for longer: others may come that may be silent for less.
-            await asyncio.sleep(min(seconds, _LOOK_SECONDS))
-            for connection in self._clients.silent():
+    async def _check_silence(self) -> None:
+        """Treat clients that are silent for too long as crashed."""
+        while (seconds := self._clients.seconds_to_next_silence()) is not None:
+            # Not longer: a client with a shorter limit may register meanwhile.
+            await asyncio.sleep(min(seconds, _MAX_CHECK_INTERVAL_SECONDS))
+            for connection in self._clients.silent_connections():
                 self._clients.disconnected(connection)
                 comm = self._scheduler.client_comms.get(connection)
                 if comm is not None:
-                    # As when it had crashed; and it will notice, if it ever goes on.
+                    # As if it had crashed; the client notices this if it ever goes on.
                     comm.abort()
-        self._listening = False
+        self._checks_silence = False
 
-    def _notify(self, topic: str, message: Any) -> None:
+    def _notify(self, topic: str, event: ClientEvent) -> None:
+        """Send an event to the client of a topic, if it is registered."""
         client = self._clients.find(topic)
         if client is not None:
-            self._send(client.connection, topic, message)
+            self._send(client.connection, topic, event)
 
-    def _send(self, connection: str, topic: str, message: Any) -> None:
-        # Dask's client hands an "event" to whoever has subscribed to its topic.
-        event = {"op": "event", "topic": topic, "event": (time(), message)}
-        self._scheduler.client_send(connection, event)
+    def _send(self, connection: str, topic: str, event: ClientEvent) -> None:
+        # Dask's client passes a message "event" to the handler of its topic.
+        message = {"op": "event", "topic": topic, "event": (time(), encode(event))}
+        self._scheduler.client_send(connection, message)
 
     # -- reports --------------------------------------------------------------------------
 
     def _report(self, topic: str, report: bytes, worker: str) -> None:
-        self._notify(topic, report)
+        """Forward a worker's report to the client that it concerns."""
+        self._notify(topic, BlockReported(report))
 
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        self._casualties.add_worker(worker)
+        """Send a worker that joins all revocations; called by Dask."""
+        self._worker_losses.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
                 for member, status in members.items():
                     self._scheduler.worker_send(
                         worker, _revocation(topic, block, [member], status, request=-1)
                     )
-        self._tell_slots()
+        self._send_slots()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Answer for a worker that has left, and report its death; called by Dask."""
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
                 answer.set_result(((), ()))
-        self._tell_slots()
-        self._begin(self._tell_of_death(worker))
+        self._send_slots()
+        self._run_in_background(self._report_death(worker))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _capacities(self) -> list[Capacity]:
+        """Return what each worker offers."""
         return [
             Capacity(each.address, each.host, str(each.name), dict(each.resources))
             for each in self._scheduler.workers.values()
@@ -216,33 +260,34 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
     # -- deaths ---------------------------------------------------------------------------
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Hear of a worker's death before Dask does anything about its keys."""
+        """Note a worker's death before Dask does anything about its keys; called by Dask."""
         if topic == "worker-restart-memory":
-            self._casualties.ran_out_of_memory(msg["worker"], msg["rss"])
+            self._worker_losses.ran_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
             reset_suspicion(self._scheduler, msg["processing-tasks"])
             began = mark_lost(self._scheduler, msg["processing-tasks"])
-            gone = mark_lost(self._scheduler, msg["lost-computed-tasks"])
-            self._casualties.died(msg["worker"], began)
-            for topic, keys in gone.items():
-                self._notify(topic, {"gone": keys})
+            lost = mark_lost(self._scheduler, msg["lost-computed-tasks"])
+            self._worker_losses.died(msg["worker"], began)
+            for topic, keys in lost.items():
+                self._notify(topic, ValuesLost(keys))
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Keep Dask from running a released block again; called by Dask."""
         if start == "memory" and finish == "released":
-            # Nobody wants the result; if a token of it gets lost, that is no reason to run it.
+            # No client needs the result; the loss of a token of it is no reason to run it.
             mark_lost(self._scheduler, [key])
 
-    async def _tell_of_death(self, worker: str) -> None:
-        for topic, message in (await self._casualties.tell(worker)).items():
-            self._notify(topic, message)
+    async def _report_death(self, worker: str) -> None:
+        for topic, event in (await self._worker_losses.report(worker)).items():
+            self._notify(topic, event)
 
     # -- slots ----------------------------------------------------------------------------
 
-    def _tell_slots(self) -> None:
+    def _send_slots(self) -> None:
         for client in self._clients:
-            self._notify(client.topic, int(self._scheduler.total_nthreads))
+            self._notify(client.topic, SlotsChanged(int(self._scheduler.total_nthreads)))
 
-    def _tell_workers(self, message: dict[str, Any]) -> None:
+    def _send_to_workers(self, message: dict[str, Any]) -> None:
         for address in list(self._scheduler.workers):
             self._scheduler.worker_send(address, message)
 
@@ -256,54 +301,54 @@ class BatchService(SchedulerPlugin):  # type: ignore[misc]
         status: int,
         begun: bool,
     ) -> None:
-        """Take members of blocks back; the client is told which surely will not run.
+        """Revoke members of blocks, and send the client which of them will not run.
 
-        Every worker is told, and so is each that joins later: wherever Dask has sent, or
-        will send, or will steal a block, its members are not begun. What is too late has
-        begun on the worker that says so, or is over by a report that the client is sent
-        before: hence the answer takes the way of the reports.
+        Every worker is told, and so is each worker that joins later. Wherever Dask has sent,
+        will send, or will steal a block, its members are then not begun. A member that cannot
+        be revoked has begun on a worker that says so, or is over; in that case its report is
+        sent to the client before the answer, because the answer takes the way of the reports.
         """
-        waiting: dict[int, list[asyncio.Future[Answer]]] = {}
+        waiting: dict[int, list[asyncio.Future[_RevokeAnswer]]] = {}
         for block, some in members.items():
-            known = self._revoked.setdefault(topic, {}).setdefault(block, {})
-            known.update(dict.fromkeys(some, status))
+            revoked_members = self._revoked.setdefault(topic, {}).setdefault(block, {})
+            revoked_members.update(dict.fromkeys(some, status))
             waiting[block] = []
             for address in list(self._scheduler.workers):
                 request = next(self._requests)
-                answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+                answer: asyncio.Future[_RevokeAnswer] = asyncio.get_running_loop().create_future()
                 self._answers[request, address] = answer
                 waiting[block].append(answer)
                 self._scheduler.worker_send(
                     address, _revocation(topic, block, some, status, request, begun)
                 )
-        everything = [answer for answers in waiting.values() for answer in answers]
+        all_answers = [answer for answers in waiting.values() for answer in answers]
         try:
-            if everything:
-                await asyncio.wait(everything, timeout=ANSWER_SECONDS)
-            revoked = {
+            if all_answers:
+                await asyncio.wait(all_answers, timeout=_REVOKE_TIMEOUT_SECONDS)
+            not_begun = {
                 block: _not_begun(members[block], answers) for block, answers in waiting.items()
             }
             stopping = {
                 block: [m for a in answers if a.done() for m in a.result()[1]]
                 for block, answers in waiting.items()
             }
-            message = {"question": question, "revoked": revoked, "stopping": stopping}
-            self._notify(topic, message)
+            self._notify(topic, MembersRevoked(question, not_begun, stopping))
         finally:
-            self._answers = {k: a for k, a in self._answers.items() if a not in everything}
+            self._answers = {k: a for k, a in self._answers.items() if a not in all_answers}
 
     def _answer(
         self, request: int, began: Sequence[int], stopping: Sequence[int], worker: str
     ) -> None:
+        """Record a worker's answer to a revocation."""
         answer = self._answers.get((request, worker))
         if answer is not None and not answer.done():
             answer.set_result((began, stopping))
 
     def _forget(self, topic: str, blocks: Sequence[int]) -> None:
-        """Drop what is known of blocks that are over."""
+        """Drop the revocations of blocks that are over."""
         for block in blocks:
             self._revoked.get(topic, {}).pop(block, None)
-        self._tell_workers({"op": "daskbatch-forget", "topic": topic, "blocks": blocks})
+        self._send_to_workers({"op": "daskbatch-forget", "topic": topic, "blocks": blocks})
 
 
 def _revocation(
@@ -314,6 +359,7 @@ def _revocation(
     request: int,
     begun: bool = True,
 ) -> dict[str, Any]:
+    """Return the message that revokes members of a block on a worker."""
     return {
         "op": "daskbatch-revoke",
         "topic": topic,
@@ -325,14 +371,17 @@ def _revocation(
     }
 
 
-def _not_begun(members: Sequence[int], answers: Sequence[asyncio.Future[Answer]]) -> list[int]:
+def _not_begun(
+    members: Sequence[int], answers: Sequence[asyncio.Future[_RevokeAnswer]]
+) -> list[int]:
+    """Return the members that no worker has begun; none of them if an answer is missing."""
     if not all(answer.done() for answer in answers):
         return []
     began = {member for answer in answers for member in answer.result()[0]}
     return [member for member in members if member not in began]
 
 
-async def _over(ending: Sequence[asyncio.Task[None]]) -> None:
-    """Wait until something has ended; a worker that does not answer is not waited for."""
+async def _wait_ended(ending: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until shared objects have ended, but not for ever for a worker without an answer."""
     if ending:
-        await asyncio.wait(ending, timeout=_ENDING_SECONDS)
+        await asyncio.wait(ending, timeout=_END_TIMEOUT_SECONDS)

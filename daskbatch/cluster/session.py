@@ -1,6 +1,7 @@
-"""One client's stay on a cluster: from the connection to the end.
+"""One client's stay on a cluster, from the connection to the end.
 
-Does not know tasks; it puts together what does, and takes it apart again.
+A `Session` puts together the connection, the backend, the dispatcher and the queued tasks of
+one client of a Batch, and ends them in order.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from distributed import Client
 from distributed.deploy import Cluster
 
 from daskbatch import config
-from daskbatch.cluster.connection import Connection, connect, leave_to_parent
+from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend
-from daskbatch.cluster.shared_connection import SharedConnection, take_share
+from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
@@ -30,35 +31,40 @@ from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requirements import Capacity, unmet
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.forking import after_fork, keep_inherited
+from daskbatch.worker.execution.client_names import make_client_id, make_topic
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
 
-#: How long tasks that are stopped are waited for. Seconds.
-_STOP_SECONDS = 30.0
+#: How long a failed task waits for the tasks that it has started and that are being stopped.
+_STOP_TIMEOUT_SECONDS = 30.0
 
 
 class Session:
-    """A client of a Batch: a dispatcher on a cluster, and a place among the Batch's clients.
+    """A client of a Batch: a dispatcher on a cluster, registered with the Batch.
+
+    Any thread may use it. It is constructed completely before other threads can see it: the
+    shared connection and the task's context receive it only then.
 
     Parameters
     ----------
     batch : str
         The Batch.
     address : str, optional
-        The scheduler, where others have made the Batch.
-    within : Host, optional
-        What the task has around it that is this client, and ends with it.
+        The scheduler's address, if another client has created the Batch.
+    within : TaskContext, optional
+        The context of the task that is this client, which ends with the task.
     connection : Connection, optional
-        To the cluster, for the client that makes the Batch.
+        The connection to the cluster, if this client creates the Batch.
     grows : bool
         Whether the cluster may have more workers later.
 
     Raises
     ------
     ServiceLost
-        There is no such Batch, or none any more.
+        The Batch does not exist or has ended, or no scheduler answers.
     """
 
     def __init__(
@@ -74,59 +80,59 @@ class Session:
         self.closed = False
         self._ended = False
         self._within = within
-        self._has_left = False
-        self._lock = threading.RLock()  # a finalizer may come in between
+        self._released = False
+        self._lock = threading.RLock()  # a finalizer may run while a thread holds it
         self._connection = connection
         self.grows = grows if connection is None else connection.embedded is None
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
-            self._shared = take_share(address, self, keep=within is not None)
+            self._shared = share_connection(address, batch, expect_more=within is not None)
             self.client: Client = self._shared.client
-            topic = f"daskbatch-{batch}-{uuid.uuid4().hex[:8]}"
+            #: The name of this client in the messages about its tasks.
+            self.topic = make_topic(batch, uuid.uuid4().hex[:8])
         else:
             self.client = connection.client
-            topic = f"daskbatch-{batch}"
-        #: What its tasks are known by on the cluster.
-        self.topic = topic
+            self.topic = make_topic(batch)
         try:
             key = None if within is None else within.key
-            self._backend = ClusterBackend(self.client, topic, key)
+            self._backend = ClusterBackend(self.client, self.topic, key)
+            self.dispatcher = Dispatcher(self._backend, _setting(self.topic))
+            self.dispatcher.outcomes.context = within
+            #: What this client has not started yet.
+            self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
+            #: The numbers of its tasks.
+            self.numbers = itertools.count()
+            #: Which client of the Batch this is: 0 has created it; -1 until it is registered.
+            self.number = -1
+            #: What its tasks belong to.
+            self.client_id = batch
             if connection is not None:
                 self._backend.prepare()
-            setting = Setting(
-                topic=topic,
-                entry=run_on_worker,
-                budget=config.get_seconds("block-budget"),
-                share_limit=config.get_bytes("share-limit"),
-                inline_limit=config.get_bytes("inline-limit"),
-                output_limit=config.get_bytes("output-limit"),
-            )
-            self.dispatcher = Dispatcher(self._backend, setting)
-            self.dispatcher.outcomes.host = within
-            founds = connection is not None
-            if within is not None:
-                # From here on it is ended with the task, whatever happens.
-                within.guests[batch] = self
-            #: Which client of the Batch this is: 0 has made it.
-            self.number = self._backend.connect(self.dispatcher, batch, founds, self._on_loss)
+            self._publish()
         except BaseException as error:
-            is_guest = within is not None and within.guests.get(batch) is self
-            if is_guest and isinstance(error, Exception):
+            published = within is not None and within.resources.get(batch) is self
+            if published and isinstance(error, Exception):
                 assert within is not None
-                del within.guests[batch]
-                is_guest = False
-            if not is_guest:
+                del within.resources[batch]
+                published = False
+            if not published:  # else the task, which is being stopped, ends it
                 self._disconnect()
             raise
-        #: What its tasks belong to, and what they are counted by.
-        self.home = batch if founds else f"{batch}-{self.number}"
-        self.numbers = itertools.count()
-        #: What it has not started yet.
-        self.background = Background(self.home, self.dispatcher, lambda *some: self.submit(*some))
         if within is None:
             _open.add(self)
             _end_with_multiprocessing()
+
+    def _publish(self) -> None:
+        """Register with the Batch, seen by the shared connection and the task's context."""
+        if self._shared is not None:
+            self._shared.subscribe(self)
+        if self._within is not None:
+            # From here on it ends with the task, whatever happens.
+            self._within.resources[self.batch] = self
+        founds = self._connection is not None
+        self.number = self._backend.connect(self.dispatcher, self.batch, founds, self._on_loss)
+        self.client_id = make_client_id(self.batch, 0 if founds else self.number)
 
     def submit(self, records: Sequence[TaskRecord], name: str, group: Group | None) -> None:
         """Start tasks; see `Dispatcher.submit`.
@@ -134,7 +140,7 @@ class Session:
         Raises
         ------
         SpecError
-            One asks for what no worker has, and there will be no others.
+            A task requires what no worker offers, and the cluster does not grow.
         """
         asking = [
             record for record in records if record.options.resources or record.options.workers
@@ -145,63 +151,65 @@ class Session:
             raise SpecError(f"task {record.label} {why}")
         self.dispatcher.submit(records, name, group)
         if asking:
-            self._look_after(asking, set(refused))
+            self._watch_requirements(asking, set(refused))
 
-    def _look_after(self, records: Sequence[TaskRecord], unmet_before: set[TaskRecord]) -> None:
-        """Refuse what no worker could run all the time between two looks: some come and go."""
+    def _watch_requirements(
+        self, records: Sequence[TaskRecord], unmet_before: set[TaskRecord]
+    ) -> None:
+        """Refuse tasks that no worker can run at two checks in a row: workers come and go."""
 
-        def look(workers: list[Capacity]) -> None:
+        def check(workers: list[Capacity]) -> None:
             refused = _refused([c for c in records if c.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({c: why for c, why in refused.items() if c in unmet_before})
-            left = [record for record in records if not record.over]
-            if left:
-                self._look_after(left, set(refused))
+            unfinished = [record for record in records if not record.over]
+            if unfinished:
+                self._watch_requirements(unfinished, set(refused))
 
-        self._backend.capacities_later(config.get_seconds("unmet-timeout"), look)
+        self._backend.capacities_later(config.get_seconds("unmet-timeout"), check)
 
     def require_alive(self) -> None:
-        """Make sure that there is still a cluster, and a place in its Batch.
+        """Check that the cluster still exists, and that this client is registered there.
 
         Raises
         ------
         ServiceLost
-            There is none.
+            The cluster or the registration is gone.
         """
         self._backend.require_alive()
 
     @property
     def slots(self) -> int:
-        """How many tasks run at once."""
+        """The number of tasks that run at once."""
         return self._backend.slots
 
     def reserve_cores(self) -> None:
-        """Have each worker offer as many cores as it has threads, as a resource."""
+        """Make each worker offer its threads as the resource `CORES`."""
         self._backend.reserve_cores()
 
     @property
     def ended(self) -> bool:
+        """Whether this client has left the cluster."""
         return self._ended
 
     @property
     def idle(self) -> bool:
-        """Whether nothing that was started is left."""
-        return not self.dispatcher.outcomes.left
+        """Whether all tasks that were started are over."""
+        return not self.dispatcher.outcomes.unfinished
 
     def lose(self, why: str) -> None:
-        """Take in that the Batch has ended, or the connection has."""
-        if hasattr(self, "_backend"):  # else it finds out at once, as it becomes a client
-            self._backend.membership.lose(why)
+        """Record that the Batch or the connection has ended; see `ConnectionUser`."""
+        self._backend.membership.lose(why)
 
     def _on_loss(self, error: ServiceLost) -> None:
         self.dispatcher.give_up(error)
         if self._shared is not None:
-            # There is nothing more to be had: nor shall Dask try to connect again.
+            # Nothing more can be fetched, and Dask should not try to connect again.
             self._disconnect()
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Start nothing more. Who has not made the Batch leaves it once all is over."""
+        """Start no more tasks. A client that has not created the Batch leaves once it is idle."""
         with self._lock:
             if self.closed:
                 return
@@ -209,26 +217,26 @@ class Session:
         if self._ended:
             return
         self.background.flush()
-        for pool in self.background.gathering:
-            pool.hurry()
+        for pool in self.background.executor_pools:
+            pool.flush()
         if self._shared is None:
             return
-        self._backend.membership.say_closed()
+        self._backend.membership.announce_closed()
         if self._within is None:
             _closing.add(self)
             self.dispatcher.outcomes.when_idle(self._leave)
 
     def _leave(self) -> None:
         if not self._ended:  # else its tasks were given up, and may still run
-            self._backend.membership.say_idle()
+            self._backend.membership.announce_idle()
         _closing.discard(self)
 
-    def others_left(self, seconds: float | None) -> list[str]:
-        """Wait for a time for all other clients; returns what there is to say of them."""
-        return self._backend.membership.others_left(seconds)
+    def wait_until_alone(self, seconds: float | None) -> list[str]:
+        """Wait until this is the only client; returns descriptions of the others at the end."""
+        return self._backend.membership.wait_until_alone(seconds)
 
     def end(self) -> None:
-        """Give up what is not over, and leave the cluster; an embedded one ends."""
+        """Cancel what is not over, and leave the cluster; an embedded cluster ends."""
         with self._lock:
             if self._ended:
                 return
@@ -244,49 +252,62 @@ class Session:
     def _disconnect(self) -> None:
         if self._shared is not None:
             with self._lock:
-                has_left, self._has_left = self._has_left, True
-            if not has_left:
-                self._shared.leave(self)
+                released, self._released = self._released, True
+            if not released:
+                self._shared.release(self)
         elif self._connection is not None:
             self._connection.close()
 
     def abandon(self) -> None:
-        """End from where one must not wait: a finalizer, which any thread may run."""
+        """End without waiting: a finalizer calls this, in any thread."""
         if self._ended:
             return
-        # To start what waits takes locks that a finalizer must not.
+        # To start the queued tasks would take locks that a finalizer must not take.
         self.background.backlog.forget()
         if self._shared is not None:
-            # As if it had been closed: what it has started is worth no less for that.
+            # As if it had been closed: the tasks that it has started are still needed.
             self.close()
             self.dispatcher.outcomes.when_idle(self._end_later)
             return
-        self._backend.membership.give_up(idle=False, wait=False)
+        self._backend.membership.unregister(idle=False, wait=False)
         assert self._connection is not None
         self._connection.close_in_background()
 
     def _end_later(self) -> None:
-        # In a thread, since this may be Dask's event loop.
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and all with it
+        # In a thread, because this may run on Dask's event loop.
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and all with it
             threading.Thread(target=self.end, name="daskbatch-end").start()
 
-    # -- a task that is a client; implements `running.Guest` ------------------------------
+    # -- a task that is a client: implements `task_context.TaskResource` --------------------
 
     def finish(self) -> None:
-        """Come to the end with the task: wait for all that it has started."""
+        """End with the task: wait for all that it has started."""
         self.close()
         self.dispatcher.outcomes.wait(lambda: self.idle)
         self.end()
 
     def give_up(self) -> None:
-        """Stop what the task has started, since it has failed or is stopped itself."""
+        """Stop what the task has started, because the task has failed or is being stopped."""
         with contextlib.suppress(Exception):
             self.background.drop()
             records = self.dispatcher.unfinished()
             self.dispatcher.cancel(records)
-            # What comes after the task must not meet what the task has started.
-            self.dispatcher.outcomes.wait(lambda: all(c.over for c in records), _STOP_SECONDS)
+            # What runs after the task must not meet what the task has started.
+            self.dispatcher.outcomes.wait(
+                lambda: all(c.over for c in records), _STOP_TIMEOUT_SECONDS
+            )
         self.end()
+
+
+def _setting(topic: str) -> Setting:
+    return Setting(
+        topic=topic,
+        entry=run_on_worker,
+        budget=config.get_seconds("block-budget"),
+        share_limit=config.get_bytes("share-limit"),
+        inline_limit=config.get_bytes("inline-limit"),
+        output_limit=config.get_bytes("output-limit"),
+    )
 
 
 def make_session(
@@ -296,25 +317,25 @@ def make_session(
     directory: str,
     environment: Mapping[str, str] | None = None,
 ) -> Session:
-    """Make a Batch, and be its first client.
+    """Create a Batch, and return its first client.
 
     Parameters
     ----------
     batch : str
-        What no other Batch has.
+        The name of the Batch, which must be unique.
     cluster, num_workers
         See `daskbatch.Batch`.
     directory : str
-        Where the workers of an embedded cluster work.
+        The working directory of an embedded cluster's workers.
     environment : mapping, optional
-        What is added to the environment of such workers.
+        Variables that are added to the environment of an embedded cluster's workers.
     """
     connection = connect(cluster, num_workers, directory, environment)
     return Session(batch, connection=connection)
 
 
 def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:
-    """Give the tasks that no worker can run, and why."""
+    """Return the tasks that no worker can run, and why."""
     reasons: dict[Options, str | None] = {}
     for record in records:
         if record.options not in reasons:
@@ -322,32 +343,27 @@ def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict
     return {record: why for record in records if (why := reasons[record.options]) is not None}
 
 
-#: A session ends with its Batch; what is left at exit is ended there.
+#: The sessions that have not ended and are not a task's. Those left at exit are ended then.
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def open_clients() -> list[Client]:
-    """Give the Dask clients of the Batches that are open in this process."""
+    """Return the Dask clients of the Batches that are open in this process."""
     return [session.client for session in _open if not session.ended]
 
 
-#: Those that are closed, and have tasks left; their Batches may be gone.
+#: The sessions that are closed and have unfinished tasks; their Batch objects may be gone.
 _closing: set[Session] = set()
 
-#: What a forked process has from its parent, and must leave alone: not even let go.
-_inherited: list[Session] = []
 
-
-def _forget() -> None:
+@after_fork
+def _forget_sessions() -> None:
     for session in _open:
-        leave_to_parent(session.client)
-    _inherited.extend(_open)
-    _inherited.extend(_closing)
+        close_in_child(session.client)
+    keep_inherited(_open)
+    keep_inherited(_closing)
     _open.clear()
     _closing.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
 
 
 @atexit.register
@@ -357,18 +373,18 @@ def _end_all() -> None:
             # What a closed client has started runs to its end; others may need it.
             with contextlib.suppress(KeyboardInterrupt):
                 session.dispatcher.outcomes.wait(lambda each=session: each.idle)  # type: ignore[misc]
-        left = session.dispatcher.outcomes.left + len(session.background.backlog)
-        if left:
+        unfinished = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
+        if unfinished:
             _logger.warning(
                 "%d tasks were given up, because the program ended; "
                 "call close() and join() on a Batch to wait for its tasks",
-                left,
+                unfinished,
             )
         session.end()
 
 
 def _end_with_multiprocessing() -> None:
-    """Have that done at the end of a process of `multiprocessing`, too, which knows no `atexit`."""
+    """Call `_end_all` also at the end of a process of `multiprocessing`, which skips `atexit`."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is None or process is None or process.parent_process() is None:

@@ -1,15 +1,13 @@
-"""The connections of a process to schedulers where others have made a Batch: one for each.
+"""One Dask client per scheduler and process, shared by all copies of Batches that others created.
 
-Does not know tasks. A thousand tasks that each use a copy of a Batch share the connection of
-their worker; what they do not share is who they are.
+A thousand tasks that each use a copy of a Batch share the connection of their worker. Each of
+them is still a client of the Batch by itself. Any thread may use this, and finalizers too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import threading
 import weakref
 from time import monotonic
 from typing import Any, Protocol
@@ -17,33 +15,35 @@ from typing import Any, Protocol
 from distributed import Client
 
 from daskbatch import config
-from daskbatch.cluster.connection import Connection, leave_to_parent, open_client
-from daskbatch.cluster.membership import GONE
-from daskbatch.cluster.scheduler_plugin import BATCHES
+from daskbatch.cluster.connection import Connection, close_in_child, open_client
+from daskbatch.cluster.membership import UNREACHABLE_ERRORS
+from daskbatch.cluster.messages import BatchEnded, decode
+from daskbatch.cluster.scheduler_plugin import BATCHES_TOPIC
+from daskbatch.forking import after_fork, keep_inherited, make_rlock
 
-#: How often in the time after which silence counts as a crash one says something.
-_PER_SILENCE = 4
+#: How many heartbeats are sent in the time after which silence counts as a crash.
+_HEARTBEATS_PER_TTL = 4
 
-#: How often is looked whether the connection is still there. Seconds.
-_LOOK_SECONDS = 0.5
+#: The longest interval between two checks whether the connection still exists.
+_MAX_CHECK_INTERVAL_SECONDS = 0.5
 
 
 class ConnectionUser(Protocol):
-    """Who has a share in a connection."""
+    """A client of a Batch that shares a connection: a `Session`."""
 
     batch: str
 
     def lose(self, why: str) -> None:
-        """Take in that there is nothing any more to be connected to."""
+        """Record that the Batch or the connection has ended; called on Dask's event loop."""
 
 
 class SharedConnection:
-    """A connection, for all who connect to the same scheduler from this process.
+    """A connection of this process that several clients of Batches use.
 
     Parameters
     ----------
     address : str
-        The scheduler's.
+        The scheduler's address.
     """
 
     def __init__(self, address: str) -> None:
@@ -51,61 +51,67 @@ class SharedConnection:
         self.client: Client = open_client(address, was_there=True)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
-        self._members: weakref.WeakSet[ConnectionUser] = weakref.WeakSet()
+        #: The users that are notified of the end of their Batch or of the connection.
+        self._users: weakref.WeakSet[ConnectionUser] = weakref.WeakSet()
+        #: How many users have not released the connection.
         self._shares = 0
         #: The Batches whose tasks in this process are likely to connect again.
-        self._kept: set[str] = set()
-        self.client._event_handlers[BATCHES] = self._heard
-        self.client.loop.add_callback(self._keep_alive, ttl)
+        self._expected: set[str] = set()
+        self.client._event_handlers[BATCHES_TOPIC] = self._receive
+        self.client.loop.add_callback(self._send_heartbeats, ttl)
 
-    async def _keep_alive(self, ttl: float) -> None:
-        """Have the scheduler know that this process goes on."""
+    async def _send_heartbeats(self, ttl: float) -> None:
+        """Send heartbeats until the connection is lost, and then notify its users."""
         stream = self.client.scheduler_comm
-        said = -ttl
+        sent = -ttl
         while self.client.scheduler_comm is stream and self.client.status == "running":
-            if monotonic() - said > ttl / _PER_SILENCE:
-                said = monotonic()
-                with contextlib.suppress(*GONE):
+            if monotonic() - sent > ttl / _HEARTBEATS_PER_TTL:
+                sent = monotonic()
+                with contextlib.suppress(*UNREACHABLE_ERRORS):
                     await self.client.scheduler.daskbatch_alive(client=self.client.id, ttl=ttl)
-            await asyncio.sleep(min(_LOOK_SECONDS, ttl / _PER_SILENCE))
-        for member in list(self._members):
-            member.lose(
-                f"the connection to {self._address} was lost; take another copy of the Batch"
-            )
+            await asyncio.sleep(min(_MAX_CHECK_INTERVAL_SECONDS, ttl / _HEARTBEATS_PER_TTL))
+        for user in list(self._users):
+            user.lose(f"the connection to {self._address} was lost; take another copy of the Batch")
 
-    def _heard(self, event: tuple[float, Any]) -> None:
-        batch = event[1]["ended"]
-        for member in list(self._members):
-            if member.batch == batch:
-                member.lose("this Batch has been joined or terminated by its creator")
+    def _receive(self, event: tuple[float, Any]) -> None:
+        message = decode(event[1])
+        if not isinstance(message, BatchEnded):
+            return
+        for user in list(self._users):
+            if user.batch == message.batch:
+                user.lose("this Batch has been joined or terminated by its creator")
         with _changing:
-            self._kept.discard(batch)
+            self._expected.discard(message.batch)
             self._close_if_unused()
 
-    def join(self, member: ConnectionUser, keep: bool) -> None:
-        """Take a share.
+    def acquire(self, batch: str, expect_more: bool) -> None:
+        """Take a share of the connection; the caller holds the lock `_changing`.
 
         Parameters
         ----------
-        member : Member
-            Who takes it.
-        keep : bool
-            Whether others of its Batch are likely to come when it has gone.
+        batch : str
+            The Batch that the user is a client of.
+        expect_more : bool
+            Whether other clients of this Batch are likely to follow when this one has left.
         """
-        self._members.add(member)
         self._shares += 1
-        if keep:
-            self._kept.add(member.batch)
+        if expect_more:
+            self._expected.add(batch)
 
-    def leave(self, member: ConnectionUser) -> None:
-        """Give a share up; the last one closes the connection, unless it is kept."""
+    def subscribe(self, user: ConnectionUser) -> None:
+        """Notify a user, from now on, when its Batch or the connection has ended."""
         with _changing:
-            self._members.discard(member)
+            self._users.add(user)
+
+    def release(self, user: ConnectionUser) -> None:
+        """Return a user's share; with the last one, an unexpected connection is closed."""
+        with _changing:
+            self._users.discard(user)
             self._shares -= 1
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if not self._shares and not self._kept:
+        if not self._shares and not self._expected:
             if _shared.get(self._address) is self:
                 del _shared[self._address]
             self._connection.close_in_background()
@@ -114,36 +120,36 @@ class SharedConnection:
 #: By the scheduler's address.
 _shared: dict[str, SharedConnection] = {}
 
-#: Taken from finalizers, too, in whatever a thread is doing.
-_changing = threading.RLock()
-
-#: What a forked process has from its parent, and must not touch, nor let go.
-_inherited: list[Any] = []
+#: Finalizers take it, too, whatever their thread is doing: hence it is reentrant.
+_changing = make_rlock()
 
 
-def take_share(address: str, member: ConnectionUser, keep: bool) -> SharedConnection:
-    """Connect a member to a scheduler.
+def share_connection(address: str, batch: str, expect_more: bool) -> SharedConnection:
+    """Return the connection to a scheduler, with a share that must be released.
+
+    Parameters
+    ----------
+    address : str
+        The scheduler's address.
+    batch, expect_more
+        See `SharedConnection.acquire`.
 
     Raises
     ------
     ServiceLost
-        Nothing answers there.
+        No scheduler answers at this address.
     """
     with _changing:
         found = _shared.get(address)
         if found is None or found.client.status != "running":
             found = _shared[address] = SharedConnection(address)
-        found.join(member, keep)
+        found.acquire(batch, expect_more)
         return found
 
 
-def _forget() -> None:
-    global _changing
+@after_fork
+def _forget_connections() -> None:
     for shared in _shared.values():
-        leave_to_parent(shared.client)
-    _inherited.extend(_shared.values())
+        close_in_child(shared.client)
+    keep_inherited(_shared.values())
     _shared.clear()
-    _changing = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -1,11 +1,9 @@
-"""Keeps Dask from running a block a second time when a worker dies.
+"""Prevents Dask from running a block a second time when a worker dies, and reports the loss.
 
-Does not know what may be done instead: it says what was lost, and the client decides.
-
-Dask would compute lost keys anew, with all that they do to files. So the specification of
-a block is replaced, before Dask can use it again, by one that returns that the block is lost.
-What depends on the block then comes back to the client, and the client, which knows who
-reads and writes what, runs again what may be run again.
+Dask would compute lost keys again, with all that they do to files. So the specification of a
+block is replaced, before Dask can use it again, by one that returns that the block is lost.
+What depends on the block then comes back to the client. The client knows what each task reads
+and writes, and runs again what may run again. All runs on the scheduler's event loop.
 """
 
 from __future__ import annotations
@@ -20,25 +18,25 @@ from typing import Any
 from dask.task_spec import Task
 from distributed import Scheduler
 
+from daskbatch.cluster.messages import WorkerDied, WorkerFate
 from daskbatch.dispatch.lower import TOKEN, TOPIC
+from daskbatch.dispatch.task_record import BlockKey
 from daskbatch.worker.execution.outcome import BlockResult
 
-Key = tuple[str, int]
+#: How long a nanny may take to report what its worker has left.
+_FATE_TIMEOUT_SECONDS = 15.0
 
-#: How long a nanny may take to tell of its worker. Seconds.
-_FATE_SECONDS = 15.0
-
-#: What a worker leaves that had begun nothing.
+#: The traces of a worker that had begun nothing of a client.
 _NO_TRACES = pickle.dumps([], 5)
 
 
 def lost() -> BlockResult:
-    """Stand for a block of which the cluster knows nothing any more."""
+    """Return the result of a block of which the cluster knows nothing any longer."""
     return BlockResult(b"")
 
 
 def topic_of(scheduler: Scheduler, key: Any) -> str | None:
-    """Say whose block a key is; None if it is none."""
+    """Return the topic of the client whose block a key is; None for other keys."""
     if not isinstance(key, tuple) or str(key[0]).startswith(TOKEN):
         return None
     state = scheduler.tasks.get(key)
@@ -46,26 +44,30 @@ def topic_of(scheduler: Scheduler, key: Any) -> str | None:
     return annotations.get(TOPIC) if annotations else None
 
 
-def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]:
-    """Replace what blocks would do by saying that they are lost; returns them by topic."""
-    struck: dict[str, list[Key]] = {}
+def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[BlockKey]]:
+    """Prevent Dask from running blocks again, and return their keys by client topic.
+
+    Replaces the run_spec of finished or possibly started blocks by one that returns 'lost'.
+    """
+    marked: dict[str, list[BlockKey]] = {}
     for key in keys:
         topic = topic_of(scheduler, key)
         if topic is None:
             continue
         state = scheduler.tasks[key]
-        # What was replaced before has begun nowhere since: whose death it was is still to be
-        # told, or was, and a worker that only had what came instead knows nothing of it.
+        # A key that was already replaced has not run since; its loss is, or has been, reported
+        # for the worker that ran it. A worker that had only the replacement knows nothing of it.
         if getattr(state.run_spec, "func", None) is not lost:
             state.run_spec = Task(key, lost)
-            struck.setdefault(topic, []).append(key)
-    return struck
+            marked.setdefault(topic, []).append(key)
+    return marked
 
 
 def reset_suspicion(scheduler: Scheduler, keys: Iterable[Any]) -> None:
-    """Have Dask forget under how many deaths keys of ours have been on their way.
+    """Reset Dask's count of worker deaths for keys of blocks (`suspicious`).
 
-    It counts those that had not begun, too, and gives them up. The client counts what ran.
+    Dask also counts keys that had not started, and then gives them up. The client keeps its
+    own count, of tasks that ran.
     """
     for key in keys:
         state = scheduler.tasks.get(key)
@@ -75,25 +77,25 @@ def reset_suspicion(scheduler: Scheduler, keys: Iterable[Any]) -> None:
 
 @dataclass(slots=True)
 class _Worker:
-    """What has to be known of a worker once it is dead."""
+    """What is needed of a worker once it is dead."""
 
     state: Any
     nanny: str | None
-    #: Its process, whom its children say that they belong to, and where its journals are.
+    #: Its process, the owner mark of its children, and the directory of its journals.
     pid: int = -1
     owner: str = ""
     directory: str = ""
-    out_of_memory: int = 0
-    began: dict[str, list[Key]] = field(default_factory=dict)
+    out_of_memory_bytes: int = 0
+    began: dict[str, list[BlockKey]] = field(default_factory=dict)
 
 
 class WorkerLossTracker:
-    """The workers, and what is known of those that died.
+    """The workers, and what those that died had begun.
 
     Parameters
     ----------
     scheduler : Scheduler
-        Where they are.
+        The scheduler of the workers.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -103,65 +105,63 @@ class WorkerLossTracker:
             self.add_worker(address)
 
     def add_worker(self, address: str) -> None:
-        """Take in a worker that has joined."""
+        """Record that a worker has joined."""
         state = self._scheduler.workers[address]
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
     def hello(self, pid: int, owner: str, directory: str, worker: str) -> None:
-        """Take in where a worker keeps its journals."""
+        """Record the process of a worker, and where it keeps its journals."""
         self.add_worker(worker)
-        known = self._workers[worker]
-        known.pid, known.owner, known.directory = pid, owner, directory
+        found = self._workers[worker]
+        found.pid, found.owner, found.directory = pid, owner, directory
 
     def ran_out_of_memory(self, address: str, size: int) -> None:
-        """Take in that a worker is being ended for its memory. Bytes."""
+        """Record that a worker is being killed because it uses `size` bytes."""
         if address in self._workers:
-            self._workers[address].out_of_memory = size
+            self._workers[address].out_of_memory_bytes = size
 
-    def died(self, address: str, began: dict[str, list[Key]]) -> None:
-        """Take in that a worker has died, and the keys that it may have begun."""
+    def died(self, address: str, began: dict[str, list[BlockKey]]) -> None:
+        """Record that a worker has died, and the keys that it may have begun, by topic."""
         if address in self._workers:
             self._workers[address].began = began
 
-    async def tell(self, address: str) -> dict[str, dict[str, Any]]:
-        """Find out what a worker that died had done; returns a message for each topic."""
+    async def report(self, address: str) -> dict[str, WorkerDied]:
+        """Find out what a worker that died had done; returns the event for each topic."""
         worker = self._workers.pop(address, None)
         if worker is None:
             return {}
         fate = await self._ask_nanny(worker)
-        why = {
+        details = {
             "worker": address,
-            "exitcode": fate.get("exitcode"),
-            "memory": worker.out_of_memory or _memory(worker.state),
+            "exitcode": fate.exitcode,
+            "memory": worker.out_of_memory_bytes or _memory(worker.state),
             "memory_limit": worker.state.memory_limit or None,
-            "out_of_memory": bool(worker.out_of_memory),
+            "out_of_memory": bool(worker.out_of_memory_bytes),
         }
-        traces = fate.get("traces")
         return {
-            topic: {
-                "died": keys,
-                "why": why,
-                "traces": None if traces is None else traces.get(topic, _NO_TRACES),
-            }
+            topic: WorkerDied(
+                keys, details, None if fate.traces is None else fate.traces.get(topic, _NO_TRACES)
+            )
             for topic, keys in worker.began.items()
         }
 
-    async def _ask_nanny(self, worker: _Worker) -> dict[str, Any]:
+    async def _ask_nanny(self, worker: _Worker) -> WorkerFate:
         if worker.nanny is None or not worker.directory:
-            return {}
-        # Whatever goes wrong there: the clients wait to be told.
+            return WorkerFate()
+        # Whatever goes wrong there: the clients wait for the report.
         with contextlib.suppress(Exception):
-            # Also where nothing of ours ran: what the worker has started must not outlive it.
-            return await asyncio.wait_for(
+            # Also if no block ran there: what the worker has started must not outlive it.
+            answer = await asyncio.wait_for(
                 self._scheduler.rpc(worker.nanny).daskbatch_fate(
                     pid=worker.pid, owner=worker.owner, directory=worker.directory
                 ),
-                _FATE_SECONDS,
+                _FATE_TIMEOUT_SECONDS,
             )
-        return {}
+            return WorkerFate(*answer)
+        return WorkerFate()
 
 
 def _memory(state: Any) -> int | None:
-    """Give how many bytes a worker used when it last said so."""
+    """Return how many bytes a worker used when it last reported it."""
     used = state.metrics.get("memory")
     return int(used) if used else None

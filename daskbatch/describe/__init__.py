@@ -1,4 +1,1 @@
-"""What the user asked for, as frozen, validated records.
-
-Does not know what becomes of it: tasks, clusters and their order are for others.
-"""
+"""Records of what the user asked for: frozen, validated, and independent of tasks and clusters."""

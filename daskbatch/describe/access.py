@@ -1,6 +1,7 @@
 """What a task reads and writes: accesses to channels of communication objects.
 
-Does not know tasks, nor which accesses wait for which.
+All records are immutable, so any number of threads may use them. Which accesses wait for which is
+decided in `daskbatch.plan`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from daskbatch.errors import SpecError
 from daskbatch.serialization import pickling
 
 
-def shown(value: object) -> str:
-    """Show a value in a message; it may be one that cannot be shown, and then its type is told."""
+def safe_repr(value: object) -> str:
+    """Return the `repr` of a value for a message, or its type if `repr` raises."""
     try:
         return repr(value)
-    except Exception:  # of whoever wrote it; of Python for a number of 5 000 digits
+    except Exception:  # an error of the class; or Python refuses a number of 5 000 digits
         return f"a {type(value).__name__}"
 
 
@@ -28,23 +29,25 @@ def _require_hashable(value: object, what: str) -> None:
     try:
         hash(value)
     except TypeError:
-        raise SpecError(f"{what} must be hashable, and {shown(value)} is not") from None
+        raise SpecError(f"{what} must be hashable, and {safe_repr(value)} is not") from None
 
 
 @dataclass(frozen=True, slots=True)
 class CommunicationDomain:
-    """Which pairs of accesses to one channel must keep their order.
+    """The pairs of accesses to one channel that must keep their order.
+
+    It is immutable; any number of threads may use it.
 
     Parameters
     ----------
     rar, raw, war, waw : bool
         Read after read, read after write, write after read, write after write. A pair that
-        is switched off is not ordered, and carries no failure from one task to the other.
+        is switched off is not ordered, and passes no failure from one task to the other.
 
     Raises
     ------
     SpecError
-        One is neither True nor False. It is a `ValueError`.
+        A parameter is neither True nor False. It is a `ValueError`.
 
     Examples
     --------
@@ -67,22 +70,24 @@ class CommunicationDomain:
 
 @dataclass(frozen=True, slots=True)
 class CommunicationObject:
-    """Something outside of files and dictionaries through which tasks communicate.
+    """Something through which tasks communicate, other than files and dictionaries.
 
-    Two of equal domain and name are the same. Give them and your own channels to
-    `Batch.read` and `Batch.write`; without channels, the whole object is meant.
+    Two objects with equal domains and names are the same. Pass an object and your own channels to
+    `Batch.read` and `Batch.write`; without channels, the whole object is meant. It is immutable;
+    any number of threads may use it.
 
     Parameters
     ----------
     domain : CommunicationDomain
         Which accesses must keep their order.
     name : hashable
-        What it is: an address, say.
+        What identifies the object, for example an address.
 
     Raises
     ------
     SpecError
-        The domain is none, or the name is not hashable. It is a `ValueError`.
+        The domain is not a `CommunicationDomain`, or the name is not hashable. It is a
+        `ValueError`.
 
     Examples
     --------
@@ -104,9 +109,9 @@ class CommunicationObject:
 
 @runtime_checkable
 class OffersChannels(Protocol):
-    """What an object must offer to be read and written as a `CommunicationObject`.
+    """The method of an object that tasks can read and write as a `CommunicationObject`.
 
-    Channels that are equal are the same channel; none means the whole object.
+    Channels that are equal are the same channel; no channels mean the whole object.
     """
 
     def __batch_channels__(
@@ -115,7 +120,7 @@ class OffersChannels(Protocol):
 
 
 class _Special(Enum):
-    """Names that no user can give by chance; each is one object, also once unpickled."""
+    """Names that no user can give by chance. Each remains one object when it is unpickled."""
 
     FILES = "files"
     WHOLE = "*"
@@ -124,7 +129,7 @@ class _Special(Enum):
         return self.name
 
 
-#: The object that all files and directories are channels of.
+#: The object whose channels are all files and directories.
 FILES = CommunicationObject(CommunicationDomain(), _Special.FILES)
 
 #: The channel that stands for every channel of an object.
@@ -132,7 +137,7 @@ WHOLE = _Special.WHOLE
 
 
 class Channel(NamedTuple):
-    """One thing that is read or written: a file, a key, a channel of an object."""
+    """A part of an object that tasks read or write: a file, a key, a channel."""
 
     object: CommunicationObject
     key: Hashable
@@ -142,7 +147,7 @@ class Channel(NamedTuple):
             return str(self.key)
         if self.key is WHOLE:
             return str(self.object.name)
-        return f"{self.object.name}[{shown(self.key)}]"
+        return f"{self.object.name}[{safe_repr(self.key)}]"
 
 
 class Mode(Enum):
@@ -165,7 +170,8 @@ class Access:
     def __reduce__(self) -> tuple[Any, ...]:
         if pickling.reference(self) is None:
             return Access, (self.mode, self.channels)
-        # Nobody means to give it to a function: as an argument it would order nothing.
+        # A user who passes it to a function means something else: as an argument it orders
+        # nothing.
         raise SpecError(
             f"there is an access among the arguments ({self}): write function(f, (a, b), "
             "[reads…], [writes…]), or function(f, a, b, reads=[…], writes=[…])"
@@ -173,14 +179,15 @@ class Access:
 
 
 def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> Access:
-    """Make an access out of what the user gave.
+    """Make an access from the arguments of `Batch.read` or `Batch.write`.
 
     Parameters
     ----------
     mode : Mode
         Read or write.
     obj : path, CommunicationObject or object with ``__batch_channels__``
-        What is accessed. A path is a directory if channels follow, else it is the channel.
+        The object that is accessed. A path is a directory if channels follow, else it is itself
+        the channel.
     channels : sequence
         File names below the directory, or channels of the object.
     base : str
@@ -200,8 +207,8 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
         owner, keys = obj.__batch_channels__(tuple(channels))
     else:
         raise SpecError(
-            f"cannot {mode.value} {shown(obj)}: give a path (a directory and file names, or one "
-            "path alone), a DDict, a Queue or a CommunicationObject"
+            f"cannot {mode.value} {safe_repr(obj)}: give a path (a directory and file names, or "
+            "one path alone), a DDict, a Queue or a CommunicationObject"
         )
     for key in keys:
         _require_hashable(key, f"a channel of {owner.name}")
@@ -214,11 +221,11 @@ def _files(path: str | Path, names: Sequence[Any], base: str) -> tuple[Channel, 
         return (_file(directory),)
     for name in names:
         if not isinstance(name, (str, Path)):
-            raise SpecError(f"{shown(name)} is no file name: give a str or a Path")
+            raise SpecError(f"{safe_repr(name)} is not a file name: give a str or a Path")
     return tuple(_file(os.path.join(directory, name)) for name in names)
 
 
 def _file(path: str) -> Channel:
     normal = os.path.normpath(path)
-    # POSIX lets two slashes at the start mean something of their own; nowhere do they.
+    # POSIX allows two slashes at the start to mean something special. No system uses that.
     return Channel(FILES, normal[1:] if normal.startswith("//") else normal)

@@ -1,7 +1,4 @@
-"""What can be added to an environment: texts by names.
-
-Does not know who asks for it, nor how it gets into a process.
-"""
+"""Checks the names and values of environment variables."""
 
 from __future__ import annotations
 
@@ -9,23 +6,23 @@ import os
 
 
 def is_variable(name: str) -> bool:
-    """Say whether an environment can hold something by that name.
+    """Return whether an environment variable can have that name.
 
     Examples
     --------
     >>> is_variable("PATH"), is_variable("A=B"), is_variable("")
     (True, False, False)
     """
-    return name != "" and "=" not in name and _passes(name)
+    return name != "" and "=" not in name and _can_be_passed(name)
 
 
 def is_value(value: object) -> bool:
-    """Say whether an environment can hold that: a text, or a path."""
-    return isinstance(value, (str, os.PathLike)) and _passes(os.fsdecode(value))
+    """Return whether an environment variable can have that value: a text, or a path."""
+    return isinstance(value, (str, os.PathLike)) and _can_be_passed(os.fsdecode(value))
 
 
-def _passes(text: str) -> bool:
-    """Say whether a process can be given the text: in bytes that end with the first 0."""
+def _can_be_passed(text: str) -> bool:
+    """Return whether a process can receive the text, which the system ends at the first byte 0."""
     try:
         return b"\0" not in text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

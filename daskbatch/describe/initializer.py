@@ -1,6 +1,6 @@
-"""What each process does before the first call of an executor: its initializer.
+"""The initializer of an executor: a function that each process calls once, before the first call.
 
-Does not know how its arguments get there, nor when it is called.
+Any number of threads may use an `Initializer`.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ class Initializer:
 
     Parameters
     ----------
-    space : str
-        Where the functions of the executor have their globals; see `serialization.namespaces`.
+    namespace : str
+        The name of the namespace that holds the globals of the executor's functions in each
+        process; see `daskbatch.serialization.namespaces`.
     initializer : callable
-        What prepares a process.
+        The function that each process calls once.
     initargs : tuple
-        Its arguments.
+        The arguments of `initializer`.
     """
 
     def __init__(
-        self, space: str, initializer: Callable[..., Any], initargs: tuple[Any, ...]
+        self, namespace: str, initializer: Callable[..., Any], initargs: tuple[Any, ...]
     ) -> None:
-        self.space = space
-        #: What keeps it on the cluster, if it is large: it is sent once.
+        self.namespace = namespace
+        #: If the pickle is large: the reference that keeps it on the cluster, where it is sent
+        #: once. The placer sets it.
         self.held: Any = None
         self._call = initializer, initargs
         self._packed: bytes | pickling.Buffer | None = None
         self._packing = threading.Lock()
 
     def packed(self) -> bytes | pickling.Buffer:
-        """Give both, pickled; as a buffer, if they are large."""
+        """Return the pickled pair of function and arguments, as a buffer if it is large."""
         with self._packing:
             if self._packed is None:
-                with pickling.within(self.space):
+                with pickling.within(self.namespace):
                     data = pickling.dumps(self._call)
-                large = len(data) >= pickling.SHARED_BUFFER
+                large = len(data) >= pickling.MIN_SHARED_BUFFER_BYTES
                 self._packed = pickling.make_buffer(data) if large else data
             return self._packed
 
     def dumps(self, function: Callable[..., Any]) -> bytes:
-        """Pickle a function of the executor."""
-        self.packed()  # what cannot be prepared for cannot be called
-        with pickling.within(self.space):
+        """Pickle a function of the executor; raises if the initializer cannot be pickled."""
+        self.packed()  # no function can be called where the initializer cannot be
+        with pickling.within(self.namespace):
             return pickling.dumps(function)

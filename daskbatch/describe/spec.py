@@ -1,6 +1,6 @@
-"""What a task calls, and under which conditions.
+"""What a task calls, and the options under which it runs.
 
-Does not know where or when it runs.
+All records are immutable. The functions may be called by any number of threads.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from daskbatch.describe.initializer import Initializer
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
-from daskbatch.worker.execution import executable as process
+from daskbatch.worker.execution.executable import execute
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a task is to be run; the same record serves all tasks that say the same.
+    """How a task runs. Tasks with the same options share one record.
 
     Parameters
     ----------
     timeout : float, optional
-        Seconds that it may run.
+        The seconds after which it is stopped.
     retries : int
-        How often it is tried again after a failure.
+        The number of further attempts after a failure.
     resources : tuple of (str, float)
-        What of Dask's abstract worker resources it takes.
+        The amounts of Dask's abstract worker resources that it takes.
     workers : tuple of str
-        Addresses or hosts where it may run; everywhere if empty.
+        Addresses or hosts of workers that may run it; all workers if empty.
     priority : float
-        Higher runs first.
+        Tasks with a higher priority run first.
     isolated : bool
-        Whether a function runs in a process of its own, which can be killed.
+        Whether the function runs in a separate process, which can be killed.
     cwd : str, optional
         The working directory of an isolated function.
     env : tuple of (str, str)
-        What is added to its environment.
+        Variables that are added to the environment of an isolated function.
     prepare : Initializer, optional
-        What its process does before.
+        The initializer that each process calls once, before the first task with these options.
     """
 
     timeout: float | None = None
@@ -58,7 +58,7 @@ class Options:
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     prepare: Initializer | None = None
-    #: What a Dask key has one of: tasks that differ here cannot share a block.
+    #: The options that hold for a whole Dask key: tasks that differ here cannot share a block.
     placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -81,12 +81,12 @@ def make_options(
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Options:
-    """Validate what a user asks for, of a function.
+    """Validate the options of a function; see `Batch.options`.
 
     Raises
     ------
     SpecError
-        A value is of the wrong type or out of range.
+        A value has the wrong type or is out of range.
     """
     if not isinstance(retries, int) or retries < 0:
         raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
@@ -95,7 +95,9 @@ def make_options(
     if isolation not in (None, "thread", "process"):
         raise SpecError(f'isolation= must be "thread" or "process", not {isolation!r}')
     if isolation == "thread" and (cwd is not None or env):
-        raise SpecError('cwd= and env= need isolation="process": a thread has none of its own')
+        raise SpecError(
+            'cwd= and env= need isolation="process": a thread shares those of its process'
+        )
     if workers is None or isinstance(workers, str):
         workers = [] if workers is None else [workers]
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
@@ -138,12 +140,19 @@ def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float]
 
 
 def seconds(value: float | timedelta, what: str) -> float:
-    """Read a span of time.
+    """Convert a duration to seconds.
+
+    Parameters
+    ----------
+    value : float or timedelta
+        The duration; a number is in seconds.
+    what : str
+        What the message calls it.
 
     Raises
     ------
     SpecError
-        It is neither a positive number of seconds nor a positive `timedelta`.
+        The value is neither a positive number nor a positive `timedelta`.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -158,17 +167,18 @@ class Call(NamedTuple):
     Parameters
     ----------
     function : callable
-        What is called on the worker.
+        The function that the worker calls.
     family : hashable
-        Calls of one family can be expected to take about the same time.
+        Calls of one family are expected to take about the same time.
     data : bytes
         The packed arguments.
     references : tuple
-        The tasks among them: their records, and which part of each is meant.
+        The tasks among the arguments: for each its record, and the part that is meant (result,
+        stdout or stderr).
     buffers : tuple of Buffer
-        The large buffers among them.
+        The large buffers among the arguments.
     failure : SerializationError, optional
-        Why the arguments cannot be sent.
+        The error, if the arguments cannot be sent.
     """
 
     function: Callable[..., Any]
@@ -192,9 +202,9 @@ def _make_call(function: Callable[..., Any], family: Hashable, arguments: object
 
 
 def _named(function: Callable[..., Any], arguments: Any) -> dict[str, Any]:
-    """Give arguments by the names that messages have for them."""
+    """Return the arguments by the names that messages have for them."""
     args, kwargs = arguments
-    if function is process.execute:
+    if function is execute:
         return dict(kwargs)
     if function is _apply:
         return dict(zip(("function", "args", "kwargs"), args, strict=True))
@@ -209,7 +219,7 @@ def function_call(
     Raises
     ------
     SpecError
-        It is not callable.
+        The function is not callable.
     """
     if type(function) is FunctionType:
         if not kwargs and pickling.are_plain(args):
@@ -220,13 +230,14 @@ def function_call(
             f"cannot call {function!r}: give a function first, then its arguments; "
             "for an executable use batch.process(...)"
         )
-    # A partial, a bound method or an object may itself hold tasks: it is an argument too.
+    # A partial, a bound method or a callable object may hold tasks: it is packed with the
+    # arguments.
     return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
 
 
-def _stands_for_a_value(thing: object) -> bool:
+def _is_task_or_handle(obj: object) -> bool:
     try:
-        _, references, _ = pickling.pack(thing)
+        _, references, _ = pickling.pack(obj)
     except SerializationError:
         return False
     return len(references) == 1
@@ -257,14 +268,14 @@ def process_call(
     Raises
     ------
     SpecError
-        It is no path, or a setting is of the wrong type.
+        The target is not a path, or a setting has the wrong type.
     """
     if not isinstance(target, (str, Path)) or not str(target):
         raise SpecError(
             f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
             "for a Python function use batch.function(...)"
         )
-    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _stands_for_a_value(stdin)):
+    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _is_task_or_handle(stdin)):
         raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
     command = {
         "command": [target, *args],
@@ -274,4 +285,4 @@ def process_call(
         "check": bool(check),
         "timeout": timeout,
     }
-    return _make_call(process.execute, os.fspath(target), ((), command))
+    return _make_call(execute, os.fspath(target), ((), command))

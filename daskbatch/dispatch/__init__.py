@@ -1,4 +1,4 @@
-"""The way onto a Dask cluster, and back.
+"""Follows started tasks from submission to outcome, by way of an abstract cluster (`Backend`).
 
-Does not know what users hold, nor who shares what on the cluster.
+Does not know Dask's connections, nor the objects that users hold.
 """

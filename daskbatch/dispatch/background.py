@@ -1,6 +1,6 @@
-"""What one client has not started yet: template tasks that wait, calls that executors gather.
+"""Holds what one client has not started yet: queued template tasks and executors' calls.
 
-Does not know how they came about. Whoever needs some of it has it started here.
+Any thread may use it. A thread that needs one of these tasks has it started here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from daskbatch.dispatch.backlog import Backlog
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 
-#: So few template tasks are not worth looking through. The number itself does not matter.
-_MANY = 1000
+#: With fewer queued template tasks it is not worth looking for those that are over. The
+#: number itself does not matter.
+_MIN_QUEUED_TO_PRUNE = 1000
 
 
-class Gathering(Protocol):
-    """What gathers calls, and hands them over from a thread of its own."""
+class ExecutorPool(Protocol):
+    """An executor's queue of calls, which a thread of the executor submits."""
 
     @property
     def waiting(self) -> list[TaskRecord]:
-        """The calls that have not been handed over."""
+        """The calls that have not been submitted."""
 
-    def hurry(self) -> None:
-        """Have what was gathered handed over."""
+    def flush(self) -> None:
+        """Have all queued calls submitted now; returns at once."""
 
-    def hand_over(self, records: Sequence[TaskRecord]) -> None:
-        """Wait until those of some tasks that are calls of this have been handed over."""
+    def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
+        """Wait until those of the tasks that are calls of this executor have been submitted."""
 
     def abandon(self) -> None:
-        """Cancel what has not been handed over."""
+        """Cancel the calls that have not been submitted."""
 
 
 class Background:
@@ -40,51 +41,52 @@ class Background:
 
     Parameters
     ----------
-    home : str
-        The client.
     dispatcher : Dispatcher
-        Runs what is started.
+        Runs the tasks that are started.
     start : callable
-        Starts tasks, each behind those that it waits for, under a name for the dashboard.
+        Starts tasks, each after those that it waits for, under a name for the dashboard.
     """
 
     def __init__(
         self,
-        home: str,
         dispatcher: Dispatcher,
         start: Callable[[Sequence[TaskRecord], str, None], None],
     ) -> None:
-        self._home = home
-        self._kept: Backlog | None = Backlog(home)
-        self._backlog = weakref.ref(self._kept)
+        self._own_backlog: Backlog | None = Backlog(dispatcher.table.set_phase)
+        self._backlog = weakref.ref(self._own_backlog)
         #: The executors of this client.
-        self.pools: weakref.WeakSet[Gathering] = weakref.WeakSet()
-        #: What Dask's dashboard calls tasks of many names.
+        self.pools: weakref.WeakSet[ExecutorPool] = weakref.WeakSet()
+        #: The name on Dask's dashboard for tasks of several names.
         self.name = "batch"
         self._dispatcher = dispatcher
         self._start = start
-        #: Template tasks that may not be over. What waits may keep a Batch, and must not be kept.
+        #: The template tasks that may not be over. A waiting task may refer to its Batch, which
+        #: this must not keep alive.
         self._queued: list[weakref.ref[TaskRecord]] = []
-        #: With so many, those that are over are let go of.
-        self._many = _MANY
-        self._sorting = threading.Lock()
+        #: With this many, references to tasks that are over are dropped.
+        self._prune_at = _MIN_QUEUED_TO_PRUNE
+        self._pruning = threading.Lock()
 
     @property
     def backlog(self) -> Backlog:
         """The template tasks that wait."""
         found = self._backlog()
-        return Backlog(self._home) if found is None else found
+        return Backlog(self._dispatcher.table.set_phase) if found is None else found
 
     def lend(self) -> Backlog:
-        """Leave it to a Batch to keep what waits, which may itself keep the Batch."""
-        backlog, self._kept = self.backlog, None
+        """Return the backlog and keep only a weak reference to it.
+
+        The Batch then keeps it: a waiting task may refer to its Batch, and must not keep it
+        alive by way of this client.
+        """
+        backlog, self._own_backlog = self.backlog, None
         return backlog
 
     def queue(self, record: TaskRecord) -> None:
-        """Have a template task wait until it is needed."""
+        """Queue a template task until it is needed."""
         self._queued.append(weakref.ref(record))
-        if len(self._queued) >= self._many:
-            self._left()
+        if len(self._queued) >= self._prune_at:
+            self._prune_queued()
         self.backlog.add(record)
 
     @property
@@ -92,61 +94,63 @@ class Background:
         """Whether there may be template tasks that are not over."""
         return bool(self._queued)
 
-    def not_over(self, which: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
-        """Give those of the template tasks that are of a kind and not over; they are started."""
-        found = [record for record in self._left() if which(record)]
+    def unfinished_queued(self, predicate: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
+        """Start the unfinished template tasks that match a predicate, and return them."""
+        found = [record for record in self._prune_queued() if predicate(record)]
         self.start_queued(found)
         return found
 
-    def _left(self) -> list[TaskRecord]:
-        with self._sorting:
-            # What is appended meanwhile is behind these.
-            some = list(self._queued)
-            left = [record for each in some if (record := each()) is not None and not record.over]
-            self._queued[: len(some)] = [weakref.ref(record) for record in left]
-            self._many = max(_MANY, 2 * len(left))
-        return left
+    def _prune_queued(self) -> list[TaskRecord]:
+        with self._pruning:
+            # Other threads append behind these meanwhile.
+            queued = list(self._queued)
+            unfinished = [
+                record for each in queued if (record := each()) is not None and not record.over
+            ]
+            self._queued[: len(queued)] = [weakref.ref(record) for record in unfinished]
+            self._prune_at = max(_MIN_QUEUED_TO_PRUNE, 2 * len(unfinished))
+        return unfinished
 
     @property
-    def gathering(self) -> list[Gathering]:
+    def executor_pools(self) -> list[ExecutorPool]:
         """The executors of this client."""
         with self._dispatcher.outcomes.changed:
             return list(self.pools)
 
-    def flush(self, wanted: Sequence[TaskRecord] | None = None) -> None:
-        """Start what waits in the background; at least some of it, or all."""
+    def flush(self, needed: Sequence[TaskRecord] | None = None) -> None:
+        """Start the template tasks that wait: at least the needed ones, by default all."""
         if len(self.backlog):
-            self._dispatcher.outcomes.require_here()
+            self._dispatcher.outcomes.require_own_process()
             fail = self._dispatcher.settle_unstarted
-            self.backlog.flush(self._start_all, fail, self._hand_over, wanted)
+            self.backlog.flush(self._start_all, fail, self._wait_submitted, needed)
 
     def start_queued(self, records: Sequence[TaskRecord]) -> None:
-        """Have those of some tasks started that are queued, whoever has queued them."""
+        """Start those of the tasks that are queued, here or in an executor."""
         queued = [record for record in records if record.phase == Phase.QUEUED]
         if any(record.group is None for record in queued):
             self.flush(queued)
         if any(record.group is not None for record in queued):
-            self._hand_over(queued)
+            self._wait_submitted(queued)
 
-    def unfinished(self, which: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
-        """Give the tasks of a kind that are not over, and have them started."""
-        # In the order in which tasks move on, or one could slip through.
-        found = [record for record in self.backlog.records if which(record)]
-        for pool in self.gathering:
-            found += [record for record in pool.waiting if which(record)]
+    def unfinished(self, predicate: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
+        """Start all unfinished tasks that match a predicate, and return them."""
+        # In the order in which tasks move on; otherwise one could be missed.
+        found = [record for record in self.backlog.records if predicate(record)]
+        for pool in self.executor_pools:
+            found += [record for record in pool.waiting if predicate(record)]
         self.start_queued(found)
-        return found + [record for record in self._dispatcher.unfinished() if which(record)]
+        return found + [record for record in self._dispatcher.unfinished() if predicate(record)]
 
     def drop(self) -> None:
-        """Start none of it: it is cancelled."""
+        """Cancel all tasks that have not been started."""
         self._dispatcher.settle_unstarted(self.backlog.drop(), None)
-        for pool in self.gathering:
+        for pool in self.executor_pools:
             pool.abandon()
 
     def _start_all(self, records: Sequence[TaskRecord]) -> None:
         names = {record.name for record in records if record.call is not None}
         self._start(records, names.pop() if len(names) == 1 else self.name, None)
 
-    def _hand_over(self, records: Sequence[TaskRecord]) -> None:
-        for pool in self.gathering:
-            pool.hand_over(records)
+    def _wait_submitted(self, records: Sequence[TaskRecord]) -> None:
+        for pool in self.executor_pools:
+            pool.wait_submitted(records)

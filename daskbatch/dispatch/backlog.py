@@ -1,8 +1,8 @@
-"""Tasks that wait in the background until somebody asks for what they do.
+"""Holds tasks that wait in the background until the first of their results is needed.
 
-Does not know how they came about, nor how they are started. When one is needed all are, so
-that they run in parallel; in the order that their reads and writes ask for, also towards those
-that were started before, until a fence.
+When one task is needed, all are started, so that they run in parallel: in the order that their
+reads and writes require, also relative to tasks that were started before, back to a fence.
+Any thread may use it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from daskbatch.errors import LifecycleError
 
 
 class Backlog:
-    """What waits in the background of a Batch.
+    """The queued template tasks of one client.
 
     Parameters
     ----------
-    home : str
-        The Batch.
+    set_phase : callable
+        `TaskTable.set_phase`.
     """
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, set_phase: Callable[[TaskRecord, Phase], None]) -> None:
+        self._set_phase = set_phase
         self._records: list[TaskRecord] = []
-        self._epoch = Epoch(home)
-        #: Held from when tasks are taken until they are started, or two threads could start them
-        #: out of order, and a third one could find them nowhere. The dispatcher's lock may be
-        #: taken with it, never the other way round. Nobody waits for another thread with it, and
-        #: nothing of the user's runs, but to compare channels.
+        self._epoch = Epoch()
+        #: Held from when tasks are taken out until they are started. Without it, two threads
+        #: could start tasks out of order, and a third could find the tasks nowhere. The
+        #: dispatcher's lock may be taken while this one is held, never the other way round. No
+        #: thread waits for another one while it holds this lock, and no code of the user runs,
+        #: except comparisons of channels.
         self._changing = threading.RLock()
-        #: The threads that are about to pickle functions.
+        #: The threads that are pickling functions.
         self._pickling: set[int] = set()
 
     def __len__(self) -> int:
@@ -43,45 +45,47 @@ class Backlog:
 
     @property
     def records(self) -> list[TaskRecord]:
-        """The tasks that wait. Those that do not any more are known to the dispatcher."""
+        """The tasks that wait. All others are in the dispatcher's table."""
         with self._changing:
             return list(self._records)
 
     def add(self, record: TaskRecord) -> None:
-        """Put a task behind the others; nobody else must know of it yet."""
-        # Without the lock, which takes longer than all the rest. Once it is in the list another
-        # thread may start it.
-        record.phase = Phase.QUEUED
+        """Add a task after the others; no other thread may have it yet."""
+        # Without the lock, which would take longer than all the rest. Once the task is in the
+        # list, another thread may start it.
+        self._set_phase(record, Phase.QUEUED)
         self._records.append(record)
 
     def flush(
         self,
         start: Callable[[Sequence[TaskRecord]], None],
         fail: Callable[[Sequence[TaskRecord], Exception], None],
-        hand_over: Callable[[Sequence[TaskRecord]], None],
-        wanted: Sequence[TaskRecord] | None = None,
+        wait_submitted: Callable[[Sequence[TaskRecord]], None],
+        needed: Sequence[TaskRecord] | None = None,
     ) -> None:
-        """Start what waits.
+        """Start the tasks that wait.
 
         Parameters
         ----------
-        start, fail : callable
-            Starts tasks, each behind those that it waits for; says that they cannot be started.
-        hand_over : callable
-            Waits until tasks are started that are queued elsewhere: the calls of an executor.
-        wanted : sequence of TaskRecord, optional
-            What must have been started in the end. Others are started, too, but not where that
-            would mean to wait. All by default.
+        start : callable
+            Starts tasks, each after those that it waits for.
+        fail : callable
+            Settles tasks that cannot be started as failed of an error.
+        wait_submitted : callable
+            Waits until tasks that are queued elsewhere, the calls of an executor, are started.
+        needed : sequence of TaskRecord, optional
+            The tasks that must have been started on return. Others are started too, unless
+            this would have to wait for them. All by default.
 
         Raises
         ------
         LifecycleError
-            This thread is in the middle of it.
+            This thread is pickling a function for an outer call of `flush`.
         """
         if threading.get_ident() in self._pickling:
             raise LifecycleError("a task that is being started cannot wait for one that is queued")
-        if wanted is None:
-            wanted = self.records
+        if needed is None:
+            needed = self.records
         while True:
             self._pickle(self.records)
             with self._changing:
@@ -90,29 +94,29 @@ class Backlog:
                     with uninterrupted():
                         del self._records[: len(ready)]
                         self._start(ready, start, fail)
-                if not any(_is_here(record) for record in wanted):
+                if not any(_is_here(record) for record in needed):
                     return
-                awaited = _elsewhere(self._records[0])
-            hand_over(awaited)
+                awaited = _queued_elsewhere(self._records[0])
+            wait_submitted(awaited)
 
     def start_over(self) -> None:
-        """Forget what tasks have read and written that are over."""
+        """Forget what finished tasks have read and written."""
         with self._changing:
             self._epoch.start_over()
 
     def drop(self) -> list[TaskRecord]:
-        """Start none of those that wait; returns them."""
+        """Remove the tasks that wait without starting them, and return them."""
         with self._changing:
             records = list(self._records)
             del self._records[: len(records)]
             return records
 
     def forget(self) -> None:
-        """Forget those that wait: nobody knows them any more. It takes no lock."""
+        """Remove tasks that nobody can reach any longer. It takes no lock."""
         self._records.clear()
 
     def _pickle(self, records: Iterable[TaskRecord]) -> None:
-        # This may run anything, and is interrupted by Ctrl-C: then nothing has been started.
+        # This may run any code, and Ctrl-C may interrupt it: then nothing has been started.
         thread = threading.get_ident()
         self._pickling.add(thread)
         try:
@@ -121,10 +125,10 @@ class Backlog:
             self._pickling.discard(thread)
 
     def _ready(self) -> list[TaskRecord]:
-        """Give the first of the tasks, up to one that cannot be started yet."""
+        """Return the first tasks, up to one that cannot be started yet."""
         ready = []
         for record in self._records:
-            if not record.over and (not record.function or _elsewhere(record)):
+            if not record.over and (not record.function or _queued_elsewhere(record)):
                 break
             ready.append(record)
         return ready
@@ -140,7 +144,7 @@ class Backlog:
             self._epoch.add(records, ordered)
             start(ordered)
         except Exception as error:
-            # Barriers too, or what comes later would wait for them for ever.
+            # The barriers too: otherwise later tasks would wait for them for ever.
             fail([*ordered, *records], error)
 
 
@@ -148,8 +152,8 @@ def _is_here(record: TaskRecord) -> bool:
     return record.phase == Phase.QUEUED and record.group is None
 
 
-def _elsewhere(record: TaskRecord) -> list[TaskRecord]:
-    """Give those whose results a task takes, and which are queued, but not here."""
+def _queued_elsewhere(record: TaskRecord) -> list[TaskRecord]:
+    """Return the producers of a task that are queued in an executor."""
     return [
         each for each in record.producers if each.phase == Phase.QUEUED and each.group is not None
     ]

@@ -1,6 +1,6 @@
-"""Writes down what became of tasks, and tells those who wait for it.
+"""Waits for tasks, and calls back when they are over.
 
-Does not know blocks, nor where an outcome comes from.
+The `Condition` that protects all records of a client lives here.
 """
 
 from __future__ import annotations
@@ -9,78 +9,65 @@ import os
 import threading
 from collections.abc import Callable
 
-from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord
+from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError
 from daskbatch.worker.execution.task_context import TaskContext, current, wait_releasing_slot
 
 
 class CompletionTracker:
-    """The outcomes of one client's tasks.
+    """The number of a client's unfinished tasks, and the callbacks that wait for them.
 
-    `changed` is to be held for every change, and to be notified when tasks are over: once
-    for many, since each waiting thread looks again each time.
+    Any thread may use it. `changed` is held for every change of a started task. It is
+    notified when tasks are over: once for many, because every waiting thread then checks its
+    condition.
     """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        #: How many started tasks are not over.
-        self.left = 0
+        #: The number of started tasks that are not over; see `TaskTable.set_phase`.
+        self.unfinished = 0
+        #: Whether any function may have to be called when a task is over.
+        self.has_callbacks = False
         self._callbacks: dict[TaskRecord, list[Callable[[], None]]] = {}
-        self._when_idle: list[Callable[[], None]] = []
+        self._idle_callbacks: list[Callable[[], None]] = []
         self._process = os.getpid()
-        #: Of the task that these are the tasks of, if one is: it may wait in any thread.
-        self.host: TaskContext | None = None
+        #: If a task is the client: that task's context. Then any thread may wait for it.
+        self.context: TaskContext | None = None
 
-    def settle(
-        self,
-        record: TaskRecord,
-        phase: Phase,
-        value: bytes | None = None,
-        output: tuple[str, str] | None = SILENT,
-        seconds: float = 0.0,
-    ) -> None:
-        """Say what became of a task."""
-        record.phase = phase
-        record.value = value
-        record.output = output
-        record.seconds = seconds
-        if record.waits:
-            record.waits = tuple(record.waits_left().items())
-        record.overwrites = ()
-        self.left -= 1
-        if record.group is not None:
-            record.group.left -= 1
-        if self._callbacks:
-            for callback in self._callbacks.pop(record, ()):
-                callback()
-        if self._when_idle and not self.left:
-            callbacks, self._when_idle = self._when_idle, []
+    def call_back(self, record: TaskRecord) -> None:
+        """Call the functions that wait for a task that is over; the caller holds the lock."""
+        for callback in self._callbacks.pop(record, ()):
+            callback()
+        if self._idle_callbacks and not self.unfinished:
+            callbacks, self._idle_callbacks = self._idle_callbacks, []
             for callback in callbacks:
                 callback()
+        self.has_callbacks = bool(self._callbacks or self._idle_callbacks)
 
-    def require_here(self) -> None:
-        """Make sure that this process is the one that hears of these tasks.
+    def require_own_process(self) -> None:
+        """Check that this process receives the reports of these tasks.
 
         Raises
         ------
         LifecycleError
-            It was forked from that one.
+            This process was forked from the one that does.
         """
         if os.getpid() != self._process:
             raise LifecycleError(
-                "these tasks belong to the process that this one was forked from, which alone "
-                "hears of them: get their results there, or make tasks of your own here"
+                "these tasks belong to the process that this one was forked from, and only that "
+                "process learns of their outcomes: get their results there, or make other tasks "
+                "here"
             )
 
     def wait(self, over: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until something is over; False if the time is up first.
+        """Wait until `over` returns True; returns False if the timeout is up first.
 
-        A task of a worker that waits lets others have its slot meanwhile.
+        In a task, the worker slot is released while this waits.
 
         Raises
         ------
         LifecycleError
-            This process was forked from the one that would be told.
+            This process was forked from the one that receives the reports.
         """
         if over():
             return True
@@ -89,32 +76,34 @@ class CompletionTracker:
             with self.changed:
                 return self.changed.wait_for(over, seconds)
 
-        return wait_releasing_slot(self.waiter(), wait, timeout)
+        return wait_releasing_slot(self.current_context(), wait, timeout)
 
-    def waiter(self) -> TaskContext | None:
-        """Give what the task has around it that waits, if this is in a task.
+    def current_context(self) -> TaskContext | None:
+        """Return the context of the task that is about to wait, or None outside of tasks.
 
         Raises
         ------
         LifecycleError
-            Who waits is in a process that was forked, and would wait for ever.
+            This process was forked, and would wait for ever.
         """
-        self.require_here()
-        return current() or self.host
+        self.require_own_process()
+        return current() or self.context
 
     def when_over(self, record: TaskRecord, callback: Callable[[], None]) -> None:
-        """Have a function called, in any thread, when a task is over. It must not raise."""
-        self.require_here()
+        """Call a function, in any thread, once a task is over. It must not raise."""
+        self.require_own_process()
         with self.changed:
             if not record.over:
                 self._callbacks.setdefault(record, []).append(callback)
+                self.has_callbacks = True
                 return
         callback()
 
     def when_idle(self, callback: Callable[[], None]) -> None:
-        """Have a function called, in any thread, when nothing is left. It must not raise."""
+        """Call a function, in any thread, once no task is unfinished. It must not raise."""
         with self.changed:
-            if self.left:
-                self._when_idle.append(callback)
+            if self.unfinished:
+                self._idle_callbacks.append(callback)
+                self.has_callbacks = True
                 return
         callback()

@@ -1,13 +1,13 @@
 """Follows every started task of a client from its placing in a block to its outcome.
 
-Does not know Dask: a `Backend` submits, revokes and calls back. It is the one place where
-the state of tasks changes.
+Does not know Dask: a `Backend` submits, revokes and calls back. The dispatcher owns the lock
+under which the state of started tasks changes.
 
 A started task that is not over is always in one block (`TaskRecord.block`), and only what is
-told of that block counts. So a task that comes back *deferred* is simply placed again, now
-that more is known of how long its like take, and whatever the old block still says of it
-is ignored. Tasks behind it come back by themselves: a block whose input was deferred
-defers them.
+reported of that block counts. So a *deferred* task, one that a block returns without running
+it, is simply placed again, now that more is known of how long such tasks take; whatever the old
+block still reports of it is ignored. The tasks after it come back by themselves: a block whose
+input was deferred defers them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from daskbatch.dispatch.backend import Key
+from daskbatch.dispatch.backend import Backend
 from daskbatch.dispatch.edges import wait_for_producers
-from daskbatch.dispatch.placement import SubmittedBlock
+from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
-from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
+from daskbatch.dispatch.task_record import BlockKey, Group, Phase, SubmittedBlock, TaskRecord
+from daskbatch.dispatch.task_table import TaskTable
 from daskbatch.errors import (
     BatchError,
     LifecycleError,
@@ -31,24 +32,31 @@ from daskbatch.errors import (
     WorkerLost,
 )
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import Report
-from daskbatch.worker.execution.journal import Trace
+from daskbatch.worker.execution.block import ExpiredReport, OutcomeReport, Report
+from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
-#: How long the scheduler may take to tell what a worker that died had done. Seconds.
-_TOLD_SECONDS = 30.0
+#: How long the scheduler may take to report what a worker that died had done.
+_DEATH_REPORT_TIMEOUT_SECONDS = 30.0
 
 
-class Dispatcher(Revocation):
-    """The started tasks of one client.
+class Dispatcher:
+    """The started tasks of one client. Any thread may use it.
 
     Parameters
     ----------
     backend : Backend
-        Where blocks run.
+        Runs the blocks.
     setting : Setting
-        What is the same for all blocks.
+        The settings of all blocks.
     """
+
+    def __init__(self, backend: Backend, setting: Setting) -> None:
+        self._backend = backend
+        self.table = TaskTable(backend, setting)
+        self.outcomes = self.table.outcomes
+        self._changed = self.outcomes.changed
+        self._revocation = Revocation(self.table, backend)
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -58,11 +66,11 @@ class Dispatcher(Revocation):
         Parameters
         ----------
         records : sequence of TaskRecord
-            Each behind those that it waits for.
+            Each after those that it waits for.
         name : str
-            What the dashboard calls them.
+            Their name on Dask's dashboard.
         group : Group, optional
-            What they are the members of.
+            The compiled task that they are the members of.
 
         Raises
         ------
@@ -75,7 +83,7 @@ class Dispatcher(Revocation):
         pickle_functions(records)
         with uninterrupted(), self._changed:
             new = [record for record in records if record.phase < Phase.WAITING]
-            # What is over already was cancelled before it began; else it was started twice.
+            # A record that is over was cancelled before the start; else it was started twice.
             twice = len(new) < len(records) and any(
                 Phase.WAITING <= record.phase <= Phase.DONE for record in records
             )
@@ -85,193 +93,220 @@ class Dispatcher(Revocation):
                 )
             if group is not None:
                 group.started = True
-            if group is not None:
-                wait_for_producers(new)  # of earlier ones; its own order is known
-            for record in new:
-                record.phase = Phase.WAITING
-                record.rank = next(self._ranks)
+                # Only for earlier producers: the group's own order is known already.
+                wait_for_producers(new)
+            self.table.start(new)
             if group is None:
                 wait_for_producers(new)
-            self.outcomes.left += len(new)
-            self._writers.add(new)
-            self._place(new, name, again=False)
+            self.table.place(new, name, again=False)
             self._changed.notify_all()
 
-    def later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
-        """Call a function soon, in a thread that holds no lock of anybody's."""
-        self._backend.later(seconds, function)
+    def call_later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
+        """Call a function after some seconds, in a thread that holds no lock."""
+        self._backend.call_later(seconds, function)
 
     def settle_unstarted(self, records: Iterable[TaskRecord], error: Exception | None) -> None:
-        """Say what became of tasks that could not be started: cancelled, if of no error."""
+        """Settle tasks that could not be started: as failed of an error, or as cancelled."""
         with self._changed:
             for record in records:
                 if record.phase < Phase.WAITING:
-                    self.outcomes.left += 1
                     if error is None:
-                        self.outcomes.settle(record, Phase.CANCELLED)
+                        self.table.settle(record, Phase.CANCELLED)
                     else:
-                        self.outcomes.settle(record, Phase.FAILED, pack_error(error, record.label))
+                        failure = pack_error(error, record.label)
+                        self.table.settle(record, Phase.FAILED, failure)
             self._changed.notify_all()
 
     def unfinished(self, group: Group | None = None) -> list[TaskRecord]:
-        """Give the started tasks, of a group or of all, that are not over; in their order."""
+        """Return the started tasks, of a group or all, that are not over; in program order."""
         with self._changed:
-            placed = [p.members_left() for p in self._live.values()]
-        records = [c for some in placed for c in some if group is None or c.group is group]
+            members = [block.unfinished_members() for block in self.table.live.values()]
+        records = [c for some in members for c in some if group is None or c.group is group]
         return sorted(records, key=lambda record: record.rank)
 
     def give_up(self, error: BaseException | None = None) -> None:
-        """Count all that is not over as cancelled, or as failed of an error."""
+        """Settle all unfinished tasks: as failed of an error, or as cancelled."""
         with self._changed:
-            for block in self._live.values():
-                for record in block.members_left():
+            for block in self.table.live.values():
+                for record in block.unfinished_members():
                     if error is None:
-                        self._tell(block, record, Status.CANCELLED)
+                        self.table.settle_member(block, record, Status.CANCELLED)
                     else:
                         failure = pack_error(_as_failure(record, error), record.label)
-                        self._tell(block, record, Status.FAILED, failure)
+                        self.table.settle_member(block, record, Status.FAILED, failure)
                 self._backend.release(block)
-            self._live.clear()
+            self.table.live.clear()
             self._changed.notify_all()
 
     def fetch(self, record: TaskRecord, timeout: float | None = None) -> None:
-        """Bring here what a finished task left on its worker; see `SubmittedBlock.fetch`.
+        """Store here what a finished task left on its worker; see `SubmittedBlock.fetch`.
 
-        If it was lost with the worker, the task is started again, if it may be; else there is
-        nothing to be had any more, and the record has no placement.
+        If it was lost with the worker, the task is started again, if it may run again.
+        Otherwise the value is lost for good, and the record has no block.
         """
         block = record.block
         if block is None:
             return
-        self.outcomes.require_here()
+        self.outcomes.require_own_process()
         if not block.lost:
             result = block.fetch(record.label, timeout)
             with self._changed:
                 if not result.lost:
-                    block.hand_out(result)
+                    block.distribute(result)
                     return
-                block.lost = self._any_lost = True
+                self.table.mark_lost(block)
         with self._changed:
             if record.over and record.block is block:
-                self._place(self._revive(record), block.name)
+                self.table.place(self.table.revive(record), block.name)
             self._changed.notify_all()
 
-    # -- what the backend tells -----------------------------------------------------------
+    # -- revocation -----------------------------------------------------------------------
+
+    def cancel(self, records: Sequence[TaskRecord], begun: bool = True) -> list[TaskRecord]:
+        """Cancel what is not over; see `Revocation.cancel`."""
+        return self._revocation.cancel(records, begun)
+
+    def count_stopping(self, group: Group) -> int:
+        """Return the number of members of a group that run and are being stopped."""
+        return self._revocation.count_stopping(group)
+
+    def refuse(self, reasons: Mapping[TaskRecord, str]) -> None:
+        """Settle tasks that no worker can run as failed, for the given reasons."""
+        self._revocation.refuse(reasons)
+
+    def place_anew(self, records: Iterable[TaskRecord]) -> None:
+        """Place those of the tasks that have not begun in new blocks: they wait for less now."""
+        self._revocation.place_anew(records)
+
+    # -- calls of the backend: implements `backend.Listener` -------------------------------
 
     def report(self, data: bytes) -> None:
-        """Take in a report from a worker."""
+        """Apply a report of a worker: a pickled `Report`."""
         report: Report = pickle.loads(data)
         with self._changed:
-            block = self._live.get(report.block)
+            block = self.table.live.get(report.block)
             if block is None:
                 return
-            deferred = self._apply_report(block, report)
-            for record in block.members_left([report.running]):
-                record.phase = Phase.RUNNING
-            first = report.running + 1
-            behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
-            for record in block.members_left(behind):
-                self._give_back(block, record)
-                deferred.append(record)
-            self._place(deferred, block.name)
-            if report.expired:
-                self._unstick(block)
+            requeued: list[TaskRecord] = []
+            if isinstance(report, OutcomeReport):
+                requeued = self.table.apply_report(block, report)
+            else:
+                for record in block.unfinished_members([report.running]):
+                    self.table.set_phase(record, Phase.RUNNING)
+            if isinstance(report, ExpiredReport):
+                first = report.running + 1
+                behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
+                for record in block.unfinished_members(behind):
+                    self.table.requeue(block, record)
+                    requeued.append(record)
+            self.table.place(requeued, block.name)
+            if isinstance(report, ExpiredReport):
+                self._revocation.unstick(block)
             self._changed.notify_all()
 
-    def key_over(
+    def key_finished(
         self,
         block: SubmittedBlock,
         result: BlockResult | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Take in that a block's key is finished, or has failed as a whole.
+        """Record that a block's key is finished, or has failed as a whole.
 
         Parameters
         ----------
-        placement : SubmittedBlock
+        block : SubmittedBlock
             The block.
         result : BlockResult, optional
-            Its result, if it was needed (`SubmittedBlock.left`) and could be had.
+            Its result, if it was needed (`SubmittedBlock.unfinished`) and could be fetched.
         error : BaseException, optional
-            Why there is no result: `ServiceLost`, `WorkerLost`, or what else.
+            Why there is no result: `ServiceLost`, `WorkerLost`, or another error.
         """
         with self._changed:
-            deferred: list[TaskRecord] = []
+            requeued: list[TaskRecord] = []
             if error is not None:
-                deferred = self._key_failed(block, error)
+                requeued = self._key_failed(block, error)
             elif result is not None and result.lost:
-                # Its worker has died, and it is yet to be told what had run.
-                told = partial(self._was_not_told, block)
-                self._backend.later(_TOLD_SECONDS, told)
+                # Its worker has died, and the scheduler has not reported yet what had run.
+                no_report = partial(self._death_not_reported, block)
+                self._backend.call_later(_DEATH_REPORT_TIMEOUT_SECONDS, no_report)
                 return
             elif result is not None:
                 report = result.as_report(block.number)
-                deferred = self._apply_report(block, report, timed=False)
+                requeued = self.table.apply_report(block, report, timed=False)
             self._forget(block)
-            self._place(deferred, block.name)
+            self.table.place(requeued, block.name)
             self._changed.notify_all()
 
-    def _was_not_told(self, block: SubmittedBlock) -> None:
-        """Go on without having been told what had run of a block: so it all may have."""
-        if self._live.get(block.number) is block:
+    def _death_not_reported(self, block: SubmittedBlock) -> None:
+        """Go on without a report of what had run of a block: all of it may have run."""
+        if self.table.live.get(block.number) is block:
             self.worker_died([block.key], {}, None)
 
-    def values_gone(self, keys: Sequence[Key]) -> None:
-        """Take in that what finished blocks returned was lost with a worker."""
+    def values_lost(self, keys: Sequence[BlockKey]) -> None:
+        """Record that the results of finished blocks were lost with a worker."""
         with self._changed:
             for key in keys:
-                block = self._placed.get(key)
+                block = self.table.find_block(key)
                 if block is not None:
-                    block.lost = self._any_lost = True
+                    self.table.mark_lost(block)
 
     def worker_died(
-        self, keys: Sequence[Key], why: Mapping[str, Any], traces: Sequence[Trace] | None
+        self,
+        keys: Sequence[BlockKey],
+        details: Mapping[str, Any],
+        traces: Sequence[JournaledBlock] | None,
     ) -> None:
-        """Take in that a worker has died, and with it what it had not reported.
+        """Record that a worker has died, and with it all that it had not reported.
 
         Parameters
         ----------
-        keys : sequence of Key
+        keys : sequence of BlockKey
             The blocks that it may have begun.
-        why : mapping
+        details : mapping
             What is known of its death; see `WorkerLost`.
-        traces : sequence of Trace, optional
-            What it had done; None if nobody knows.
+        traces : sequence of JournaledBlock, optional
+            What it had done; None if that is unknown.
         """
         with self._changed:
-            deferred: list[TaskRecord] = []
+            requeued: list[TaskRecord] = []
             done = {trace.block: trace for trace in traces or ()}
             for key in keys:
-                block = self._placed.get(key)
+                block = self.table.find_block(key)
                 if block is None:
                     continue
-                block.lost = self._any_lost = True
-                if block.number in self._live:
+                self.table.mark_lost(block)
+                if block.number in self.table.live:
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
-                        deferred += self._apply_report(block, trace.as_report(), timed=False)
+                        report = trace.as_report()
+                        requeued += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    deferred += self._recover(block, running, why)
+                    requeued += self.table.recover(block, running, details)
                     self._forget(block)
-            deferred.sort(key=lambda record: record.rank)
-            self._place(deferred, "batch")
+            requeued.sort(key=lambda record: record.rank)
+            self.table.place(requeued, "batch")
             self._changed.notify_all()
 
+    def _forget(self, block: SubmittedBlock) -> None:
+        self.table.forget(block)
+        self._revocation.forget(block)
+
     def _key_failed(self, block: SubmittedBlock, error: BaseException) -> list[TaskRecord]:
-        # Dask does not run what depends on a key that failed, though it may well be allowed
-        # to run: it is placed again, without that key.
+        # Dask does not run what depends on a failed key, though these tasks may be allowed to
+        # run: then they are placed again, without that key.
         innocent = any(other.failed for other in block.waits)
         block.failed = True
-        deferred = []
-        for record in block.members_left():
+        requeued = []
+        for record in block.unfinished_members():
             if innocent:
-                self._give_back(block, record)
-                deferred.append(record)
+                self.table.requeue(block, record)
+                requeued.append(record)
             else:
                 failure = _as_failure(record, error)
                 failure.__cause__ = error
-                self._tell(block, record, Status.FAILED, pack_error(failure, record.label))
-        return deferred
+                data = pack_error(failure, record.label)
+                self.table.settle_member(block, record, Status.FAILED, data)
+        return requeued
 
 
 def _as_failure(record: TaskRecord, error: BaseException) -> BatchError:

@@ -1,6 +1,6 @@
-"""Lets records know what they wait for: of their own program, and of earlier ones.
+"""Sets which records a record waits for: those of the same program, and earlier producers.
 
-Does not know why they wait, nor when they run.
+Does not know when tasks run. The caller holds the dispatcher's lock for started records.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG
 
 
-def wire(graph: Graph, records: Sequence[TaskRecord], home: str) -> list[TaskRecord]:
-    """Let the records of a program know of each other.
+def wire(graph: Graph, records: Sequence[TaskRecord], client_id: str) -> list[TaskRecord]:
+    """Set the waits of the records of a program.
 
     Parameters
     ----------
     graph : Graph
-        Who waits for whom, by position.
+        The order of the program's tasks, by position.
     records : sequence of TaskRecord
         The tasks, by position.
-    home : str
-        The Batch that the barriers between them belong to.
+    client_id : str
+        The client that the barriers between the tasks belong to.
 
     Returns
     -------
     list of TaskRecord
-        The tasks and the barriers, each behind those that it waits for.
+        The tasks and the barriers, each after those that it waits for.
     """
     nodes = dict(enumerate(records))
     for node in graph.order:
         if node not in nodes:
-            nodes[node] = TaskRecord(home, -1, "barrier", None)
+            nodes[node] = TaskRecord(client_id, -1, "barrier", None)
     for node, waits in graph.waits.items():
         nodes[node].waits = tuple((nodes[before], why) for before, why in waits.items())
     for node, overwritten in graph.overwrites.items():
@@ -41,10 +41,10 @@ def wire(graph: Graph, records: Sequence[TaskRecord], home: str) -> list[TaskRec
 
 
 def wait_for_producers(records: Iterable[TaskRecord]) -> None:
-    """Let records wait for those started before them whose results they take.
+    """Make records wait for the started tasks whose results they take as arguments.
 
-    The order within a program is inferred from its list; what was started apart is ordered
-    by results alone, and is in no graph.
+    The order within a program is inferred from its list of tasks. Tasks that were started
+    apart are ordered by their arguments only, and are in no graph.
     """
     for record in records:
         producers = record.producers
@@ -52,6 +52,6 @@ def wait_for_producers(records: Iterable[TaskRecord]) -> None:
             continue
         started = [each for each in producers if each.phase >= Phase.WAITING]
         if started:
-            known = dict(record.waits)
-            known.update((each, known.get(each, 0) | ARG) for each in started)
-            record.waits = tuple(known.items())
+            waits = dict(record.waits)
+            waits.update((each, waits.get(each, 0) | ARG) for each in started)
+            record.waits = tuple(waits.items())

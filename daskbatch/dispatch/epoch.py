@@ -1,8 +1,8 @@
-"""A sequential program that goes on: puts tasks in order that come a few at a time.
+"""Orders a sequential program whose tasks arrive a few at a time.
 
-Does not know when they come, nor what starts them. Between two fences all that comes is one
-program: what comes later waits for what came before by what both read and write, also if that
-is over, since what it needed may have failed.
+All tasks between two fences (`Epoch.start_over`) are one program: a later task waits for an
+earlier one according to what both read and write. It does so even if the earlier task is over,
+because that task may have failed. Not thread-safe: the `Backlog` holds its lock.
 """
 
 from __future__ import annotations
@@ -15,50 +15,45 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.hazards import WAR, HazardTracker, Waits
 from daskbatch.plan.program import may_run_again, without_implied
 
-#: So many tasks are kept, done or not, before it is looked which of them are.
-_MANY = 32
+#: With this many tasks, done or not, the epoch first drops the references to those done.
+_MIN_RECORDS_TO_PRUNE = 32
 
 
 class Epoch:
-    """The accesses since the last fence.
+    """The tasks since the last fence, and their accesses. All are of one client."""
 
-    Parameters
-    ----------
-    home : str
-        The Batch that the tasks belong to.
-    """
-
-    def __init__(self, home: str) -> None:
-        self._home = home
+    def __init__(self) -> None:
         self._numbers = itertools.count()
         # Barriers are numbered apart: the tracker compares the numbers of tasks.
-        self._barriers = itertools.count(-1, -1)
+        self._barrier_numbers = itertools.count(-1, -1)
         self._ordered: list[TaskRecord] = []
+        #: The client of the tasks that are being added, for the barriers between them.
+        self._client_id = ""
         self._begin()
 
     def _begin(self) -> None:
         self._tracker = HazardTracker(self._new_barrier)
-        #: Those that accesses may refer to, by their nodes.
+        #: The tasks that accesses may refer to, by their nodes.
         self._records: dict[int, TaskRecord] = {}
-        #: Those of them that have been done. There is no more to wait for, and their results are
-        #: the user's to keep; but one whose result was lost may be running again.
+        #: The tasks that are done. Later tasks need not wait for them, and the user's handles
+        #: keep their results. But a task whose result was lost may be running again.
         self._done: WeakValueDictionary[int, TaskRecord] = WeakValueDictionary()
         self._waits: dict[int, Waits] = {}
-        self._look_at = _MANY
+        self._prune_at = _MIN_RECORDS_TO_PRUNE
 
     def add(self, records: Iterable[TaskRecord], ordered: list[TaskRecord]) -> None:
-        """Let tasks wait for those that they must come after.
+        """Make tasks wait for the earlier tasks that they must come after.
 
         Parameters
         ----------
         records : iterable of TaskRecord
-            In program order, behind all that were added before.
+            In program order, after all that were added before.
         ordered : list of TaskRecord
-            The tasks, and the barriers between them, are put here, each behind those that it
+            Receives the tasks, and the barriers between them, each after those that it
             waits for.
         """
-        if len(self._records) >= self._look_at:
-            self._let_go()
+        if len(self._records) >= self._prune_at:
+            self._prune_done()
         self._ordered = ordered
         for record in records:
             if record.reads or record.writes:
@@ -66,27 +61,30 @@ class Epoch:
             ordered.append(record)
 
     def start_over(self) -> None:
-        """Forget what is over: what comes now does not depend on how it ended."""
-        # Another thread may have started more. And what was cancelled was over before that
-        # which it had waited for; others wait for it only by way of the cancelled one.
-        left = {node: record for node, record in self._records.items() if not _is_past(record)}
-        if left:
-            self._records = left
-            self._waits = {node: self._waits[node] for node in left if node in self._waits}
+        """Forget the tasks that are over: later tasks do not depend on how they ended."""
+        # Another thread may have started more. And a cancelled task was over before the tasks
+        # that it had waited for; others wait for those through the cancelled task only.
+        unfinished = {
+            node: record for node, record in self._records.items() if not _is_past(record)
+        }
+        if unfinished:
+            self._records = unfinished
+            self._waits = {node: self._waits[node] for node in unfinished if node in self._waits}
         else:
             self._begin()
 
-    def _let_go(self) -> None:
+    def _prune_done(self) -> None:
         for node, record in list(self._records.items()):
             if record.phase == Phase.DONE:
                 del self._records[node]
                 self._waits.pop(node, None)
                 self._done[node] = record
-        self._look_at = 2 * len(self._records) + _MANY
+        self._prune_at = 2 * len(self._records) + _MIN_RECORDS_TO_PRUNE
 
     def _add(self, record: TaskRecord) -> None:
         node = next(self._numbers)
         self._records[node] = record
+        self._client_id = record.client_id
         found = self._tracker.add(node, record.reads, record.writes)
         record.overwrites = tuple(
             reader
@@ -100,8 +98,8 @@ class Epoch:
             record.waits = self._as_records(self._waits[node])
 
     def _new_barrier(self, before: Waits) -> int:
-        node = next(self._barriers)
-        barrier = self._records[node] = TaskRecord(self._home, -1, "barrier", None)
+        node = next(self._barrier_numbers)
+        barrier = self._records[node] = TaskRecord(self._client_id, -1, "barrier", None)
         self._waits[node] = before
         barrier.waits = self._as_records(before)
         self._ordered.append(barrier)
@@ -116,4 +114,4 @@ class Epoch:
 
 
 def _is_past(record: TaskRecord) -> bool:
-    return record.over and not record.waits_left()
+    return record.over and not record.unfinished_waits()

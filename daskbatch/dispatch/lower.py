@@ -1,10 +1,8 @@
-"""Lowers blocks to a Dask graph: a key for each, and edges that carry what is needed.
+"""Lowers blocks to a Dask graph: a key for each block, and edges that carry what is needed.
 
-Does not know the cluster that the graph is meant for, nor how the blocks came about.
-
-A block that takes a value from another hangs on the other's key. One that only comes
-after it hangs on a small *token* of it, since Dask ships the whole value of every
-dependency to where the dependent runs.
+A block that takes a value from another block depends on the other's key. A block that only
+comes after another one depends on a small *token* of it, because Dask sends the whole value of
+every dependency to the worker that runs the dependent.
 """
 
 from __future__ import annotations
@@ -18,33 +16,33 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT, Options
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.outcome import token
 
-Key = str | tuple[str, int]
+#: A key of a Dask graph: of a block, a token or a buffer.
+GraphKey = str | BlockKey
 
-#: The annotation of keys: the topic of the client that they belong to.
+#: The name of the annotation of keys that holds the topic of their client.
 TOPIC = "daskbatch"
 
-#: What Dask calls tokens. A name of their own, or it would expect them to take as long as
-#: other tasks, and have idle workers steal them, values and all.
+#: The name of tokens in Dask. With another task's name, Dask would expect tokens to take as
+#: long as that task, and let idle workers steal them together with the values.
 TOKEN = "daskbatch_token"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is the same for all blocks of a client.
+    """The settings of all blocks of a client.
 
     Parameters
     ----------
     topic : str
-        Where reports go.
+        The client, in reports and revocations.
     entry : callable
-        What a Dask task runs: takes a pickled `BlockSpec` and the block's inputs.
+        The function of a Dask task: takes a pickled `BlockSpec` and the block's inputs.
     budget, share_limit, inline_limit, output_limit
         See `BlockSpec`.
     """
@@ -59,11 +57,11 @@ class Setting:
 
 @dataclass(slots=True)
 class Lowered:
-    """A graph to submit, and which of its keys to ask for."""
+    """A graph to submit, and the keys in it that need a future."""
 
     graph: HighLevelGraph
-    blocks: dict[Key, SubmittedBlock]
-    #: The shared buffers that the graph brings along, by their key.
+    blocks: dict[GraphKey, SubmittedBlock]
+    #: The shared buffers that the graph contains, by their keys.
     buffers: dict[str, pickling.Buffer] = field(default_factory=dict)
 
 
@@ -72,24 +70,24 @@ def lower(
     name: str,
     nonce: str,
     setting: Setting,
-    known_buffers: Mapping[str, Any],
+    existing_buffers: Mapping[str, Any],
 ) -> Lowered:
     """Lower blocks to one graph.
 
     Parameters
     ----------
-    placements : sequence of SubmittedBlock
-        The blocks, each behind those that it waits for.
+    blocks : sequence of SubmittedBlock
+        The blocks, each after those that it waits for.
     name : str
-        What Dask's dashboard is to call them.
+        Their name on Dask's dashboard.
     nonce : str
         Makes the keys unique.
     setting : Setting
-        What holds for all.
-    known_buffers : mapping
-        Keys of buffers that are on the cluster already.
+        The settings of all blocks.
+    existing_buffers : mapping
+        The keys of buffers that are on the cluster already.
     """
-    lowering = _Lowering(name, nonce, setting, known_buffers, len(blocks))
+    lowering = _Lowering(name, nonce, setting, existing_buffers, len(blocks))
     for block in blocks:
         lowering.add(block)
     return lowering.finish()
@@ -97,19 +95,19 @@ def lower(
 
 class _Lowering:
     def __init__(
-        self, name: str, nonce: str, setting: Setting, known: Mapping[str, Any], count: int
+        self, name: str, nonce: str, setting: Setting, existing: Mapping[str, Any], count: int
     ) -> None:
         self._group = f"{_dashboard_name(name)}-{nonce}"
         self._nonce = nonce
         self._setting = setting
-        self._known = known
-        # Among equals, dask.order starts with the key whose text is last: count down, in
-        # numbers of one width, so that what comes first in the program starts first.
+        self._existing = existing
+        # Among equals, dask.order starts with the key whose text is last. So count down, in
+        # numbers of one width: then what comes first in the program starts first.
         self._next = 2 * 10 ** len(str(count)) - 1
-        self._layers: dict[Hashable, dict[Key, GraphNode]] = {}
+        self._layers: dict[Hashable, dict[GraphKey, GraphNode]] = {}
         self._options: dict[Hashable, Options] = {}
-        self._tokens: dict[SubmittedBlock, Key] = {}
-        self._blocks: dict[Key, SubmittedBlock] = {}
+        self._tokens: dict[SubmittedBlock, GraphKey] = {}
+        self._blocks: dict[GraphKey, SubmittedBlock] = {}
         self._buffers: dict[str, pickling.Buffer] = {}
         #: Large functions as buffers.
         self._large: dict[bytes, pickling.Buffer] = {}
@@ -121,16 +119,16 @@ class _Lowering:
         self._next -= 1
         options = block.records[0].options
         block.waits = frozenset(inputs.blocks)
-        block.buffers = [buffer_key(buffer) for buffer in inputs.buffers.values()]
+        block.buffer_keys = [buffer_key(buffer) for buffer in inputs.buffers.values()]
         references = [
             *(
                 TaskRef(other.key if whole or other.small else self._token(other))
                 for other, whole in inputs.blocks.items()
             ),
-            *map(TaskRef, block.buffers),
+            *map(TaskRef, block.buffer_keys),
         ]
-        # Dask puts a task beside its inputs; with nothing worth moving there, it is better
-        # off wherever a slot is free, and is handed out one by one as slots become free.
+        # Dask runs a task on the worker that has its inputs. With no large inputs, any free
+        # slot is better: then Dask assigns such tasks one by one as slots become free.
         free = not any(inputs.blocks.values())
         self._layer(options)[key] = Task(
             key,
@@ -141,11 +139,11 @@ class _Lowering:
         )
         self._blocks[key] = block
 
-    def _layer(self, options: Options) -> dict[Key, GraphNode]:
+    def _layer(self, options: Options) -> dict[GraphKey, GraphNode]:
         self._options[options.placement_key] = options
         return self._layers.setdefault(options.placement_key, {})
 
-    def _token(self, block: SubmittedBlock) -> Key:
+    def _token(self, block: SubmittedBlock) -> GraphKey:
         key = self._tokens.get(block)
         if key is None:
             key = self._tokens[block] = (f"{TOKEN}-{self._nonce}", block.number)
@@ -168,7 +166,7 @@ class _Lowering:
                 calls.append((index, record.call.data))
                 o = record.options
                 if o.retries or o.timeout or o.cwd or o.env:
-                    # One object where they are equal: then pickle writes it once.
+                    # One object for equal limits: then pickle writes it once.
                     found = Limits(o.retries, o.timeout, o.cwd, o.env)
                     limits[member] = equal.setdefault(found, found)
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
@@ -196,9 +194,12 @@ class _Lowering:
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:
-        """Give what is small as it is, or the input that has it; once all blocks are known."""
+        """Return small data as it is, else the position of the input that holds it.
+
+        To be called once all blocks among the inputs are known.
+        """
         if isinstance(data, bytes):
-            if len(data) < pickling.SHARED_BUFFER:
+            if len(data) < pickling.MIN_SHARED_BUFFER_BYTES:
                 return data
             found = self._large.get(data)
             if found is None:
@@ -207,20 +208,20 @@ class _Lowering:
         return len(inputs.blocks) + self._shared(data, inputs)
 
     def _shared(self, buffer: pickling.Buffer, inputs: _Inputs) -> int:
-        if buffer_key(buffer) not in self._known:
+        if buffer_key(buffer) not in self._existing:
             self._buffers[buffer_key(buffer)] = buffer
         return inputs.buffer(buffer)
 
-    def _link(self, record: TaskRecord, home: SubmittedBlock, inputs: _Inputs) -> Link:
+    def _link(self, record: TaskRecord, block: SubmittedBlock, inputs: _Inputs) -> Link:
         needs: list[Source] = []
         after: list[Source] = []
-        for before, why in record.waits_left().items():
-            (needs if why & NEEDS else after).append(inputs.source(before, home, whole=False))
+        for before, why in record.unfinished_waits().items():
+            (needs if why & NEEDS else after).append(inputs.source(before, block, whole=False))
         values: list[BlockMember | bytes | str] = []
         positions: list[int] = []
         if record.call is not None:
             for producer, part in record.call.references:
-                values.append(_value(producer, part, home, inputs))
+                values.append(_value(producer, part, block, inputs))
             for buffer in record.call.buffers:
                 positions.append(self._shared(buffer, inputs))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
@@ -232,17 +233,17 @@ class _Lowering:
                 layer[key] = DataNode(key, buffer.content)
         layers = {
             f"{self._group}-{number}": MaterializedLayer(
-                mapping, annotations=_annotations(self._options[block], self._setting.topic)
+                mapping, annotations=_annotations(self._options[placement], self._setting.topic)
             )
-            for number, (block, mapping) in enumerate(self._layers.items())
+            for number, (placement, mapping) in enumerate(self._layers.items())
         }
-        home = {key: name for name, layer in layers.items() for key in layer}
+        layer_of = {key: name for name, layer in layers.items() for key in layer}
         dependencies = {
             name: {
-                home[before]
+                layer_of[before]
                 for node in layer.values()
                 for before in node.dependencies
-                if home.get(before, name) != name
+                if layer_of.get(before, name) != name
             }
             for name, layer in layers.items()
         }
@@ -250,28 +251,29 @@ class _Lowering:
 
 
 class _Inputs:
-    """The inputs of one block: other blocks first, then buffers."""
+    """The inputs of one block: first other blocks, then buffers."""
 
     def __init__(self) -> None:
-        #: Whether the whole result of a block is needed, or a token of it will do.
+        #: For each other block, whether its whole result is needed; otherwise a token suffices.
         self.blocks: dict[SubmittedBlock, bool] = {}
         self.buffers: dict[str, pickling.Buffer] = {}
         self._positions: dict[object, int] = {}
 
-    def source(self, record: TaskRecord, home: SubmittedBlock, whole: bool) -> Source:
-        block = record.block
-        assert block is not None
-        if block is home:
+    def source(self, record: TaskRecord, block: SubmittedBlock, whole: bool) -> Source:
+        """Return where a member of a block finds the outcome of another task."""
+        other = record.block
+        assert other is not None
+        if other is block:
             return LOCAL, record.member
-        self.blocks[block] = self.blocks.get(block, False) or whole
-        return self._positions.setdefault(block, len(self.blocks) - 1), record.member
+        self.blocks[other] = self.blocks.get(other, False) or whole
+        return self._positions.setdefault(other, len(self.blocks) - 1), record.member
 
     def buffer(self, buffer: pickling.Buffer) -> int:
         self.buffers[buffer.digest] = buffer
         return self._positions.setdefault(buffer.digest, len(self.buffers) - 1)
 
     def shift(self, link: Link) -> Link:
-        """Put a link's buffers behind the blocks, once it is known how many there are."""
+        """Move a link's buffers behind the blocks; called once all blocks are known."""
         if not link.buffers:
             return link
         first = len(self.blocks)
@@ -279,18 +281,19 @@ class _Inputs:
 
 
 def _value(
-    producer: TaskRecord, part: str, home: SubmittedBlock, inputs: _Inputs
+    producer: TaskRecord, part: str, block: SubmittedBlock, inputs: _Inputs
 ) -> BlockMember | bytes | str:
-    """Give what fills a slot: the value itself, if only the client has it, or where it is."""
+    """Return an argument: the value itself, if only the client has it, else where it is."""
     if producer.over and (producer.block is None or producer.block.lost):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:
             return producer.output[part == "stderr"]
-    return BlockMember(inputs.source(producer, home, whole=True), part)
+    return BlockMember(inputs.source(producer, block, whole=True), part)
 
 
 def buffer_key(buffer: pickling.Buffer) -> str:
+    """Return the key of a shared buffer in Dask graphs."""
     return f"buffer-{buffer.digest}"
 
 
@@ -306,6 +309,6 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
 
 
 def _dashboard_name(name: str) -> str:
-    """Make a name that Dask's dashboard keeps whole: it cuts at what is no letter or digit."""
+    """Return a name that Dask's dashboard shows whole: it cuts at other characters."""
     plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:60]
     return plain if plain[:1].isalpha() else f"task_{plain}"

@@ -1,6 +1,6 @@
-"""Puts tasks that may run into blocks, and the blocks onto the cluster.
+"""Packs tasks that may run into blocks, and submits the blocks to the cluster.
 
-Does not know what becomes of them; it is told how long their like have taken.
+The dispatcher calls it with its lock held, and reports how long tasks of each kind took.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.lower import Lowered, Setting, buffer_key, lower
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.errors import SerializationError
 from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations
@@ -21,58 +20,70 @@ from daskbatch.plan.packing import pack
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_function
 
-#: Results of blocks up to this size may travel along order-only edges. Bytes.
-_SMALL = 4096
+#: Results of blocks up to this size may travel along order-only edges.
+_MAX_SMALL_RESULT_BYTES = 4096
 
 
 class Submitter(Protocol):
-    """What runs graphs."""
+    """The part of a cluster that runs graphs."""
 
     @property
     def slots(self) -> int:
-        """How many tasks run at once."""
+        """The number of tasks that run at once."""
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
-        """Submit a graph, and give each block its future; returns those of the buffers.
+        """Submit a graph and set the future of each block.
 
-        What is submitted `again` need not queue up behind all that came since.
+        Parameters
+        ----------
+        lowered : Lowered
+            The graph.
+        again : bool
+            Whether its tasks were submitted before: then they need not wait behind what was
+            submitted since.
+
+        Returns
+        -------
+        mapping
+            The futures of the graph's buffers, by their keys.
         """
 
 
 class Placer:
-    """Places tasks, and learns from what they took.
+    """Packs and submits tasks, and learns how long they take. Not thread-safe.
 
     Parameters
     ----------
     submitter : Submitter
         Where blocks run.
     setting : Setting
-        What is the same for all blocks.
+        The settings of all blocks.
     """
 
     def __init__(self, submitter: Submitter, setting: Setting) -> None:
         self._submitter = submitter
         self._setting = setting
         self._numbers = itertools.count()
-        self._known = Durations()
+        self._durations = Durations()
+        #: The futures of buffers that are on the cluster, by their keys.
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def place(
         self, records: Sequence[TaskRecord], name: str, others: int = 0, again: bool = False
     ) -> list[SubmittedBlock]:
-        """Place tasks; returns the blocks.
+        """Pack tasks into blocks, submit them, and return the blocks.
 
         Parameters
         ----------
         records : sequence of TaskRecord
-            Each behind those that it waits for. What it waits for is over, or placed
+            Each after those that it waits for. What a task waits for is over, or submitted
             already, or among them.
         name : str
-            What Dask's dashboard is to call them.
+            Their name on Dask's dashboard.
         others : int
-            How many tasks are placed already, and not over.
+            The number of other tasks that are submitted and not over.
         again : bool
-            Whether they have been placed before, and have come back.
+            Whether they have been submitted before, and were deferred or revoked.
         """
         for position, record in enumerate(records):
             record.block, record.member = None, position
@@ -86,22 +97,22 @@ class Placer:
             block.small = self._is_small(block)
             block.long = any(candidates[position].long for position in positions)
             blocks.append(block)
-        known = dict(self._buffers)
-        # The dashboard shows a name without what looks like a hexadecimal number behind it. It
-        # is long, since Dask takes two equal keys for one, whichever clients they are of.
-        lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, known)
-        known.update(self._submitter.submit(lowered, again))
+        futures = dict(self._buffers)
+        # The dashboard cuts off what looks like a hexadecimal number at the end of a name. The
+        # number is long, because Dask takes equal keys for one key, even of different clients.
+        lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, futures)
+        futures.update(self._submitter.submit(lowered, again))
         for block in blocks:
-            block.held = [known[key] for key in block.buffers]
+            block.buffer_futures = [futures[key] for key in block.buffer_keys]
             prepare = block.records[0].options.prepare
             if prepare is not None and isinstance(setup := prepare.packed(), pickling.Buffer):
-                prepare.held = known[buffer_key(setup)]  # for all calls to come
-        self._buffers.update(known)
+                prepare.held = futures[buffer_key(setup)]  # for all later calls
+        self._buffers.update(futures)
         return blocks
 
     def learn(self, ran: Sequence[TaskRecord], sizes: Sequence[int]) -> None:
-        """Take in how long some tasks ran, and how many bytes each left; -1 is many."""
-        much = self._setting.share_limit + 1
+        """Record how long tasks ran, and the bytes of their results; -1 stands for many."""
+        many = self._setting.share_limit + 1
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
         largest: dict[Hashable, int] = {}
@@ -111,11 +122,11 @@ class Placer:
                 calls[family] = calls.get(family, 0) + 1
                 seconds[family] = seconds.get(family, 0.0) + record.seconds
                 if size < 0:
-                    size = much
+                    size = many
                 if size > largest.get(family, 0):
                     largest[family] = size
         for family, count in calls.items():
-            self._known.add(family, count, seconds[family], largest.get(family, 0))
+            self._durations.add(family, count, seconds[family], largest.get(family, 0))
 
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}
@@ -124,19 +135,19 @@ class Placer:
             if record.call is None:
                 candidate = Candidate(0.0)
             else:
-                like = record.call.family, record.options.placement_key
-                found = alike.get(like)
+                kind = record.call.family, record.options.placement_key
+                found = alike.get(kind)
                 if found is None:
-                    found = alike[like] = self._candidate(*like)
+                    found = alike[kind] = self._candidate(*kind)
                 candidate = found
             candidates.append(_with_waits(candidate, record) if record.waits else candidate)
         return candidates
 
-    def _candidate(self, family: Hashable, block: Hashable) -> Candidate:
-        largest = self._known.largest(family) or 0
+    def _candidate(self, family: Hashable, placement: Hashable) -> Candidate:
+        largest = self._durations.largest(family) or 0
         return Candidate(
-            seconds=self._known.seconds(family),
-            kind=("placed", block),
+            seconds=self._durations.seconds(family),
+            kind=("placed", placement),
             solo=largest > self._setting.share_limit,
         )
 
@@ -144,24 +155,26 @@ class Placer:
         size = 0
         for record in block.records:
             if record.call is not None:
-                largest = self._known.largest(record.call.family)
-                size += _SMALL if largest is None else largest
-                if size >= _SMALL:
+                largest = self._durations.largest(record.call.family)
+                size += _MAX_SMALL_RESULT_BYTES if largest is None else largest
+                if size >= _MAX_SMALL_RESULT_BYTES:
                     return False
         return True
 
 
 def _with_waits(candidate: Candidate, record: TaskRecord) -> Candidate:
-    left = record.waits_left()
-    if not left:
+    unfinished = record.unfinished_waits()
+    if not unfinished:
         return candidate
     return Candidate(
         candidate.seconds,
         candidate.kind,
         candidate.solo,
-        waits=tuple(before.member for before in left if before.block is None),
+        waits=tuple(before.member for before in unfinished if before.block is None),
         outside=frozenset(
-            before.block.number for before in left if before.block is not None and before.block.long
+            before.block.number
+            for before in unfinished
+            if before.block is not None and before.block.long
         ),
         overwrites=tuple(
             before.member
@@ -172,9 +185,10 @@ def _with_waits(candidate: Candidate, record: TaskRecord) -> Candidate:
 
 
 def pickle_functions(records: Iterable[TaskRecord]) -> None:
-    """Pickle each function once, as it is now, its globals and all.
+    """Pickle each function once, with its globals, as they are now.
 
-    Those of tasks that are queued stay as they are, once they have been pickled.
+    A function that was pickled for a queued task is not pickled again for it. A function that
+    cannot be pickled makes its tasks fail later; nothing but `KeyboardInterrupt` is raised.
     """
     pickled: dict[int, bytes | SerializationError] = {}
     for record in records:
@@ -184,12 +198,12 @@ def pickle_functions(records: Iterable[TaskRecord]) -> None:
         found = pickled.get(id(function))
         if found is None:
             try:
-                # Those that are started together are of one executor, or of none.
+                # Tasks that are started together are of one executor, or of none.
                 prepare = record.options.prepare
                 found = pickling.dumps(function) if prepare is None else prepare.dumps(function)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # to pickle may run anything, sys.exit() included
+            except BaseException as error:  # pickling may run any code, even sys.exit()
                 hint = hint_on_function(function, error)
                 found = SerializationError(f"{type(error).__name__}: {error}{hint}")
                 found.__cause__ = error

@@ -1,6 +1,6 @@
-"""Decides what may be run a second time when a worker has died, by what tasks read and write.
+"""Decides which tasks may run again after a worker has died, by what tasks read and write.
 
-Does not know how it was found out, nor does it change anything.
+These functions decide only: they change no record. The caller holds the dispatcher's lock.
 """
 
 from __future__ import annotations
@@ -17,60 +17,60 @@ from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import may_run_again, shared_channels
 
-#: Under so many deaths of workers a task is given up.
-MOST_DEATHS = 3
+#: After this many deaths of workers that were running it, a task does not run again.
+MAX_WORKER_DEATHS = 3
 
 
-class Writers:
-    """Which task has been the last to be started that writes a channel."""
+class LastWriters:
+    """For each channel, the rank of the last started task that writes it."""
 
     def __init__(self) -> None:
         self._last: dict[Channel, int] = {}
 
     def add(self, records: Iterable[TaskRecord]) -> None:
-        """Take in tasks that are being started."""
+        """Record what tasks that are being started write."""
         for record in records:
             for channel in record.writes:
                 self._last[channel] = record.rank
 
-    def since(self, record: TaskRecord) -> bool:
-        """Say whether what a task has read may have been written since."""
+    def may_have_changed(self, record: TaskRecord) -> bool:
+        """Return whether later tasks may have written what a task has read."""
         if not record.reads:
             return False
-        later = [channel for channel, rank in self._last.items() if rank > record.rank]
-        return any(shared_channels(record.reads, later))
+        written_later = [channel for channel, rank in self._last.items() if rank > record.rank]
+        return any(shared_channels(record.reads, written_later))
 
 
-def is_gone(record: TaskRecord) -> bool:
-    """Say whether the value of a finished task was lost with a worker."""
+def is_value_lost(record: TaskRecord) -> bool:
+    """Return whether the value of a finished task was lost with a worker."""
     return record.value is None and (record.block is None or record.block.lost)
 
 
-def rerun_closure(record: TaskRecord, writers: Writers) -> list[TaskRecord] | None:
-    """Find what has to run again to have the lost value of a task again.
+def rerun_closure(record: TaskRecord, writers: LastWriters) -> list[TaskRecord] | None:
+    """Return the tasks that have to run again to restore the lost value of a task.
 
     Parameters
     ----------
     record : TaskRecord
-        It has finished.
-    writers : Writers
-        Who has written what.
+        A finished task.
+    writers : LastWriters
+        The last started writers of all channels.
 
     Returns
     -------
     list of TaskRecord, or None
-        The tasks, each behind those that it takes results from; None if one of them may not
-        run again, since that could be seen.
+        The tasks, each after those that it takes results from; None if one of them must not
+        run again, because a second run could have other effects or another result.
     """
     found: dict[TaskRecord, None] = {}
     stack = [record]
     while stack:
         each = stack.pop()
-        if each.writes or writers.since(each):
+        if each.writes or writers.may_have_changed(each):
             return None
         found[each] = None
         for producer in each.producers:
-            if producer.over and is_gone(producer):
+            if producer.over and is_value_lost(producer):
                 if producer.unsuccessful:
                     return None
                 if producer not in found:
@@ -79,16 +79,16 @@ def rerun_closure(record: TaskRecord, writers: Writers) -> list[TaskRecord] | No
 
 
 def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord]) -> str | None:
-    """Say why a task that may have begun when its worker died must not run again.
+    """Return why a task that may have begun when its worker died must not run again.
 
     Parameters
     ----------
     record : TaskRecord
         The task.
     deaths : int
-        How many workers have died under it.
+        The number of workers that have died while they ran the task.
     beside : iterable of TaskRecord
-        Tasks of which nobody knows whether they have run since.
+        Tasks that may or may not have run since.
 
     Returns
     -------
@@ -99,29 +99,41 @@ def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord])
         return "it writes what it reads, so that a second run could do something else"
     if any(any(shared_channels(record.reads, other.writes)) for other in beside):
         return "what it reads may have been written since"
-    if deaths >= MOST_DEATHS:
+    if deaths >= MAX_WORKER_DEATHS:
         return f"{deaths} workers have died under it"
     return None
 
 
 def value_lost(record: TaskRecord) -> WorkerLost:
-    """Make the exception that tells that what a finished task has returned is lost for good."""
+    """Return the exception for a finished task whose value is lost for good."""
     return WorkerLost(
         f"what task {record.label} returned was lost with its worker, and the task does not run "
-        "again: it writes something, or what it read may have been written since, or what it "
-        "took was lost as well"
+        "again: it writes something, or what it read may have been written since, or the results "
+        "among its arguments were lost as well"
     )
 
 
 def lost_with_worker(
-    record: TaskRecord, reason: str, attempt: int, why: Mapping[str, Any]
+    record: TaskRecord, reason: str, attempt: int, details: Mapping[str, Any]
 ) -> WorkerLost:
-    """Make the exception that tells what was lost, and what is known of it."""
-    said = f" {_describe(**why)}" if why else ""
+    """Return the exception for a task that was lost with its worker.
+
+    Parameters
+    ----------
+    record : TaskRecord
+        The task.
+    reason : str
+        Why the task does not run again.
+    attempt : int
+        Which attempt this was, counting from 1.
+    details : mapping
+        What is known of the worker's death: keyword arguments of `WorkerLost`; may be empty.
+    """
+    worker = f" {_describe(**details)}" if details else ""
     return WorkerLost(
-        f"task {record.label} was lost with its worker{said}, and does not run again: {reason}",
+        f"task {record.label} was lost with its worker{worker}, and does not run again: {reason}",
         attempt=attempt,
-        **why,
+        **details,
     )
 
 

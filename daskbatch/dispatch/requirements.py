@@ -1,6 +1,6 @@
-"""Says what no worker can ever meet of what a task asks for.
+"""Says which of a task's requirements no worker meets.
 
-Does not know when to ask: a cluster may grow until it can.
+The caller decides when to check: a cluster may still grow workers that meet them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from daskbatch.describe.spec import Options
 
 
 class Capacity(NamedTuple):
-    """What a worker has.
+    """What a worker offers.
 
     Parameters
     ----------
     address, host, name : str
-        Where it is, and how it is called.
+        The worker's address, its machine, and its name.
     resources : dict
         Its abstract resources.
     """
@@ -29,7 +29,7 @@ class Capacity(NamedTuple):
 
 
 def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
-    """Say what is asked for and what there is, if no worker has it; else None.
+    """Return what is required and what the workers offer, if no worker meets it; else None.
 
     Examples
     --------
@@ -43,18 +43,18 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
         if not options.workers or any(_is_at(worker, place) for place in options.workers)
     ]
     if options.workers and not allowed:
-        there = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
-        return f"may run only at {', '.join(options.workers)}; the workers are: {there}"
-    wanted = dict(options.resources)
-    if any(all(w.resources.get(n, 0) >= a for n, a in wanted.items()) for w in allowed):
+        existing = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
+        return f"may run only at {', '.join(options.workers)}; the workers are: {existing}"
+    required = dict(options.resources)
+    if any(all(w.resources.get(n, 0) >= a for n, a in required.items()) for w in allowed):
         return None
-    if not wanted:
+    if not required:
         return None
     largest = {
         name: max((worker.resources.get(name, 0) for worker in allowed), default=0)
-        for name in wanted
+        for name in required
     }
-    return f"asks for the resources {wanted}; the largest worker has {largest}"
+    return f"asks for the resources {required}; the largest worker has {largest}"
 
 
 def _is_at(worker: Capacity, place: str) -> bool:

@@ -1,6 +1,7 @@
-"""Takes started tasks back: to cancel them, to refuse them, or to place them anew.
+"""Withdraws started tasks from the cluster: to cancel them, to refuse them, or to place them anew.
 
-Does not know what a backend does to keep them from running; it asks, and is answered.
+The backend prevents members from running and answers which it could prevent. Several threads
+may use it, without the lock except where stated.
 """
 
 from __future__ import annotations
@@ -8,59 +9,82 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from daskbatch.dispatch.backend import Members
-from daskbatch.dispatch.placement import SubmittedBlock, blocks_behind, by_block
-from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
+from daskbatch.dispatch.backend import Backend, Members
+from daskbatch.dispatch.task_record import (
+    Group,
+    Phase,
+    SubmittedBlock,
+    TaskRecord,
+    dependent_blocks,
+    members_by_block,
+)
 from daskbatch.dispatch.task_table import TaskTable
 from daskbatch.errors import SpecError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.outcome import Status
 
-#: How long tasks that wait behind a stuck block are gathered before they are taken back.
-_UNSTICK_SECONDS = 0.05
+#: How long tasks that wait behind a stuck block are collected before they are withdrawn.
+_UNSTICK_DELAY_SECONDS = 0.05
 
-#: How often is looked whether an answer can still come. Seconds.
-_LOOK_SECONDS = 0.2
+#: The interval at which a waiting `cancel` checks whether an answer can still arrive.
+_CHECK_INTERVAL_SECONDS = 0.2
 
 
-class Revocation(TaskTable):
-    """What of a `Dispatcher` takes tasks back."""
+class Revocation:
+    """Withdraws the tasks of a table.
+
+    Parameters
+    ----------
+    table : TaskTable
+        The started tasks, and the lock.
+    backend : Backend
+        Runs the blocks.
+    """
+
+    def __init__(self, table: TaskTable, backend: Backend) -> None:
+        self._table = table
+        self._backend = backend
+        self._changed = table.outcomes.changed
+        #: The blocks whose keys will not finish soon, though other blocks wait for them.
+        self._stuck: set[SubmittedBlock] = set()
+        #: The numbers of the blocks that the backend remembers revocations of.
+        self._revoked: set[int] = set()
 
     def cancel(self, records: Sequence[TaskRecord], begun: bool = True) -> list[TaskRecord]:
-        """Cancel what is not over; returns those that will not complete, once it is known.
+        """Cancel what is not over; returns the tasks that will not complete, once that is known.
 
         Parameters
         ----------
         records : sequence of TaskRecord
             The tasks.
         begun : bool
-            Whether those that have begun are stopped, too.
+            Whether running tasks are stopped as well.
         """
-        self.outcomes.require_here()
+        self._table.outcomes.require_own_process()
         with self._changed:
             started = []
             for record in records:
                 if record.phase < Phase.WAITING:
-                    self.outcomes.left += 1
-                    self.outcomes.settle(record, Phase.CANCELLED)
+                    self._table.settle(record, Phase.CANCELLED)
                 else:
                     started.append(record)
             self._changed.notify_all()
         while started:
             started = self._cancel_started(started, begun)
+        stopping = self._table.stopping
         with self._changed:
-            return [c for c in records if c.phase == Phase.CANCELLED or c in self._stopping]
+            return [c for c in records if c.phase == Phase.CANCELLED or c in stopping]
 
     def count_stopping(self, group: Group) -> int:
-        """Say how many members of a group run, and are being stopped."""
+        """Return the number of members of a group that run and are being stopped."""
         with self._changed:
-            return sum(record.group is group for record in self._stopping)
+            return sum(record.group is group for record in self._table.stopping)
 
     def refuse(self, reasons: Mapping[TaskRecord, str]) -> None:
-        """Count tasks as failed that no worker can run."""
+        """Settle tasks that no worker can run as failed, for the given reasons."""
         with self._changed:
             placed = {record: record.block for record in reasons if record.block is not None}
-            members = by_block(placed)
+            members = members_by_block(placed)
             self._revoked.update(members)
 
         def then(revoked: Members, _: Members) -> None:
@@ -69,23 +93,42 @@ class Revocation(TaskTable):
                     if record.block is block and record.member in revoked.get(block.number, ()):
                         error = SpecError(f"task {record.label} {reasons[record]}")
                         data = pack_error(error, record.label)
-                        self._tell(block, record, Status.FAILED, data)
+                        self._table.settle_member(block, record, Status.FAILED, data)
                 self._changed.notify_all()
-            self._let_go(placed.values())
+            self._release_empty(placed.values())
 
         if members:
             self._backend.revoke(members, Status.CANCELLED, then)
 
     def place_anew(self, records: Iterable[TaskRecord]) -> None:
-        """Place those of some tasks elsewhere that have not begun: they wait for less now."""
+        """Place those of the tasks that have not begun in new blocks: they wait for less now."""
         with self._changed:
-            members = by_block(record for record in records if record.phase == Phase.WAITING)
+            members = members_by_block(
+                record for record in records if record.phase == Phase.WAITING
+            )
             self._revoked.update(members)
         if members:
-            self._backend.revoke(members, Status.DEFERRED, self._taken_back)
+            self._backend.revoke(members, Status.DEFERRED, self._place_withdrawn)
+
+    def unstick(self, block: SubmittedBlock) -> None:
+        """Withdraw what waits for a block's key, but perhaps for none of its running members.
+
+        The caller holds the lock; the tasks are withdrawn a moment later.
+        """
+        block.long = True
+        if not self._stuck:
+            self._backend.call_later(_UNSTICK_DELAY_SECONDS, self._withdraw_behind_stuck)
+        self._stuck.add(block)
+
+    def forget(self, block: SubmittedBlock) -> None:
+        """Drop what was needed of a block until it was over; the caller holds the lock."""
+        self._stuck.discard(block)
+        if block.number in self._revoked:
+            self._revoked.discard(block.number)
+            self._backend.forget([block.number])
 
     def _cancel_started(self, records: Iterable[TaskRecord], begun: bool) -> list[TaskRecord]:
-        """Cancel what is not over; returns what has been placed elsewhere meanwhile."""
+        """Cancel what is not over; returns the tasks that moved to other blocks meanwhile."""
         answered = threading.Event()
         revoked: Members = {}
         stopping: Members = {}
@@ -97,73 +140,73 @@ class Revocation(TaskTable):
 
         with self._changed:
             asked = {record: record.block for record in records if not record.over}
-            members = by_block(asked)
+            members = members_by_block(asked)
             self._revoked.update(members)
-            live = dict(self._live)
+            live = dict(self._table.live)
         if not members:
             return []
         self._backend.revoke(members, Status.CANCELLED, then, begun)
-        while not answered.wait(_LOOK_SECONDS):
-            # Whoever ends the client meanwhile has settled them all.
+        while not answered.wait(_CHECK_INTERVAL_SECONDS):
+            # A thread that ended the client meanwhile has settled them all.
             if all(record.over for record in asked):
                 return []
         with self._changed:
             for number, confirmed in revoked.items():
-                for record in live[number].members_left(confirmed):
-                    self._tell(live[number], record, Status.CANCELLED)
+                for record in live[number].unfinished_members(confirmed):
+                    self._table.settle_member(live[number], record, Status.CANCELLED)
             for number, stopped in stopping.items():
-                # What comes after them must wait until they have really ended.
-                self._stopping.update(live[number].members_left(stopped))
+                # The tasks after these must wait until these have really ended.
+                self._table.stopping.update(live[number].unfinished_members(stopped))
             self._changed.notify_all()
-            elsewhere = [c for c, at in asked.items() if not c.over and c.block is not at]
-        self._let_go(live[number] for number in revoked)
-        return elsewhere
+            moved = [c for c, block in asked.items() if not c.over and c.block is not block]
+        self._release_empty(live[number] for number in revoked)
+        return moved
 
-    def _let_go(self, blocks: Iterable[SubmittedBlock]) -> None:
-        """Take back what waits for blocks of which nothing is left, and spare the cluster those.
+    def _release_empty(self, blocks: Iterable[SubmittedBlock]) -> None:
+        """Withdraw what waits for blocks without unfinished members, and release the blocks.
 
-        Nobody knows whether they would ever have run.
+        Nobody knows whether these blocks would ever have run.
         """
         with self._changed:
-            empty = [block for block in set(blocks) if not block.left]
+            empty = [block for block in set(blocks) if not block.unfinished]
             self._stuck.update(empty)
         if empty:
-            self._take_back()
+            self._withdraw_behind_stuck()
         with self._changed:
             for block in empty:
-                self._drop_if_empty(block)
+                self._release_if_empty(block)
 
-    # -- stuck blocks ---------------------------------------------------------------------
+    def _release_if_empty(self, block: SubmittedBlock) -> None:
+        if not block.unfinished and all(record.block is not block for record in block.records):
+            # It still runs if other blocks need its key: what was revoked stays revoked.
+            self._revoked.discard(block.number)
+            self._backend.release(block)
 
-    def _unstick(self, block: SubmittedBlock) -> None:
-        """Take back what waits for a block's key, but perhaps not for what runs in it."""
-        block.long = True
-        if not self._stuck:
-            self._backend.later(_UNSTICK_SECONDS, self._take_back)
-        self._stuck.add(block)
-
-    def _take_back(self) -> None:
+    def _withdraw_behind_stuck(self) -> None:
         with self._changed:
-            behind = blocks_behind(self._stuck, self._live.values())
+            behind = dependent_blocks(self._stuck, self._table.live.values())
             self._stuck.clear()
-            members = by_block(record for each in behind for record in each.members_left())
+            members = members_by_block(
+                record for block in behind for record in block.unfinished_members()
+            )
             self._revoked.update(members)
         if members:
-            self._backend.revoke(members, Status.DEFERRED, self._taken_back)
+            self._backend.revoke(members, Status.DEFERRED, self._place_withdrawn)
 
-    def _taken_back(self, revoked: Members, _: Members) -> None:
+    def _place_withdrawn(self, revoked: Members, _: Members) -> None:
+        live = self._table.live
         with self._changed:
-            deferred: list[TaskRecord] = []
+            requeued: list[TaskRecord] = []
             names: set[str] = set()
-            blocks = [self._live[number] for number in revoked if number in self._live]
+            blocks = [live[number] for number in revoked if number in live]
             for block in blocks:
-                for record in block.members_left(revoked[block.number]):
-                    self._give_back(block, record)
-                    deferred.append(record)
+                for record in block.unfinished_members(revoked[block.number]):
+                    self._table.requeue(block, record)
+                    requeued.append(record)
                     names.add(block.name)
-            # All at once, since one may wait for another.
-            deferred.sort(key=lambda record: record.rank)
-            self._place(deferred, names.pop() if len(names) == 1 else "batch")
+            # All at once, because one may wait for another.
+            requeued.sort(key=lambda record: record.rank)
+            self._table.place(requeued, names.pop() if len(names) == 1 else "batch")
             self._changed.notify_all()
-        # Others may have been placed behind these while they were being taken back.
-        self._let_go(blocks)
+        # Others may have been placed behind these blocks while these were being withdrawn.
+        self._release_empty(blocks)

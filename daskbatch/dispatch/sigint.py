@@ -1,6 +1,6 @@
-"""Holds Ctrl-C back while something must not be left half done.
+"""Delays Ctrl-C while state is being changed that must not be left half-changed.
 
-Does not know what that is.
+Any thread may use it; it has an effect in the main thread only.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a SIGINT that comes in this block take effect right behind it.
+    """Handle a SIGINT that arrives within this block at the end of the block.
 
-    Only the main thread is ever interrupted by one; elsewhere nothing is to be done.
+    Python runs signal handlers in the main thread only, so this does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[Any, ...]] = []
+    received: list[tuple[Any, ...]] = []
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         yield
         return
-    signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    signal.signal(signal.SIGINT, lambda *args: received.append(args))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
+        if received:
+            handler(*received[0])

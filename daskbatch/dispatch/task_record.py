@@ -1,58 +1,77 @@
-"""What is kept of a task on its way: what it is to do, where it is, what became of it.
+"""The client's record of one task, and of the block of tasks that it was submitted in.
 
-Does not know how it came about or how it moves on. A `daskbatch.batch.task.Task` is a user's
-handle on a record; the dispatcher moves records, and nothing else does.
+A `TaskRecord` holds a task's call, options, accesses, dependencies, current block and outcome.
+A `daskbatch.batch.task.Task` is the user's handle of a record. Records are not locked: every
+phase is set by `TaskTable.set_phase`, and once a task has been started, only the dispatcher
+changes its record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from daskbatch.describe.access import Channel
 from daskbatch.describe.spec import DEFAULT, Call, Options
-from daskbatch.errors import SerializationError
+from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
+from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.execution.task_context import called_aside
 
-if TYPE_CHECKING:
-    from daskbatch.dispatch.placement import SubmittedBlock
+#: The key of a block in a Dask graph: the name of its submission, and a number.
+BlockKey = tuple[str, int]
 
 
 class Phase(IntEnum):
-    """Where a task is on its way. From `DONE` on nothing changes any more."""
+    """How far a task has come. Nothing changes after `DONE`, unless its lost value is needed."""
 
     #: Made, and not started.
     CREATED = 0
     #: To be started in the background.
     QUEUED = 1
-    #: Started; waits for others, or for a slot.
+    #: Started; waits for other tasks, or for a worker slot.
     WAITING = 2
     #: A worker has begun it.
     RUNNING = 3
     #: It has returned.
     DONE = 4
-    #: It has raised, or what it needs has failed.
+    #: It has raised an exception, or a task that it needs has failed.
     FAILED = 5
     #: It will not run.
     CANCELLED = 6
 
 
-#: The output of a task that wrote nothing.
+#: The stdout and stderr of a task that wrote nothing.
 SILENT = ("", "")
 
 
 class TaskRecord:
-    """A task; or, with nothing to call, a barrier between tasks."""
+    """A task; or, without a call, a barrier between tasks.
+
+    Parameters
+    ----------
+    client_id : str
+        The client that the task belongs to; see `client_names.make_client_id`.
+    number : int
+        The task's number in that client; -1 for barriers.
+    name : str
+        The name in messages and on the dashboard.
+    call : Call, optional
+        The function and its arguments; None for a barrier.
+    options : Options
+        How and where it runs.
+    reads, writes : tuple of Channel
+        Its declared accesses.
+    """
 
     __slots__ = (
         "__weakref__",
-        "blame",
         "block",
         "call",
+        "client_id",
         "function",
         "group",
-        "home",
         "member",
         "name",
         "number",
@@ -62,6 +81,7 @@ class TaskRecord:
         "phase",
         "rank",
         "reads",
+        "root_failure",
         "seconds",
         "value",
         "waits",
@@ -70,7 +90,7 @@ class TaskRecord:
 
     def __init__(
         self,
-        home: str,
+        client_id: str,
         number: int,
         name: str,
         call: Call | None,
@@ -78,108 +98,265 @@ class TaskRecord:
         reads: tuple[Channel, ...] = (),
         writes: tuple[Channel, ...] = (),
     ) -> None:
-        # What it is:
-        #: The Batch that it belongs to, and its number there.
-        self.home = home
+        # What the task is:
+        self.client_id = client_id
         self.number = number
         self.name = name
         self.call = call
         self.options = options
         self.reads = reads
         self.writes = writes
-        #: The compiled task that it is a member of.
+        #: The compiled task or the executor that it is a member of.
         self.group: Group | None = None
 
-        # Where it is:
+        # Where the task is:
         self.phase = Phase.CREATED
         #: The pickled function, as it was at the start; or why it cannot be pickled.
         self.function: bytes | SerializationError = b""
-        #: Its place among all started records; behind those that it waits for.
+        #: Its position among all started records: after those that it waits for.
         self.rank = -1
-        #: The records that it waits for, with the reasons as bits. Some are left when it is over
-        #: before they are: see `waits_left`.
+        #: The records that it waits for, with the reasons as bits. If this task is over before
+        #: they are, those that are not over stay here: see `unfinished_waits`.
         self.waits: tuple[tuple[TaskRecord, int], ...] = ()
         #: The records that must not share a block with it.
         self.overwrites: tuple[TaskRecord, ...] = ()
-        #: The block that it is in, and its position there; kept when a value stays there.
+        #: The block that it was submitted in, and its position there. It is kept after the end
+        #: if the value stays on the worker.
         self.block: SubmittedBlock | None = None
         self.member = -1
 
-        # What became of it:
-        #: Its pickled value or packed exception; None while it is elsewhere.
+        # The outcome:
+        #: The pickled value or the packed exception; None while it is elsewhere.
         self.value: bytes | None = None
-        #: Its stdout and stderr; None while they are elsewhere.
+        #: stdout and stderr; None while they are elsewhere.
         self.output: tuple[str, str] | None = SILENT
-        #: How long it ran.
+        #: How long the task ran.
         self.seconds = 0.0
-        #: The record whose failure kept it from running.
-        self.blame: TaskRecord | None = None
+        #: The record whose failure kept this task from running.
+        self.root_failure: TaskRecord | None = None
 
     @property
     def over(self) -> bool:
+        """Whether the task has an outcome: it is done, failed or cancelled."""
         return self.phase >= Phase.DONE
 
     @property
     def unsuccessful(self) -> bool:
+        """Whether the task has failed or was cancelled."""
         return self.phase > Phase.DONE
 
-    def waits_left(self) -> dict[TaskRecord, int]:
-        """Give what it still waits for, with the reasons as bits.
+    def unfinished_waits(self) -> dict[TaskRecord, int]:
+        """Return the unfinished tasks that this one waits for, with the reasons as bits.
 
-        A task that was cancelled, say, is over before those that it waits for; but others
-        wait for them only by way of it, since waits that are implied have been left out.
+        A cancelled task, for example, is over before the tasks that it waits for. Tasks
+        after it wait for those through the cancelled task only, because implied waits are
+        left out of `waits`. So the waits of finished tasks are followed here.
         """
-        left: dict[TaskRecord, int] = {}
+        unfinished: dict[TaskRecord, int] = {}
         over = []
         for before, why in self.waits:
             if before.over:
                 if before.waits:
                     over.append(before)
             else:
-                left[before] = why
+                unfinished[before] = why
         seen = set(over)
         while over:
             for before, _ in over.pop().waits:
                 if not before.over:
-                    left.setdefault(before, 0)
+                    unfinished.setdefault(before, 0)
                 elif before.waits and before not in seen:
                     seen.add(before)
                     over.append(before)
-        return left
+        return unfinished
 
     @property
     def uid(self) -> str:
-        """A text that no other task has."""
-        return f"{self.home}-{self.number}"
+        """A text that identifies the task among all tasks."""
+        return f"{self.client_id}-{self.number}"
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """The task's name as it stands in messages."""
         return repr(self.name)
 
     @property
     def producers(self) -> Sequence[TaskRecord]:
-        """The tasks whose results are among its arguments."""
+        """The tasks whose results are among the arguments."""
         if self.call is None or not self.call.references:
             return ()
         return [producer for producer, _ in self.call.references]
 
 
 class Group:
-    """The members of a compiled task, and how many of them are not over yet."""
+    """The members of a compiled task or of an executor, as a count of unfinished ones.
 
-    __slots__ = ("left", "name", "started")
+    Parameters
+    ----------
+    name : str
+        The name in messages.
+    unfinished : int
+        The number of members that are not over.
+    """
 
-    def __init__(self, name: str, left: int) -> None:
+    __slots__ = ("name", "started", "unfinished")
+
+    def __init__(self, name: str, unfinished: int) -> None:
         self.name = name
-        self.left = left
+        self.unfinished = unfinished
         self.started = False
 
 
-def find_blame(record: TaskRecord) -> TaskRecord | None:
-    """Find the task whose failure keeps another from running."""
+class BlockFuture(Protocol):
+    """The part of a Dask future that is used here. The key exists as long as its future."""
+
+    @property
+    def status(self) -> str: ...
+    def result(self, timeout: float | None = None) -> Any: ...
+    def release(self) -> None: ...
+
+
+class SubmittedBlock:
+    """A block that has been, or is about to be, submitted.
+
+    Parameters
+    ----------
+    number : int
+        Its number in reports and revocations.
+    records : sequence of TaskRecord
+        Its members. A member that was deferred or revoked refers to another block, or to none.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "buffer_futures",
+        "buffer_keys",
+        "failed",
+        "future",
+        "key",
+        "long",
+        "lost",
+        "number",
+        "records",
+        "small",
+        "unfinished",
+        "waits",
+    )
+
+    def __init__(self, number: int, records: Sequence[TaskRecord]) -> None:
+        self.number = number
+        self.records = records
+        self.key: BlockKey = ("", number)
+        #: The number of members whose outcome has not been reported.
+        self.unfinished = len(records)
+        #: Whether the result is known to be small, so that order-only edges may carry it.
+        self.small = False
+        #: Whether the block may run for a long time.
+        self.long = False
+        #: The blocks that its key waits for.
+        self.waits: frozenset[SubmittedBlock] = frozenset()
+        self.future: BlockFuture | None = None
+        #: Whether what its members returned can no longer be fetched.
+        self.lost = False
+        #: Whether its key has failed as a whole.
+        self.failed = False
+        #: The keys of the shared buffers that it takes, and their futures, which must exist
+        #: as long as the block runs.
+        self.buffer_keys: Sequence[str] = ()
+        self.buffer_futures: Sequence[Any] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the submission on Dask's dashboard: its key without the nonce."""
+        return self.key[0].rpartition("-")[0]
+
+    def fetch(self, label: str, timeout: float | None) -> BlockResult:
+        """Return the result from the worker that holds it.
+
+        Parameters
+        ----------
+        label : str
+            The task whose result is wanted, for messages.
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            The result did not arrive in time.
+        WorkerLost
+            The result was lost with its worker.
+        LifecycleError
+            The Batch has ended, and with it what its workers held.
+        """
+        if self.future is None or self.future.status == "cancelled":
+            raise LifecycleError(
+                f"the result of task {label} stayed on its worker, and the Batch has ended: "
+                "get large results before the Batch ends"
+            )
+        future = self.future
+        try:
+            result = called_aside(lambda: future.result(timeout))
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise WorkerLost(
+                f"the result of task {label} was lost with the worker that held it: {error}"
+            ) from error
+        assert isinstance(result, BlockResult)
+        return result
+
+    def distribute(self, result: BlockResult) -> None:
+        """Store each member's part of the result in the member's record."""
+        for member, record in enumerate(self.records):
+            if record.block is self and record.over:
+                record.value = result.values[member]
+                record.output = result.outputs.get(member, SILENT)
+
+    def unfinished_members(self, members: Iterable[int] | None = None) -> list[TaskRecord]:
+        """Return the members that are not over and have not been placed in another block.
+
+        Parameters
+        ----------
+        members : iterable of int, optional
+            Only these positions; numbers that are not a position in the block are ignored.
+        """
+        count = len(self.records)
+        records = (
+            self.records
+            if members is None
+            else [self.records[member] for member in members if 0 <= member < count]
+        )
+        return [record for record in records if record.block is self and not record.over]
+
+
+def find_root_failure(record: TaskRecord) -> TaskRecord | None:
+    """Return the task whose failure keeps a task from running; None if there is none."""
     for before, why in record.waits:
         if why & NEEDS and before.unsuccessful:
-            # A barrier fails for those that it stands for, and is none to blame.
-            return before.blame or before
+            # A barrier fails on behalf of the tasks before it, and is not itself the cause.
+            return before.root_failure or before
     return None
+
+
+def members_by_block(records: Iterable[TaskRecord]) -> dict[int, list[int]]:
+    """Return the positions of records in their blocks, by the blocks' numbers."""
+    members: dict[int, list[int]] = {}
+    for record in records:
+        if record.block is not None:
+            members.setdefault(record.block.number, []).append(record.member)
+    return members
+
+
+def dependent_blocks(
+    blocks: Iterable[SubmittedBlock], candidates: Iterable[SubmittedBlock]
+) -> list[SubmittedBlock]:
+    """Return those of the candidates that wait for one of the blocks, directly or not."""
+    dependent: list[SubmittedBlock] = []
+    found = set(blocks)
+    # In order of their numbers, each block comes after those that it waits for.
+    for block in sorted(candidates, key=lambda block: block.number):
+        if block not in found and not block.waits.isdisjoint(found):
+            found.add(block)
+            dependent.append(block)
+    return dependent

@@ -1,6 +1,7 @@
-"""The moves that started tasks make: into a block, out of it, to their end, and back.
+"""The table of a client's started tasks and its transitions.
 
-Does not know when each is due: that is the dispatcher's to say, which holds the lock.
+A started task is placed in a block, requeued, settled with its outcome, or revived after its
+value was lost. Not thread-safe: the dispatcher holds the lock, `CompletionTracker.changed`.
 """
 
 from __future__ import annotations
@@ -12,129 +13,214 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from daskbatch.dispatch.backend import Backend, Key
 from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.placer import Placer
+from daskbatch.dispatch.placer import Placer, Submitter
 from daskbatch.dispatch.recovery import (
-    Writers,
-    is_gone,
+    LastWriters,
+    is_value_lost,
     lost_with_worker,
     rerun_closure,
     rerun_refusal,
 )
-from daskbatch.dispatch.task_record import SILENT, Phase, TaskRecord, find_blame
+from daskbatch.dispatch.task_record import (
+    SILENT,
+    BlockKey,
+    Phase,
+    SubmittedBlock,
+    TaskRecord,
+    find_root_failure,
+)
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import Status
 
-#: By `Status`.
+#: The phase of a task for each `Status` of its member.
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
+
+# Looking up a member of an enum takes a large part of the time of `set_phase`.
+_WAITING, _DONE = Phase.WAITING, Phase.DONE
 
 
 class TaskTable:
-    """The started tasks of one client, and where they are.
+    """The started tasks of one client, and the blocks that they are in.
+
+    Not thread-safe: all methods are called with `outcomes.changed` held.
 
     Parameters
     ----------
-    backend : Backend
-        Where blocks run.
+    submitter : Submitter
+        Runs the blocks.
     setting : Setting
-        What is the same for all blocks.
+        The settings of all blocks.
     """
 
-    def __init__(self, backend: Backend, setting: Setting) -> None:
-        self._backend = backend
-        self._placer = Placer(backend, setting)
+    def __init__(self, submitter: Submitter, setting: Setting) -> None:
+        self._placer = Placer(submitter, setting)
         self._inline_limit = setting.inline_limit
         self.outcomes = CompletionTracker()
-        self._changed = self.outcomes.changed
-        self._live: dict[int, SubmittedBlock] = {}
+        #: The blocks that are not over, by their numbers.
+        self.live: dict[int, SubmittedBlock] = {}
+        #: The tasks that run and are being stopped.
+        self.stopping: set[TaskRecord] = set()
         self._ranks = itertools.count()
-        self._stuck: set[SubmittedBlock] = set()
-        self._revoked: set[int] = set()
-        #: Those that run, and are being stopped.
-        self._stopping: set[TaskRecord] = set()
-        self._writers = Writers()
-        #: Under how many workers' deaths a task has run.
+        self._writers = LastWriters()
+        #: The number of workers that have died while they ran a task.
         self._deaths: Counter[TaskRecord] = Counter()
-        #: The blocks whose results somebody may still want; and whether any was ever lost.
-        self._placed: WeakValueDictionary[Key, SubmittedBlock] = WeakValueDictionary()
+        #: The blocks whose results may still be needed, by their keys.
+        self._blocks: WeakValueDictionary[BlockKey, SubmittedBlock] = WeakValueDictionary()
+        #: Whether the result of any block was ever lost.
         self._any_lost = False
 
-    def _place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
+    # -- phases ---------------------------------------------------------------------------
+
+    def set_phase(self, record: TaskRecord, phase: Phase) -> None:
+        """Set the phase of a task, and count it as unfinished while it is started and not over.
+
+        Every phase after `CREATED` is set here. Only a task that no other thread has yet may
+        be set to `QUEUED` without the lock.
+        """
+        before, record.phase = record.phase, phase
+        if phase >= _DONE:
+            if before < _DONE:
+                if before >= _WAITING:
+                    self.outcomes.unfinished -= 1
+                if record.group is not None:
+                    record.group.unfinished -= 1
+        elif phase == _WAITING:
+            if before < _WAITING:
+                self.outcomes.unfinished += 1
+            elif before >= _DONE:  # it is revived
+                self.outcomes.unfinished += 1
+                if record.group is not None:
+                    record.group.unfinished += 1
+
+    def start(self, records: Sequence[TaskRecord]) -> None:
+        """Add tasks to the table, each after those that it waits for."""
+        set_phase = self.set_phase
+        for record, rank in zip(records, self._ranks, strict=False):
+            set_phase(record, _WAITING)
+            record.rank = rank
+        self._writers.add(records)
+
+    def settle(
+        self,
+        record: TaskRecord,
+        phase: Phase,
+        value: bytes | None = None,
+        output: tuple[str, str] | None = SILENT,
+        seconds: float = 0.0,
+    ) -> None:
+        """Record the outcome of a task, and call the functions that wait for it."""
+        record.value = value
+        record.output = output
+        record.seconds = seconds
+        if record.waits:
+            record.waits = tuple(record.unfinished_waits().items())
+        record.overwrites = ()
+        self.set_phase(record, phase)
+        if self.outcomes.has_callbacks:
+            self.outcomes.call_back(record)
+
+    def settle_member(
+        self,
+        block: SubmittedBlock,
+        record: TaskRecord,
+        status: int,
+        value: bytes | None = None,
+        output: tuple[str, str] | None = SILENT,
+        seconds: float = 0.0,
+    ) -> None:
+        """Record the outcome of a member of a block."""
+        block.unfinished -= 1
+        self.stopping.discard(record)
+        if status > Status.FAILED or self._is_inline(value, output):
+            record.block = None
+        if status == Status.SKIPPED:
+            record.root_failure = find_root_failure(record)
+        self.settle(record, _PHASES[status], value, output, seconds)
+
+    def _is_inline(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
+        """Return whether a whole outcome is here, and small enough to be sent from here."""
+        if value is None or output is None:
+            return False
+        return len(value) <= self._inline_limit
+
+    def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
+        """Take an unfinished member out of its block; the caller places it again."""
+        block.unfinished -= 1
+        record.block = None
+        self.set_phase(record, Phase.WAITING)
+
+    # -- blocks ---------------------------------------------------------------------------
+
+    def place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
+        """Submit tasks in blocks; tasks that must not run are settled instead.
+
+        Parameters
+        ----------
+        records : sequence of TaskRecord
+            Waiting tasks in no block, each after those that it waits for.
+        name : str
+            Their name on Dask's dashboard.
+        again : bool
+            Whether they have been placed before.
+        """
         if self._any_lost:
             records = self._with_revived(records)
         ready = [record for record in records if self._may_run(record)]
         if not ready:
             return
         try:
-            others = self.outcomes.left - len(ready)
+            others = self.outcomes.unfinished - len(ready)
             blocks = self._placer.place(ready, name, others, again)
         except Exception as error:
-            # Somebody waits for these: they must hear of it.
+            # Threads wait for these tasks: they must learn of it.
             data = pack_error(error, name)
             for record in ready:
-                self.outcomes.settle(record, Phase.FAILED, data)
+                self.settle(record, Phase.FAILED, data)
             return
         for block in blocks:
-            self._live[block.number] = block
-            self._placed[block.key] = block
-
-    def _with_revived(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
-        """Give tasks together with those whose lost results they take."""
-        revived: list[TaskRecord] = []
-        for record in records:
-            for producer in record.producers:
-                if producer.over and not producer.unsuccessful and is_gone(producer):
-                    revived += self._revive(producer)
-            if revived:
-                wait_for_producers([record])
-        return sorted([*revived, *records], key=lambda record: record.rank) if revived else records
-
-    def _revive(self, record: TaskRecord) -> list[TaskRecord]:
-        """Count a finished task whose value was lost as one that is to run, if it may."""
-        records = None if record.unsuccessful else rerun_closure(record, self._writers)
-        if records is None:
-            record.block = None  # it is over all the same, but there is nothing to be had
-            return []
-        for each in records:
-            each.phase, each.block = Phase.WAITING, None
-            self.outcomes.left += 1
-            if each.group is not None:
-                each.group.left += 1
-        wait_for_producers(records)
-        return records
+            self.live[block.number] = block
+            self._blocks[block.key] = block
 
     def _may_run(self, record: TaskRecord) -> bool:
+        """Return whether a task may run; if not, settle it as failed."""
         if record.waits:
-            record.blame = find_blame(record) or self._find_gone(record)
-            if record.blame is not None:
-                self.outcomes.settle(record, Phase.FAILED)
+            record.root_failure = find_root_failure(record) or self._find_lost_producer(record)
+            if record.root_failure is not None:
+                self.settle(record, Phase.FAILED)
                 return False
         if record.call is not None:
             failure = record.call.failure or record.function
             if isinstance(failure, SerializationError):
-                what = "its arguments" if record.call.failure else "its function"
-                error = SerializationError(f"task {record.label}: {what} cannot be sent: {failure}")
+                part = "its arguments" if record.call.failure else "its function"
+                error = SerializationError(f"task {record.label}: {part} cannot be sent: {failure}")
                 error.__cause__ = failure.__cause__
-                self.outcomes.settle(record, Phase.FAILED, pack_error(error, record.label))
+                self.settle(record, Phase.FAILED, pack_error(error, record.label))
                 return False
         return True
 
-    def _find_gone(self, record: TaskRecord) -> TaskRecord | None:
-        """Find a task whose value another one takes, and which is lost for good."""
+    def _find_lost_producer(self, record: TaskRecord) -> TaskRecord | None:
+        """Return a task whose value is an argument of another one, and is lost for good."""
         if not self._any_lost:
             return None
-        return next((each for each in record.producers if each.over and is_gone(each)), None)
+        return next((each for each in record.producers if each.over and is_value_lost(each)), None)
 
-    def _apply_report(
-        self, block: SubmittedBlock, report: Report, timed: bool = True
+    def forget(self, block: SubmittedBlock) -> None:
+        """Drop what was needed of a block until it was over."""
+        self.live.pop(block.number, None)
+        block.waits = frozenset()
+        block.buffer_futures = ()
+
+    # -- reports --------------------------------------------------------------------------
+
+    def apply_report(
+        self, block: SubmittedBlock, report: OutcomeReport, timed: bool = True
     ) -> list[TaskRecord]:
-        """Settle what a report tells of; returns what has to be placed again."""
+        """Settle the members that a report covers; returns those to be placed again."""
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
@@ -152,7 +238,7 @@ class TaskTable:
             if record.block is not block or record.phase >= Phase.DONE:
                 continue
             if status == Status.DEFERRED:
-                self._give_back(block, record)
+                self.requeue(block, record)
                 deferred.append(record)
                 continue
             output = report.outputs.get(member, SILENT)
@@ -162,74 +248,77 @@ class TaskTable:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
-            self._tell(block, record, status, value, output, seconds)
+            self.settle_member(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
 
-    def _tell(
-        self,
-        block: SubmittedBlock,
-        record: TaskRecord,
-        status: int,
-        value: bytes | None = None,
-        output: tuple[str, str] | None = SILENT,
-        seconds: float = 0.0,
-    ) -> None:
-        block.left -= 1
-        self._stopping.discard(record)
-        if status > Status.FAILED or self._is_here(value, output):
-            record.block = None
-        if status == Status.SKIPPED:
-            record.blame = find_blame(record)
-        self.outcomes.settle(record, _PHASES[status], value, output, seconds)
+    # -- lost workers ---------------------------------------------------------------------
 
-    def _is_here(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
-        """Say whether all of an outcome is here, and small enough to be sent from here."""
-        if value is None or output is None:
-            return False
-        return len(value) <= self._inline_limit
+    def find_block(self, key: BlockKey) -> SubmittedBlock | None:
+        """Return the block of a key, if its result may still be needed."""
+        return self._blocks.get(key)
 
-    def _drop_if_empty(self, block: SubmittedBlock) -> None:
-        """Spare the cluster a block of which nothing is left to run."""
-        if not block.left and all(record.block is not block for record in block.records):
-            # It runs all the same if others hang on its key: what was revoked stays so.
-            self._revoked.discard(block.number)
-            self._backend.release(block)
+    def mark_lost(self, block: SubmittedBlock) -> None:
+        """Record that a block's result was lost with a worker."""
+        block.lost = self._any_lost = True
 
-    def _give_back(self, block: SubmittedBlock, record: TaskRecord) -> None:
-        block.left -= 1
-        record.block = None
-        record.phase = Phase.WAITING
-
-    def _recover(
-        self, block: SubmittedBlock, running: int | None, why: Mapping[str, Any]
+    def recover(
+        self, block: SubmittedBlock, running: int | None, details: Mapping[str, Any]
     ) -> list[TaskRecord]:
-        """Settle what may not run again; returns what does. `running` is None if unknown."""
-        deferred = []
-        left = block.members_left()
-        for record in left:
+        """Settle the members of a lost block that must not run again; returns the others.
+
+        Parameters
+        ----------
+        block : SubmittedBlock
+            The block.
+        running : int or None
+            The member that was running; -1 if none was, None if that is unknown.
+        details : mapping
+            What is known of the worker's death; see `lost_with_worker`.
+        """
+        requeued = []
+        unfinished = block.unfinished_members()
+        for record in unfinished:
             began = running is None or record.member == running
-            if record in self._stopping:
-                self._tell(block, record, Status.CANCELLED)
+            if record in self.stopping:
+                self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
                 self._deaths[record] += 1
-                beside = [each for each in left if each is not record] if running is None else ()
+                beside = [r for r in unfinished if r is not record] if running is None else ()
                 reason = rerun_refusal(record, self._deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self._deaths[record], why)
-                    self._tell(block, record, Status.FAILED, pack_error(error, record.label))
+                    error = lost_with_worker(record, reason, self._deaths[record], details)
+                    failure = pack_error(error, record.label)
+                    self.settle_member(block, record, Status.FAILED, failure)
                     continue
-            self._give_back(block, record)
-            deferred.append(record)
-        return deferred
+            self.requeue(block, record)
+            requeued.append(record)
+        return requeued
 
-    def _forget(self, block: SubmittedBlock) -> None:
-        """Drop what was needed of a block until it was over."""
-        self._live.pop(block.number, None)
-        self._stuck.discard(block)
-        block.waits = frozenset()
-        block.held = ()
-        if block.number in self._revoked:
-            self._revoked.discard(block.number)
-            self._backend.forget([block.number])
+    def revive(self, record: TaskRecord) -> list[TaskRecord]:
+        """Make a finished task whose value was lost wait again, with the tasks that it needs.
+
+        Returns the tasks to be placed; none if one of them must not run again. Then the
+        record has no block, which means that the value is lost for good.
+        """
+        records = None if record.unsuccessful else rerun_closure(record, self._writers)
+        if records is None:
+            record.block = None
+            return []
+        for each in records:
+            each.block = None
+            self.set_phase(each, Phase.WAITING)
+        wait_for_producers(records)
+        return records
+
+    def _with_revived(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
+        """Return tasks together with the tasks whose lost results they take."""
+        revived: list[TaskRecord] = []
+        for record in records:
+            for producer in record.producers:
+                if producer.over and not producer.unsuccessful and is_value_lost(producer):
+                    revived += self.revive(producer)
+            if revived:
+                wait_for_producers([record])
+        return sorted([*revived, *records], key=lambda record: record.rank) if revived else records

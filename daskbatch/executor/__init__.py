@@ -1,4 +1,4 @@
 """A `concurrent.futures` executor whose calls are tasks of a Batch.
 
-Nothing is imported here: the public names are in `daskbatch` itself.
+This file imports nothing: the public names are in `daskbatch`.
 """

@@ -1,109 +1,122 @@
-"""Describes the calls of an executor as what is kept of tasks.
+"""Makes the records of an executor's calls, all with the same options.
 
-Does not know how calls are given, gathered or run.
+A `CallFactory` never changes, so several threads may use one. It starts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from daskbatch.batch.compiled import require_own, require_producers
-from daskbatch.batch.options import TaskFactory
+from daskbatch.batch.context import BatchContext
+from daskbatch.batch.factory import TaskSettings, make_record, make_settings, name_of
+from daskbatch.batch.validation import require_own, require_producers
 from daskbatch.describe.initializer import Initializer
-from daskbatch.describe.spec import DEFAULT, Call, function_call
+from daskbatch.describe.spec import Call, function_call
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.chunk import run_chunk
 
-if TYPE_CHECKING:
-    from daskbatch.batch.batch import Batch
-
+#: The positional arguments of one call.
 Arguments = tuple[Any, ...]
 
-_NOTHING: dict[str, Any] = {}
+_NO_KEYWORDS: dict[str, Any] = {}
 
 
 class CallFactory:
-    """Makes calls that share their options.
+    """Makes the records of calls that have the same options; several threads may use it.
 
     Parameters
     ----------
-    batch : Batch
-        Runs them.
+    context : BatchContext
+        The Batch that the calls are tasks of.
     resources, env : mapping, optional
-        What all of them take, and find in their environment.
-    prepare : Initializer, optional
-        What a process does before it runs the first of them.
+        Resources and environment variables of all calls, whatever other options they have.
+    initializer : Initializer, optional
+        What each worker process runs before its first call.
+    settings : TaskSettings, optional
+        The options of the calls; by default `resources`, `env` and no others.
     """
 
     def __init__(
         self,
-        batch: Batch,
+        context: BatchContext,
         resources: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
-        prepare: Initializer | None = None,
+        initializer: Initializer | None = None,
+        settings: TaskSettings | None = None,
     ) -> None:
-        self._batch = batch
+        self._context = context
         self._resources = dict(resources or {})
         self._env = dict(env or {})
-        self._prepare = prepare
-        self._take(TaskFactory(batch, DEFAULT))
-        if resources or env:
-            self._take(batch.options(resources=self._resources, env=self._env))
+        self._initializer = initializer
+        self._namespace = None if initializer is None else initializer.namespace
+        if settings is None:
+            settings = TaskSettings()
+            if resources or env:
+                settings = make_settings(context, resources=self._resources, env=self._env)
+        options = replace(settings.options, prepare=initializer)
+        self._settings = settings._replace(options=options)
 
-    def _take(self, how: TaskFactory) -> None:
-        self._how = how
-        how._options = replace(how._options, prepare=self._prepare)
+    def with_initializer(
+        self, initializer: Callable[..., Any], initargs: tuple[Any, ...]
+    ) -> CallFactory:
+        """Return the same factory with an initializer, which each worker process runs once."""
+        made = Initializer(self._context.session.topic, initializer, initargs)
+        return CallFactory(self._context, self._resources, self._env, made)
 
-    def prepared(self, initializer: Callable[..., Any], initargs: tuple[Any, ...]) -> CallFactory:
-        """Give the same, with an initializer that is called once in each process."""
-        prepare = Initializer(self._batch._session.topic, initializer, initargs)
-        return CallFactory(self._batch, self._resources, self._env, prepare)
-
-    def configured(
+    def with_options(
         self,
         resources: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> CallFactory:
-        """Give the same with other options; see `Batch.options`."""
+        """Return the same factory with other options; see `Batch.options`."""
         if self._resources and (resources is None or isinstance(resources, Mapping)):
             resources = {**self._resources, **(resources or {})}
         if self._env and (env is None or isinstance(env, Mapping)):
             env = {**self._env, **(env or {})}
-        other = CallFactory(self._batch, self._resources, self._env, self._prepare)
-        other._take(self._batch.options(resources=resources, env=env, **options))
-        return other
+        settings = make_settings(self._context, resources=resources, env=env, **options)
+        return CallFactory(self._context, self._resources, self._env, self._initializer, settings)
 
-    def one(
+    def make_call(
         self,
         function: Callable[..., Any],
         args: Arguments,
-        kwargs: Mapping[str, Any] = _NOTHING,
+        kwargs: Mapping[str, Any] = _NO_KEYWORDS,
     ) -> TaskRecord:
-        """Describe a call."""
-        if self._prepare is None:
-            return self._record(function_call(function, args, kwargs), function)
-        with pickling.within(self._prepare.space):
-            return self._record(function_call(function, args, kwargs), function)
+        """Make the record of one call.
 
-    def chunk(self, function: Callable[..., Any], chunk: Sequence[Arguments]) -> TaskRecord | None:
-        """Describe several calls of a function as one; None if they must stay apart."""
-        options = self._how._options
+        Raises
+        ------
+        SpecError, GraphError, LifecycleError
+            See `BatchPoolExecutor.submit`.
+        """
+        if self._namespace is None:
+            return self._make_record(function_call(function, args, kwargs), function)
+        with pickling.within(self._namespace):
+            return self._make_record(function_call(function, args, kwargs), function)
+
+    def make_chunk(
+        self, function: Callable[..., Any], chunk: Sequence[Arguments]
+    ) -> TaskRecord | None:
+        """Make one record of several calls of a function; None if each must have its own."""
+        options = self._settings.options
         if options.timeout is not None or options.retries:
-            return None  # these are of single calls
-        name = self._how._name_of(function)
-        with pickling.within(None if self._prepare is None else self._prepare.space):
-            call = function_call(run_chunk, (repr(name), function, chunk), _NOTHING)
+            return None  # these options hold for single calls
+        name = self._settings.name or name_of(function)
+        with pickling.within(self._namespace):
+            call = function_call(run_chunk, (repr(name), function, chunk), _NO_KEYWORDS)
         if call.failure is not None:
-            return None  # one of them cannot be sent; the others can
-        return self._record(call._replace(family=(name, len(chunk))), function)
+            return None  # the arguments of one call cannot be pickled; the other calls can run
+        return self._make_record(call._replace(family=(name, len(chunk))), function)
 
-    def _record(self, call: Call, function: Callable[..., Any]) -> TaskRecord:
-        record = self._how._record(call, function)
+    def _make_record(self, call: Call, function: Callable[..., Any]) -> TaskRecord:
+        session = self._context.session
+        name = self._settings.name or name_of(function)
+        record = make_record(self._context, session, call, name, self._settings)
         if call.references:
-            require_own(self._batch, record)
+            require_own(session.client_id, record)
             require_producers(record)
         return record

@@ -1,8 +1,10 @@
-"""Divides calls into so many lanes, in each of which one runs after the other.
+"""Limits how many calls run at once on a cluster with more slots.
 
-Does not know how calls are run. It is how no more than so many run at once on a cluster that
-has more slots: the calls of a lane wait for each other, and a lane gets more when it is empty;
-if there is nothing else, then those that wait behind a call that takes long in another.
+Calls are chained into as many *sequences* as calls may run at once, each call ordered after the
+previous one of its sequence. An idle sequence takes new calls, or, if there are none, the calls
+queued behind a long-running one. Sequences take calls in *portions*, which shrink towards the end
+as in guided self-scheduling (Polychronopoulos and Kuck, 1987), so that all sequences end at about
+the same time. Not thread-safe: the caller holds the lock under which tasks are settled.
 """
 
 from __future__ import annotations
@@ -14,154 +16,164 @@ from time import monotonic
 
 from daskbatch.dispatch.task_record import TaskRecord
 
-#: How long the calls that are put into a lane together should take. Seconds.
-_SECONDS = 0.2
+#: How long the calls of one portion should take together.
+_PORTION_SECONDS = 0.2
 
-#: Short calls follow while others of the lane still run, so that a lane never runs dry. Seconds.
-_SHORT = 0.05
+#: Shorter calls are put into a sequence while its last portion still runs, so that the worker's
+#: slot does not idle between portions.
+_SHORT_CALL_SECONDS = 0.05
 
-#: A lane that has not moved on for so long is held up. Seconds.
-_LONG = 0.1
+#: A sequence whose first call runs longer than this is delayed.
+_DELAYED_AFTER_SECONDS = 0.1
 
-#: How many calls the first look at them takes.
-_FIRST = 1
+#: The number of calls in a portion before any run time is known.
+_FIRST_PORTION_CALLS = 1
 
 
 class ConcurrencyLimit:
-    """So many lanes.
+    """Orders calls so that no more than a given number run at once; not thread-safe.
 
     Parameters
     ----------
-    cap : int
+    max_running : int
         How many calls may run at once.
     clock : callable
-        Says what time it is. Seconds.
+        Returns the current time in seconds.
     """
 
-    def __init__(self, cap: int, clock: Callable[[], float] = monotonic) -> None:
-        self.cap = cap
+    def __init__(self, max_running: int, clock: Callable[[], float] = monotonic) -> None:
+        self.max_running = max_running
         self._clock = clock
-        self._lanes = [_Lane() for _ in range(cap)]
-        self._seconds: float | None = None
+        self._sequences = [_Sequence() for _ in range(max_running)]
+        #: The mean run time of calls, if any has run.
+        self._mean_seconds: float | None = None
 
     def is_free(self) -> bool:
-        """Say whether a lane can be given more."""
-        now = self._look()
-        return any(self._has_room(lane, now) for lane in self._lanes)
+        """Say whether a sequence has room for more calls."""
+        now = self._refresh()
+        return any(self._has_room(sequence, now) for sequence in self._sequences)
 
-    def take(self, gathered: deque[TaskRecord]) -> list[TaskRecord]:
-        """Take calls for the lanes that can be given more, and let them wait for each other."""
-        now = self._look()
+    def take(self, queued: deque[TaskRecord]) -> list[TaskRecord]:
+        """Remove calls from a queue, and append them to the sequences that have room.
+
+        Returns the calls, with what each waits for.
+        """
+        now = self._refresh()
         taken: list[TaskRecord] = []
-        # The emptiest first.
+        # Fill the empty sequences first.
         for depth in (0, 1):
-            for lane in self._lanes:
-                if gathered and len(lane.helpings) == depth and self._has_room(lane, now):
-                    taken += self._give(lane, gathered)
+            for sequence in self._sequences:
+                if queued and len(sequence.portions) == depth and self._has_room(sequence, now):
+                    taken += self._append_portion(sequence, queued)
         return taken
 
     def seconds_to_wait(self) -> float | None:
-        """Say in how many seconds a lane counts as held up that has calls for an empty one.
-
-        None is never.
-        """
-        now = self._look()
-        if all(lane.helpings for lane in self._lanes):
+        """Return the seconds until `divert` can move calls to an empty sequence; None for never."""
+        now = self._refresh()
+        if all(sequence.portions for sequence in self._sequences):
             return None
-        since = [lane.since for lane in self._lanes if lane.has_several()]
-        return max(0.0, min(since) + _LONG - now) if since else None
+        since = [sequence.since for sequence in self._sequences if sequence.has_several()]
+        return max(0.0, min(since) + _DELAYED_AFTER_SECONDS - now) if since else None
 
     def divert(self) -> list[TaskRecord]:
-        """Put what waits in lanes that are held up into empty ones; returns these calls.
+        """Move the calls queued in delayed sequences to empty ones, and return these calls.
 
-        The first of each waits no longer for what it only came behind.
+        The first call of each moved portion no longer waits for the call that it was ordered
+        after.
         """
-        now = self._look()
-        empty = [lane for lane in self._lanes if not lane.helpings]
-        held_up = [lane for lane in self._lanes if lane.has_several() and lane.is_held_up(now)]
+        now = self._refresh()
+        empty = [sequence for sequence in self._sequences if not sequence.portions]
+        delayed = [
+            sequence
+            for sequence in self._sequences
+            if sequence.has_several() and sequence.is_delayed(now)
+        ]
         diverted: list[TaskRecord] = []
-        served = held_up[: len(empty)]
-        for count, lane in enumerate(served):
+        served = delayed[: len(empty)]
+        for count, sequence in enumerate(served):
             share = len(empty) // (len(served) - count)
-            first, *behind = lane.left()
-            lane.helpings = deque([[first]])
+            first, *behind = sequence.unfinished()
+            sequence.portions = deque([[first]])
             for position in range(share):
-                piece = behind[: -(-len(behind) // (share - position))]
-                behind = behind[len(piece) :]
-                if piece:
-                    # It still waits for what it takes the results of.
-                    piece[0].waits = tuple(each for each in piece[0].waits if each[1])
-                    empty.pop().helpings.append(piece)
-                    diverted += piece
-        self._look()
+                portion = behind[: -(-len(behind) // (share - position))]
+                behind = behind[len(portion) :]
+                if portion:
+                    # It still waits for the calls whose results it takes: their reason is not 0.
+                    portion[0].waits = tuple(each for each in portion[0].waits if each[1])
+                    empty.pop().portions.append(portion)
+                    diverted += portion
+        self._refresh()
         return diverted
 
-    def _look(self) -> float:
-        """Take in what is over by now; returns what time it is."""
+    def _refresh(self) -> float:
+        """Remove the portions that are over from all sequences; return the current time."""
         now = self._clock()
-        for lane in self._lanes:
-            for helping in lane.look(now):
-                self._learn(helping)
+        for sequence in self._sequences:
+            for portion in sequence.pop_finished(now):
+                self._learn(portion)
         return now
 
-    def _has_room(self, lane: _Lane, now: float) -> bool:
-        if not lane.helpings:
+    def _has_room(self, sequence: _Sequence, now: float) -> bool:
+        if not sequence.portions:
             return True
-        # A second helping only of short calls.
-        short = self._seconds is not None and self._seconds < _SHORT
-        return short and len(lane.helpings) == 1 and not lane.is_held_up(now)
+        # Only short calls get a second portion ahead of time.
+        is_short = self._mean_seconds is not None and self._mean_seconds < _SHORT_CALL_SECONDS
+        return is_short and len(sequence.portions) == 1 and not sequence.is_delayed(now)
 
-    def _give(self, lane: _Lane, gathered: deque[TaskRecord]) -> list[TaskRecord]:
-        count = self._share(len(gathered))
-        records = [gathered.popleft() for _ in range(count)]
+    def _append_portion(self, sequence: _Sequence, queued: deque[TaskRecord]) -> list[TaskRecord]:
+        count = self._portion_size(len(queued))
+        records = [queued.popleft() for _ in range(count)]
         records = [record for record in records if not record.over]
-        last = lane.helpings[-1][-1] if lane.helpings else None
+        previous = sequence.portions[-1][-1] if sequence.portions else None
         for record in records:
-            if last is not None:
-                record.waits += ((last, 0),)
-            last = record
+            if previous is not None:
+                # The reason 0 orders the calls, and lets one run even if the other fails.
+                record.waits += ((previous, 0),)
+            previous = record
         if records:
-            lane.helpings.append(records)
+            sequence.portions.append(records)
         return records
 
-    def _share(self, left: int) -> int:
-        """Say how many calls to put into a lane: fewer towards the end, so that all end at once."""
-        if self._seconds is None:
-            return _FIRST
-        most = int(_SECONDS / max(self._seconds, 1e-6))
-        return max(1, min(most, left // (2 * self.cap)))
+    def _portion_size(self, queued_calls: int) -> int:
+        """Return how many calls to put into a sequence: fewer towards the end."""
+        if self._mean_seconds is None:
+            return _FIRST_PORTION_CALLS
+        most = int(_PORTION_SECONDS / max(self._mean_seconds, 1e-6))
+        return max(1, min(most, queued_calls // (2 * self.max_running)))
 
     def _learn(self, records: Sequence[TaskRecord]) -> None:
+        """Update the mean run time by that of a finished portion."""
         mean = sum(record.seconds for record in records) / len(records)
-        self._seconds = mean if self._seconds is None else (self._seconds + mean) / 2
+        known = self._mean_seconds
+        self._mean_seconds = mean if known is None else (known + mean) / 2
 
 
-class _Lane:
-    """Calls of which one runs after the other."""
+class _Sequence:
+    """Calls of which each is ordered after the previous one."""
 
     def __init__(self) -> None:
-        #: What it has been given, and is not over; oldest first.
-        self.helpings: deque[list[TaskRecord]] = deque()
-        #: The first call that is not over, and since when it has been seen to be that.
+        #: The portions that are not over, oldest first.
+        self.portions: deque[list[TaskRecord]] = deque()
+        #: The first call that is not over, and when this was first seen.
         self.first: TaskRecord | None = None
         self.since = 0.0
 
-    def look(self, now: float) -> Iterator[list[TaskRecord]]:
-        """Take in what is over by now; returns the helpings that are."""
+    def pop_finished(self, now: float) -> Iterator[list[TaskRecord]]:
+        """Remove and yield the portions that are over."""
         first = None
-        while self.helpings and first is None:
-            first = next((record for record in self.helpings[0] if not record.over), None)
+        while self.portions and first is None:
+            first = next((record for record in self.portions[0] if not record.over), None)
             if first is None:
-                yield self.helpings.popleft()
+                yield self.portions.popleft()
         if first is not self.first:
             self.first, self.since = first, now
 
-    def left(self) -> Iterator[TaskRecord]:
-        return (record for helping in self.helpings for record in helping if not record.over)
+    def unfinished(self) -> Iterator[TaskRecord]:
+        return (record for portion in self.portions for record in portion if not record.over)
 
     def has_several(self) -> bool:
-        return len(list(islice(self.left(), 2))) == 2
+        return len(list(islice(self.unfinished(), 2))) == 2
 
-    def is_held_up(self, now: float) -> bool:
-        """Say whether its first call takes long."""
-        return self.first is not None and now - self.since >= _LONG
+    def is_delayed(self, now: float) -> bool:
+        """Say whether the first call has been running for long."""
+        return self.first is not None and now - self.since >= _DELAYED_AFTER_SECONDS

@@ -1,6 +1,6 @@
-"""How many workers there are to be, how many cores a call takes, and what tells libraries so.
+"""Reads `max_workers` and `cpus_per_job`, and limits the threads of linear algebra libraries.
 
-Does not know executors.
+Pure functions; they raise `SpecError` for a value that is wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import SupportsIndex
 
 from daskbatch.errors import SpecError
 
-_VARIABLES = (
+#: The environment variables from which libraries read how many threads to use.
+_THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -31,7 +32,7 @@ def count_cpus(cpus: int | float | str) -> float:
     Raises
     ------
     SpecError
-        It is none of these, or not positive.
+        The value is of another form, or not positive.
 
     Examples
     --------
@@ -51,14 +52,14 @@ def count_cpus(cpus: int | float | str) -> float:
 
 
 def thread_limits(cpus: float) -> dict[str, str]:
-    """Give the environment variables that hold libraries to so many cores, one at least.
+    """Return the environment variables that limit libraries to a number of threads, at least 1.
 
     Examples
     --------
     >>> thread_limits(2.5)["OMP_NUM_THREADS"]
     '2'
     """
-    return dict.fromkeys(_VARIABLES, str(max(1, int(cpus))))
+    return dict.fromkeys(_THREAD_VARIABLES, str(max(1, int(cpus))))
 
 
 def count_workers(max_workers: SupportsIndex) -> int:
@@ -67,7 +68,7 @@ def count_workers(max_workers: SupportsIndex) -> int:
     Raises
     ------
     SpecError
-        It is no whole number, or not positive.
+        The value is not a whole number, or not positive.
 
     Examples
     --------

@@ -1,7 +1,35 @@
 """An executor of `concurrent.futures` on any Dask cluster.
 
-Does not know how calls are gathered, run or settled: it describes them for its pool.
+Several threads may use a `BatchPoolExecutor`. It checks its parameters and makes the records of
+calls; its `Pool` does the rest.
 """
+
+# How a call gets from `submit` to its future, and which thread does what:
+#
+# |======================= the user's thread =======================|=== thread "submit" ====|
+#
+#  submit(fn, args)                                                    ConcurrencyLimit
+#      |                                                               orders the calls, if
+#      v                                                               max_workers < slots
+#  CallFactory ---- TaskRecord ----> Pool ------> SubmitQueue ------>        |
+#  (pickles the arguments)            |           (collects calls)           v
+#                                     v                               Session.submit
+#                              BatchPoolFuture                               |
+#                                     ^                                      v
+#                                     |                                 Dispatcher
+#                                     |                                      |
+# |==== threads "settle", "fetch" ====|========== Dask's event loop =========|===============|
+#                                     |                                      v
+#                                  Settler <-- CompletionTracker <-- Dask: scheduler, workers
+#                       (unpickles the result;                       (reports of blocks)
+#                        "fetch" first fetches
+#                        large results)
+#
+# - A `TaskRecord` is the only thing that travels down; `Settler.watch` ties it to its future.
+# - One condition, `CompletionTracker.changed`, guards the queue, the settler and the records. Each
+#   thread waits on it, and no user code runs while it is held.
+# - `map` makes no futures: `MapCall` gives records to the pool ahead of the results, and unpickles
+#   the results in the thread that asks for them. A chunk of calls is one record.
 
 from __future__ import annotations
 
@@ -17,8 +45,8 @@ from dask.system import CPU_COUNT
 from distributed import Client
 from distributed.deploy import Cluster
 
-from daskbatch.batch.batch import Batch
-from daskbatch.batch.options import Accesses, require_name
+from daskbatch.batch.batch import Batch, open_batch
+from daskbatch.batch.factory import Accesses, require_name
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import CallFactory
 from daskbatch.executor.cpus import count_cpus, count_workers, thread_limits
@@ -29,29 +57,38 @@ from daskbatch.worker.cores import CORES
 
 
 class BatchPoolExecutor(Executor):
-    """Runs calls on a Dask cluster, as the executors of `concurrent.futures` do on a machine.
+    """Runs calls on a Dask cluster, with the interface of `concurrent.futures` executors.
 
     Parameters
     ----------
     name : str, optional
-        Stands before the functions' names on Dask's dashboard.
+        Prefix of the functions' names on Dask's dashboard.
     cluster : str, distributed.Client or cluster object, optional
         See `Batch`; by default a cluster on this machine, which ends with the executor.
     max_workers : int, optional
-        How many calls run at once at most; by default as many as there are slots, or CPUs.
+        Maximum number of calls that run at once; by default the number of the cluster's slots. A
+        cluster on this machine gets this number of workers; by default one for each CPU, or for
+        each `cpus_per_job` CPUs.
     cpus_per_job : int, float or str, optional
-        How many cores each call is to have: 2, ``"0.5"``, ``"500m"``. The libraries of linear
-        algebra that it uses are held to these.
+        Number of CPU cores for each call: 2, ``"0.5"``, ``"500m"``. Linear algebra libraries that
+        the call uses are limited to this number of threads.
     wait_on_exit : bool
         Whether a ``with`` block waits at its end for all calls.
     initializer, initargs : callable and tuple, optional
         Called once in each worker process, before its first call. If it raises, the executor is
-        broken: calls that are left, and later ones, raise `ServiceLost`, a `BrokenExecutor`.
+        broken: unfinished and later calls raise `ServiceLost`, which is a `BrokenExecutor`.
 
     Raises
     ------
-    SpecError, ServiceLost
-        A parameter is wrong; or there is no cluster, or it did not start.
+    SpecError
+        A parameter is wrong.
+    ServiceLost
+        There is no cluster, or it did not start.
+
+    Notes
+    -----
+    Several threads may use an executor at the same time. `submit` pickles the arguments and
+    returns; another thread sends the calls to the cluster, many at once.
 
     Examples
     --------
@@ -80,33 +117,53 @@ class BatchPoolExecutor(Executor):
             raise TypeError("initializer must be a callable")
         cpus = None if cpus_per_job is None else count_cpus(cpus_per_job)
         limits = {} if cpus is None else thread_limits(cpus)
-        own = None
+        num_workers = None
         if cluster is None:
-            own = max_workers or max(1, int(CPU_COUNT // max(1.0, cpus or 1.0)))
-        batch = _PoolBatch(cluster, own, name, limits)
-        if not batch._session.grows:
-            calls, cap = CallFactory(batch), None
+            num_workers = max_workers or max(1, int(CPU_COUNT // max(1.0, cpus or 1.0)))
+        batch = open_batch(cluster, num_workers, name, limits)
+        session = batch._context.session
+        if not session.grows:
+            # The number of workers limits the calls, and the workers have the environment.
+            calls, max_running = CallFactory(batch._context), None
         else:
             cores = {}
             if cpus is not None and cpus > 1:
-                batch._session.reserve_cores()
+                session.reserve_cores()
                 cores = {CORES: cpus}
-            # Calls with an environment of their own run in children, which have it from before
-            # they load any library.
-            calls, cap = CallFactory(batch, cores, limits), max_workers
+            # Calls with environment variables run in child processes, which have them before they
+            # load any library.
+            calls, max_running = CallFactory(batch._context, cores, limits), max_workers
         if initializer is not None:
-            calls = calls.prepared(initializer, initargs)
-        self._set_up(Pool(batch, owned=True, name=name, cap=cap), calls, wait_on_exit)
+            calls = calls.with_initializer(initializer, initargs)
+        pool = Pool(batch, owned=True, name=name, max_running=max_running)
+        self._set_up(pool, calls, wait_on_exit)
 
     def _set_up(self, pool: Pool, calls: CallFactory, wait_on_exit: bool) -> None:
         self._pool = pool
         self._calls = calls
-        self._keeper = _Keeper(pool)
+        self._pool_reference = _PoolReference(pool)
         self._wait_on_exit = bool(wait_on_exit)
+
+    @classmethod
+    def _on_batch(cls, batch: Batch) -> BatchPoolExecutor:
+        """Make an executor that leaves its Batch open; see `as_executor`."""
+        context = batch._context
+        context.require_open()
+        executor = cls.__new__(cls)
+        pool = Pool(batch, owned=False, name=context.name, max_running=None)
+        executor._set_up(pool, CallFactory(context), wait_on_exit=True)
+        return executor
+
+    def _with_calls(self, calls: CallFactory) -> BatchPoolExecutor:
+        """Return a shallow copy whose calls have other options; `__reduce__` forbids `copy`."""
+        executor = type(self).__new__(type(self))
+        vars(executor).update(vars(self))
+        executor._calls = calls
+        return executor
 
     @property
     def _max_workers(self) -> int:
-        """How many calls run at once: what some libraries ask any executor for."""
+        """How many calls run at once; some libraries read this attribute of any executor."""
         return self._pool.slots
 
     @property
@@ -115,7 +172,10 @@ class BatchPoolExecutor(Executor):
 
     @property
     def batch(self) -> Batch:
-        """The Batch that runs the calls; it ends with the executor, but for `as_executor`."""
+        """The Batch that runs the calls.
+
+        It ends with the executor, unless the executor was made by `as_executor`.
+        """
         return self._pool.batch
 
     def __repr__(self) -> str:
@@ -127,28 +187,31 @@ class BatchPoolExecutor(Executor):
     # -- calls ------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> BatchPoolFuture:
-        """Have a function called.
+        """Submit a call, and do not wait for it.
 
         Parameters
         ----------
         fn : callable
-            The function; a coroutine function is run to its end. A worker loads a function once:
-            what calls change in its closure is there for the next ones of it, or of its equal.
+            The function. A coroutine function is run until it returns. A worker unpickles a
+            function once: if a call changes an object of the function's closure, later calls of
+            the same or an equal function see the change.
         *args, **kwargs
-            All are its own. A future of this executor among them, at any depth, stands for its
-            result, and is waited for.
+            Arguments of the function. A future of this executor among them, at any depth, stands
+            for its result, and the call waits for it.
 
         Returns
         -------
         BatchPoolFuture
-            A `concurrent.futures.Future`, awaitable, with the call as ``task``.
+            A `concurrent.futures.Future` that is awaitable, with the call as ``task``.
 
         Raises
         ------
         RuntimeError, ServiceLost
-            The executor has been shut down, or its Batch closed; or the initializer has failed.
+            The executor has been shut down, its Batch has been closed, or the initializer has
+            failed.
         SpecError, GraphError, LifecycleError
-            It is no function, or takes the result of another Batch's task, or of one not started.
+            `fn` is not callable, or an argument is the result of a task that belongs to another
+            Batch or was never started.
 
         Examples
         --------
@@ -157,7 +220,7 @@ class BatchPoolExecutor(Executor):
         1024
         """
         self._pool.require_open()
-        return self._pool.put_future(self._calls.one(fn, args, kwargs))
+        return self._pool.submit_future(self._calls.make_call(fn, args, kwargs))
 
     def map(
         self,
@@ -167,29 +230,34 @@ class BatchPoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[Any]:
-        """Call a function with arguments from iterables, as `map` does, and give the results.
+        """Call a function with arguments from iterables, and return an iterator of the results.
 
         Parameters
         ----------
         fn : callable
             The function.
         *iterables
-            Its arguments; the shortest ends it.
+            Its arguments; the calls end with the shortest iterable.
         timeout : float, optional
-            Seconds from now, after which a result that is not there is a `TimeoutError`.
+            Seconds from now. After that, a result that is not there raises `TimeoutError`.
         chunksize : int
-            So many calls are sent, run and answered together. Each keeps its own exception.
-            Short calls share the cost of their way as they are; larger chunks save memory and
-            time on the client.
+            How many calls are sent, run and returned together; each keeps its own exception. Short
+            calls are sent together in any case; a larger chunk saves memory and time on the
+            client.
         buffersize : int, optional
-            How many calls, or chunks, are sent ahead of what has been taken of the results. By
-            default all are sent at once, which an endless iterable does not allow.
+            How many calls, or chunks, are submitted ahead of the results that have been taken. By
+            default all are submitted at once, which requires that the iterables end.
 
         Raises
         ------
         RuntimeError, ServiceLost, SpecError, TypeError
-            As by `submit`; or `chunksize` or `buffersize` is no whole number from 1. What calls
-            raise, or `TimeoutError`, comes with a result; calls that are left are cancelled then.
+            See `submit`; or `chunksize` or `buffersize` is not a whole number from 1. The
+            exception of a call, and `TimeoutError`, are raised when the result is taken; the calls
+            that remain are then cancelled.
+
+        Notes
+        -----
+        One thread at a time may take results from the iterator.
 
         Examples
         --------
@@ -204,7 +272,7 @@ class BatchPoolExecutor(Executor):
     async def async_submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> BatchPoolFuture:
-        """Have a function called; see `submit`, also for what is raised. The future is awaitable.
+        """Submit a call; see `submit`, also for what it raises. The future is awaitable.
 
         Examples
         --------
@@ -224,16 +292,16 @@ class BatchPoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> AsyncIterator[Any]:
-        """Call a function with arguments from iterables, and give the results as they are awaited.
+        """Call a function with arguments from iterables, and return an asynchronous iterator.
 
         Parameters
         ----------
         fn : callable
             The function.
         iterables : iterable of iterable
-            Its arguments, in one list.
+            Its arguments: the iterables of `map`, in one list.
         timeout, chunksize, buffersize
-            See `map`, also for what is raised.
+            See `map`, also for what it raises.
 
         Examples
         --------
@@ -261,11 +329,11 @@ class BatchPoolExecutor(Executor):
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> BatchPoolExecutor:
-        """Give the same executor with other options for its calls; see `Batch.options`.
+        """Return the same executor with other options for its calls; see `Batch.options`.
 
-        What calls read and write says which may run again when a worker dies; it puts them in
-        no order. To shut down what this returns is to shut down the executor. An option that is
-        wrong is a `SpecError`.
+        `reads` and `writes` say which calls may run again when a worker dies; they do not order
+        the calls. To shut down the returned executor shuts down this one, too. An option that is
+        wrong raises `SpecError`.
 
         Examples
         --------
@@ -273,9 +341,7 @@ class BatchPoolExecutor(Executor):
         >>> patient.submit(sum, [1, 2]).result()
         3
         """
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._calls = self._calls.configured(
+        calls = self._calls.with_options(
             reads=reads,
             writes=writes,
             name=name,
@@ -288,7 +354,7 @@ class BatchPoolExecutor(Executor):
             cwd=cwd,
             env=env,
         )
-        return other
+        return self._with_calls(calls)
 
     def _map(
         self,
@@ -303,20 +369,21 @@ class BatchPoolExecutor(Executor):
     # -- the end ------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and let the cluster end when those given are over.
+        """Accept no more calls, and end the Batch when all submitted calls are over.
 
         Parameters
         ----------
         wait : bool
-            Whether to wait for that. If not, the calls are run all the same, and waited for when
-            the interpreter ends.
+            Whether to wait until the calls are over. If not, they are run all the same, and the
+            interpreter waits for them before it ends.
         cancel_futures : bool
-            Whether to cancel those calls that have not begun.
+            Whether to cancel the calls that have not begun.
 
         Raises
         ------
         RuntimeError
-            A callback of one of its futures waits for it, which it would wait for.
+            A callback of a future of this executor calls this with `wait`: each would wait for the
+            other.
 
         Examples
         --------
@@ -334,20 +401,21 @@ class BatchPoolExecutor(Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Shut down; with `wait_on_exit`, wait for all calls, also where the block has raised."""
+        """Shut down; with `wait_on_exit`, wait for all calls, also if the block has raised."""
         self.shutdown(wait=self._wait_on_exit)
 
 
 def as_executor(batch: Batch) -> BatchPoolExecutor:
-    """Give an executor on a Batch, so that its calls and the tasks of the Batch share a cluster.
+    """Return an executor on a Batch, so that its calls and the tasks of the Batch share a cluster.
 
-    To shut it down leaves the Batch as it is. `SpecError` if it is no Batch, and
-    `SubmitAfterCloseError` if it has been closed.
+    To shut the executor down leaves the Batch open. Raises `SpecError` if `batch` is not a Batch,
+    and `SubmitAfterCloseError` if it has been closed.
 
     Parameters
     ----------
     batch : Batch
-        The Batch; its tasks can be arguments of the calls, and its tasks can be given futures.
+        The Batch. Its tasks can be arguments of the calls, and futures can be arguments of its
+        tasks.
 
     Examples
     --------
@@ -360,30 +428,12 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
     """
     if not isinstance(batch, Batch):
         raise SpecError(f"as_executor takes a Batch, not {batch!r}")
-    batch._require_open()
-    executor = object.__new__(BatchPoolExecutor)
-    pool = Pool(batch, owned=False, name=batch._name, cap=None)
-    executor._set_up(pool, CallFactory(batch), wait_on_exit=True)
-    return executor
+    return BatchPoolExecutor._on_batch(batch)
 
 
-class _PoolBatch(Batch):
-    """The Batch of an executor."""
-
-    def __init__(
-        self,
-        cluster: str | Client | Cluster | None,
-        num_workers: int | None,
-        name: str | None,
-        environment: Mapping[str, str],
-    ) -> None:
-        self._environment = environment
-        super().__init__(cluster, num_workers=num_workers, name=name)
-
-
-class _Keeper:
-    """What an executor and those with other options share; when it goes, the pool may end."""
+class _PoolReference:
+    """Shared by an executor and those that its `options` returned; the pool ends with the last."""
 
     def __init__(self, pool: Pool) -> None:
-        finalizer = weakref.finalize(self, pool.let_go)
+        finalizer = weakref.finalize(self, pool.release)
         finalizer.atexit = False

@@ -1,16 +1,16 @@
-"""The futures of a `BatchPoolExecutor`: `concurrent.futures.Future`s that also know their task.
+"""The futures of a `BatchPoolExecutor`: `concurrent.futures.Future`s that also have a task.
 
-Does not know when a call is over: its pool says so, from a thread of its own.
+A thread of the pool settles them. What else they need of the pool is in `FutureOwner`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from daskbatch.batch.task import Task
 from daskbatch.dispatch.task_record import Phase, TaskRecord
@@ -22,11 +22,23 @@ from daskbatch.worker.execution.task_context import (
     waiting_in_loop,
 )
 
-if TYPE_CHECKING:
-    from daskbatch.executor.pool import Pool
-
-
 _OVER = {FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED}
+
+
+class FutureOwner(Protocol):
+    """What a future needs of its pool. Several threads may call each method."""
+
+    def task_context(self) -> TaskContext | None:
+        """Return the context of the task that this runs in, or None outside of tasks."""
+
+    def task_of(self, record: TaskRecord) -> Task:
+        """Return a call as a task."""
+
+    def cancel(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Cancel calls; return those that will not complete."""
+
+    def settle_cancelled(self, future: BatchPoolFuture) -> None:
+        """Settle a cancelled future soon, though it may take long until its call is stopped."""
 
 
 class CallExited(TaskCrashed, SystemExit):
@@ -38,20 +50,25 @@ class CallExited(TaskCrashed, SystemExit):
 
 
 class CallInterrupted(TaskCrashed, KeyboardInterrupt):
-    """A call raised a `KeyboardInterrupt`: for `concurrent.futures` it is that."""
+    """A call raised `KeyboardInterrupt`; `concurrent.futures` raises the same type."""
 
 
 class CallCrashed(TaskCrashed, BrokenExecutor):
-    """A call ended its interpreter by a crash: for `concurrent.futures` the pool's end."""
+    """A call crashed its interpreter: for `concurrent.futures` a `BrokenExecutor`."""
 
 
 class BatchPoolFuture(Future[Any]):
-    """A call that a `BatchPoolExecutor` was given.
+    """A call that was submitted to a `BatchPoolExecutor`.
 
-    It is awaitable. As an argument of another call of the same executor it stands for its
-    result, and makes the other wait. A task that waits for it lets others have its slot: by
-    `result`, `exception` and ``await``, and by `concurrent.futures.wait` and `as_completed`.
-    Where a library waits in a way of its own, as for `asyncio.wrap_future`, it keeps its slot.
+    A future is awaitable. As an argument of another call of the same executor it stands for its
+    result, and the other call waits for it. A task that waits for a future releases its worker
+    slot meanwhile: in `result`, `exception` and ``await``, and in `concurrent.futures.wait` and
+    `as_completed`. It keeps the slot if a library waits in another way, as `asyncio.wrap_future`
+    does.
+
+    Notes
+    -----
+    Several threads may use a future at the same time, as any `concurrent.futures.Future`.
 
     Examples
     --------
@@ -62,67 +79,70 @@ class BatchPoolFuture(Future[Any]):
     ('done', False, False)
     """
 
-    def __init__(self, pool: Pool, record: TaskRecord) -> None:
+    def __init__(self, owner: FutureOwner, record: TaskRecord) -> None:
         super().__init__()
-        self._pool = pool
+        self._owner = owner
         self._record = record
         waiters = _Waiters()
-        waiters.pool = pool
+        waiters.owner = owner
         self._waiters: list[Any] = waiters
 
     @property
     def task(self) -> Task:
         """The call as a task, with ``stdout``, ``stderr`` and ``uid``."""
-        return self._pool.task(self._record)
+        return self._owner.task_of(self._record)
 
     def running(self) -> bool:
-        """Say whether a worker has begun the call, and it is not over."""
+        """Say whether a worker has begun the call, and the call is not over."""
         return not self.done() and self._record.phase == Phase.RUNNING
 
     def cancel(self) -> bool:
-        """Keep the call from completing, also when it runs already.
+        """Keep the call from completing, also if it is running.
 
         Returns
         -------
         bool
-            True if it will not complete: it has not begun, or runs and is being stopped; False
-            if it is over, unless it was cancelled before, or a call of the process that this
-            one was forked from.
+            True if the call will not complete: it has not begun, it runs and is being stopped, or
+            it was cancelled before. False if it is over otherwise, or belongs to the process that
+            this one was forked from.
         """
         if self.done():
             return self.cancelled()
-        if not self._pool.cancel([self._record]):
+        if not self._owner.cancel([self._record]):
             return False
         super().cancel()
-        # Those who wait for it are told by the pool's thread, as by an executor of Python's own.
-        self._pool.tell_cancelled(self)
+        # A thread of the pool notifies the waiting threads, as in Python's own executors.
+        self._owner.settle_cancelled(self)
         return self.cancelled()
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the call, and give what it returned, or raise what it raised.
+        """Wait for the call; return what it returned, or raise what it raised.
 
         See `concurrent.futures.Future.result`.
         """
         try:
             return super().result(self._wait_in_task(timeout))
         finally:
-            del self  # which the exception would refer to, and this to the exception
+            del self  # else the exception would refer to the future, and the future to it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the call, and give what it raised, or None.
+        """Wait for the call; return the exception that it raised, or None.
 
         See `concurrent.futures.Future.exception`.
         """
         return super().exception(self._wait_in_task(timeout))
 
     def _wait_in_task(self, timeout: float | None) -> float | None:
-        """Wait, if a task does; gives how long to wait by then."""
+        """If called inside a task, wait here with the worker slot released.
+
+        Returns the timeout for the base class: 0 if this has waited, else `timeout`.
+        """
         if self._state in _OVER:
             return timeout
-        host = self._pool.waiter()
-        if host is None:
+        context = self._owner.task_context()
+        if context is None:
             return timeout
-        wait_releasing_slot(host, self._wait, timeout)
+        wait_releasing_slot(context, self._wait, timeout)
         return 0
 
     def _wait(self, seconds: float | None) -> bool:
@@ -130,7 +150,7 @@ class BatchPoolFuture(Future[Any]):
             return self._condition.wait_for(self.done, seconds)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Give or raise what `result` does, without blocking the event loop."""
+        """Wait without blocking the event loop; return or raise what `result` does."""
         if current() is None or self.done():
             return asyncio.wrap_future(self).__await__()
         return self._await_in_task().__await__()
@@ -147,10 +167,10 @@ class BatchPoolFuture(Future[Any]):
             return f"<{type(self).__name__} at {id(self):#x} state=running>"
         return super().__repr__()
 
-    # -- the pool's thread ----------------------------------------------------------------
+    # -- called by the pool's threads -----------------------------------------------------
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
-        """Take in what the call came to, unless it was cancelled before."""
+        """Set the result or the exception, unless the future was cancelled before."""
         try:
             if error is None:
                 self.set_result(value)
@@ -160,46 +180,47 @@ class BatchPoolFuture(Future[Any]):
             pass
 
     def _settle_cancelled(self) -> None:
+        """Cancel the future and notify the threads that wait for it; twice has no effect."""
         super().cancel()
         with self._condition:
-            # Whoever comes second finds it notified already.
-            if self._state == "CANCELLED":
+            if self._state == CANCELLED:
                 self.set_running_or_notify_cancel()
 
 
 class _Waiters(list[Any]):
-    """Those who wait for this future among others, by functions of `concurrent.futures`.
+    """The functions of `concurrent.futures` that wait for this future among others.
 
-    These know nothing of slots: what they wait for is an event of the waiter, which is put
-    here before.
+    `concurrent.futures.wait` and `as_completed` know nothing of worker slots. They append a waiter
+    here and then wait for its event. This list replaces the event by one that releases the slot.
     """
 
-    __slots__ = ("pool",)
+    __slots__ = ("owner",)
 
-    # Set by who makes it: an `__init__` would be felt where many futures are made.
-    pool: Pool
+    # Set after construction: an `__init__` would slow down loops that submit many calls.
+    owner: FutureOwner
 
     def append(self, waiter: Any) -> None:
         super().append(waiter)
-        host = self.pool.waiter()
-        # Once for all its futures; nobody has set it yet, as that takes their locks.
-        if host is not None and type(getattr(waiter, "event", None)) is threading.Event:
-            waiter.event = _EventOfTask(host)
+        context = self.owner.task_context()
+        # A waiter for several futures is changed once. Its event has not been set yet: that takes
+        # the locks of all its futures, which the caller holds.
+        if context is not None and type(getattr(waiter, "event", None)) is threading.Event:
+            waiter.event = _SlotReleasingEvent(context)
 
 
-class _EventOfTask(threading.Event):
-    """What a task waits for without its slot."""
+class _SlotReleasingEvent(threading.Event):
+    """An event that a task waits for with its worker slot released."""
 
-    def __init__(self, host: TaskContext) -> None:
+    def __init__(self, context: TaskContext) -> None:
         super().__init__()
-        self._host = host
+        self._context = context
 
     def wait(self, timeout: float | None = None) -> bool:
-        return wait_releasing_slot(self._host, super().wait, timeout)
+        return wait_releasing_slot(self._context, super().wait, timeout)
 
 
-def as_executors(error: BaseException) -> BaseException:
-    """Give an exception the kind that `concurrent.futures` has for it, besides our own."""
+def to_executor_error(error: BaseException) -> BaseException:
+    """Return an exception as one that also has the type that `concurrent.futures` has for it."""
     if type(error) is not TaskCrashed:
         return error
     kind: type[TaskCrashed] = CallCrashed
@@ -210,6 +231,6 @@ def as_executors(error: BaseException) -> BaseException:
     made = kind(*error.args)
     made.__dict__.update(vars(error))
     if error.exited:
-        made.code = getattr(error, "code", error.exitcode)  # it may not have been sent
+        made.code = getattr(error, "code", error.exitcode)  # the code may not have been picklable
     made.__cause__ = error.__cause__
     return made

@@ -1,6 +1,6 @@
-"""The calls of one ``map``: given ahead of what is asked for, and their results in order.
+"""The calls of one `map`: submits them ahead of the results that are asked for, in order.
 
-Does not know how a call is described or run.
+One thread iterates the results. A timer thread may submit calls while the user's iterable is slow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import operator
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -22,38 +21,40 @@ from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import Arguments, CallFactory
 from daskbatch.executor.pool import Pool
 from daskbatch.serialization.exceptions import unpack_error
+from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.chunk import Chunk
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
-#: How many calls are given at once.
-_SLAB = 1024
+#: How many calls are submitted at once.
+_MAX_SUBMIT_CALLS = 1024
 
-#: After what time those are given that there are, however few. Seconds.
-_DRAW_SECONDS = 0.01
+#: After this time calls are submitted, however few the iterable has yielded.
+_SUBMIT_DELAY_SECONDS = 0.01
 
 
 class MapCall:
-    """The calls of one map.
+    """The calls of one `map`.
 
     Parameters
     ----------
     pool : Pool
-        Takes them.
-    calls : Calls
-        Describes them.
+        Runs the calls.
+    calls : CallFactory
+        Makes their records.
     function : callable
-        What is called.
+        The function that is called.
     arguments : iterable of tuple
         The arguments of each call.
     chunksize : int
         How many calls make a chunk.
-    window : int, optional
-        How many calls, or chunks, are given ahead of what is asked for; all, if None.
+    buffersize : int, optional
+        How many calls, or chunks, are submitted ahead of the results that have been asked for;
+        None for all.
 
     Raises
     ------
-    SpecError
-        A number is wrong.
+    SpecError, TypeError
+        `chunksize` or `buffersize` is not a whole number from 1.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MapCall:
         function: Callable[..., Any],
         arguments: Iterable[Arguments],
         chunksize: int,
-        window: int | None,
+        buffersize: int | None,
     ) -> None:
         try:
             chunksize = operator.index(chunksize)
@@ -71,12 +72,12 @@ class MapCall:
             raise SpecError(f"chunksize must be a whole number, not {chunksize!r}") from None
         if chunksize < 1:
             raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
-        if window is not None:
+        if buffersize is not None:
             try:
-                window = operator.index(window)
+                buffersize = operator.index(buffersize)
             except TypeError:
                 raise TypeError("buffersize must be an integer or None") from None
-            if window < 1:
+            if buffersize < 1:
                 raise SpecError("buffersize must be None or > 0")
         pool.require_open()
         self._pool = pool
@@ -85,145 +86,149 @@ class MapCall:
         self._arguments = iter(arguments)
         self._exhausted = False
         self._chunksize = chunksize
-        self._window = window
-        #: The records of calls and of chunks, in order.
-        self._given: deque[tuple[TaskRecord, bool]] = deque()
-        #: Those that have not been handed to the pool, and whether somebody will.
-        self._drawn: deque[TaskRecord] = deque()
-        self._is_due = False
-        self._putting = threading.Lock()
-        #: Why they could not be.
+        self._buffersize = buffersize
+        #: The calls and chunks whose results have not been asked for, in order; True for a chunk.
+        self._pending: deque[tuple[TaskRecord, bool]] = deque()
+        #: Those of them that the pool does not have yet, and whether a timer will submit them.
+        self._unsubmitted: deque[TaskRecord] = deque()
+        self._submit_scheduled = False
+        self._submitting = threading.Lock()
+        #: Why the timer's thread could not submit them.
         self._failure: Exception | None = None
         pool.maps.add(self)
         self._fill()
 
+    # -- submitting -----------------------------------------------------------------------
+
     def _fill(self) -> None:
-        """Give calls, as far ahead as wished."""
+        """Submit calls, as far ahead as `buffersize` allows."""
         if self._exhausted:
             return
-        slab = _SLAB
-        room = self._window - len(self._given) if self._window is not None else slab
-        if self._window is not None and room < min(slab, 1 + self._window // 16):
-            return
+        room, buffersize = _MAX_SUBMIT_CALLS, self._buffersize
+        if buffersize is not None:
+            room = buffersize - len(self._pending)
+            # Not each time that there is room for one: a submission has a cost.
+            if room < min(_MAX_SUBMIT_CALLS, 1 + buffersize // 16):
+                return
         try:
-            while room > 0 and self._draw(min(slab, room)):
-                self._put()
-                if self._window is not None:
-                    room = self._window - len(self._given)
+            while room > 0 and self._make_calls(min(_MAX_SUBMIT_CALLS, room)):
+                self._submit()
+                if buffersize is not None:
+                    room = buffersize - len(self._pending)
         finally:
-            self._put()
+            self._submit()
 
-    def _draw(self, count: int) -> bool:
-        """Describe some calls; says whether there may be more."""
-        one, function = self._calls.one, self._function
+    def _make_calls(self, count: int) -> bool:
+        """Make the records of the next calls; return whether there may be more."""
+        make_call, function = self._calls.make_call, self._function
         if self._chunksize == 1:
-            given, drawn = self._given, self._drawn
-            before = len(given)
+            pending, unsubmitted = self._pending, self._unsubmitted
+            before = len(pending)
             for args in islice(self._arguments, count):
-                record = one(function, args)
-                given.append((record, False))
-                drawn.append(record)
-                if not self._is_due:
-                    self._put_soon()
-            self._exhausted = len(given) < before + count
+                record = make_call(function, args)
+                pending.append((record, False))
+                unsubmitted.append(record)
+                if not self._submit_scheduled:
+                    self._submit_soon()
+            self._exhausted = len(pending) < before + count
             return not self._exhausted
-        # Some chunks at a time, since the workers wait.
-        most = len(self._given) + min(count, max(1, _SLAB // self._chunksize))
-        while len(self._given) < most:
+        # A few chunks at a time, since the workers wait.
+        most = len(self._pending) + min(count, max(1, _MAX_SUBMIT_CALLS // self._chunksize))
+        while len(self._pending) < most:
             chunk = list(islice(self._arguments, self._chunksize))
             if not chunk:
                 self._exhausted = True
                 return False
-            whole = self._calls.chunk(function, chunk)
+            whole = self._calls.make_chunk(function, chunk)
             if whole is not None:
-                self._add(whole, True)
+                self._append(whole, True)
             else:
                 for args in chunk:
-                    self._add(one(function, args), False)
+                    self._append(make_call(function, args), False)
         return True
 
-    def _add(self, record: TaskRecord, is_chunk: bool) -> None:
-        self._given.append((record, is_chunk))
-        self._drawn.append(record)
-        if not self._is_due:
-            self._put_soon()
+    def _append(self, record: TaskRecord, is_chunk: bool) -> None:
+        self._pending.append((record, is_chunk))
+        self._unsubmitted.append(record)
+        if not self._submit_scheduled:
+            self._submit_soon()
 
-    def _put_soon(self) -> None:
-        # The iterable may take its time for the next one, or wait for what this one does.
-        self._is_due = True
-        self._pool.later(_DRAW_SECONDS, self._put_drawn)
+    def _submit_soon(self) -> None:
+        # The iterable may be slow to yield the next item, or wait for what this call does.
+        self._submit_scheduled = True
+        self._pool.call_later(_SUBMIT_DELAY_SECONDS, self._submit_scheduled_calls)
 
-    def _put_drawn(self) -> None:
-        """Hand over what there is, while the iterable is asked for more; in another thread."""
-        self._is_due = False
+    def _submit_scheduled_calls(self) -> None:
+        """Submit the calls made so far, in another thread than the one that makes more."""
+        self._submit_scheduled = False
         try:
-            self._put()
+            self._submit()
         except Exception as error:
             self._failure = error
 
-    def _put(self) -> None:
-        with self._putting:
+    def _submit(self) -> None:
+        with self._submitting:
             if self._failure is not None:
                 raise self._failure
-            records = [self._drawn.popleft() for _ in range(len(self._drawn))]
+            records = [self._unsubmitted.popleft() for _ in range(len(self._unsubmitted))]
             if records:
-                self._pool.put(records)
+                self._pool.submit(records)
+
+    # -- results --------------------------------------------------------------------------
 
     def results(self, timeout: float | None) -> Results:
-        """Give the results in order; what is left is cancelled when nobody asks any more.
+        """Return an iterator of the results, in order.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds from now, within which each is to be there.
+            Seconds from now, within which each result must be there.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return Results(self._results(deadline), self.drop)
+        return Results(self._results(Deadline(timeout)), self.cancel_remaining)
 
-    def _results(self, deadline: float | None) -> Generator[Any, None, None]:
+    def _results(self, deadline: Deadline) -> Generator[Any, None, None]:
         try:
-            while self._given:
-                record, is_chunk = self._given.popleft()
+            while self._pending:
+                record, is_chunk = self._pending.popleft()
                 self._fill()
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                # Nothing here holds on to a result that has been handed out.
+                # No local variable keeps a result that has been yielded.
                 if is_chunk:
-                    yield from self._unpack(record, self._get(record, left))
+                    yield from self._unpack(record, self._get(record, deadline.left()))
                 else:
-                    yield self._get(record, left)
+                    yield self._get(record, deadline.left())
         finally:
-            self.drop()
+            self.cancel_remaining()
 
     def _get(self, record: TaskRecord, timeout: float | None) -> Any:
         try:
             return self._pool.get(record, timeout)
         except TimeoutError:
             if not record.over:
-                self._given.appendleft((record, False))  # to be cancelled with the others
+                self._pending.appendleft((record, False))  # cancelled with the others
             raise
 
     def _unpack(self, record: TaskRecord, chunk: Chunk) -> Iterator[Any]:
-        """Give what came of the calls of a chunk, as of calls that came alone."""
+        """Yield the results of the calls of a chunk, or raise their exceptions."""
         values, errors = chunk
         if not errors and not values.pickled:
             yield from values.values
             return
         for position in range(len(values.values)):
             if position in errors:
-                raise self._pool._understand(unpack_error(errors[position]))
+                raise self._pool.convert_error(unpack_error(errors[position]))
             yield load_result(partial(values.load, position), record.label)
 
     async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
-        """Give the same without blocking the event loop."""
+        """Yield the results, in order, without blocking the event loop; see `results`."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         try:
-            while self._given:
-                record, is_chunk = self._given[0]
+            while self._pending:
+                record, is_chunk = self._pending[0]
                 if not record.over:
                     async with waiting_in_loop(), asyncio.timeout_at(deadline):
-                        await self._pool.task(record)._over()
-                self._given.popleft()
+                        await self._pool.task_of(record)._wait_async()
+                self._pending.popleft()
                 self._fill()
                 if record.value is not None:
                     value = self._pool.get(record)
@@ -236,36 +241,39 @@ class MapCall:
                     yield value
                 del value
         finally:
-            self.drop()
+            self.cancel_remaining()
 
-    def drop(self) -> None:
-        """Cancel what is left."""
-        left = [record for record, _ in self._given if not record.over]
-        self._given.clear()
-        if left:
-            self._pool.cancel_later(left)
+    def cancel_remaining(self) -> None:
+        """Cancel the calls whose results have not been asked for; a finalizer may call this."""
+        unfinished = [record for record, _ in self._pending if not record.over]
+        self._pending.clear()
+        if unfinished:
+            self._pool.cancel_later(unfinished)
 
-    def fetch_left(self) -> None:
-        """Bring here what is left on workers that are about to end."""
-        for record, _ in list(self._given):
+    def fetch_remaining(self) -> None:
+        """Fetch the results that are still on workers, which are about to end."""
+        for record, _ in list(self._pending):
             with contextlib.suppress(Exception):
-                self._pool.task(record)._bring()
+                self._pool.task_of(record)._fetch_result()
 
 
 class Results(Iterator[Any]):
-    """The results of a map in order; the calls that are left are cancelled by `close`.
+    """The results of a `map`, in order; `close` cancels the calls that remain.
 
-    Also when it is dropped, if some have been asked for; else all calls are run.
+    So does dropping the iterator after a result has been asked for. If none has been, all calls
+    are run.
     """
 
-    def __init__(self, results: Generator[Any, None, None], drop: Callable[[], None]) -> None:
+    def __init__(
+        self, results: Generator[Any, None, None], cancel_remaining: Callable[[], None]
+    ) -> None:
         self._results = results
-        self._drop = drop
+        self._cancel_remaining = cancel_remaining
 
     def __next__(self) -> Any:
         return next(self._results)
 
     def close(self) -> None:
-        """Ask for no more."""
+        """Ask for no more results, and cancel the calls that remain."""
         self._results.close()
-        self._drop()
+        self._cancel_remaining()

@@ -1,6 +1,6 @@
-"""The calls of one executor as a whole: what it takes, how it breaks, how it ends.
+"""The calls of one executor: accepts, cancels and settles them, and ends with the executor.
 
-Does not know how calls are described, gathered or settled.
+Several threads may use a `Pool`. Executors that `options` returned share one.
 """
 
 from __future__ import annotations
@@ -18,54 +18,64 @@ from daskbatch.batch.batch import Batch
 from daskbatch.batch.task import Task
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import SubmitAfterCloseError
-from daskbatch.executor.future import BatchPoolFuture, as_executors
+from daskbatch.executor.future import BatchPoolFuture, to_executor_error
 from daskbatch.executor.settler import Settler
 from daskbatch.executor.submit_queue import SubmitQueue
+from daskbatch.forking import after_fork
 from daskbatch.worker.execution.initialized_function import InitializerFailed
 from daskbatch.worker.execution.task_context import TaskContext
 
-_INTERPRETER_ENDS = "cannot schedule new futures after interpreter shutdown"
+_SHUTDOWN_MESSAGE = "cannot schedule new futures after interpreter shutdown"
 
-#: How long what seems to be on its way to an idle slot is let begin. Seconds.
-_COMING_SECONDS = 1.0
+#: How long `shutdown(cancel_futures=True)` waits until the calls that seem to be on their way to
+#: idle slots have begun.
+_START_TIMEOUT_SECONDS = 1.0
 
 
-class Results(Protocol):
-    """What may still be asked for results when the cluster has ended."""
+class PendingResults(Protocol):
+    """Results of a `map` that the user may ask for after the cluster has ended."""
 
-    def fetch_left(self) -> None: ...
+    def fetch_remaining(self) -> None:
+        """Fetch the results that are still on their workers."""
 
 
 class Pool:
-    """The calls of one executor.
+    """The calls of one executor; several threads may use it.
+
+    It is a `FutureOwner`, and as a `Gathering` it is known to the background of its client.
 
     Parameters
     ----------
     batch : Batch
-        Runs them.
+        Runs the calls.
     owned : bool
-        Whether it ends with the executor.
+        Whether the Batch ends with the executor.
     name : str, optional
-        Stands before the functions' names on Dask's dashboard.
-    cap : int, optional
+        Prefix of the functions' names on Dask's dashboard.
+    max_running : int, optional
         How many calls may run at once.
     """
 
-    def __init__(self, batch: Batch, owned: bool, name: str | None, cap: int | None) -> None:
+    def __init__(
+        self, batch: Batch, owned: bool, name: str | None, max_running: int | None
+    ) -> None:
         self.batch = batch
-        #: Why no call can be run any more.
+        #: Why no call can be run any longer, if the initializer has failed.
         self.broken: InitializerFailed | None = None
-        self.maps: weakref.WeakSet[Results] = weakref.WeakSet()
+        self.maps: weakref.WeakSet[PendingResults] = weakref.WeakSet()
+        self._context = batch._context
         self._owned = owned
         self._process = os.getpid()
-        self._session = batch._session
+        self._session = self._context.session
         self._dispatcher = self._session.dispatcher
+        #: Held for every change; notified when tasks are over.
         self._changed = self._dispatcher.outcomes.changed
         self._group = Group("executor", 0)
         self._group.started = True
-        self._gatherer = SubmitQueue(self._session, self._group, name, cap)
+        self._submit_queue = SubmitQueue(self._session, self._group, name, max_running)
         self._settler = Settler(self._dispatcher.outcomes, self._settle)
-        self._shut = False
+        #: Whether calls are no longer accepted, and whether all of them are over and settled.
+        self._shut_down = False
         self._ended = False
         self._ending = threading.Lock()
         with self._changed:
@@ -75,100 +85,118 @@ class Pool:
     @property
     def slots(self) -> int:
         """How many calls run at once."""
-        return self._gatherer.slots
+        return self._submit_queue.slots
 
     @property
     def waiting(self) -> list[TaskRecord]:
-        """The calls that have not been handed over."""
-        return self._gatherer.waiting
+        """The calls that have not been submitted."""
+        return self._submit_queue.waiting
 
-    def waiter(self) -> TaskContext | None:
-        """Give what the task has around it that waits here, if this is in a task."""
-        return self._dispatcher.outcomes.waiter()
+    def task_context(self) -> TaskContext | None:
+        """Return the context of the task that this runs in, or None outside of tasks."""
+        return self._dispatcher.outcomes.current_context()
 
-    def task(self, record: TaskRecord) -> Task:
-        """Give a call as a task."""
-        return Task(self.batch, record)
+    def task_of(self, record: TaskRecord) -> Task:
+        """Return a call as a task."""
+        return Task(self._context, record)
 
-    # -- giving calls ---------------------------------------------------------------------
+    # -- accepting calls ------------------------------------------------------------------
 
     def require_open(self) -> None:
-        """Raise what `concurrent.futures` raises where no call can be given any more."""
+        """Raise what `concurrent.futures` raises if no call is accepted any longer."""
         require_interpreter()
-        if self._shut:
+        if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self.broken is not None:
             raise self.broken
         if self._session.closed:
             raise SubmitAfterCloseError("the Batch of this executor has been closed")
-        if not self._is_own():
+        if not self._is_own_process():
             raise RuntimeError(
                 "this executor belongs to the process that this one was forked from: make another"
             )
 
-    def put(self, records: Sequence[TaskRecord]) -> None:
-        """Take calls."""
+    def submit(self, records: Sequence[TaskRecord]) -> None:
+        """Accept calls."""
         with self._changed:
             self.require_open()
-            self._start()
-            self._gatherer.put(records)
+            self._start_threads()
+            self._submit_queue.put(records)
 
-    def put_future(self, record: TaskRecord) -> BatchPoolFuture:
-        """Take a call, and give its future."""
+    def submit_future(self, record: TaskRecord) -> BatchPoolFuture:
+        """Accept a call, and return its future."""
         future = BatchPoolFuture(self, record)
         with self._changed:
             self.require_open()
-            self._start()
-            self._gatherer.put([record])
+            self._start_threads()
+            self._submit_queue.put([record])
             self._settler.watch(future, record)
         return future
 
-    def _start(self) -> None:
-        # Before a call is taken: none is that nobody would hand over, or settle.
+    def _start_threads(self) -> None:
+        # Before a call is accepted, so that no call waits for a thread that cannot be started.
         try:
-            self._gatherer.start()
+            self._submit_queue.start()
             self._settler.start()
         except RuntimeError:
-            raise RuntimeError(_INTERPRETER_ENDS) from None
+            raise RuntimeError(_SHUTDOWN_MESSAGE) from None
 
-    def hurry(self) -> None:
-        """Have what was gathered handed over."""
-        self._gatherer.hurry()
+    def flush(self) -> None:
+        """Let the queued calls be submitted now, and do not wait for it."""
+        self._submit_queue.flush()
 
-    def hand_over(self, records: Sequence[TaskRecord]) -> None:
-        """Wait until those of some tasks that are calls of this have been handed over."""
-        self._gatherer.hand_over(records)
+    def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
+        """Wait until those of some tasks that are calls of this pool have been submitted."""
+        self._submit_queue.wait_submitted(records)
 
     def cancel(self, records: Sequence[TaskRecord], begun: bool = True) -> list[TaskRecord]:
-        """Cancel calls; returns those that will not complete."""
-        return self._dispatcher.cancel(records, begun) if self._is_own() else []
+        """Cancel calls; return those that will not complete.
 
-    def tell_cancelled(self, future: BatchPoolFuture) -> None:
-        """Settle a future that was cancelled, though its call may take long to stop."""
+        Parameters
+        ----------
+        records : sequence of TaskRecord
+            The calls.
+        begun : bool
+            Whether to stop calls that are running, too.
+        """
+        return self._dispatcher.cancel(records, begun) if self._is_own_process() else []
+
+    def settle_cancelled(self, future: BatchPoolFuture) -> None:
+        """Settle a cancelled future soon, though it may take long until its call is stopped."""
         self._settler.settle_now(future, future._record)
 
     def cancel_later(self, records: Iterable[TaskRecord]) -> None:
-        """Cancel calls without waiting for it; a finalizer may call this."""
-        if self._is_own():
-            self._gatherer.cancel_later(records)
+        """Cancel calls without waiting for it or taking a lock; a finalizer may call this."""
+        if self._is_own_process():
+            self._submit_queue.cancel_later(records)
 
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call a function after some time, as long as there is a cluster."""
-        with contextlib.suppress(RuntimeError):  # it has ended, and all with it
-            self._dispatcher.later(function, seconds)
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function after some time, in another thread, unless the cluster has ended."""
+        with contextlib.suppress(RuntimeError):  # the cluster has ended, and its tasks with it
+            self._dispatcher.call_later(function, seconds)
 
-    # -- what calls come to ---------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------
 
     def get(self, record: TaskRecord, timeout: float | None = None) -> Any:
-        """Wait for a call, and give what it returned, or raise what it raised."""
-        task = self.task(record)
+        """Wait for a call; return what it returned, or raise what it raised."""
+        task = self.task_of(record)
         task.wait(timeout)
-        value, error = task._outcome()
+        value, error = task._value_or_error()
         if error is not None:
-            raise self._understand(error)
+            raise self.convert_error(error)
         return value
 
+    def convert_error(self, error: BaseException) -> BaseException:
+        """Return the exception of a call as `concurrent.futures` has it.
+
+        If the initializer has failed, the pool is broken from now on.
+        """
+        if isinstance(error, InitializerFailed) and self.broken is None:
+            self._break(error)
+        return to_executor_error(error)
+
     def _settle(self, future: BatchPoolFuture) -> None:
+        """Settle a future whose call is over, or which was cancelled."""
         record = future._record
         if record.phase == Phase.CANCELLED or future.cancelled():
             if self.broken is None or future.cancelled():
@@ -176,35 +204,33 @@ class Pool:
             else:
                 future._settle(None, self.broken)
             return
-        value, error = self.task(record)._outcome()
-        future._settle(value, None if error is None else self._understand(error))
+        value, error = self.task_of(record)._value_or_error()
+        future._settle(value, None if error is None else self.convert_error(error))
         if record.block is not None and record.phase == Phase.DONE:
-            record.value = None  # it stays on its worker, and here as an object
-
-    def _understand(self, error: BaseException) -> BaseException:
-        if isinstance(error, InitializerFailed) and self.broken is None:
-            self._break(error)
-        return as_executors(error)
+            record.value = None  # its worker keeps the pickle, and the future the object
 
     def _break(self, error: InitializerFailed) -> None:
-        """Give up all calls: no worker can be prepared for them."""
+        """Cancel all calls: no worker can be initialized for them."""
         self.broken = error
-        # As an executor of `concurrent.futures` does; there is nobody else to tell.
+        # As an executor of `concurrent.futures` does: there may be no future that could raise it.
         logging.getLogger("concurrent.futures").critical(
             "Exception in initializer:%s", error.__cause__
         )
-        self.cancel_later(self._left())
+        self.cancel_later(self._unfinished())
 
-    def _left(self) -> list[TaskRecord]:
+    def _unfinished(self) -> list[TaskRecord]:
         with self._changed:
-            return self._dispatcher.unfinished(self._group) + self._gatherer.waiting
+            return self._dispatcher.unfinished(self._group) + self._submit_queue.waiting
 
     # -- the end --------------------------------------------------------------------------
 
     def shutdown(self, wait: bool, cancel: bool = False) -> None:
-        """Take no more calls, and end when those that there are are over; see `Executor`."""
-        if not self._is_own():
-            self._shut = True
+        """Accept no more calls, and end when all calls are over.
+
+        See `BatchPoolExecutor.shutdown`.
+        """
+        if not self._is_own_process():
+            self._shut_down = True
             return
         if wait and not self._ended and self._settler.runs_here():
             raise RuntimeError(
@@ -212,97 +238,107 @@ class Pool:
                 "waits for the callback: use shutdown(wait=False) there"
             )
         with self._changed:
-            self._shut = True
-        self._gatherer.hurry()
-        coming = self._cancel_waiting() if cancel and not self._ended else []
+            self._shut_down = True
+        self._submit_queue.flush()
+        starting = self._cancel_waiting() if cancel and not self._ended else []
         if wait:
-            self._await_begun(coming)
+            self._await_begun(starting)
             self._dispatcher.outcomes.wait(self._is_done)
             self._end()
         else:
-            self._finish_later(coming)
+            self._finish_later(starting)
 
-    def let_go(self) -> None:
-        """End when all calls are over, without waiting for that; a finalizer may call this."""
-        self._shut = True
-        if self._is_own():
+    def release(self) -> None:
+        """End when all calls are over, and do not wait for that; a finalizer may call this."""
+        self._shut_down = True
+        if self._is_own_process():
             self._finish_later()
 
     def finish(self) -> None:
-        """Take no more calls, and wait in no task's name until those that there are are over."""
+        """Accept no more calls, wait until all calls are over, and end.
+
+        Inside a task it keeps the worker slot: the interpreter ends.
+        """
         with self._changed:
-            self._shut = True
+            self._shut_down = True
         self._finish()
 
-    def _finish_later(self, coming: Sequence[TaskRecord] = ()) -> None:
-        # When the interpreter ends there are no new threads; but then all pools are ended.
+    def _finish_later(self, starting: Sequence[TaskRecord] = ()) -> None:
+        # No thread can be started when the interpreter shuts down; but then `_finish_all` ends
+        # all pools.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
-                target=self._finish, args=(coming,), name="daskbatch-end", daemon=True
+                target=self._finish, args=(starting,), name="daskbatch-end", daemon=True
             ).start()
 
-    def _finish(self, coming: Sequence[TaskRecord] = ()) -> None:
-        self._gatherer.hurry()
-        self._await_begun(coming)
+    def _finish(self, starting: Sequence[TaskRecord] = ()) -> None:
+        self._submit_queue.flush()
+        self._await_begun(starting)
         with self._changed:
             self._changed.wait_for(self._is_done)
         self._end()
 
     def _cancel_waiting(self) -> list[TaskRecord]:
-        """Cancel what has not begun; returns what an idle slot seems to be about to take."""
+        """Cancel the calls that have not begun, but for those that idle slots seem to take.
+
+        A call that was submitted while a slot was idle has begun, for the user, though no worker
+        has reported it yet. Returns these calls.
+        """
         started = self._dispatcher.unfinished()
         idle = self.slots - sum(record.phase == Phase.RUNNING for record in started)
-        if self.waiter() is not None:
-            idle = 0  # a task knows nothing of others, and has a slot itself
-        waiting = [record for record in self._left() if record.phase < Phase.RUNNING]
-        # What asks for more than a slot may wait, however many are idle.
+        if self.task_context() is not None:
+            idle = 0  # inside a task, which has a slot itself and does not know of other clients
+        waiting = [record for record in self._unfinished() if record.phase < Phase.RUNNING]
+        # A call that needs resources or certain workers may wait although slots are idle.
         anywhere = (c for c in waiting if not (c.options.resources or c.options.workers))
-        coming = list(islice(anywhere, max(0, idle)))
-        spared = set(coming)
+        starting = list(islice(anywhere, max(0, idle)))
+        spared = set(starting)
         self.cancel([record for record in waiting if record not in spared], begun=False)
-        self._settler.catch_up()
-        return coming
+        self._settler.wait_for_finished()
+        return starting
 
-    def _await_begun(self, coming: Sequence[TaskRecord]) -> None:
-        """Let calls begin that are on their way, and cancel those that turn out not to be."""
-        if coming:
+    def _await_begun(self, starting: Sequence[TaskRecord]) -> None:
+        """Wait until calls that are on their way have begun; cancel those that do not begin."""
+        if starting:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: all(record.phase >= Phase.RUNNING for record in coming), _COMING_SECONDS
+                    lambda: all(record.phase >= Phase.RUNNING for record in starting),
+                    _START_TIMEOUT_SECONDS,
                 )
-            self.cancel([record for record in coming if record.phase < Phase.RUNNING], begun=False)
+            not_begun = [record for record in starting if record.phase < Phase.RUNNING]
+            self.cancel(not_begun, begun=False)
 
     def abandon(self) -> None:
-        """Cancel what has not been handed over: the Batch ends."""
+        """Cancel the calls that have not been submitted: the Batch ends."""
         with self._changed:
-            self._shut = True
-            self._gatherer.close()
+            self._shut_down = True
+            self._submit_queue.close()
 
-    def _is_own(self) -> bool:
-        """Say whether this is the process that has made it; else its locks may never be free."""
+    def _is_own_process(self) -> bool:
+        """Say whether this process made the pool; in a forked child its locks may never be free."""
         return os.getpid() == self._process
 
     def _is_done(self) -> bool:
         if self._ended:
             return True
-        left = self._group.left
-        if left:
-            # What is being stopped is over for those who wait here; to end stops it for sure.
-            left -= self._dispatcher.count_stopping(self._group)
-        return not left and not self._settler.left
+        unfinished = self._group.unfinished
+        if unfinished:
+            # Calls that are being stopped count as over here: the end of the Batch kills them.
+            unfinished -= self._dispatcher.count_stopping(self._group)
+        return not unfinished and not self._settler.unsettled_count
 
     def _end(self) -> None:
         with self._ending:
             if self._ended:
                 return
             with self._changed:
-                self._shut = self._ended = True
-                self._gatherer.close()
+                self._shut_down = self._ended = True
+                self._submit_queue.close()
                 self._settler.close()
                 self._session.background.pools.discard(self)
             if self._owned:
                 for results in list(self.maps):
-                    results.fetch_left()
+                    results.fetch_remaining()
                 self.batch.close()
                 self._session.end()
             _pools.discard(self)
@@ -310,34 +346,33 @@ class Pool:
 
 _exiting = False
 
-#: The pools that have not ended.
+#: The pools that have not ended. A forked child leaves those of its parent alone.
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-# A forked child has copies of its parent's, and must leave them alone.
-os.register_at_fork(after_in_child=_pools.clear)
+after_fork(_pools.clear)
 
 
 def require_interpreter() -> None:
-    """Raise what `concurrent.futures` raises where the interpreter ends."""
+    """Raise what `concurrent.futures` raises while the interpreter shuts down."""
     if _exiting:
-        raise RuntimeError(_INTERPRETER_ENDS)
+        raise RuntimeError(_SHUTDOWN_MESSAGE)
 
 
 def _finish_all() -> None:
-    """Finish what executors were given, before the interpreter ends."""
+    """Finish the calls of all executors before the interpreter ends."""
     global _exiting
     _exiting = True
     pools = list(_pools)
     try:
         for pool in pools:
             pool.finish()
-    except BaseException:  # Ctrl-C, while this waits
+    except BaseException:  # Ctrl-C while this waits
         for pool in pools:
             pool.abandon()
-            pool.cancel_later(pool._left())
+            pool.cancel_later(pool._unfinished())
         raise
 
 
-# Unlike `atexit`, this comes while threads can still do their work: it is how the executors of
-# `concurrent.futures` themselves finish theirs. Dask's threads, imported before, end after it.
+# Unlike the functions of `atexit`, this is called while threads can still do their work; the
+# executors of `concurrent.futures` finish in the same way. Dask was imported before, so its
+# threads end later.
 threading._register_atexit(_finish_all)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Settles futures, in threads of its own: what a call came to is unpickled there.
+"""Settles futures when their calls are over, in two threads, which also unpickle the results.
 
-Does not know how calls are given or run. Two threads, so that large results, which have to be
-brought here from their workers first, do not hold up the others.
+The thread "settle" serves results that are in this process. The thread "fetch" serves large
+results, which it first fetches from their workers, so that these do not delay the others.
 """
 
 from __future__ import annotations
@@ -10,50 +10,55 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.task_record import Phase, TaskRecord
-from daskbatch.executor.future import BatchPoolFuture
 
-_Queue = deque[tuple[BatchPoolFuture, TaskRecord]]
+_Future = TypeVar("_Future", bound=Future[Any])
 
 
-class Settler:
-    """The futures that are not settled yet.
+class Settler(Generic[_Future]):
+    """The futures that are not settled, and the threads that settle them.
+
+    Several threads may use it; methods whose docstring says so require the tracker's lock
+    `changed`.
 
     Parameters
     ----------
     outcomes : CompletionTracker
-        Tells when calls are over.
+        Notifies the settler of calls that are over.
     settle : callable
-        Settles a future whose call is over, and never raises.
+        Settles a future whose call is over. It may raise only what a callback of the future
+        raises.
     """
 
-    def __init__(
-        self, outcomes: CompletionTracker, settle: Callable[[BatchPoolFuture], None]
-    ) -> None:
+    def __init__(self, outcomes: CompletionTracker, settle: Callable[[_Future], None]) -> None:
         self._outcomes = outcomes
         self._settle = settle
         #: Held for every change; notified when tasks are over.
         self._changed = outcomes.changed
-        self._left: set[BatchPoolFuture] = set()
-        self._near: _Queue = deque()
-        self._far: _Queue = deque()
-        #: The thread that settles what is here, while it does.
-        self._busy: threading.Thread | None = None
+        self._unsettled: set[_Future] = set()
+        #: The futures of calls that are over, until a thread takes them.
+        self._finished: deque[tuple[_Future, TaskRecord]] = deque()
+        #: Those of them whose results have to be fetched.
+        self._to_fetch: deque[tuple[_Future, TaskRecord]] = deque()
+        #: The thread "settle", while it settles futures.
+        self._settling_thread: threading.Thread | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._unstarted = [(self._near, "settle"), (self._far, "fetch")]
+        self._unstarted = [(self._finished, "settle"), (self._to_fetch, "fetch")]
 
     def start(self) -> None:
-        """Start the threads, if that has not been done; to be called with the lock.
+        """Start the threads, unless they run already. The caller holds the lock.
 
         Raises
         ------
         RuntimeError
-            The interpreter ends.
+            The interpreter is shutting down.
         """
-        # Both at once: when the interpreter ends, none can be started any more.
+        # Both at once: when the interpreter shuts down, no more threads can be started.
         while self._unstarted:
             queue, name = self._unstarted[-1]
             thread = threading.Thread(
@@ -64,65 +69,68 @@ class Settler:
             self._unstarted.pop()
 
     def runs_here(self) -> bool:
-        """Say whether this is called by one of the threads, as from a callback of a future."""
+        """Say whether the caller is one of the threads, as a callback of a future is."""
         return threading.current_thread() in self._threads
 
-    def watch(self, future: BatchPoolFuture, record: TaskRecord) -> None:
-        """Settle a future when its call is over; to be called with the lock."""
-        self._left.add(future)
-        near = self._near
-        self._outcomes.when_over(record, lambda: near.append((future, record)))
+    def watch(self, future: _Future, record: TaskRecord) -> None:
+        """Settle a future when its call is over. The caller holds the lock."""
+        self._unsettled.add(future)
+        finished = self._finished
+        self._outcomes.when_over(record, lambda: finished.append((future, record)))
 
     @property
-    def left(self) -> int:
-        """How many are not settled."""
-        return len(self._left)
+    def unsettled_count(self) -> int:
+        """How many futures are not settled."""
+        return len(self._unsettled)
 
-    def settle_now(self, future: BatchPoolFuture, record: TaskRecord) -> None:
+    def settle_now(self, future: _Future, record: TaskRecord) -> None:
         """Settle a future without waiting for its call."""
         with self._changed:
-            self._near.append((future, record))
+            self._finished.append((future, record))
             self._changed.notify_all()
 
-    def catch_up(self) -> None:
-        """Wait until what is over is settled, but for what has to be brought here first."""
+    def wait_for_finished(self) -> None:
+        """Wait until the futures of all calls that are over are settled.
+
+        Does not wait for results that have to be fetched.
+        """
         with self._changed:
-            # A callback that calls this is itself what would be waited for.
-            if self._busy is not threading.current_thread():
-                self._changed.wait_for(lambda: not self._near and self._busy is None)
+            # A callback of a future runs in the thread that this would wait for.
+            if self._settling_thread is not threading.current_thread():
+                self._changed.wait_for(lambda: not self._finished and self._settling_thread is None)
 
     def close(self) -> None:
-        """End the threads; to be called with the lock."""
+        """End the threads once they have nothing left to settle. The caller holds the lock."""
         self._closed = True
         self._changed.notify_all()
 
-    def _run(self, queue: _Queue) -> None:
+    def _run(self, queue: deque[tuple[_Future, TaskRecord]]) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: queue or self._closed)
                 if not queue:
                     return
-                if queue is self._near:
-                    self._busy = threading.current_thread()
+                if queue is self._finished:
+                    self._settling_thread = threading.current_thread()
             settled = []
             while queue:
                 future, record = queue.popleft()
-                if queue is self._near and _is_far(record):
-                    self._far.append((future, record))
+                if queue is self._finished and _must_be_fetched(record):
+                    self._to_fetch.append((future, record))
                 else:
                     try:
                         self._settle(future)
-                    except BaseException:  # of a callback of the user's
+                    except BaseException:  # raised by a callback of the user
                         logging.getLogger("daskbatch").exception("a callback of a future raised")
                     settled.append(future)
                 del future, record
             with self._changed:
-                self._left.difference_update(settled)
-                if queue is self._near:
-                    self._busy = None
+                self._unsettled.difference_update(settled)
+                if queue is self._finished:
+                    self._settling_thread = None
                 self._changed.notify_all()
             del settled
 
 
-def _is_far(record: TaskRecord) -> bool:
+def _must_be_fetched(record: TaskRecord) -> bool:
     return record.phase == Phase.DONE and record.value is None and record.block is not None

@@ -1,7 +1,7 @@
-"""Gathers calls for a moment, or until a slot is idle, and hands them over together.
+"""Collects calls until a slot is idle, or for some milliseconds, and submits them together.
 
-Does not know futures, nor how an executor ends. A loop of single calls so costs hardly more
-than all of them at once, and a call that comes alone does not wait.
+Therefore a loop of single calls costs hardly more than one submission of all of them, and a call
+that comes alone does not wait. The thread "submit" does the submitting.
 """
 
 from __future__ import annotations
@@ -19,42 +19,48 @@ from daskbatch.executor.concurrency_limit import ConcurrencyLimit
 
 _logger = logging.getLogger("daskbatch")
 
-#: How long calls are gathered while all slots are busy. Seconds.
-_GATHER_SECONDS = 0.01
+#: How long a call waits for others while all slots are busy.
+_MAX_DELAY_SECONDS = 0.01
 
-#: So many are not gathered any longer.
-_MANY = 4096
+#: With this many calls queued, they are submitted at once.
+_MAX_QUEUED_CALLS = 4096
 
 
 class SubmitQueue:
-    """The calls that are not handed over yet, and the thread that does it.
+    """The calls of an executor that are not submitted, and the thread that submits them.
+
+    Several threads may use it; methods whose docstring says so require the lock `changed` of the
+    client's `CompletionTracker`.
 
     Parameters
     ----------
     session : Session
-        Runs them.
+        The client that the calls are submitted to.
     group : Group
-        Counts them.
+        The group of all calls of the executor; counts those that are not over.
     name : str, optional
-        Stands before the functions' names on Dask's dashboard.
-    cap : int, optional
-        How many may run at once.
+        Prefix of the functions' names on Dask's dashboard.
+    max_running : int, optional
+        How many calls may run at once; None for no limit but the slots of the cluster.
     """
 
-    def __init__(self, session: Session, group: Group, name: str | None, cap: int | None) -> None:
+    def __init__(
+        self, session: Session, group: Group, name: str | None, max_running: int | None
+    ) -> None:
         self._session = session
         self._dispatcher = session.dispatcher
         self._outcomes = self._dispatcher.outcomes
         self._group = group
         self._name = name
-        self._lanes = None if cap is None else ConcurrencyLimit(cap)
-        #: Held for every change below; notified also when tasks are over.
+        self._limit = None if max_running is None else ConcurrencyLimit(max_running)
+        #: Held for every change below; also notified when tasks are over.
         self._changed = self._outcomes.changed
-        self._gathered: deque[TaskRecord] = deque()
-        #: Those that are on their way from here to the dispatcher.
-        self._passing: list[TaskRecord] = []
-        self._doomed: deque[TaskRecord] = deque()
-        self._hurried = False
+        self._queued: deque[TaskRecord] = deque()
+        #: The calls that the thread has taken from the queue, and that are not yet submitted.
+        self._submitting: list[TaskRecord] = []
+        self._to_cancel: deque[TaskRecord] = deque()
+        #: Whether the queued calls are to be submitted without waiting for more.
+        self._flush_requested = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -62,146 +68,146 @@ class SubmitQueue:
     def slots(self) -> int:
         """How many calls run at once."""
         slots = self._session.slots
-        return slots if self._lanes is None else min(slots, self._lanes.cap)
+        return slots if self._limit is None else min(slots, self._limit.max_running)
 
     @property
     def waiting(self) -> list[TaskRecord]:
-        """The calls that have not been handed over."""
+        """The calls that have not been submitted."""
         with self._changed:
-            return [record for record in (*self._passing, *self._gathered) if not record.over]
+            return [record for record in (*self._submitting, *self._queued) if not record.over]
 
-    # -- the user's threads ---------------------------------------------------------------
+    # -- called by the user's threads -----------------------------------------------------
 
     def put(self, records: Sequence[TaskRecord]) -> None:
-        """Gather calls; to be called with the lock."""
+        """Add calls to the queue. The caller holds the lock."""
         for record in records:
-            record.phase = Phase.QUEUED
+            self._dispatcher.table.set_phase(record, Phase.QUEUED)
             record.group = self._group
-        self._group.left += len(records)
-        was_empty = not self._gathered
-        self._gathered.extend(records)
-        if was_empty or len(self._gathered) >= _MANY:
+        self._group.unfinished += len(records)
+        was_empty = not self._queued
+        self._queued.extend(records)
+        if was_empty or len(self._queued) >= _MAX_QUEUED_CALLS:
             self._changed.notify_all()
 
     def start(self) -> None:
-        """Start the thread, if that has not been done; to be called with the lock.
+        """Start the thread, unless it runs already. The caller holds the lock.
 
         Raises
         ------
         RuntimeError
-            The interpreter ends.
+            The interpreter is shutting down.
         """
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="daskbatch-hand-over", daemon=True)
+            thread = threading.Thread(target=self._run, name="daskbatch-submit", daemon=True)
             thread.start()
             self._thread = thread
 
-    def hurry(self) -> None:
-        """Gather no longer."""
+    def flush(self) -> None:
+        """Let the thread submit the queued calls now, and do not wait for it."""
         with self._changed:
-            self._hurried = True
+            self._flush_requested = True
             self._changed.notify_all()
 
-    def hand_over(self, records: Sequence[TaskRecord]) -> None:
-        """Wait until those of some tasks that are gathered here have been handed over."""
+    def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
+        """Wait until those of some tasks that are in this queue have been submitted."""
         with self._changed:
             while any(
                 record.phase == Phase.QUEUED and record.group is self._group for record in records
             ):
-                self._hurried = True
+                self._flush_requested = True
                 self._changed.notify_all()
                 self._changed.wait()
 
     def cancel_later(self, records: Iterable[TaskRecord]) -> None:
-        """Cancel calls without waiting for it, nor for any lock: a finalizer may call it."""
-        self._doomed.extend(records)
-        with contextlib.suppress(RuntimeError):  # the cluster has ended, and all with it
-            self._dispatcher.later(self.hurry)
+        """Let the thread cancel calls. It takes no lock, so that a finalizer may call it."""
+        self._to_cancel.extend(records)
+        with contextlib.suppress(RuntimeError):  # the cluster has ended, and its tasks with it
+            self._dispatcher.call_later(self.flush)
 
     def close(self) -> None:
-        """End the thread; what has not been handed over is cancelled. With the lock."""
+        """End the thread, and cancel the queued calls. The caller holds the lock."""
         self._closed = True
-        self._dispatcher.settle_unstarted(self._gathered, None)
+        self._dispatcher.settle_unstarted(self._queued, None)
 
-    # -- the thread that hands over -------------------------------------------------------
+    # -- the thread "submit" --------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._hand_over_all()
+            self._submit_until_closed()
         except BaseException as error:
-            # Whoever waits for calls must hear of it.
+            # Threads that wait for calls must not wait for ever.
             _logger.exception("daskbatch lost track of its calls; this is a bug of daskbatch")
             lost = BatchError(f"daskbatch lost track of this call: {error!r}")
             with self._changed:
                 self._thread = None
                 self._dispatcher.settle_unstarted(self.waiting, lost)
-                self._gathered.clear()
-                self._passing = []
+                self._queued.clear()
+                self._submitting = []
 
-    def _hand_over_all(self) -> None:
+    def _submit_until_closed(self) -> None:
         while True:
             with self._changed:
                 while not self._has_work():
-                    self._changed.wait(self._patience())
+                    self._changed.wait(self._seconds_to_wait())
                 if self._closed:
                     return
-                if not self._may_hand_over():
-                    self._changed.wait_for(self._may_hand_over, _GATHER_SECONDS)
-                self._hurried = False
-                diverted = self._divert()
-                doomed = [self._doomed.popleft() for _ in range(len(self._doomed))]
-                if not doomed:
-                    self._passing = self._take()
+                if not self._may_submit():
+                    self._changed.wait_for(self._may_submit, _MAX_DELAY_SECONDS)
+                self._flush_requested = False
+                diverted = [] if self._limit is None else self._limit.divert()
+                to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
+                if not to_cancel:
+                    self._submitting = self._take()
             if diverted:
                 self._dispatcher.place_anew(diverted)
-            if doomed:
-                self._dispatcher.cancel(doomed)
-            elif self._passing:
-                self._submit(self._passing)
+            if to_cancel:
+                self._dispatcher.cancel(to_cancel)
+            elif self._submitting:
+                self._submit(self._submitting)
                 with self._changed:
-                    self._passing = []
+                    self._submitting = []
                     self._changed.notify_all()
-            del doomed, diverted
+            del to_cancel, diverted
 
     def _has_work(self) -> bool:
-        if self._closed or self._doomed or self._patience() == 0:
+        if self._closed or self._to_cancel or self._seconds_to_wait() == 0:
             return True
-        lanes = self._lanes_in_use()
-        return bool(self._gathered) and (lanes is None or lanes.is_free())
+        limit = self._effective_limit()
+        return bool(self._queued) and (limit is None or limit.is_free())
 
-    def _patience(self) -> float | None:
-        # Also when there are no more slots than lanes any more: what was put into them is there.
-        return None if self._lanes is None else self._lanes.seconds_to_wait()
+    def _seconds_to_wait(self) -> float | None:
+        # Also if the limit has no effect any longer: calls may still be in its sequences.
+        return None if self._limit is None else self._limit.seconds_to_wait()
 
-    def _divert(self) -> list[TaskRecord]:
-        return [] if self._lanes is None else self._lanes.divert()
+    def _effective_limit(self) -> ConcurrencyLimit | None:
+        """Return the limit, if the cluster has more slots than it allows."""
+        limit = self._limit
+        return limit if limit is not None and limit.max_running < self._session.slots else None
 
-    def _lanes_in_use(self) -> ConcurrencyLimit | None:
-        """Give the lanes, if there are fewer than slots."""
-        lanes = self._lanes
-        return lanes if lanes is not None and lanes.cap < self._session.slots else None
-
-    def _may_hand_over(self) -> bool:
+    def _may_submit(self) -> bool:
         return (
-            self._hurried
+            self._flush_requested
             or self._closed
-            or self._outcomes.left < self._session.slots
-            or len(self._gathered) >= _MANY
+            or self._outcomes.unfinished < self._session.slots
+            or len(self._queued) >= _MAX_QUEUED_CALLS
         )
 
     def _take(self) -> list[TaskRecord]:
-        lanes = self._lanes_in_use()
-        if lanes is not None:
-            return lanes.take(self._gathered)
-        records = [record for record in self._gathered if not record.over]
-        self._gathered.clear()
+        """Remove from the queue, and return, the calls that may be submitted."""
+        limit = self._effective_limit()
+        if limit is not None:
+            return limit.take(self._queued)
+        records = [record for record in self._queued if not record.over]
+        self._queued.clear()
         return records
 
     def _submit(self, records: Sequence[TaskRecord]) -> None:
+        """Submit calls, in order, each after the tasks whose results it takes."""
         for position, record in enumerate(records):
             others = [each for each in record.producers if each.group is not self._group]
             if any(each.phase == Phase.QUEUED for each in others):
-                # Of another executor on the same Batch, which may itself wait for these.
+                # These are queued by another executor of the same Batch, or in the background,
+                # and may themselves wait for the calls before this one.
                 self._submit_now(records[:position])
                 self._session.background.start_queued(others)
                 self._submit(records[position:])
@@ -214,13 +220,13 @@ class SubmitQueue:
         try:
             self._session.submit(records, self._dashboard_name(records), None)
         except Exception as error:
-            left = [record for record in records if record.phase < Phase.WAITING]
-            if len(left) > 1 and isinstance(error, SpecError):
-                for record in left:  # one of them asks for what there is not
+            unsubmitted = [record for record in records if record.phase < Phase.WAITING]
+            if len(unsubmitted) > 1 and isinstance(error, SpecError):
+                for record in unsubmitted:  # no worker can run one of them; the others can run
                     self._submit_now([record])
                 return
             cause = None if self._session.ended else error
-            self._dispatcher.settle_unstarted(left, cause)
+            self._dispatcher.settle_unstarted(unsubmitted, cause)
 
     def _dashboard_name(self, records: Sequence[TaskRecord]) -> str:
         names = {record.name for record in records}

@@ -1,12 +1,13 @@
-"""Packs tasks into blocks, so that many short tasks share one Dask key and long ones do not.
+"""Packs independent tasks into blocks: many short tasks share one Dask key, long ones do not.
 
 Does not know tasks beyond what a `Candidate` says, nor what a block becomes.
 
-A task that is known to be long, or to return much, is a block of its own. Others share
-blocks with their like, and how much goes into a block shrinks as the tasks are used up
-(guided self-scheduling, Polychronopoulos and Kuck, IEEE Trans. Computers C-36(12), 1987),
-so that the last blocks are small and all slots end together. Of tasks that nobody has seen
-run, each slot gets a few large blocks: what turns out to be too much comes back.
+A task that is known to be long, or to return much, is a block by itself. Other tasks share
+blocks with similar tasks, and the share of the remaining work that a block takes shrinks
+towards the end (guided self-scheduling, Polychronopoulos and Kuck, IEEE Trans. Computers
+C-36(12), 1987), so that the last blocks are small and all slots finish at about the same time.
+For tasks of unknown duration, each slot gets a few large blocks: a block that takes too long
+returns the members that it has not started.
 """
 
 from __future__ import annotations
@@ -16,44 +17,44 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-#: A task that takes longer is a block of its own. Seconds.
-SOLO_SECONDS = 0.05
+#: A task that takes longer than this is a block by itself.
+SOLO_THRESHOLD_SECONDS = 0.05
 
-#: What a task is taken for that nobody has seen run yet. Blocks stop when their budget is
-#: used up, so to be wrong costs one more round, once.
-UNKNOWN_SECONDS = 5e-5
+#: The duration assumed for a task of a family that has never run. A block stops when its time
+#: budget is used up, so a wrong assumption costs one more round, once.
+ASSUMED_TASK_SECONDS = 5e-5
 
-#: The bounds of what goes into a shared block: seconds, tasks, bytes of arguments.
-LEAST_SECONDS, MOST_SECONDS = 0.005, 0.1
-MOST_TASKS = 4096
-MOST_BYTES = 1 << 20
+#: The limits of a shared block: its expected duration, its tasks, the bytes of its arguments.
+MIN_BLOCK_SECONDS, MAX_BLOCK_SECONDS = 0.005, 0.1
+MAX_BLOCK_TASKS = 4096
+MAX_BLOCK_BYTES = 1 << 20
 
-#: Into how many blocks for each slot tasks of unknown duration are divided.
-UNKNOWN_PER_SLOT = 4
+#: Tasks of unknown duration are divided into this many blocks for each slot.
+UNKNOWN_BLOCKS_PER_SLOT = 4
 
-#: More blocks than this for each slot are not made of tasks that could run at once.
-MOST_BLOCKS_PER_SLOT = 256
+#: Long tasks that could run at once make at most this many blocks for each slot.
+MAX_LONG_BLOCKS_PER_SLOT = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What has to be known of a task to pack it.
+    """A task as the packing sees it.
 
     Parameters
     ----------
     seconds : float or None
-        How long its like have taken; None if nobody knows.
+        The average duration of similar tasks; None if none of them has run.
     kind : hashable
         Only tasks of equal kinds share a block. None for a barrier.
     solo : bool
-        It must not share a block.
+        Whether it must not share a block.
     waits : tuple of int
         The candidates that it waits for, by position.
     outside : frozenset
-        What else it waits for that may take long: blocks that have been submitted before.
+        Blocks that were submitted before, that may take long, and that it waits for.
     overwrites : tuple of int
-        The candidates that must not be in one block with it, since it overwrites what
-        they read: if the worker dies in the block they could not be run again.
+        The candidates that must not be in one block with it: it overwrites what they read, so
+        if the worker died within the block, they could not be run again.
     """
 
     seconds: float | None = None
@@ -62,18 +63,19 @@ class Candidate:
     waits: tuple[int, ...] = ()
     outside: frozenset[int] = frozenset()
     overwrites: tuple[int, ...] = ()
-    #: The seconds that it is taken to need, and whether it is to be alone.
-    weight: float = field(init=False)
+    #: The seconds that it is expected to take, known or assumed.
+    expected_seconds: float = field(init=False)
+    #: Whether it should be a block by itself.
     long: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        weight = UNKNOWN_SECONDS if self.seconds is None else self.seconds
-        object.__setattr__(self, "weight", weight)
-        object.__setattr__(self, "long", self.solo or weight > SOLO_SECONDS)
+        expected = ASSUMED_TASK_SECONDS if self.seconds is None else self.seconds
+        object.__setattr__(self, "expected_seconds", expected)
+        object.__setattr__(self, "long", self.solo or expected > SOLO_THRESHOLD_SECONDS)
 
 
-def pack_loose(
-    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int, others: int = 0
+def pack_independent(
+    candidates: Sequence[Candidate], sizes: Sequence[int], slots: int, other_tasks: int = 0
 ) -> list[list[int]]:
     """Pack tasks none of which waits for another.
 
@@ -82,11 +84,11 @@ def pack_loose(
     candidates : sequence of Candidate
         The tasks.
     sizes : sequence of int
-        How many bytes each brings along.
+        The bytes of each task's arguments.
     slots : int
-        How many tasks the cluster runs at once.
-    others : int
-        How many tasks it has to run besides.
+        The number of tasks that the cluster runs at once.
+    other_tasks : int
+        The number of other tasks that the cluster has to run.
 
     Returns
     -------
@@ -100,20 +102,22 @@ def pack_loose(
         if candidate.solo or candidate.kind is None:
             blocks.append([position])
         else:
-            alike = long if candidate.long else short
-            alike[candidate.kind, candidate.outside].append(position)
+            similar = long if candidate.long else short
+            similar[candidate.kind, candidate.outside].append(position)
     for positions in long.values():
-        count = company(len(positions), slots)
+        count = long_tasks_per_block(len(positions), slots)
         blocks += [positions[start : start + count] for start in range(0, len(positions), count)]
     for positions in short.values():
         some = [candidates[position] for position in positions]
-        blocks += _pack_short(some, positions, sizes, slots, backlog(candidates, others))
+        other_seconds = estimate_seconds(candidates, other_tasks)
+        blocks += _pack_short(some, positions, sizes, slots, other_seconds)
     return sorted(blocks)
 
 
-def backlog(candidates: Sequence[Candidate], others: int) -> float:
-    """Estimate the seconds of other tasks, by these."""
-    return others * sum(candidate.weight for candidate in candidates) / len(candidates)
+def estimate_seconds(candidates: Sequence[Candidate], other_tasks: int) -> float:
+    """Estimate the duration of other tasks: as long as the candidates, on average."""
+    total = sum(candidate.expected_seconds for candidate in candidates)
+    return other_tasks * total / len(candidates)
 
 
 def _pack_short(
@@ -121,48 +125,51 @@ def _pack_short(
     positions: Sequence[int],
     sizes: Sequence[int],
     slots: int,
-    besides: float,
+    other_seconds: float,
 ) -> list[list[int]]:
     blocks: list[list[int]] = []
     unknown = any(candidate.seconds is None for candidate in candidates)
-    total = sum(candidate.weight for candidate in candidates)
-    left = total + besides
-    even = _even_share(left, slots)
+    total = sum(candidate.expected_seconds for candidate in candidates)
+    remaining = total + other_seconds
+    even = _even_share(remaining, slots)
     room, size = -1.0, 0
     for candidate, position in zip(candidates, positions, strict=True):
-        weight = candidate.weight
+        expected = candidate.expected_seconds
         size += sizes[position]
-        if room < weight / 2 or size > MOST_BYTES or len(blocks[-1]) == MOST_TASKS:
-            room = share_unknown(total, slots) if unknown else even or share_known(left, slots)
+        if room < expected / 2 or size > MAX_BLOCK_BYTES or len(blocks[-1]) == MAX_BLOCK_TASKS:
+            if unknown:
+                room = seconds_of_unknown_block(total, slots)
+            else:
+                room = even or seconds_of_next_block(remaining, slots)
             size = sizes[position]
             blocks.append([])
         blocks[-1].append(position)
-        room -= weight
-        left -= weight
+        room -= expected
+        remaining -= expected
     return blocks
 
 
 def _even_share(total: float, slots: int) -> float:
-    """Divide what is soon done evenly: as many blocks for each slot; 0 if there is more."""
-    if total > 4 * slots * LEAST_SECONDS:
+    """Divide a short total evenly: the same number of blocks for each slot; 0 if it is long."""
+    if total > 4 * slots * MIN_BLOCK_SECONDS:
         return 0.0
-    return total / (slots * max(1, math.ceil(total / LEAST_SECONDS / slots)))
+    return total / (slots * max(1, math.ceil(total / MIN_BLOCK_SECONDS / slots)))
 
 
-def share_unknown(total: float, slots: int) -> float:
-    """Say how many seconds go into a block of tasks that nobody has seen run."""
-    return min(total / (UNKNOWN_PER_SLOT * slots), MOST_SECONDS)
+def seconds_of_unknown_block(total: float, slots: int) -> float:
+    """Return the expected seconds for one block of tasks of unknown duration."""
+    return min(total / (UNKNOWN_BLOCKS_PER_SLOT * slots), MAX_BLOCK_SECONDS)
 
 
-def share_known(left: float, slots: int) -> float:
-    """Say how many seconds go into the next block, of those that are left."""
-    return min(max(left / (2 * slots), LEAST_SECONDS), MOST_SECONDS)
+def seconds_of_next_block(remaining: float, slots: int) -> float:
+    """Return the share of the remaining seconds that the next block takes."""
+    return min(max(remaining / (2 * slots), MIN_BLOCK_SECONDS), MAX_BLOCK_SECONDS)
 
 
-def company(count: int, slots: int) -> int:
-    """Say how many of so many long tasks share a block: one, unless Dask would suffer.
+def long_tasks_per_block(count: int, slots: int) -> int:
+    """Return how many of `count` long tasks share a block: one, unless Dask would have too many.
 
-    What a block has no time for comes back, and by then it is better known whether it is
-    long at all.
+    A block returns the members that it has no time for. By then more is known about how long
+    they take.
     """
-    return max(1, -(-count // (MOST_BLOCKS_PER_SLOT * slots)))
+    return max(1, -(-count // (MAX_LONG_BLOCKS_PER_SLOT * slots)))

@@ -1,45 +1,46 @@
-"""What is known of how long calls take and how much they return.
+"""Averages of how long calls took, and the largest values that they returned.
 
-Does not know when they run; it is told what they took.
+Does not know when calls run: the caller reports what they took. Not thread-safe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-#: How many calls the average remembers, so that it follows a change.
-_MEMORY = 200
+#: The average weighs at most this many earlier calls, so that it follows a change.
+_MAX_WEIGHT_CALLS = 200
 
 
 class Durations:
-    """Averages by family: calls of one family can be expected to be alike.
+    """Averages by family. Calls of one family are expected to be alike.
 
     Examples
     --------
-    >>> known = Durations()
-    >>> known.seconds("simulate") is None
+    >>> durations = Durations()
+    >>> durations.seconds("simulate") is None
     True
-    >>> known.add("simulate", calls=2, seconds=3.0, largest=100)
-    >>> known.seconds("simulate")
+    >>> durations.add("simulate", calls=2, seconds=3.0, largest=100)
+    >>> durations.seconds("simulate")
     1.5
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[float, float, int]] = {}
+        #: By family: the average duration, its weight in calls, the bytes of the largest value.
+        self._families: dict[Hashable, tuple[float, float, int]] = {}
 
     def add(self, family: Hashable, calls: int, seconds: float, largest: int) -> None:
-        """Take in what some calls took together, and the bytes of their largest value."""
-        mean, weight, most = self._known.get(family, (0.0, 0.0, 0))
+        """Record the total duration of some calls, and the bytes of their largest value."""
+        mean, weight, most = self._families.get(family, (0.0, 0.0, 0))
         total = weight + calls
         mean += (seconds / calls - mean) * (calls / total)
-        self._known[family] = mean, min(total, _MEMORY), max(most, largest)
+        self._families[family] = mean, min(total, _MAX_WEIGHT_CALLS), max(most, largest)
 
     def seconds(self, family: Hashable) -> float | None:
-        """Give the average duration; None if nobody knows."""
-        found = self._known.get(family)
+        """Return the average duration in seconds; None if no call has been recorded."""
+        found = self._families.get(family)
         return None if found is None else found[0]
 
     def largest(self, family: Hashable) -> int | None:
-        """Give the bytes of the largest value seen; None if nobody knows."""
-        found = self._known.get(family)
+        """Return the bytes of the largest value; None if no call has been recorded."""
+        found = self._families.get(family)
         return None if found is None else found[2]

@@ -1,4 +1,4 @@
-"""Says in a sentence why one task waits for another.
+"""Explains in a sentence why one task waits for another.
 
 Does not infer anything: it puts into words what is in the graph.
 """
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from daskbatch.errors import GraphError
 from daskbatch.plan.graph import Graph, reason_names
 from daskbatch.plan.hazards import ARG, RAR, RAW, WAR, WAW
-from daskbatch.plan.program import Step, shared_channels
+from daskbatch.plan.program import PlannedTask, shared_channels
 
-#: For each reason: what the second task does with a channel, and what the first does.
+#: For each reason: what the second task does with a channel, and what the first task does.
 _VERBS = {
     RAW: ("reads", "writes"),
     WAR: ("writes", "reads"),
@@ -20,38 +20,38 @@ _VERBS = {
     RAR: ("reads", "reads"),
 }
 
-#: More channels than this are counted, not named.
-_NAMED = 3
+#: At most this many channels are named; the others are counted.
+_MAX_NAMED_CHANNELS = 3
 
 
-def explain(graph: Graph, steps: Sequence[Step], a: Step, b: Step) -> str:
-    """Say why `b` waits for `a`, or that it need not.
+def explain(graph: Graph, tasks: Sequence[PlannedTask], a: PlannedTask, b: PlannedTask) -> str:
+    """Return a sentence that says why `b` waits for `a`, or that it need not.
 
     Parameters
     ----------
     graph : Graph
         The program's graph.
-    steps : sequence of Step
-        Its tasks, by position.
-    a, b : Step
-        Two of them.
+    tasks : sequence of PlannedTask
+        The tasks of the program, by position.
+    a, b : PlannedTask
+        Two of these tasks.
 
     Raises
     ------
     GraphError
-        One of them is not in the program.
+        One of the two is not in the program.
     """
-    first, second = _position(steps, a), _position(steps, b)
-    one, other = _label(steps, first), _label(steps, second)
+    first, second = _position(tasks, a), _position(tasks, b)
+    one, other = _label(tasks, first), _label(tasks, second)
     if first == second:
         return f"{one} is one and the same task."
     if first in graph.waits.get(second, {}):
-        return f"{other} waits for {one}: {_reasons(graph, steps, first, second)}."
+        return f"{other} waits for {one}: {_reasons(graph, tasks, first, second)}."
     path = graph.path(first, second)
     if path:
-        via = [_label(steps, node) for node in path[1:-1] if node < len(steps)]
+        via = [_label(tasks, node) for node in path[1:-1] if node < len(tasks)]
         if not via:
-            return f"{other} waits for {one}: {_conflicts(steps[first], steps[second])}."
+            return f"{other} waits for {one}: {_conflicts(tasks[first], tasks[second])}."
         return f"{other} waits for {one} by way of {', '.join(via)}."
     if graph.path(second, first):
         return f"{other} need not wait for {one}: it comes first, and {one} waits for it."
@@ -61,41 +61,45 @@ def explain(graph: Graph, steps: Sequence[Step], a: Step, b: Step) -> str:
     )
 
 
-def _position(steps: Sequence[Step], step: Step) -> int:
-    for position, each in enumerate(steps):
-        if each is step:
+def _position(tasks: Sequence[PlannedTask], task: PlannedTask) -> int:
+    for position, each in enumerate(tasks):
+        if each is task:
             return position
-    raise GraphError(f"task {step.name!r} is not a member of this compiled task")
+    raise GraphError(f"task {task.name!r} is not a member of this compiled task")
 
 
-def _label(steps: Sequence[Step], node: int) -> str:
-    return f"{steps[node].name!r} ({node})"
+def _label(tasks: Sequence[PlannedTask], node: int) -> str:
+    return f"{tasks[node].name!r} ({node})"
 
 
-def _reasons(graph: Graph, steps: Sequence[Step], first: int, second: int) -> str:
+def _reasons(graph: Graph, tasks: Sequence[PlannedTask], first: int, second: int) -> str:
     reasons = graph.waits[second][first]
     parts = ["it takes its result"] if reasons & ARG else []
-    parts += _phrases(steps[first], steps[second], reasons)
+    parts += _phrases(tasks[first], tasks[second], reasons)
     return "; ".join(parts)
 
 
-def _conflicts(first: Step, second: Step) -> str:
+def _conflicts(first: PlannedTask, second: PlannedTask) -> str:
     return "; ".join(_phrases(first, second, RAW | WAR | WAW | RAR)) or "through a barrier"
 
 
-def _phrases(first: Step, second: Step, reasons: int) -> Iterator[str]:
+def _phrases(first: PlannedTask, second: PlannedTask, reasons: int) -> Iterator[str]:
     for reason, (then, before) in _VERBS.items():
         if not reasons & reason:
             continue
         (name,) = reason_names(reason)
-        mine = second.reads if then == "reads" else second.writes
-        theirs = first.reads if before == "reads" else first.writes
+        of_second = second.reads if then == "reads" else second.writes
+        of_first = first.reads if before == "reads" else first.writes
         channels = [
             str(one) if one == other else f"{one} (with {other})"
-            for one, other in shared_channels(mine, theirs)
+            for one, other in shared_channels(of_second, of_first)
             if getattr(one.object.domain, name.lower())
         ]
         if channels:
-            named = ", ".join(channels[:_NAMED])
-            more = f" and {len(channels) - _NAMED} more" if len(channels) > _NAMED else ""
+            named = ", ".join(channels[:_MAX_NAMED_CHANNELS])
+            more = (
+                f" and {len(channels) - _MAX_NAMED_CHANNELS} more"
+                if len(channels) > _MAX_NAMED_CHANNELS
+                else ""
+            )
             yield f"it {then} {named}{more}, which the other {before} ({name})"

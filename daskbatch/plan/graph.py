@@ -1,8 +1,7 @@
-"""The graph of a program: who waits for whom, and why.
+"""The graph of a program: which tasks wait for which, and why.
 
-Does not know tasks, channels or Dask: nodes are numbers in program order, edges carry
-reasons. It is a record with views; whoever needs some of the edges names the view, and so
-says why it wants them.
+Does not know tasks, channels or Dask: nodes are numbers in program order, edges carry reasons.
+`Graph` is a record that never changes, with one named view for each use of its edges.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daskbatch.plan.hazards import ARG, NEEDS, RAR, RAW, WAR, WAW
+from daskbatch.plan.hazards import ARG, NEEDS, RAR, RAW, WAR, WAW, Node, Waits
 
 _NAMES = {ARG: "argument", RAW: "RAW", WAR: "WAR", WAW: "WAW", RAR: "RAR"}
 
 
 def reason_names(reasons: int) -> tuple[str, ...]:
-    """Spell out the reasons of an edge.
+    """Return the names of an edge's reasons.
 
     Examples
     --------
@@ -33,13 +32,13 @@ class Edge:
     Parameters
     ----------
     before, after : int
-        Positions in the list of tasks, or beyond its end for a barrier.
+        Positions in the list of tasks, or a number beyond its end for a barrier.
     reasons : tuple of str
-        Of ``argument``, ``RAW``, ``WAR``, ``WAW`` and ``RAR``.
+        One or more of ``argument``, ``RAW``, ``WAR``, ``WAW`` and ``RAR``.
     """
 
-    before: int
-    after: int
+    before: Node
+    after: Node
     reasons: tuple[str, ...]
 
 
@@ -47,18 +46,21 @@ class Edge:
 class Graph:
     """The tasks of a program by position, and what each waits for.
 
+    Any number of threads may read it.
+
     Parameters
     ----------
     names : sequence of str
         The tasks' names, in program order.
     waits : mapping
-        For each node that waits for anything: those nodes, with the reasons as bits.
-        Nodes from ``len(names)`` on are barriers, which stand between many and many.
+        For each node that waits: the nodes that it waits for, each with its reasons as bits
+        (see `daskbatch.plan.hazards.Reason`). Nodes from ``len(names)`` on are barriers: they
+        call nothing, and replace N times M edges by N plus M.
     order : sequence of int
-        All nodes so that each comes after those that it waits for; tasks in program order.
+        All nodes, each after those that it waits for; tasks in program order.
     overwrites : mapping
-        For each node whose writes change what others before it have read: those of them
-        that could have been run a second time until then.
+        For each node that overwrites what earlier nodes have read: those of the earlier nodes
+        that can be run a second time only until then.
 
     Examples
     --------
@@ -70,80 +72,80 @@ class Graph:
     """
 
     names: Sequence[str]
-    waits: Mapping[int, Mapping[int, int]]
-    order: Sequence[int]
-    overwrites: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    waits: Mapping[Node, Waits]
+    order: Sequence[Node]
+    overwrites: Mapping[Node, Sequence[Node]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Say how many tasks there are; barriers do not count."""
+        """Return the number of tasks; barriers do not count."""
         return len(self.names)
 
-    def needs(self, node: int) -> Iterator[int]:
-        """Give the nodes that must succeed, or this one cannot run.
+    def needs(self, node: Node) -> Iterator[Node]:
+        """Return the nodes that must succeed, because this one needs what they make.
 
         Parameters
         ----------
         node : int
-            Which.
+            The node that waits.
         """
         return (before for before, why in self.waits.get(node, {}).items() if why & NEEDS)
 
     def edges(self) -> Iterator[Edge]:
-        """Give all edges, in program order of the second node."""
+        """Yield all edges, in program order of the second node."""
         for after in self.order:
             for before, reasons in sorted(self.waits.get(after, {}).items()):
                 yield Edge(before, after, reason_names(reasons))
 
     def counts(self) -> dict[str, int]:
-        """Say how many edges there are for each reason; one edge may have several.
+        """Return the number of edges for each reason; one edge may have several.
 
         Examples
         --------
         >>> Graph(("a", "b"), {1: {0: RAW | WAW}}, (0, 1)).counts()
         {'argument': 0, 'RAW': 1, 'WAR': 0, 'WAW': 1, 'RAR': 0}
         """
-        found = dict.fromkeys(_NAMES.values(), 0)
+        counts = dict.fromkeys(_NAMES.values(), 0)
         for waits in self.waits.values():
             for reasons in waits.values():
                 for name in reason_names(reasons):
-                    found[name] += 1
-        return found
+                    counts[name] += 1
+        return counts
 
-    def name(self, node: int) -> str:
-        """Give the name of a task, or say that it is a barrier.
+    def name(self, node: Node) -> str:
+        """Return the name of a task, or ``barrier``.
 
         Parameters
         ----------
         node : int
-            Which.
+            The task's position, or the number of a barrier.
         """
         return self.names[node] if node < len(self.names) else "barrier"
 
-    def path(self, start: int, end: int) -> list[int]:
-        """Give the nodes over which one waits for another; empty if it does not.
+    def path(self, start: Node, end: Node) -> list[Node]:
+        """Return the nodes of a path along which `end` waits for `start`; empty if none exists.
 
         Parameters
         ----------
         start, end : int
-            The first of them, and the one that waits.
+            The node that runs first, and the node that waits for it.
         """
-        via: dict[int, int] = {}
+        next_on_path: dict[Node, Node] = {}
         stack = [end]
         while stack:
             node = stack.pop()
             for before in self.waits.get(node, {}):
-                if before not in via:
-                    via[before] = node
+                if before not in next_on_path:
+                    next_on_path[before] = node
                     if before == start:
                         path = [start]
                         while path[-1] != end:
-                            path.append(via[path[-1]])
+                            path.append(next_on_path[path[-1]])
                         return path
                     stack.append(before)
         return []
 
     def to_dot(self) -> str:
-        """Write the graph in the DOT language of Graphviz.
+        """Return the graph in the DOT language of Graphviz.
 
         Examples
         --------

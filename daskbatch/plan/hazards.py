@@ -1,176 +1,220 @@
-"""Finds what an access has to wait for: RAW, WAR and WAW hazards on channels.
+"""Finds what each access must wait for: the RAW, WAR and WAW hazards between channels.
 
 Does not know tasks, arguments or files: nodes are numbers, channels are compared by value.
 
-For each channel two *frontiers* are kept, as sets of nodes: what the next read and what
-the next write has to wait for. An access joins the frontiers of those that must wait for
-it, and takes out what it waits for itself, since that is then implied.
+This is dependence analysis on a sequential program (Allen and Kennedy, Optimizing Compilers for
+Modern Architectures, 2001, chapter 2), one access after the other, as the analysis of reaching
+definitions does it. For each channel the tracker keeps two *frontiers*, sets of nodes: those that
+the next read must wait for, and those that the next write must wait for. An access adds itself to
+the frontiers of the accesses that must wait for it, and removes the nodes that it waits for itself:
+waiting for it implies waiting for them.
 
-A directory, or an object without channels, covers what is below it. So an access looks
-at the frontiers of its own place, of all places above, and of all places below. What is
-below is summed up at a place once it is asked for there, and kept up to date from then on.
+A directory covers the files below it, and an object covers its channels. So an access looks at the
+frontiers of its own channel, of all channels above, and of all channels below. The frontiers below
+a channel are combined when an access first needs them, and are kept up to date from then on. An
+example, with the frontiers for the next read (r) and the next write (w) after each access::
 
-A frontier that many nodes would wait for one by one is put behind a *barrier*, a node
-that calls nothing: so N accesses before M others make N + M edges. All in all, the time
-is linear in the number of accesses. (But for this: a directory that is read again and
-again, with one of its files written anew each time, costs a look at all of its files
-each time; a barrier made before would pass on the failure of a write that is no more.)
+                       /d          /d/a           /d/b           waits for
+    0 writes /d/a                  r: 0  w: 0
+    1 writes /d/b                  r: 0  w: 0     r: 1  w: 1
+    2 reads  /d        w: 2        r: 0  w: 0     r: 1  w: 1     0, 1 (RAW, below)
+    3 writes /d/a      w: 2        r: 3  w: 3     r: 1  w: 1     0 (WAW), 2 (WAR, above)
+    4 writes /d        r: 4  w: 4  (detached)     (detached)     2 (WAR), 1, 3 (WAW, below)
+
+A frontier that many nodes would wait for one by one is put behind a *barrier*, a node that calls
+nothing: N accesses before M others make N + M edges, not N * M. The total time is linear in the
+number of accesses, with one exception: a directory that is read again and again, while one of its
+files is written anew each time, costs a look at all of its files each time. A barrier from before
+cannot be used again there, since it would pass on the failure of a write that has been replaced.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntFlag
 
 from daskbatch.describe.access import FILES, WHOLE, Channel
 
-#: The reasons why one node waits for another, combined with ``|``.
-ARG, RAW, WAR, WAW, RAR = 1, 2, 4, 8, 16
 
-#: Over these a failure is passed on: the second task lacks something.
+class Reason(IntFlag):
+    """Why one node waits for another; an edge may have several reasons."""
+
+    ARG = 1
+    RAW = 2
+    WAR = 4
+    WAW = 8
+    RAR = 16
+
+
+#: The reasons as plain integers. Graphs hold these: `|` of two flags takes microseconds, and a
+#: program may have millions of edges.
+ARG, RAW, WAR, WAW, RAR = (reason.value for reason in Reason)
+
+#: A failure is passed on over edges with one of these: the second task lacks its input.
 NEEDS = ARG | RAW
 
-#: More nodes than this are put behind a barrier.
-_CROWD = 8
+#: A frontier with more nodes than this is replaced by a barrier.
+_MAX_FRONTIER_NODES = 8
 
-_READ, _WRITE = 0, 1
+#: A task by its position in the program, or a barrier by a number that no task has.
+Node = int
 
-#: Nodes to wait for, each with the reasons.
-Waits = dict[int, int]
+#: Nodes to wait for, each with its reasons, combined with ``|``.
+Waits = dict[Node, int]
 
 
-class _Place:
-    """A channel, or a directory above one, with its frontiers."""
+class _ChannelState:
+    """The frontiers of a channel, or of a directory that holds one."""
 
-    __slots__ = ("below", "children", "dead", "frontier", "parent", "rewritten", "written")
+    __slots__ = (
+        *("below", "children", "detached", "frontier", "last_covering_write"),
+        *("last_superseding_write", "parent"),
+    )
 
-    def __init__(self, parent: _Place | None) -> None:
+    def __init__(self, parent: _ChannelState | None) -> None:
         self.parent = parent
-        self.children: list[_Place] = []
-        #: What a read, and what a write, of this place has to wait for.
+        self.children: list[_ChannelState] = []
+        #: What the next read, and what the next write, of this channel must wait for.
         self.frontier: tuple[Waits, Waits] = ({}, {})
-        #: The same for all places below together; None until somebody asks.
-        self.below: list[_Sum | None] = [None, None]
-        #: The last node whose write implies all that came before it, here and below.
-        self.written = -1
-        #: The last node whose write implies, for reads, all writes that came before it.
-        self.rewritten = -1
-        #: Cut off, since all that was known of it is implied by a write above.
-        self.dead = False
+        #: The same for all channels below together; None until an access first needs it.
+        self.below: list[_FrontierBelow | None] = [None, None]
+        #: The last node whose write implies all earlier accesses, here and below.
+        self.last_covering_write = -1
+        #: The last node whose write implies, for reads, all earlier writes.
+        self.last_superseding_write = -1
+        #: Removed from the tree, since a write above implies all that this state holds.
+        self.detached = False
 
-    def descendants(self) -> Iterator[_Place]:
+    def descendants(self) -> Iterator[_ChannelState]:
         stack = list(self.children)
         while stack:
-            place = stack.pop()
-            stack += place.children
-            yield place
+            state = stack.pop()
+            stack += state.children
+            yield state
 
 
-class _Sum:
-    """The frontiers of many places together, for the most part behind one barrier."""
+class _FrontierBelow:
+    """The frontiers of all channels below one, combined; most of it is behind one barrier."""
 
-    __slots__ = ("absorbed", "barrier", "fresh")
+    __slots__ = ("absorbed", "barrier", "changed")
 
-    def __init__(self, places: Iterator[_Place]) -> None:
+    def __init__(self, states: Iterator[_ChannelState]) -> None:
         self.barrier: Waits = {}
-        #: The places that the barrier stands for, and those that have changed since.
-        self.absorbed: set[_Place] = set()
-        self.fresh = set(places)
+        #: The channels that the barrier stands for, and those that have changed since.
+        self.absorbed: set[_ChannelState] = set()
+        self.changed = set(states)
 
-    def changed(self, place: _Place) -> None:
-        if place in self.absorbed:
-            self._dissolve()
-        self.fresh.add(place)
+    def add_changed(self, state: _ChannelState) -> None:
+        if state in self.absorbed:
+            self._drop_barrier()
+        self.changed.add(state)
 
-    def without(self, dead: set[_Place]) -> None:
-        if not self.absorbed.isdisjoint(dead):
-            self._dissolve()
-        self.fresh -= dead
+    def remove(self, detached: set[_ChannelState]) -> None:
+        if not self.absorbed.isdisjoint(detached):
+            self._drop_barrier()
+        self.changed -= detached
 
-    def _dissolve(self) -> None:
-        self.fresh |= self.absorbed
+    def _drop_barrier(self) -> None:
+        self.changed |= self.absorbed
         self.absorbed.clear()
         self.barrier = {}
 
-    def waits(self, mode: int) -> Waits:
+    def waits(self, is_write: bool) -> Waits:
         waits = dict(self.barrier)
-        idle = []
-        for place in self.fresh:
-            frontier = place.frontier[mode]
+        empty = []
+        for state in self.changed:
+            frontier = state.frontier[is_write]
             if frontier:
                 _merge(frontier, waits)
             else:
-                idle.append(place)
-        self.fresh.difference_update(idle)
+                empty.append(state)
+        self.changed.difference_update(empty)
         return waits
 
-    def absorb(self, barrier: Waits) -> None:
+    def put_behind(self, barrier: Waits) -> None:
         self.barrier = barrier
-        self.absorbed |= self.fresh
-        self.fresh.clear()
+        self.absorbed |= self.changed
+        self.changed.clear()
 
 
 class HazardTracker:
-    """Follows the accesses of a sequential program.
+    """Follows the accesses of a sequential program. Not thread-safe.
 
     Parameters
     ----------
     new_barrier : callable
-        Is given what a barrier waits for, and returns the barrier's node.
+        Makes a barrier: takes the nodes that the barrier waits for, returns the barrier's node.
     """
 
-    def __init__(self, new_barrier: Callable[[Waits], int]) -> None:
+    def __init__(self, new_barrier: Callable[[Waits], Node]) -> None:
         self._new_barrier = new_barrier
-        self._places: dict[Channel, _Place] = {}
-        #: When a barrier was made: the node that was added at that time.
-        self._made: dict[int, int] = {}
+        self._states: dict[Channel, _ChannelState] = {}
+        #: For each barrier: the node that was being added when the barrier was made.
+        self._made_at: dict[Node, Node] = {}
 
-    def add(self, node: int, reads: Sequence[Channel], writes: Sequence[Channel]) -> Waits:
-        """Take in the next node of the program; returns what it has to wait for.
+    def add(self, node: Node, reads: Sequence[Channel], writes: Sequence[Channel]) -> Waits:
+        """Add the next node of the program; returns what it must wait for.
 
         Parameters
         ----------
         node : int
-            Greater than all that were added before.
+            Greater than all nodes that were added before.
         reads, writes : sequence of Channel
-            What it accesses. It reads before it writes.
+            The channels that the node accesses. It reads before it writes.
         """
         waits: Waits = {}
         for channel in reads:
-            self._access(node, channel, _READ, waits)
+            self._access(node, channel, False, waits)
         for channel in writes:
-            self._access(node, channel, _WRITE, waits)
+            self._access(node, channel, True, waits)
         waits.pop(node, None)
         return waits
 
-    def _access(self, node: int, channel: Channel, mode: int, waits: Waits) -> None:
+    # Approach, for one access:
+    #
+    # * Find out what the access implies by the rules of its domain: a *covering* write
+    #   implies all earlier accesses, a *superseding* write implies, for reads, all earlier
+    #   writes.
+    # * Wait for the frontier of the channel itself, which is first put behind a barrier if it
+    #   is large. A covering write needs no barrier: the frontier ends with it.
+    # * Wait for the frontiers above, but for what a write nearer to the channel implies.
+    # * Wait for the frontiers below, combined.
+    # * Update both frontiers of the channel: add the node where later accesses must wait for
+    #   it, remove what the node implies. A covering write detaches all channels below.
+    # * Tell the channels above that this one has changed.
+    #
+    # `is_write` selects a frontier: [0] is for the next read, [1] for the next write.
+
+    def _access(self, node: Node, channel: Channel, is_write: bool, waits: Waits) -> None:
         domain = channel.object.domain
-        # Whoever must come after an earlier access must come after such a write, too, and it
-        # after that: the write implies all that came before it.
+        # Any access that must come after an earlier one must then also come after a write
+        # between them, and the write comes after the earlier one. So waiting for the write
+        # implies waiting for all accesses before it.
         ordered = domain.raw and domain.waw and (domain.war or not domain.rar)
-        covers = mode == _WRITE and ordered
-        place = self._place(channel)
+        covers = is_write and ordered
+        state = self._state(channel)
 
-        rewritten = -1 if ordered else _last_rewritten(place)
-        frontier = place.frontier[mode]
-        if len(frontier) > _CROWD and not covers:
+        superseded_before = -1 if ordered else _last_superseding_write(state)
+        frontier = state.frontier[is_write]
+        if len(frontier) > _MAX_FRONTIER_NODES and not covers:
             self._put_behind_barrier(frontier, node)
-        _merge(self._without(frontier, rewritten), waits)
-        if place.parent is not None:
-            self._wait_for_above(place, node, mode, rewritten, waits)
-        if place.children:
-            self._wait_for_below(place, node, mode, rewritten, covers, waits)
+        _merge(self._without_superseded(frontier, superseded_before), waits)
+        if state.parent is not None:
+            self._wait_for_above(state, node, is_write, superseded_before, waits)
+        if state.children:
+            self._wait_for_below(state, node, is_write, superseded_before, covers, waits)
 
-        for_read, for_write = place.frontier
-        if mode == _WRITE and domain.raw and domain.waw:
-            place.rewritten = node
+        for_read, for_write = state.frontier
+        if is_write and domain.raw and domain.waw:
+            state.last_superseding_write = node
         if covers:
-            place.written = node
+            state.last_covering_write = node
             for_read.clear()
             for_write.clear()
-            if place.children:
-                _cut_off_below(place)
-        if mode == _READ:
+            if state.children:
+                _detach_below(state)
+        if not is_write:
             if domain.war:
                 for implied in for_read:
                     for_write.pop(implied, None)
@@ -183,74 +227,86 @@ class HazardTracker:
         else:
             if domain.raw:
                 for implied in for_write:
-                    # What another write does not replace is needed as much as this one.
+                    # A write that this one does not replace is needed as much as this one.
                     if domain.waw or for_read.get(implied) == RAR:
                         for_read.pop(implied, None)
                 for_read[node] = RAW
             if domain.waw:
                 for_write.clear()
                 for_write[node] = WAW
-        if place.parent is not None:
-            _tell_above(place, mode == _WRITE or domain.rar)
+        if state.parent is not None:
+            _notify_above(state, is_write or domain.rar)
 
     def _wait_for_above(
-        self, place: _Place, node: int, mode: int, rewritten: int, waits: Waits
+        self,
+        state: _ChannelState,
+        node: Node,
+        is_write: bool,
+        superseded_before: Node,
+        waits: Waits,
     ) -> None:
-        written = place.written
-        above = place.parent
+        covered_before = state.last_covering_write
+        above = state.parent
         while above is not None:
-            frontier = above.frontier[mode]
+            frontier = above.frontier[is_write]
             if frontier:
-                if len(frontier) > _CROWD:
+                if len(frontier) > _MAX_FRONTIER_NODES:
                     self._put_behind_barrier(frontier, node)
-                for before, reason in self._without(frontier, rewritten).items():
-                    if self._made.get(before, before) > written:
-                        waits[before] = waits.get(before, 0) | reason
-            written = max(written, above.written)
+                for before, why in self._without_superseded(frontier, superseded_before).items():
+                    if self._made_at.get(before, before) > covered_before:
+                        waits[before] = waits.get(before, 0) | why
+            covered_before = max(covered_before, above.last_covering_write)
             above = above.parent
 
     def _wait_for_below(
-        self, place: _Place, node: int, mode: int, rewritten: int, covers: bool, waits: Waits
+        self,
+        state: _ChannelState,
+        node: Node,
+        is_write: bool,
+        superseded_before: Node,
+        covers: bool,
+        waits: Waits,
     ) -> None:
-        summed = place.below[mode]
-        if summed is None:
-            summed = place.below[mode] = _Sum(place.descendants())
-        below = self._without(summed.waits(mode), rewritten)
-        if len(below) > _CROWD and not covers and node not in below:
+        combined = state.below[is_write]
+        if combined is None:
+            combined = state.below[is_write] = _FrontierBelow(state.descendants())
+        below = self._without_superseded(combined.waits(is_write), superseded_before)
+        if len(below) > _MAX_FRONTIER_NODES and not covers and node not in below:
             self._put_behind_barrier(below, node)
-            summed.absorb(below)
+            combined.put_behind(below)
         _merge(below, waits)
 
-    def _without(self, frontier: Waits, rewritten: int) -> Waits:
-        """Leave out writes up to the last that implies them, but not all that was before it."""
-        if rewritten < 0:
+    def _without_superseded(self, frontier: Waits, superseded_before: Node) -> Waits:
+        """Leave out the writes before a superseding write, but not the other accesses."""
+        if superseded_before < 0:
             return frontier
-        found = {}
-        for before, reason in frontier.items():
-            if reason & RAW and self._made.get(before, before) < rewritten:
-                reason &= ~RAW
-            if reason:
-                found[before] = reason
-        return found
+        remaining = {}
+        for before, why in frontier.items():
+            if why & RAW and self._made_at.get(before, before) < superseded_before:
+                why &= ~RAW
+            if why:
+                remaining[before] = why
+        return remaining
 
-    def _place(self, channel: Channel) -> _Place:
-        place = self._places.get(channel)
-        if place is None or place.dead:
-            above = next_above(channel)
-            parent = None if above is None else self._place(above)
-            place = self._places[channel] = _Place(parent)
+    def _state(self, channel: Channel) -> _ChannelState:
+        state = self._states.get(channel)
+        if state is None or state.detached:
+            above = parent_channel(channel)
+            parent = None if above is None else self._state(above)
+            state = self._states[channel] = _ChannelState(parent)
             if parent is not None:
-                parent.children.append(place)
-        return place
+                parent.children.append(state)
+        return state
 
-    def _put_behind_barrier(self, frontier: Waits, node: int) -> None:
-        # A node may meet itself here, if it accesses a place twice.
+    def _put_behind_barrier(self, frontier: Waits, node: Node) -> None:
+        # A node that accesses a channel twice finds itself in the frontier. It cannot be
+        # behind a barrier that it waits for.
         own = frontier.pop(node, None)
         reasons = 0
-        for reason in frontier.values():
-            reasons |= reason
+        for why in frontier.values():
+            reasons |= why
         barrier = self._new_barrier(dict(frontier))
-        self._made[barrier] = node
+        self._made_at[barrier] = node
         frontier.clear()
         frontier[barrier] = reasons
         if own is not None:
@@ -258,45 +314,45 @@ class HazardTracker:
 
 
 def _merge(new: Waits, waits: Waits) -> None:
-    for node, reason in new.items():
-        waits[node] = waits.get(node, 0) | reason
+    for node, why in new.items():
+        waits[node] = waits.get(node, 0) | why
 
 
-def _last_rewritten(place: _Place) -> int:
-    rewritten = place.rewritten
-    while place.parent is not None:
-        place = place.parent
-        rewritten = max(rewritten, place.rewritten)
-    return rewritten
+def _last_superseding_write(state: _ChannelState) -> Node:
+    last = state.last_superseding_write
+    while state.parent is not None:
+        state = state.parent
+        last = max(last, state.last_superseding_write)
+    return last
 
 
-def _cut_off_below(place: _Place) -> None:
-    dead = set(place.descendants())
-    for each in dead:
-        each.dead = True
-    place.children = []
-    place.below = [None, None]
-    above = place.parent
+def _detach_below(state: _ChannelState) -> None:
+    detached = set(state.descendants())
+    for each in detached:
+        each.detached = True
+    state.children = []
+    state.below = [None, None]
+    above = state.parent
     while above is not None:
-        for summed in above.below:
-            if summed is not None:
-                summed.without(dead)
+        for combined in above.below:
+            if combined is not None:
+                combined.remove(detached)
         above = above.parent
 
 
-def _tell_above(place: _Place, for_read_too: bool) -> None:
-    above = place.parent
+def _notify_above(state: _ChannelState, read_frontier_changed: bool) -> None:
+    above = state.parent
     while above is not None:
         for_read, for_write = above.below
-        if for_read is not None and for_read_too:
-            for_read.changed(place)
+        if for_read is not None and read_frontier_changed:
+            for_read.add_changed(state)
         if for_write is not None:
-            for_write.changed(place)
+            for_write.add_changed(state)
         above = above.parent
 
 
-def next_above(channel: Channel) -> Channel | None:
-    """Give the channel that covers this one and is next to it; None if there is none."""
+def parent_channel(channel: Channel) -> Channel | None:
+    """Return the channel directly above, which covers this one; None if there is none."""
     if channel.object.name is FILES.name:
         path = str(channel.key)
         directory = os.path.dirname(path)

@@ -1,4 +1,4 @@
-"""Turns a sequential program, a list of tasks, into its graph.
+"""Builds the graph of a sequential program, which is a list of tasks.
 
 Does not know what tasks do: only their names, their arguments and their accesses.
 """
@@ -13,22 +13,30 @@ from typing import Protocol
 from daskbatch.describe.access import FILES, WHOLE, Channel
 from daskbatch.errors import GraphError
 from daskbatch.plan.graph import Graph
-from daskbatch.plan.hazards import ARG, NEEDS, WAR, HazardTracker, Waits, next_above
+from daskbatch.plan.hazards import (
+    ARG,
+    NEEDS,
+    WAR,
+    HazardTracker,
+    Node,
+    Waits,
+    parent_channel,
+)
 
-#: A wait is only looked for behind nodes that themselves wait for no more than this many.
-_FEW = 8
+#: Implied waits are looked for only behind nodes that wait for at most this many nodes.
+_MAX_IMPLIED_LOOKUP = 8
 
 
-class Step(Protocol):
-    """What a task must tell about itself."""
+class PlannedTask(Protocol):
+    """The part of a task that a plan is made of."""
 
     @property
     def number(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property
-    def producers(self) -> Sequence[Step]:
-        """The tasks whose results are among its arguments."""
+    def producers(self) -> Sequence[PlannedTask]:
+        """The tasks whose results are arguments of this task."""
 
     @property
     def reads(self) -> Sequence[Channel]: ...
@@ -36,12 +44,12 @@ class Step(Protocol):
     def writes(self) -> Sequence[Channel]: ...
 
 
-def build_graph(steps: Sequence[Step]) -> Graph:
-    """Infer who must wait for whom.
+def build_graph(tasks: Sequence[PlannedTask]) -> Graph:
+    """Infer which tasks must wait for which.
 
     Parameters
     ----------
-    steps : sequence of Step
+    tasks : sequence of PlannedTask
         The tasks in the order of the sequential program.
 
     Raises
@@ -49,85 +57,85 @@ def build_graph(steps: Sequence[Step]) -> Graph:
     GraphError
         A task is in the list twice, or takes the result of a later one.
     """
-    position = _positions(steps)
-    waits: dict[int, Waits] = {}
-    overwrites: dict[int, list[int]] = {}
-    order: list[int] = []
-    barriers = 0
+    position = _positions(tasks)
+    waits: dict[Node, Waits] = {}
+    overwrites: dict[Node, list[Node]] = {}
+    order: list[Node] = []
+    barrier_count = 0
 
-    def new_barrier(before: Waits) -> int:
-        nonlocal barriers
-        barrier = len(steps) + barriers
-        barriers += 1
+    def new_barrier(before: Waits) -> Node:
+        nonlocal barrier_count
+        barrier = len(tasks) + barrier_count
+        barrier_count += 1
         waits[barrier] = before
         order.append(barrier)
         return barrier
 
     @cache
-    def again(position: int) -> bool:
-        return may_run_again(steps[position])
+    def can_rerun(node: Node) -> bool:
+        return may_run_again(tasks[node])
 
     tracker = HazardTracker(new_barrier)
-    for node, step in enumerate(steps):
-        found = tracker.add(node, step.reads, step.writes) if step.reads or step.writes else {}
-        if step.writes:
+    for node, task in enumerate(tasks):
+        found = tracker.add(node, task.reads, task.writes) if task.reads or task.writes else {}
+        if task.writes:
             overwritten = [
                 before
                 for before, why in found.items()
-                if why & WAR and (before >= len(steps) or again(before))
+                if why & WAR and (before >= len(tasks) or can_rerun(before))
             ]
             if overwritten:
                 overwrites[node] = overwritten
-        for producer in step.producers:
+        for producer in task.producers:
             before = position.get(producer.number)
             if before is None:
-                continue  # of an earlier submission
+                continue  # it belongs to an earlier submission
             if before >= node:
-                raise GraphError(_backwards(steps, node, before))
+                raise GraphError(_producer_comes_later(tasks, node, before))
             found[before] = found.get(before, 0) | ARG
         order.append(node)
         if found:
             waits[node] = without_implied(found, waits)
-    return Graph([step.name for step in steps], waits, order, overwrites)
+    return Graph([task.name for task in tasks], waits, order, overwrites)
 
 
-def may_run_again(step: Step) -> bool:
-    """Say whether running a task a second time gives what the first time gave.
+def may_run_again(task: PlannedTask) -> bool:
+    """Return whether a second run of a task has the same effects as the first one.
 
-    It does if the task writes nothing that it reads, as long as what it reads is the same.
+    It has if the task writes nothing that it reads, as long as what it reads has not changed.
     """
-    if not step.writes or not step.reads:
+    if not task.writes or not task.reads:
         return True
-    return not any(shared_channels(step.reads, step.writes))
+    return not any(shared_channels(task.reads, task.writes))
 
 
 def shared_channels(
     some: Sequence[Channel], others: Sequence[Channel]
 ) -> Iterator[tuple[Channel, Channel]]:
-    """Give the pairs of channels that are equal, or of which one covers the other."""
+    """Yield the pairs of channels that are equal, or of which one covers the other."""
     if not some or not others:
         return
-    known = set(others)
+    candidates = set(others)
     for channel in some:
-        for above in _lineage(channel):
-            if above in known:
+        for above in _with_parents(channel):
+            if above in candidates:
                 yield channel, above
-    known = set(some)
+    candidates = set(some)
     for channel in others:
-        for above in _lineage(channel):
-            if above in known and above != channel:
+        for above in _with_parents(channel):
+            if above in candidates and above != channel:
                 yield above, channel
 
 
 def overlap(some: Iterable[Channel], others: Iterable[Channel]) -> bool:
-    """Say whether a channel is equal to one of the others, or one covers the other.
+    """Return whether a channel is equal to one of the others, or one covers the other.
 
-    Without looking anything up: this is for many small sets against one.
+    Compares all pairs, and builds no set: for the case of many small sets against one.
     """
-    return any(_meet(one, other) for one in some for other in others)
+    return any(_overlaps(one, other) for one in some for other in others)
 
 
-def _meet(one: Channel, other: Channel) -> bool:
+def _overlaps(one: Channel, other: Channel) -> bool:
     if one.object.name is FILES.name:
         if other.object.name is not FILES.name:
             return False
@@ -142,43 +150,51 @@ def _is_below(path: str, directory: str) -> bool:
     return path.startswith(directory if directory.endswith(os.sep) else directory + os.sep)
 
 
-def _lineage(channel: Channel | None) -> Iterator[Channel]:
+def _with_parents(channel: Channel | None) -> Iterator[Channel]:
     while channel is not None:
         yield channel
-        channel = next_above(channel)
+        channel = parent_channel(channel)
 
 
-def _positions(steps: Sequence[Step]) -> dict[int, int]:
-    position = {step.number: node for node, step in enumerate(steps)}
-    if len(position) < len(steps):
+def _positions(tasks: Sequence[PlannedTask]) -> dict[int, Node]:
+    position = {task.number: node for node, task in enumerate(tasks)}
+    if len(position) < len(tasks):
         seen: set[int] = set()
-        for node, step in enumerate(steps):
-            if step.number in seen:
+        for node, task in enumerate(tasks):
+            if task.number in seen:
                 raise GraphError(
-                    f"task {step.name!r} is in the list twice, the second time at position {node}; "
+                    f"task {task.name!r} is in the list twice, the second time at position {node}; "
                     "make a second task to run it a second time"
                 )
-            seen.add(step.number)
+            seen.add(task.number)
     return position
 
 
-def _backwards(steps: Sequence[Step], node: int, producer: int) -> str:
+def _producer_comes_later(tasks: Sequence[PlannedTask], node: Node, producer: Node) -> str:
     if node == producer:
-        return f"task {steps[node].name!r} takes its own result"
+        return f"task {tasks[node].name!r} takes its own result"
     return (
-        f"task {steps[node].name!r} (position {node}) takes the result of "
-        f"{steps[producer].name!r} (position {producer}), which comes later in the list; "
-        f"put {steps[producer].name!r} first"
+        f"task {tasks[node].name!r} (position {node}) takes the result of "
+        f"{tasks[producer].name!r} (position {producer}), which comes later in the list; "
+        f"put {tasks[producer].name!r} first"
     )
 
 
-def without_implied(found: Waits, waits: dict[int, Waits]) -> Waits:
-    """Leave out what only keeps an order that another wait keeps already."""
+def without_implied(found: Waits, waits: dict[Node, Waits]) -> Waits:
+    """Leave out waits that only keep an order which another wait implies.
+
+    Parameters
+    ----------
+    found : dict
+        What one node waits for, with the reasons.
+    waits : dict
+        What the nodes before it wait for.
+    """
     if len(found) < 2 or all(why & NEEDS for why in found.values()):
         return found
     implied: set[int] = set()
     for before in found:
         behind = waits.get(before)
-        if behind and len(behind) <= _FEW:
+        if behind and len(behind) <= _MAX_IMPLIED_LOOKUP:
             implied.update(behind)
     return {before: why for before, why in found.items() if why & NEEDS or before not in implied}

@@ -1,59 +1,25 @@
-"""Draws a graph: a picture by layers, or whatever Graphviz makes of it.
+"""Draws a graph as SVG: a text; writing it to a file is up to the caller.
 
-Does not know tasks; nodes have names, edges have reasons.
+Does not know tasks: nodes have names, edges have reasons.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections import defaultdict
 from html import escape
-from pathlib import Path
 
-from daskbatch.errors import SpecError
 from daskbatch.plan.graph import Graph
 
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 120, 26, 60, 12
+_NODE_WIDTH, _NODE_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 120, 26, 60, 12, 8
+_MAX_LABEL_LETTERS = 18
 _NOT_IN_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 _COLOURS = {"argument": "#2b6cb0", "RAW": "#2f855a", "WAR": "#c05621", "WAW": "#9b2c2c"}
-
-
-def draw(graph: Graph, path: Path) -> Path:
-    """Draw a graph into a file, in the format that its name asks for.
-
-    Raises
-    ------
-    SpecError
-        The format is unknown, or needs Graphviz, which is not installed.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".dot":
-        path.write_text(graph.to_dot(), encoding="utf-8")
-    elif suffix == ".svg":
-        path.write_text(to_svg(graph), encoding="utf-8")
-    else:
-        _graphviz(graph, path, suffix.removeprefix("."))
-    return path
-
-
-def _graphviz(graph: Graph, path: Path, form: str) -> None:
-    dot = shutil.which("dot")
-    if dot is None:
-        raise SpecError(
-            f"to draw {path.name}, Graphviz's 'dot' must be installed; {path.stem}.svg and "
-            f"{path.stem}.dot can be made without it"
-        )
-    done = subprocess.run(
-        [dot, f"-T{form}", "-o", path], input=graph.to_dot(), text=True, capture_output=True
-    )
-    if done.returncode:
-        raise SpecError(f"Graphviz cannot draw {path.name}: {done.stderr.strip()}")
+_OTHER_COLOUR = "#718096"
 
 
 def to_svg(graph: Graph) -> str:
-    """Draw a graph from left to right: each node one layer behind the last that it waits for.
+    """Draw a graph from left to right, each node one layer after the last that it waits for.
 
     Examples
     --------
@@ -62,38 +28,41 @@ def to_svg(graph: Graph) -> str:
     """
     layers: dict[int, int] = {}
     rows: defaultdict[int, int] = defaultdict(int)
-    places: dict[int, tuple[int, int]] = {}
+    corners: dict[int, tuple[int, int]] = {}
     for node in graph.order:
         layer = 1 + max((layers[before] for before in graph.waits.get(node, {})), default=-1)
         layers[node] = layer
-        places[node] = (layer * (_WIDTH + _GAP_X), rows[layer] * (_HEIGHT + _GAP_Y))
+        x, y = layer * (_NODE_WIDTH + _GAP_X), rows[layer] * (_NODE_HEIGHT + _GAP_Y)
+        corners[node] = x, y
         rows[layer] += 1
-    width = len(rows) * (_WIDTH + _GAP_X) + 8
-    height = max(rows.values(), default=0) * (_HEIGHT + _GAP_Y) + 8
+    width = len(rows) * (_NODE_WIDTH + _GAP_X) + _MARGIN
+    height = max(rows.values(), default=0) * (_NODE_HEIGHT + _GAP_Y) + _MARGIN
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{_MARGIN} -{_MARGIN} {width} {height}" '
         f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
     ]
     for edge in graph.edges():
-        (x1, y1), (x2, y2) = places[edge.before], places[edge.after]
-        x1, y1, y2 = x1 + _WIDTH, y1 + _HEIGHT // 2, y2 + _HEIGHT // 2
+        (x1, y1), (x2, y2) = corners[edge.before], corners[edge.after]
+        x1, y1, y2 = x1 + _NODE_WIDTH, y1 + _NODE_HEIGHT // 2, y2 + _NODE_HEIGHT // 2
         middle = (x1 + x2) // 2
-        colour = next((_COLOURS[name] for name in edge.reasons if name in _COLOURS), "#718096")
+        colours = (_COLOURS[name] for name in edge.reasons if name in _COLOURS)
+        colour = next(colours, _OTHER_COLOUR)
         lines.append(
             f'<path d="M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}" fill="none" '
             f'stroke="{colour}"><title>{" ".join(edge.reasons)}</title></path>'
         )
-    for node, (x, y) in places.items():
+    for node, (x, y) in corners.items():
         name = graph.name(node)
-        short = name if len(name) <= 18 else name[:17] + "…"
+        short = name if len(name) <= _MAX_LABEL_LETTERS else name[: _MAX_LABEL_LETTERS - 1] + "…"
         lines.append(
-            f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="5" fill="#edf2f7" '
-            f'stroke="#4a5568"><title>{_text(name)} ({node})</title></rect>'
-            f'<text x="{x + _WIDTH // 2}" y="{y + 17}" text-anchor="middle">{_text(short)}</text>'
+            f'<rect x="{x}" y="{y}" width="{_NODE_WIDTH}" height="{_NODE_HEIGHT}" rx="5" '
+            f'fill="#edf2f7" stroke="#4a5568"><title>{_as_xml(name)} ({node})</title></rect>'
+            f'<text x="{x + _NODE_WIDTH // 2}" y="{y + 17}" '
+            f'text-anchor="middle">{_as_xml(short)}</text>'
         )
     return "\n".join([*lines, "</svg>"])
 
 
-def _text(name: str) -> str:
-    """Write a name as XML can hold it."""
+def _as_xml(name: str) -> str:
+    """Escape a name, and replace characters that XML cannot hold."""
     return escape(_NOT_IN_XML.sub("\ufffd", name))

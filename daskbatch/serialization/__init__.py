@@ -1,4 +1,5 @@
-"""What is pickled, and how: functions, arguments, results and exceptions.
+"""Pickles functions, arguments, results and exceptions.
 
-Does not know tasks, workers or Dask. Nothing is imported here: a child process starts quickly.
+Knows neither tasks nor workers nor Dask. This file imports nothing, so that a child process starts
+quickly.
 """

@@ -1,7 +1,8 @@
-"""Finds what of an object keeps it from being pickled, and says where it is.
+"""Finds the part of an object that cannot be pickled, and says where it is.
 
-Does not know what the object is for. It is asked after pickling has failed, and not before: parts
-are tried one by one, or rather half by half.
+Called after pickling has failed, since it takes time: it pickles the parts of the object again, in
+halves, until it has found the innermost part that fails. It raises nothing, and stops after a few
+seconds. Any thread may call it.
 """
 
 from __future__ import annotations
@@ -10,43 +11,70 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
-from time import monotonic
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import safe_str
+from daskbatch.timeouts import Deadline
 
-#: How deep it is looked, and for how long it is looked deeper. Seconds.
-_DEPTH, _PATIENCE = 8, 5.0
+#: The search goes at most this deep, and goes no deeper after this time.
+_MAX_DEPTH, _SEARCH_TIMEOUT_SECONDS = 8, 5.0
 
 _ADVICE = ": make it inside the function"
 
-#: What Python says of things that belong to one process. Others have words of their own.
+#: The start of Python's message for objects that belong to one process, such as locks. Only there
+#: the advice is right: classes that refuse to be pickled have messages of their own.
 _BOUND_TO_PROCESS = "cannot pickle"
 
-#: Where something is, and what it is.
+#: A description of where a part is, and the part itself.
 _Part = tuple[str, Any]
 
 
 def kind_of(obj: object) -> str:
-    """Say what something is: a lock, an Event."""
+    """Return the name of an object's type with an article: ``a lock``, ``an Event``."""
     name = type(obj).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def hint_on_arguments(named: Mapping[str, Any], error: BaseException) -> str:
-    """Say which of some arguments cannot be sent, among which tasks may be; or nothing."""
+    """Return a hint on the argument that cannot be sent; empty if none is found.
+
+    Parameters
+    ----------
+    named : mapping
+        The arguments, by the names that messages have for them. There may be tasks among them.
+    error : BaseException
+        The error of pickling them.
+    """
     return _hint(named, named.items, error, True, _ADVICE)
 
 
 def hint_on_function(function: Callable[..., Any], error: BaseException) -> str:
-    """Say what a function that cannot be sent brings along; or nothing."""
+    """Return a hint on what a function refers to and cannot be sent; empty if none is found.
+
+    Parameters
+    ----------
+    function : callable
+        The function that cannot be sent.
+    error : BaseException
+        The error of pickling it.
+    """
     return _hint(function, lambda: _parts_of("", function, "function"), error, False, _ADVICE)
 
 
 def hint_on_value(name: str, value: object, error: BaseException) -> str:
-    """Say what in a value cannot be sent; nothing if it is the value as a whole."""
+    """Return a hint on the part of a value that cannot be sent; empty if it is the whole value.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the value.
+    value : object
+        The value that cannot be sent.
+    error : BaseException
+        The error of pickling it.
+    """
     return _hint(value, lambda: _parts_of(name, value), error, False, "")
 
 
@@ -58,26 +86,26 @@ def _hint(
     advice: str,
 ) -> str:
     found: _Part | None = None
-    with contextlib.suppress(Exception):  # to look at an object may run anything
+    with contextlib.suppress(Exception):  # looking at an object may run any code
         found = _find(parts(), tasks, {id(whole)})
     if found is None:
         return ""
-    where, culprit = found
-    if isinstance(culprit, Future):
+    where, part = found
+    if isinstance(part, Future):
         advice = " of another executor: give its result()"
     elif _BOUND_TO_PROCESS not in safe_str(error):
         advice = ""
-    return f"; it is {where}, {kind_of(culprit)}{advice}"
+    return f"; it is {where}, {kind_of(part)}{advice}"
 
 
 def _find(parts: Iterable[_Part], tasks: bool, seen: set[int]) -> _Part | None:
     """Find the innermost part that cannot be pickled."""
     found: _Part | None = None
-    end = monotonic() + _PATIENCE
-    for _ in range(_DEPTH):
-        if monotonic() > end:
+    deadline = Deadline(_SEARCH_TIMEOUT_SECONDS)
+    for _ in range(_MAX_DEPTH):
+        if deadline.passed:
             break
-        part = _first_bad([each for each in parts if id(each[1]) not in seen], tasks)
+        part = _first_failing([each for each in parts if id(each[1]) not in seen], tasks)
         if part is None:
             break
         found = part
@@ -88,7 +116,8 @@ def _find(parts: Iterable[_Part], tasks: bool, seen: set[int]) -> _Part | None:
     return found
 
 
-def _first_bad(parts: list[_Part], tasks: bool) -> _Part | None:
+def _first_failing(parts: list[_Part], tasks: bool) -> _Part | None:
+    """Find the first part that cannot be pickled, by halving the list."""
     while parts:
         half = parts[: (len(parts) + 1) // 2]
         if pickling.can_be_pickled([obj for _, obj in half], tasks):
@@ -101,10 +130,10 @@ def _first_bad(parts: list[_Part], tasks: bool) -> _Part | None:
 
 
 def _parts_of(where: str, obj: Any, name: str = "") -> list[_Part]:
-    """Give what is pickled with an object."""
+    """Return the parts that are pickled with an object, each with where it is."""
     if isinstance(obj, FunctionType):
-        there = f"{where}, there " if where else ""
-        return [(f"{there}{what}", each) for what, each in _brought_along(obj)]
+        inside = f"{where}, there " if where else ""
+        return [(f"{inside}{what}", each) for what, each in _references_of(obj)]
     where = where or name
     if isinstance(obj, Mapping) and type(obj).__module__ in ("builtins", "collections"):
         found = [(f"a key of {where}", key) for key in obj]
@@ -121,11 +150,12 @@ def _parts_of(where: str, obj: Any, name: str = "") -> list[_Part]:
     return [(f"{where}.{what}", each) for what, each in _state_of(obj)]
 
 
-def _brought_along(function: FunctionType) -> Iterator[_Part]:
+def _references_of(function: FunctionType) -> Iterator[_Part]:
+    """Yield what is pickled with a function: its variables, defaults and attributes."""
     code = function.__code__
-    for name, record in zip(code.co_freevars, function.__closure__ or (), strict=True):
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield f"the closure variable {name}", record.cell_contents
+            yield f"the closure variable {name}", cell.cell_contents
         except ValueError:  # it has no value yet
             continue
     for name in sorted(_globals_of(code) & function.__globals__.keys()):
@@ -139,7 +169,7 @@ def _brought_along(function: FunctionType) -> Iterator[_Part]:
 
 
 def _globals_of(code: CodeType) -> set[str]:
-    import dis  # which is seldom needed
+    import dis  # not at the top: it is seldom needed, and children start quickly without it
 
     found = {each.argval for each in dis.get_instructions(code) if "_GLOBAL" in each.opname}
     for constant in code.co_consts:

@@ -1,6 +1,7 @@
-"""Exceptions as they travel: pickled so that they can surely be unpickled, with their traceback.
+"""Pickles exceptions with their tracebacks, so that every other process can unpickle them.
 
-Does not know how a task is run, or what a client makes of its exception.
+Also puts objects and errors of the operating system into words. Any thread may call any of it;
+`pack_error` raises nothing.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import cloudpickle
-
 from daskbatch.errors import SerializationError
-from daskbatch.serialization import pickling
+from daskbatch.serialization import by_value, pickling
 
 
 def pack_error(
     error: BaseException, label: str, hidden_frames: int = 1, heading: str = ""
 ) -> bytes:
-    """Pickle an exception and its traceback so that they surely can be unpickled.
+    """Pickle an exception and its traceback, and make sure that they can be unpickled.
+
+    An exception that cannot be sent is replaced by a `SerializationError` with its text.
 
     Parameters
     ----------
     error : BaseException
-        With the traceback that it was caught with.
+        The exception, with the traceback that it was caught with.
     label : str
-        The task's name, for the message if the exception cannot travel.
+        The task's name, for the message if the exception cannot be sent.
     hidden_frames : int
-        How many frames at the start of the traceback are ours and of no interest.
+        The number of frames at the start of the traceback that belong to daskbatch.
     heading : str
-        What stands above the traceback.
+        A text to write above the traceback.
     """
     start = error.__traceback__
     for _ in range(hidden_frames):
@@ -50,17 +51,17 @@ def pack_error(
 
 
 def unpack_error(data: bytes, heading: str = "") -> BaseException:
-    """Undo `pack_error`: the exception, with the worker's traceback as its cause.
+    """Undo `pack_error`: return the exception, with the worker's traceback as its cause.
 
     Parameters
     ----------
     data : bytes
         The packed exception.
     heading : str
-        What stands above the traceback: the exception itself, which is the user's, stays as it
-        was raised.
+        A text to write above the traceback. The exception itself stays as the user's code
+        raised it.
     """
-    # As `concurrent.futures` does, whose class tools know. Not at the top: workers start
+    # The class of `concurrent.futures`, since tools know it. Not at the top: workers start
     # faster without it.
     from concurrent.futures.process import _RemoteTraceback
 
@@ -71,7 +72,15 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
 
 
 def safe_str(value: object, words: Callable[[object], str] = str) -> str:
-    """Put an object into words, also if its own way to do so fails."""
+    """Return an object's text, even if its own ``__str__`` or ``__repr__`` fails.
+
+    Parameters
+    ----------
+    value : object
+        Any object.
+    words : callable
+        `str` or `repr`.
+    """
     try:
         return words(value)
     except Exception as error:
@@ -79,13 +88,29 @@ def safe_str(value: object, words: Callable[[object], str] = str) -> str:
 
 
 def reworded(error: OSError, said: str) -> OSError:
-    """Give an error of the system other words; its type, its number and its file stay."""
-    made = OSError(error.errno, said, error.filename)
-    return made.with_traceback(error.__traceback__)
+    """Return an `OSError` with another text, but the same type, number, file and traceback.
+
+    Parameters
+    ----------
+    error : OSError
+        The error to copy.
+    said : str
+        The new text.
+    """
+    copy = OSError(error.errno, said, error.filename)
+    return copy.with_traceback(error.__traceback__)
 
 
-def not_to_be_had(what: str, error: OSError) -> OSError:
-    """Say what it is that a task was to be given, and cannot be."""
+def unusable_path_error(what: str, error: OSError) -> OSError:
+    """Return an `OSError` that says which file or directory of a task cannot be used, and why.
+
+    Parameters
+    ----------
+    what : str
+        What the task needs it for, and its path.
+    error : OSError
+        The error of using it.
+    """
     how = f"cannot be used: {error.strerror}"
     if isinstance(error, FileNotFoundError):
         how = "does not exist"
@@ -94,18 +119,18 @@ def not_to_be_had(what: str, error: OSError) -> OSError:
     return reworded(error, f"{what} {how}")
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles exceptions, wherever they stand, by type, arguments and attributes.
+class _Pickler(by_value.Pickler):
+    """Pickles all exceptions within an object by type, arguments and attributes.
 
-    Their own way fails where ``__init__`` does not take what it passes on. And where Dask
-    is, it is not their own: Dask lets tblib replace it, with something that loses the
-    fields of built-in types.
+    Python's own way fails for classes whose ``__init__`` takes other arguments than those that it
+    passes to its base class. And in a process with Dask it is not Python's own way: Dask lets
+    tblib replace it by one that loses the fields of built-in exceptions.
     """
 
     def __init__(self, file: io.BytesIO, states: dict[int, dict[str, object]]) -> None:
         super().__init__(file, pickling.PROTOCOL)
-        #: What can be sent of the exceptions met so far, by their ids: they may refer to
-        #: each other, and to themselves.
+        #: The attributes that can be sent, of the exceptions found so far, by their ids:
+        #: exceptions may refer to each other, and to themselves.
         self._states = states
 
     def reducer_override(self, obj: Any) -> Any:
@@ -117,7 +142,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 state = self._states[id(obj)] = {}
                 whole = {**_slots_of(obj), **(more[0] if more else {})}
                 state.update(_sendable(whole, self._states))
-            # The state comes last, when what refers back to the exception can be resolved.
+            # The state is loaded last, when references back to the exception can be resolved.
             return _rebuild, (type(obj), arguments, obj.args), state, None, None, _restore
         return super().reducer_override(obj)
 
@@ -129,7 +154,7 @@ def _dumps(obj: object, states: dict[int, dict[str, object]] | None = None) -> b
 
 
 def _reduces_itself(kind: type) -> bool:
-    """Say whether a Python class of the user's brings its own way of pickling along."""
+    """Return whether a class above the built-in ones defines how it is pickled."""
     own = kind.__mro__[: kind.__mro__.index(_built_in_base(kind))]
     return any("__reduce__" in vars(each) or "__reduce_ex__" in vars(each) for each in own)
 
@@ -147,15 +172,15 @@ def _slots_of(error: BaseException) -> dict[str, object]:
 def _sendable(
     state: Mapping[str, object], states: dict[int, dict[str, object]]
 ) -> dict[str, object]:
-    """Leave out attributes that cannot be sent: type and arguments are what counts."""
-    found = {}
+    """Leave out attributes that cannot be sent: the type and the arguments matter more."""
+    sendable = {}
     for name, value in state.items():
         try:
             _dumps(value, states)
         except Exception:
             continue
-        found[name] = value
-    return found
+        sendable[name] = value
+    return sendable
 
 
 def _rebuild(

@@ -1,9 +1,29 @@
-"""The globals that functions which are sent by value have together, in each process.
+"""Shared module globals for functions that are pickled by value.
 
-Does not know whose functions they are. By itself cloudpickle gives each function that it loads
-globals of its own, as they were where it came from: what one sets, no other one sees. In a
-*space* there is one set of them for each module, and one copy of each class, as if the module
-had been imported; and what has been set here stays, until it is changed where it came from.
+cloudpickle gives each function that it unpickles its own globals, with the values of the sender:
+what one function sets, no other function sees. In a *namespace*, functions of the same module share
+one dictionary of globals and one copy of each class, as if the module had been imported. Values
+that are set here persist until the sender's value changes, which is detected by comparing digests.
+
+An executor has one namespace in each process, with its id as the name, so that its initializer can
+set globals for its functions. Any number of threads may load into one namespace. When two of them
+load the same function or class for the first time, one dictionary and one class win.
+
+A new version of cloudpickle
+----------------------------
+This module replaces private functions of cloudpickle 3.1: those that a pickle names, and that make
+and fill functions, classes and enums when it is loaded. ``pyproject.toml`` allows 3.1.x only. To
+allow 3.2:
+
+1. Compare these names in ``cloudpickle/cloudpickle.py`` of both versions: ``_make_function``,
+   ``_make_skeleton_class``, ``_make_skeleton_enum``, ``_function_setstate``, ``_class_setstate``,
+   ``_DYNAMIC_CLASS_TRACKER_BY_ID`` and ``_DYNAMIC_CLASS_TRACKER_BY_CLASS``.
+2. A reducer of a function or class must still return six items, with one of the first three names
+   at position 0, and one of the two ``_setstate`` functions at position 5. `Pickler` reads that.
+3. The state of a function must still be a pair whose second item has ``__globals__``. The arguments
+   of ``_make_skeleton_class`` and ``_make_skeleton_enum`` must still end with the tracker's id and
+   one more item: `_make_class` and `_make_enum` read these.
+4. Run ``tests/unit/serialization`` and ``tests/integration/test_executor_initializer.py``.
 """
 
 from __future__ import annotations
@@ -20,121 +40,136 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
-#: Types whose objects are not changed once they are made. What is defined counts as such.
-_FIXED = (
+from daskbatch.serialization import by_value
+
+#: Types whose objects do not change after they are made. Functions, modules and classes count as
+#: such: what they hold is compared in other ways.
+_IMMUTABLE = (
     *(type(None), bool, int, float, complex, str, bytes),
     *(FunctionType, BuiltinFunctionType, ModuleType, type),
 )
 
-#: What comes into a class by itself.
+#: Attributes that Python itself adds to a class.
 _CACHES = {"__slotnames__", "__annotations_cache__"}
 
 _NOTHING = object()
 
-# What cloudpickle knows classes by.
-_BY_TRACKER = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-_TRACKERS = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+#: cloudpickle's own registers of classes: by the id that it sends, and the reverse.
+_CLASS_BY_TRACKER = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+_TRACKER_BY_CLASS = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
 
-#: The classes that are of a space.
+#: The classes that belong to a namespace.
 _owned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class Namespace:
-    """What functions of one origin share in this process."""
+    """The globals and classes that functions of one origin share in this process."""
 
     def __init__(self) -> None:
         self._modules: dict[str, dict[str, Any]] = {}
-        #: What came from elsewhere last, and its mark; by module and name.
-        self._brought: dict[tuple[str, str], tuple[Any, str | None]] = {}
+        #: The value that was received last, and its digest; by module and name.
+        self._received: dict[tuple[str, str], tuple[Any, str | None]] = {}
         self._classes: dict[str, type] = {}
-        self._marks: dict[type, int] = {}
+        self._class_marks: dict[type, int] = {}
 
-    def globals_of(self, module: str) -> dict[str, Any]:
-        """Give the globals of a module."""
+    def module_globals(self, module: str) -> dict[str, Any]:
+        """Return the globals of a module."""
         return self._modules.setdefault(module, {})
 
-    def news(
-        self, module: str, brought: Mapping[str, Any], marks: Mapping[str, str]
+    def changed_globals(
+        self, module: str, received: Mapping[str, Any], digests: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Say which of the globals that a function brings along are to be put here.
+        """Return the received globals that must overwrite local ones; records them as received.
+
+        These are the ones that are new, or that differ from the last one received, unless a
+        function has set the local one since.
 
         Parameters
         ----------
         module : str
-            Its module.
-        brought : mapping
-            They.
-        marks : mapping
-            The marks of those that can be changed. One with the same mark as before is not new:
-            the one that is here may have been changed by what runs here.
+            The name of the function's module.
+        received : mapping
+            The globals that a function was sent with.
+        digests : mapping
+            For those of them that can be changed in place: their digests. One with the same digest
+            as before is not new: functions that run here may have changed the local one.
         """
-        here = self.globals_of(module)
-        new = {}
-        for name, value in brought.items():
-            mark = marks.get(name)
-            if name in here:
-                before, had = self._brought.get((module, name), (_NOTHING, None))
-                if here[name] is not before or (mark is not None and mark == had):
+        local = self.module_globals(module)
+        changed = {}
+        for name, value in received.items():
+            digest = digests.get(name)
+            if name in local:
+                last, last_digest = self._received.get((module, name), (_NOTHING, None))
+                if local[name] is not last or (digest is not None and digest == last_digest):
                     continue  # it has been set here, or is the same as before
-            new[name] = value
-            self._brought[module, name] = value, mark
-        return new
+            changed[name] = value
+            self._received[module, name] = value, digest
+        return changed
 
     def class_of(self, tracker: str, make: Callable[[], type]) -> type:
-        """Give the copy of a class that is here, or make it.
+        """Return this namespace's copy of a class; makes it if there is none.
 
         Parameters
         ----------
         tracker : str
-            What cloudpickle knows it by, in all processes.
+            The id by which cloudpickle identifies the class in all processes.
         make : callable
-            Makes one that cloudpickle does not know.
+            Makes a class that cloudpickle does not know.
         """
         found = self._classes.get(tracker)
         if found is None:
-            # What is loaded in other ways is of the same class, unless that is another space's.
-            found = _BY_TRACKER.get(tracker)
+            # An object that is loaded outside of namespaces has the same class, unless that
+            # class belongs to another namespace.
+            found = _CLASS_BY_TRACKER.get(tracker)
             if found is None or found in _owned:
                 made = make()
-                found = _BY_TRACKER.setdefault(tracker, made)
+                found = _CLASS_BY_TRACKER.setdefault(tracker, made)
                 if found in _owned:
                     found = made
-            _TRACKERS[found] = tracker
+            _TRACKER_BY_CLASS[found] = tracker
             _owned.add(found)
             found = self._classes.setdefault(tracker, found)
         return found
 
-    def is_new(self, kind: type, mark: int | None) -> bool:
-        """Say whether a class is other than it was when it came last, and take that in."""
-        had = self._marks.get(kind)
-        if had is not None and mark in (None, had):
+    def has_changed(self, kind: type, mark: int | None) -> bool:
+        """Return whether a class differs from the one that was received last; records its mark.
+
+        Parameters
+        ----------
+        kind : type
+            The class.
+        mark : int, optional
+            The sender's mark of the class, see `_mark_of_class`; None if it sent none.
+        """
+        last = self._class_marks.get(kind)
+        if last is not None and mark in (None, last):
             return False
-        self._marks[kind] = mark or 0
+        self._class_marks[kind] = mark or 0
         return True
 
 
-_spaces: dict[str, Namespace] = {}
+_namespaces: dict[str, Namespace] = {}
 
 
-def space(name: str) -> Namespace:
-    """Give a space of this process."""
-    return _spaces.setdefault(name, Namespace())
+def get_namespace(name: str) -> Namespace:
+    """Return a namespace of this process; makes it if there is none."""
+    return _namespaces.setdefault(name, Namespace())
 
 
 def forget(name: str) -> None:
-    """Let go of a space."""
-    _spaces.pop(name, None)
+    """Remove a namespace from this process."""
+    _namespaces.pop(name, None)
 
 
-class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles so that what has to go by value is loaded into a space.
+class Pickler(by_value.Pickler):
+    """Pickles so that what travels by value is loaded into a namespace.
 
     Parameters
     ----------
     file : BytesIO
-        Where the bytes go.
+        The file that receives the bytes.
     name : str
-        The space.
+        The name of the namespace.
     protocol, buffer_callback
         See `pickle.Pickler`.
     """
@@ -148,31 +183,32 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     ) -> None:
         super().__init__(file, protocol, buffer_callback)
         self._protocol = protocol
-        # One object each, which is pickled once.
+        # One object for each function, so that the pickle holds it once.
         self._make = {make: partial(own, name) for make, own in _MAKE.items()}
-        self._set = {
+        self._set_state = {
             _cloudpickle._function_setstate: partial(_set_function, name),
             _cloudpickle._class_setstate: partial(_set_class, name),
         }
 
     def reducer_override(self, obj: Any) -> Any:
-        made = super().reducer_override(obj)
-        if not isinstance(made, tuple) or made[0] not in self._make:
-            return made  # it goes by reference, or is nothing of the kind
-        make, args, state, items, more, set_state = made
-        marks = _mark_of_class(obj) if isinstance(obj, type) else self._marks(state)
-        return self._make[make], args, (state, marks), items, more, self._set[set_state]
+        reduced = super().reducer_override(obj)
+        if not isinstance(reduced, tuple) or reduced[0] not in self._make:
+            return reduced  # it travels by reference, or is neither a function nor a class
+        make, args, state, items, more, set_state = reduced
+        mark = _mark_of_class(obj) if isinstance(obj, type) else self._digests(state)
+        return self._make[make], args, (state, mark), items, more, self._set_state[set_state]
 
-    def _marks(self, state: Any) -> dict[str, str]:
-        """Mark the globals of a function that can be changed."""
+    def _digests(self, state: Any) -> dict[str, str]:
+        """Return the digests of those globals of a function that can be changed in place."""
         found = state[1]["__globals__"].items()
-        some = [(name, value) for name, value in found if not isinstance(value, _FIXED)]
+        some = [(name, value) for name, value in found if not isinstance(value, _IMMUTABLE)]
+        # Not by this package's pickler: the digest must not depend on the names of files.
         data = {name: cloudpickle.dumps(value, self._protocol) for name, value in some}
         return {name: hashlib.blake2b(b, digest_size=16).hexdigest() for name, b in data.items()}
 
 
 def _mark_of_class(kind: type) -> int:
-    """Say by a number what a class is like: another one, if something of it was replaced."""
+    """Return a number for the attributes of a class: another one if an attribute was replaced."""
     found = [
         (name, value if isinstance(value, (int, float, str)) else id(value))
         for name, value in vars(kind).items()
@@ -182,73 +218,85 @@ def _mark_of_class(kind: type) -> int:
 
 
 class _Unpickler(pickle.Unpickler):
+    """Loads into a namespace what was pickled without one."""
+
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data))
-        self._space = name
+        self._name = name
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         if module == _cloudpickle.__name__:
-            own = _OWN.get(found)
-            return found if own is None else partial(own, self._space)
+            own = _REPLACEMENTS.get(found)
+            return found if own is None else partial(own, self._name)
         return found
 
 
 def loads(data: bytes, name: str) -> Any:
-    """Load into a space what was pickled for none; nothing in it is news there."""
+    """Load into a namespace what was pickled without one; it overwrites nothing there.
+
+    Parameters
+    ----------
+    data : bytes
+        The pickle.
+    name : str
+        The name of the namespace.
+    """
     return _Unpickler(data, name).load()
 
 
-# What is called to load. Cloudpickle makes an empty object first, then says what is in it.
+# The functions below are named in pickles, and are called when these are loaded. As cloudpickle
+# does, one function makes an empty object, and a second one fills it.
 
 
 def _make_function(name: str, code: Any, base: dict[str, Any], *rest: Any) -> FunctionType:
     module = base.get("__name__")
     if isinstance(module, str):
-        here = space(name).globals_of(module)
+        local = get_namespace(name).module_globals(module)
         for each, value in base.items():
-            here.setdefault(each, value)
-        base = here
+            local.setdefault(each, value)
+        base = local
     made: FunctionType = _cloudpickle._make_function(code, base, *rest)
     return made
 
 
 def _set_function(name: str, function: FunctionType, marked: tuple[Any, dict[str, str]]) -> None:
-    state, marks = marked
+    state, digests = marked
     module = function.__globals__.get("__name__")
     if isinstance(module, str):
-        brought = state[1]["__globals__"]
-        state[1]["__globals__"] = space(name).news(module, brought, marks)
+        received = state[1]["__globals__"]
+        changed = get_namespace(name).changed_globals(module, received, digests)
+        state[1]["__globals__"] = changed
     _cloudpickle._function_setstate(function, state)
 
 
 def _set_unmarked_function(name: str, function: FunctionType, state: Any) -> None:
-    brought = state[1]["__globals__"]
-    here = function.__globals__
-    state[1]["__globals__"] = {each: v for each, v in brought.items() if each not in here}
+    received = state[1]["__globals__"]
+    local = function.__globals__
+    state[1]["__globals__"] = {each: v for each, v in received.items() if each not in local}
     _cloudpickle._function_setstate(function, state)
 
 
 def _make_class(name: str, *args: Any) -> type:
     *first, tracker, extra = args
     make = partial(_cloudpickle._make_skeleton_class, *first, None, extra)
-    return space(name).class_of(tracker, make)
+    return get_namespace(name).class_of(tracker, make)
 
 
 def _make_enum(name: str, *args: Any) -> type:
     *first, tracker, extra = args
     make = partial(_cloudpickle._make_skeleton_enum, *first, None, extra)
-    return space(name).class_of(tracker, make)
+    return get_namespace(name).class_of(tracker, make)
 
 
 def _set_class(name: str, kind: type, marked: tuple[Any, int]) -> None:
     state, mark = marked
-    if space(name).is_new(kind, mark):
+    if get_namespace(name).has_changed(kind, mark):
         _cloudpickle._class_setstate(kind, state)
 
 
 def _set_unmarked_class(name: str, kind: type, state: Any) -> None:
-    if space(name).is_new(kind, None):
+    if get_namespace(name).has_changed(kind, None):
         _cloudpickle._class_setstate(kind, state)
 
 
@@ -257,7 +305,9 @@ _MAKE: dict[Any, Callable[..., Any]] = {
     _cloudpickle._make_skeleton_class: _make_class,
     _cloudpickle._make_skeleton_enum: _make_enum,
 }
-_OWN: dict[Any, Callable[..., Any]] = {
+
+#: For a pickle made without a namespace: what is called in place of cloudpickle's functions.
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     **_MAKE,
     _cloudpickle._function_setstate: _set_unmarked_function,
     _cloudpickle._class_setstate: _set_unmarked_class,

@@ -1,7 +1,7 @@
 """Pickles several values so that each can be loaded without the others.
 
-Does not know what the values are of. What has to go by value and is a part of several, such as
-their class, is pickled once for all: that takes a hundred times as long as one of its objects.
+What must travel by value and is a part of several of them, such as their class, is pickled once for
+all of them: pickling a class takes a hundred times as long as pickling one of its objects.
 """
 
 from __future__ import annotations
@@ -12,25 +12,21 @@ from threading import get_ident
 from types import FunctionType
 from typing import Any
 
-import cloudpickle
-
-from daskbatch.serialization import pickling
-
-#: What is loaded from now, by thread.
-_loading: dict[int, Packet] = {}
+from daskbatch.serialization import by_value, pickling
+from daskbatch.serialization.thread_values import ThreadValues
 
 
-class Packet:
-    """Several values.
+class PickledValues:
+    """Several values, most of them pickled. Any number of threads may load from it.
 
     Parameters
     ----------
     values : sequence
-        Plain ones as they are, the others pickled.
+        Plain values as they are, the others pickled.
     pickled : collection of int
-        Which are pickled.
+        The positions of those that are pickled.
     common : bytes
-        The pickled list of what they have in common.
+        The pickled list of the classes and functions that several values have in common.
     """
 
     def __init__(
@@ -42,65 +38,81 @@ class Packet:
         self._loaded: list[Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Packet, (self.values, self.pickled, self._common)
+        return PickledValues, (self.values, self.pickled, self._common)
 
     def load(self, position: int) -> Any:
-        """Load a value; raises what its class raises."""
+        """Load the value at a position; raises what unpickling it raises."""
         value = self.values[position]
         if position not in self.pickled:
             return value
         if not self._common:
             return pickling.loads(value)
-        thread = get_ident()
-        outer = _loading.get(thread)
-        _loading[thread] = self
-        try:
+        with _loading.set(self):
             return pickling.loads(value)
-        finally:
-            if outer is None:
-                del _loading[thread]
-            else:
-                _loading[thread] = outer
 
-    def take(self, position: int) -> Any:
-        """Give something that the values have in common."""
+    def common_part(self, position: int) -> Any:
+        """Return a part that the values have in common."""
         if self._loaded is None:
             self._loaded = pickling.loads(self._common)
         return self._loaded[position]
 
 
-def _take(position: int) -> Any:
-    return _loading[get_ident()].take(position)
+#: The values that a thread loads one of.
+_loading = ThreadValues[PickledValues]()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+def _common_part(position: int) -> Any:
+    return _loading[get_ident()].common_part(position)
+
+
+class _Pickler(by_value.Pickler):
+    """Pickles one value; collects classes and functions that travel by value, and refers to them.
+
+    Parameters
+    ----------
+    file : BytesIO
+        The file that receives the bytes.
+    common : list
+        The classes and functions collected so far; it grows.
+    positions : dict
+        Their positions in the list, by their ids.
+    """
+
     def __init__(self, file: io.BytesIO, common: list[Any], positions: dict[int, int]) -> None:
         super().__init__(file, pickling.PROTOCOL)
         self._common = common
         self._positions = positions
 
     def reducer_override(self, obj: Any) -> Any:
-        if obj is _take or not isinstance(obj, (type, FunctionType)):
+        if obj is _common_part or not isinstance(obj, (type, FunctionType)):
             return NotImplemented
         position = self._positions.get(id(obj))
         if position is None:
-            made = super().reducer_override(obj)
-            if made is NotImplemented or len(made) < 6:
-                return made  # it goes by reference
+            reduced = super().reducer_override(obj)
+            if reduced is NotImplemented or len(reduced) < 6:
+                return reduced  # it travels by reference
             position = self._positions[id(obj)] = len(self._common)
             self._common.append(obj)
-        return _take, (position,)
+        return _common_part, (position,)
 
 
-def pack_values(values: Sequence[Any]) -> tuple[Packet, dict[int, BaseException]]:
-    """Pickle values; returns them, and why some of them cannot be sent, by position."""
+def pack_values(values: Sequence[Any]) -> tuple[PickledValues, dict[int, BaseException]]:
+    """Pickle values.
+
+    Returns
+    -------
+    PickledValues
+        The values; None for those that cannot be pickled.
+    dict
+        By position, the errors of those that cannot be pickled.
+    """
     if pickling.are_plain(values):
-        return Packet(values, ()), {}
-    found, pickled = list(values), set()
+        return PickledValues(values, ()), {}
+    packed, pickled = list(values), set()
     failed: dict[int, BaseException] = {}
     common: list[Any] = []
     positions: dict[int, int] = {}
-    by_value = []
+    packed_by_value = []
     for position, value in enumerate(values):
         if type(value) in pickling.PLAIN:
             continue
@@ -108,29 +120,30 @@ def pack_values(values: Sequence[Any]) -> tuple[Packet, dict[int, BaseException]
         try:
             data = pickling.dumps_by_reference(value)
             if data is None:
-                by_value.append(position)
+                packed_by_value.append(position)
                 with io.BytesIO() as file:
                     _Pickler(file, common, positions).dump(value)
                     data = file.getvalue()
-            found[position] = data
-        except BaseException as error:  # to pickle may run anything, sys.exit() included
+            packed[position] = data
+        except BaseException as error:  # pickling may run any code, sys.exit() included
             failed[position] = error
     if common:
         try:
-            return _packet(found, pickled, failed, cloudpickle.dumps(common, pickling.PROTOCOL))
-        except Exception:  # of one of them: each must do without the others
-            for position in by_value:
+            common_data = by_value.dumps(common, pickling.PROTOCOL)
+            return _without_failed(packed, pickled, failed, common_data)
+        except Exception:  # one common part cannot be pickled: pickle each value by itself
+            for position in packed_by_value:
                 failed.pop(position, None)
                 try:
-                    found[position] = pickling.dumps(values[position])
+                    packed[position] = pickling.dumps(values[position])
                 except BaseException as error:
                     failed[position] = error
-    return _packet(found, pickled, failed, b"")
+    return _without_failed(packed, pickled, failed, b"")
 
 
-def _packet(
-    found: list[Any], pickled: set[int], failed: dict[int, BaseException], common: bytes
-) -> tuple[Packet, dict[int, BaseException]]:
+def _without_failed(
+    packed: list[Any], pickled: set[int], failed: dict[int, BaseException], common: bytes
+) -> tuple[PickledValues, dict[int, BaseException]]:
     for position in failed:
-        found[position] = None
-    return Packet(found, frozenset(pickled - failed.keys()), common), failed
+        packed[position] = None
+    return PickledValues(packed, frozenset(pickled - failed.keys()), common), failed

@@ -1,9 +1,9 @@
-"""Turns objects into bytes and back, and finds the tasks that stand among arguments.
+"""Turns objects into bytes and back, and finds the tasks among arguments.
 
-Does not know what a task is: whatever calls `reference` while it is being pickled is
-replaced by a numbered slot, and a slot is filled with a value on the other side. The
-pickler itself does the search, so that a task is found wherever pickle can look:
-in keywords, nested containers, dataclasses, attributes.
+Safe for any number of threads. What a task is, is left to others: an object whose ``__reduce__``
+calls `reference` while `pack` runs is replaced by a numbered slot, and `unpack` fills the slot with
+a value on the other side. The pickler itself does the search, so a task is found wherever pickle
+looks: in keywords, nested containers, dataclasses, attributes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import io
 import pickle
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -21,13 +21,14 @@ from typing import Any
 import cloudpickle
 
 from daskbatch.errors import SerializationError
-from daskbatch.serialization import namespaces as spaces
+from daskbatch.serialization import by_value, namespaces
+from daskbatch.serialization.thread_values import ThreadValues
 
 PROTOCOL = 5
 
-#: A buffer of at least this many bytes in the arguments (a NumPy array's, say) is kept
-#: and sent once, however many tasks are given it.
-SHARED_BUFFER = 64 * 1024
+#: A buffer of at least this many bytes among the arguments (a NumPy array's, for example) is
+#: sent once, whatever the number of tasks that take it.
+MIN_SHARED_BUFFER_BYTES = 64 * 1024
 
 loads = pickle.loads
 
@@ -37,44 +38,39 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Buffer:
-    """A large buffer found among arguments, named by its content."""
+    """A large buffer found among arguments, identified by its content."""
 
     digest: str
     content: bytes
 
 
-#: Arguments as bytes, and what was found among them, in order of their slots.
+#: Arguments as bytes, and what was found among them, in the order of their slots.
 Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
 
 
-# What goes on in each thread, by its number: looking that up takes a fraction of what a
-# `threading.local` does, and there is a look for every task.
-
-#: What `reference` has seen in the running `pack`.
-_found: dict[int, list[Any]] = {}
-#: The large buffers that the running `pack` has met.
-_large: dict[int, list[pickle.PickleBuffer]] = {}
-#: What `_fill` hands out in the running `unpack`.
-_values: dict[int, Sequence[bytes | str]] = {}
-#: The space that what is pickled, or filled in, belongs to.
-_spaces: dict[int, str] = {}
+#: What the running `pack` has found: the targets of `reference`, and the large buffers.
+_found = ThreadValues[tuple[list[Any], list[pickle.PickleBuffer]]]()
+#: The values that `_fill` returns in the running `unpack`, by slot.
+_slot_values = ThreadValues["Sequence[bytes | str]"]()
+#: The namespace that the thread pickles and unpickles for.
+_namespace = ThreadValues[str]()
 
 _buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
-_by_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
+_buffer_of_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
 def are_plain(values: Sequence[object]) -> bool:
-    """Say whether there is nothing in some values to look for: numbers, texts and the like."""
+    """Return whether all values are plain, numbers or texts: there is nothing to find in them."""
     return PLAIN.issuperset(map(type, values))
 
 
 def dumps_plain(obj: object) -> bytes:
-    """Pickle what consists of plain values."""
+    """Pickle an object that consists of plain values."""
     return pickle.dumps(obj, PROTOCOL)
 
 
 def dumps(obj: object) -> bytes:
-    """Pickle an object by reference where that works elsewhere, by value where it must."""
+    """Pickle an object: by reference if other processes can import it, else by value."""
     if type(obj) in PLAIN:
         return dumps_plain(obj)
     data = dumps_by_reference(obj)
@@ -84,7 +80,7 @@ def dumps(obj: object) -> bytes:
 def dumps_by_reference(
     obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None
 ) -> bytes | None:
-    """Pickle an object by reference; None if that does not work elsewhere."""
+    """Pickle an object by reference; None if other processes could not load that."""
     # What is defined in __main__, or in a module registered with cloudpickle, does not
     # exist in other processes: it must travel by value, and plain pickle cannot do that.
     if cloudpickle.list_registry_pickle_by_value():
@@ -99,59 +95,52 @@ def dumps_by_reference(
 def _dumps_by_value(
     obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
 ) -> bytes:
-    name = _spaces.get(get_ident()) if _spaces else None
+    name = _namespace.get(get_ident()) if _namespace else None
     if name is None:
-        data: bytes = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
-        return data
+        return by_value.dumps(obj, PROTOCOL, buffer_callback)
     with io.BytesIO() as file:
-        spaces.Pickler(file, name, PROTOCOL, buffer_callback).dump(obj)
+        namespaces.Pickler(file, name, PROTOCOL, buffer_callback).dump(obj)
         return file.getvalue()
 
 
-@contextmanager
-def within(space: str | None) -> Iterator[None]:
-    """Have this thread pickle and unpack for a space; see `daskbatch.serialization.namespaces`."""
-    if space is None:
-        yield
-        return
-    thread = get_ident()
-    outer = _spaces.get(thread)
-    _spaces[thread] = space
-    try:
-        yield
-    finally:
-        if outer is None:
-            del _spaces[thread]
-        else:
-            _spaces[thread] = outer
+def within(namespace: str | None) -> AbstractContextManager[None]:
+    """Return a context manager in which this thread pickles and unpickles for a namespace.
+
+    Parameters
+    ----------
+    namespace : str, optional
+        The name of the namespace, see `daskbatch.serialization.namespaces`. With None, nothing
+        changes.
+    """
+    return nullcontext() if namespace is None else _namespace.set(namespace)
 
 
-def dumps_apart(obj: object, least: int) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Pickle an object, but for its large buffers, which are not copied.
+def dumps_with_buffers(obj: object, min_bytes: int) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle an object except its large buffers, which are returned and not copied.
 
     Parameters
     ----------
     obj : object
-        Anything that pickles.
-    least : int
-        From which size on a buffer is large. Bytes.
+        Any object that can be pickled.
+    min_bytes : int
+        The size from which on a buffer is large.
     """
-    apart: list[pickle.PickleBuffer] = []
+    buffers: list[pickle.PickleBuffer] = []
 
     def goes_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
-            if buffer.raw().nbytes < least:
+            if buffer.raw().nbytes < min_bytes:
                 return True
-        except BufferError:  # it is not in one piece
+        except BufferError:  # its memory is not contiguous
             return True
-        apart.append(buffer)
+        buffers.append(buffer)
         return False
 
     data = dumps_by_reference(obj, goes_in_band)
     if data is None:
-        apart.clear()
+        buffers.clear()
         data = _dumps_by_value(obj, goes_in_band)
-    return data, apart
+    return data, buffers
 
 
 def pack(obj: object) -> Packed:
@@ -160,34 +149,26 @@ def pack(obj: object) -> Packed:
     Raises
     ------
     SerializationError
-        The object cannot be pickled; the reason is the cause.
+        The object cannot be pickled; the cause is the original error.
     """
     thread = get_ident()
-    # An object may pack something while it is packed itself.
+    # An object may call `pack` for another one while it is packed itself.
     outer = _found.get(thread)
-    outer_large = _large.pop(thread, None) if _large else None
-    found: list[Any] = []
-    _found[thread] = found
+    targets, buffers = _found[thread] = [], []
     try:
         data = dumps_by_reference(obj, _goes_in_band)
         if data is None:
-            found.clear()
-            _large.pop(thread, None)
+            targets.clear()
+            buffers.clear()
             data = _dumps_by_value(obj, _goes_in_band)
     except Exception as error:
         raise SerializationError(f"{type(error).__name__}: {error}") from error
     finally:
-        large = _large.pop(thread, None) if _large else None
-        if outer is None:
-            del _found[thread]
-        else:
-            _found[thread] = outer
-        if outer_large is not None:
-            _large[thread] = outer_large
-    return data, tuple(found), tuple(map(_by_content, large)) if large else ()
+        _found.restore(thread, outer)
+    return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
 
 
-class _Nowhere:
+class _NullFile:
     """A file that keeps nothing."""
 
     def write(self, data: Any) -> int:
@@ -195,92 +176,96 @@ class _Nowhere:
 
 
 def can_be_pickled(obj: object, tasks: bool = False) -> bool:
-    """Say whether an object can be pickled; with tasks within, if that may be.
+    """Return whether an object can be pickled.
 
-    It takes as long as to pickle it, but no room.
+    It takes as long as pickling the object, but no memory.
+
+    Parameters
+    ----------
+    obj : object
+        Any object.
+    tasks : bool
+        Whether the object may contain tasks.
     """
-    thread = get_ident()
-    outer = _found.pop(thread, None)
-    if tasks:
-        _found[thread] = []
     try:
-        cloudpickle.Pickler(_Nowhere(), PROTOCOL, lambda _: None).dump(obj)
+        with _found.set(([], []) if tasks else None):
+            by_value.Pickler(_NullFile(), PROTOCOL, lambda _: None).dump(obj)
     except (Exception, SystemExit):
         return False
-    finally:
-        _found.pop(thread, None)
-        if outer is not None:
-            _found[thread] = outer
     return True
 
 
 def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
-    if buffer.raw().nbytes < SHARED_BUFFER:
+    if buffer.raw().nbytes < MIN_SHARED_BUFFER_BYTES:
         return True
-    _large.setdefault(get_ident(), []).append(buffer)
+    _found[get_ident()][1].append(buffer)
     return False
 
 
 def _by_content(buffer: pickle.PickleBuffer) -> Buffer:
     content = bytes(buffer.raw())
-    # The same array is likely to come again. To compare it takes a fraction of hashing it,
-    # and tells for sure: the owner may have changed it, or be another by now.
+    # The same array is likely to be packed again. Comparing its content takes a fraction of the
+    # time of hashing it, and is certain: the owner may have changed its content, or be another
+    # object by now.
     owner = id(buffer.raw().obj)
-    likely = _by_owner.get(owner)
+    likely = _buffer_of_owner.get(owner)
     if likely is not None and likely.content == content:
         return likely
-    known = _by_owner[owner] = make_buffer(content)
-    return known
+    made = _buffer_of_owner[owner] = make_buffer(content)
+    return made
 
 
 def make_buffer(content: bytes) -> Buffer:
-    """Name bytes by what they are; the same are one buffer."""
+    """Return the buffer that holds these bytes; equal bytes share one buffer."""
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    known = _buffers.get(digest)
-    if known is None:
-        known = _buffers[digest] = Buffer(digest, content)
-    return known
+    buffer = _buffers.get(digest)
+    if buffer is None:
+        buffer = _buffers[digest] = Buffer(digest, content)
+    return buffer
 
 
 def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
-    """Reduce an object to the next slot of the running `pack`; None if none is running."""
+    """Reduce an object to the next slot of the running `pack`.
+
+    An object calls it in its ``__reduce__``. Returns None if this thread runs no `pack`.
+    """
     found = _found.get(get_ident())
     if found is None:
         return None
-    found.append(target)
-    return _fill, (len(found) - 1,)
+    targets = found[0]
+    targets.append(target)
+    return _fill, (len(targets) - 1,)
 
 
+# Its name and place are in what `pack` returns.
 def _fill(slot: int) -> Any:
     thread = get_ident()
-    value = _values[thread][slot]
+    value = _slot_values[thread][slot]
     if isinstance(value, str):
         return value
-    space = _spaces.get(thread) if _spaces else None
-    return loads(value) if space is None else spaces.loads(value, space)
+    name = _namespace.get(thread) if _namespace else None
+    return loads(value) if name is None else namespaces.loads(value, name)
 
 
 def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[bytes] = ()) -> Any:
-    """Undo `pack`, each slot filled with a fresh copy of its value.
+    """Undo `pack`, with each slot filled by a new copy of its value.
 
     Parameters
     ----------
     data : bytes
-        Its first.
+        The bytes that `pack` returned.
     values : sequence of bytes or str
-        For each slot a pickled value, or a text that stands for itself.
+        For each slot a pickled value, or a text, which is the value itself.
     buffers : sequence of bytes
-        The contents of its buffers; they are copied, so that tasks may write to theirs.
+        The contents of the buffers that `pack` returned; they are copied, so that each task may
+        change its own.
     """
     if not values and not buffers:
         return loads(data)
     thread = get_ident()
-    outer = _values.get(thread)
-    _values[thread] = values
+    outer = _slot_values.get(thread)
+    _slot_values[thread] = values
     try:
         return loads(data, buffers=[bytearray(each) for each in buffers])
     finally:
-        if outer is None:
-            del _values[thread]
-        else:
-            _values[thread] = outer
+        _slot_values.restore(thread, outer)

@@ -16,7 +16,7 @@ from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.cluster.connection import connect, register
-from daskbatch.cluster.process_client import kept_client
+from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
@@ -103,7 +103,7 @@ def at_home(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
         with client_of(host.scheduler) as client:
             yield OwnerContext(client, host.batch if name is None else None)
     elif name is None:
-        client = kept_client(where)
+        client = process_client(where)
         yield OwnerContext(client, client.id)
     else:
         connection = connect(where, None, "")

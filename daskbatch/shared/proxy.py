@@ -35,7 +35,7 @@ from daskbatch.shared.data.messages import (
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.rpc.server import FAILED
 from daskbatch.shared.scheduler_rpc import ask, relayed, tls_context
-from daskbatch.worker.execution.task_context import PACE, current
+from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current
 
 #: After so long without an answer it is asked whether the one who is to give it is still there.
 _DOUBT = 1.0
@@ -271,7 +271,7 @@ class ObjectProxy:
                 error = failed.args[0]
                 if not isinstance(error, NotServing):
                     raise error from None
-                self._renew(index, layout.epoch, PACE)
+                self._renew(index, layout.epoch, STOP_POLL_SECONDS)
             except _TimeUp:
                 raise TimeoutError(f"{self.what} has not answered in time") from None
             except _Moved:
@@ -307,7 +307,7 @@ class ObjectProxy:
         def idle() -> None:
             nonlocal next_look
             now = monotonic()
-            if deadline is not None and now > deadline + PACE:
+            if deadline is not None and now > deadline + STOP_POLL_SECONDS:
                 raise _TimeUp
             if now > next_look:
                 if self._renew(index, layout.epoch, 0.0):

@@ -18,7 +18,7 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.cluster.scheduler_plugin import SHARED
+from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.shared.actor_admission import NotMade, describe_actor
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
 
@@ -69,7 +69,7 @@ class _Object:
 class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
     """The shared objects of a cluster."""
 
-    name = SHARED
+    name = SHARED_PLUGIN_NAME
     idempotent = True
 
     async def start(self, scheduler: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""What happens on a worker.
+"""What runs on a worker: the execution of blocks of tasks, in threads and in child processes.
 
-Does not know the program that a block of tasks is from, nor the client's side of anything.
+Does not know the program that a block is from, nor anything of the client.
 """

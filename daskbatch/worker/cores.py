@@ -1,6 +1,6 @@
-"""Has a Dask worker offer its threads as a resource that calls can take several of.
+"""Offers the threads of a Dask worker as a resource, of which a call can take several.
 
-Does not know calls.
+The client registers the plugin with all workers. The event loop of a worker calls `setup`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a Dask task of a block calls: it runs the block where it is to be run.
+"""The function that the Dask task of a block calls: it runs the block in a thread or a child.
 
-Does not know Dask, nor what the block does.
+Does not know Dask: `plugin.run_on_worker` and the in-process backend of the tests call it, from
+any thread.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from daskbatch.worker.isolation.isolated_run import IsolatedRun
 
 
 class Reporter(Protocol):
-    """Told when a block begins and ends; it asks for the reports when it likes."""
+    """Is notified when a block begins and ends; meanwhile it may ask the run for reports."""
 
-    def begin(self, run: Progress) -> None: ...
+    def begin(self, run: Progress) -> None:
+        """Called by the thread that runs the block, before that."""
 
-    def end(self, run: Progress) -> None: ...
+    def end(self, run: Progress) -> None:
+        """Called by the thread that has run the block, after that."""
 
 
 def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) -> BlockResult:
-    """Run a block; never raises.
+    """Run a block in this thread; exceptions of its members are outcomes.
 
     Parameters
     ----------
@@ -32,7 +35,7 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
     *inputs : BlockResult or bytes
         The results of the blocks that this one depends on, and large buffers.
     reporter : Reporter, optional
-        Who is told of the progress.
+        Is notified of the begin and the end.
     """
     spec = pickling.loads(payload)
     run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)

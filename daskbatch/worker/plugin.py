@@ -1,7 +1,7 @@
-"""Puts the running of blocks onto a Dask worker: entry point, reports, revocations.
+"""The part of daskbatch that lives on a Dask worker: entry point, reports, revocations.
 
-Does not know what a block does; together with `dispatch.service` on the scheduler it
-carries reports up to the client and revocations down to the blocks.
+Together with `cluster.scheduler_plugin` on the scheduler it carries reports up to the client,
+and revocations down to the blocks.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution import initialized_function as prepare
+from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
-from daskbatch.worker.execution.helper_thread import errands
+from daskbatch.worker.execution.helper_thread import get_helper_thread
 from daskbatch.worker.execution.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.progress import Progress
-from daskbatch.worker.execution.slot import NoSlot, PoolSlot
+from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
-from daskbatch.worker.isolation.child_pool import children
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.isolation.child_pool import get_child_pool
+from daskbatch.worker.processes.reaper import get_reaper
 
 PLUGIN = "daskbatch-worker"
 
-#: How often a running block is looked at: for reports, and for its budget. Seconds.
-_TICK = 0.02
+#: How often a running block is looked at: for reports, and for its budget.
+_TICK_SECONDS = 0.02
 
-#: Values up to this size are kept for the case that the worker is killed. Bytes.
-_JOURNAL_BYTES = 1 << 16
+#: Values up to this size are kept for the case that the worker is killed.
+_MAX_JOURNALED_BYTES = 1 << 16
 
 
 def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
@@ -60,10 +60,14 @@ def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
 
 
 class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
-    """The part of daskbatch that lives on a worker.
+    """Runs on a worker: knows its blocks, sends their reports, and passes revocations to them.
 
-    The thread of a block only ever appends to its `Progress`; what has to be sent is
-    picked up from it by the worker's event loop, now and then and at the end.
+    The thread of a block only appends to the block's log. The worker's event loop asks the
+    block for reports, at intervals and at the end, and sends them.
+
+    Messages that the worker receives on the stream from its scheduler: `daskbatch-revoke`,
+    `daskbatch-forget`, `daskbatch-end`. It sends `daskbatch-hello`, `daskbatch-report` and
+    `daskbatch-revoked`.
     """
 
     name = PLUGIN
@@ -71,20 +75,20 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         self._worker = worker
-        #: For children, which are no workers, and have nothing to connect with by themselves.
+        #: For children: they are not workers, and have no `Security` themselves.
         self._security: bytes | None = None
         if worker.scheduler.address.startswith("tls"):
-            with contextlib.suppress(Exception):  # else children need some of their own
+            with contextlib.suppress(Exception):  # then children cannot use the worker's
                 self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
         if worker.nanny is not None:
             _note_added_environment()
         self._runs: dict[tuple[str, int], Progress] = {}
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
-        #: The topics whose clients are gone.
+        #: The topics of clients that have ended.
         self._ended: set[str] = set()
-        #: The journals of slots that are free, and where they are. Without a nanny there is
-        #: nobody to read them.
+        #: The journals of free slots, and their directory. There are none without a nanny,
+        #: since only a nanny reads them.
         self._journals: list[Journal] = []
         self._numbers = itertools.count()
         self._directory: Path | None = None
@@ -94,7 +98,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._directory = scratch / f"{PREFIX}{worker.id}"
             self._directory.mkdir(exist_ok=True)
         self._lock = threading.Lock()
-        self._errands = errands()
+        self._helper = get_helper_thread()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
@@ -103,7 +107,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             {
                 "op": "daskbatch-hello",
                 "pid": os.getpid(),
-                "owner": warden().owner,
+                "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
             }
         )
@@ -112,16 +116,16 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
-        # A worker that leaves, or has lost its scheduler, must not go on with its tasks.
+        # A worker that leaves, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
-        children().close()
+        get_child_pool().close()
         if not self._runs:
-            warden().close()  # it would end what a task has left running on purpose
+            get_reaper().close()  # else it would end what a task has left running on purpose
         if self._directory is not None:
             remove(self._directory)
 
-    # -- the threads that run blocks (`run.Reporter`) -------------------------------------
+    # -- the threads that run blocks (this is an `entry.Reporter`) ------------------------
 
     def begin(self, run: Progress) -> None:
         key = _key(run.spec)
@@ -129,7 +133,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if journal is not None:
             journal.begin(*key)
             run.journal = journal
-        run.host = self._host(run)
+        run.context = self._context(run)
         with self._lock:
             self._runs[key] = run
             if run.spec.topic in self._ended:
@@ -140,14 +144,14 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
 
-    def _host(self, run: Progress) -> TaskContext:
-        """Say what the members of a block that runs in this thread have around them."""
+    def _context(self, run: Progress) -> TaskContext:
+        """Return the context of the members of a block that runs in this thread."""
         pool, dask_key = getattr(pool_state, "executor", None), thread_state.key
         began = thread_state.start_time
-        slot: NoSlot | PoolSlot = NoSlot()
+        slot: FixedSlot | PoolSlot = FixedSlot()
 
-        def given() -> None:
-            # What is behind the member that waits may be what it waits for.
+        def on_release() -> None:
+            # The member that waits may wait for one of the members behind it.
             run.defer_rest()
             event = SecedeEvent(
                 key=dask_key, compute_duration=time() - began, stimulus_id=f"secede-{time()}"
@@ -155,22 +159,22 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._worker.loop.add_callback(self._worker.handle_stimulus, event)
 
         if hasattr(pool, "_rejoin_list"):
-            slot = PoolSlot(pool, threads_lock, given, self._errands.do)
+            slot = PoolSlot(pool, threads_lock, on_release, self._helper.run)
         return TaskContext(
             slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security
         )
 
     def end(self, run: Progress) -> None:
-        slot = None if run.host is None else run.host.slot
+        slot = None if run.context is None else run.context.slot
         if isinstance(slot, PoolSlot):
-            # By this the pool lets go of the thread, or not.
+            # By this the pool decides whether the thread ends.
             pool_state.proceed = slot.finish()
         if run.journal is not None:
-            run.journal.run(-1)
+            run.journal.set_running(-1)
             self._journals.append(run.journal)
-        # On the loop this comes before what Dask does there when the key is done; and who
-        # asks to revoke members of the block is answered either before, that they have begun,
-        # or after the report that they are over.
+        # On the loop this runs before what Dask does there when the key is done. A request to
+        # revoke members of the block is answered either before this, saying that they have
+        # begun, or after the report that they are over.
         self._worker.loop.add_callback(self._finish, run)
 
     def _take_journal(self) -> Journal | None:
@@ -179,17 +183,17 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         try:
             return self._journals.pop()
         except IndexError:
-            return Journal(self._directory / str(next(self._numbers)), _JOURNAL_BYTES)
+            return Journal(self._directory / str(next(self._numbers)), _MAX_JOURNALED_BYTES)
 
     # -- the event loop -------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
-        self._worker.loop.call_later(_TICK, self._tick)
+        self._worker.loop.call_later(_TICK_SECONDS, self._tick)
 
     def _finish(self, run: Progress) -> None:
         self._send(run)
         with self._lock:
-            # A key that Dask runs a second time may have begun before the first has ended.
+            # If Dask runs a key twice, the second run may begin before the first has ended.
             if self._runs.get(_key(run.spec)) is run:
                 del self._runs[_key(run.spec)]
 
@@ -198,10 +202,10 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             runs = list(self._runs.values())
             self._ticking = bool(runs)
         for run in runs:
-            run.look()
+            run.tick()
             self._send(run)
         if runs:
-            self._worker.loop.call_later(_TICK, self._tick)
+            self._worker.loop.call_later(_TICK_SECONDS, self._tick)
 
     def _send(self, run: Progress) -> None:
         for report in run.reports():
@@ -216,7 +220,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def _revoke(
         self, topic: str, block: int, members: list[int], status: int, request: int, begun: bool
     ) -> None:
-        """Take members of a block back, also if it comes here only later."""
+        """Revoke members of a block, even if the block is sent to this worker only later."""
         key = topic, block
         with self._lock:
             run = self._runs.get(key)
@@ -230,7 +234,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         )
 
     def _end(self, topic: str) -> None:
-        """Begin nothing more of a client that is gone."""
+        """Begin no other task of a client that has ended."""
         with self._lock:
             self._ended.add(topic)
             for run in self._runs.values():
@@ -238,34 +242,35 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                     run.stop_all()
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
-        prepare.forget(topic)
-        children().let_go(topic)
+        initialized_function.forget(topic)
+        get_child_pool().end_initialized(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
+        """Forget the revocations of blocks that are over."""
         with self._lock:
             for block in blocks:
                 self._revoked.pop((topic, block), None)
 
 
 def _survive_interrupts() -> None:
-    """Let a SIGINT that a task sends its own process not end an embedded worker.
+    """Keep an embedded worker alive if a task sends SIGINT to its own process.
 
-    There is nobody at a terminal of its own to send it on purpose; and Dask would take the
-    worker for one that wants to leave, and not start another.
+    An embedded worker has no terminal, from which somebody could send SIGINT on purpose. And
+    Dask would assume that the worker wants to leave, and would not start another one.
     """
     embedded = ADDED_VARIABLE in os.environ
     if embedded and threading.current_thread() is threading.main_thread():
-        # A handler, since what is ignored would be ignored by executables, too.
+        # A handler, not SIG_IGN: executables would inherit that, and ignore SIGINT, too.
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def _note_added_environment() -> None:
-    """Note what the nanny has set for its worker alone: one thread for linear algebra, say.
+    """Note which variables the nanny has set for its worker alone: OMP_NUM_THREADS, say.
 
-    What its own parent had set already is the user's.
+    Variables that the nanny's own environment had already are the user's.
     """
-    ours = dask.config.get("distributed.nanny.pre-spawn-environ", default=None) or {}
-    found = [name for name, value in ours.items() if os.environ.get(name) == str(value)]
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ", default=None) or {}
+    found = [name for name, value in configured.items() if os.environ.get(name) == str(value)]
     try:
         before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -212,8 +212,8 @@ class Future(BatchPoolFuture):
     """A future of a call that no worker has; the call's phase follows the future's state."""
 
     def __init__(self) -> None:
-        # Of its pool, only that it can cancel the call; whatever else it is told, it takes.
-        super().__init__(pool=mock.Mock(cancel=lambda records: records), record=self)
+        # An owner that can cancel the call, and accepts all other calls.
+        super().__init__(owner=mock.Mock(cancel=lambda records: records), record=self)
 
     @property
     def phase(self) -> Phase:

@@ -19,8 +19,7 @@ from daskbatch.cluster.dask_backend import ClusterBackend
 from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.execution.outcome import Status

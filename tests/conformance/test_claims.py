@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims
 from daskbatch.worker.isolation.child_main import FlushingClaims
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 

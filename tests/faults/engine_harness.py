@@ -479,8 +479,8 @@ class Run:
             self._wrong.append(f"hang: {error}; {[task.state for task in self._tasks]}")
             with contextlib.suppress(Exception):
                 self._wrong.append(str(self._batch.client.run_on_scheduler(_scheduled)))
-            for block in self._batch._dispatcher._live.values():
-                key, left, future = block.key, block.left, block.future
+            for block in self._batch._session.dispatcher.table.live.values():
+                key, left, future = block.key, block.unfinished, block.future
                 self._wrong.append(f"block {key}: {left} left, lost {block.lost}, {future}")
         else:
             self._killer.stop()

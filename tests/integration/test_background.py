@@ -241,13 +241,13 @@ def test_all_that_waits_is_one_submission(
     batch: Batch, lazy: Lazy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    submit = batch._dispatcher.submit
+    submit = batch._session.dispatcher.submit
 
     def count(records: Sequence[Any], *args: Any) -> None:
         sizes.append(len(records))
         submit(records, *args)
 
-    monkeypatch.setattr(batch._dispatcher, "submit", count)
+    monkeypatch.setattr(batch._session.dispatcher, "submit", count)
     tasks = [lazy(same)(0)]
     call = lazy(same)
     tasks += [call(number) for number in range(1, 10_000)]
@@ -415,7 +415,7 @@ def test_a_batch_that_is_dropped_drops_what_waits(batch: Batch, tmp_path: Path) 
     other = Batch(batch.client)
     file = tmp_path / "file"
     lazy_on(other, tmp_path)(append, CALL)((file, "x"), tmp_path / "in", file)
-    there = weakref.ref(other)
+    there = weakref.ref(other._context)
     gc.disable()
     try:
         del other
@@ -446,7 +446,7 @@ def test_what_is_over_leaves_nothing(batch: Batch, lazy: Lazy) -> None:
 def test_what_waits_does_not_keep_the_batch_that_it_knows(batch: Batch, tmp_path: Path) -> None:
     other = Batch(batch.client)
     lazy_on(other, tmp_path)(lambda value, keeps=other: value)(1)
-    there = weakref.ref(other)
+    there = weakref.ref(other._context)
     del other
     gc.collect()
     assert there() is None

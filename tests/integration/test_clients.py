@@ -253,7 +253,7 @@ def test_a_pickle_is_an_address_and_an_identity(owner: Batch) -> None:
     address = owner.client.scheduler.address
     assert texts - {"daskbatch.batch.batch", "_copy"} == {
         address,
-        owner._identity.address.batch,
+        owner._context.identity.address.batch,
         os.getcwd(),
     }
 
@@ -304,7 +304,9 @@ def test_fence_waits_for_what_this_client_has_started(owner: Batch, tmp_path: Pa
 def test_only_the_creator_joins(owner: Batch) -> None:
     copy = copied(owner)
     for _ in range(2):
-        with pytest.raises(LifecycleError, match="only the client that made a Batch joins it"):
+        with pytest.raises(
+            LifecycleError, match="only the client that created a Batch can join it"
+        ):
             copy.join()
         assert copy.client_id == 1
         copy.close()
@@ -374,7 +376,7 @@ def test_used_after_the_end(cluster: LocalCluster) -> None:
     batch.join(timeout=30)
     with pytest.raises(SubmitAfterCloseError):
         task.start()
-    with pytest.raises(ServiceLost, match="there is no such Batch at tcp://.*, or none any more"):
+    with pytest.raises(ServiceLost, match="there is no such Batch at tcp://.*, or it has ended"):
         unused.function(len, "")
     with Batch(num_workers=1) as embedded:
         unused = copied(embedded)

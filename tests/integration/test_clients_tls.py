@@ -149,4 +149,4 @@ def test_another_process_has_it_from_its_configuration(
 def test_or_is_told_what_is_missing(batch: Batch, tmp_path: Path) -> None:
     said = run_elsewhere(batch, tmp_path, {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"})
     assert said.startswith("ServiceLost no Dask scheduler answers at 'tls://")
-    assert "it wants TLS: set distributed.comm.tls in Dask's configuration" in said
+    assert "it needs TLS: set distributed.comm.tls in Dask's configuration" in said

@@ -285,12 +285,9 @@ writes: [{files: [[place, target]]}]
     assert results(batch, [task, read]) == [0, "a\nb\nc\n"]
 
 
-def test_a_job_is_described_but_not_made_yet(imported: Import) -> None:
-    job = imported("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
-    with pytest.raises(SpecError, match="describes a job, and jobs are not there yet"):
-        job(2)
-    with pytest.raises(SpecError, match="expected a whole number from 1"):
-        job(0)
+def test_a_job_is_refused_at_the_import_until_there_are_jobs(imported: Import) -> None:
+    with pytest.raises(TemplateError, match=r":2: type: job is not supported yet: expected 'func"):
+        imported("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
 
 
 # -- the function itself ------------------------------------------------------------------
@@ -389,7 +386,7 @@ def test_a_function_that_is_dropped_lets_go_of_its_batch(batch: Batch, tmp_path:
     path.write_text("args: [f]\ntype: function\nexecutables: [{target: f}]")
     other = Batch(batch.client)
     make = other.import_func(path)
-    there = weakref.ref(other)
+    there = weakref.ref(other._context)
     gc.disable()
     try:
         del other

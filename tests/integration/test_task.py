@@ -209,7 +209,7 @@ def test_an_access_too_late(batch: Batch) -> None:
     task = batch.function(len, "abc")
     task.read("some-file")
     task.run(timeout=60)
-    with pytest.raises(LifecycleError, match="has been started: say what it reads and writes"):
+    with pytest.raises(LifecycleError, match="has been started: declare reads and writes before"):
         task.write("some-file")
 
 

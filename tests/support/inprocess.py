@@ -11,18 +11,17 @@ import dask
 import dask.threaded
 from dask.task_spec import DataNode
 
-from daskbatch.dispatch.backend import Answered, Members
+from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
 
 class Result:
-    """What of a Dask future the dispatcher needs."""
+    """The part of a Dask future that the dispatcher needs."""
 
     def __init__(self) -> None:
         self.status = "pending"
@@ -43,7 +42,7 @@ class Result:
 
 
 class InProcessBackend:
-    """Runs each submission in a thread of its own, once what it hangs on is there.
+    """Runs each submission in another thread, once the inputs of its blocks exist.
 
     Parameters
     ----------
@@ -112,9 +111,11 @@ class InProcessBackend:
             self._results[key].finish(lowered.buffers[key].content)
         for (key, block), value in zip(lowered.blocks.items(), values, strict=True):
             self._results[key].finish(value)
-            self.dispatcher.key_over(block, value if block.left else None)
+            self.dispatcher.key_finished(block, value if block.unfinished else None)
 
-    def revoke(self, members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+    def revoke(
+        self, members: Members, status: Status, then: RevokeCallback, begun: bool = True
+    ) -> None:
         revoked = {}
         with self._lock:
             for block, some in members.items():
@@ -130,7 +131,7 @@ class InProcessBackend:
     def forget(self, blocks: Sequence[int]) -> None:
         pass
 
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         threading.Timer(seconds, function).start()
 
     def join(self) -> None:
@@ -139,10 +140,14 @@ class InProcessBackend:
 
 
 def make_dispatcher(
-    slots: int = 1, budget: float = 0.2, share_limit: int = 1 << 20, reports: bool = True
+    slots: int = 1,
+    budget: float = 0.2,
+    share_limit: int = 1 << 20,
+    reports: bool = True,
+    backend: InProcessBackend | None = None,
 ) -> tuple[Dispatcher, InProcessBackend]:
-    """Make a dispatcher that runs things in this process."""
-    backend = InProcessBackend(slots, reports)
+    """Make a dispatcher that runs tasks in this process, on a given backend or a new one."""
+    backend = backend or InProcessBackend(slots, reports)
     setting = Setting("topic", backend.entry, budget, share_limit, 1 << 16, 1 << 20)
     dispatcher = Dispatcher(backend, setting)
     backend.attach(dispatcher)

@@ -16,7 +16,7 @@ BARRIER: Call = (b"", b"")
 
 
 class Stand:
-    """Stands for a task among arguments."""
+    """A placeholder for a task among arguments."""
 
     def __reduce__(self) -> Any:
         return pickling.reference(self)
@@ -32,7 +32,7 @@ def spec(
     limits: Mapping[int, Limits] | None = None,
     **changes: Any,
 ) -> BlockSpec:
-    """Make a block of calls; limits that are not given are large."""
+    """Make a block of calls; the limits that are not given are large."""
     functions = list(dict.fromkeys(function for function, _ in calls if function))
     given: dict[str, Any] = {
         "block": 7,

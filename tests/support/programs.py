@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
-from daskbatch.batch.making import TaskMaker
 from daskbatch.batch.task import Task
 
 FILES = ("a", "b", "sub/c", "sub/d", "sub/deep/e", "sub/deep/f g ü")
@@ -165,7 +164,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def make_tasks(
-    batch: TaskMaker, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
+    batch: Batch, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
 ) -> list[Task]:
     """Make the tasks of a program, wired by reads, writes and arguments alone."""
     tasks: list[Task] = []

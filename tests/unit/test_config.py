@@ -1,4 +1,4 @@
-"""Settings have defaults, are read in their units, and give way to what the user says."""
+"""Settings have defaults, are read in their units, and what the user sets takes precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exceptions form the promised tree, and survive pickling with what they carry."""
+"""The exceptions form the documented tree, and keep their attributes when they are pickled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import daskbatch
 from daskbatch import errors
 
-#: Each exception, and what it must be a kind of.
+#: Each exception, and its documented base classes.
 TREE = {
     "BatchError": (Exception,),
     "SpecError": (errors.BatchError, ValueError),
@@ -31,7 +31,7 @@ TREE = {
     "ServiceLost": (errors.BatchError, BrokenExecutor),
 }
 
-#: One of each, with all that it can carry.
+#: One of each, with all its attributes.
 SAMPLES = [
     *(getattr(errors, name)("what happened") for name in TREE),
     errors.ProcessFailed("code 3", returncode=3, command=["cp", "a", "b"], stderr="cp: no a"),

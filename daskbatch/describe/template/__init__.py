@@ -1,4 +1,5 @@
-"""Templates (PTD files): read, validated, and filled by the arguments of a call.
+"""Reads templates (PTD files), validates them, and fills them with the arguments of a call.
 
-Does not know tasks; a filled template is a description.
+A filled template is a `binding.TaskDescription`: plain data, from which `daskbatch.batch` makes a
+task.
 """

@@ -1,42 +1,45 @@
-"""Brings the arguments of a call into order, and says which are missing or too many.
+"""Matches the arguments of a call to the names that a template declares.
 
-Does not know what they are for, but for the line in which a template uses each.
+Arguments that are missing or too many are refused; the message names the line of the file that uses
+them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from inspect import Parameter as Shown
-from inspect import Signature
 from typing import Any
 
 from daskbatch.describe.template.model import Parameter
-from daskbatch.describe.template.yaml_nodes import did_you_mean
+from daskbatch.describe.template.typos import did_you_mean
 from daskbatch.errors import SpecError
 
 
-class _Unused:
+class _UnusedDefault:
     def __repr__(self) -> str:
         return "<unused>"
 
 
-#: What a signature shows for an argument that nothing uses: it can be left out.
-UNUSED = _Unused()
+#: The default in a signature of an argument that nothing in the file uses: it can be left out.
+UNUSED = _UnusedDefault()
+
+#: The default of a parameter that is required.
+_NONE = inspect.Parameter.empty
 
 
 class Arguments:
-    """The arguments that a template declares for a call.
+    """The arguments that a template declares for a call. Any number of threads may use it.
 
     Parameters
     ----------
     caller : str
-        What messages call the function.
+        The name of the function in messages.
     file : str
-        What they call the file.
+        The name of the file in messages.
     positional, keywords : sequence of Parameter
-        What is declared.
+        The declared arguments.
     used : mapping
-        The names that something uses, each with the line.
+        The names that the file uses, each with the line.
     """
 
     def __init__(
@@ -53,16 +56,16 @@ class Arguments:
         self._keywords = {str(each.keyword): each for each in keywords}
         self._used = used
         self._count = len(positional)
-        #: Where the argument of each name is among what `take` gives.
+        #: The position of the argument of each name in what `take` returns.
         self.slots = {each.name: slot for slot, each in enumerate((*positional, *keywords))}
 
     def take(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-        """Give all arguments in order.
+        """Return all arguments in the order of their declaration.
 
         Raises
         ------
         SpecError
-            One is missing that something uses, or is not declared.
+            An argument that the file uses is missing, or an argument is not declared.
         """
         if len(args) == self._count and not kwargs and not self._keywords:
             return args
@@ -71,7 +74,7 @@ class Arguments:
         return [found.get(name) for name in self.slots]
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the arguments by their names in the file.
+        """Return the arguments by their names in the file.
 
         Raises
         ------
@@ -99,12 +102,19 @@ class Arguments:
         return f"it takes {', '.join(self._keywords)}{did_you_mean(keyword, self._keywords)}"
 
     def require(self, found: Mapping[str, Any], used: Mapping[str, int]) -> None:
-        """Make sure that none is missing that something uses.
+        """Make sure that no argument is missing that the file uses.
+
+        Parameters
+        ----------
+        found : mapping
+            The arguments that were given, by name.
+        used : mapping
+            The names that the file uses, each with the line.
 
         Raises
         ------
         SpecError
-            One is.
+            An argument is missing.
         """
         for each in (*self._positional, *self._keywords.values()):
             if each.name in used and each.name not in found:
@@ -114,16 +124,20 @@ class Arguments:
                     f"{self._file} uses in line {used[each.name]}"
                 )
 
-    def signature(self) -> Signature:
-        """Say how to call it; what nothing uses has `UNUSED` for a default."""
-        shown: list[Shown] = []
+    def signature(self) -> inspect.Signature:
+        """Return the signature; arguments that nothing uses have the default `UNUSED`."""
+        parameters: list[inspect.Parameter] = []
         for each in reversed(self._positional):
-            # Python wants those with defaults behind those without.
-            needed = each.name in self._used or (shown and shown[-1].default is Shown.empty)
-            default = Shown.empty if needed else UNUSED
-            shown.append(Shown(each.name, Shown.POSITIONAL_ONLY, default=default))
-        shown.reverse()
+            # Python requires that parameters with defaults come after those without.
+            required = each.name in self._used or (parameters and parameters[-1].default is _NONE)
+            default = _NONE if required else UNUSED
+            parameters.append(
+                inspect.Parameter(each.name, inspect.Parameter.POSITIONAL_ONLY, default=default)
+            )
+        parameters.reverse()
         for keyword, each in self._keywords.items():
-            default = Shown.empty if each.name in self._used else UNUSED
-            shown.append(Shown(keyword, Shown.KEYWORD_ONLY, default=default))
-        return Signature(shown)
+            default = _NONE if each.name in self._used else UNUSED
+            parameters.append(
+                inspect.Parameter(keyword, inspect.Parameter.KEYWORD_ONLY, default=default)
+            )
+        return inspect.Signature(parameters)

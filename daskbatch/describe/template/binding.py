@@ -1,7 +1,8 @@
-"""Puts arguments into a template: what comes out describes one task, and never changes.
+"""Fills a template with arguments; the result describes one task.
 
-Does not know how tasks are made or run. All that can be settled at import is settled there, and
-nothing is kept from one call to the next, so that any number of threads may call at once.
+A template is bound to its import arguments once: whatever depends on these alone is evaluated and
+checked then. A call fills in the rest. Nothing is kept from one call to the next, so any number of
+threads may call at once.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 
 from daskbatch.describe.template.arguments import Arguments
 from daskbatch.describe.template.expressions import (
-    DeclaredName,
+    Constant,
+    Evaluator,
     Expression,
     Literal,
     Scope,
-    Step,
-    always,
+    as_evaluator,
     describe,
     names,
 )
@@ -30,21 +31,21 @@ from daskbatch.describe.template.model import (
     Template,
 )
 from daskbatch.describe.template.validators import (
-    TARGETS,
-    a_count,
-    a_directory,
-    a_duration,
-    a_name,
-    a_path,
-    a_text,
-    an_environment,
-    checked,
+    TARGET_CHECKS,
+    check_count,
+    check_directory,
+    check_duration,
+    check_environment,
+    check_name,
+    check_path,
+    check_variable,
+    compile_checked,
 )
 from daskbatch.errors import SpecError
 
 
-class Use(NamedTuple):
-    """Something that is read or written, as `Batch.read` takes it."""
+class ChannelUse(NamedTuple):
+    """An object, and the channels of it that a task reads or writes, as `Batch.read` takes them."""
 
     line: int
     object: Any
@@ -52,7 +53,7 @@ class Use(NamedTuple):
 
 
 class FilledExecutable(NamedTuple):
-    """What is run."""
+    """A function or an executable to run, with its arguments."""
 
     target: Any
     args: tuple[Any, ...]
@@ -69,65 +70,66 @@ class TaskDescription(NamedTuple):
     name: str | None
     timeout: float | None
     executables: tuple[FilledExecutable, ...]
-    reads: tuple[Use, ...]
-    writes: tuple[Use, ...]
+    reads: tuple[ChannelUse, ...]
+    writes: tuple[ChannelUse, ...]
 
 
 class BoundTemplate:
-    """A template with its import arguments, to be filled by calls.
+    """A template with its import arguments. Any number of threads may fill it.
 
     Parameters
     ----------
     template : Template
-        What the file says.
+        The content of the file.
     args, kwargs
         The import arguments.
 
     Raises
     ------
     SpecError
-        An import argument is missing, too many, or of the wrong type.
+        An import argument is missing, is not declared, or has the wrong type.
 
     Examples
     --------
     >>> from daskbatch.describe.template.reader import parse_template
     >>> text = b"{args: [day], type: process, executables: [{target: cal, args: [-1, day]}]}"
-    >>> form = Form(parse_template(text, "my.yml"), (), {})
-    >>> form.fill((24,), {}).executables[0].args
+    >>> template = BoundTemplate(parse_template(text, "my.yml"), (), {})
+    >>> template.fill((24,), {}).executables[0].args
     (-1, 24)
     """
 
     def __init__(self, template: Template, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         used = template.uses()
         known = _import_arguments(template, used, args, kwargs)
-        # The slots come first: what is known of the name and the target makes the label.
+        # Compiled before the arguments of a call are declared: messages about these need the
+        # label, which is the name or the target if that is constant.
         parameters = (*template.args, *template.kwargs)
         scope = Scope(template.file, known, {each.name: n for n, each in enumerate(parameters)})
-        name = checked(scope, template.name, a_name)
-        timeout = _timeout(scope, template.timeout)
+        name = compile_checked(scope, template.name, check_name)
+        timeout = _compile_timeout(scope, template.timeout)
         executables = [_Executable(scope, template.type, each) for each in template.executables]
         self.template = template
-        #: What to call the function that makes the tasks.
-        self.label = _label(template.file, name, executables[0].target)
-        #: Whether all calls share timeout, directory and environment.
-        self.steady = isinstance(timeout, DeclaredName) and all(each.steady for each in executables)
+        #: The name of the function that makes the tasks.
+        self.label = _make_label(template.file, name, executables[0].target)
+        #: Whether timeout, directory and environment are the same for all calls.
+        self.steady = isinstance(timeout, Constant) and all(each.steady for each in executables)
         self._arguments = Arguments(self.label, template.file, template.args, template.kwargs, used)
         self.signature = self._arguments.signature()
         self._take = self._arguments.take
         self._type = template.type
-        self._name = always(name)
-        self._timeout = always(timeout)
-        self._executables = _all([each.step() for each in executables])
-        self._reads = _all([_use(scope, each) for each in template.reads])
-        self._writes = _all([_use(scope, each) for each in template.writes])
+        self._name = as_evaluator(name)
+        self._timeout = as_evaluator(timeout)
+        self._executables = _combine([each.evaluator() for each in executables])
+        self._reads = _combine([_compile_access(scope, each) for each in template.reads])
+        self._writes = _combine([_compile_access(scope, each) for each in template.writes])
 
     def fill(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskDescription:
-        """Put the arguments of a call in.
+        """Fill in the arguments of a call.
 
         Raises
         ------
         SpecError
-            An argument is missing, too many, or of the wrong type.
+            An argument is missing, is not declared, or has the wrong type.
         """
         given = self._take(args, kwargs)
         return _new(
@@ -143,52 +145,52 @@ class BoundTemplate:
         )
 
 
-#: Makes a named tuple in half the time: it is done for each task.
+#: Makes a named tuple in half the time that its constructor takes: each task needs several.
 _new = tuple.__new__
 
 
-def _all(steps: Sequence[Step]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Give the values of all steps."""
-    if not steps:
+def _combine(evaluators: Sequence[Evaluator]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Make one evaluator, which returns the tuple of all values."""
+    if not evaluators:
         return lambda given: ()
-    if len(steps) == 1:
-        (step,) = steps
-        return lambda given: (step(given),)
-    return lambda given: tuple([step(given) for step in steps])
+    if len(evaluators) == 1:
+        (evaluate,) = evaluators
+        return lambda given: (evaluate(given),)
+    return lambda given: tuple([evaluate(given) for evaluate in evaluators])
 
 
 def _import_arguments(
     template: Template, used: Mapping[str, int], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Give the import arguments by name; where one is left out, its call gives it."""
+    """Return the import arguments by name; calls the default of each that is left out."""
     arguments = Arguments(
         "import_func", template.file, template.import_args, template.import_kwargs, used
     )
     found = arguments.named(args, kwargs)
     needed = dict(used)
-    calls: list[tuple[str, Expression]] = []
+    defaults: list[tuple[str, Expression]] = []
     for each in reversed(template.import_kwargs):
         if each.default is not None and each.name in needed and each.name not in found:
-            calls.append((each.name, each.default))
+            defaults.append((each.name, each.default))
             del needed[each.name]
             for name, line in names(each.default):
                 needed.setdefault(name, line)
     arguments.require(found, needed)
-    for name, call in reversed(calls):
-        found[name] = always(Scope(template.file, found, {}).step(call))(())
+    for name, default in reversed(defaults):
+        found[name] = as_evaluator(Scope(template.file, found, {}).compile(default))(())
     return found
 
 
-def _label(file: str, name: Step | DeclaredName, target: Step | DeclaredName) -> str:
-    if isinstance(name, DeclaredName) and name.value is not None:
+def _make_label(file: str, name: Evaluator | Constant, target: Evaluator | Constant) -> str:
+    if isinstance(name, Constant) and name.value is not None:
         return str(name.value)
-    if isinstance(target, DeclaredName) and callable(target.value):
+    if isinstance(target, Constant) and callable(target.value):
         return str(getattr(target.value, "__name__", type(target.value).__name__))
     return Path(file).stem
 
 
-#: How many processes an executable has that says nothing.
-_ONE = Literal(0, 1)
+#: The number of processes of an executable without ``num_procs``.
+_ONE_PROCESS = Literal(0, 1)
 
 
 # -- parts --------------------------------------------------------------------------------
@@ -198,42 +200,38 @@ class _Executable:
     """Fills one executable."""
 
     def __init__(self, scope: Scope, kind: str, executable: Executable) -> None:
-        self.target = checked(scope, executable.target, TARGETS[kind])
-        self._args = scope.steps(executable.args)
+        self.target = compile_checked(scope, executable.target, TARGET_CHECKS[kind])
+        self._args = scope.compile_all(executable.args)
         self._keywords = [keyword for keyword, _ in executable.kwargs]
-        self._kwargs = scope.steps([value for _, value in executable.kwargs])
-        self._num_procs = checked(scope, executable.num_procs or _ONE, a_count)
-        self._cwd = checked(scope, executable.cwd, a_directory)
-        self._env = _env(scope, executable.env)
+        self._kwargs = scope.compile_all([value for _, value in executable.kwargs])
+        self._num_procs = compile_checked(scope, executable.num_procs or _ONE_PROCESS, check_count)
+        self._cwd = compile_checked(scope, executable.cwd, check_directory)
+        self._env = _compile_env(scope, executable.env)
         self._where = f"{scope.file}:{executable.line}"
-        #: Whether all calls share directory and environment.
-        self.steady = isinstance(self._cwd, DeclaredName) and isinstance(self._env, DeclaredName)
+        #: Whether directory and environment are the same for all calls.
+        self.steady = isinstance(self._cwd, Constant) and isinstance(self._env, Constant)
 
-    def step(self) -> Step:
-        """Make the step that gives what is run."""
+    def evaluator(self) -> Evaluator:
+        """Make the evaluator that returns a `FilledExecutable`."""
         args, keywords, kwargs = self._args, self._keywords, self._kwargs
-        target, num_procs = always(self.target), always(self._num_procs)
-        cwd, env = always(self._cwd), always(self._env)
+        get_target, get_num_procs = as_evaluator(self.target), as_evaluator(self._num_procs)
+        get_cwd, get_env = as_evaluator(self._cwd), as_evaluator(self._env)
 
         def fill(given: Sequence[Any]) -> FilledExecutable:
-            what, named = target(given), {}
+            target, named = get_target(given), {}
             if keywords:
-                self._require_function(what)
+                self._require_function(target)
                 named = dict(zip(keywords, kwargs(given), strict=True))
             return _new(
                 FilledExecutable,
-                (what, args(given), named, num_procs(given), cwd(given), env(given)),
+                (target, args(given), named, get_num_procs(given), get_cwd(given), get_env(given)),
             )
 
-        settled = [self.target, self._num_procs, self._cwd, self._env]
-        if keywords or not all(isinstance(each, DeclaredName) for each in settled):
+        parts = [self.target, self._num_procs, self._cwd, self._env]
+        if keywords or not all(isinstance(each, Constant) for each in parts):
             return fill
-        what, count, where, variables = (
-            each.value for each in settled if isinstance(each, DeclaredName)
-        )
-        return lambda given: _new(
-            FilledExecutable, (what, args(given), {}, count, where, variables)
-        )
+        target, num_procs, cwd, env = (each.value for each in parts if isinstance(each, Constant))
+        return lambda given: _new(FilledExecutable, (target, args(given), {}, num_procs, cwd, env))
 
     def _require_function(self, target: object) -> None:
         if not callable(target):
@@ -243,57 +241,58 @@ class _Executable:
             )
 
 
-def _use(scope: Scope, access: FileAccess | KeyAccess) -> Callable[[Sequence[Any]], Use]:
+def _compile_access(
+    scope: Scope, access: FileAccess | KeyAccess
+) -> Callable[[Sequence[Any]], ChannelUse]:
     line = access.line
     if isinstance(access, KeyAccess):
-        owner, keys = always(scope.step(access.object)), scope.steps(access.keys)
+        get_object = as_evaluator(scope.compile(access.object))
+        get_keys = scope.compile_all(access.keys)
         where = f"{scope.file}:{line}"
 
-        def use_keys(given: Sequence[Any]) -> Use:
-            obj = owner(given)
+        def use_keys(given: Sequence[Any]) -> ChannelUse:
+            obj = get_object(given)
             if isinstance(obj, (str, Path)):
                 raise SpecError(
                     f"{where}: ddict is {describe(obj)}: expected a dictionary or another object "
                     "of channels; for paths write 'files'"
                 )
-            return Use(line, obj, keys(given))
+            return ChannelUse(line, obj, get_keys(given))
 
         return use_keys
-    step = checked(scope, access.item, a_path)
-    if isinstance(step, DeclaredName):
-        use = Use(line, *step.value)
+    evaluate = compile_checked(scope, access.item, check_path)
+    if isinstance(evaluate, Constant):
+        use = ChannelUse(line, *evaluate.value)
         return lambda given: use
-    return lambda given: _new(Use, (line, *step(given)))
+    return lambda given: _new(ChannelUse, (line, *evaluate(given)))
 
 
-def _timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Step | DeclaredName:
-    steps = [(checked(scope, part, a_duration), UNITS[unit]) for unit, part in parts]
-    if not steps:
-        return DeclaredName(None)
-    calls = [(always(step), seconds) for step, seconds in steps]
+def _compile_timeout(scope: Scope, parts: Sequence[tuple[str, Expression]]) -> Evaluator | Constant:
+    values = [(compile_checked(scope, part, check_duration), UNITS[unit]) for unit, part in parts]
+    if not values:
+        return Constant(None)
+    evaluators = [(as_evaluator(value), seconds) for value, seconds in values]
     where = f"{scope.file}:{parts[0][1].line}"
 
     def total(given: Sequence[Any]) -> float:
-        seconds: float = sum(float(call(given)) * unit for call, unit in calls)
+        seconds: float = sum(float(evaluate(given)) * unit for evaluate, unit in evaluators)
         if not seconds:
             raise SpecError(f"{where}: timeout adds up to 0: expected some time")
         return seconds
 
-    return (
-        DeclaredName(total(()))
-        if all(isinstance(step, DeclaredName) for step, _ in steps)
-        else total
-    )
+    return Constant(total(())) if all(isinstance(value, Constant) for value, _ in values) else total
 
 
-def _env(scope: Scope, env: Expression | EnvMap | None) -> Step | DeclaredName:
+def _compile_env(scope: Scope, env: Expression | EnvMap | None) -> Evaluator | Constant:
     if not isinstance(env, EnvMap):
-        return checked(scope, env, an_environment)
+        return compile_checked(scope, env, check_environment)
     keys = [key for key, _ in env.entries]
-    values = [checked(scope, value, a_text) for _, value in env.entries]
-    if all(isinstance(value, DeclaredName) for value in values):
-        return DeclaredName(
-            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, DeclaredName)}
+    values = [compile_checked(scope, value, check_variable) for _, value in env.entries]
+    if all(isinstance(value, Constant) for value in values):
+        return Constant(
+            {k: v.value for k, v in zip(keys, values, strict=True) if isinstance(v, Constant)}
         )
-    calls = [always(value) for value in values]
-    return lambda given: {key: call(given) for key, call in zip(keys, calls, strict=True)}
+    evaluators = [as_evaluator(value) for value in values]
+    return lambda given: {
+        key: evaluate(given) for key, evaluate in zip(keys, evaluators, strict=True)
+    }

@@ -1,7 +1,7 @@
-"""The values of a template: literals, names of arguments, lists, and calls of functions.
+"""The values in a template: literals, names of arguments, lists, and calls of functions.
 
-Does not know what a value is for. An expression is turned into a *step* once, and a step is
-called with each call's arguments: so a call costs what it calls, and no walk over a tree.
+Each expression is compiled once into an *evaluator*, a function of the arguments of a call: so a
+call takes no walk over a tree. Evaluators keep no state; any number of threads may call them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from daskbatch.describe.access import shown
+from daskbatch.describe.access import safe_repr
 from daskbatch.describe.template.yaml_scalars import Plain
 from daskbatch.errors import SpecError
+
+#: Messages show a value only if its text is not longer.
+_MAX_SHOWN_LETTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A value that stands in the file."""
+    """A value that is written in the file."""
 
     line: int
     value: Plain
@@ -26,7 +29,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Identifier:
-    """The argument of that name."""
+    """The name of an argument, which stands for its value."""
 
     line: int
     name: str
@@ -34,7 +37,7 @@ class Identifier:
 
 @dataclass(frozen=True, slots=True)
 class ListExpression:
-    """A list; a new one for each call."""
+    """A list; each call makes a new one."""
 
     line: int
     items: tuple[Expression, ...]
@@ -51,12 +54,12 @@ class CallExpression:
 
 Expression = Literal | Identifier | ListExpression | CallExpression
 
-#: Gives a value out of the arguments of a call.
-Step = Callable[[Sequence[Any]], Any]
+#: Returns a value, from the arguments of a call.
+Evaluator = Callable[[Sequence[Any]], Any]
 
 
 def names(expression: Expression) -> Iterator[tuple[str, int]]:
-    """Give the names in an expression, with their lines."""
+    """Yield the names in an expression, with their lines."""
     if isinstance(expression, Identifier):
         yield expression.name, expression.line
     elif isinstance(expression, CallExpression):
@@ -69,74 +72,74 @@ def names(expression: Expression) -> Iterator[tuple[str, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class DeclaredName:
-    """A value that all calls share."""
+class Constant:
+    """A value that is the same for all calls."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the names of a template stand for.
+    """The meaning of the names in a template.
 
     Parameters
     ----------
     file : str
-        What messages call the file.
+        The name of the file in messages.
     known : mapping
-        Arguments that are there already.
+        The values of the import arguments, by name.
     slots : mapping
-        Where among the arguments of a call the others will be.
+        The positions of the other arguments among the arguments of a call, by name.
     """
 
     file: str
     known: Mapping[str, Any]
     slots: Mapping[str, int]
 
-    def step(self, expression: Expression) -> Step | DeclaredName:
-        """Turn an expression into what gives its value.
+    def compile(self, expression: Expression) -> Evaluator | Constant:
+        """Compile an expression.
 
         Raises
         ------
         SpecError
-            It calls an argument that is no function.
+            It calls an import argument that is not a function.
         """
         if isinstance(expression, Literal):
-            return DeclaredName(expression.value)
+            return Constant(expression.value)
         if isinstance(expression, Identifier):
-            return self._name(expression.name)
+            return self._compile_name(expression.name)
         if isinstance(expression, ListExpression):
-            items = self.steps(expression.items)
+            items = self.compile_all(expression.items)
             return lambda given: list(items(given))
-        return self._apply(expression)
+        return self._compile_call(expression)
 
-    def steps(
+    def compile_all(
         self, expressions: Sequence[Expression]
     ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        """Turn expressions into what gives all their values."""
-        steps = [self.step(each) for each in expressions]
-        if all(isinstance(each, DeclaredName) for each in steps):
-            values = tuple(each.value for each in steps if isinstance(each, DeclaredName))
+        """Compile expressions into one evaluator, which returns the tuple of their values."""
+        compiled = [self.compile(each) for each in expressions]
+        if all(isinstance(each, Constant) for each in compiled):
+            values = tuple(each.value for each in compiled if isinstance(each, Constant))
             return lambda given: values
-        if len(steps) > 1 and all(isinstance(each, itemgetter) for each in steps):
+        if len(compiled) > 1 and all(isinstance(each, itemgetter) for each in compiled):
             return itemgetter(*(self.slots[each.name] for each in expressions))  # type: ignore[union-attr]
-        calls = tuple(map(always, steps))
-        return lambda given: tuple([call(given) for call in calls])
+        evaluators = tuple(map(as_evaluator, compiled))
+        return lambda given: tuple([evaluate(given) for evaluate in evaluators])
 
-    def _name(self, name: str) -> Step | DeclaredName:
+    def _compile_name(self, name: str) -> Evaluator | Constant:
         if name in self.slots:
             return itemgetter(self.slots[name])
-        return DeclaredName(self.known[name])
+        return Constant(self.known[name])
 
-    def _apply(self, expression: CallExpression) -> Step:
+    def _compile_call(self, expression: CallExpression) -> Evaluator:
         name, where = expression.function, f"{self.file}:{expression.line}"
-        found, values = self._name(name), self.steps(expression.args)
-        if isinstance(found, DeclaredName):
-            _require_callable(found.value, name, where)
-        get = always(found)
+        compiled, get_args = self._compile_name(name), self.compile_all(expression.args)
+        if isinstance(compiled, Constant):
+            _require_callable(compiled.value, name, where)
+        get_function = as_evaluator(compiled)
 
         def call(given: Sequence[Any]) -> Any:
-            function, args = get(given), values(given)
+            function, args = get_function(given), get_args(given)
             _require_callable(function, name, where)
             try:
                 return function(*args)
@@ -147,11 +150,11 @@ class Scope:
         return call
 
 
-def always(step: Step | DeclaredName) -> Step:
-    """Make a step of what may be known."""
-    if not isinstance(step, DeclaredName):
-        return step
-    value = step.value
+def as_evaluator(compiled: Evaluator | Constant) -> Evaluator:
+    """Return an evaluator, also for a constant."""
+    if not isinstance(compiled, Constant):
+        return compiled
+    value = compiled.value
     return lambda given: value
 
 
@@ -164,7 +167,7 @@ def _require_callable(function: object, name: str, where: str) -> None:
 
 
 def describe(value: object) -> str:
-    """Say what an argument is, for messages; it may be large, and of any type."""
-    if isinstance(value, (str, int, float)) and len(text := shown(value)) <= 60:
+    """Describe an argument in a message; it may be large, and of any type."""
+    if isinstance(value, (str, int, float)) and len(text := safe_repr(value)) <= _MAX_SHOWN_LETTERS:
         return text
     return "None" if value is None else f"a {type(value).__name__}"

@@ -1,7 +1,6 @@
-"""A template: what a PTD file says, as records that never change.
+"""The content of a PTD file, as immutable records.
 
-Does not know the arguments of any call; `filling` puts them in, and `template_reader` reads
-the file.
+`reader` makes them of a file, and `binding` fills in the arguments.
 """
 
 from __future__ import annotations
@@ -11,14 +10,17 @@ from dataclasses import dataclass
 
 from daskbatch.describe.template.expressions import CallExpression, Expression, names
 
-#: The types of tasks.
+#: The types of tasks that a PTD file may describe.
 TYPES = ("function", "process", "job")
 
-#: The units of a timeout, in seconds.
+#: The types that `Batch.import_func` can make tasks of. Jobs do not exist yet.
+SUPPORTED_TYPES = ("function", "process")
+
+#: The seconds of each unit of a timeout.
 UNITS = {"day": 86_400.0, "hour": 3_600.0, "min": 60.0, "sec": 1.0}
 
-#: The largest number of a unit that is taken for one.
-MOST = 1e12
+#: The largest number of a unit, or of processes, that is accepted.
+MAX_NUMBER = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,13 @@ class Parameter:
     Parameters
     ----------
     line : int
-        Where.
+        The line of the declaration.
     name : str
-        The identifier that stands for it in the file.
+        The identifier that stands for the argument in the file.
     keyword : str, optional
-        The keyword that it is given by; by position if there is none.
-    default : Apply, optional
-        The call that gives it where it is left out.
+        The keyword of the argument; None for an argument by position.
+    default : CallExpression, optional
+        The call whose value the argument has if it is left out.
     """
 
     line: int
@@ -45,7 +47,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class EnvMap:
-    """Environment variables that stand in the file."""
+    """Environment variables that are written in the file."""
 
     line: int
     entries: tuple[tuple[str, Expression], ...]
@@ -66,7 +68,7 @@ class Executable:
 
 @dataclass(frozen=True, slots=True)
 class FileAccess:
-    """A file that is read or written: an item of ``files``."""
+    """A file that a task reads or writes: an item of ``files``."""
 
     line: int
     item: Expression
@@ -74,7 +76,7 @@ class FileAccess:
 
 @dataclass(frozen=True, slots=True)
 class KeyAccess:
-    """Keys of an object that are read or written; all of them where none are named."""
+    """Keys of an object that a task reads or writes; all keys if none are named."""
 
     line: int
     object: Expression
@@ -83,7 +85,7 @@ class KeyAccess:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What a PTD file says, validated."""
+    """The content of a PTD file, validated."""
 
     file: str
     type: str
@@ -98,7 +100,7 @@ class Template:
     timeout: tuple[tuple[str, Expression], ...] = ()
 
     def uses(self) -> dict[str, int]:
-        """Give the names that a task is made of, each with the line of its first use."""
+        """Return the names that a task is made of, each with the line of its first use."""
         used: dict[str, int] = {}
         for expression in self._expressions():
             for name, line in names(expression):

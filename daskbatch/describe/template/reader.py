@@ -1,6 +1,8 @@
-"""Reads a PTD file into a template, and says of whatever is wrong where, and what was expected.
+"""Reads a PTD file into a template.
 
-Does not know the arguments: the functions, dictionaries and numbers that the names stand for.
+A file is accepted as a whole or not at all. Each error names the file and the line, and says what
+was found and what was expected. The arguments that the names stand for are checked later, by
+`binding` and `validators`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from keyword import iskeyword
 from daskbatch.describe.environment import is_variable
 from daskbatch.describe.template.expressions import Expression, ListExpression, Literal
 from daskbatch.describe.template.model import (
-    MOST,
+    MAX_NUMBER,
+    SUPPORTED_TYPES,
     TYPES,
     UNITS,
     EnvMap,
@@ -22,17 +25,17 @@ from daskbatch.describe.template.model import (
     Parameter,
     Template,
 )
+from daskbatch.describe.template.typos import did_you_mean
 from daskbatch.describe.template.value_reader import ValueReader, identifier
 from daskbatch.describe.template.yaml_nodes import (
-    Entries,
-    Items,
-    Node,
-    Scalar,
-    did_you_mean,
+    YamlList,
+    YamlMap,
+    YamlNode,
+    YamlScalar,
+    describe_node,
     read_file,
     read_nodes,
-    show,
-    wrong,
+    template_error,
 )
 from daskbatch.errors import TemplateError
 
@@ -46,11 +49,11 @@ _EXECUTABLE_KEYS = {
     "job": ("target", "args", "kwargs", "num_procs", "nprocs", "cwd", "env"),
 }
 
-#: Who needs more arguments than this means something else.
+#: A file may declare at most this many arguments.
 _MAX_NAMES = 100
 
-#: Keywords that cannot be given to `Batch.import_func`, which has arguments of these names.
-_TAKEN = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
+#: Keywords that `Batch.import_func` cannot take, since they are names of its own parameters.
+_TAKEN_KEYWORDS = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
 
 
 def read_template(path: str, file: str) -> Template:
@@ -59,52 +62,62 @@ def read_template(path: str, file: str) -> Template:
     Parameters
     ----------
     path : str
-        Where it is.
+        The path of the file.
     file : str
-        What messages call it.
+        The name of the file in messages.
 
     Raises
     ------
     TemplateError
-        It cannot be read, or something in it is wrong.
+        The file cannot be read, something in it is wrong, or its type is not supported yet.
     """
-    return parse_template(read_file(path, file), file)
+    return parse_template(read_file(path, file), file, SUPPORTED_TYPES)
 
 
-def parse_template(data: bytes, file: str) -> Template:
-    """Read what a PTD file holds.
+def parse_template(data: bytes, file: str, types: Collection[str] = TYPES) -> Template:
+    """Read the content of a PTD file.
+
+    Parameters
+    ----------
+    data : bytes
+        The content.
+    file : str
+        The name of the file in messages.
+    types : collection of str
+        The types of tasks that are accepted.
 
     Raises
     ------
     TemplateError
-        Something in it is wrong.
+        Something in the content is wrong.
 
     Examples
     --------
     >>> parse_template(b"{type: process, executables: [{target: date}]}", "my.yml").type
     'process'
     """
-    return _Reader(file).template(read_nodes(data, file))
+    return _Reader(file, types).template(read_nodes(data, file))
 
 
 class _Reader:
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, types: Collection[str]) -> None:
         self._file = file
-        #: Where each name is declared.
+        self._types = types
+        #: For each declared name: the section and the line, for messages.
         self._declared: dict[str, str] = {}
         self._values = ValueReader(file, self._declared)
 
     def _wrong(self, line: int, what: str) -> TemplateError:
-        return wrong(self._file, line, what)
+        return template_error(self._file, line, what)
 
     # -- the whole ------------------------------------------------------------------------
 
-    def template(self, root: Node) -> Template:
+    def template(self, root: YamlNode) -> Template:
         found = self._map(root, "a template", _KEYS)
         import_args = self._positional("import_args", found.get("import_args"))
-        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN)
+        import_kwargs = self._keywords("import_kwargs", found.get("import_kwargs"), _TAKEN_KEYWORDS)
         args = self._positional("args", found.get("args"))
-        # Both are in the signature of what makes the tasks, where each name is there once.
+        # Both are parameters of the function that makes the tasks: each name may occur once.
         taken = {each.name: f"is a name in args, in line {each.line}" for each in args}
         kwargs = self._keywords("kwargs", found.get("kwargs"), taken)
         import_kwargs = self._with_defaults(import_args, import_kwargs, found.get("import_kwargs"))
@@ -124,22 +137,24 @@ class _Reader:
             () if timeout is None else self._timeout(timeout),
         )
 
-    def _type(self, line: int, node: Node | None) -> str:
+    def _type(self, line: int, node: YamlNode | None) -> str:
         if node is None:
-            raise self._wrong(line, f"there is no 'type': expected {_list_words(TYPES)}")
-        value = node.value if isinstance(node, Scalar) else None
-        if not isinstance(value, str) or value not in TYPES:
-            hint = did_you_mean(value.lower(), TYPES) if isinstance(value, str) else ""
-            what = f"type is {show(node)}: expected {_list_words(TYPES)}{hint}"
-            raise self._wrong(node.line, what)
+            raise self._wrong(line, f"there is no 'type': expected {_list_words(self._types)}")
+        value = node.value if isinstance(node, YamlScalar) else None
+        if not isinstance(value, str) or value not in self._types:
+            expected = f"expected {_list_words(self._types)}"
+            if value in TYPES:
+                raise self._wrong(node.line, f"type: {value} is not supported yet: {expected}")
+            hint = did_you_mean(value.lower(), self._types) if isinstance(value, str) else ""
+            raise self._wrong(node.line, f"type is {describe_node(node)}: {expected}{hint}")
         return value
 
     # -- maps and lists -------------------------------------------------------------------
 
-    def _map(self, node: Node, what: str, known: Collection[str]) -> dict[str, Node]:
-        """Give the values of a map; a key with nothing behind it counts as left out."""
-        if not isinstance(node, Entries):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map")
+    def _map(self, node: YamlNode, what: str, known: Collection[str]) -> dict[str, YamlNode]:
+        """Return the values of a map; a key without a value counts as left out."""
+        if not isinstance(node, YamlMap):
+            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map")
         for key, line, _ in node.entries:
             if key not in known:
                 expected = f"expected {_list_words(known)}{did_you_mean(key, known)}"
@@ -147,53 +162,54 @@ class _Reader:
         return {
             key: value
             for key, _, value in node.entries
-            if not (isinstance(value, Scalar) and value.value is None)
+            if not (isinstance(value, YamlScalar) and value.value is None)
         }
 
-    def _list(self, node: Node, what: str, of: str) -> tuple[Node, ...]:
-        if not isinstance(node, Items):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a list of {of}")
+    def _list(self, node: YamlNode, what: str, of: str) -> tuple[YamlNode, ...]:
+        if not isinstance(node, YamlList):
+            raise self._wrong(
+                node.line, f"{what} is {describe_node(node)}: expected a list of {of}"
+            )
         return node.items
 
-    def _entries(self, node: Node, what: str, of: str) -> tuple[tuple[str, int, Node], ...]:
-        if not isinstance(node, Entries):
-            raise self._wrong(node.line, f"{what} is {show(node)}: expected a map of {of}")
+    def _entries(self, node: YamlNode, what: str, of: str) -> tuple[tuple[str, int, YamlNode], ...]:
+        if not isinstance(node, YamlMap):
+            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map of {of}")
         return node.entries
 
     # -- declarations ---------------------------------------------------------------------
 
-    def _positional(self, section: str, node: Node | None) -> tuple[Parameter, ...]:
+    def _positional(self, section: str, node: YamlNode | None) -> tuple[Parameter, ...]:
         items = () if node is None else self._list(node, section, "names")
         return tuple(self._declare(section, each) for each in items)
 
     def _keywords(
-        self, section: str, node: Node | None, taken: Mapping[str, str]
+        self, section: str, node: YamlNode | None, taken: Mapping[str, str]
     ) -> tuple[Parameter, ...]:
-        """Read keywords; of those that are `taken` already, it says by whom."""
+        """Read keywords; `taken` says, for those that cannot be used, what uses them."""
         entries = () if node is None else self._entries(node, section, "keywords to names")
         found, taken = [], dict(taken)
         for key, line, value in entries:
             keyword = identifier(key)
             if not keyword.isidentifier() or iskeyword(keyword):
-                what = f"{keyword!r} in {section} is no keyword: expected letters, digits and _"
+                what = f"{keyword!r} in {section} is not a keyword: expected letters, digits and _"
                 raise self._wrong(line, what)
             if keyword in taken:
                 what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
                 raise self._wrong(line, what)
             taken[keyword] = f"is there already, in line {line}"
-            if section == "import_kwargs" and isinstance(value, Entries):
-                # A call gives the value where the keyword is left out; so that is its name too.
-                value = Scalar(line, keyword, keyword, True)
+            if section == "import_kwargs" and isinstance(value, YamlMap):
+                # The map is a call that gives the default. Then the keyword is the name, too.
+                value = YamlScalar(line, keyword, keyword, True)
             found.append(self._declare(section, value, keyword))
         return tuple(found)
 
-    def _declare(self, section: str, node: Node, keyword: str | None = None) -> Parameter:
-        name = node.value if isinstance(node, Scalar) else None
+    def _declare(self, section: str, node: YamlNode, keyword: str | None = None) -> Parameter:
+        name = node.value if isinstance(node, YamlScalar) else None
         if not isinstance(name, str) or not (name := identifier(name)).isidentifier():
             or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
-            what = (
-                f"{section} holds {show(node)}: expected a name of letters, digits and _{or_call}"
-            )
+            expected = f"a name of letters, digits and _{or_call}"
+            what = f"{section} holds {describe_node(node)}: expected {expected}"
             raise self._wrong(node.line, what)
         if name in self._declared:
             what = f"{name!r} is declared already, in {self._declared[name]}"
@@ -205,15 +221,15 @@ class _Reader:
         return Parameter(node.line, name, keyword)
 
     def _with_defaults(
-        self, args: tuple[Parameter, ...], kwargs: tuple[Parameter, ...], node: Node | None
+        self, args: tuple[Parameter, ...], kwargs: tuple[Parameter, ...], node: YamlNode | None
     ) -> tuple[Parameter, ...]:
-        """Read the calls in import_kwargs: they know the import arguments above them."""
-        if not isinstance(node, Entries):
+        """Read the defaults in import_kwargs, which may use the import arguments above them."""
+        if not isinstance(node, YamlMap):
             return kwargs
         known = {parameter.name: "" for parameter in args}
         complete = []
         for parameter, (_, _, value) in zip(kwargs, node.entries, strict=True):
-            if isinstance(value, Entries):
+            if isinstance(value, YamlMap):
                 values = ValueReader(self._file, known, self._declared.keys() - known.keys())
                 parameter = replace(parameter, default=values.call(value))
             known[parameter.name] = ""
@@ -222,7 +238,7 @@ class _Reader:
 
     # -- executables ----------------------------------------------------------------------
 
-    def _executables(self, kind: str, line: int, node: Node | None) -> tuple[Executable, ...]:
+    def _executables(self, kind: str, line: int, node: YamlNode | None) -> tuple[Executable, ...]:
         if node is None:
             what = "there are no 'executables': expected a list of maps, each with its 'target'"
             raise self._wrong(line, what)
@@ -234,7 +250,7 @@ class _Reader:
             raise self._wrong(items[1].line, f"{what}; only a job has several")
         return tuple(self._executable(kind, item) for item in items)
 
-    def _executable(self, kind: str, node: Node) -> Executable:
+    def _executable(self, kind: str, node: YamlNode) -> Executable:
         found = self._map(node, f"an executable of a {kind}", _EXECUTABLE_KEYS[kind])
         if "target" not in found:
             raise self._wrong(node.line, "an executable lacks its 'target': expected what to run")
@@ -250,18 +266,18 @@ class _Reader:
             self._target(kind, found["target"]),
             tuple(map(values.any, self._list(args, "args", "values"))) if args else (),
             self._kwargs(kwargs) if kwargs else (),
-            values.number(procs, "num_procs", 1, MOST, whole=True) if procs else None,
+            values.number(procs, "num_procs", 1, MAX_NUMBER, whole=True) if procs else None,
             values.text(cwd, "cwd") if cwd else None,
             self._env(env) if env else None,
         )
 
-    def _target(self, kind: str, node: Node) -> Expression:
+    def _target(self, kind: str, node: YamlNode) -> Expression:
         if kind == "function":
             expected = "the name of an argument that is a function"
             return self._values.reference(node, "target", expected)
         return self._values.text(node, "target", typos=False)
 
-    def _kwargs(self, node: Node) -> tuple[tuple[str, Expression], ...]:
+    def _kwargs(self, node: YamlNode) -> tuple[tuple[str, Expression], ...]:
         found: dict[str, Expression] = {}
         for key, line, value in self._entries(node, "kwargs", "values"):
             keyword = identifier(key)
@@ -270,12 +286,12 @@ class _Reader:
             found[keyword] = self._values.any(value)
         return tuple(found.items())
 
-    def _env(self, node: Node) -> Expression | EnvMap:
-        if isinstance(node, Scalar):
+    def _env(self, node: YamlNode) -> Expression | EnvMap:
+        if isinstance(node, YamlScalar):
             return self._values.reference(node, "env", "a map of texts, or the name of a dict")
         entries = self._entries(node, "env", "texts")
         key, _, value = entries[0] if len(entries) == 1 else ("", 0, node)
-        if identifier(key) in self._declared and isinstance(value, Items):
+        if identifier(key) in self._declared and isinstance(value, YamlList):
             return self._values.any(node)
         found = []
         for key, line, value in entries:
@@ -286,7 +302,7 @@ class _Reader:
 
     # -- accesses, timeout ----------------------------------------------------------------
 
-    def _accesses(self, section: str, node: Node | None) -> tuple[FileAccess | KeyAccess, ...]:
+    def _accesses(self, section: str, node: YamlNode | None) -> tuple[FileAccess | KeyAccess, ...]:
         if node is None:
             return ()
         accesses: list[FileAccess | KeyAccess] = []
@@ -300,21 +316,21 @@ class _Reader:
                 files = self._at_least_one(found["files"], "files", "paths")
                 accesses += [FileAccess(each.line, self._path(each)) for each in files]
                 continue
-            keys: tuple[Node, ...] = ()
+            keys: tuple[YamlNode, ...] = ()
             if "keys" in found:
                 keys = self._at_least_one(found["keys"], "keys", "keys")
             owner = self._values.reference(found["ddict"], "ddict", "the name of an argument")
             accesses.append(KeyAccess(item.line, owner, tuple(map(self._key, keys))))
         return tuple(accesses)
 
-    def _at_least_one(self, node: Node, what: str, of: str) -> tuple[Node, ...]:
+    def _at_least_one(self, node: YamlNode, what: str, of: str) -> tuple[YamlNode, ...]:
         items = self._list(node, what, of)
         if not items:
             raise self._wrong(node.line, f"{what} is empty: expected a list of {of}")
         return items
 
-    def _path(self, node: Node) -> Expression:
-        if not isinstance(node, Items):
+    def _path(self, node: YamlNode) -> Expression:
+        if not isinstance(node, YamlList):
             return self._values.text(node, "an item of files")
         if len(node.items) != 2:
             what = f"a list of {len(node.items)} among files: expected a path, or [base_dir, name]"
@@ -323,21 +339,21 @@ class _Reader:
             node.line, tuple(self._values.text(each, "a path") for each in node.items)
         )
 
-    def _key(self, node: Node) -> Expression:
-        if isinstance(node, Items):
+    def _key(self, node: YamlNode) -> Expression:
+        if isinstance(node, YamlList):
             raise self._wrong(node.line, "a list among keys: expected a text, a number or a call")
         return self._values.any(node)
 
-    def _timeout(self, node: Node) -> tuple[tuple[str, Expression], ...]:
-        if not isinstance(node, Entries):
-            what = f"timeout is {show(node)}: expected a map such as {{min: 1, sec: 30}}"
+    def _timeout(self, node: YamlNode) -> tuple[tuple[str, Expression], ...]:
+        if not isinstance(node, YamlMap):
+            what = f"timeout is {describe_node(node)}: expected a map such as {{min: 1, sec: 30}}"
             raise self._wrong(node.line, what)
         parts = tuple(
-            (unit, self._values.number(value, f"{unit} in timeout", 0, MOST))
+            (unit, self._values.number(value, f"{unit} in timeout", 0, MAX_NUMBER))
             for unit, value in self._map(node, "timeout", UNITS).items()
         )
         if all(isinstance(part, Literal) and not part.value for _, part in parts):
-            what = "timeout adds up to 0: leave it out where a task may run as long as it likes"
+            what = "timeout adds up to 0: leave it out if a task may run without a limit"
             raise self._wrong(node.line, what)
         return parts
 

@@ -1,6 +1,6 @@
-"""Makes sure that the arguments which fill a template are what they must be there.
+"""Checks the arguments that fill a template where the template uses them.
 
-Does not know the task that they make; messages say the line of the file that uses them.
+Messages name the line of the file that uses the argument.
 """
 
 from __future__ import annotations
@@ -13,86 +13,88 @@ from typing import Any
 
 from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.describe.template.expressions import (
-    DeclaredName,
+    Constant,
+    Evaluator,
     Expression,
     Scope,
-    Step,
-    always,
+    as_evaluator,
     describe,
 )
-from daskbatch.describe.template.model import MOST
+from daskbatch.describe.template.model import MAX_NUMBER
 from daskbatch.errors import SpecError
 
-#: Gives a value as it is to be, or raises `ValueError` with what was expected.
+#: Returns a value as the task needs it; raises `ValueError` with what was expected.
 Check = Callable[[Any], Any]
 
 
-def checked(scope: Scope, expression: Expression | None, check: Check) -> Step | DeclaredName:
-    """Make a step that checks its values; at once, where all calls share one.
+def compile_checked(
+    scope: Scope, expression: Expression | None, check: Check
+) -> Evaluator | Constant:
+    """Compile an expression into an evaluator that checks its values; checks a constant at once.
 
     Raises
     ------
     SpecError
-        The one is wrong.
+        The constant is wrong.
     """
     if expression is None:
-        return DeclaredName(None)
-    step, where = scope.step(expression), f"{scope.file}:{expression.line}"
+        return Constant(None)
+    compiled, where = scope.compile(expression), f"{scope.file}:{expression.line}"
+    get_value = as_evaluator(compiled)
 
-    def give(given: Sequence[Any]) -> Any:
-        value = call(given)
+    def evaluate(given: Sequence[Any]) -> Any:
+        value = get_value(given)
         try:
             return check(value)
         except ValueError as error:
             raise SpecError(f"{where}: found {describe(value)}: expected {error}") from None
 
-    call = always(step)
-    return DeclaredName(give(())) if isinstance(step, DeclaredName) else give
+    return Constant(evaluate(())) if isinstance(compiled, Constant) else evaluate
 
 
-def a_function(value: Any) -> Any:
+def check_function(value: Any) -> Any:
     if not callable(value):
         raise ValueError("a function, which is the target")
     return value
 
 
-def an_executable(value: Any) -> Any:
+def check_executable(value: Any) -> Any:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("an executable, as str or Path, which is the target")
     return value
 
 
-def _either(value: Any) -> Any:
-    return value if callable(value) else an_executable(value)
+def _check_function_or_executable(value: Any) -> Any:
+    return value if callable(value) else check_executable(value)
 
 
-#: What each type of task runs.
-TARGETS: dict[str, Check] = {
-    "function": a_function,
-    "process": an_executable,
-    "job": _either,
+#: How the target of each type of task is checked.
+TARGET_CHECKS: dict[str, Check] = {
+    "function": check_function,
+    "process": check_executable,
+    "job": _check_function_or_executable,
 }
 
 
-def a_name(value: Any) -> str | None:
+def check_name(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise ValueError("a text, which is the name of the task")
     return value
 
 
-def a_count(value: Any) -> int:
+def check_count(value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError("a whole number from 1 for num_procs")
     return int(value)
 
 
-def a_directory(value: Any) -> Any:
+def check_directory(value: Any) -> Any:
     if not (value is None or (isinstance(value, (str, Path)) and str(value))):
         raise ValueError("a directory, as str or Path, for cwd")
     return value
 
 
-def an_environment(value: Any) -> dict[str, str] | None:
+def check_environment(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -105,21 +107,21 @@ def an_environment(value: Any) -> dict[str, str] | None:
     return {name: os.fsdecode(text) for name, text in value.items()}
 
 
-def a_text(value: Any) -> str:
+def check_variable(value: Any) -> str:
     if not is_value(value):
         raise ValueError("a text for env")
     return os.fsdecode(value)
 
 
-def a_duration(value: Any) -> float:
-    number: Any = value  # a `Real` compares, which type checkers do not know
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= number <= MOST:
+def check_duration(value: Any) -> float:
+    number: Any = value  # a `Real` can be compared, which type checkers do not know
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= number <= MAX_NUMBER:
         raise ValueError("a number from 0, which is a part of the timeout")
     return float(number)
 
 
-def a_path(value: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Give what `Batch.read` takes: one path, or a directory and a name."""
+def check_path(value: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return what `Batch.read` takes: one path, or a directory and a name."""
     if isinstance(value, (str, Path)) and value != "":
         return value, ()
     if (

@@ -1,7 +1,4 @@
-"""Reads the values of a PTD file: which words are names, which maps are calls.
-
-Does not know where in the file a value stands, nor what the names stand for.
-"""
+"""Reads the values in a PTD file: decides which words are names, and which maps are calls."""
 
 from __future__ import annotations
 
@@ -15,33 +12,33 @@ from daskbatch.describe.template.expressions import (
     ListExpression,
     Literal,
 )
+from daskbatch.describe.template.typos import did_you_mean, is_likely_typo
 from daskbatch.describe.template.yaml_nodes import (
-    Entries,
-    Items,
-    Node,
-    Scalar,
-    did_you_mean,
-    show,
-    wrong,
+    YamlList,
+    YamlMap,
+    YamlNode,
+    YamlScalar,
+    describe_node,
+    template_error,
 )
 from daskbatch.errors import TemplateError
 
-#: A longer word is left as it is written: to normalise one of many accents takes seconds.
-_LONGEST_NAME = 255
+#: A longer word is left as it is written: normalising a word of many accents takes seconds.
+_MAX_NAME_LETTERS = 255
 
 
 def identifier(text: str) -> str:
-    r"""Give a word as Python reads it where it stands for a name; any other text as it is.
+    r"""Return a word as Python reads it if it can be a name; any other text unchanged.
 
-    An accent can be part of its letter or follow it, and which of the two an editor writes
-    nobody sees.
+    An accent can be part of its letter or follow it. Both look the same, and editors write
+    either.
 
     Examples
     --------
     >>> identifier("cafe\u0301") == "caf\u00e9"
     True
     """
-    if text.isascii() or len(text) > _LONGEST_NAME or not text.isidentifier():
+    if text.isascii() or len(text) > _MAX_NAME_LETTERS or not text.isidentifier():
         return text
     return normalize("NFKC", text)
 
@@ -52,11 +49,11 @@ class ValueReader:
     Parameters
     ----------
     file : str
-        What messages call the file.
+        The name of the file in messages.
     declared : mapping
-        The names of arguments, for reading; it may grow.
+        The names of arguments. It is read at each use, so it may grow.
     later : collection of str
-        Names that are declared, and may not be used yet.
+        Names that are declared below, and cannot be used yet.
     """
 
     def __init__(
@@ -67,32 +64,42 @@ class ValueReader:
         self._later = later
 
     def _wrong(self, line: int, what: str) -> TemplateError:
-        return wrong(self._file, line, what)
+        return template_error(self._file, line, what)
 
-    def any(self, node: Node) -> Expression:
+    def any(self, node: YamlNode) -> Expression:
         """Read a value of any kind."""
-        if isinstance(node, Items):
+        if isinstance(node, YamlList):
             return ListExpression(node.line, tuple(map(self.any, node.items)))
-        if isinstance(node, Entries):
+        if isinstance(node, YamlMap):
             return self.call(node)
         if node.plain and not node.text:
             raise self._wrong(node.line, "a value is missing: write null if that is meant")
         return self._scalar(node, typos=True)
 
-    def text(self, node: Node, what: str, typos: bool = True) -> Expression:
-        """Read what must be a text, a name or a call; without `typos`, as it is written."""
-        if isinstance(node, Entries):
+    def text(self, node: YamlNode, what: str, typos: bool = True) -> Expression:
+        """Read a value that must be a text, a name or a call.
+
+        Parameters
+        ----------
+        node : YamlNode
+            The value.
+        what : str
+            The name of the value in messages.
+        typos : bool
+            Whether a text is refused that is probably a mistyped name.
+        """
+        if isinstance(node, YamlMap):
             return self.call(node)
-        if isinstance(node, Scalar) and isinstance(node.value, str) and node.value:
+        if isinstance(node, YamlScalar) and isinstance(node.value, str) and node.value:
             return self._scalar(node, typos)
-        quoted = isinstance(node, Scalar) and node.value is not None and node.plain
+        quoted = isinstance(node, YamlScalar) and node.value is not None and node.plain
         expected = f"expected a text{', quoted' if quoted else ''}, a declared name or a call"
-        raise self._wrong(node.line, f"{what} is {show(node)}: {expected}")
+        raise self._wrong(node.line, f"{what} is {describe_node(node)}: {expected}")
 
     def number(
-        self, node: Node, what: str, least: int, most: float, whole: bool = False
+        self, node: YamlNode, what: str, least: int, most: float, whole: bool = False
     ) -> Expression:
-        """Read what must be a number, a name or a call."""
+        """Read a value that must be a number, a name or a call."""
         value = self.any(node)
         if isinstance(value, (Identifier, CallExpression)):
             return value
@@ -105,23 +112,23 @@ class ValueReader:
             kind = "a whole number" if whole else "a number"
             hint = did_you_mean(number, self._declared) if isinstance(number, str) else ""
             expected = f"expected {kind} from {least}, a declared name or a call{hint}"
-            raise self._wrong(node.line, f"{what} is {show(node)}: {expected}")
+            raise self._wrong(node.line, f"{what} is {describe_node(node)}: {expected}")
         return value
 
-    def reference(self, node: Node, what: str, expected: str) -> Expression:
-        """Read what nothing in a file can give: it must be a name or a call."""
-        if isinstance(node, Entries):
+    def reference(self, node: YamlNode, what: str, expected: str) -> Expression:
+        """Read a value that a file cannot contain, such as a function: a name or a call."""
+        if isinstance(node, YamlMap):
             return self.call(node)
-        if isinstance(node, Scalar) and isinstance(node.value, str):
+        if isinstance(node, YamlScalar) and isinstance(node.value, str):
             value = self._scalar(node, typos=False)
             if isinstance(value, Identifier):
                 return value
             hint = did_you_mean(node.value, self._declared)
             what = f"{what} {node.value!r} is declared nowhere"
             raise self._wrong(node.line, f"{what}: expected {expected}{hint}")
-        raise self._wrong(node.line, f"{what} is {show(node)}: expected {expected}")
+        raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected {expected}")
 
-    def call(self, node: Entries) -> CallExpression:
+    def call(self, node: YamlMap) -> CallExpression:
         """Read ``{function: [arguments]}``."""
         if len(node.entries) != 1:
             what = f"a map of {len(node.entries)} keys: a map is a call, {{function: [arguments]}}"
@@ -133,12 +140,12 @@ class ValueReader:
             expected = "a map is a call, expected the name of an argument that is a function"
             hint = did_you_mean(function, self._declared)
             raise self._wrong(line, f"{function!r} is declared nowhere: {expected}{hint}")
-        if not isinstance(args, Items):
-            what = f"the call of {function!r} has {show(args)} for its arguments"
+        if not isinstance(args, YamlList):
+            what = f"the call of {function!r} has {describe_node(args)} for its arguments"
             raise self._wrong(line, f"{what}: expected a list, [] where there are none")
         return CallExpression(line, function, tuple(map(self.any, args.items)))
 
-    def _scalar(self, node: Scalar, typos: bool) -> Literal | Identifier:
+    def _scalar(self, node: YamlScalar, typos: bool) -> Literal | Identifier:
         value = node.value
         if isinstance(value, str):
             word = identifier(value)
@@ -147,7 +154,7 @@ class ValueReader:
                 return Identifier(node.line, word)
             if typos and node.plain:
                 for name in self._declared:
-                    if _is_slip(word, name):
+                    if is_likely_typo(word, name):
                         what = f"{value!r} is declared nowhere, but {name!r} is"
                         raise self._wrong(node.line, f"{what}: quote it if it is to be a text")
         return Literal(node.line, value)
@@ -155,32 +162,4 @@ class ValueReader:
     def _require_known(self, name: str, line: int) -> None:
         if name in self._later:
             expected = "expected an import argument that is declared above"
-            raise self._wrong(line, f"{name!r} is not known yet: {expected}")
-
-
-def _is_slip(text: str, name: str) -> bool:
-    """Say whether a word is likely to be a mistyped name: one letter off, and not by a digit."""
-    if min(len(text), len(name)) < 5 or not text.isidentifier():
-        return False
-    text, name = text.casefold().replace("_", ""), name.casefold().replace("_", "")
-    return text == name or (_are_close(text, name) and _undigited(text) != _undigited(name))
-
-
-def _undigited(text: str) -> str:
-    return "".join(letter for letter in text if not letter.isdigit())
-
-
-def _are_close(one: str, other: str) -> bool:
-    """Say whether one letter makes the difference, or the order of two."""
-    if abs(len(one) - len(other)) > 1:
-        return False
-    start = 0
-    while start < min(len(one), len(other)) and one[start] == other[start]:
-        start += 1
-    rest, their_rest = one[start:], other[start:]
-    return (
-        rest[1:] == their_rest[1:]
-        or rest[1:] == their_rest
-        or rest == their_rest[1:]
-        or (rest[:2] == their_rest[1::-1] and rest[2:] == their_rest[2:])
-    )
+            raise self._wrong(line, f"{name!r} cannot be used yet: {expected}")

@@ -1,15 +1,13 @@
-"""Reads a YAML file into nodes that know their lines, and refuses what would surprise.
+"""Reads a YAML file into nodes that know their lines.
 
-Does not know what the keys mean. There are no aliases, anchors, tags, merged maps or second
-documents: a file is small, and says everything where it stands.
+Aliases, anchors, tags, merged maps and second documents are refused: a file is small, and its text
+shows what it means. `MAX_BYTES`, `MAX_NODES` and `MAX_DEPTH` limit the time and memory of reading.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +16,15 @@ import yaml
 from daskbatch.describe.template.yaml_scalars import Plain, resolve
 from daskbatch.errors import TemplateError
 
-#: The most that a file may hold: it says how tasks are made, and is no place for data.
+#: The limits of a file. It describes how tasks are made, and is not meant to hold data.
 MAX_BYTES = 64 * 1024
 MAX_NODES = 5_000
 MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Scalar:
-    """A word, a number or a text, as it is written and as it is meant; `plain` if not quoted."""
+class YamlScalar:
+    """A word, a number or a text: as it is written, and its meaning; `plain` if not quoted."""
 
     line: int
     text: str
@@ -35,34 +33,34 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class YamlList:
     """A list."""
 
     line: int
-    items: tuple[Node, ...]
+    items: tuple[YamlNode, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """A map; its keys are texts, each there once, with their lines."""
+class YamlMap:
+    """A map: keys, which are different texts, with their lines and values."""
 
     line: int
-    entries: tuple[tuple[str, int, Node], ...]
+    entries: tuple[tuple[str, int, YamlNode], ...]
 
 
-Node = Scalar | Items | Entries
+YamlNode = YamlScalar | YamlList | YamlMap
 
 
-def wrong(file: str, line: int | None, what: str) -> TemplateError:
-    """Make the error that says what is wrong in which line."""
+def template_error(file: str, line: int | None, what: str) -> TemplateError:
+    """Make the error that says what is wrong, with the name of the file and the line."""
     return TemplateError(f"{file}: {what}" if line is None else f"{file}:{line}: {what}")
 
 
-def show(node: Node) -> str:
-    """Say what a node is, for messages."""
-    if isinstance(node, Items):
+def describe_node(node: YamlNode) -> str:
+    """Describe a node in a message."""
+    if isinstance(node, YamlList):
         return "a list"
-    if isinstance(node, Entries):
+    if isinstance(node, YamlMap):
         return "a map"
     if node.value is None:
         return "nothing"
@@ -70,87 +68,89 @@ def show(node: Node) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """Name what may have been meant by a mistyped word, if anything comes close."""
-    close = difflib.get_close_matches(text[:80], list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 # -- from the disk ------------------------------------------------------------------------
 
 
 def read_file(path: str, file: str) -> bytes:
-    """Read a file that is to hold YAML.
+    """Read the bytes of a template; at most one more than `MAX_BYTES`.
 
     Parameters
     ----------
     path : str
-        Where it is.
+        The path of the file.
     file : str
-        What messages call it.
+        The name of the file in messages.
 
     Raises
     ------
     TemplateError
-        It cannot be read, or is too large.
+        The file cannot be read.
     """
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # a pipe would wait, and a device may never end
-            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
-            raise wrong(file, None, f"is {kind}: expected a template, a YAML file")
+        if not stat.S_ISREG(mode):  # reading a pipe may wait, and a device may never end
+            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise template_error(file, None, f"is {kind}: expected a template, a YAML file")
         with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
+    except TemplateError:
+        raise
     except FileNotFoundError:
-        raise wrong(
+        raise template_error(
             file, None, f"there is no such file ({path}): expected a template, a YAML file"
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise wrong(file, None, f"cannot be read: {reason}") from None
+        raise template_error(file, None, f"cannot be read: {reason}") from None
     return data
 
 
 # -- from bytes ---------------------------------------------------------------------------
 
 
-def read_nodes(data: bytes, file: str) -> Node:
+def read_nodes(data: bytes, file: str) -> YamlNode:
     """Read YAML into nodes.
 
     Parameters
     ----------
     data : bytes
-        What the file holds.
+        The content of the file.
     file : str
-        What messages call it.
+        The name of the file in messages.
 
     Raises
     ------
     TemplateError
-        It is not YAML, not UTF-8, or uses what is refused here.
+        The content is not YAML or not UTF-8, is too large, or uses what is refused here.
 
     Examples
     --------
     >>> read_nodes(b"sec: 5", "my.yml")
-    Entries(line=1, entries=(('sec', 1, Scalar(line=1, text='5', value=5, plain=True)),))
+    YamlMap(line=1, entries=(('sec', 1, YamlScalar(line=1, text='5', value=5, plain=True)),))
     """
     if len(data) > MAX_BYTES:
-        raise wrong(file, None, f"is larger than {MAX_BYTES // 1024} KiB: that is no template")
+        raise template_error(
+            file,
+            None,
+            f"is larger than {MAX_BYTES // 1024} KiB: expected a template, which is small",
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         found = f"byte 0x{data[error.start]:02x}"
-        raise wrong(file, line, f"{found} is not UTF-8: expected a text file in UTF-8") from None
+        raise template_error(
+            file, line, f"{found} is not UTF-8: expected a text file in UTF-8"
+        ) from None
     return _Builder(text, file).build()
 
 
 class _Builder:
-    """Builds nodes out of the parser's events.
+    """Builds nodes from the parser's events.
 
-    PyYAML's own composer calls itself for each level (a deep file ends the interpreter where
-    it is the one in C), and forgets anchors. The parser in Python is taken everywhere, since
-    the two do not accept quite the same files.
+    PyYAML's own composer is not used: it recurses for each level, so that a deep file ends the
+    interpreter if the composer is the one in C, and it drops anchors. PyYAML's parser in Python is
+    used even where the one in C is installed, since the two accept slightly different files.
     """
 
     def __init__(self, text: str, file: str) -> None:
@@ -158,13 +158,15 @@ class _Builder:
         self._file = file
         self._nodes = 0
 
-    def build(self) -> Node:
+    def build(self) -> YamlNode:
         try:
             parser = yaml.SafeLoader(self._text)
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
             found = f"character U+{ord(self._text[error.position]):04X}"
-            raise wrong(self._file, line, f"{found} does not belong into a YAML file") from None
+            raise template_error(
+                self._file, line, f"{found} does not belong into a YAML file"
+            ) from None
         try:
             return self._document(parser)
         except TemplateError:
@@ -173,77 +175,81 @@ class _Builder:
             mark = error.problem_mark or error.context_mark
             line = parser.line if mark is None else mark.line
             why = ", ".join(part for part in (error.context, error.problem) if part)
-            raise wrong(self._file, line + 1, f"is not valid YAML: {why}") from None
-        except Exception as error:  # the parser's own: "\UFFFFFFFF" is a ValueError of chr, say
+            raise template_error(self._file, line + 1, f"is not valid YAML: {why}") from None
+        except Exception as error:  # a defect of the parser: "\UFFFFFFFF" raises a ValueError
             line = parser.line + 1
-            raise wrong(self._file, line, f"is not valid YAML: {error}") from None
+            raise template_error(self._file, line, f"is not valid YAML: {error}") from None
         finally:
             parser.dispose()
 
-    def _document(self, parser: yaml.SafeLoader) -> Node:
-        root: Node | None = None
-        #: The lists and maps that are open: their lines, what is in them, whether they are maps.
-        open_: list[tuple[int, list[Node], bool]] = []
+    def _document(self, parser: yaml.SafeLoader) -> YamlNode:
+        root: YamlNode | None = None
+        #: The lists and maps that are open: their lines, their nodes, whether they are maps.
+        open_: list[tuple[int, list[YamlNode], bool]] = []
         while parser.check_event():
             event: Any = parser.get_event()  # type: ignore[no-untyped-call]
             line = event.start_mark.line + 1
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise wrong(self._file, line, "a second document begins: expected one alone")
+                raise template_error(
+                    self._file, line, "a second document begins: expected one alone"
+                )
             self._require_bare(event, line)
-            node: Node
+            node: YamlNode
             if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
                 if len(open_) == MAX_DEPTH:
-                    raise wrong(self._file, line, f"is nested more than {MAX_DEPTH} deep")
+                    raise template_error(self._file, line, f"is nested more than {MAX_DEPTH} deep")
                 open_.append((line, [], isinstance(event, yaml.MappingStartEvent)))
                 continue
             if isinstance(event, yaml.ScalarEvent):
                 node = self._scalar(event.value, event.implicit[0], line)
             elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
                 began, inside, is_map = open_.pop()
-                node = self._entries(began, inside) if is_map else Items(began, tuple(inside))
+                node = self._entries(began, inside) if is_map else YamlList(began, tuple(inside))
             else:
                 continue
             self._nodes += 1
             if self._nodes > MAX_NODES:
-                raise wrong(self._file, line, f"holds more than {MAX_NODES} values")
+                raise template_error(self._file, line, f"holds more than {MAX_NODES} values")
             if open_:
                 open_[-1][1].append(node)
             else:
                 root = node
         if root is None:
-            raise wrong(self._file, 1, "is empty: expected a template, a map of its keys")
+            raise template_error(self._file, 1, "is empty: expected a template, a map of its keys")
         return root
 
     def _require_bare(self, event: Any, line: int) -> None:
         if isinstance(event, yaml.AliasEvent):
-            what = f"alias '*{event.anchor}': write out what it stands for"
+            what = f"alias '*{event.anchor}': write its value instead"
         elif getattr(event, "anchor", None) is not None:
-            what = f"anchor '&{event.anchor}': there are no aliases here, take it away"
+            what = f"anchor '&{event.anchor}': aliases are not supported, remove it"
         elif getattr(event, "tag", None) is not None:
-            what = f"tag '{event.tag}': there are no tags here; quote what is to be a text"
+            what = f"tag '{event.tag}': tags are not supported; quote a value that should be a text"
         else:
             return
-        raise wrong(self._file, line, f"found the {what}")
+        raise template_error(self._file, line, f"found the {what}")
 
-    def _scalar(self, text: str, plain: bool, line: int) -> Scalar:
+    def _scalar(self, text: str, plain: bool, line: int) -> YamlScalar:
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise wrong(self._file, line, f"{text[:40]!r} holds a character that no text may hold")
+            raise template_error(
+                self._file, line, f"{text[:40]!r} has a character that is not allowed in a text"
+            )
         if not plain:
-            return Scalar(line, text, text, False)
+            return YamlScalar(line, text, text, False)
         try:
-            return Scalar(line, text, resolve(text), True)
+            return YamlScalar(line, text, resolve(text), True)
         except ValueError as error:
-            raise wrong(self._file, line, str(error)) from None
+            raise template_error(self._file, line, str(error)) from None
 
-    def _entries(self, line: int, inside: list[Node]) -> Entries:
-        entries: dict[str, tuple[str, int, Node]] = {}
+    def _entries(self, line: int, inside: list[YamlNode]) -> YamlMap:
+        entries: dict[str, tuple[str, int, YamlNode]] = {}
         for key, value in zip(inside[::2], inside[1::2], strict=True):
-            if not isinstance(key, Scalar) or not isinstance(key.value, str):
-                what = f"{show(key)} is no key: expected a text, quoted if need be"
-                raise wrong(self._file, key.line, what)
+            if not isinstance(key, YamlScalar) or not isinstance(key.value, str):
+                what = f"{describe_node(key)} is not a key: expected a text, quoted if necessary"
+                raise template_error(self._file, key.line, what)
             before = entries.get(key.value)
             if before is not None:
                 what = f"key {key.value!r} is there already, in line {before[1]}: expected it once"
-                raise wrong(self._file, key.line, what)
+                raise template_error(self._file, key.line, what)
             entries[key.value] = key.value, key.line, value
-        return Entries(line, tuple(entries.values()))
+        return YamlMap(line, tuple(entries.values()))

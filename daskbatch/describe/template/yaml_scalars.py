@@ -1,8 +1,8 @@
-"""Says what an unquoted word of a YAML file means, or that it had better be quoted.
+"""Finds the meaning of an unquoted word in a YAML file, or refuses an ambiguous word.
 
-Does not know where the word stands. YAML 1.1 and 1.2 take some words for different things:
-``on`` is true to the one, a text to the other. A word is taken here for what both agree on;
-where they do not, it is refused, and the message says what to write.
+YAML 1.1 and 1.2 read some words differently: ``on`` is true in one, and a text in the other. A word
+has the meaning that both versions give it. If they differ, the word is refused, and the message
+says what to write.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 from yaml import ScalarNode
 from yaml.resolver import Resolver
 
-#: What a word can stand for.
+#: The types of values that a word can mean.
 Plain = None | bool | int | float | str
 
 _V11 = Resolver()
 _TAG = "tag:yaml.org,2002:"
 
-#: The same by the core schema of YAML 1.2; what matches none is a text.
+#: The core schema of YAML 1.2; a word that matches none of these is a text.
 _V12 = (
     ("null", re.compile(r"~|null|Null|NULL|")),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE")),
@@ -33,17 +33,17 @@ _V12 = (
     ),
 )
 
-#: A number that is longer than this is none that anybody means.
-_LONGEST_NUMBER = 100
+#: A longer number is refused: it is probably meant to be a text.
+_MAX_NUMBER_LETTERS = 100
 
 
 def resolve(text: str) -> Plain:
-    """Give what an unquoted word means.
+    """Return the meaning of an unquoted word.
 
     Raises
     ------
     ValueError
-        It does not mean one thing; the message says what to write.
+        The word is ambiguous; the message says what to write.
 
     Examples
     --------
@@ -67,13 +67,13 @@ false, or quote it
         return None
     if new == "bool":
         return text.lower() == "true"
-    if len(text) > _LONGEST_NUMBER:
+    if len(text) > _MAX_NUMBER_LETTERS:
         raise ValueError(f"{text[:20]!r}... is a number of {len(text)} characters: quote a text")
     if new == "int":
         return int(text, 16 if digits.startswith("0x") else 10)
     number = float(re.sub(r"\.(?=[in])", "", text.lower()))
     if math.isinf(number) and "inf" not in text.lower():
-        raise ValueError(f"{text!r} is too large for a number: quote it for a text")
+        raise ValueError(f"{text!r} is too large for a number: quote it if it should be a text")
     return number
 
 

@@ -104,7 +104,7 @@ def pack(obj: object, key: Any = _NO_KEY) -> Value:
         data = pickling.dumps_plain(obj)
         return data if len(data) < APART else (PickleBuffer(data),)
     try:
-        data, apart = pickling.dumps_apart(obj, APART)
+        data, apart = pickling.dumps_with_buffers(obj, APART)
     except Exception as error:
         of = "" if key is _NO_KEY else f" of the key {safe_str(key_sent(key), repr)}"
         said = f"{type(error).__name__}: {safe_str(error)}{hint_on_value('value', obj, error)}"

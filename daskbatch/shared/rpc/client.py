@@ -13,7 +13,7 @@ from daskbatch.shared.data.messages import ServerAddress, error_sent
 from daskbatch.shared.rpc.local_transport import LocalTransport
 from daskbatch.shared.rpc.server import CONFIRM, FAILED, RpcServer, enter
 from daskbatch.shared.rpc.socket_transport import Idle, SocketTransport
-from daskbatch.worker.execution.task_context import PACE
+from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
 #: How long it may take to come in. Seconds.
 _CONNECT = 5.0
@@ -75,7 +75,7 @@ class RpcClient:
                 self._wire = near.meet()
             else:
                 sock = enter(door, context, _CONNECT, idle)
-                sock.settimeout(PACE)
+                sock.settimeout(STOP_POLL_SECONDS)
                 self._wire = SocketTransport(sock)
             self._door = door
         wire = self._wire

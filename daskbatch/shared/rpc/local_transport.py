@@ -11,7 +11,7 @@ from typing import Any
 
 from daskbatch.shared.data.codec import copied
 from daskbatch.shared.rpc.socket_transport import ConnectionCut, Idle
-from daskbatch.worker.execution.task_context import PACE
+from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
 #: What is said as long as there is something to say; nothing is the end.
 _Said = SimpleQueue[tuple[Any, ...]]
@@ -44,7 +44,7 @@ class LocalTransport:
         """
         while True:
             try:
-                said = self._heard.get(timeout=None if idle is None else PACE)
+                said = self._heard.get(timeout=None if idle is None else STOP_POLL_SECONDS)
             except Empty:
                 if idle is not None:
                     idle()

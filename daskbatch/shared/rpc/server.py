@@ -23,7 +23,7 @@ from daskbatch.errors import BatchError
 from daskbatch.shared.data.messages import Request, ServerAddress, error_to_send
 from daskbatch.shared.rpc.local_transport import LocalTransport, connected
 from daskbatch.shared.rpc.socket_transport import ConnectionCut, Idle, SocketTransport
-from daskbatch.worker.execution.task_context import PACE
+from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
 T = TypeVar("T")
 
@@ -274,7 +274,7 @@ def enter(
     end = monotonic() + seconds
     sock = socket.create_connection((address.host, address.port), timeout=seconds)
     try:
-        sock.settimeout(PACE)
+        sock.settimeout(STOP_POLL_SECONDS)
         tune(sock)
         _sockets.add(sock)
         if address.tls:

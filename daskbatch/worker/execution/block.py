@@ -1,6 +1,6 @@
 """The records that travel between a client and a worker about a block of tasks.
 
-Does not know how a block came about, or what runs it.
+The client sends a `BlockSpec`; the worker sends reports while the block runs.
 """
 
 from __future__ import annotations
@@ -8,14 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-#: Where a member's predecessor is: in an input of the block, by its position, or in the
-#: block itself, at position `LOCAL`; then which member.
+#: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
+#: or `LOCAL` for the block itself; then the number of the member there.
 Source = tuple[int, int]
 LOCAL = -1
 
 
 class BlockMember(NamedTuple):
-    """One of the things that a task leaves behind, as an argument of another."""
+    """A result, stdout or stderr of one member, as an argument of another.
+
+    Parameters
+    ----------
+    source : Source
+        The member.
+    name : str
+        "result", "stdout" or "stderr".
+    """
 
     source: Source
     name: str
@@ -29,9 +37,10 @@ class Link(NamedTuple):
     needs : tuple of Source
         These must have succeeded: arguments, and what it reads.
     after : tuple of Source
-        These must be over, however they ended.
+        These must be over, whatever their outcomes.
     values : tuple
-        For each slot of the arguments its part, or a pickled value, or a text.
+        For each placeholder in its arguments: the part of a member, a pickled value, or a
+        text.
     buffers : tuple of int
         The positions of the inputs that hold the arguments' large buffers.
     """
@@ -43,7 +52,19 @@ class Link(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What else holds for a member."""
+    """The options of a member.
+
+    Parameters
+    ----------
+    retries : int
+        How often it may be tried again.
+    timeout : float, optional
+        Its time limit. Seconds.
+    cwd : str, optional
+        Its working directory, in a child process.
+    env : tuple of (str, str)
+        Environment variables, in a child process.
+    """
 
     retries: int = 0
     timeout: float | None = None
@@ -52,16 +73,16 @@ class Limits(NamedTuple):
 
 
 class BlockSpec(NamedTuple):
-    """A list of tasks to run one after another.
+    """A block: a list of tasks, its members, to run one after another.
 
     Parameters
     ----------
     block : int
         Its number; unique for the client of `topic`.
     topic : str
-        Where its reports go.
+        The client that receives its reports.
     functions : sequence of bytes or int
-        The pickled functions; of a large one the position of the input that holds it.
+        The pickled functions; for a large one the position of the input that holds it.
     calls : sequence of (int, bytes)
         For each member the index of its function and its packed arguments. An index of -1
         is a barrier, which calls nothing.
@@ -70,22 +91,23 @@ class BlockSpec(NamedTuple):
     links : mapping
         For those members that have predecessors or buffers.
     limits : mapping
-        For those members that have any.
+        For those members that have options.
     isolated : bool
         Whether the members run in a child process.
     journaled : bool
-        Whether their outcomes must not be forgotten when the worker dies: one may have
-        written what may not be written again.
+        Whether their outcomes must be known even if the worker dies: a member may have
+        written something that must not be written again.
     budget : float
-        After so many seconds what has not begun is deferred.
+        After this time the members that have not begun are deferred. Seconds.
     share_limit : int
-        After a value of more bytes, likewise.
+        After values of more than this in total, likewise. Bytes.
     inline_limit : int
-        Larger values stay on the worker until somebody asks for them.
+        Larger values stay on the worker until the client asks for them. Bytes.
     output_limit : int
         How many bytes of each of stdout and stderr are kept for a member.
     setup : bytes or int, optional
-        What prepares the process, as a function is given; see `worker.prepare`.
+        The pickled initializer and its arguments, or the position of the input that holds
+        them; see `initialized_function`.
     """
 
     block: int
@@ -104,33 +126,28 @@ class BlockSpec(NamedTuple):
     setup: bytes | int | None = None
 
     def label(self, member: int) -> str:
-        """Say what messages call a member."""
+        """Return what messages call a member."""
         return repr(self.labels[member if len(self.labels) > 1 else 0])
 
 
-class Report(NamedTuple):
-    """What has become of some members of a running block.
+class OutcomeReport(NamedTuple):
+    """Reports that some members of a block are over.
 
     Parameters
     ----------
     block : int
         The block's number.
     start : int
-        The member that the sequences below begin with.
+        The first of the members; the sequences below begin with it.
     statuses : bytes
         A `Status` each.
     values : sequence of bytes or None
         The pickled values and packed exceptions; None for one that stays on the worker.
     durations : bytes
-        Seconds each, an array of C floats.
+        How long each ran, in seconds: an array of C floats.
     outputs : mapping
-        stdout and stderr of those members that wrote any; None for what stays on the worker.
-    running : int
-        The member that runs now, or -1.
-    rest : bytes
-        A `Status` each for the members behind the one that runs, once they are deferred.
-    expired : bool
-        Whether the block's time is up, told once; the member that runs may take long.
+        stdout and stderr of those members that wrote any; None for those that stay on the
+        worker.
     """
 
     block: int
@@ -139,6 +156,43 @@ class Report(NamedTuple):
     values: Sequence[bytes | None]
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
+
+
+class RunningReport(NamedTuple):
+    """Reports that a member of a block has begun.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    running : int
+        The member that runs now.
+    """
+
+    block: int
+    running: int
+
+
+class ExpiredReport(NamedTuple):
+    """Reports that a block has given away its rest, while a member runs that may take long.
+
+    A block sends this at most once.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    running : int
+        The member that runs now.
+    rest : bytes
+        A `Status` for each member behind the one that runs: DEFERRED, or CANCELLED for one
+        that was revoked before.
+    """
+
+    block: int
     running: int
     rest: bytes
-    expired: bool = False
+
+
+#: What a worker reports of a running block to the client, in the order of the events.
+Report = OutcomeReport | RunningReport | ExpiredReport

@@ -1,6 +1,7 @@
-"""Runs a block: its tasks one after another, an outcome for each.
+"""Runs a block: its tasks one after another, with an outcome for each.
 
-Does not know Dask, nor any graph beyond what each member says that it takes.
+Does not know Dask, nor the graph: of a member's dependencies it knows what the member's `Link`
+says.
 """
 
 from __future__ import annotations
@@ -26,24 +27,29 @@ from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error, safe_str
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
+from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.execution.progress import RUN, Claims, LocalClaims, Progress
-from daskbatch.worker.execution.task_context import hosted
+from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.execution.task_context import active_context
 
 _NO_LINK = Link()
 _NO_LIMITS = Limits()
 _NONE = pickling.dumps(None)
 
-# What may go wrong before a function is called.
+# What is being done when an exception is not raised by the task's function: before its call.
 _LOADING_FUNCTION = "its function could not be loaded on the worker"
 _LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
-#: And after it has returned.
+#: And after its call.
 SENDING_RESULT = "its result cannot be sent"
 
 
 class BlockRun(Progress):
     """A block whose members are run one after another by the thread that calls it.
+
+    The loop is the same for all runs. Subclasses override the hooks below it: how a function
+    is called, and what they must know or do at certain points.
 
     Parameters
     ----------
@@ -52,23 +58,34 @@ class BlockRun(Progress):
     inputs : sequence of BlockResult or bytes
         The results of the blocks that it depends on, and large buffers.
     claims : Claims, optional
-        Who has which member.
+        Decides which members are run; else a `LocalClaims`.
+    log : OutcomeLog, optional
+        Where outcomes are recorded, and those of the first members may be; else a new one.
     """
 
     def __init__(
-        self, spec: BlockSpec, inputs: Sequence[Any], claims: Claims | None = None
+        self,
+        spec: BlockSpec,
+        inputs: Sequence[Any],
+        claims: Claims | None = None,
+        log: OutcomeLog | None = None,
     ) -> None:
-        super().__init__(spec, LocalClaims() if claims is None else claims)
+        super().__init__(
+            spec,
+            LocalClaims() if claims is None else claims,
+            OutcomeLog() if log is None else log,
+        )
         self.inputs = inputs
         self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
 
     def __call__(self) -> BlockResult:
-        spec, claims, links, journal = self.spec, self.claims, self.spec.links, self.journal
+        spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
+        journal = self.journal
         deadline = self.began + spec.budget
-        room = spec.share_limit
+        remaining_bytes = spec.share_limit
         last = perf_counter()
-        with hosted(self.host, self.has_process), self._capturing() as capture:
-            for member in range(len(self.statuses), len(spec.calls)):
+        with active_context(self.context, self.owns_process), self._capturing() as capture:
+            for member in range(len(log.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
@@ -76,72 +93,77 @@ class BlockRun(Progress):
                 output: tuple[str, str] | None = None
                 claim = claims.claim(member)
                 if journal is not None:
-                    journal.run(member)
+                    journal.set_running(member)
                 if claim != RUN:
-                    # What comes after it takes its being over for the being over of all that
-                    # it waits for: if that was deferred, so is this, cancelled or not.
+                    # The members behind it take it, once it is over, as proof that all that
+                    # it waits for is over. So if that was deferred, this member is deferred,
+                    # too, even if it was cancelled.
                     if status != Status.DEFERRED:
                         status = claim
                 elif status == Status.DONE:
                     status, value = self._run(member, link, capture)
                     if capture.stdout.size or capture.stderr.size:
                         output = capture.texts()
-                        room -= sum(map(len, output))
+                        remaining_bytes -= sum(map(len, output))
                         capture.clear()
                     if value is not None:
-                        room -= len(value)
+                        remaining_bytes -= len(value)
                 now = perf_counter()
-                self.over(member, status, value, now - last, output)
+                if journal is not None and spec.journaled:
+                    journal.record((member, status, value, now - last, output))
+                log.record(member, status, value, now - last, output)
                 last = now
-                if now > deadline or room < 0:
+                if now > deadline or remaining_bytes < 0:
                     self.defer_rest()
         self.running = -1
-        return self.result()
+        return log.result()
 
-    # What else runs blocks by this may want to know, or to do in another way.
+    # -- hooks ------------------------------------------------------------------------------
 
-    #: Whether nothing else runs in this process.
-    has_process = False
+    #: Whether this process runs nothing else.
+    owns_process = False
 
     def _capturing(self) -> AbstractContextManager[Capture]:
         return capturing(self.spec.output_limit)
 
-    def _calling(self) -> None:
-        """Told when a member's function is about to be called."""
+    def _before_call(self) -> None:
+        """Called when a member's function is about to be called."""
 
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         return function(*args, **kwargs)
 
-    def _may_try_again(self, member: int) -> bool:
+    def _may_retry(self, member: int) -> bool:
         return True
 
-    def _again(self) -> None:
-        """Told when a member is about to be tried again."""
+    def _before_retry(self) -> None:
+        """Called when a member is about to be tried again."""
+
+    # -- one member -------------------------------------------------------------------------
 
     def _status_of(self, source: Source) -> int:
         position, member = source
         if position == LOCAL:
-            return self.statuses[member]
-        found: BlockResult = self.inputs[position]
-        # What was lost has to be made again, or given up: that is for the client to say.
-        return Status.DEFERRED if found.lost else found.statuses[member]
+            return self.log.statuses[member]
+        result: BlockResult = self.inputs[position]
+        # Lost outcomes have to be produced again, or given up: the client decides that.
+        return Status.DEFERRED if result.lost else result.statuses[member]
 
     def _ready(self, link: Link) -> int:
-        """Say DONE if a member may run, else what becomes of it instead."""
+        """Return DONE if a member may run, else the status that it gets instead."""
         status = Status.DONE
         for source in link.needs:
-            found = self._status_of(source)
-            if found == Status.DEFERRED:
+            needed = self._status_of(source)
+            if needed == Status.DEFERRED:
                 return Status.DEFERRED
-            if found:
+            if needed:
                 status = Status.SKIPPED
         for source in link.after:
             if self._status_of(source) == Status.DEFERRED:
                 return Status.DEFERRED
         for value in link.values:
-            # What had been there when this was submitted may have been lost since.
+            # A value that existed when this block was submitted may have been lost since.
             if isinstance(value, BlockMember):
                 position, _ = value.source
                 if position != LOCAL and self.inputs[position].lost:
@@ -153,7 +175,7 @@ class BlockRun(Progress):
             return part
         (position, member), name = part
         values, outputs = (
-            (self.values, self.outputs)
+            (self.log.values, self.log.outputs)
             if position == LOCAL
             else (self.inputs[position].values, self.inputs[position].outputs)
         )
@@ -167,11 +189,11 @@ class BlockRun(Progress):
         if index < 0:
             return Status.DONE, _NONE
         attempts = self.spec.limits.get(member, _NO_LIMITS).retries
-        host = self.host
+        context = self.context
         value: Any = None
         while True:
-            if host is not None:
-                host.next_task()
+            if context is not None:
+                context.next_task()
             doing = _LOADING_FUNCTION
             try:
                 function = self._functions[index]
@@ -183,25 +205,25 @@ class BlockRun(Progress):
                 else:
                     args, kwargs = self._arguments(data, link)
                 doing = ""
-                self._calling()
+                self._before_call()
                 value = self._call(member, function, args, kwargs)
                 if type(value) is CoroutineType:
                     # Not at the top: a child starts faster without it.
                     import asyncio
 
                     value = self._call(member, asyncio.run, (value,), {})
-                if host is not None and host.guests:
-                    # What it has started is part of it.
-                    self._call(member, host.finish, (), {})
+                if context is not None and context.resources:
+                    # The tasks that it has submitted are part of it.
+                    self._call(member, context.finish, (), {})
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
-                if host is not None and host.guests:
-                    host.give_up()
+                if context is not None and context.resources:
+                    context.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member), value)
-                if attempts > 0 and self._may_try_again(member):
+                if attempts > 0 and self._may_retry(member):
                     attempts -= 1
-                    self._again()
+                    self._before_retry()
                     capture.clear()
                     continue
                 return Status.FAILED, pack_error(error, self.spec.label(member))
@@ -225,7 +247,7 @@ class BlockRun(Progress):
 
 @lru_cache(maxsize=256)
 def load_function(data: bytes) -> Callable[..., Any]:
-    """Unpickle a function, once for each that this process meets."""
+    """Unpickle a function; the last ones are cached."""
     function: Callable[..., Any] = pickling.loads(data)
     return function
 
@@ -233,23 +255,28 @@ def load_function(data: bytes) -> Callable[..., Any]:
 def as_task_error(
     error: BaseException, doing: str, label: str, value: object = None
 ) -> BaseException:
-    """Make an error that names the task of what is none of its function's own.
+    """Return an error that names the task, for one that the task's function has not raised.
 
     Parameters
     ----------
     error : BaseException
         What was raised.
     doing : str
-        While what was done; empty: the function itself was called.
+        What was being done; empty if the function itself was called.
     label : str
         What messages call the task.
     value : object
         What the function has returned, if that was being sent.
+
+    Returns
+    -------
+    BaseException
+        `error` itself, if the function has raised it.
     """
-    said = f"{type(error).__name__}: {safe_str(error)}"
+    cause = f"{type(error).__name__}: {safe_str(error)}"
     made: TaskError
     if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
-        made = LoadingError(f"task {label}: {doing}: {said}")
+        made = LoadingError(f"task {label}: {doing}: {cause}")
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         what = f"task {label} called sys.exit({safe_str(error.code, repr)})"
@@ -260,7 +287,7 @@ def as_task_error(
     elif doing:
         hint = hint_on_value("result", value, error)
         what = f"its result, {kind_of(value)}, cannot be sent"
-        made = SerializationError(f"task {label}: {what}: {said}{hint}")
+        made = SerializationError(f"task {label}: {what}: {cause}{hint}")
     elif isinstance(error, (ProcessFailed, TaskTimeout)):
         error.args = (f"task {label}: {error}",)
         return error

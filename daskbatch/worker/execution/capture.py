@@ -1,8 +1,8 @@
-"""Captures what a task writes to stdout and stderr, also when several run in one process.
+"""Captures what a task writes to stdout and stderr, even if several tasks run in one process.
 
-Does not know tasks: a context variable says where the writes of this thread, or of this
-coroutine, go. Threads that a task starts itself have no such context; what they write
-goes where it always went.
+A context variable says where the writes of this thread, or of this coroutine, go. Threads that
+a task starts itself do not have its context; what they write goes where it would go without
+this module.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, TextIO
 
 class BoundedText:
     """What a task has written to one stream: all of it, or its head and its tail.
+
+    Used by one thread at a time.
 
     Parameters
     ----------
@@ -39,13 +41,14 @@ class BoundedText:
         self.size = 0
 
     def add(self, data: bytes) -> None:
+        """Add UTF-8 data that was written."""
         self.size += len(data)
         if self.size <= self._limit:
             self._head += data
             return
         half = self._limit // 2
         if len(self._head) > half or not self._tail:
-            # The first that does not fit: from here on the head is one half.
+            # The first data that does not fit: from here on the head is one half.
             self._head += data
             self._tail = self._head[half:]
             del self._head[half:]
@@ -56,7 +59,7 @@ class BoundedText:
             del self._tail[: len(self._tail) - rest]
 
     def text(self) -> str:
-        """Give the text, at most one newline removed from its end."""
+        """Return the text, without the last newline."""
         if self.size <= self._limit:
             return self._head.decode("utf-8", "replace").removesuffix("\n")
         rest = self._limit - self._limit // 2
@@ -70,7 +73,13 @@ class BoundedText:
 
 
 class Capture:
-    """The two streams of the task that runs in this context."""
+    """The two streams of the task that runs in a context.
+
+    Parameters
+    ----------
+    limit : int
+        How many bytes of each stream are kept.
+    """
 
     __slots__ = ("stderr", "stdout")
 
@@ -86,12 +95,13 @@ class Capture:
         return self.stdout.text(), self.stderr.text()
 
 
-current: ContextVar[Capture | None] = ContextVar("daskbatch_capture", default=None)
+#: Where the writes of the current context go; None for where they go without capturing.
+current_capture: ContextVar[Capture | None] = ContextVar("daskbatch_capture", default=None)
 
 
 @contextmanager
 def capturing(limit: int) -> Iterator[Capture]:
-    """Route what this context writes to a `Capture` of its own.
+    """Route what this context writes to a new `Capture`.
 
     Parameters
     ----------
@@ -99,17 +109,17 @@ def capturing(limit: int) -> Iterator[Capture]:
         How many bytes of each stream are kept.
     """
     capture = Capture(limit)
-    token = current.set(capture)
+    token = current_capture.set(capture)
     _install()
     try:
         yield capture
     finally:
         _uninstall()
-        current.reset(token)
+        current_capture.reset(token)
 
 
 class _Binary(io.RawIOBase):
-    """`sys.stdout.buffer`: bytes written by a task are its output too."""
+    """Replaces `sys.stdout.buffer`: bytes that a task writes are its output, too."""
 
     def __init__(self, text: _Router) -> None:
         self._text = text
@@ -130,7 +140,7 @@ class _Binary(io.RawIOBase):
 
 
 class _Router(io.TextIOBase):
-    """Stands for sys.stdout or sys.stderr, and asks the context where a write belongs."""
+    """Replaces sys.stdout or sys.stderr, and asks the context where a write belongs."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -138,7 +148,7 @@ class _Router(io.TextIOBase):
         self.buffer = _Binary(self)
 
     def sink(self) -> BoundedText | None:
-        capture = current.get()
+        capture = current_capture.get()
         return None if capture is None else getattr(capture, self.name)
 
     def write(self, text: str) -> int:
@@ -156,27 +166,27 @@ class _Router(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        # Python flushes what it collects, by when the original may have been closed.
-        if current.get() is None and not getattr(self.original, "closed", False):
+        # Python flushes this when it is garbage, and the original may be closed by then.
+        if current_capture.get() is None and not getattr(self.original, "closed", False):
             self.original.flush()
 
     def isatty(self) -> bool:
-        return current.get() is None and self.original.isatty()
+        return current_capture.get() is None and self.original.isatty()
 
     def fileno(self) -> int:
         return self.original.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8" if current.get() is not None else self.original.encoding
+        return "utf-8" if current_capture.get() is not None else self.original.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
         return self.original.errors
 
     def reconfigure(self, **options: Any) -> None:
-        # What a task writes is kept as text: there is nothing to configure.
-        if current.get() is None:
+        # What a task writes is always kept as UTF-8: there is nothing to configure.
+        if current_capture.get() is None:
             self.original.reconfigure(**options)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -195,7 +205,7 @@ def _install() -> None:
         _users += 1
         if _users > 1:
             return
-        # First the one that log handlers mean, if both are the same.
+        # stderr first: it is the one that log handlers use, if both are the same stream.
         for name in ("stderr", "stdout"):
             stream = getattr(sys, name)
             if isinstance(stream, _Router) or stream is None:
@@ -203,7 +213,7 @@ def _install() -> None:
             router = _routers.setdefault(name, _Router(name))
             router.original = stream
             setattr(sys, name, router)
-            _let_handlers_write_to(router, stream)
+            _redirect_handlers(router, stream)
 
 
 def _uninstall() -> None:
@@ -213,15 +223,15 @@ def _uninstall() -> None:
         if _users:
             return
         for name, router in _routers.items():
-            # Somebody may have put a stream of their own there meanwhile: it stays.
+            # Somebody may have set another stream meanwhile: it stays.
             if getattr(sys, name) is router:
                 setattr(sys, name, router.original)
-            _let_handlers_write_to(router.original, router)
+            _redirect_handlers(router.original, router)
 
 
-def _let_handlers_write_to(stream: Any, instead: Any) -> None:
-    """Have log handlers that were made before the tasks write where the tasks do."""
+def _redirect_handlers(stream: Any, former: Any) -> None:
+    """Let those log handlers write to `stream` that have written to `former`."""
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is former:
                 handler.setStream(stream)

@@ -1,6 +1,6 @@
-"""Runs several calls of one function as one task, each with an outcome of its own.
+"""Runs several calls of one function as one task; each call has its own outcome.
 
-Does not know who put them together, or why.
+The executor sends several calls of `map` as one task. Raises only `Stopped`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.serialization.pickled_values import Packet, pack_values
+from daskbatch.serialization.pickled_values import PickledValues, pack_values
 from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
 from daskbatch.worker.execution.interrupt import Stopped
 
 
 class Chunk(NamedTuple):
-    """What became of the calls of a chunk.
+    """The outcomes of the calls of a chunk.
 
     Parameters
     ----------
-    values : Packet
+    values : PickledValues
         What they returned; None for those that raised.
     errors : mapping
         The packed exceptions, by position.
     """
 
-    values: Packet
+    values: PickledValues
     errors: Mapping[int, bytes]
 
 
@@ -37,11 +37,16 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
     Parameters
     ----------
     label : str
-        What messages call the calls.
+        What messages call the task.
     function : callable
         The function.
     calls : sequence of tuple
         The arguments of each call.
+
+    Raises
+    ------
+    Stopped
+        The task was stopped; exceptions of the calls are outcomes instead.
     """
     values: list[Any] = []
     errors: dict[int, bytes] = {}
@@ -59,6 +64,6 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
         values.append(value)
     packet, failed = pack_values(values)
     for position, error in failed.items():
-        said = as_task_error(error, SENDING_RESULT, label, values[position])
-        errors[position] = pack_error(said, label)
+        named = as_task_error(error, SENDING_RESULT, label, values[position])
+        errors[position] = pack_error(named, label)
     return Chunk(packet, errors)

@@ -1,7 +1,7 @@
-"""Runs an executable to its end: its output, its exit code, its time limit, its being stopped.
+"""Runs an executable to its end: its output, its exit code, its time limit, and stopping it.
 
-Does not know tasks; what the executable writes goes to the capture of the context. What
-comes of it when this process dies is the warden's matter.
+What the executable writes goes to the capture of the current context. If this process dies,
+its reaper ends the executable.
 """
 
 from __future__ import annotations
@@ -20,102 +20,104 @@ from pathlib import Path
 from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
-from daskbatch.serialization.exceptions import not_to_be_had
+from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.processes.reaper import get_reaper
 
-#: How much of its output is read at a time; and how often again once it was ended.
-_CHUNK, _DRAINED = 1 << 16, 16
+#: How much of its output is read with one system call; and how many reads are made at most
+#: once it was ended.
+_READ_BYTES, _MAX_FINAL_READS = 1 << 16, 16
 
-#: How long a process and its children may take to end after SIGTERM. Seconds.
-_GRACE = 2.0
+#: How long a process and its children may take to end after SIGTERM.
+_TERMINATION_GRACE_SECONDS = 2.0
 
-#: How long its output is waited for once a process has ended: a child that it left behind
-#: may hold the pipes open for ever. Seconds.
-_LINGER = 0.2
+#: How long to wait for more output once a process has ended: a child that it left behind
+#: may hold the pipes open for ever.
+_FINAL_OUTPUT_SECONDS = 0.2
 
-#: How often is looked whether a process has ended, on systems that do not tell. Seconds.
-_POLL = 0.05
+#: How often to look whether a process has ended, on systems where that cannot be waited for.
+_POLL_INTERVAL_SECONDS = 0.05
 
-#: Names the environment variables that whoever started the worker has set for it alone.
+#: Names the environment variables that were set for the worker alone, when it was started.
 ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
 
 #: What an MPI launcher sets for the ranks that it starts. If this worker is one, an MPI
 #: program that inherits them takes itself for that rank, and ends at once.
 _MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
-#: By one of these a process knows that it is a rank. Else the others are the user's settings.
+#: A process that has one of these is a rank. Without them, the others are the user's settings.
 _MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 
-#: The system cannot be told to wait for a month. Seconds.
-_LONGEST = 86400.0
+#: `poll` does not accept much longer times.
+_MAX_WAIT_SECONDS = 86400.0
 
-#: How much of its output the message about a process says at most: lines, characters.
-_TOLD_LINES, _TOLD_CHARACTERS = 10, 2000
+#: How much of its output a message has at most.
+_MAX_MESSAGE_LINES, _MAX_MESSAGE_CHARACTERS = 10, 2000
 
+#: The exit codes that a shell returns.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
-#: What means something to a shell alone.
+#: Characters that have a meaning only to a shell.
 _SHELLS = frozenset("|&;<>()$`*?~'\"\\")
 
 _launches = itertools.count()
 
 
 class ProcessStopped(BaseException):
-    """The executable was stopped, by `Running.stop`."""
+    """The executable was stopped by `RunningExecutable.stop`."""
 
 
-class Running:
-    """An executable while it runs, for threads other than that which waits for it.
+class RunningExecutable:
+    """An executable while it runs. Other threads may call `stop`.
 
     Parameters
     ----------
     marker : str
-        What `MARKER` says in its environment.
+        The value of `MARKER` in its environment.
     """
 
     def __init__(self, marker: str) -> None:
         self.marker = marker
         self._lock = threading.Lock()
-        self._over = self._stopped = False
+        self._ended = self._stopped = False
         self._read, self._write = os.pipe()
 
     def stop(self) -> bool:
-        """Have it ended, with all that it has started; does not wait for that.
+        """Have it ended with all that it has started; does not wait for that.
 
         Returns
         -------
         bool
-            Whether it had not ended by itself. If so, `execute` raises `ProcessStopped`.
+            True if it had not ended by itself: then `execute` raises `ProcessStopped`.
         """
         with self._lock:
-            if not self._over and not self._stopped:
+            if not self._ended and not self._stopped:
                 self._stopped = True
                 os.write(self._write, b".")
             return self._stopped
 
     def fileno(self) -> int:
-        """Give a file descriptor that is readable once it is to be stopped."""
+        """Return a file descriptor that is readable once `stop` was called."""
         return self._read
 
-    def __enter__(self) -> Running:
-        running[threading.get_ident()] = self
+    def __enter__(self) -> RunningExecutable:
+        running_by_thread[threading.get_ident()] = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        del running[threading.get_ident()]
+        del running_by_thread[threading.get_ident()]
         with self._lock:
-            self._over = True  # from here on it cannot be stopped any more
+            self._ended = True  # from here on it cannot be stopped
             os.close(self._read)
             os.close(self._write)
         if self._stopped:
-            # It may have ended by itself meanwhile, and left something behind.
+            # It may have ended by itself meanwhile, and left processes behind.
             sweep_all(MARKER, self.marker)
             raise ProcessStopped from None
 
 
-#: By thread, what each is waiting for in `execute`.
-running: dict[int, Running] = {}
+#: What each thread is waiting for in `execute`.
+running_by_thread: dict[int, RunningExecutable] = {}
 
 
 def execute(
@@ -126,22 +128,24 @@ def execute(
     check: bool,
     timeout: float | None,
 ) -> int:
-    """Run an executable and wait for it.
+    """Run an executable and wait for its end.
+
+    Any number of threads may call this at the same time.
 
     Parameters
     ----------
     command : sequence
-        The executable and its arguments; what is not text is turned into it.
+        The executable and its arguments; those that are not text are converted to it.
     cwd : str
         Its working directory.
     env : mapping
         Added to this process's environment.
     stdin : str, bytes, Path or None
-        What it reads; None is nothing.
+        Its input; None for no input. A Path names a file.
     check : bool
         Whether an exit code other than 0 is an error.
     timeout : float, optional
-        Seconds after which it is killed, with all its children.
+        After this time it is ended, with all its children. Seconds.
 
     Returns
     -------
@@ -155,12 +159,12 @@ def execute(
     TaskTimeout
         It ran for longer than `timeout`.
     OSError
-        `cwd` is no directory, or what `stdin` names cannot be read.
+        `cwd` is not a directory, or the file that `stdin` names cannot be read.
     ProcessStopped
         It was stopped by another thread.
     """
     argv = [_text(each) for each in command]
-    sink = capture.current.get()
+    sink = capture.current_capture.get()
     if sink is None:
         sink = capture.Capture(1 << 20)
     with _source(stdin, cwd) as source:
@@ -187,19 +191,19 @@ def _describe(argv: Sequence[str], code: int, stderr: str) -> str:
 
 @contextlib.contextmanager
 def _source(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
-    """Make a file of what the process reads; a pipe would have to be fed while it runs."""
+    """Yield a file with the process's input: a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
     elif isinstance(stdin, Path):
         try:
-            given = Path(cwd, stdin).open("rb")  # noqa: SIM115 - closed below
+            opened = Path(cwd, stdin).open("rb")  # noqa: SIM115 - closed below
         except OSError as error:
-            raise not_to_be_had("its stdin", error) from None
-        with given:
-            yield given
+            raise unusable_path_error("its stdin", error) from None
+        with opened:
+            yield opened
     else:
         with tempfile.TemporaryFile() as file:
-            # Another task's result may be anything; as text, as among the arguments.
+            # Another task's result may be of any type; it is converted as an argument is.
             file.write(stdin if isinstance(stdin, bytes) else str(stdin).encode())
             file.seek(0)
             yield file
@@ -213,11 +217,11 @@ def _run(
     timeout: float | None,
     sink: capture.Capture,
 ) -> int:
-    guard = warden()
-    guard.ensure()
-    marker = f"{guard.owner}-{next(_launches)}"
-    environment = clean_environment({**env, OWNER: guard.owner, MARKER: marker})
-    with Running(marker) as stop:
+    reaper = get_reaper()
+    reaper.ensure()
+    marker = f"{reaper.owner}-{next(_launches)}"
+    environment = clean_environment({**env, OWNER: reaper.owner, MARKER: marker})
+    with RunningExecutable(marker) as running:
         began = time.monotonic()
         try:
             process = subprocess.Popen(
@@ -231,8 +235,8 @@ def _run(
                 bufsize=0,
             )
         except OSError as error:
-            if not os.path.isdir(cwd):  # it is not the executable that is missing
-                raise not_to_be_had("its cwd", error) from None
+            if not os.path.isdir(cwd):  # then the directory is missing
+                raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
             hint = _no_shell(argv) if is_missing else ""
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
@@ -243,14 +247,15 @@ def _run(
         ended = False
         try:
             deadline = None if timeout is None else began + timeout
-            ended = _collect(process, deadline, streams, stop)
+            ended = _collect(process, deadline, streams, running)
             if ended:
                 return process.wait()
         finally:
             if not ended:
-                kill_tree(process.pid, marker, _GRACE)
+                kill_tree(process.pid, marker, _TERMINATION_GRACE_SECONDS)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE)  # not for ever: it may hang in the kernel
+                    # Not for ever: it may hang in the kernel.
+                    process.wait(_TERMINATION_GRACE_SECONDS)
                 _drain(streams)
             for pipe in streams:
                 pipe.close()
@@ -261,67 +266,77 @@ def _run(
 
 
 def _no_shell(argv: Sequence[str]) -> str:
-    """Say what to write in place of a line that is meant for a shell."""
+    """Return what to write instead, if the target is a line for a shell."""
     target = argv[0]
     if not any(map(str.isspace, target)):
         return ""
-    what, command = "give arguments apart", [*target.split(), *argv[1:]]
+    advice, command = "pass the arguments separately", [*target.split(), *argv[1:]]
     if not _SHELLS.isdisjoint(target):
-        what, command = "call one", ["sh", "-c", " ".join(argv)]
-    return f"; there is no shell: {what}: process({', '.join(map(repr, command))})"
+        advice, command = "call one", ["sh", "-c", " ".join(argv)]
+    return f"; there is no shell: {advice}: process({', '.join(map(repr, command))})"
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Give the worker's environment without what only its worker should have."""
-    # As bytes, since each of many short processes would have all of it decoded and encoded.
+    """Return the worker's environment without what only the worker should have.
+
+    Parameters
+    ----------
+    more : mapping
+        What to add.
+    """
+    # As bytes: decoding and encoding all of it would be costly for many short processes.
     added = os.environb.get(os.fsencode(ADDED_VARIABLE), b"").split(b",")
-    found = {name: value for name, value in os.environb.items() if name not in added}
-    if any(name in found for name in _MPI_RANKS):
-        found = {n: value for n, value in found.items() if not n.startswith(_MPI_PREFIXES)}
-    found.pop(os.fsencode(ADDED_VARIABLE), None)
-    found.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
-    return found
+    clean = {name: value for name, value in os.environb.items() if name not in added}
+    if any(name in clean for name in _MPI_RANKS):
+        clean = {n: value for n, value in clean.items() if not n.startswith(_MPI_PREFIXES)}
+    clean.pop(os.fsencode(ADDED_VARIABLE), None)
+    clean.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
+    return clean
 
 
 def _last_output(sink: capture.Capture) -> str:
-    said = ""
-    for what, text in zip(("output", "errors"), sink.texts(), strict=True):
-        told = "\n".join(text.splitlines()[-_TOLD_LINES:])[-_TOLD_CHARACTERS:]
-        if told.strip():
-            said += f"; its last {what}: {told}"
-    return said
+    message = ""
+    for stream, text in zip(("output", "errors"), sink.texts(), strict=True):
+        last = "\n".join(text.splitlines()[-_MAX_MESSAGE_LINES:])[-_MAX_MESSAGE_CHARACTERS:]
+        if last.strip():
+            message += f"; its last {stream}: {last}"
+    return message
 
 
 def _collect(
     process: subprocess.Popen[bytes],
     deadline: float | None,
     streams: Mapping[IO[bytes], capture.BoundedText],
-    stop: Running,
+    running: RunningExecutable,
 ) -> bool:
-    """Read what a process writes until it has ended; False if that is to be brought about."""
+    """Read what a process writes until it has ended; False if it must be ended now."""
     ended = False
     with end_of(process.pid) as end, selectors.PollSelector() as selector:
-        selector.register(stop, selectors.EVENT_READ, stop)
+        selector.register(running, selectors.EVENT_READ, running)
         for pipe, text in streams.items():
             selector.register(pipe, selectors.EVENT_READ, text)
         open_pipes = len(streams)
         if end is not None:
             selector.register(end, selectors.EVENT_READ)
         while open_pipes or not ended:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
                 return ended
             if end is None and not ended:
-                left = _POLL if left is None else min(left, _POLL)
-            if left is not None:
-                left = min(left, _LONGEST)
-            for key, _ in selector.select(left):
-                if key.data is stop:
+                remaining = (
+                    _POLL_INTERVAL_SECONDS
+                    if remaining is None
+                    else min(remaining, _POLL_INTERVAL_SECONDS)
+                )
+            if remaining is not None:
+                remaining = min(remaining, _MAX_WAIT_SECONDS)
+            for key, _ in selector.select(remaining):
+                if key.data is running:
                     return False
                 if key.data is None:
                     selector.unregister(key.fileobj)
                     ended = True
-                elif data := os.read(key.fd, _CHUNK):
+                elif data := os.read(key.fd, _READ_BYTES):
                     key.data.add(data)
                 else:
                     selector.unregister(key.fileobj)
@@ -329,16 +344,16 @@ def _collect(
             if not ended and end is None and process.poll() is not None:
                 ended = True
             if ended:
-                linger = time.monotonic() + _LINGER
-                deadline = linger if deadline is None else min(deadline, linger)
+                last = time.monotonic() + _FINAL_OUTPUT_SECONDS
+                deadline = last if deadline is None else min(deadline, last)
     return True
 
 
 def _drain(streams: Mapping[IO[bytes], capture.BoundedText]) -> None:
-    """Read what is left in the pipes of a process that was ended."""
+    """Read what remains in the pipes of a process that was ended."""
     for pipe, text in streams.items():
         os.set_blocking(pipe.fileno(), False)
         with contextlib.suppress(BlockingIOError):
-            # Whatever may still hold them open and write must not keep us.
-            for _ in range(_DRAINED):
-                text.add(os.read(pipe.fileno(), _CHUNK))
+            # Not for ever: another process may still hold the pipes open and write.
+            for _ in range(_MAX_FINAL_READS):
+                text.add(os.read(pipe.fileno(), _READ_BYTES))

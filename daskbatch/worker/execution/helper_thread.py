@@ -1,62 +1,64 @@
-"""Does what must not be stopped halfway, in a thread that nobody stops.
+"""A helper thread for operations that must not be interrupted halfway.
 
-Does not know what that is. Who waits for it may be stopped by an exception that another thread
-throws, at any moment; so there are only locks and queues here that are written in C.
+The caller may be interrupted, by an exception that another thread throws, at any bytecode.
+So the hand-over uses only locks and queues that are implemented in C.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+
+from daskbatch.forking import after_fork, make_lock
 
 _logger = logging.getLogger(__name__)
 
 
 class HelperThread:
-    """A thread that does one thing after another for others."""
+    """A thread that runs functions, one after another. Safe for any number of threads."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[Callable[[], None], threading.Lock]] = SimpleQueue()
-        threading.Thread(target=self._work, name="daskbatch-errands", daemon=True).start()
+        threading.Thread(target=self._work, name="daskbatch-helper", daemon=True).start()
 
-    def do(self, function: Callable[[], None]) -> None:
-        """Have something done, and wait for it; it is done though the wait is stopped."""
-        over = threading.Lock()
-        over.acquire()
-        self._queue.put((function, over))
-        over.acquire()
+    def run(self, function: Callable[[], None]) -> None:
+        """Run a function and wait for it; it is run completely even if the wait is interrupted.
+
+        An exception of the function is logged.
+        """
+        done = threading.Lock()
+        done.acquire()
+        self._queue.put((function, done))
+        done.acquire()
 
     def _work(self) -> None:
         while True:
-            function, over = self._queue.get()
+            function, done = self._queue.get()
             try:
                 function()
             except Exception:
-                _logger.exception("a slot of this worker could not be given back or asked for")
-            over.release()
-            del function, over
+                _logger.exception("a slot of this worker could not be released or requested")
+            done.release()
+            del function, done
 
 
-_errands: HelperThread | None = None
-_making = threading.Lock()
+_helper: HelperThread | None = None
+_helper_lock = make_lock()
 
 
-def errands() -> HelperThread:
-    """Give the one that this process has."""
-    global _errands
-    with _making:
-        if _errands is None:
-            _errands = HelperThread()
-        return _errands
+def get_helper_thread() -> HelperThread:
+    """Return the helper thread of this process."""
+    global _helper
+    with _helper_lock:
+        if _helper is None:
+            _helper = HelperThread()
+        return _helper
 
 
-def _forget() -> None:
-    """Have none: its thread is the parent's."""
-    global _errands, _making
-    _errands, _making = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget)
+@after_fork
+def _forget_helper() -> None:
+    """Forget the parent's helper thread, which does not exist in a forked process."""
+    global _helper
+    _helper = None

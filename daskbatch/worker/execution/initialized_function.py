@@ -1,6 +1,7 @@
-"""Prepares a process for the calls of an executor: its initializer, once in each process.
+"""Calls an executor's initializer once in each process, before the executor's first function.
 
-Does not know executors, nor Dask.
+Safe for any number of threads: the first one calls the initializer, and the others wait. If it
+has raised, each call raises `InitializerFailed`.
 """
 
 from __future__ import annotations
@@ -10,54 +11,55 @@ from collections.abc import Callable
 from typing import Any
 
 from daskbatch.errors import ServiceLost
-from daskbatch.serialization import namespaces as spaces
-from daskbatch.serialization import pickling
+from daskbatch.serialization import namespaces, pickling
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
 
 class InitializerFailed(ServiceLost):
-    """An executor's initializer has raised: no call can be run."""
+    """An executor's initializer has raised: none of its calls can be run."""
 
 
-class _Process:
-    """Whether this process has been prepared for the calls of one executor."""
+class _Initialization:
+    """Whether this process has been initialized for the functions of one executor."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.ready = False
+        self.done = False
         self._failure: BaseException | None = None
 
-    def prepare(self, setup: bytes) -> None:
-        """Call the initializer, if that has not been done."""
+    def ensure(self, setup: bytes) -> None:
+        """Call the initializer, unless it has been called."""
         with self._lock:
-            if not self.ready and self._failure is None:
+            if not self.done and self._failure is None:
                 try:
                     initializer, initargs = pickling.loads(setup)
                     initializer(*initargs)
-                    self.ready = True
+                    self.done = True
                 except Stopped:
-                    raise  # the call was, for which it was to be
+                    raise  # the task was stopped; the initializer has not failed
                 except BaseException as error:
                     self._failure = error
         if self._failure is not None:
-            said = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
-            failed = InitializerFailed(f"the executor's initializer failed: {said}")
+            cause = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
+            failed = InitializerFailed(f"the executor's initializer failed: {cause}")
             raise failed from self._failure
 
 
-#: By the executor.
-_prepared: dict[str, _Process] = {}
+#: By executor.
+_initializations: dict[str, _Initialization] = {}
 
 
 class InitializedFunction:
-    """A function before whose first call in a process an initializer is called.
+    """A function that calls an initializer before its first call in a process.
+
+    Safe for any number of threads: the first calls the initializer, and the others wait.
 
     Parameters
     ----------
     executor : str
-        Whose function it is: its initializer runs once in each process. The space of its
-        functions, see `daskbatch.serialization.namespaces`.
+        The executor whose function it is; also the namespace of its functions, see
+        `daskbatch.serialization.namespaces`.
     setup : bytes
         The initializer and the tuple of its arguments, pickled.
     function : callable
@@ -65,17 +67,17 @@ class InitializedFunction:
     """
 
     def __init__(self, executor: str, setup: bytes, function: Callable[..., Any]) -> None:
-        self._process = _prepared.setdefault(executor, _Process())
+        self._initialization = _initializations.setdefault(executor, _Initialization())
         self._setup = setup
         self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._process.ready:
-            self._process.prepare(self._setup)
+        if not self._initialization.done:
+            self._initialization.ensure(self._setup)
         return self.function(*args, **kwargs)
 
 
 def forget(executor: str) -> None:
-    """Let go of what an executor has in this process: it has ended."""
-    _prepared.pop(executor, None)
-    spaces.forget(executor)
+    """Release the state that an executor has in this process, since the executor has ended."""
+    _initializations.pop(executor, None)
+    namespaces.forget(executor)

@@ -1,10 +1,11 @@
-"""Keeps in a file what a slot has done, for others to read if its worker is killed.
+"""Keeps in files what a slot has done, to be read if its worker is killed.
 
-Does not know what becomes of it: the file outlives the process, and that is all.
+The worker writes through memory that is mapped to a file. That costs no system call, and what
+is written stays if the process is killed at any moment. There are two files, used by turns,
+so that old blocks are dropped at some time: they have been reported long since.
 
-The file is written through memory that is mapped to it, which costs no system call and
-lasts when the process is killed at any moment. There are two, used by turns, so that the
-older blocks are dropped at last: what was done long ago has been reported long since.
+A file is a header and then records, each a length and a pickle: `(topic, block)` where a block
+begins, and an `Entry` for each member of it that is over.
 """
 
 from __future__ import annotations
@@ -12,130 +13,132 @@ from __future__ import annotations
 import contextlib
 import mmap
 import pickle
-import shutil
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 
-#: How large each of the two files may become. Bytes.
-SIZE = 4 << 20
+#: How large each of the two files may become.
+_FILE_BYTES = 4 << 20
 
-#: How the directories begin in which workers keep their journals.
+#: How the names of the directories begin in which workers keep their journals.
 PREFIX = "daskbatch-"
 
-#: What has not been touched for so long has been left behind. Seconds.
-_OLD = 7 * 24 * 3600.0
+#: A directory that nobody has changed for this long was left behind.
+_MAX_AGE_SECONDS = 7 * 24 * 3600.0
 
-#: At the start of a file: which turn it is, how many bytes are used, the member that runs.
+#: The header: the number of the turn, how many bytes are used, and the member that runs. The
+#: other three are the parts of it that change, and what precedes a record.
 _HEADER = struct.Struct("<QQi")
-_RUNNING = struct.Struct("<i")
-_USED = struct.Struct("<Q")
+_USED, _USED_OFFSET = struct.Struct("<Q"), 8
+_RUNNING, _RUNNING_OFFSET = struct.Struct("<i"), 16
 _LENGTH = struct.Struct("<I")
-_START = 32
 
-#: An outcome as it is in a journal: member, status, value, seconds, stdout and stderr.
+#: Where the records begin.
+_RECORDS_OFFSET = 32
+
+#: An outcome in a journal: member, status, value, seconds, (stdout, stderr).
 Entry = tuple[int, int, bytes | None, float, tuple[str, str] | None]
 
 
 class Journal:
-    """What one slot does, block after block.
+    """What one slot does, block after block. Used by one thread at a time.
 
     Parameters
     ----------
     path : Path
         The files are named after it.
     value_limit : int
-        Larger values are not kept, but that they were returned is.
+        Of larger values and outputs only the member's status is kept. Bytes.
     block : (str, int), optional
-        Go on with what another process has begun there: with this block.
+        Continue what another process has begun there: with this topic and block.
     """
 
     def __init__(self, path: Path, value_limit: int, block: tuple[str, int] | None = None) -> None:
-        self.path = path
-        self.value_limit = self._limit = value_limit
+        self._path = path
+        self._value_limit = value_limit
         self._maps = []
         for end in "ab":
             with open(f"{path}-{end}.journal", "w+b" if block is None else "r+b") as file:
                 if block is None:
-                    file.truncate(SIZE)
-                self._maps.append(mmap.mmap(file.fileno(), SIZE))
+                    file.truncate(_FILE_BYTES)
+                self._maps.append(mmap.mmap(file.fileno(), _FILE_BYTES))
         self._turn = 0
         self._map = self._maps[0]
-        self._used = _START
+        self._used = _RECORDS_OFFSET
         self._block: tuple[str, int] = block or ("", -1)
         if block is not None:
-            self.take_up()
+            self.resume()
             return
         _HEADER.pack_into(self._map, 0, self._turn, self._used, -1)
 
-    def to_take_up(self) -> tuple[str, int]:
-        """Give what another process needs to go on with it, for its own `Journal`."""
-        return str(self.path), self.value_limit
+    def location(self) -> tuple[str, int]:
+        """Return the path and the limit, for the `Journal` of another process."""
+        return str(self._path), self._value_limit
 
-    def take_up(self) -> None:
-        """Go on behind what another process has written, which writes no more."""
+    def resume(self) -> None:
+        """Continue behind the records of another process, which does not write any longer."""
         self._turn, self._used, _ = max(_HEADER.unpack_from(each, 0) for each in self._maps)
         self._map = self._maps[self._turn % 2]
-        if self._used == _START:
+        if self._used == _RECORDS_OFFSET:
             # It may have been killed when it had just turned to this file.
             self._append(self._block)
 
     def begin(self, topic: str, block: int) -> None:
-        """Write down that a block begins."""
+        """Record that a block begins."""
         self._block = topic, block
         self._append(self._block)
 
-    def run(self, member: int) -> None:
-        """Write down which member runs now; -1 for none."""
-        _RUNNING.pack_into(self._map, 16, member)
+    def set_running(self, member: int) -> None:
+        """Record which member runs now; -1 for none."""
+        _RUNNING.pack_into(self._map, _RUNNING_OFFSET, member)
 
-    def over(self, entry: Entry) -> None:
-        """Write down what became of a member."""
+    def record(self, entry: Entry) -> None:
+        """Record the outcome of a member."""
         member, status, value, seconds, output = entry
-        if value is not None and len(value) > self._limit:
+        if value is not None and len(value) > self._value_limit:
             value = None
-        if output is not None and sum(map(len, output)) > self._limit:
+        if output is not None and sum(map(len, output)) > self._value_limit:
             output = None
         self._append((member, status, value, seconds, output))
 
-    def _append(self, what: object) -> None:
-        data = pickle.dumps(what, 5)
-        if self._used + _LENGTH.size + len(data) > SIZE:
-            running = _RUNNING.unpack_from(self._map, 16)[0]
+    def _append(self, record: object) -> None:
+        data = pickle.dumps(record, 5)
+        if self._used + _LENGTH.size + len(data) > _FILE_BYTES:
+            running = _RUNNING.unpack_from(self._map, _RUNNING_OFFSET)[0]
             self._turn += 1
             self._map = self._maps[self._turn % 2]
-            self._used = _START
+            self._used = _RECORDS_OFFSET
             _HEADER.pack_into(self._map, 0, self._turn, self._used, running)
-            if what != self._block:
+            if record != self._block:
                 self._append(self._block)
         start = self._used
         _LENGTH.pack_into(self._map, start, len(data))
         start += _LENGTH.size
         self._map[start : start + len(data)] = data
         self._used = start + len(data)
-        # Last, since only what is counted as used is ever read.
-        _USED.pack_into(self._map, 8, self._used)
+        # Last, since a reader reads only the bytes that count as used.
+        _USED.pack_into(self._map, _USED_OFFSET, self._used)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for each in self._maps:
             each.close()
 
 
 @dataclass(slots=True)
-class Trace:
-    """What a journal tells of a block.
+class JournaledBlock:
+    """What a journal says of a block.
 
     Parameters
     ----------
-    topic, block
-        Which block it is.
+    topic, block : str, int
+        The client and the number of the block.
     entries : dict
-        The outcomes of members.
+        The outcomes, by member.
     running : int
         The member that ran last, or -1.
     """
@@ -145,50 +148,48 @@ class Trace:
     entries: dict[int, Entry] = field(default_factory=dict)
     running: int = -1
 
-    def as_report(self) -> Report:
-        """Tell the same as a report; how long the members ran is left out."""
+    def as_report(self) -> OutcomeReport:
+        """Return the entries as a report; it does not say how long the members ran."""
         members = sorted(self.entries)
         start, stop = members[0], members[-1] + 1
-        assert len(members) == stop - start, "a slot writes its outcomes down in order"
+        assert len(members) == stop - start, "a slot records its outcomes in order"
         entries = [self.entries[member] for member in members]
-        return Report(
+        return OutcomeReport(
             self.block,
             start,
             bytes(entry[1] for entry in entries),
             [entry[2] for entry in entries],
             bytes(4 * len(entries)),
             {entry[0]: entry[4] for entry in entries if entry[4] is not None},
-            -1,
-            b"",
         )
 
 
-def read_journals(directory: Path) -> list[Trace]:
-    """Read what the slots of a worker that is no more have done."""
+def read_journals(directory: Path) -> list[JournaledBlock]:
+    """Read what the slots of a worker that has died have done."""
     files: dict[str, list[tuple[int, int, bytes]]] = {}
     for path in sorted(directory.glob("*.journal")):
         content = path.read_bytes()
-        if len(content) >= _START:
+        if len(content) >= _RECORDS_OFFSET:
             turn, used, running = _HEADER.unpack_from(content)
             if used:
                 slot = path.name.rpartition("-")[0]
                 files.setdefault(slot, []).append((turn, running, content[:used]))
-    traces: dict[tuple[str, int], Trace] = {}
+    blocks: dict[tuple[str, int], JournaledBlock] = {}
     for turns in files.values():
-        trace = None
+        block = None
         for _, _, content in sorted(turns):
             for record in _records(content):
                 if len(record) == 2:
-                    trace = traces.setdefault(record, Trace(*record))
-                elif trace is not None:
-                    trace.entries[record[0]] = record
-        if trace is not None:
-            trace.running = sorted(turns)[-1][1]
-    return list(traces.values())
+                    block = blocks.setdefault(record, JournaledBlock(*record))
+                elif block is not None:
+                    block.entries[record[0]] = record
+        if block is not None:
+            block.running = sorted(turns)[-1][1]
+    return list(blocks.values())
 
 
 def _records(content: bytes) -> Iterator[tuple]:  # type: ignore[type-arg]
-    start = _START
+    start = _RECORDS_OFFSET
     while start + _LENGTH.size <= len(content):
         (length,) = _LENGTH.unpack_from(content, start)
         start += _LENGTH.size
@@ -197,18 +198,17 @@ def _records(content: bytes) -> Iterator[tuple]:  # type: ignore[type-arg]
 
 
 def remove(directory: Path) -> None:
-    """Delete the journals of a worker, and their directory; no other one."""
+    """Delete a directory of journals; other directories are left alone."""
     if directory.name.startswith(PREFIX):
+        import shutil  # not at the top: a child starts faster without it
+
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_old(scratch: Path) -> None:
-    """Delete journals that were left where nobody was left to delete them."""
+    """Delete journals that were left behind, because nobody was there to delete them."""
     for directory in scratch.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            if (
-                time.time()
-                - max(each.stat().st_mtime for each in [directory, *directory.iterdir()])
-                > _OLD
-            ):
+            files = [directory, *directory.iterdir()]
+            if time.time() - max(each.stat().st_mtime for each in files) > _MAX_AGE_SECONDS:
                 remove(directory)

@@ -1,6 +1,6 @@
-"""What becomes of a task on a worker, as it travels: a status and a few bytes.
+"""The outcomes of a block's members: a status and a few bytes each, as they travel.
 
-Does not know how a task is run, or what a client makes of it.
+Nothing changes the `BlockResult` of a block that is over: any number of threads may read it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
-from daskbatch.worker.execution.block import Report
+from daskbatch.worker.execution.block import OutcomeReport
 
 
 class Status(IntEnum):
-    """What became of one member of a block."""
+    """The outcome of one member of a block."""
 
     #: It returned; its value is there.
     DONE = 0
@@ -21,9 +21,9 @@ class Status(IntEnum):
     FAILED = 1
     #: It did not run: a task whose value or writes it needs did not succeed.
     SKIPPED = 2
-    #: It did not run: it was cancelled first.
+    #: It did not run, or its result does not count: it was cancelled.
     CANCELLED = 3
-    #: It did not run here and is free to run elsewhere.
+    #: It did not run here and may run elsewhere.
     DEFERRED = 4
 
 
@@ -54,19 +54,19 @@ class BlockResult:
 
     @property
     def lost(self) -> bool:
-        """Whether nothing is known of the members any more, but perhaps to the client."""
+        """Whether the outcomes were lost with a worker; the client may still know some."""
         return not self.statuses
 
     def __reduce__(self) -> tuple[object, ...]:
         return BlockResult, (self.statuses, self.values, self.outputs)
 
-    def as_report(self, block: int) -> Report:
-        """Tell the same as a report of a whole block; how long its members ran is unknown."""
+    def as_report(self, block: int) -> OutcomeReport:
+        """Return a report of the whole block; it does not say how long the members ran."""
         durations = bytes(4 * len(self.statuses))
-        return Report(block, 0, self.statuses, self.values, durations, self.outputs, -1, b"")
+        return OutcomeReport(block, 0, self.statuses, self.values, durations, self.outputs)
 
     def __sizeof__(self) -> int:
-        # What Dask takes for the size of the key, and so spills and moves it by.
+        # Dask takes this for the size of the key, by which it spills and moves the key.
         return (
             sys.getsizeof(self.statuses)
             + sum(map(sys.getsizeof, self.values))

@@ -1,7 +1,7 @@
-"""A slot of a worker: a place among the threads of its pool, to be left and taken again.
+"""A worker's slot: the place of a thread in its pool, which a waiting task releases.
 
-Does not know tasks. It does to Dask's pool what Dask's `secede` and `rejoin` do, but from any
-thread, and without being held up: whoever waits for a slot must be able to be stopped.
+This does to Dask's thread pool what Dask's `secede` and `rejoin` do, but for any thread, and
+without blocking: a task that waits for a slot must be able to be stopped.
 """
 
 from __future__ import annotations
@@ -11,45 +11,97 @@ from collections.abc import Callable
 from typing import Any
 
 
-class PoolSlot:
-    """The place that the thread which makes this has in its pool.
+class Rejoining:
+    """A thread's wait for a place in Dask's thread pool, which it has left before.
+
+    To make one does what Dask's `rejoin` does, without waiting: the pool takes back the first
+    thread in its list when another one has nothing to do, and lets that one end. An empty task
+    makes sure that there is such a moment soon. Safe for any number of threads.
 
     Parameters
     ----------
     pool : distributed.threadpoolexecutor.ThreadPoolExecutor
         The pool.
-    lock : threading.Lock
+    thread : threading.Thread
+        The thread that wants a place.
+
+    Attributes
+    ----------
+    pool_runs : bool
+        False if the worker closes: then there may never be a place.
+    """
+
+    def __init__(self, pool: Any, thread: threading.Thread) -> None:
+        self._pool = pool
+        self._thread = thread
+        self._has_place = threading.Event()
+        with pool._rejoin_lock:
+            pool._rejoin_list.append((thread, self._has_place))
+        try:
+            pool.submit(_nothing)
+            self.pool_runs = True
+        except RuntimeError:
+            self.pool_runs = False
+
+    def has_place(self, seconds: float = 0.0) -> bool:
+        """Say whether the thread is in the pool again; wait for this at most some seconds."""
+        return self._has_place.wait(seconds) if seconds > 0 else self._has_place.is_set()
+
+    def withdraw(self) -> bool:
+        """Stop waiting; return whether the thread has got a place meanwhile."""
+        with self._pool._rejoin_lock:
+            if self._has_place.is_set():
+                return True
+            self._pool._rejoin_list.remove((self._thread, self._has_place))
+            return False
+
+
+def _nothing() -> None:
+    pass
+
+
+class PoolSlot:
+    """The place that the current thread has in its pool; a `WorkerSlot`.
+
+    Safe for any number of threads. The thread of the task may be interrupted at any moment;
+    what changes the pool is therefore done by another thread: else the pool would count, say,
+    a thread that never came.
+
+    Parameters
+    ----------
+    pool : distributed.threadpoolexecutor.ThreadPoolExecutor
+        The pool.
+    threads_lock : threading.Lock
         Held while the set of its threads is changed.
-    given : callable
-        Called whenever the slot has been given back.
-    do : callable
-        Does something in a thread that is not stopped: the task is, at any moment, and its pool
-        would count a thread that never came, say.
+    on_release : callable
+        Called each time the slot has been released.
+    run_aside : callable
+        Calls a function in a thread that is never interrupted, and waits for it.
     """
 
     def __init__(
         self,
         pool: Any,
-        lock: threading.Lock,
-        given: Callable[[], None],
-        do: Callable[[Callable[[], None]], None],
+        threads_lock: threading.Lock,
+        on_release: Callable[[], None],
+        run_aside: Callable[[Callable[[], None]], None],
     ) -> None:
         self._pool = pool
-        self._threads_lock = lock
-        self._given = given
-        self._do = do
+        self._threads_lock = threads_lock
+        self._on_release = on_release
+        self._run_aside = run_aside
         self._thread = threading.current_thread()
-        self._guard = threading.Lock()
-        self._asked: threading.Event | None = None
-        self._over = False
+        self._lock = threading.Lock()
+        self._rejoining: Rejoining | None = None
+        self._finished = False
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Leave the pool, which may start another thread."""
-        self._do(self._give)
+        self._run_aside(self._release)
 
-    def _give(self) -> None:
-        with self._guard:
-            if self._over:
+    def _release(self) -> None:
+        with self._lock:
+            if self._finished:
                 return
             self._withdraw()
             with self._threads_lock:
@@ -57,59 +109,51 @@ class PoolSlot:
                     return
                 self._pool._threads.remove(self._thread)
                 self._pool._adjust_thread_count()
-        self._given()
+        self._on_release()
 
-    def ask(self) -> None:
-        """Get in line: the next thread of the pool that has nothing to do makes way."""
-        self._do(self._ask)
+    def request(self) -> None:
+        """Ask for a place in the pool: the next thread that has nothing to do makes way."""
+        self._run_aside(self._request)
 
-    def _ask(self) -> None:
-        with self._guard:
-            if self._over or self._asked is not None or self._is_in():
+    def _request(self) -> None:
+        with self._lock:
+            if self._finished or self._rejoining is not None or self._is_in_pool():
                 return
-            self._asked = threading.Event()
-            with self._pool._rejoin_lock:
-                self._pool._rejoin_list.append((self._thread, self._asked))
-            try:
-                self._pool.submit(_nothing)
-            except RuntimeError:
-                # The worker closes: there is nothing to wait for.
-                self._over = True
+            self._rejoining = Rejoining(self._pool, self._thread)
+            if not self._rejoining.pool_runs:
+                self._finished = True
 
-    def has(self) -> bool:
-        """Say whether it is in the pool; or will never be again."""
-        return self._over or (self._asked.is_set() if self._asked is not None else self._is_in())
+    def is_held(self) -> bool:
+        """Say whether the thread is in the pool; also True if it never can be again."""
+        if self._finished:
+            return True
+        rejoining = self._rejoining
+        return self._is_in_pool() if rejoining is None else rejoining.has_place()
 
     def finish(self) -> bool:
-        """Say, at the end, whether the thread is one of the pool; it asks no more."""
-        with self._guard:
+        """End the use of the slot; return whether the thread is in the pool."""
+        with self._lock:
             self._withdraw()
-            self._over = True
-            return self._is_in()
+            self._finished = True
+            return self._is_in_pool()
 
-    def _is_in(self) -> bool:
+    def _is_in_pool(self) -> bool:
         return self._thread in self._pool._threads
 
     def _withdraw(self) -> None:
-        if self._asked is not None:
-            asked, self._asked = self._asked, None
-            with self._pool._rejoin_lock:
-                if not asked.is_set():
-                    self._pool._rejoin_list.remove((self._thread, asked))
+        if self._rejoining is not None:
+            rejoining, self._rejoining = self._rejoining, None
+            rejoining.withdraw()
 
 
-class NoSlot:
-    """Where threads cannot be exchanged: who waits keeps the thread."""
+class FixedSlot:
+    """A `WorkerSlot` where threads cannot be exchanged: a waiting task keeps its thread."""
 
-    def give(self) -> None:
+    def release(self) -> None:
         pass
 
-    def ask(self) -> None:
+    def request(self) -> None:
         pass
 
-    def has(self) -> bool:
+    def is_held(self) -> bool:
         return True
-
-
-def _nothing() -> None:
-    pass

@@ -1,11 +1,10 @@
-"""Says which task runs here, has it give its slot back while it waits, and ends what it uses.
+"""The context of the running task: its worker slot, and the resources that end with it.
 
-Does not know what a task waits for, nor whose slot it is.
+A task that waits releases its slot meanwhile, so that another task can use it.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
@@ -15,54 +14,66 @@ from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
+from daskbatch.forking import after_fork
+from daskbatch.worker.execution.client_names import batch_of_topic
+
 T = TypeVar("T")
 
-#: How often a task that waits looks up: only then can it be stopped. Seconds.
-PACE = 0.05
+#: How long a waiting task waits at most before it runs Python code, where it can be stopped.
+STOP_POLL_SECONDS = 0.05
 
-#: Between two looks at whether a slot is free; longer and longer. Seconds.
-_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+#: The first and the longest pause between two looks at whether the slot is free.
+_MIN_SLOT_POLL_SECONDS, _MAX_SLOT_POLL_SECONDS = 0.0005, 0.02
 
 
 class WorkerSlot(Protocol):
-    """The right to compute on a worker, as long as there is none for all."""
+    """The right to compute on a worker, which has fewer of them than tasks may want."""
 
-    def give(self) -> None:
-        """Give it back: another task may have it."""
+    def release(self) -> None:
+        """Release it: another task may have it."""
 
-    def ask(self) -> None:
-        """Ask to have it again, once it is free."""
+    def request(self) -> None:
+        """Ask to have it again; does not wait for this."""
 
-    def has(self) -> bool:
+    def is_held(self) -> bool:
         """Say whether the task has it."""
 
 
 class TaskResource(Protocol):
-    """What a task uses as long as it runs, and no longer."""
+    """Something that a task uses while it runs, and that must end with the task."""
 
     def finish(self) -> None:
-        """The task has returned: wait until this is over."""
+        """The task has returned: wait until this has completed."""
 
     def give_up(self) -> None:
-        """The task has failed, or is stopped: so does this, now."""
+        """The task has failed, or was stopped: end this at once."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class TaskContext:
-    """What the task that runs here has around it; one after another have the same.
+    """The context of a running task; one for each worker thread, reused for successive tasks.
+
+    Safe for any number of threads: a task may start threads, which wait, too.
 
     Parameters
     ----------
-    slot : Slot
+    slot : WorkerSlot
         Where it computes.
     topic : str
         The client whose task it is.
     key : object
-        Dask's task that it is part of.
+        The Dask task that it is part of.
     scheduler : str
-        The scheduler's address, as it is reached from here.
+        The scheduler's address, as this process reaches it.
     security : bytes, optional
-        What it takes to connect there, pickled, for a process that does not have it.
+        The pickled `Security` to connect with, for a process that does not have it.
+
+    Attributes
+    ----------
+    resources : dict
+        What the task uses, by Batch.
+    task_number : int
+        Increases with every task, so that successive tasks can be told apart.
     """
 
     slot: WorkerSlot
@@ -70,187 +81,205 @@ class TaskContext:
     key: Any
     scheduler: str
     security: bytes | None = None
-    #: By the Batches that they are clients of.
-    guests: dict[str, TaskResource] = field(default_factory=dict)
-    #: Goes up with every task.
-    turn: int = 0
-    _waits: int = 0
+    resources: dict[str, TaskResource] = field(default_factory=dict)
+    task_number: int = 0
+    _waiting: int = 0  # how many of its threads wait
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def batch(self) -> str:
-        """The Batch that the task is of."""
-        return self.topic.split("-")[1]
+        """The id of the Batch whose task it is: part of a topic, `daskbatch-<batch>[-<copy>]`."""
+        return batch_of_topic(self.topic)
 
-    def begin_to_wait(self) -> None:
-        """Give the slot back, unless another thread of the task has."""
+    def begin_waiting(self) -> None:
+        """Release the slot, unless another thread of the task already waits."""
         with self._lock:
-            self._waits += 1
-            if self._waits == 1:
-                self.slot.give()
+            self._waiting += 1
+            if self._waiting == 1:
+                self.slot.release()
 
-    def end_to_wait(self) -> None:
-        """Ask for the slot, unless another thread of the task still waits."""
+    def end_waiting(self) -> None:
+        """Request the slot, unless another thread of the task still waits."""
         with self._lock:
-            self._waits = max(0, self._waits - 1)
-            if not self._waits:
-                self.slot.ask()
+            self._waiting = max(0, self._waiting - 1)
+            if not self._waiting:
+                self.slot.request()
 
     def await_slot(self, deadline: float | None) -> None:
-        """Wait for the slot, but not beyond a time: then it is done without."""
-        pause = _PAUSE
-        while not (self._waits or self.slot.has()):
+        """Wait until the slot is regained; after `deadline`, continue without one.
+
+        Parameters
+        ----------
+        deadline : float, optional
+            A value of `time.monotonic()`.
+        """
+        pause = _MIN_SLOT_POLL_SECONDS
+        while not (self._waiting or self.slot.is_held()):
             if deadline is not None and monotonic() > deadline:
                 return
-            # Not a lock: the thread must be able to be stopped.
+            # No lock: the thread must be able to be stopped.
             sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _MAX_SLOT_POLL_SECONDS)
 
     def finish(self) -> None:
-        """Let the guests of a task that has returned come to their end."""
-        for guest in list(self.guests.values()):
-            guest.finish()
-        self.guests.clear()
+        """Wait until the resources of a task that has returned have completed."""
+        for resource in list(self.resources.values()):
+            resource.finish()
+        self.resources.clear()
 
     def give_up(self) -> None:
-        """End the guests of a task that has failed."""
-        guests = list(self.guests.values())
-        self.guests.clear()
-        for guest in guests:
-            guest.give_up()
+        """End the resources of a task that has failed."""
+        resources = list(self.resources.values())
+        self.resources.clear()
+        for resource in resources:
+            resource.give_up()
 
     def next_task(self) -> None:
-        """Tell apart the task that ran and the one that comes."""
-        self.turn += 1
-        if self._waits:
-            # A thread that the last one has left behind.
-            self._waits = 0
-            self.slot.ask()
+        """Record that another task begins."""
+        self.task_number += 1
+        if self._waiting:
+            # A thread that the last task has left behind.
+            self._waiting = 0
+            self.slot.request()
 
 
-#: By thread; or of all threads of a process that is there for one task at a time.
-_hosts: dict[int, TaskContext] = {}
-_everywhere: TaskContext | None = None
+#: By thread.
+_contexts: dict[int, TaskContext] = {}
+
+#: For all threads of a process that runs one task at a time.
+_process_context: TaskContext | None = None
 
 
 def current() -> TaskContext | None:
-    """Give what the task has around it that runs in this thread, if one does."""
-    return _hosts.get(get_ident(), _everywhere) if _hosts else _everywhere
+    """Return the context of the task that runs in this thread; None outside of tasks."""
+    return _contexts.get(get_ident(), _process_context) if _contexts else _process_context
 
 
 @contextmanager
-def hosted(host: TaskContext | None, everywhere: bool = False) -> Iterator[None]:
-    """Have tasks run in this thread; or in any of this process, if it has no other tasks."""
-    global _everywhere
-    if host is None:
+def active_context(context: TaskContext | None, whole_process: bool = False) -> Iterator[None]:
+    """Make a context that of this thread.
+
+    Parameters
+    ----------
+    context : TaskContext, optional
+        With None nothing changes.
+    whole_process : bool
+        Make it that of all other threads, too: this process runs no other tasks.
+    """
+    global _process_context
+    if context is None:
         yield
         return
     thread = get_ident()
-    outer = _hosts.get(thread)
-    _hosts[thread] = host
-    if everywhere:
-        _everywhere = host
+    outer = _contexts.get(thread)
+    _contexts[thread] = context
+    if whole_process:
+        _process_context = context
     try:
         yield
     finally:
         if outer is None:
-            del _hosts[thread]
+            del _contexts[thread]
         else:
-            _hosts[thread] = outer
-        if everywhere:
-            _everywhere = None
+            _contexts[thread] = outer
+        if whole_process:
+            _process_context = None
 
 
-def _forget() -> None:
-    """Be no task: this is a process that one has forked."""
-    global _everywhere
-    _hosts.clear()
-    _everywhere = None
-
-
-os.register_at_fork(after_in_child=_forget)
+@after_fork
+def _forget_contexts() -> None:
+    """Forget all contexts: a process that a task has forked is not part of the task."""
+    global _process_context
+    _contexts.clear()
+    _process_context = None
 
 
 @contextmanager
-def waiting(host: TaskContext | None, deadline: float | None = None) -> Iterator[None]:
-    """Let another task have the slot while this one waits.
+def waiting(context: TaskContext | None, deadline: float | None = None) -> Iterator[None]:
+    """Release the task's slot while the body of the `with` statement waits.
 
     Parameters
     ----------
-    host : Host, optional
-        What the task has around it; None where none runs.
+    context : TaskContext, optional
+        The task's context; with None nothing is released.
     deadline : float, optional
-        When it no longer waits for a slot to be free, but goes on without. Of `monotonic`.
+        When to continue without a slot, if none is free: a value of `time.monotonic()`.
     """
-    if host is None:
+    if context is None:
         yield
         return
-    host.begin_to_wait()
+    context.begin_waiting()
     try:
         yield
     finally:
-        host.end_to_wait()
-    # Not where something was raised: who is stopped needs no slot to come to an end.
-    host.await_slot(deadline)
+        context.end_waiting()
+    # Not if the body raised: a task that is stopped needs no slot to end.
+    context.await_slot(deadline)
 
 
 def wait_releasing_slot(
-    host: TaskContext | None, wait: Callable[[float | None], bool], timeout: float | None = None
+    context: TaskContext | None,
+    wait: Callable[[float | None], bool],
+    timeout: float | None = None,
 ) -> bool:
-    """Wait for something, and let another task have the slot meanwhile; False if time is up.
+    """Wait for something, with the slot released; False if the timeout has passed.
 
     Parameters
     ----------
-    host : Host, optional
-        What the task has around it; None where none runs.
+    context : TaskContext, optional
+        The task's context; None outside of tasks.
     wait : callable
-        Waits so many seconds at most, and says whether there is no more to wait for.
+        Waits at most this many seconds, or without a limit; returns whether the wait is over.
     timeout : float, optional
         Seconds to wait at most.
     """
-    if host is None:
+    if context is None:
         return wait(timeout)
     if wait(0.0):
         return True
     deadline = None if timeout is None else monotonic() + timeout
-    with waiting(host, deadline):
+    with waiting(context, deadline):
         while True:
-            left = PACE if deadline is None else min(PACE, deadline - monotonic())
-            if wait(max(0.0, left)):
+            remaining = (
+                STOP_POLL_SECONDS
+                if deadline is None
+                else min(STOP_POLL_SECONDS, deadline - monotonic())
+            )
+            if wait(max(0.0, remaining)):
                 return True
-            if left < PACE:
+            if remaining < STOP_POLL_SECONDS:
                 return False
 
 
 @asynccontextmanager
 async def waiting_in_loop() -> AsyncIterator[None]:
-    """Let another task have the slot while a coroutine of this one waits."""
-    host = current()
-    if host is None:
+    """Release the task's slot while a coroutine of the task waits."""
+    context = current()
+    if context is None:
         yield
         return
-    host.begin_to_wait()
+    context.begin_waiting()
     try:
         yield
     finally:
-        host.end_to_wait()
+        context.end_waiting()
     import asyncio  # not at the top: a child starts faster without it
 
-    # Other coroutines of the task go on meanwhile.
-    await asyncio.get_running_loop().run_in_executor(None, host.await_slot, None)
+    # In another thread: other coroutines of the task continue meanwhile.
+    await asyncio.get_running_loop().run_in_executor(None, context.await_slot, None)
 
 
 def called_aside(function: Callable[[], T]) -> T:
-    """Call what may take long and cannot be stopped, and let another task have the slot."""
-    host = current()
-    if host is None:
+    """Call a function that may take long and cannot be stopped, with the slot released."""
+    context = current()
+    if context is None:
         return function()
-    with waiting(host):
+    with waiting(context):
         return in_thread(function)
 
 
 def in_thread(function: Callable[[], T]) -> T:
-    """Call something in a thread of its own, while this one can be stopped."""
+    """Call a function in a new thread, while this thread waits and can be stopped."""
     done: Future[T] = Future()
 
     def call() -> None:
@@ -262,5 +291,5 @@ def in_thread(function: Callable[[], T]) -> T:
     threading.Thread(target=call, name="daskbatch-aside", daemon=True).start()
     while not done.done():
         with suppress(TimeoutError):
-            done.exception(PACE)
+            done.exception(STOP_POLL_SECONDS)
     return done.result()

@@ -1,6 +1,6 @@
-"""Keeps the child processes of a worker: started on need, kept warm, ended with it.
+"""Keeps the child processes of a worker: started when needed, kept for reuse, ended with it.
 
-Does not know what is run in them.
+Safe for any number of threads. `ChildLost` is raised if a child cannot be started.
 """
 
 from __future__ import annotations
@@ -11,25 +11,35 @@ import queue
 import threading
 from concurrent.futures import Future
 
+from daskbatch.forking import make_lock
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.processes.reaper import get_reaper
 
 
 class ChildPool:
-    """The children of this process: one for each block that runs in one, and those kept warm."""
+    """The children of this process: one for each block that runs in one, and idle ones.
+
+    Safe for any number of threads.
+    """
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[ChildProcess] = []
         self._waiting: list[Future[ChildProcess]] = []
         self._starting = 0
-        self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._start_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def take(self) -> ChildProcess:
-        """Give a child that waits for orders."""
+        """Return a child that waits for requests; waits until one is there.
+
+        Raises
+        ------
+        ChildLost
+            No child could be started.
+        """
         while True:
             with self._lock:
                 self._closed = False
@@ -45,8 +55,8 @@ class ChildPool:
                 return child
             child.end()
 
-    def give(self, child: ChildProcess) -> None:
-        """Take a child back, which is to be used again."""
+    def give_back(self, child: ChildProcess) -> None:
+        """Put a child back that can be used again."""
         with self._lock:
             if not self._closed:
                 self._hand_out(child)
@@ -54,23 +64,29 @@ class ChildPool:
         child.end()
 
     def replace(self) -> None:
-        """Start another child for one that is ended."""
+        """Start another child in place of one that is about to be ended."""
         with self._lock:
             if not (self._closed or self._idle or self._starting):
                 self._start()
 
-    def let_go(self, executor: str) -> None:
-        """End those, of what is not in use, that keep something of an executor that has ended."""
+    def end_initialized(self, executor: str) -> None:
+        """End the idle children that keep the state of an executor that has ended.
+
+        Parameters
+        ----------
+        executor : str
+            The executor whose initializer they have called.
+        """
         with self._lock:
-            ending = [child for child in self._idle if executor in child.prepared]
+            ending = [child for child in self._idle if executor in child.initialized]
             self._idle = [child for child in self._idle if child not in ending]
-        # It takes a moment, and an event loop may call this.
+        # In threads: it takes a moment, and an event loop may call this.
         for child in ending:
             threading.Thread(target=child.end, name="daskbatch-end-child", daemon=True).start()
 
     def close(self) -> None:
-        """End those that are not in use; the others when they are given back."""
-        if self.process != os.getpid():
+        """End the idle children; those in use end when they are given back."""
+        if self.pid != os.getpid():
             return
         with self._lock:
             self._closed = True
@@ -86,21 +102,22 @@ class ChildPool:
 
     def _start(self) -> None:
         self._starting += 1
-        # One thread starts them all: the system ends them with the thread that has.
+        # One thread starts all children: the system ends a child (PR_SET_PDEATHSIG) when the
+        # thread ends that has started it.
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._work, name="daskbatch-children", daemon=True
+                target=self._start_children, name="daskbatch-children", daemon=True
             )
             self._thread.start()
-        self._orders.put(None)
+        self._start_requests.put(None)
 
-    def _work(self) -> None:
+    def _start_children(self) -> None:
         while True:
-            self._orders.get()
+            self._start_requests.get()
             error: BaseException | None = None
             child: ChildProcess | None = None
             try:
-                warden().ensure()
+                get_reaper().ensure()
                 child = ChildProcess()
             except Exception as raised:
                 error = ChildLost(f"{type(raised).__name__}: {raised}")
@@ -116,16 +133,16 @@ class ChildPool:
             del child, error
 
 
-_children: ChildPool | None = None
-_making = threading.Lock()
+_pool: ChildPool | None = None
+_pool_lock = make_lock()
 
 
-def children() -> ChildPool:
-    """Give the children of this process."""
-    global _children
-    with _making:
-        # Those of a process that has forked this one are not this one's.
-        if _children is None or _children.process != os.getpid():
-            _children = ChildPool()
-            atexit.register(_children.close)
-        return _children
+def get_child_pool() -> ChildPool:
+    """Return the pool of this process."""
+    global _pool
+    with _pool_lock:
+        # A pool that a forked process has from its parent has the parent's children.
+        if _pool is None or _pool.pid != os.getpid():
+            _pool = ChildPool()
+            atexit.register(_pool.close)
+        return _pool

@@ -1,6 +1,7 @@
-"""A child process as its worker has it: started, told things, listened to, ended.
+"""A child process as its worker sees it: started, sent requests, waited for, ended.
 
-Does not know what is run in it, nor when it is to end.
+The thread of the block that uses a child calls it; any thread may call `wake`. Raises `ChildLost`
+if the child does not start; if it ends later, `has_gone` says so.
 """
 
 from __future__ import annotations
@@ -13,35 +14,43 @@ import socket
 import subprocess
 import sys
 import threading
-from time import monotonic
 
-from daskbatch.worker.execution import executable as process
-from daskbatch.worker.isolation.frames import ANNOUNCEMENT, READY, Frames, write_file
-from daskbatch.worker.isolation.shared_claims import SharedClaims, new_file
-from daskbatch.worker.processes import process_tree as tree
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.timeouts import Deadline
+from daskbatch.worker.execution import executable
+from daskbatch.worker.isolation.control import READY, REQUEST_SIZE
+from daskbatch.worker.isolation.frames import FrameReader
+from daskbatch.worker.isolation.shared_claims import SharedClaims
+from daskbatch.worker.isolation.unnamed_file import new_file, write_file
+from daskbatch.worker.processes import process_tree
+from daskbatch.worker.processes.reaper import get_reaper
 
 _PROGRAM = """\
 import sys
 sys.path[:] = {path!r}
 from daskbatch.worker.isolation.child_main import main
-main({bell}, {pipe}, {parent})
+main({control}, {pipe}, {parent})
 """
 
-#: How large a pipe is asked for: as large as the system lets one be.
-_PIPE_SIZE = 1 << 20
+#: The size that is asked for the frames pipe; by default the system allows no more.
+_PIPE_BYTES = 1 << 20
 
-#: How long the start of a child may take, and how long it may take to be gone when killed.
-_START, _END = 60.0, 5.0
+#: How long the start of a child may take.
+_START_TIMEOUT_SECONDS = 60.0
 
-#: How long a child may take to end that has closed what it says things by. Seconds.
-_LAST_MOMENT = 1.0
+#: How long a child that was sent SIGKILL may take to end.
+_KILL_TIMEOUT_SECONDS = 5.0
 
-#: How often is looked whether a child has ended, on systems that do not tell. Seconds.
-_POLL = 0.05
+#: How long a child that has closed its socket or pipe may take to end by itself.
+_EXIT_TIMEOUT_SECONDS = 1.0
 
-#: The system cannot be told to wait for a month. Seconds.
-_LONGEST = 86400.0
+#: How often a child is looked at, on systems where its end cannot be waited for.
+_POLL_INTERVAL_SECONDS = 0.05
+
+#: `poll` does not accept much longer times.
+_MAX_WAIT_SECONDS = 86400.0
+
+#: How much of a child's stderr is read for a message.
+_MAX_ERROR_BYTES = 1 << 16
 
 
 class ChildLost(Exception):
@@ -49,62 +58,76 @@ class ChildLost(Exception):
 
 
 class ChildProcess:
-    """A child process, from outside."""
+    """A child process, seen from outside.
+
+    The thread of the block that uses the child calls all methods, but `wake`, which any
+    thread may call, and `memory_bytes`.
+
+    Attributes
+    ----------
+    marker : str
+        The value of `MARKER` in the environment of the child and of all that it starts.
+    files : (int, int)
+        The files that are its stdout and stderr.
+    frames : FrameReader
+        What it sends.
+    initialized : set of str
+        The executors whose initializers it has called.
+    control_closed : bool
+        Whether it has closed its end of the control socket.
+    """
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as undo:
             self.marker = os.urandom(12).hex()
-            #: What its stdout and stderr are.
-            self.files = _file(undo), _file(undo)
-            self._bell, bell = socket.socketpair()
-            undo.callback(self._bell.close)
+            self.files = _output_file(undo), _output_file(undo)
+            self._control, control = socket.socketpair()
+            undo.callback(self._control.close)
             self._pipe, pipe = os.pipe()
             undo.callback(os.close, self._pipe)
-            self._awake, self._waker = os.pipe()
-            undo.callback(os.close, self._awake)
-            undo.callback(os.close, self._waker)
-            for each in (self._pipe, pipe, self._waker, self._awake):
+            self._wake_read, self._wake_write = os.pipe()
+            undo.callback(os.close, self._wake_read)
+            undo.callback(os.close, self._wake_write)
+            for each in (self._pipe, pipe, self._wake_write, self._wake_read):
                 os.set_blocking(each, False)
             with contextlib.suppress(OSError, AttributeError):
-                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            with bell:
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            with control:
                 try:
-                    self._process = self._start(bell.fileno(), pipe)
+                    self._process = self._start(control.fileno(), pipe)
                 finally:
                     os.close(pipe)
-            self._bell.setblocking(False)
-            self._end: int | None = None
+            self._control.setblocking(False)
+            #: Readable once the process has ended; None where the system has no such thing.
+            self._pidfd: int | None = None
             with contextlib.suppress(OSError, AttributeError):
-                self._end = os.pidfd_open(self._process.pid)
-                undo.callback(os.close, self._end)
+                self._pidfd = os.pidfd_open(self._process.pid)
+                undo.callback(os.close, self._pidfd)
             self._poll = select.poll()
-            for file in (self._bell.fileno(), self._awake, self._end):
+            for file in (self._control.fileno(), self._wake_read, self._pidfd):
                 if file is not None:
                     self._poll.register(file, select.POLLIN)
-            self._close = undo.pop_all().close
-        self.frames = Frames(self._pipe)
-        #: The executors whose initializers it has called.
-        self.prepared: set[str] = set()
-        self._watches_pipe = False
-        #: Whether it has closed what it says things by.
-        self.is_mute = False
+            self._close_files = undo.pop_all().close
+        self.frames = FrameReader(self._pipe)
+        self.initialized: set[str] = set()
+        self.control_closed = False
+        self._polls_pipe = False
         self._is_ready = False
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # between `wake` and `close`
         self._closed = False
 
-    def _start(self, bell: int, pipe: int) -> subprocess.Popen[bytes]:
-        guard = warden()
-        program = _PROGRAM.format(path=sys.path, bell=bell, pipe=pipe, parent=os.getpid())
-        # The same as multiprocessing starts its children with.
+    def _start(self, control: int, pipe: int) -> subprocess.Popen[bytes]:
+        program = _PROGRAM.format(path=sys.path, control=control, pipe=pipe, parent=os.getpid())
+        # multiprocessing starts its children with the same flags.
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        carried = {tree.MARKER: self.marker, tree.OWNER: guard.owner}
+        marked = {process_tree.MARKER: self.marker, process_tree.OWNER: get_reaper().owner}
         return subprocess.Popen(
             [sys.executable, *flags, "-c", program],
             stdin=subprocess.DEVNULL,
             stdout=self.files[0],
             stderr=self.files[1],
-            env=process.clean_environment(carried),
-            pass_fds=[bell, pipe],
+            env=executable.clean_environment(marked),
+            pass_fds=[control, pipe],
             start_new_session=True,
         )
 
@@ -112,102 +135,124 @@ class ChildProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def has_gone(self) -> bool:
-        """Say whether nothing more can come from it: it has ended, or is about to."""
-        return self.is_mute or self.frames.ended or self.has_ended()
+    # -- messages -------------------------------------------------------------------------
 
-    def wait_for_end(self) -> None:
-        """Wait for a moment until it has ended, so that its exit code is its own."""
-        deadline = monotonic() + _LAST_MOMENT
-        poll = select.poll()
-        if self._end is not None:
-            poll.register(self._end, select.POLLIN)
-        while not self.has_ended() and monotonic() < deadline:
-            poll.poll(_POLL * 1000)
+    def wait_until_ready(self) -> None:
+        """Wait until the child has started.
 
-    def has_ended(self) -> bool:
-        """Say whether it has ended by itself."""
-        if self._end is None:
-            return self._process.poll() is not None
-        poll = select.poll()
-        poll.register(self._end, select.POLLIN)
-        return bool(poll.poll(0))
+        Raises
+        ------
+        ChildLost
+            It has ended, or takes too long.
+        """
+        if self._is_ready:
+            return
+        deadline = Deadline(_START_TIMEOUT_SECONDS)
+        while READY not in self.wait(deadline.left(), frames=False):
+            if self.has_ended() or self.control_closed:
+                raise ChildLost(f"it ended at once{self._error_text()}")
+            if deadline.passed:
+                raise ChildLost(
+                    f"it did not start within {_START_TIMEOUT_SECONDS:g} s{self._error_text()}"
+                )
+        self._is_ready = True
+
+    def _error_text(self) -> str:
+        with contextlib.suppress(OSError):
+            data = os.pread(self.files[1], _MAX_ERROR_BYTES, 0)
+            text = data.decode("utf-8", "replace").strip()
+            return f": {text}" if text else ""
+        return ""
+
+    def send_request(self, claims: SharedClaims, data: bytes) -> None:
+        """Send the child a request; no error if the child has ended.
+
+        Parameters
+        ----------
+        claims : SharedClaims
+            The claims on the members of the block.
+        data : bytes
+            The packed request.
+        """
+        file = new_file()
+        try:
+            write_file(file, data)
+            with contextlib.suppress(ConnectionError):
+                size = REQUEST_SIZE.pack(len(data))
+                socket.send_fds(self._control, [size], [claims.file, file])
+        finally:
+            os.close(file)
 
     def wait(self, seconds: float | None, frames: bool) -> bytes:
-        """Wait until it wants attention, or has ended, or somebody calls `wake`.
+        """Wait until the child sends a message, or has ended, or `wake` is called.
 
         Parameters
         ----------
         seconds : float, optional
             Not for longer than this.
         frames : bool
-            Whether frames that have come are a reason to return.
+            Whether to return when frames arrive, too.
 
         Returns
         -------
         bytes
-            What it has said to get attention.
+            The messages; see `control`.
         """
-        if frames is not self._watches_pipe:
-            self._watches_pipe = frames
+        if frames is not self._polls_pipe:
+            self._polls_pipe = frames
             if frames:
                 self._poll.register(self._pipe, select.POLLIN)
             else:
                 self._poll.unregister(self._pipe)
-        if self._end is None:
-            seconds = _POLL if seconds is None else min(seconds, _POLL)
-        said = b""
+        if self._pidfd is None:
+            seconds = (
+                _POLL_INTERVAL_SECONDS if seconds is None else min(seconds, _POLL_INTERVAL_SECONDS)
+            )
+        messages = b""
         if seconds is not None:
-            seconds = min(max(0.0, seconds), _LONGEST)
+            seconds = min(max(0.0, seconds), _MAX_WAIT_SECONDS)
         for file, _ in self._poll.poll(None if seconds is None else seconds * 1000 + 1):
             with contextlib.suppress(BlockingIOError, ConnectionError):
-                if file == self._awake:
+                if file == self._wake_read:
                     os.read(file, 1024)
-                elif file == self._bell.fileno():
-                    said = self._bell.recv(1024)
-                    if not said:
-                        self.is_mute = True
+                elif file == self._control.fileno():
+                    messages = self._control.recv(1024)
+                    if not messages:
+                        self.control_closed = True
                         self._poll.unregister(file)
-        return said
+        return messages
 
     def wake(self) -> None:
-        """Have `wait` return; from any thread."""
+        """Make `wait` return; from any thread."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if not self._closed:
-                os.write(self._waker, b"!")
+                os.write(self._wake_write, b"!")
 
-    def wait_until_ready(self) -> None:
-        """Wait until it has started."""
-        if self._is_ready:
-            return
-        deadline = monotonic() + _START
-        while READY not in self.wait(deadline - monotonic(), frames=False):
-            if self.has_ended() or self.is_mute:
-                raise ChildLost(f"it ended at once{self._complaint()}")
-            if monotonic() > deadline:
-                raise ChildLost(f"it did not start within {_START:g} s{self._complaint()}")
+    # -- the process ----------------------------------------------------------------------
 
-        self._is_ready = True
+    def has_gone(self) -> bool:
+        """Say whether nothing more can come from it: it has ended, or is about to."""
+        return self.control_closed or self.frames.ended or self.has_ended()
 
-    def _complaint(self) -> str:
-        with contextlib.suppress(OSError):
-            text = os.pread(self.files[1], 1 << 16, 0).decode("utf-8", "replace").strip()
-            return f": {text}" if text else ""
-        return ""
+    def has_ended(self) -> bool:
+        """Say whether it has ended."""
+        if self._pidfd is None:
+            return self._process.poll() is not None
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
-    def order(self, board: SharedClaims, order: bytes) -> None:
-        """Send it an order, with the board that it shall use; it may have ended."""
-        file = new_file()
-        try:
-            write_file(file, order)
-            with contextlib.suppress(ConnectionError):
-                announcement = ANNOUNCEMENT.pack(len(order))
-                socket.send_fds(self._bell, [announcement], [board.file, file])
-        finally:
-            os.close(file)
+    def wait_for_end(self) -> None:
+        """Wait a moment for its end: killed before that, its exit code would not be its own."""
+        deadline = Deadline(_EXIT_TIMEOUT_SECONDS)
+        poll = select.poll()
+        if self._pidfd is not None:
+            poll.register(self._pidfd, select.POLLIN)
+        while not self.has_ended() and not deadline.passed:
+            poll.poll(_POLL_INTERVAL_SECONDS * 1000)
 
-    def memory(self) -> int:
-        """Say how much memory it has now; 0 if that is not known."""
+    def memory_bytes(self) -> int:
+        """Return how much memory it has now (resident set size); 0 if unknown."""
         try:
             with open(f"/proc/{self.pid}/statm", "rb") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -216,27 +261,27 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End it with all that it has started; what it has written can still be read."""
-        tree.kill_tree(self.pid, self.marker, 0.0)
-
-    def end(self) -> None:
-        """End it, and let go of it."""
-        self.kill()
-        self.close()
+        process_tree.kill_tree(self.pid, self.marker, 0.0)
 
     def close(self) -> int | None:
-        """Let go of it, once it has ended; gives its exit code."""
+        """Close its files, once it has ended; return its exit code."""
         code = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_END)
+            code = self._process.wait(_KILL_TIMEOUT_SECONDS)
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._close()
+                self._close_files()
         return code
 
+    def end(self) -> None:
+        """Kill and close it."""
+        self.kill()
+        self.close()
 
-def _file(undo: contextlib.ExitStack) -> int:
-    """Make a file whose end is where whatever is written to it goes."""
+
+def _output_file(undo: contextlib.ExitStack) -> int:
+    """Make a file to which each write is appended, whichever process writes."""
     file = new_file()
     undo.callback(os.close, file)
     fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)

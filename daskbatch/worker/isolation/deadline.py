@@ -1,65 +1,67 @@
-"""Says until when a member of a block may run, from what its board tells.
+"""The time limit of the member that runs in a child, as its worker sees it.
 
-Does not know what happens then.
+Safe for any number of threads. It says when a member is late; `isolated_run` ends the member.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sized
 from time import perf_counter
 
 from daskbatch.worker.execution.block import BlockSpec, Limits
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: How much longer than its time a member may take until its function is called: what has to
-#: be imported for that is imported only once in each child. Seconds.
-_LOADING = 60.0
+#: How much longer than its time limit a member may take until its function is called: each
+#: child imports the modules that this needs only once.
+_LOADING_SECONDS = 60.0
 
 _NO_LIMITS = Limits()
 
 
-class Deadline:
-    """The time limit of the member that runs, whichever that is.
+class MemberDeadline:
+    """The deadline of whichever member of a block runs at the moment.
+
+    Safe for any number of threads: it reads the claims, and keeps no state.
 
     Parameters
     ----------
     spec : BlockSpec
         The block.
-    board : SharedClaims
+    claims : SharedClaims
         Says which member runs, and since when.
-    done : sequence
-        As long as there are members that are over.
+    done : sized
+        Its length is the number of members that are over.
     """
 
-    def __init__(self, spec: BlockSpec, board: SharedClaims, done: Sequence[object]) -> None:
+    def __init__(self, spec: BlockSpec, claims: SharedClaims, done: Sized) -> None:
         self._limits = spec.limits
-        self._board = board
+        self._claims = claims
         self._done = done
 
     def _timeout(self) -> float | None:
-        member = self._board.running
+        member = self._claims.running
         if member < len(self._done):
             return None
         return self._limits.get(member, _NO_LIMITS).timeout
 
-    def left(self) -> float | None:
-        """Say how many seconds are left, if they are counted."""
+    def remaining(self) -> float | None:
+        """Return how many seconds remain, below 0 if the deadline has passed; None without one."""
         timeout = self._timeout()
         if timeout is None:
             return None
-        more = 0.0 if self._board.called else _LOADING
-        return self._board.began + timeout + more - perf_counter()
+        loading = 0.0 if self._claims.called else _LOADING_SECONDS
+        return self._claims.began + timeout + loading - perf_counter()
 
-    def is_over(self) -> bool:
+    def has_passed(self) -> bool:
         """Say whether the member should be over by now."""
-        left = self.left()
-        return left is not None and left <= 0
+        remaining = self.remaining()
+        return remaining is not None and remaining <= 0
 
-    def seconds_to_wait(self, pace: float | None) -> float | None:
-        """Say for how long there is nothing to do about it, but no longer than `pace`."""
-        timeout, left = self._timeout(), self.left()
-        if timeout is None or left is None:
-            return pace
+    def seconds_to_wait(self, longest: float | None) -> float | None:
+        """Return how long the deadline can certainly not pass, but no more than `longest`."""
+        timeout, remaining = self._timeout(), self.remaining()
+        if timeout is None or remaining is None:
+            return longest
         # If its function is called at this moment, its time begins now.
-        left = min(left, timeout)
-        return left if pace is None else min(left, pace)
+        remaining = min(remaining, timeout)
+        return remaining if longest is None else min(remaining, longest)

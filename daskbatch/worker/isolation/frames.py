@@ -1,34 +1,48 @@
-"""What children tell their worker, and how: signs and frames.
+"""The frames in which a child sends outcomes to its worker: format, decoder, reader, writer.
 
-Does not know who is at which end, nor when anything is sent.
+A frame is a header of fixed size, which has the sizes of what follows: the value, stdout,
+stderr. The child may be killed at any moment. What has arrived of an unfinished frame is
+then never decoded, so that a frame is either received whole or not at all.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import struct
-from collections.abc import Iterator
+from socket import socket
 from typing import NamedTuple
 
-#: What a child says to get attention: it has started; a block is over; its pipe is full; the
-#: member that runs begins to wait, or does so no longer.
-READY, OVER, FULL, WAITS = b"r", b"o", b"f", b"w"
+from daskbatch.worker.isolation.control import PIPE_FULL
 
-#: An order is announced by its size; with it come the board and the order as files.
-ANNOUNCEMENT = struct.Struct("=q")
-
-# The member, its status, the seconds; then how many bytes there are of its value and, behind
-# that, of its stdout and stderr; -1 is none.
+# The member, its status, the seconds; then how many bytes its value has, its stdout and its
+# stderr; -1 for none.
 _HEADER = struct.Struct("=iBfqqq")
 
-_CHUNK = 1 << 20
+#: How much is read from a pipe with one system call.
+_READ_BYTES = 1 << 20
 
-#: As much is taken from a pipe at once before others have their turn.
-_GULP = 16
+#: How often a pipe is read before the caller does other things.
+_READS_AT_ONCE = 16
+
+#: Pieces up to this size are joined before they are written.
+_JOINED_BYTES = 1 << 16
 
 
 class Frame(NamedTuple):
-    """What has become of a member."""
+    """The outcome of a member.
+
+    Parameters
+    ----------
+    member, status : int
+        The member, and its `Status`.
+    seconds : float
+        How long it ran.
+    value : bytes, optional
+        Its pickled value or packed exception.
+    output : (str, str), optional
+        Its stdout and stderr, if it wrote anything.
+    """
 
     member: int
     status: int
@@ -37,16 +51,8 @@ class Frame(NamedTuple):
     output: tuple[str, str] | None
 
 
-def write_file(file: int, data: bytes) -> None:
-    """Write all of something."""
-    with memoryview(data) as left:
-        done = 0
-        while done < len(left):
-            done += os.write(file, left[done : done + (1 << 30)])
-
-
-def pack_frame(frame: Frame) -> list[bytes]:
-    """Give a frame as pieces of bytes."""
+def encode(frame: Frame) -> list[bytes]:
+    """Return a frame as pieces of bytes: a large value is not copied."""
     member, status, seconds, value, output = frame
     size = -1 if value is None else len(value)
     if output is None:
@@ -57,49 +63,129 @@ def pack_frame(frame: Frame) -> list[bytes]:
     return [header, value or b"", out, err]
 
 
-class Frames:
-    """Reads frames from a pipe as they come, and what else there is in it not at all."""
+class FrameDecoder:
+    """Decodes frames from bytes that come in pieces of any size; does no input or output.
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
+    Used by one thread at a time.
+    """
+
+    def __init__(self) -> None:
         self._data = bytearray()
-        #: Whether nobody writes to the pipe any more.
-        self.ended = False
 
-    def read(self) -> tuple[list[Frame], bool]:
-        """Give the frames that are there, without waiting, and whether there may be more."""
-        more = True
-        for _ in range(_GULP):
-            try:
-                data = os.read(self._pipe, _CHUNK)
-            except BlockingIOError:
-                more = False
-                break
-            if not data:
-                more, self.ended = False, True
-                break
-            self._data += data
-        return list(self._frames()), more
-
-    def _frames(self) -> Iterator[Frame]:
-        data, start, last = self._data, 0, len(self._data) - _HEADER.size
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take more bytes; return the frames that they complete."""
+        self._data += data
+        buffer, start, frames = self._data, 0, []
+        last = len(buffer) - _HEADER.size
         while start <= last:
-            member, status, seconds, size, out, err = _HEADER.unpack_from(data, start)
+            member, status, seconds, size, out, err = _HEADER.unpack_from(buffer, start)
             first = start + _HEADER.size
             second = first + max(size, 0)
             third = second + max(out, 0)
             end = third + max(err, 0)
-            if end > len(data):
+            if end > len(buffer):
                 break
-            value = None if size < 0 else bytes(data[first:second])
+            value = None if size < 0 else bytes(buffer[first:second])
             output = None
             if out >= 0:
-                output = _text(data[second:third]), _text(data[third:end])
+                output = _text(buffer[second:third]), _text(buffer[third:end])
+            frames.append(Frame(member, status, seconds, value, output))
             start = end
-            yield Frame(member, status, seconds, value, output)
         if start:
-            del data[:start]
+            del buffer[:start]
+        return frames
 
 
 def _text(data: bytearray) -> str:
     return data.decode("utf-8", "surrogatepass")
+
+
+class FrameReader:
+    """The worker's end of a child's frames pipe. Used by one thread at a time.
+
+    Parameters
+    ----------
+    pipe : int
+        The read end, which must not block.
+
+    Attributes
+    ----------
+    ended : bool
+        Whether no process has the write end open any longer.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._decoder = FrameDecoder()
+        self.ended = False
+
+    def read(self) -> tuple[list[Frame], bool]:
+        """Return the frames that have arrived, without waiting, and whether there may be more."""
+        frames: list[Frame] = []
+        for _ in range(_READS_AT_ONCE):
+            try:
+                data = os.read(self._pipe, _READ_BYTES)
+            except BlockingIOError:
+                return frames, False
+            if not data:
+                self.ended = True
+                return frames, False
+            frames += self._decoder.feed(data)
+        return frames, True
+
+
+class FrameWriter:
+    """The child's end of its frames pipe. Used by one thread at a time.
+
+    Frames are collected until `flush`: before a member begins, the frames of all members
+    before it must have been written, since the member may end the process.
+
+    Parameters
+    ----------
+    pipe : int
+        The write end, which must not block.
+    control : socket
+        Tells the worker that the pipe is full.
+    """
+
+    def __init__(self, pipe: int, control: socket) -> None:
+        self.pipe = pipe
+        self._control = control
+        self._pieces: list[bytes] = []
+
+    def add(self, frame: Frame) -> None:
+        """Add a frame to those that the next `flush` writes."""
+        self._pieces += encode(frame)
+
+    def flush(self) -> None:
+        """Write the frames; return when the worker can read all of them."""
+        pieces = self._pieces
+        if not pieces:
+            return
+        self._pieces = []
+        small: list[bytes] = []
+        for piece in pieces:
+            if len(piece) > _JOINED_BYTES:
+                self._write(b"".join(small))
+                small.clear()
+                self._write(piece)
+            else:
+                small.append(piece)
+        self._write(b"".join(small))
+
+    def _write(self, data: bytes) -> None:
+        done, size = 0, len(data)
+        while done < size:
+            try:
+                done += os.write(self.pipe, memoryview(data)[done:] if done else data)
+            except BlockingIOError:
+                # Without this the worker reads the pipe only now and then.
+                self._control.send(PIPE_FULL)
+                poll = select.poll()
+                poll.register(self.pipe, select.POLLOUT)
+                poll.poll()
+
+    def close(self) -> None:
+        """Close the pipe, in a process that a member has forked."""
+        os.close(self.pipe)
+        self.pipe = -1

@@ -1,7 +1,7 @@
-"""Takes from files what a member in a child process has written to stdout and stderr.
+"""Reads from files what a member in a child process has written to stdout and stderr.
 
-Does not know when: the child does it when a member is over, its worker when it has killed the
-child. Of what is too much for a file, the middle is let go of meanwhile: nobody would read it.
+The child reads them when a member is over, its worker when it has killed the child. While a
+member writes far more than is kept, the worker frees the room of the middle of the file.
 """
 
 from __future__ import annotations
@@ -16,67 +16,67 @@ import sys
 from daskbatch.worker.execution.capture import BoundedText, Capture
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: Files are too large when they hold so many times the limit, and so much more. Bytes.
-_TIMES, _SPARE = 4, 1 << 20
+#: A file is large when it takes more room than this many times the limit, plus spare bytes.
+_LARGE_FACTOR, _SPARE_BYTES = 4, 1 << 20
 
-_CHUNK = 1 << 20
+_READ_BYTES = 1 << 20
 
-#: What a file's room is counted and given back in. Bytes.
-_SECTOR, _PAGE = 512, 1 << 12
+#: The units in which a file's room is counted (`st_blocks`), and in which it is freed.
+_SECTOR_BYTES, _PAGE_BYTES = 512, 1 << 12
 
-#: Of fallocate(2): the rest of the file stays where it is.
+#: Flags of fallocate(2): free the room; the file keeps its size.
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 
-#: The same on macOS.
+#: The fcntl command on macOS that does the same.
 _F_PUNCHHOLE = 99
 
 _libc = ctypes.CDLL(None)
 
 
 class OutputFiles:
-    """What a child's members write, as the worker sees it.
+    """What the members of a block write in a child, as its worker sees it.
 
     Parameters
     ----------
-    board : SharedClaims
-        Says where the output of the member begins that runs.
+    claims : SharedClaims
+        Says where in the files the output of the running member begins.
     limit : int
         How many bytes of each stream are kept.
     """
 
-    def __init__(self, board: SharedClaims, limit: int) -> None:
-        self._board = board
+    def __init__(self, claims: SharedClaims, limit: int) -> None:
+        self._claims = claims
         self._limit = limit
 
     def are_large(self, files: tuple[int, int]) -> bool:
         """Say whether the files take far more room than what is kept needs."""
-        room = _TIMES * self._limit + _SPARE
+        room = _LARGE_FACTOR * self._limit + _SPARE_BYTES
         return any(
-            os.fstat(file).st_blocks * _SECTOR - mark > room
-            for file, mark in zip(files, self._board.marks, strict=True)
+            os.fstat(file).st_blocks * _SECTOR_BYTES - start > room
+            for file, start in zip(files, self._claims.output_starts, strict=True)
         )
 
     def shorten(self, files: tuple[int, int]) -> None:
-        """Give back the room between what is kept of the files; with the board's lock held."""
-        for file, mark in zip(files, self._board.marks, strict=True):
-            begin = mark + self._limit + _PAGE
+        """Free the room between the head and the tail that are kept; with the claims locked."""
+        for file, start in zip(files, self._claims.output_starts, strict=True):
+            begin = start + self._limit + _PAGE_BYTES
             end = os.lseek(file, 0, os.SEEK_END) - self._limit
-            begin, end = begin - begin % _PAGE, end - end % _PAGE
+            begin, end = begin - begin % _PAGE_BYTES, end - end % _PAGE_BYTES
             if begin < end:
-                _punch(file, begin, end - begin)
+                _free_room(file, begin, end - begin)
 
-    def so_far(self, files: tuple[int, int]) -> tuple[str, str] | None:
-        """Give what the member has written that ran last, if anything."""
+    def texts(self, files: tuple[int, int]) -> tuple[str, str] | None:
+        """Return the output of the member that ran last, if it has written anything."""
         capture = Capture(self._limit)
         streams = capture.stdout, capture.stderr
-        for file, mark, text in zip(files, self._board.marks, streams, strict=True):
-            add_output(file, mark, text, self._limit)
+        for file, start, text in zip(files, self._claims.output_starts, streams, strict=True):
+            add_output(file, start, text, self._limit)
         wrote = capture.stdout.size or capture.stderr.size
         return capture.texts() if wrote else None
 
 
-def _punch(file: int, begin: int, size: int) -> None:
-    """Have a part of a file take no room; where this cannot be done, it goes on taking it."""
+def _free_room(file: int, begin: int, size: int) -> None:
+    """Free the room of a part of a file; nothing happens where the system cannot do this."""
     with contextlib.suppress(OSError, AttributeError):
         if sys.platform == "darwin":
             fcntl.fcntl(file, _F_PUNCHHOLE, struct.pack("IIqq", 0, 0, begin, size))
@@ -86,9 +86,20 @@ def _punch(file: int, begin: int, size: int) -> None:
 
 
 def add_output(file: int, start: int, text: BoundedText, limit: int) -> int:
-    """Add what a file holds from some place on; gives its size.
+    """Add what a file holds from `start` on; return the file's size.
 
-    No more is read than the text keeps.
+    Only the parts that the text keeps are read.
+
+    Parameters
+    ----------
+    file : int
+        The file's descriptor.
+    start : int
+        Where to begin.
+    text : BoundedText
+        What to add to.
+    limit : int
+        How many bytes the text keeps.
     """
     end = os.lseek(file, 0, os.SEEK_END)
     if end - start > 2 * limit:
@@ -104,7 +115,7 @@ def _add(file: int, start: int, end: int, text: BoundedText) -> int:
     done = 0
     with contextlib.suppress(OSError):
         while start + done < end:
-            data = os.pread(file, min(_CHUNK, end - start - done), start + done)
+            data = os.pread(file, min(_READ_BYTES, end - start - done), start + done)
             if not data:
                 break
             text.add(data)

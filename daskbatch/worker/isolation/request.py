@@ -1,6 +1,6 @@
-"""What a worker has its children do: a block, or what is left of it.
+"""The request that a worker sends to a child: a block, or the members of it that remain.
 
-Does not know who carries it out, nor how it gets there.
+Pure functions, but for `sys.path`, which goes with a request.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
 
+_NO_MEMBERS: frozenset[int] = frozenset()
+
 
 class BlockRequest(NamedTuple):
-    """What a child is told to do.
+    """What a child is to run.
 
     Parameters
     ----------
     payload : bytes
         A pickled `BlockSpec`.
     inputs : sequence of BlockResult or bytes
-        Of the results of other blocks, what the members take.
+        The results of other blocks, reduced to what the members take from them, and large
+        buffers.
     statuses : bytes
-        What became of the first members; the child begins behind them.
+        The statuses of the first members; the child begins behind these.
     values, outputs : sequence, mapping
-        Of what they have left behind, what the members take.
+        Their values and outputs, reduced to what the members take from them.
     budget, share_limit : float, int
-        What is left of them.
+        What remains of the limits of the block.
     retries : int, optional
-        How often the first member may be tried again, if that is not what the block says.
+        How often the first member may be tried again, if not as often as the block says.
     journal : (str, int), optional
-        Where the child writes down what becomes of members: the arguments of a `Journal`.
+        Where the child records outcomes, as `Journal.location` returns it.
     path : sequence of str
         The worker's `sys.path`.
-    host : tuple, optional
-        What the members have around them, but for the slot: see `running.Host`.
+    context : tuple, optional
+        The fields of the members' `TaskContext`, without the slot.
     """
 
     payload: bytes
@@ -49,21 +52,23 @@ class BlockRequest(NamedTuple):
     retries: int | None
     journal: tuple[str, int] | None
     path: Sequence[str]
-    host: tuple[str, Any, str, bytes | None] | None = None
+    context: tuple[str, Any, str, bytes | None] | None = None
 
 
-def pack_order(order: BlockRequest) -> bytes:
-    return pickling.dumps_plain(tuple(order))
+def pack_request(request: BlockRequest) -> bytes:
+    """Pickle a request."""
+    return pickling.dumps_plain(tuple(request))
 
 
-def unpack_order(data: Any) -> BlockRequest:
+def unpack_request(data: Any) -> BlockRequest:
+    """Undo `pack_request`."""
     return BlockRequest(*pickling.loads(data))
 
 
-def make_order(
+def make_request(
     spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: BlockResult
 ) -> BlockRequest:
-    """Say what is left to do of a block, with no more of what there is than that takes.
+    """Make a request for the members that remain, with no more data than they take.
 
     Parameters
     ----------
@@ -75,48 +80,48 @@ def make_order(
         The outcomes of its first members.
     """
     start = len(done.statuses)
-    taken = _taken(link for member, link in spec.links.items() if member >= start)
-    nothing: frozenset[int] = frozenset()
-    given = [
-        _only(found, taken.get(position, nothing)) if isinstance(found, BlockResult) else found
-        for position, found in enumerate(inputs)
+    taken = _taken_members(link for member, link in spec.links.items() if member >= start)
+    reduced = [
+        _reduce(each, taken.get(position, _NO_MEMBERS)) if isinstance(each, BlockResult) else each
+        for position, each in enumerate(inputs)
     ]
-    local = _only(done, taken.get(LOCAL, nothing))
+    local = _reduce(done, taken.get(LOCAL, _NO_MEMBERS))
     return BlockRequest(
-        payload,
-        given,
-        done.statuses,
-        local.values or [None] * start,
-        dict(local.outputs),
-        spec.budget,
-        spec.share_limit,
-        None,
-        None,
-        list(sys.path),
+        payload=payload,
+        inputs=reduced,
+        statuses=done.statuses,
+        values=local.values or [None] * start,
+        outputs=dict(local.outputs),
+        budget=spec.budget,
+        share_limit=spec.share_limit,
+        retries=None,
+        journal=None,
+        path=list(sys.path),
     )
 
 
-def without_setup(order: BlockRequest, spec: BlockSpec) -> BlockRequest:
-    """Leave out what prepares a process, for one that is prepared already."""
+def without_setup(request: BlockRequest, spec: BlockSpec) -> BlockRequest:
+    """Leave out the initializer and its arguments, for a child that has called it already."""
     if not isinstance(spec.setup, int):
-        return order  # it is small
-    inputs = list(order.inputs)
+        return request  # it is small, and part of the payload
+    inputs = list(request.inputs)
     inputs[spec.setup] = b""
-    return order._replace(inputs=inputs)
+    return request._replace(inputs=inputs)
 
 
-def _taken(links: Iterable[Link]) -> Mapping[int, set[int]]:
-    """Find out of which members of which blocks values or outputs are taken."""
-    found: dict[int, set[int]] = {}
+def _taken_members(links: Iterable[Link]) -> Mapping[int, set[int]]:
+    """Return of which members values or outputs are taken, by the position of their block."""
+    taken: dict[int, set[int]] = {}
     for link in links:
         for part in link.values:
             if isinstance(part, BlockMember):
                 position, member = part.source
-                found.setdefault(position, set()).add(member)
-    return found
+                taken.setdefault(position, set()).add(member)
+    return taken
 
 
-def _only(result: BlockResult, members: set[int] | frozenset[int]) -> BlockResult:
+def _reduce(result: BlockResult, members: set[int] | frozenset[int]) -> BlockResult:
+    """Keep all statuses, but only the values and outputs of some members."""
     if not members:
         return BlockResult(result.statuses)
     values = [value if member in members else None for member, value in enumerate(result.values)]

@@ -1,7 +1,7 @@
-"""Claims on the members of a block that two processes share: a file that both have mapped.
+"""Claims on the members of a block that two processes share, in a file that both have mapped.
 
-Does not know what runs the members, nor that one of the processes may be killed: a lock on
-a file ends with the process that holds it, so that it cannot be left locked.
+One of the processes may be killed at any moment: its lock on the file ends with it, so that
+the file cannot stay locked.
 """
 
 from __future__ import annotations
@@ -10,49 +10,61 @@ import contextlib
 import fcntl
 import mmap
 import os
-import tempfile
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from time import monotonic, perf_counter, sleep
 
+from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import RUN
+from daskbatch.worker.isolation.unnamed_file import new_file
 
-#: A byte for each member: nobody has it; whoever runs it has it; else its status and one.
+#: The byte of a member that nobody has claimed; of one that was claimed to be run. Any other
+#: byte is the status that the member was given, plus 1.
 _FREE, _BEGUN = 0, 255
 
-#: How long the lock is waited for: longer only if who has it was stopped by a signal. Seconds.
-_PATIENCE = 1.0
+#: How long to wait for the lock. It takes longer only if its holder was stopped by a signal.
+_LOCK_TIMEOUT_SECONDS = 1.0
 
-# The file: some integers, a time, two sizes, and then the members.
+#: The first and the longest pause between two attempts to get the lock.
+_MIN_LOCK_POLL_SECONDS, _MAX_LOCK_POLL_SECONDS = 1e-5, 0.001
+
+#: The positions of the integers, and where in the file the time, the two sizes and the bytes
+#: of the members begin.
 _RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT = range(6)
 _TIMES, _SIZES, _MEMBERS = 32, 40, 64
 
 
-class Halted(BaseException):
-    """Raised where a member would be begun, though there is nothing more to be begun here."""
+class BlockHalted(BaseException):
+    """Raised where a member would begin after `SharedClaims.halt`."""
 
 
 class SharedClaims:
-    """Claims among the threads of two processes: one that runs members, and one that watches.
+    """Claims among the threads of two processes; a `Claims`.
 
-    Implements `progress.Claims`. Whatever decides who has a member, or that nothing more
-    shall be begun, is one short section under a lock on the file, which C code that does not
-    let other threads run cannot be in.
+    The child runs the members, and the worker watches it. All that decides who has a member,
+    or that no member may begin any longer, is one short section under a lock on the file.
+    C code that does not let other threads run cannot be in such a section, so neither process
+    can block the other. Safe for any number of threads of both processes; the part "written
+    by the child" by one thread of the child.
 
     Parameters
     ----------
     count : int
         How many members there are.
     file : int, optional
-        The descriptor of the file, from the other process; it belongs to the board then.
+        The file's descriptor, from the other process; this object closes it.
+
+    Attributes
+    ----------
+    file : int
+        The file's descriptor; -1 once it is closed.
     """
 
     def __init__(self, count: int, file: int | None = None) -> None:
         self.file = new_file() if file is None else file
         self._lock = threading.Lock()
-        self._patience = _PATIENCE
+        self._lock_timeout = _LOCK_TIMEOUT_SECONDS
         if file is None:
             os.ftruncate(self.file, _MEMBERS + count)
         whole = memoryview(mmap.mmap(self.file, _MEMBERS + count))
@@ -68,11 +80,11 @@ class SharedClaims:
         self.close()
 
     def close(self) -> None:
-        """Let the file go; what was written there can still be asked for."""
+        """Close the file; its contents can still be read from this object."""
         with self._lock:
             if self.file < 0:
                 return
-            # Who reads at this moment has the old ones, which go when nobody has them.
+            # A thread that reads at this moment has the old views, which live until then.
             self._members = memoryview(bytearray(self._members))
             self._integers = memoryview(array("i", self._integers))
             self._times = memoryview(array("d", self._times))
@@ -80,14 +92,14 @@ class SharedClaims:
             os.close(self.file)
             self.file = -1
 
-    def forget(self) -> None:
-        """Let the file go in a process that was forked, by whichever thread."""
+    def close_in_forked_process(self) -> None:
+        """Close the file in a forked process; another thread may have had the lock."""
         self._lock = threading.Lock()
         self.close()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """Hold the lock; gives False if it cannot be had in time."""
+        """Hold the lock; yields False if it could not be acquired in time."""
         if not self._acquire():
             yield False
             return
@@ -97,23 +109,23 @@ class SharedClaims:
             self._release()
 
     def _acquire(self) -> bool:
-        deadline = monotonic() + self._patience
-        if not self._lock.acquire(timeout=max(self._patience, 0.001)):
+        end = monotonic() + self._lock_timeout
+        if not self._lock.acquire(timeout=max(self._lock_timeout, 0.001)):
             return False
-        pause = 1e-5
+        pause = _MIN_LOCK_POLL_SECONDS
         while self.file >= 0:
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError):
-                if monotonic() > deadline:
-                    # It will hardly be different the next time.
-                    self._patience = 0.0
+                if monotonic() > end:
+                    # The next attempt will hardly succeed either: it does not wait.
+                    self._lock_timeout = 0.0
                     self._lock.release()
                     return False
             sleep(pause)
-            pause = min(2 * pause, 0.001)
-        self._patience = _PATIENCE
+            pause = min(2 * pause, _MAX_LOCK_POLL_SECONDS)
+        self._lock_timeout = _LOCK_TIMEOUT_SECONDS
         return True
 
     def _release(self) -> None:
@@ -121,62 +133,82 @@ class SharedClaims:
             fcntl.lockf(self.file, fcntl.LOCK_UN)
         self._lock.release()
 
-    # -- who runs members -----------------------------------------------------------------
+    # -- written by the child, which runs members -----------------------------------------
 
     def claim(self, member: int) -> int:
-        """Claim a member to run it; returns RUN, or the status that it was given before.
+        """Claim a member to run it.
 
-        Raises `Halted` if `halt` was called.
+        Returns
+        -------
+        int
+            RUN, or the status that the member was given before.
+
+        Raises
+        ------
+        BlockHalted
+            `halt` was called.
         """
-        # A status that was given stays.
-        if self.is_given(member):
+        # No lock for a member that has a status: it keeps it.
+        if self.has_status(member):
             return self._members[member] - 1
         with self._lock:
             fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
-                if self.is_given(member):
+                if self.has_status(member):
                     return self._members[member] - 1
-                self._may_begin()
+                self._require_not_halted()
                 self._members[member] = _BEGUN
                 self._integers[_RUNNING] = member
-                self._begin(0)
+                self._begin_attempt(0)
             finally:
                 fcntl.lockf(self.file, fcntl.LOCK_UN)
         return RUN
 
-    def is_given(self, member: int) -> bool:
+    def has_status(self, member: int) -> bool:
         """Say whether a member was given a status, and will not be run."""
         return self._members[member] not in (_FREE, _BEGUN)
 
-    def again(self) -> None:
-        """Say that the member that runs is tried again."""
+    def begin_retry(self) -> None:
+        """Record that the running member is tried again.
+
+        Raises
+        ------
+        BlockHalted
+            `halt` was called.
+        """
         with self._lock:
-            # Who watches has it for moments only: this may wait.
+            # The worker holds the lock for moments only, so this may wait without a limit.
             fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
-                self._may_begin()
-                self._begin(self._integers[_ATTEMPT] + 1)
+                self._require_not_halted()
+                self._begin_attempt(self._integers[_ATTEMPT] + 1)
             finally:
                 fcntl.lockf(self.file, fcntl.LOCK_UN)
 
-    def calling(self) -> None:
-        """Say that the member's function is called now; before, it was loaded."""
+    def mark_called(self) -> None:
+        """Record that the member's function is called now; it has been loaded."""
         self._times[0] = perf_counter()
         self._integers[_CALLED] = 1
 
-    def _begin(self, attempt: int) -> None:
+    def _begin_attempt(self, attempt: int) -> None:
         self._integers[_ATTEMPT] = attempt
         self._integers[_CALLED] = 0
         self._times[0] = perf_counter()
 
-    def _may_begin(self) -> None:
+    def _require_not_halted(self) -> None:
         if self._integers[_HALT]:
-            raise Halted
+            raise BlockHalted
 
-    # -- who watches ----------------------------------------------------------------------
+    # -- the worker, which watches --------------------------------------------------------
 
     def revoke(self, members: Iterable[int], status: Status) -> list[int]:
-        """Give members that are not claimed yet a status; returns those that have begun."""
+        """Give a status to those members that nobody has claimed yet.
+
+        Returns
+        -------
+        list of int
+            The members that have begun; without the lock, also those that may have begun.
+        """
         with self.locked() as held:
             found = self._members
             if not held:
@@ -190,90 +222,77 @@ class SharedClaims:
             return begun
 
     def given(self, member: int) -> int:
-        """Say which status a member was given."""
+        """Return the status that a member was given; RUN if it has begun; else DONE."""
         found = self._members[member]
         return Status.DONE if found == _FREE else RUN if found == _BEGUN else found - 1
 
-    def has_begun(self, member: int) -> bool:
-        """Say whether a member was claimed to be run."""
-        return self._members[member] == _BEGUN
-
-    def is_free(self, start: int) -> bool:
-        """Say whether a member from some on may still be run."""
+    def has_runnable(self, start: int) -> bool:
+        """Say whether one of the members from `start` on may still be run."""
         found = bytes(self._members[start:])
         return _FREE in found or _BEGUN in found
 
     def halt(self) -> None:
-        """Have nothing more begun; with the lock held."""
+        """Let no other member begin; with the lock held."""
         self._integers[_HALT] = 1
 
     def reset(self) -> None:
-        """Make ready for another process that goes on, once there is none."""
+        """Prepare for another child that continues the block, while there is none."""
         self._integers[_HALT] = 0
         self._integers[_WAITS] = 0
-        self._begin(0)
+        self._begin_attempt(0)
 
     @property
     def halted(self) -> bool:
-        """Whether nothing more is begun."""
+        """Whether no other member may begin."""
         return bool(self._integers[_HALT])
 
     @property
     def running(self) -> int:
-        """The member that was begun last, or -1."""
+        """The member that began last, or -1."""
         return self._integers[_RUNNING]
 
     @property
     def attempt(self) -> int:
-        """How often it was tried before, by the process that runs it."""
+        """How often the child that runs it has tried it before."""
         return self._integers[_ATTEMPT]
 
     @property
     def called(self) -> bool:
-        """Whether its function was called yet."""
+        """Whether its function has been called."""
         return bool(self._integers[_CALLED])
 
     @property
     def began(self) -> float:
-        """When its function was called, or, before that, when it was begun."""
+        """When its function was called; before that, when it began. `perf_counter`."""
         return self._times[0]
 
-    # -- the slot that the member computes on ---------------------------------------------
+    # -- the slot that the running member computes on -------------------------------------
 
     @property
-    def waits(self) -> bool:
-        """Whether the member that runs waits, and has no use for its slot; it says so itself."""
+    def is_waiting(self) -> bool:
+        """Whether the running member waits, and does not need its slot; set by the child."""
         return bool(self._integers[_WAITS])
 
-    @waits.setter
-    def waits(self, waits: bool) -> None:
-        self._integers[_WAITS] = waits
+    @is_waiting.setter
+    def is_waiting(self, waiting: bool) -> None:
+        self._integers[_WAITS] = waiting
 
     @property
     def has_slot(self) -> bool:
-        """Whether it has the slot; who watches says so."""
+        """Whether it has its slot; set by the worker."""
         return bool(self._integers[_SLOT])
 
     @has_slot.setter
     def has_slot(self, has: bool) -> None:
         self._integers[_SLOT] = has
 
-    # -- both -----------------------------------------------------------------------------
+    # -- output ---------------------------------------------------------------------------
 
     @property
-    def marks(self) -> tuple[int, int]:
-        """Where the member's output begins in the files of stdout and stderr."""
+    def output_starts(self) -> tuple[int, int]:
+        """Where its output begins in the files of stdout and stderr; set by the child."""
         return self._sizes[0], self._sizes[1]
 
-    @marks.setter
-    def marks(self, marks: tuple[int, int]) -> None:
-        self._sizes[0], self._sizes[1] = marks
-
-
-def new_file() -> int:
-    """Make a file that has no name, in memory where there is such a thing."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("daskbatch")
-    file, path = tempfile.mkstemp(prefix="daskbatch-")
-    os.unlink(path)
-    return file
+    @output_starts.setter
+    def output_starts(self, starts: tuple[int, int]) -> None:
+        self._sizes[0], self._sizes[1] = starts

@@ -1,4 +1,4 @@
-"""Processes and all that they start: found, and ended.
+"""Finds and ends processes together with all that they have started.
 
-Does not know tasks. The standard library and psutil alone.
+Uses the standard library and psutil alone.
 """

@@ -1,7 +1,8 @@
-"""Ends processes with all that they have started, also what has left their tree.
+"""Ends processes with all that they have started, even what has left their process tree.
 
-Does not know tasks: a tree is named by a process and by a value that it carries in its
-environment. Only what cleans its environment and leaves the tree too is not found.
+A tree is identified by a process, and by a value that the process has in its environment:
+descendants inherit it. Only a process that has left the tree and has also cleaned its
+environment is not found.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from daskbatch.worker.processes.reaper import HAS_PROC, MARKER, OWNER, carriers,
 
 __all__ = ["MARKER", "OWNER", "end_of", "kill_tree", "sweep", "sweep_all"]
 
-#: How long is waited for what was sent SIGKILL, and how long sweeps go on. Seconds.
-_PATIENCE = 2.0
+#: How long to wait for the end of processes that were sent SIGKILL, and how long to sweep.
+_KILL_TIMEOUT_SECONDS = 2.0
 
-#: A process within an exec shows no environment for a moment: so many sweeps in a row must
-#: find nothing, with a pause between. Seconds.
-_MISSES, _PAUSE = 3, 0.01
+#: In the middle of an exec a process shows no environment. So this many sweeps in a row must
+#: find nothing, with this pause between them.
+_REQUIRED_MISSES, _SWEEP_INTERVAL_SECONDS = 3, 0.01
 
-#: How often is looked whether processes have ended: soon at first, then less often. Seconds.
-_FIRST_POLL, _LAST_POLL = 0.001, 0.02
+#: The first and the longest pause between two looks at whether processes have ended.
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.001, 0.02
 
 
 def sweep(name: str, value: str) -> list[int]:
-    """Send SIGKILL to every process whose environment holds `name=value`, but to this one.
+    """Send SIGKILL to all processes whose environment has `name=value`, but not to this one.
 
     Parameters
     ----------
@@ -40,13 +41,13 @@ def sweep(name: str, value: str) -> list[int]:
     Returns
     -------
     list of int
-        The processes that it was sent to.
+        The processes that were sent SIGKILL.
     """
     return kill_carriers(name, value, _find(name, value))
 
 
 def sweep_all(name: str, value: str) -> list[int]:
-    """Sweep until there is nothing left to find; gives up on what cannot be ended.
+    """Sweep until no process is found; give up on processes that cannot be ended.
 
     Parameters
     ----------
@@ -59,14 +60,14 @@ def sweep_all(name: str, value: str) -> list[int]:
         The processes that were sent SIGKILL.
     """
     killed: set[int] = set()
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
     misses = 0
-    while misses < _MISSES and time.monotonic() < deadline:
+    while misses < _REQUIRED_MISSES and time.monotonic() < deadline:
         found = sweep(name, value)
         killed.update(found)
         misses = 0 if found else misses + 1
-        if 0 < misses < _MISSES:
-            time.sleep(_PAUSE)
+        if 0 < misses < _REQUIRED_MISSES:
+            time.sleep(_SWEEP_INTERVAL_SECONDS)
     return sorted(killed)
 
 
@@ -84,41 +85,42 @@ def _find_by_psutil(name: str, value: str) -> Iterator[int]:
 def kill_tree(pid: int, marker: str, grace: float) -> None:
     """End a process and all its descendants, and wait until they have ended.
 
-    The process should not have been waited for yet, so that its number still means it. If
-    it is neither a child of this process nor carries the marker, it is taken for another
-    one that has got the number since, and is left alone.
+    The process should not have been waited for yet, so that no other process can have its
+    number. A process that is neither a child of this one nor has the marker is assumed to be
+    another one that has got the number since, and is left alone.
 
     Parameters
     ----------
     pid : int
-        The process. If it leads a process group, its whole group is meant.
+        The process. If it leads a process group, the whole group is ended.
     marker : str
-        What `MARKER` says in its environment: everything else that carries it is meant too.
+        The value of `MARKER` in its environment: all other processes that have it are ended,
+        too.
     grace : float
-        How many seconds are left to them after SIGTERM; with 0 there is but SIGKILL.
+        How long they may take to end after SIGTERM. With 0 they get SIGKILL only. Seconds.
     """
-    root = _ours(pid, marker)
+    root = _find_process(pid, marker)
     leads = root is not None and _leads_group(pid)
     tree: list[psutil.Process] = []
     if grace > 0:
         tree = _members(root, marker)
         _signal(tree, signal.SIGTERM)
         _wait(tree, grace)
-    # Again: what they have started since, and what had no parent in the tree before.
+    # Again, for processes that they have started since, or that had no parent in the tree.
     tree += _members(root, marker)
     tree += [found for each in set(tree) for found in _descendants(each)]
     _signal(tree, signal.SIGKILL)
-    if leads and _ours(pid, marker) == root:
+    if leads and _find_process(pid, marker) == root:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     tree += _processes(sweep_all(MARKER, marker))
-    _wait(tree, _PATIENCE)
+    _wait(tree, _KILL_TIMEOUT_SECONDS)
 
 
-def _ours(pid: int, marker: str) -> psutil.Process | None:
-    """Give a process, unless its number has come to mean another one."""
+def _find_process(pid: int, marker: str) -> psutil.Process | None:
+    """Return a process; None if another one has got its number since."""
     if pid <= 1 or pid == os.getpid():
-        raise ValueError(f"process {pid} is not one to end")
+        raise ValueError(f"{pid} is not a process that may be ended")
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if process.ppid() == os.getpid() or process.environ().get(MARKER) == marker:
@@ -133,10 +135,10 @@ def _leads_group(pid: int) -> bool:
 
 
 def _members(root: psutil.Process | None, marker: str) -> list[psutil.Process]:
-    """Find a process, what descends from it, and what carries its marker.
+    """Return a process, its descendants, and all processes that have its marker.
 
-    Parents come before their children: a shell that is told after its child that it is to
-    end would first go on with the next command.
+    Parents come before their children: a shell that is sent SIGTERM after its child would
+    first continue with its next command.
     """
     members = [] if root is None else [root, *_descendants(root)]
     return members + [each for each in _processes(_find(MARKER, marker)) if each not in members]
@@ -158,21 +160,21 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for each in processes:
-        # It looks itself whether the number still means the same process.
+        # psutil checks whether the number still belongs to the same process.
         with contextlib.suppress(psutil.Error, OSError):
             each.send_signal(number)
 
 
 def _wait(processes: Iterable[psutil.Process], seconds: float) -> None:
-    """Wait until processes have ended; that somebody has waited for them is not needed."""
-    # Not by `psutil.wait_procs`: it takes the exit codes away from whoever has started them.
+    """Wait until processes have ended; zombies have."""
+    # Not by `psutil.wait_procs`: it reaps children, whose exit codes others wait for.
     deadline = time.monotonic() + seconds
-    pause = _FIRST_POLL
-    left = [each for each in processes if not _has_ended(each)]
-    while left and time.monotonic() < deadline:
+    pause = _MIN_POLL_SECONDS
+    running = [each for each in processes if not _has_ended(each)]
+    while running and time.monotonic() < deadline:
         time.sleep(pause)
-        pause = min(2 * pause, _LAST_POLL)
-        left = [each for each in left if not _has_ended(each)]
+        pause = min(2 * pause, _MAX_POLL_SECONDS)
+        running = [each for each in running if not _has_ended(each)]
 
 
 def _has_ended(process: psutil.Process) -> bool:
@@ -184,7 +186,10 @@ def _has_ended(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def end_of(pid: int) -> Iterator[int | None]:
-    """Give a file descriptor that is readable once a process has ended, where there are such."""
+    """Yield a file descriptor that is readable once a process has ended.
+
+    None where the system has no pidfd, or the process does not exist.
+    """
     if not hasattr(os, "pidfd_open"):
         yield None
         return

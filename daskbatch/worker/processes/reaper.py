@@ -1,13 +1,12 @@
-"""Ends what a worker's tasks have started when the worker dies, in whatever way it dies.
+"""Ends what a worker's tasks have started when the worker dies, for whatever reason.
 
-Does not know tasks, nor what it ends: whatever carries the worker's name in its environment.
+The reaper is a small process beside each worker that starts executables. It has the read end
+of a pipe, and only the worker has the write end. When the reaper reads the end of the file,
+the worker has died, even if it was sent SIGKILL. Then the reaper ends all processes that have
+the worker's name in their environment, and itself.
 
-The warden is a small process beside each worker that starts executables. It holds the read
-end of a pipe whose write end only the worker has. When that reads the end of the file, the
-worker is no more, though it may have been killed by SIGKILL, and the warden ends all that
-names that worker in its environment, then itself. This very file is what it runs, without
-the package and its imports, so there is nothing here but the standard library, and of that
-no more than it needs.
+The reaper process runs this very file by its path, without the package and its imports. So
+this module uses the standard library only, and of that no more than it needs.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-#: The environment variables that every process launched for a task carries. The first has
-#: a value of its own for each launch, the second names the worker process.
+#: The environment variables of each process that is started for a task. The value of the first
+#: one is different for each start, that of the second one names the worker process.
 MARKER = "DASKBATCH_TASK"
 OWNER = "DASKBATCH_WORKER"
 
@@ -30,25 +29,31 @@ HAS_PROC = os.path.exists("/proc/self/environ")
 
 _FILE = os.path.abspath(__file__)
 
-#: A process may be just between fork and exec, where it does not carry its name yet: only
-#: after so many seconds without a find is the end believed. And what cannot be ended, since
-#: it hangs in the kernel, is given up after a while.
-_QUIET, _PAUSE, _GIVE_UP = 1.0, 0.1, 60.0
+#: Between fork and exec a process does not have the worker's name yet. So the reaper ends only
+#: if it has found no process for this time.
+_QUIET_SECONDS = 1.0
 
-#: How long the start and the end of a warden are waited for. Seconds.
-_PATIENCE = 5.0
+#: The pause between two searches that find nothing.
+_POLL_INTERVAL_SECONDS = 0.1
 
-_DONE = b"."
+#: After this time the reaper gives up: a process that hangs in the kernel cannot be ended.
+_GIVE_UP_SECONDS = 60.0
+
+#: How long to wait for the start and for the end of a reaper.
+_PROCESS_TIMEOUT_SECONDS = 5.0
+
+#: The worker writes this if the reaper is to end without ending other processes.
+_CLOSE = b"."
 
 
 # -- processes by their environments ------------------------------------------------------
 
 
 def carriers(name: str, value: str) -> Iterator[int]:
-    """Find the processes, but for this one, whose environment holds `name=value`.
+    """Yield the processes, but for this one, whose environment has `name=value`.
 
-    The newest come first: in a chain of processes of which each starts the next and ends,
-    the newest must be ended before it has come to that.
+    The newest come first: in a chain of processes of which each starts the next one and ends,
+    the newest must be ended before it starts another one.
     """
     pids = [int(each) for each in os.listdir("/proc") if each.isdecimal()]
     return (each for each in sorted(pids, reverse=True) if _carries(each, name, value))
@@ -57,8 +62,9 @@ def carriers(name: str, value: str) -> Iterator[int]:
 def _carries(pid: int, name: str, value: str) -> bool:
     if pid == os.getpid():
         return False
-    # There is no look at whose process it is: most of other users cannot be read, and one
-    # that can, since this is root's, has been started by a task and then become theirs.
+    # The owner of the process is not checked. Most processes of other users cannot be read.
+    # Root can read them; then one that has the value was started by a task, and has changed
+    # its user since.
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             entries = file.readall()
@@ -68,13 +74,13 @@ def _carries(pid: int, name: str, value: str) -> bool:
 
 
 def kill_carriers(name: str, value: str, pids: Iterable[int]) -> list[int]:
-    """Send SIGKILL to those of some processes that still carry `name=value`."""
+    """Send SIGKILL to those of some processes that still have `name=value`; return these."""
     killed = []
     for pid in pids:
         try:
             _kill(pid, name, value)
         except OSError:
-            continue  # it has ended, or is not ours to end
+            continue  # it has ended, or this user may not end it
         killed.append(pid)
     return killed
 
@@ -85,7 +91,7 @@ def _kill(pid: int, name: str, value: str) -> None:
         return
     handle = os.pidfd_open(pid)
     try:
-        # From here on the number cannot come to mean another process. It may have before.
+        # From here on no other process can get the number; one may have got it before.
         if not _carries(pid, name, value):
             raise ProcessLookupError(pid)
         signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -97,12 +103,14 @@ def _kill(pid: int, name: str, value: str) -> None:
 
 
 class Reaper:
-    """The warden of this process; it does not run before it is asked to.
+    """The reaper of this process, seen from this process. Safe for any number of threads.
 
     Attributes
     ----------
     owner : str
-        What `OWNER` must say in the environment of a process that shall not outlive this one.
+        The value of `OWNER` in the environment of processes that must not outlive this one.
+    pid : int
+        This process.
     """
 
     def __init__(self) -> None:
@@ -111,45 +119,45 @@ class Reaper:
         self._pipe: int | None = None
 
     def ensure(self) -> None:
-        """Start it, unless it runs."""
+        """Start the reaper process, unless it runs."""
         with _lock:
             if self._pipe is not None:
                 if not self._has_gone(0):
                     return
-                self._let_go()
+                self._close_pipe()
             self._start()
 
     def close(self) -> None:
-        """End it, and nothing else: this process ends properly, or starts no more."""
+        """End the reaper process, and no other: this process does not need it any longer."""
         with _lock:
             if self._pipe is None:
                 return
             if not self._has_gone(0):
-                os.write(self._pipe, _DONE)
-                self._has_gone(_PATIENCE)
-            self._let_go()
+                os.write(self._pipe, _CLOSE)
+                self._has_gone(_PROCESS_TIMEOUT_SECONDS)
+            self._close_pipe()
 
     def _has_gone(self, seconds: float) -> bool:
-        """Say whether nobody is left to read from the pipe."""
+        """Say whether no process has the read end of the pipe open."""
         assert self._pipe is not None
         poll = select.poll()
         poll.register(self._pipe, 0)
         return bool(poll.poll(seconds * 1000))
 
-    def _let_go(self) -> None:
+    def _close_pipe(self) -> None:
         assert self._pipe is not None
         _pipes.discard(self._pipe)
         os.close(self._pipe)
         self._pipe = None
 
     def _start(self) -> None:
-        # Not at the top: the warden itself does without.
+        # Not at the top: the reaper process does not need them.
         import contextlib
         import subprocess
 
         read, write = os.pipe()
         environment = dict(os.environ)
-        # It would be ended with the task that has started this worker, if one has.
+        # If a task has started this worker, the reaper must not be ended with that task.
         for name in (MARKER, OWNER):
             environment.pop(name, None)
         try:
@@ -171,69 +179,70 @@ class Reaper:
         self._pipe = write
         _pipes.add(write)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            starter.wait(_PATIENCE)  # if it takes longer, it does its work all the same
+            # If it takes longer, it does its work nevertheless.
+            starter.wait(_PROCESS_TIMEOUT_SECONDS)
 
 
 _lock = threading.RLock()
 _pipes: set[int] = set()
-_mine: Reaper | None = None
+_reaper: Reaper | None = None
 
 
-def warden() -> Reaper:
-    """Give the warden of this process."""
-    global _mine
-    found = _mine
-    if found is None or found.pid != os.getpid():
+def get_reaper() -> Reaper:
+    """Return the reaper of this process; its process is started by `ensure` only."""
+    global _reaper
+    reaper = _reaper
+    if reaper is None or reaper.pid != os.getpid():
         with _lock:
-            if _mine is None or _mine.pid != os.getpid():
-                _mine = Reaper()
-            found = _mine
-    return found
+            if _reaper is None or _reaper.pid != os.getpid():
+                _reaper = Reaper()
+            reaper = _reaper
+    return reaper
 
 
 def _after_fork_in_child() -> None:
-    # A child that outlives the worker must not hold the pipe open, nor end its warden.
-    global _mine
-    _mine = None
+    # A child that outlives the worker must not keep the pipe open, nor end the worker's reaper.
+    global _reaper
+    _reaper = None
     for each in _pipes:
         os.close(each)
     _pipes.clear()
     _lock.release()
 
 
-# -- the warden itself --------------------------------------------------------------------
+# -- the reaper process -------------------------------------------------------------------
 
 
 def _listed(name: str, value: str) -> Iterator[int]:
-    """List what `carriers` does where there is no /proc: ps tells environments too."""
+    """Do what `carriers` does where there is no /proc: ps prints environments, too."""
     import subprocess
 
     command = ["ps", "-axwwE", "-o", "pid=,command="]
     lines = subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.splitlines()
     entry = os.fsencode(f"{name}={value}")
-    # The warden's own command line names both, but apart from each other.
+    # The reaper's own command line has the name and the value as separate words.
     return (int(words[0]) for words in map(bytes.split, lines) if entry in words[1:])
 
 
 def watch(name: str, value: str, pipe: int) -> None:
-    """Wait until the other end of a pipe is closed, then end what carries `name=value`."""
-    if os.read(pipe, 1) == _DONE:
+    """Wait until the other end of a pipe is closed, then end all that has `name=value`."""
+    if os.read(pipe, 1) == _CLOSE:
         return
     find = carriers if HAS_PROC else _listed
     began = last = time.monotonic()
-    while time.monotonic() < min(last + _QUIET, began + _GIVE_UP):
+    while time.monotonic() < min(last + _QUIET_SECONDS, began + _GIVE_UP_SECONDS):
         if kill_carriers(name, value, find(name, value)):
             last = time.monotonic()
         else:
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_INTERVAL_SECONDS)
 
 
 def _main(name: str, value: str, pipe: str) -> None:
-    # Whoever ends the worker may well send this to all that there is of it.
+    # A signal that ends the worker may be sent to its whole process group.
     for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    # Nobody's child: it is no part of a tree that somebody ends the worker with, and the
-    # worker need not wait for it.
+    # Fork again: then the reaper is not a child of the worker. It does not belong to the tree
+    # that is ended with the worker, and the worker need not wait for it.
     if os.fork() == 0:
         watch(name, value, int(pipe))
 

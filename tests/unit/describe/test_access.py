@@ -1,4 +1,4 @@
-"""Paths are compared by value, and what is wrong is said so that it can be put right."""
+"""Paths are compared by value; messages say what is wrong and what to give instead."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_what_is_no_path_and_no_object_is_refused(wrong: object) -> None:
 
 @pytest.mark.parametrize("wrong", [3, None, b"bytes", ["a"], ("a", "b")])
 def test_what_is_no_file_name_is_refused(wrong: object) -> None:
-    assert refusal(read, "d", "fine", wrong) == f"{wrong!r} is no file name: give a str or a Path"
+    assert (
+        refusal(read, "d", "fine", wrong) == f"{wrong!r} is not a file name: give a str or a Path"
+    )
 
 
 # -- communication objects ----------------------------------------------------------------
@@ -253,7 +255,7 @@ def test_an_access_reads_well(obj: Any, channels: tuple[Any, ...], text: str) ->
 def test_what_cannot_be_shown_is_told_of_by_its_type() -> None:
     long = 10**5_000  # Python does not write it
     assert refusal(read, long).startswith("cannot read a int: give a path")
-    assert refusal(read, "d", long) == "a int is no file name: give a str or a Path"
+    assert refusal(read, "d", long) == "a int is not a file name: give a str or a Path"
     assert "10.0.0.7 must be hashable, and a list is not" in refusal(read, SOCKET, [long])
     assert str(make_access(Mode.READ, SOCKET, (long,), BASE)) == "read of 10.0.0.7[a int]"
 

@@ -45,7 +45,7 @@ def refusal(function: Any, *args: Any, **kwargs: Any) -> str:
 
 
 def run(call: Call, *values: Any) -> Any:
-    """Do what a worker does with a call."""
+    """Run a call as a worker does."""
     buffers = [buffer.content for buffer in call.buffers]
     filled = [pickling.dumps(value) for value in values]
     args, kwargs = pickling.unpack(call.data, filled, buffers)
@@ -281,7 +281,7 @@ def test_an_argument_that_cannot_be_sent_fails_the_task_alone() -> None:
 
 
 def test_a_large_argument_is_shared_by_the_calls_that_are_given_it() -> None:
-    array = np.arange(pickling.SHARED_BUFFER)
+    array = np.arange(pickling.MIN_SHARED_BUFFER_BYTES)
     calls = [function_call(np.sum, (array,), {}) for _ in range(2)]
     assert calls[0].buffers == calls[1].buffers
     assert len(calls[0].data) < 1000

@@ -1,4 +1,4 @@
-"""The dispatcher, on a backend in this process: whatever the blocks, the outcome is the same."""
+"""Runs the dispatcher on a backend in this process: the outcome is the same for all blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.programs import Step, act, make_root, random_program, run_sequentia
 
 from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import function_call
-from daskbatch.dispatch.backend import Answered, Members
+from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.task_record import Phase, TaskRecord
@@ -26,7 +26,7 @@ from daskbatch.worker.execution.outcome import Status
 
 
 class Ref:
-    """Stands for a record's result among arguments, as a task's handle does."""
+    """Refers to a record's result among arguments, as a task's handle does."""
 
     def __init__(self, record: TaskRecord) -> None:
         self.record = record
@@ -36,7 +36,9 @@ class Ref:
 
 
 def record(number: int, function: Callable[..., Any], *args: Any, name: str = "") -> TaskRecord:
-    return TaskRecord("home", number, name or function.__name__, function_call(function, args, {}))
+    return TaskRecord(
+        "client", number, name or function.__name__, function_call(function, args, {})
+    )
 
 
 def records_of(steps: Sequence[Step], root: Path) -> list[TaskRecord]:
@@ -59,14 +61,14 @@ def outcome_of(each: TaskRecord) -> str:
         return str(pickling.loads(each.value))
     if each.phase == Phase.CANCELLED:
         return "cancelled"
-    if each.blame is not None:
+    if each.root_failure is not None:
         return "skipped"
     assert each.value is not None
     return f"failed: {unpack_error(each.value)}"
 
 
 def blocks_of(size: int) -> Callable[..., list[list[int]]]:
-    """Pack so many tasks into each block, in program order."""
+    """Return a packer that puts `size` tasks into each block, in program order."""
 
     def pack(candidates: Sequence[Any], *_: Any) -> list[list[int]]:
         return [
@@ -91,7 +93,7 @@ def test_programs_end_as_their_sequential_run(
         root = make_root(tmp_path / f"{seed}-found")
         dispatcher, backend = make_dispatcher(slots, budget)
         records = records_of(steps, root)
-        run_records(dispatcher, wire(build_graph(records), records, "home"))
+        run_records(dispatcher, wire(build_graph(records), records, "client"))
         backend.join()
         assert [outcome_of(each) for each in records] == expected.results, f"seed {seed}"
         assert snapshot(root) == expected.files, f"seed {seed}"
@@ -103,7 +105,7 @@ def test_without_reports_the_results_of_the_keys_will_do(tmp_path: Path) -> None
     root = make_root(tmp_path / "found")
     dispatcher, backend = make_dispatcher(reports=False)
     records = records_of(steps, root)
-    run_records(dispatcher, wire(build_graph(records), records, "home"))
+    run_records(dispatcher, wire(build_graph(records), records, "client"))
     backend.join()
     assert [outcome_of(each) for each in records] == expected.results
 
@@ -173,12 +175,14 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
     begun = _BEGUN["long"] = threading.Event()
     dispatcher.submit([long, after], "first")
     assert begun.wait(30)
-    # While the question is under way whether it has begun, another one comes.
+    # Another task is submitted while the backend is asked which members have begun.
     last = record(2, _add, 1, 2)
     last.waits = ((after, 0),)
     revoke = backend.revoke
 
-    def revoke_late(members: Members, status: Status, then: Answered, begun: bool = True) -> None:
+    def revoke_late(
+        members: Members, status: Status, then: RevokeCallback, begun: bool = True
+    ) -> None:
         backend.revoke = revoke  # type: ignore[method-assign]
         dispatcher.submit([last], "second")
         revoke(members, status, then, begun)
@@ -220,11 +224,11 @@ def test_cancelled_before_the_start() -> None:
     made = record(0, _add, 1, 2)
     dispatcher.cancel([made])
     assert made.phase == Phase.CANCELLED
-    assert dispatcher.outcomes.left == 0
+    assert dispatcher.outcomes.unfinished == 0
 
 
 def test_what_hangs_on_a_cancelled_task_comes_after_what_that_waits_for() -> None:
-    """Z waits for X only by way of Y, which is cancelled while X still runs."""
+    """Z waits for X only through Y, which is cancelled while X still runs."""
     gate = _GATES["after"] = threading.Event()
     order: list[str] = []
     _ORDERS["after"] = order
@@ -264,11 +268,11 @@ def test_a_task_that_cannot_be_sent_fails_alone() -> None:
     backend.join()
     assert outcome_of(good) == "3"
     assert "task 'bad': its arguments cannot be sent" in outcome_of(bad)
-    assert behind.blame is bad
+    assert behind.root_failure is bad
 
 
 def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dask fails what depends on a failed key; what may run all the same is placed again."""
+    """Dask fails what depends on a failed key; tasks that may still run are placed again."""
     monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
     backend = _Failing()
     dispatcher = _dispatcher_on(backend)
@@ -278,11 +282,11 @@ def test_a_key_that_fails_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPat
     backend.join()
     assert "its worker died" in outcome_of(lost)
     assert outcome_of(ordered) == "4"
-    assert needing.blame is lost
+    assert needing.root_failure is lost
 
 
 class _Failing(InProcessBackend):
-    """The first submission fails as if its worker had died, and all that depends on it."""
+    """Fails the first submission, with all that depends on it, as if its worker had died."""
 
     def submit(self, lowered: Any, again: bool) -> Any:
         if self.submissions:
@@ -292,7 +296,7 @@ class _Failing(InProcessBackend):
 
         def fail() -> None:
             for block in blocks:
-                self.dispatcher.key_over(block, error=WorkerLost("its worker died"))
+                self.dispatcher.key_finished(block, error=WorkerLost("its worker died"))
 
         thread = threading.Thread(target=fail)
         self._threads.append(thread)
@@ -301,10 +305,7 @@ class _Failing(InProcessBackend):
 
 
 def _dispatcher_on(backend: InProcessBackend) -> Dispatcher:
-    dispatcher, _ = make_dispatcher()
-    dispatcher._backend = dispatcher._placer._submitter = backend
-    backend.attach(dispatcher)
-    return dispatcher
+    return make_dispatcher(backend=backend)[0]
 
 
 def test_nobody_waits_for_ever_when_submission_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Programs that come in pieces keep the order, and the failures, of the whole."""
+"""Programs that arrive in pieces keep the order, and the failures, of the whole program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.inprocess import make_dispatcher
 from support.programs import (
     Outcome,
     Step,
@@ -25,46 +27,48 @@ from support.programs import (
 )
 from support.programs import snapshot as files_below
 
-from daskbatch.batch.making import TaskMaker
+from daskbatch import Batch
+from daskbatch.batch.context import BatchContext
 from daskbatch.describe.access import FILES, Channel
-from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.epoch import Epoch
-from daskbatch.dispatch.task_record import Phase, TaskRecord, find_blame
+from daskbatch.dispatch.task_record import Phase, TaskRecord, find_root_failure
 from daskbatch.plan.program import build_graph
+
+#: Sets the phases of all records here; it runs none of them.
+TABLE = make_dispatcher()[0].table
 
 
 def record(number: int, reads: Sequence[str] = (), writes: Sequence[str] = ()) -> TaskRecord:
     made = TaskRecord(
-        "home",
+        "client",
         number,
         f"t{number}",
         None,
         reads=tuple(Channel(FILES, path) for path in reads),
         writes=tuple(Channel(FILES, path) for path in writes),
     )
-    made.phase = Phase.QUEUED
+    TABLE.set_phase(made, Phase.QUEUED)
     return made
 
 
 def add(epoch: Epoch, *records: TaskRecord) -> list[TaskRecord]:
-    """Add a piece, and start it; gives it with its barriers."""
+    """Add a piece and start it; return it with its barriers."""
     ordered: list[TaskRecord] = []
     epoch.add(records, ordered)
     for each in ordered:
         if not each.over:
-            each.phase = Phase.WAITING
+            TABLE.set_phase(each, Phase.WAITING)
     return ordered
 
 
 def end(*records: TaskRecord, phase: Phase = Phase.DONE) -> None:
-    outcomes = CompletionTracker()
     for each in records:
-        outcomes.settle(each, phase)
+        TABLE.settle(each, phase)
 
 
 def before(record: TaskRecord) -> set[TaskRecord]:
-    """Find all tasks that must be over before one begins."""
+    """Return all tasks that must be over before a task begins."""
     found: set[TaskRecord] = set()
     stack = [record]
     while stack:
@@ -97,7 +101,7 @@ def test_in_pieces_the_same_waits_for_the_same_as_in_one(
     for node in graph.order:
         waits = graph.waits.get(node, {})
         expected[node] = set(waits).union(*(expected[each] for each in waits))
-    epoch, ordered = Epoch("home"), []
+    epoch, ordered = Epoch(), []
     for piece in pieces(records, cuts):
         ordered += add(epoch, *piece)
     assert [each for each in ordered if each.number >= 0] == records
@@ -109,7 +113,7 @@ def test_in_pieces_the_same_waits_for_the_same_as_in_one(
 
 
 def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     first = record(0, [], ["/d/0"])
     readers = [record(number, ["/d/0"]) for number in range(1, 41)]
     writers = [record(number, [], [f"/d/{number}"]) for number in range(41, 81)]
@@ -133,7 +137,7 @@ def test_a_crowd_is_met_behind_a_barrier_also_in_pieces() -> None:
 
 
 def test_what_reads_and_writes_nothing_has_no_place_in_the_order() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     records = [record(0, [], ["/"]), record(1), record(2, ["/a"])]
     assert add(epoch, *records) == records
     assert not records[1].waits
@@ -141,8 +145,8 @@ def test_what_reads_and_writes_nothing_has_no_place_in_the_order() -> None:
 
 
 def test_who_must_not_share_a_block_with_a_reader() -> None:
-    epoch = Epoch("home")
-    # The second is never run again, so it does not matter what it would read.
+    epoch = Epoch()
+    # The second never runs again, so it does not matter what it would read.
     reader, updater = record(0, ["/a"]), record(1, ["/a", "/b"], ["/b"])
     overwrites = record(2, [], ["/a"])
     add(epoch, reader, updater)
@@ -156,20 +160,20 @@ def test_who_must_not_share_a_block_with_a_reader() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELLED])
 def test_failures_are_passed_on_to_later_pieces(phase: Phase) -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     writer = record(0, [], ["/a"])
     add(epoch, writer)
     end(writer, phase=phase)
     reads, writes, reads_again = record(1, ["/a"]), record(2, [], ["/a"]), record(3, ["/a"])
     add(epoch, reads)
     add(epoch, writes, reads_again)
-    assert find_blame(reads) is writer
-    assert find_blame(writes) is None
-    assert find_blame(reads_again) is None
+    assert find_root_failure(reads) is writer
+    assert find_root_failure(writes) is None
+    assert find_root_failure(reads_again) is None
 
 
 def test_a_failure_behind_a_barrier_is_passed_on() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     writers = [record(number, [], [f"/d/{number}"]) for number in range(20)]
     add(epoch, *writers)
     end(*writers[1:])
@@ -177,38 +181,36 @@ def test_a_failure_behind_a_barrier_is_passed_on() -> None:
     reads = record(20, ["/d"])
     barrier, _ = add(epoch, reads)
     assert barrier.number < 0
-    barrier.blame = find_blame(barrier)
+    barrier.root_failure = find_root_failure(barrier)
     end(barrier, phase=Phase.FAILED)
-    assert find_blame(reads) is writers[0]
+    assert find_root_failure(reads) is writers[0]
 
 
 def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     first, second, third = (record(number, [], ["/a"]) for number in range(3))
     add(epoch, first)
     end(second, phase=Phase.CANCELLED)  # before it was ever started
     add(epoch, second)
     add(epoch, third)
-    assert set(third.waits_left()) == {first}
+    assert set(third.unfinished_waits()) == {first}
     end(first)
-    assert not third.waits_left()
+    assert not third.unfinished_waits()
 
 
-class _Maker(TaskMaker):
-    """Makes tasks that no cluster runs."""
-
-    def __init__(self) -> None:
-        session = SimpleNamespace(home="uid", numbers=itertools.count(), closed=False)
-        identity = SimpleNamespace(session=lambda: session, closed=False)
-        super().__init__(identity, None, os.getcwd())  # type: ignore[arg-type]
+def _offline_batch() -> Batch:
+    """Return a Batch that makes tasks, and has no cluster to run them."""
+    session = SimpleNamespace(client_id="uid", numbers=itertools.count(), closed=False)
+    identity: Any = SimpleNamespace(session=lambda: session, closed=False, abandon=lambda: None)
+    return Batch._from_context(BatchContext(identity, None, os.getcwd(), True))
 
 
 def run_in_pieces(
     root: Path, steps: Sequence[Step], rng: random.Random, cancelled: set[int]
 ) -> Outcome:
-    """Run a program as a Batch would that is given it in pieces, in any order that it may."""
-    outcomes, epoch = CompletionTracker(), Epoch("uid")
-    tasks = make_tasks(_Maker(), root, steps)
+    """Run a program as a Batch does that receives it in pieces, in any order that is allowed."""
+    epoch = Epoch()
+    tasks = make_tasks(_offline_batch(), root, steps)
     records = [task._record for task in tasks]
     step_of = dict(zip(records, steps, strict=True))
     values: dict[int, str] = {}
@@ -217,20 +219,20 @@ def run_in_pieces(
     left = list(records)
 
     def settle(record: TaskRecord, phase: Phase, result: str) -> None:
-        outcomes.settle(record, phase)
+        TABLE.settle(record, phase)
         if record in step_of:
             results[step_of[record].number] = result
 
     def may_run(record: TaskRecord) -> bool:
-        record.blame = find_blame(record)
-        if record.blame is not None:
+        record.root_failure = find_root_failure(record)
+        if record.root_failure is not None:
             settle(record, Phase.FAILED, "skipped")
-        return record.blame is None
+        return record.root_failure is None
 
     def submit() -> None:
         piece = [left.pop(0) for _ in range(min(len(left), rng.choice([1, 2, 5, 40])))]
         for each in piece:
-            each.phase = Phase.QUEUED
+            TABLE.set_phase(each, Phase.QUEUED)
             if step_of[each].number in cancelled:
                 settle(each, Phase.CANCELLED, "cancelled")
         new = [each for each in add(epoch, *piece) if not each.over]
@@ -257,7 +259,7 @@ def run_in_pieces(
         if left and (not waiting or rng.random() < 0.2):
             submit()
         for _ in range(rng.choice([1, 3, 10])):
-            ready = [each for each in waiting if not each.waits_left()]
+            ready = [each for each in waiting if not each.unfinished_waits()]
             if ready:
                 run(rng.choice(ready))
     return Outcome(list(results.values()), files_below(root))
@@ -279,7 +281,7 @@ def test_programs_in_pieces_end_as_their_sequential_run(rng: random.Random, leng
 
 
 def test_after_a_fence_nothing_waits_for_what_was_before() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     failed, done = record(0, [], ["/a"]), record(1, ["/b"])
     add(epoch, failed, done)
     end(failed, phase=Phase.FAILED)
@@ -292,7 +294,7 @@ def test_after_a_fence_nothing_waits_for_what_was_before() -> None:
 
 
 def test_after_a_fence_what_another_thread_has_started_is_still_waited_for() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     failed, running = record(0, [], ["/a"]), record(1, [], ["/b"])
     passed_over = record(2, [], ["/b"])
     add(epoch, failed, running)
@@ -303,7 +305,7 @@ def test_after_a_fence_what_another_thread_has_started_is_still_waited_for() -> 
     reads, writes = record(3, ["/a"]), record(4, [], ["/b"])
     add(epoch, reads, writes)
     assert not reads.waits
-    assert set(writes.waits_left()) == {running}
+    assert set(writes.unfinished_waits()) == {running}
     end(running, reads, writes)
     epoch.start_over()
     last = record(5, ["/b"])
@@ -312,7 +314,7 @@ def test_after_a_fence_what_another_thread_has_started_is_still_waited_for() -> 
 
 
 def test_results_that_nobody_holds_are_let_go() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     held = [record(number, ["/a"], [f"/{number}"]) for number in range(300)]
     gone = [weakref.ref(each) for each in held]
     failed = record(300, [], ["/failed"])
@@ -327,12 +329,12 @@ def test_results_that_nobody_holds_are_let_go() -> None:
     # The others, and those that wait for them, are as before.
     reads, writes = record(301, ["/failed", "/5", "/299"]), record(302, [], ["/a"])
     add(epoch, reads, writes)
-    assert find_blame(reads) is failed
-    assert not writes.waits_left()
+    assert find_root_failure(reads) is failed
+    assert not writes.unfinished_waits()
 
 
 def test_a_task_that_runs_a_second_time_is_waited_for_again() -> None:
-    epoch = Epoch("home")
+    epoch = Epoch()
     reader = record(0, ["/a"])
     add(epoch, reader)
     end(reader)
@@ -340,7 +342,7 @@ def test_a_task_that_runs_a_second_time_is_waited_for_again() -> None:
         another = record(number, ["/b"])
         add(epoch, another)
         end(another)
-    reader.phase = Phase.WAITING  # its result was lost, and somebody wants it
+    TABLE.set_phase(reader, Phase.WAITING)  # its result was lost, and is needed
     writer = record(100, [], ["/a"])
     add(epoch, writer)
-    assert set(writer.waits_left()) == {reader}
+    assert set(writer.unfinished_waits()) == {reader}

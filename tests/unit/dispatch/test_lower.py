@@ -1,4 +1,4 @@
-"""Lowering: what a Dask graph of blocks looks like, and what travels along its edges."""
+"""Checks the Dask graphs that blocks are lowered to, and what travels along their edges."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT, Options, function_call, make_options
 from daskbatch.dispatch.edges import wire
 from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
-from daskbatch.dispatch.placement import SubmittedBlock
-from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
@@ -29,7 +28,7 @@ LARGE = "x" * 100_000
 
 
 class Ref:
-    """Stands for a record's result among arguments, as a task's handle does."""
+    """Refers to a record's result among arguments, as a task's handle does."""
 
     def __init__(self, record: TaskRecord, part: str = "result") -> None:
         self.target = record, part
@@ -53,7 +52,7 @@ class Program:
         options: Options = DEFAULT,
     ) -> TaskRecord:
         call = function_call(function, args, {})
-        record = TaskRecord("home", len(self.records), function.__name__, call, options)
+        record = TaskRecord("client", len(self.records), function.__name__, call, options)
         record.reads, record.writes = channels(Mode.READ, reads), channels(Mode.WRITE, writes)
         self.records.append(record)
         return record
@@ -68,7 +67,7 @@ class Program:
         entry: Callable[..., Any] = run_block,
     ) -> Lowered:
         """Lower the program; `sharing` are the tasks that share a block."""
-        records = wire(build_graph(self.records), self.records, "home")
+        records = wire(build_graph(self.records), self.records, "client")
         for each in records:
             if each.call is not None and each.phase == Phase.CREATED:
                 each.function = pickling.dumps(each.call.function)
@@ -76,9 +75,9 @@ class Program:
         for record in records:
             if record.over:
                 continue
-            home = next((some for some in sharing if record in some), [record])
-            if record is home[0]:
-                shared.append(list(home))
+            members = next((some for some in sharing if record in some), [record])
+            if record is members[0]:
+                shared.append(list(members))
         blocks = [SubmittedBlock(number, block) for number, block in enumerate(shared)]
         for block in blocks:
             block.small = small
@@ -103,7 +102,7 @@ def fail() -> None:
 
 
 def inputs_of(lowered: Lowered, record: TaskRecord) -> frozenset[Any]:
-    """Give the keys that the key of a task's block depends on."""
+    """Return the keys that the key of a task's block depends on."""
     assert record.block is not None
     return frozenset(dict(lowered.graph)[record.block.key].dependencies)
 
@@ -119,7 +118,7 @@ def layer_of(lowered: Lowered, key: Any) -> Any:
 
 
 def results(lowered: Lowered, *records: TaskRecord) -> list[Any]:
-    """Run the graph in this process; gives what the tasks returned, or their status."""
+    """Run the graph in this process; return the tasks' values, or their statuses."""
     found = dask.get(lowered.graph, [key_of(record) for record in records])
     values = []
     for record, result in zip(records, found, strict=True):

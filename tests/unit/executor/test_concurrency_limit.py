@@ -1,4 +1,4 @@
-"""Lanes: no more calls at once than there are lanes, whatever the calls take."""
+"""No more calls run at once than the limit allows, however long the calls take."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ class Clock:
 
 
 @given(st.integers(1, 4), st.lists(st.sampled_from([1e-5, 0.01, 1.0]), max_size=60), st.data())
-def test_no_more_than_so_many_may_run(cap: int, seconds: list[float], data: st.DataObject) -> None:
+def test_no_more_than_so_many_may_run(
+    max_running: int, seconds: list[float], data: st.DataObject
+) -> None:
     clock = Clock()
-    lanes, gathered = ConcurrencyLimit(cap, clock), make(len(seconds))
-    given_out: list[TaskRecord] = []
-    while gathered or may_run(given_out):
-        lanes.divert()
-        if gathered and lanes.is_free():
-            given_out += lanes.take(gathered)
-        ready = may_run(given_out)
-        assert 0 < len(ready) <= cap
-        assert lanes.seconds_to_wait() is None or len(ready) < cap
+    limit, queued = ConcurrencyLimit(max_running, clock), make(len(seconds))
+    submitted: list[TaskRecord] = []
+    while queued or may_run(submitted):
+        limit.divert()
+        if queued and limit.is_free():
+            submitted += limit.take(queued)
+        ready = may_run(submitted)
+        assert 0 < len(ready) <= max_running
+        assert limit.seconds_to_wait() is None or len(ready) < max_running
         record = data.draw(st.sampled_from(ready))
         record.phase, record.seconds = Phase.DONE, seconds[record.number]
         clock.now += record.seconds
-    assert [record.over for record in given_out] == [True] * len(seconds)
-    assert sorted(record.number for record in given_out) == list(range(len(seconds)))
+    assert [record.over for record in submitted] == [True] * len(seconds)
+    assert sorted(record.number for record in submitted) == list(range(len(seconds)))
 
 
 def chains(records: list[TaskRecord]) -> list[list[TaskRecord]]:
-    """Give those calls that wait for each other together, in their order."""
+    """Return the sequences: lists of calls of which each waits for the previous one."""
     found: list[list[TaskRecord]] = []
     for record in records:
         before = [before for before, _ in record.waits]
@@ -64,19 +66,19 @@ def chains(records: list[TaskRecord]) -> list[list[TaskRecord]]:
     return found
 
 
-def two_lanes_of_short_calls(
+def two_sequences_of_short_calls(
     clock: Clock,
 ) -> tuple[ConcurrencyLimit, list[TaskRecord], list[TaskRecord]]:
-    lanes = ConcurrencyLimit(2, clock)
-    for record in lanes.take(make(2)):
+    limit = ConcurrencyLimit(2, clock)
+    for record in limit.take(make(2)):
         record.phase, record.seconds = Phase.DONE, 0.001
-    gathered = make(24)
+    queued = make(24)
     taken: list[TaskRecord] = []
-    while gathered and lanes.is_free():
-        taken += lanes.take(gathered)
+    while queued and limit.is_free():
+        taken += limit.take(queued)
     one, two = chains(taken)
     assert len(one) > 3
-    return lanes, one, two
+    return limit, one, two
 
 
 def end(records: list[TaskRecord], seconds: float = 0.001) -> None:
@@ -86,35 +88,35 @@ def end(records: list[TaskRecord], seconds: float = 0.001) -> None:
 
 def test_what_waits_behind_a_call_that_takes_long_goes_where_nothing_is_left() -> None:
     clock = Clock()
-    lanes, (first, *behind), others = two_lanes_of_short_calls(clock)
-    assert lanes.seconds_to_wait() is None, "no lane is empty"
+    limit, (first, *behind), others = two_sequences_of_short_calls(clock)
+    assert limit.seconds_to_wait() is None, "no sequence is empty"
     end(others)
-    assert not lanes.divert(), "it has just begun"
-    seconds = lanes.seconds_to_wait()
+    assert not limit.divert(), "it has just begun"
+    seconds = limit.seconds_to_wait()
     assert seconds is not None
     clock.now += seconds
-    assert lanes.seconds_to_wait() == 0
-    assert lanes.divert() == behind
+    assert limit.seconds_to_wait() == 0
+    assert limit.divert() == behind
     assert chains([first, *behind]) == [[first], behind]
-    assert lanes.seconds_to_wait() is None
-    # Should what goes first there take long as well, the rest goes back.
+    assert limit.seconds_to_wait() is None
+    # If the first of them takes long as well, the others go back.
     end([first], 1.0)
     clock.now += 1.0
-    assert lanes.divert() == behind[1:]
+    assert limit.divert() == behind[1:]
     assert may_run(behind) == behind[:2]
 
 
-def test_it_goes_to_as_many_lanes_as_there_are() -> None:
+def test_it_goes_to_all_sequences_that_are_empty() -> None:
     clock = Clock()
-    lanes = ConcurrencyLimit(4, clock)
-    end(lanes.take(make(4)))
-    taken = lanes.take(make(160))
+    limit = ConcurrencyLimit(4, clock)
+    end(limit.take(make(4)))
+    taken = limit.take(make(160))
     first, *others = chains(taken)
     for other in others:
         end(other)
-    lanes.divert()
+    limit.divert()
     clock.now += 1.0
-    assert sorted(record.number for record in lanes.divert()) == [
+    assert sorted(record.number for record in limit.divert()) == [
         record.number for record in first[1:]
     ]
     assert len(may_run(first)) == 4
@@ -122,42 +124,44 @@ def test_it_goes_to_as_many_lanes_as_there_are() -> None:
 
 def test_what_it_takes_the_result_of_a_diverted_call_waits_for() -> None:
     clock = Clock()
-    lanes, (first, second, *behind), others = two_lanes_of_short_calls(clock)
-    second.waits = ((first, ARG),)  # as the dispatcher has it, where one takes from the other
+    limit, (first, second, *behind), others = two_sequences_of_short_calls(clock)
+    second.waits = (
+        (first, ARG),
+    )  # as the dispatcher sets it, if one takes the result of the other
     end(others)
-    lanes.divert()
+    limit.divert()
     clock.now += 1.0
-    assert lanes.divert() == [second, *behind]
+    assert limit.divert() == [second, *behind]
     assert second.waits == ((first, ARG),)
 
 
 def test_a_call_that_takes_long_has_no_more_put_behind_it() -> None:
     clock = Clock()
-    lanes = ConcurrencyLimit(1, clock)
-    end(lanes.take(make(1)))
-    (first,) = lanes.take(make(1))
-    assert lanes.is_free(), "those of its like are short"
+    limit = ConcurrencyLimit(1, clock)
+    end(limit.take(make(1)))
+    (first,) = limit.take(make(1))
+    assert limit.is_free(), "calls have been short so far"
     clock.now += 1.0
-    assert not lanes.is_free()
-    assert lanes.take(make(3)) == []
+    assert not limit.is_free()
+    assert limit.take(make(3)) == []
     end([first], 1.0)
-    assert lanes.is_free()
+    assert limit.is_free()
 
 
 def test_long_calls_are_given_one_by_one_and_short_ones_many_at_once() -> None:
     for seconds, most in ((1.0, 1), (1e-4, 500)):
-        lanes, gathered = ConcurrencyLimit(1), make(1000)
+        limit, queued = ConcurrencyLimit(1), make(1000)
         for _ in range(2):
-            taken = lanes.take(gathered)
+            taken = limit.take(queued)
             for record in taken:
                 record.phase, record.seconds = Phase.DONE, seconds
-        assert lanes.is_free()
-        assert (len(lanes.take(gathered)) > 100) == (most > 1)
+        assert limit.is_free()
+        assert (len(limit.take(queued)) > 100) == (most > 1)
 
 
 def test_what_was_cancelled_is_left_out() -> None:
-    lanes, gathered = ConcurrencyLimit(1), make(2)
-    gathered[0].phase = Phase.CANCELLED
-    assert lanes.take(gathered) == []
-    assert lanes.is_free()
-    assert len(lanes.take(gathered)) == 1
+    limit, queued = ConcurrencyLimit(1), make(2)
+    queued[0].phase = Phase.CANCELLED
+    assert limit.take(queued) == []
+    assert limit.is_free()
+    assert len(limit.take(queued)) == 1

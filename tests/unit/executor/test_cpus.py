@@ -1,4 +1,4 @@
-"""How many cores a call takes."""
+"""`cpus_per_job` is read as a number of cores, and limits the threads of libraries."""
 
 from __future__ import annotations
 

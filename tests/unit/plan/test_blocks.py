@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskbatch.plan.blocks import SOLO_SECONDS, Candidate
+from daskbatch.plan.blocks import SOLO_THRESHOLD_SECONDS, Candidate
 from daskbatch.plan.packing import pack
 
 SHORT, LONG = 1e-4, 1.0
@@ -47,7 +47,7 @@ def check(candidates: Sequence[Candidate], blocks: list[list[int]]) -> None:
         assert len({candidates[member].kind for member in block} - {None}) <= 1
         if any(candidates[member].solo for member in block):
             assert len(block) == 1
-        if any((candidates[member].seconds or 0) > SOLO_SECONDS for member in block):
+        if any((candidates[member].seconds or 0) > SOLO_THRESHOLD_SECONDS for member in block):
             assert len(block) == 1
     for position, candidate in enumerate(candidates):
         for before in candidate.waits:
@@ -57,7 +57,7 @@ def check(candidates: Sequence[Candidate], blocks: list[list[int]]) -> None:
 
 
 def random_program(count: int, reach: int, chains: float, seed: int) -> list[Candidate]:
-    """A program whose tasks wait for a few of the last; what they overwrite is somewhere before."""
+    """A program whose tasks wait for a few recent ones, and overwrite data of any earlier ones."""
     chance = random.Random(seed)
     candidates: list[Candidate] = []
     behind: list[set[int]] = []
@@ -127,7 +127,7 @@ def test_a_task_does_not_share_a_block_with_one_further_up_that_it_overwrites() 
 
 
 def test_a_chain_does_not_carry_what_it_overwrites_into_the_block_that_it_joins() -> None:
-    # A narrow and deep program, so that blocks go on where their predecessors are.
+    # A narrow and deep program, so that chains join the blocks of their predecessors.
     candidates = [task()]
     for position in range(1, 400, 4):
         first = position - 1
@@ -175,7 +175,7 @@ def test_the_work_is_divided_so_that_no_block_keeps_the_others_waiting() -> None
         assert longest <= 4.0 / slots
 
 
-@pytest.mark.parametrize("seconds", [LONG, 2 * SOLO_SECONDS])
+@pytest.mark.parametrize("seconds", [LONG, 2 * SOLO_THRESHOLD_SECONDS])
 def test_long_tasks_are_alone(seconds: float) -> None:
     blocks = packed([task(seconds=seconds), task()] * 200)
     assert [block for block in blocks if len(block) == 1 and block[0] % 2 == 0] == [

@@ -1,4 +1,4 @@
-"""A graph answers who waits for whom and why, and writes itself down for Graphviz."""
+"""A graph says which tasks wait for which, and why, and is written in the language of Graphviz."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daskbatch.plan.hazards import ARG, RAR, RAW, WAR, WAW
 
 
 def diamond() -> Graph:
-    """One before two before one; a barrier (4) stands before the last."""
+    """One task before two tasks before one; a barrier (4) is before the last task."""
     waits = {1: {0: RAW}, 2: {0: ARG | WAR}, 4: {1: RAW, 2: WAW}, 3: {4: RAW | WAR, 0: WAW}}
     return Graph(("load", "left", "right", "join"), waits, (0, 1, 2, 4, 3))
 
@@ -82,7 +82,7 @@ def test_where_nobody_waits_there_is_no_path(start: int, end: int) -> None:
 def test_a_path_is_found_in_a_long_chain_and_among_many_ways() -> None:
     long = Graph(["t"] * 20_000, {n: {n - 1: RAW} for n in range(1, 20_000)}, range(20_000))
     assert long.path(0, 19_999) == list(range(20_000))
-    # Two ways at each of 200 steps: whoever tries all of them never ends.
+    # Two ways at each of 200 steps: a search that tries all of them never ends.
     waits = {n: {before: RAW for before in (n - 1, n - 2) if before >= 0} for n in range(1, 400)}
     ladder = Graph(["t"] * 401, {**waits, 400: {399: RAW}}, range(401))
     assert ladder.path(0, 400)[-1] == 400
@@ -116,7 +116,7 @@ def test_dot_has_each_node_and_each_edge_with_its_reasons() -> None:
 )
 def test_any_name_is_a_label_in_dot(name: str) -> None:
     text = Graph((name,), {}, (0,)).to_dot()
-    # A quoted text of DOT: no quote in it that is not escaped.
+    # A quoted text of DOT: each quote in it is escaped.
     (label,) = re.findall(r'\[label="((?:[^"\\]|\\.)*)"\];', text, re.DOTALL)
     assert re.sub(r"\\(.)", r"\1", label) == name
 

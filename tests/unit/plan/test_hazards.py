@@ -21,14 +21,14 @@ from daskbatch.describe.access import (
     CommunicationObject,
 )
 from daskbatch.plan import hazards
-from daskbatch.plan.hazards import NEEDS, RAR, RAW, WAR, WAW, HazardTracker, next_above
+from daskbatch.plan.hazards import NEEDS, RAR, RAW, WAR, WAW, HazardTracker, parent_channel
 
 #: What each node of a program reads and writes.
 Program = Sequence[tuple[Sequence[Channel], Sequence[Channel]]]
 
 
 class Tracked:
-    """What a tracker makes of a program: the nodes in order, and what each waits for."""
+    """The result of a tracker for a program: the nodes in order, and what each waits for."""
 
     def __init__(self, program: Program) -> None:
         self.count = len(program)
@@ -48,7 +48,7 @@ class Tracked:
         return sum(map(len, self.waits.values()))
 
     def closure(self, reasons: int) -> list[set[int]]:
-        """For each node all nodes before it, over edges for some reasons and over barriers."""
+        """For each node all earlier nodes, over barriers and edges with one of some reasons."""
         before: dict[int, int] = {}
         for node, waits in self.waits.items():
             before[node] = 0
@@ -186,12 +186,12 @@ def test_a_file_written_anew_is_not_needed_as_it_was_by_a_second_read_of_its_dir
     assert tracked.closure(NEEDS)[-1] == {*range(20), 21} - {7}
 
 
-def test_what_is_next_above_ends_at_the_root_and_at_the_whole_object() -> None:
-    assert next_above(F) == D
-    assert next_above(D) == file("/")
-    assert next_above(file("/")) is None
-    assert next_above(Channel(OBJECT, "/a/b")) == WHOLE_OBJECT
-    assert next_above(WHOLE_OBJECT) is None
+def test_what_is_parent_channel_ends_at_the_root_and_at_the_whole_object() -> None:
+    assert parent_channel(F) == D
+    assert parent_channel(D) == file("/")
+    assert parent_channel(file("/")) is None
+    assert parent_channel(Channel(OBJECT, "/a/b")) == WHOLE_OBJECT
+    assert parent_channel(WHOLE_OBJECT) is None
 
 
 # -- domains ------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_read_needs_all_writes_that_have_no_order() -> None:
 
 
 def overlap(one: Channel, other: Channel) -> Channel | None:
-    """Give the part that two channels have in common."""
+    """Return the part that two channels have in common."""
     if one.object != other.object:
         return None
     if one.key is WHOLE or one.object is not FILES:
@@ -244,7 +244,7 @@ def listed(accesses: tuple[Sequence[Channel], Sequence[Channel]]) -> list[tuple[
 
 
 def required(program: Program) -> tuple[list[set[int]], list[set[int]]]:
-    """For each node all that come before it, and all without whose success it cannot run."""
+    """For each node all nodes that must run before it, and all that must succeed before it."""
     before: list[set[int]] = [set() for _ in program]
     needs: list[set[int]] = [set() for _ in program]
     for node, accesses in enumerate(program):
@@ -268,7 +268,7 @@ def required(program: Program) -> tuple[list[set[int]], list[set[int]]]:
 
 
 def programs(channels: Sequence[Channel]) -> st.SearchStrategy[Program]:
-    """Programs in which the same accesses come many times in a row, so that crowds meet."""
+    """Programs with many equal accesses in a row, so that many nodes wait for many."""
     one = st.sampled_from(channels)
     some = st.lists(one, min_size=1, max_size=3)
     accesses = st.one_of(one.map(reads), one.map(writes), st.tuples(some, some))
@@ -290,7 +290,7 @@ def numbered(channels: Sequence[Channel], number: int) -> list[Channel]:
     ]
 
 
-#: A name with a # is another channel each time.
+#: A name with a # is a different channel each time.
 PATHS = ["/", "/a", "/a/b", "/a/b/c", "/a/#", "/a/b/#", "/a/1"]
 
 
@@ -376,7 +376,7 @@ def test_where_crowds_meet_each_member_has_one_edge() -> None:
 
 
 def lines_run(program: Program) -> int:
-    """Count the lines of the module that are run for a program."""
+    """Count the lines of the module that run for a program."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

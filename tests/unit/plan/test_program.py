@@ -1,4 +1,4 @@
-"""A program's graph keeps the order that matters: any run that respects it ends like the list."""
+"""A graph keeps the order that matters: any run that respects it has the result of the list."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_tasks_that_take_each_others_results_are_refused() -> None:
 
 
 def overwritten(graph: Graph, node: int) -> set[int]:
-    """Give the tasks whose reads a node overwrites, those behind barriers, too."""
+    """Return the tasks whose reads a node overwrites, including those behind barriers."""
     found: set[int] = set()
     stack = list(graph.overwrites.get(node, ()))
     while stack:
@@ -220,7 +220,7 @@ def test_a_task_may_run_again_unless_it_writes_what_it_reads(
 
 @dataclass(frozen=True)
 class Action:
-    """A task of a random program: it mixes all that it sees into all that it makes."""
+    """A task of a random program: everything that it makes depends on everything that it reads."""
 
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
@@ -230,7 +230,7 @@ class Action:
 
 @dataclass
 class World:
-    """A file system, and what has become of the tasks: 'skipped', 'failed' or a result."""
+    """A file system, and the outcomes of the tasks: 'skipped', 'failed' or a result."""
 
     content: dict[str, str] = field(default_factory=dict)
     results: dict[int, str] = field(default_factory=dict)
@@ -242,7 +242,7 @@ class World:
         seen = [str(node), *(self.results[other] for other in action.arguments)]
         seen += [part for path in action.reads for part in self.look(path)]
         made = hashlib.sha256("|".join(seen).encode()).hexdigest()[:8]
-        # One that fails has got as far as all of its writes but the last.
+        # A task that fails has completed all of its writes except the last one.
         for path in action.writes[:-1] if action.fails else action.writes:
             for gone in [each for each in self.content if covers(path, each)]:
                 del self.content[gone]
@@ -250,7 +250,7 @@ class World:
         self.results[node] = "failed" if action.fails else made
 
     def look(self, path: str) -> list[str]:
-        """What is below a path, and the last that was written above it."""
+        """The content below a path, and the nearest content above it."""
         above = max((each for each in self.content if covers(each, path)), key=len, default="")
         below = sorted(each for each in self.content if covers(path, each))
         return [f"{each}={self.content[each]}" for each in [above, *below] if each]
@@ -261,7 +261,7 @@ def covers(above: str, below: str) -> bool:
 
 
 def needed_writers(actions: Sequence[Action], node: int) -> set[int]:
-    """Those whose writes a task reads: no later write before it covers what it shares with them."""
+    """The tasks whose writes a task reads: no later write before it covers their common part."""
     needed = set()
     for read in actions[node].reads:
         for writer in range(node):
@@ -286,7 +286,7 @@ def run_in_sequence(actions: Sequence[Action]) -> World:
 
 
 def run_by_graph(actions: Sequence[Action], graph: Graph, chance: random.Random | None) -> World:
-    """Run what the graph allows: at random, or what comes last in the list first."""
+    """Run the tasks in an order that the graph allows: at random, or the last in the list first."""
     world = World()
     left = {node: len(graph.waits.get(node, ())) for node in graph.order}
     while left:
@@ -306,7 +306,7 @@ def run_by_graph(actions: Sequence[Action], graph: Graph, chance: random.Random 
     return world
 
 
-#: A name with a # is another file each time.
+#: A name with a # is a different file each time.
 PATHS = st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/a/b/#", "/a/#", "/a/1", "/e"])
 
 
@@ -316,7 +316,7 @@ def numbered(paths: tuple[str, ...], number: int) -> tuple[str, ...]:
 
 @st.composite
 def programs(draw: Any) -> list[Action]:
-    """Programs in which the same accesses come many times in a row, so that crowds meet."""
+    """Programs with many equal accesses in a row, so that many tasks wait for many."""
     some = st.lists(PATHS, max_size=3, unique=True).map(tuple)
     one = PATHS.map(lambda path: (path,))
     accesses = st.one_of(
@@ -356,7 +356,7 @@ def test_every_order_that_the_graph_allows_ends_like_the_sequential_run(
 
 
 def lines_run(tasks: Sequence[Step]) -> int:
-    """Count the lines of the planner that are run for a program."""
+    """Count the lines of the planner that run for a program."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

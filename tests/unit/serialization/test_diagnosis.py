@@ -1,4 +1,4 @@
-"""What cannot be pickled is found, and said to be where it is."""
+"""The part that cannot be pickled is found, and its place is described."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Slotted:
 
 
 class Custom:
-    """Says itself what is to be pickled."""
+    """Decides itself what is pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inner": [LOCK]}
@@ -103,7 +103,7 @@ def test_an_attribute_of_the_same_name_as_a_global_is_not_it() -> None:
 
 
 class Lonely:
-    """Can be pickled among arguments alone, as a task."""
+    """Can be pickled only among arguments, like a task."""
 
     def __reduce__(self) -> Any:
         found = pickling.reference(self)

@@ -1,10 +1,9 @@
-"""Outcomes travel: exceptions come back as they were raised, blocks with all their members."""
+"""Exceptions travel: they come back as they were raised, with the worker's traceback."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import subprocess
 import sys
 import threading
@@ -13,12 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from dask.sizeof import sizeof
 
 from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed
-from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error, unpack_error
-from daskbatch.worker.execution.outcome import BlockResult, Status, token
 
 
 def caught(raises: Callable[[], object]) -> BaseException:
@@ -56,7 +52,7 @@ class ChangesItsArgument(Exception):
 
 
 class CountsUp(Exception):
-    """Says nothing of its arguments, and puts them through a change each time it is made."""
+    """Does not show its arguments, and changes them each time it is made."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number + 1)
@@ -85,7 +81,7 @@ class CannotBeShown(Exception):
 
 
 class Address:
-    """Prints as where it is: another text in every process."""
+    """Its text is its memory address, which differs in every process."""
 
 
 # -- exceptions ---------------------------------------------------------------------------
@@ -326,47 +322,3 @@ def test_an_exception_that_was_sent_once_can_be_sent_again() -> None:
     again = sent(sent(TwoArguments(5, "bad")))
     assert type(again) is TwoArguments
     assert str(again) == "5: bad"
-
-
-# -- blocks -------------------------------------------------------------------------------
-
-
-def result() -> BlockResult:
-    statuses = bytes([Status.DONE, Status.FAILED, Status.DEFERRED])
-    values = [pickling.dumps(1), pack_error(ValueError("a"), "'t'"), None]
-    return BlockResult(statuses, values, {0: ("out", "err")})
-
-
-@pytest.mark.parametrize("protocol", [2, 5])
-def test_the_result_of_a_block_survives_pickling(protocol: int) -> None:
-    before = result()
-    after = pickle.loads(pickle.dumps(before, protocol))
-    assert after.statuses == before.statuses
-    assert list(after.values) == list(before.values)
-    assert dict(after.outputs) == {0: ("out", "err")}
-
-
-def test_a_block_that_wrote_nothing_has_no_outputs() -> None:
-    assert dict(pickle.loads(pickle.dumps(BlockResult(b"\0", [b"v"]))).outputs) == {}
-
-
-@pytest.mark.parametrize("count", [1, 100])
-def test_dask_is_told_the_size_of_all_that_a_block_holds(count: int) -> None:
-    large = BlockResult(bytes(count), [b"v" * 10_000] * count, {0: ("o" * 50_000, "e" * 50_000)})
-    assert sizeof(large) == pytest.approx(100_000 + count * 10_000, rel=0.1)
-    assert sizeof(BlockResult(bytes(count), [None] * count)) < 200 + 20 * count
-
-
-def test_a_token_has_the_statuses_and_nothing_else() -> None:
-    large = BlockResult(bytes([0, 1]), [b"v" * 100_000, b"e"], {0: ("o" * 1000, "")})
-    small = token(large)
-    assert small.statuses == large.statuses
-    assert len(pickle.dumps(small)) < 200
-
-
-def test_a_whole_result_can_be_told_as_a_report() -> None:
-    report = result().as_report(7)
-    assert (report.block, report.start, report.statuses) == (7, 0, result().statuses)
-    assert list(report.values) == list(result().values)
-    assert dict(report.outputs) == {0: ("out", "err")}
-    assert (report.running, report.rest) == (-1, b"")

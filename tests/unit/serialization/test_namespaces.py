@@ -1,4 +1,4 @@
-"""Spaces: what functions that were sent by value share where they are loaded."""
+"""Functions that travel by value share globals and classes in a namespace where they are loaded."""
 
 from __future__ import annotations
 
@@ -67,41 +67,42 @@ PROGRAM = """
 """
 
 
-#: Loads what it is sent, each thing by itself, and says what an expression of it is worth.
+#: Loads what it receives, each object by itself, and returns the value of an expression.
 ELSEWHERE = """
 import pickle, sys
-from daskbatch.serialization import pickling
-from daskbatch.serialization import namespaces as spaces
+from daskbatch.serialization import namespaces, pickling
 
 while True:
     try:
-        space, expression, things = pickle.load(sys.stdin.buffer)
+        namespace, expression, things = pickle.load(sys.stdin.buffer)
     except EOFError:
         break
-    with pickling.within(space):
+    with pickling.within(namespace):
         found = {name: pickling.unpack(*data) for name, data in things.items()}
-    found["forget"] = spaces.forget
+    found["forget"] = namespaces.forget
     pickle.dump(pickling.dumps(eval(expression, found)), sys.stdout.buffer)
     sys.stdout.flush()
 """
 
 
 class Elsewhere:
-    """Another process, that what is loaded is not the same as what was sent."""
+    """Another process, so that a loaded object is never the object that was sent."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def __call__(self, expression: str, space: str = "one", fill: Any = None, **things: Any) -> Any:
-        with pickling.within(space):
+    def __call__(
+        self, expression: str, namespace: str = "one", fill: Any = None, **things: Any
+    ) -> Any:
+        with pickling.within(namespace):
             packed = {name: pickling.pack(thing)[0] for name, thing in things.items()}
         filled = () if fill is None else (pickling.dumps(fill),)
         sent = {name: (data, filled) for name, data in packed.items()}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        pickle.dump((space, expression, sent), self._process.stdin)
+        pickle.dump((namespace, expression, sent), self._process.stdin)
         self._process.stdin.flush()
         return pickle.loads(pickle.load(self._process.stdout))
 
@@ -118,7 +119,7 @@ def there() -> Iterator[Elsewhere]:
 
 @pytest.fixture
 def main() -> Any:
-    """A program, as one that does not exist elsewhere."""
+    """The module of a script, which other processes cannot import."""
     module = ModuleType("__main__")
     exec(textwrap.dedent(PROGRAM), vars(module))
     return module
@@ -142,13 +143,13 @@ def test_so_does_whatever_has_a_function_in_it(there: Elsewhere, main: Any) -> N
     assert there("a[0](), a[1].look()", a=things) == ("set", ("set", "set"))
 
 
-def test_spaces_are_apart(there: Elsewhere, main: Any) -> None:
-    for space in ("one", "two"):
-        there(f"f({space!r})", space, f=main.set_table)
-    for space in ("one", "two"):
-        assert there("f()", space, f=main.get_table) == space
-        assert there("f()", space, f=main.get_settings) == (space, space)
-        assert there("a.look()", space, a=main.Settings()) == (space, space)
+def test_namespaces_are_independent(there: Elsewhere, main: Any) -> None:
+    for namespace in ("one", "two"):
+        there(f"f({namespace!r})", namespace, f=main.set_table)
+    for namespace in ("one", "two"):
+        assert there("f()", namespace, f=main.get_table) == namespace
+        assert there("f()", namespace, f=main.get_settings) == (namespace, namespace)
+        assert there("a.look()", namespace, a=main.Settings()) == (namespace, namespace)
     there("forget('one')")
     assert there("f()", f=main.get_table) is None
     assert there("f()", "two", f=main.get_table) == "two"
@@ -182,16 +183,16 @@ def test_but_not_over_what_was_set_there(there: Elsewhere, main: Any) -> None:
     assert there("f()", f=main.get_table) == "there"
 
 
-@pytest.mark.parametrize("space", ["one", "two"])
-def test_a_class_is_the_same_wherever_it_goes(there: Elsewhere, main: Any, space: str) -> None:
+@pytest.mark.parametrize("namespace", ["one", "two"])
+def test_a_class_is_the_same_wherever_it_goes(there: Elsewhere, main: Any, namespace: str) -> None:
     there("c", c=main.Settings)
-    assert there("type(a) is c", space, a=main.Settings(), c=main.Settings)
-    assert type(there("a", space, a=main.Settings())) is main.Settings
-    assert there("a is c(1)", space, a=main.Color.RED, c=main.Color)
-    assert there("a", space, a=main.Color.RED) is main.Color.RED
+    assert there("type(a) is c", namespace, a=main.Settings(), c=main.Settings)
+    assert type(there("a", namespace, a=main.Settings())) is main.Settings
+    assert there("a is c(1)", namespace, a=main.Color.RED, c=main.Color)
+    assert there("a", namespace, a=main.Color.RED) is main.Color.RED
 
 
-def test_what_is_filled_in_belongs_to_the_space(there: Elsewhere, main: Any) -> None:
+def test_what_is_filled_in_belongs_to_the_namespace(there: Elsewhere, main: Any) -> None:
     there("f('set')", f=main.set_table)
     back = there("a", a=main.Settings())
     found = there("type(a) is c, a.look()", a=Slot(), fill=back, c=main.Settings)

@@ -1,4 +1,4 @@
-"""Arguments become bytes: what stands for tasks is found, large buffers are shared."""
+"""Arguments become bytes: tasks among them are found, and large buffers are shared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
 
-LARGE = pickling.SHARED_BUFFER
+LARGE = pickling.MIN_SHARED_BUFFER_BYTES
 
 
 class Stand:
@@ -70,7 +70,7 @@ def call(function: Any) -> Any:
 
 
 def fill(obj: object, *values: object) -> Any:
-    """Pack an object, and unpack it with values for what was found in it."""
+    """Pack an object, and unpack it with values for the tasks in it."""
     data, found, buffers = pickling.pack(obj)
     assert len(found) == len(values)
     contents = [buffer.content for buffer in buffers]
@@ -152,7 +152,7 @@ def test_after_a_failed_pack_there_is_no_reference() -> None:
 
 
 class PacksItself:
-    """Packs something else while it is being packed: a task made while pickling does that."""
+    """Packs something else while it is packed, as a task does that is made while pickling."""
 
     def __reduce__(self) -> Any:
         data, found, _ = pickling.pack([Stand("inner")])
@@ -177,7 +177,7 @@ def test_a_failed_pack_within_a_pack_does_not_disturb_it() -> None:
 
 @dataclass
 class Unpacks:
-    """Unpacks something when it is unpickled itself."""
+    """Unpacks something while it is unpickled."""
 
     value: Any
 
@@ -193,7 +193,7 @@ def test_an_unpack_within_an_unpack_does_not_disturb_it() -> None:
 
 
 class MeetsOthers:
-    """Waits in the middle of being packed until another thread is there, too."""
+    """Waits, while it is packed, until another thread is at the same point."""
 
     barrier = threading.Barrier(2, timeout=30)
 

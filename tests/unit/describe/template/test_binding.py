@@ -1,4 +1,4 @@
-"""Arguments are put into templates: what comes out describes a task; wrong ones are told of."""
+"""Templates are filled with arguments; the result describes a task; wrong arguments are refused."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from daskbatch import CommunicationDomain, CommunicationObject, SpecError
 from daskbatch.describe.template.arguments import UNUSED
 from daskbatch.describe.template.binding import (
     BoundTemplate,
+    ChannelUse,
     FilledExecutable,
     TaskDescription,
-    Use,
 )
 from daskbatch.describe.template.reader import parse_template
 
 STORE = CommunicationObject(CommunicationDomain(), "store")
 
 
-def form(text: str, *args: Any, **kwargs: Any) -> BoundTemplate:
+def bind(text: str, *args: Any, **kwargs: Any) -> BoundTemplate:
     return BoundTemplate(parse_template(text.encode(), "my.yml"), args, kwargs)
 
 
 def function(
     rest: str, args: str = "[i]", known: Mapping[str, Any] | None = None
 ) -> Callable[..., TaskDescription]:
-    """Make a form of type function with a target, `f`, and what else is known at import."""
+    """Bind a template of type function with a target, and other import arguments."""
     known = known or {}
-    made = form(
+    made = bind(
         f"import_args: [target, {', '.join(known)}]\nargs: {args}\ntype: function\n{rest}",
         print,
         *known.values(),
@@ -43,7 +43,7 @@ def function(
 
 
 def values(args: str, known: Mapping[str, Any] | None = None) -> Callable[..., tuple[Any, ...]]:
-    """Make what gives the arguments of the target."""
+    """Make a function that returns the arguments of the target."""
     fill = function(f"executables: [{{target: target, args: {args}}}]", known=known)
     return lambda *args: fill(*args).executables[0].args
 
@@ -58,7 +58,7 @@ def complaint(call: Callable[[], object]) -> str:
 
 
 def test_a_function_with_all_that_it_can_have() -> None:
-    made = form(
+    made = bind(
         """
 import_args: [f, base_dir, get_file]
 args: [matrix, i]
@@ -99,13 +99,13 @@ timeout: {min: 1, sec: limit}
                 {"A": "text", "B": "/base"},
             ),
         ),
-        (Use(14, Path("/base/file_3"), ()), Use(15, Path("/base"), ("name.txt",))),
-        (Use(17, STORE, (3, 7)), Use(19, STORE, ())),
+        (ChannelUse(14, Path("/base/file_3"), ()), ChannelUse(15, Path("/base"), ("name.txt",))),
+        (ChannelUse(17, STORE, (3, 7)), ChannelUse(19, STORE, ())),
     )
 
 
 def test_a_process() -> None:
-    made = form("args: [n]\ntype: process\nexecutables: [{target: ls, args: [-l, n]}]")
+    made = bind("args: [n]\ntype: process\nexecutables: [{target: ls, args: [-l, n]}]")
     filled = made.fill((Path("x"),), {})
     assert filled == TaskDescription(
         "process",
@@ -119,7 +119,7 @@ def test_a_process() -> None:
 
 
 def test_a_job_of_several() -> None:
-    made = form(
+    made = bind(
         """
 import_args: [ranks, on_ranks]
 args: [n]
@@ -148,7 +148,7 @@ def test_calls_are_made_anew_for_each_task() -> None:
         "[{outer: [{inner: [i]}]}, {count: []}]", {**calls_, "count": lambda: next(counted)}
     )
     assert get(1) == ("outer(inner(1))", 0)
-    # The original kept the inner value of the first call for ever.
+    # The predecessor of this library kept the inner value of the first call.
     assert get(2) == ("outer(inner(2))", 1)
     assert get(1) == ("outer(inner(1))", 2)
 
@@ -205,7 +205,7 @@ def test_what_a_function_raises_says_where_it_was_called() -> None:
 
 
 def test_all_of_several_entries_count() -> None:
-    # The original looked at the first of them alone.
+    # The predecessor of this library looked only at the first of them.
     fill = function(
         """
 executables: [{target: target}]
@@ -218,10 +218,10 @@ reads:
         args="[i, j]",
     )
     assert fill(STORE, 2).reads == (
-        Use(7, STORE, (1, 2)),
-        Use(8, 2, (STORE,)),
-        Use(9, "a", ()),
-        Use(10, "b", ()),
+        ChannelUse(7, STORE, (1, 2)),
+        ChannelUse(8, 2, (STORE,)),
+        ChannelUse(9, "a", ()),
+        ChannelUse(10, "b", ()),
     )
 
 
@@ -246,7 +246,7 @@ READS = "executables: [{target: target}]\nreads: [{files: [%s]}]"
 )
 def test_files(written: str, given: object, meant: tuple[Any, ...]) -> None:
     known = {"text": str, "pair": lambda i: (i, i)}
-    assert function(READS % written, known=known)(given).reads == (Use(5, *meant),)
+    assert function(READS % written, known=known)(given).reads == (ChannelUse(5, *meant),)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_what_is_no_file(given: object) -> None:
 def test_an_empty_text_within_a_pair_is_no_file() -> None:
     fill = function(READS % "[i, a.txt], [dir, i]")
     assert "my.yml:5: found a list: expected a path" in complaint(lambda: fill(""))
-    assert fill("b").reads == (Use(5, "b", ("a.txt",)), Use(5, "dir", ("b",)))
+    assert fill("b").reads == (ChannelUse(5, "b", ("a.txt",)), ChannelUse(5, "dir", ("b",)))
 
 
 def test_a_file_that_is_known_must_be_one_at_import() -> None:
@@ -342,7 +342,7 @@ def test_wrong_arguments_are_told_with_the_line(rest: str, given: Any, expected:
     said = complaint(lambda: function(rest)(given))
     assert said.startswith(f"my.yml:{line}: found ")
     assert said.endswith(expected)
-    # What comes at import is refused there.
+    # A wrong import argument is refused at the import.
     known = rest.replace("i}", "known}").replace(": i", ": known").replace("{i:", "{known:")
     if "[]" not in rest:
         assert expected in complaint(lambda: function(known, known={"known": given}))
@@ -355,17 +355,19 @@ def test_a_number_that_python_does_not_write_is_told_of() -> None:
 
 @pytest.mark.parametrize("given", [0, -1, 1.0, "2", True, None])
 def test_wrong_numbers_of_processes(given: object) -> None:
-    made = form("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
-    assert "my.yml:3: found" in complaint(lambda: made.fill((given,), {}))
+    made = bind("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
+    said = complaint(lambda: made.fill((given,), {}))
+    assert "my.yml:3: found" in said
+    assert "expected a whole number from 1" in said
 
 
 def test_wrong_executables() -> None:
-    made = form("args: [x]\ntype: process\nexecutables: [{target: x}]")
+    made = bind("args: [x]\ntype: process\nexecutables: [{target: x}]")
     for given in (5, None, "", print):
         assert "expected an executable, as str or Path" in complaint(
             lambda given=given: made.fill((given,), {})
         )
-    job = form("args: [x]\ntype: job\nexecutables: [{target: x, kwargs: {a: 1}}]")
+    job = bind("args: [x]\ntype: job\nexecutables: [{target: x, kwargs: {a: 1}}]")
     assert job.fill((print,), {}).executables[0].kwargs == {"a": 1}
     assert "an executable takes no kwargs" in complaint(lambda: job.fill(("ls",), {}))
 
@@ -408,7 +410,7 @@ def test_an_environment_that_is_known_at_import_is_as_it_was_then() -> None:
 )
 def test_whether_all_calls_share_their_options(rest: str, steady: bool) -> None:
     text = f"import_args: [target, known, str]\nargs: [i]\ntype: function\n{rest}"
-    assert form(text, print, "x", str).steady is steady
+    assert bind(text, print, "x", str).steady is steady
 
 
 # -- arguments ----------------------------------------------------------------------------
@@ -424,9 +426,9 @@ executables: [{target: f, args: [first, a, b, c, {g: [a]}]}]
 
 
 def test_what_nothing_uses_may_be_left_out() -> None:
-    made = form(DECLARED, print, None, str, one=1)
+    made = bind(DECLARED, print, None, str, one=1)
     assert made.fill((2, None, 3), {"key": 4}).executables[0].args == (1, 2, 3, 4, "2")
-    full = form(DECLARED, print, None, str, None, one=1, other=None)
+    full = bind(DECLARED, print, None, str, None, one=1, other=None)
     filled = full.fill((2, None, 3, None), {"key": 4, "free": None})
     assert filled.executables[0].args == (1, 2, 3, 4, "2")
 
@@ -445,7 +447,7 @@ def test_what_nothing_uses_may_be_left_out() -> None:
 def test_import_arguments_that_do_not_fit(
     args: tuple[Any, ...], kwargs: dict[str, Any], said: str
 ) -> None:
-    assert said in complaint(lambda: form(DECLARED, *args, **kwargs))
+    assert said in complaint(lambda: bind(DECLARED, *args, **kwargs))
 
 
 @pytest.mark.parametrize(
@@ -463,13 +465,13 @@ def test_import_arguments_that_do_not_fit(
 def test_arguments_that_do_not_fit(
     args: tuple[Any, ...], kwargs: dict[str, Any], said: str
 ) -> None:
-    made = form(DECLARED, print, None, str, one=1)
+    made = bind(DECLARED, print, None, str, one=1)
     assert said in complaint(lambda: made.fill(args, kwargs))
 
 
 def test_a_keyword_may_be_written_with_an_accent_behind_its_letter() -> None:
-    # Python takes the two for one, and always passes the one with the accent in the letter.
-    made = form(
+    # Python treats both as one name, and always passes the one with the accent in the letter.
+    made = bind(
         "import_args: [f]\nkwargs: {cafe\N{COMBINING ACUTE ACCENT}: x}\ntype: function\n"
         "executables: [{target: f, args: [x]}]",
         print,
@@ -480,24 +482,25 @@ def test_a_keyword_may_be_written_with_an_accent_behind_its_letter() -> None:
 
 
 def test_a_form_that_takes_nothing() -> None:
-    made = form("type: process\nexecutables: [{target: date}]")
+    made = bind("type: process\nexecutables: [{target: date}]")
     assert made.fill((), {}).executables[0].target == "date"
     assert "my() takes none by position, but 1 were given" in complaint(lambda: made.fill((1,), {}))
     assert "my() takes no keyword 'a': it takes none" in complaint(lambda: made.fill((), {"a": 1}))
 
 
 def test_the_signature_says_what_can_be_left_out() -> None:
-    signature = form(DECLARED, print, None, str, one=1).signature
+    signature = bind(DECLARED, print, None, str, one=1).signature
     assert str(signature) == "(a, unused_4, b, unused_5=<unused>, /, *, key, free=<unused>)"
     assert signature.parameters["free"].default is UNUSED
-    # Python's own words may be names here, and so may be passed on by position.
-    odd = form("args: [in, class]\ntype: process\nexecutables: [{target: ls, args: [in]}]")
+    # Keywords of Python may be names in a file, for arguments by position.
+    odd = bind("args: [in, class]\ntype: process\nexecutables: [{target: ls, args: [in]}]")
     assert str(odd.signature) == "(in, class=<unused>, /)"
 
 
 def test_a_keyword_of_the_import_may_be_a_name_in_the_file() -> None:
-    # What makes the tasks has a signature, in which this could not stand; the import has none.
-    made = form(
+    # The function that makes the tasks has a signature, which cannot hold it; the import has
+    # none.
+    made = bind(
         "import_args: [f, i]\nimport_kwargs: {i: j}\ntype: function\n"
         "executables: [{target: f, args: [i, j]}]",
         print,
@@ -521,7 +524,7 @@ def test_a_keyword_of_the_import_may_be_a_name_in_the_file() -> None:
     ],
 )
 def test_what_the_function_is_called(text: str, args: tuple[Any, ...], label: str) -> None:
-    assert form(text, *args).label == label
+    assert bind(text, *args).label == label
 
 
 # -- calls among the import arguments -----------------------------------------------------
@@ -545,7 +548,7 @@ def test_a_call_gives_an_import_argument_that_is_left_out() -> None:
         joined.append((one, other))
         return f"{one}+{other}"
 
-    made = form(COMPUTED, print, join, "b", fixed="a")
+    made = bind(COMPUTED, print, join, "b", fixed="a")
     assert joined == [("a", "b"), ("a+b", "a+b")]
     assert made.fill((), {}).executables[0].args == ("a+b", "a+b+a+b")
     assert made.fill((), {}).executables[0].args == ("a+b", "a+b+a+b")
@@ -553,9 +556,9 @@ def test_a_call_gives_an_import_argument_that_is_left_out() -> None:
 
 
 def test_a_given_argument_takes_the_place_of_its_call() -> None:
-    made = form(COMPUTED, print, lambda *_: "joined", made="given")
+    made = bind(COMPUTED, print, lambda *_: "joined", made="given")
     assert made.fill((), {}).executables[0].args == ("given", "joined")
-    both = form(COMPUTED, print, made=1, again=2)  # and nobody needs `join`
+    both = bind(COMPUTED, print, made=1, again=2)  # and nothing needs `join`
     assert both.fill((), {}).executables[0].args == (1, 2)
 
 
@@ -566,15 +569,15 @@ def test_a_call_that_nobody_needs_is_not_made() -> None:
         assert (one, other) == ("a", "b")
         return "joined"
 
-    assert form(text, print, join, "b", fixed="a").fill((), {}).executables[0].args == ("joined",)
+    assert bind(text, print, join, "b", fixed="a").fill((), {}).executables[0].args == ("joined",)
 
 
 def test_what_the_calls_need_must_be_there() -> None:
     assert "lacks the argument 'base', which my.yml uses in line 6" in complaint(
-        lambda: form(COMPUTED, print, max, fixed=1)
+        lambda: bind(COMPUTED, print, max, fixed=1)
     )
     assert "lacks the keyword 'fixed', which my.yml uses in line 6" in complaint(
-        lambda: form(COMPUTED, print, max, 1)
+        lambda: bind(COMPUTED, print, max, 1)
     )
 
 

@@ -26,12 +26,12 @@ from daskbatch.describe.template.yaml_nodes import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_NODES,
-    Entries,
+    YamlMap,
     read_nodes,
 )
 from daskbatch.describe.template.yaml_scalars import resolve
 
-#: What most of the files here begin with.
+#: The start of most files in this module.
 HEAD = """\
 import_args: [f, base_dir]
 import_kwargs: {env: new_env}
@@ -312,7 +312,7 @@ def test_names_may_need_quotes() -> None:
     assert template.executables[0].args == (Identifier(4, "on"), Identifier(4, "y"))
 
 
-#: One word to whoever reads it: the accent is part of its letter, or follows it.
+#: Two spellings that look the same: the accent is part of its letter, or follows it.
 CAFE, DECOMPOSED = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
 
 
@@ -359,9 +359,9 @@ WRONG = [
     ("null", 1, "a template is nothing"),
     (HEAD + BODY + "nam: x", 7, "unknown key 'nam' in a template: expected 'import_args', "),
     (HEAD + BODY + "nam: x", 7, "; did you mean 'name'?"),
-    (HEAD + BODY + "5: x", 7, "5 is no key: expected a text"),
+    (HEAD + BODY + "5: x", 7, "5 is not a key: expected a text"),
     (HEAD + BODY + "on: x", 7, "'on' is true or false"),
-    (HEAD + BODY + "? [a]\n: x", 7, "a list is no key"),
+    (HEAD + BODY + "? [a]\n: x", 7, "a list is not a key"),
     (HEAD + BODY + "name: a\nname: b", 8, "key 'name' is there already, in line 7"),
     (HEAD + BODY + "--- \nname: x", 7, "a second document begins"),
     (HEAD + BODY + "name: &x a", 7, "found the anchor '&x'"),
@@ -374,8 +374,8 @@ WRONG = [
     (HEAD + BODY + "name: [", 7, "is not valid YAML: "),
     (HEAD + BODY + "\tname: x", 7, "is not valid YAML: "),
     (HEAD + BODY + 'name: "\\UFFFFFFFF"', 7, "is not valid YAML: "),
-    (HEAD + BODY + 'name: "\\0"', 7, "a character that no text may hold"),
-    (HEAD + BODY + 'name: "\\uD800"', 7, "a character that no text may hold"),
+    (HEAD + BODY + 'name: "\\0"', 7, "a character that is not allowed in a text"),
+    (HEAD + BODY + 'name: "\\uD800"', 7, "a character that is not allowed in a text"),
     (HEAD + BODY + "name: a\0b", 7, "character U+0000"),
     (HEAD + BODY + "name: a\x07b", 7, "character U+0007"),
     # declarations
@@ -392,16 +392,16 @@ WRONG = [
     ("kwargs: [a]\n" + BODY, 1, "kwargs is a list: expected a map of keywords to names"),
     ("kwargs: {k: }\n" + BODY, 1, "kwargs holds nothing: expected a name"),
     ("kwargs: {k: {f: [a]}}\n" + BODY, 1, "kwargs holds a map: expected a name"),
-    ("kwargs: {a b: c}\n" + BODY, 1, "'a b' in kwargs is no keyword"),
-    ("kwargs: {class: c}\n" + BODY, 1, "'class' in kwargs is no keyword"),
+    ("kwargs: {a b: c}\n" + BODY, 1, "'a b' in kwargs is not a keyword"),
+    ("kwargs: {class: c}\n" + BODY, 1, "'class' in kwargs is not a keyword"),
     ("import_kwargs: {ptd_file: c}\n" + BODY, 1, "'ptd_file' in import_kwargs is one of"),
     ("args: [a]\nkwargs:\n  k: b\n  a: c\n" + BODY, 4, "'a' in kwargs is a name in args, in l"),
     ("import_kwargs: {k: [c]}\n" + BODY, 1, "or a call {function: [arguments]}"),
     ("import_kwargs: {k: {f: [a]}}\n" + BODY, 1, "'f' is declared nowhere"),
-    ("import_kwargs: {k: {f: [a]}}\nargs: [f]\n" + BODY, 1, "'f' is not known yet"),
-    ("import_args: [f]\nimport_kwargs: {k: {f: [[a]]}}\nargs: [a]\n", 2, "'a' is not known yet"),
-    ("import_args: [f]\nimport_kwargs:\n  k: {f: [b]}\n  l: b\n", 3, "'b' is not known yet"),
-    ("import_args: [f]\nimport_kwargs:\n  k: {f: [k]}\n", 3, "'k' is not known yet"),
+    ("import_kwargs: {k: {f: [a]}}\nargs: [f]\n" + BODY, 1, "'f' cannot be used yet"),
+    ("import_args: [f]\nimport_kwargs: {k: {f: [[a]]}}\nargs: [a]\n", 2, "'a' cannot be used yet"),
+    ("import_args: [f]\nimport_kwargs:\n  k: {f: [b]}\n  l: b\n", 3, "'b' cannot be used yet"),
+    ("import_args: [f]\nimport_kwargs:\n  k: {f: [k]}\n", 3, "'k' cannot be used yet"),
     (f"args: [{CAFE},\n {DECOMPOSED}]\n" + BODY, 2, f"{CAFE!r} is declared already, in args"),
     (
         f"kwargs:\n  {CAFE}: a\n  {DECOMPOSED}: b\n" + BODY,
@@ -416,7 +416,7 @@ WRONG = [
     (
         "kwargs: {\N{FULLWIDTH LATIN SMALL LETTER I}f: c}\n" + BODY,
         1,
-        "'if' in kwargs is no keyword",
+        "'if' in kwargs is not a keyword",
     ),
     # type
     ("args: [a]\n" + BODY, 1, "there is no 'type': expected 'function', 'process' or 'job'"),
@@ -583,11 +583,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "my.yml: there is no such file" in refused_file(tmp_path / "none.yml")
     assert "my.yml: is a directory: expected a template" in refused_file(tmp_path)
     assert "my.yml: cannot be read: " in refused_file("a\0b")
-    os.mkfifo(tmp_path / "pipe")  # nobody writes: to open it would wait for ever
-    assert "my.yml: is no regular file" in refused_file(tmp_path / "pipe")
-    assert "my.yml: is no regular file" in refused_file("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait, since no process writes to it
+    assert "my.yml: is not a regular file" in refused_file(tmp_path / "pipe")
+    assert "my.yml: is not a regular file" in refused_file("/dev/zero")
     (tmp_path / "file").touch()
     assert "my.yml: cannot be read: Not a directory" in refused_file(tmp_path / "file" / "x")
+
+
+def test_a_job_is_read_but_not_supported_yet(tmp_path: Path) -> None:
+    path = tmp_path / "my.yml"
+    text = JOB % "num_procs: 2"
+    path.write_text(text)
+    assert refused_file(path) == (
+        "my.yml:2: type: job is not supported yet: expected 'function' or 'process'"
+    )
+    assert parse(text).type == "job"
+
+
+def test_the_types_that_are_supported_are_told_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.yml"
+    path.write_text("type: procss\n" + BODY)
+    assert refused_file(path) == (
+        "my.yml:1: type is 'procss': expected 'function' or 'process'; did you mean 'process'?"
+    )
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
@@ -603,5 +621,5 @@ def test_no_character_of_another_kind_gets_in() -> None:
 
 def test_keys_keep_their_order_and_lines() -> None:
     node = read_nodes(b"b: 1\na: 2\n", "x")
-    assert isinstance(node, Entries)
+    assert isinstance(node, YamlMap)
     assert [(key, line) for key, line, _ in node.entries] == [("b", 1), ("a", 2)]

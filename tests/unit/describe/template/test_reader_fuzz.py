@@ -1,4 +1,4 @@
-"""Ten thousand files with mistakes: each is a template or a `TemplateError`, and soon so.
+"""Ten thousand files with mistakes: each soon gives a template or a `TemplateError`.
 
 Time is the CPU time of this thread, and the limit is one that only a hang reaches.
 """
@@ -59,7 +59,7 @@ name: a job
 timeout: {min: 1.5, sec: seconds}
 """
 
-#: Pieces that parsers trip over.
+#: Pieces that are difficult for parsers.
 TOKENS = [
     *(b"[", b"]", b"{", b"}", b"- ", b"? ", b": ", b",", b"&a ", b"*a", b"!!str ", b"!x ", b"| "),
     *(b"> ", b"'", b'"', b"\\", b"#", b"%YAML 1.1\n", b"---\n", b"...\n", b"<<: ", b"=", b"~"),
@@ -84,7 +84,7 @@ TOKENS = [
 
 
 def compact(data: bytes) -> bytes:
-    """Leave comments out: what they hold is of no interest, and slow to read."""
+    """Remove comments: they do not matter, and take time to read."""
     whole = yaml.safe_load(data)
     return yaml.safe_dump(whole, sort_keys=False, default_flow_style=None).encode()
 
@@ -133,12 +133,12 @@ def change_tokens(data: bytes, dice: random.Random) -> bytes:
     return changed
 
 
-#: Keys that are names elsewhere in the file, or no names at all.
+#: Keys that are names elsewhere in the file, or not names at all.
 WORDS = ["i", "store", "mpi_job", "class", "A=B", "", "i\N{COMBINING ACUTE ACCENT}", "\xed"]
 
 
 def change_structure(data: bytes, dice: random.Random) -> bytes:
-    """Replace, delete, duplicate and rename parts of what the file says."""
+    """Replace, delete, duplicate and rename parts of the content."""
     whole = yaml.safe_load(data)
     for _ in range(dice.randint(1, 2)):
         parts: list[tuple[Any, Any]] = []
@@ -161,7 +161,7 @@ def change_structure(data: bytes, dice: random.Random) -> bytes:
             owner[f"{key}s"] = copy.deepcopy(owner[key])
         else:
             other = dice.choice(parts)[0]
-            # As it is, it is there twice, or holds itself: then it has an anchor.
+            # Not a copy: the object occurs twice, or contains itself, so YAML gives it an anchor.
             owner[key] = other if dice.random() < 0.1 else copy.deepcopy(other)
         if not isinstance(whole, (dict, list)) or not whole:
             break
@@ -210,7 +210,7 @@ def anything(*_: object) -> str:
     return "x"
 
 
-#: Arguments that fit where the names stand for them in the files that are good.
+#: Arguments that fit where valid files use their names.
 FITTING: dict[str, Any] = {
     **dict.fromkeys(("mpi_job", "next_key", "get_file", "gpu_matmul"), anything),
     **dict.fromkeys(("count_words", "file_name"), anything),
@@ -228,7 +228,7 @@ ODD_ARGUMENTS: list[Any] = [
 
 
 def fill(template: Template, dice: random.Random) -> bool:
-    """Go on with what is left of a template, with arguments that may not fit; say if they did."""
+    """Fill a changed template with arguments that may not fit; return whether they did."""
 
     odd = dice.choice((0.0, 0.1, 0.5))
 
@@ -275,7 +275,7 @@ def test_a_template_or_a_template_error_and_nothing_else() -> None:
     assert outcomes.keys() == {"Template", "TemplateError"}
     assert outcomes.total() == FILES
     assert slowest < HANG_SECONDS
-    # The mutations are of use: some files are still good, most are not.
+    # The mutations are useful: some files are still valid, most are not.
     assert min(outcomes["Template"], outcomes["TemplateError"], filled) > FILES / 20, outcomes
 
 

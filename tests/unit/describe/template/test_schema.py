@@ -1,4 +1,4 @@
-"""The JSON schema and the reader agree: what the schema refuses, the reader does too."""
+"""The JSON schema and the reader agree: the reader refuses everything that the schema refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daskbatch.describe.template.reader import parse_template
 SCHEMA = json.loads(importlib.resources.files("daskbatch").joinpath("ptd.schema.json").read_text())
 VALIDATOR = Draft7Validator(SCHEMA)
 
-#: Good all of it; the tests change one thing at a time.
+#: A valid file; each test changes one thing.
 FILE = """
 import_args: [f, g]
 import_kwargs: {k: name, made: {g: [name, [1, null]]}}
@@ -134,7 +134,7 @@ BAD: list[dict[str, Any]] = [
     {"import_kwargs": {"name": "name", "class": "k"}},
 ]
 
-#: What only the reader knows.
+#: Errors that only the reader finds.
 BEYOND = [
     {"args": ["a", "b", "f"]},  # is declared twice
     {"executables": [{"target": "f", "args": [{"h": []}]}]},  # h is declared nowhere
@@ -152,7 +152,7 @@ def changed(change: dict[str, Any]) -> str:
 
 
 def refusal(text: str) -> str | None:
-    """Give what the reader says of a file that it does not take."""
+    """Return the message of the reader for a file that it refuses."""
     try:
         parse_template(text.encode(), "my.yml")
     except TemplateError as error:
@@ -211,20 +211,20 @@ def test_both_take_the_examples(name: str) -> None:
 
 # -- any file -----------------------------------------------------------------------------
 
-#: What is put in the place of each part of a file.
+#: The values that replace each part of a file.
 ODD: list[Any] = [
     *(None, True, -1, 0, 0.0, 1, 1.5, "", "f", "a b", "5", [], {}, ["f"], ["f", "x"], [[]]),
     *({"g": []}, {"g": ["x"]}, {"g": None}, {"A": "x"}, {"A=B": "x"}, {"class": "x"}, {"k": None}),
     *({"sec": 0}, {"sec": 0, "min": None}, {"ddict": "f"}, {"ddict": "f", "keys": None}),
 ]
 
-#: Keys that are put in, with something odd.
+#: Keys that are added, with odd values.
 KEYS = [
     *("import_args", "args", "kwargs", "type", "executables", "reads", "timeout", "name", "class"),
     *("target", "num_procs", "nprocs", "cwd", "env", "files", "ddict", "keys", "sec", "A"),
 ]
 
-#: The only reasons for which the reader refuses what conforms.
+#: The only reasons for which the reader refuses a file that conforms to the schema.
 REASONS = re.compile(
     "is declared (nowhere|already)|is not known yet|is a name in args|"
     "is 1.0: expected a whole number|"
@@ -234,7 +234,7 @@ REASONS = re.compile(
 
 
 def parts(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Give the place of each part of a file: what it is in, and under which key."""
+    """Yield the place of each part of a file: its container and its key."""
     for key in list(node) if isinstance(node, dict) else range(len(node)):
         yield node, key
         if isinstance(node[key], (dict, list)):
@@ -242,7 +242,7 @@ def parts(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def files_like(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give files that differ from a good one in one place."""
+    """Yield files that differ from a valid one in one place."""
     for number in range(len(list(parts(whole)))):
         for odd in [*ODD, "a key less"]:
             changed = copy.deepcopy(whole)

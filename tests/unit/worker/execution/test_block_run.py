@@ -1,4 +1,4 @@
-"""A block runs its members one after another, gives each an outcome, and never raises."""
+"""A block runs its members one after another, records an outcome for each, and never raises."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, Tas
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution import executable as process
+from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
-#: What members tell while they run: they are in this process.
+#: What members append while they run, in this process.
 SEEN: list[Any] = []
 
 
@@ -86,7 +86,7 @@ def test_a_failure_is_the_members_own() -> None:
 
 
 def test_the_traceback_does_not_show_what_runs_the_block() -> None:
-    assert "worker/run.py" not in str(error(run(call(fail))).__cause__)
+    assert "worker/execution/block_run.py" not in str(error(run(call(fail))).__cause__)
 
 
 class CannotBeShown(Exception):
@@ -206,7 +206,7 @@ def test_messages_name_the_member() -> None:
 
 def test_an_executable_that_fails_is_named() -> None:
     command = {"command": ["sh", "-c", "echo no >&2; exit 3"], "cwd": os.getcwd(), "env": {}}
-    execute = call(process.execute, **command, stdin=None, check=True, timeout=None)
+    execute = call(executable.execute, **command, stdin=None, check=True, timeout=None)
     failed = error(run(execute, labels=["copy"]))
     assert isinstance(failed, ProcessFailed)
     assert (failed.returncode, failed.stderr) == (3, "no")
@@ -328,7 +328,7 @@ def test_slots_take_values_texts_and_outputs() -> None:
 
 
 def test_buffers_come_from_inputs_and_can_be_written_to() -> None:
-    array = np.zeros(pickling.SHARED_BUFFER)
+    array = np.zeros(pickling.MIN_SHARED_BUFFER_BYTES)
     data, _, (buffer,) = pickling.pack(((array,), {}))
     fill = pickling.dumps(fill_and_sum)
     link = Link(buffers=(1,))

@@ -1,4 +1,4 @@
-"""A running block tells what has happened, and gives away what it has not begun."""
+"""A running block reports what has happened, and gives away members that have not begun."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from support.payloads import BARRIER, call, spec
 
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
-from daskbatch.worker.execution.block import LOCAL, BlockSpec, Link, Report
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    BlockSpec,
+    ExpiredReport,
+    Link,
+    OutcomeReport,
+    Report,
+    RunningReport,
+)
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
-#: A member that holds says that it has begun, and waits until it may go on.
+#: A member that calls `hold` sets the first, and waits for the second.
 BEGAN, GO = threading.Event(), threading.Event()
 SEEN: list[Any] = []
 
@@ -72,15 +80,21 @@ def statuses(result: BlockResult) -> list[Status]:
     return [Status(each) for each in result.statuses]
 
 
+def of_outcomes(reports: Sequence[Report]) -> list[OutcomeReport]:
+    """Return the reports of outcomes; each has some."""
+    found = [report for report in reports if isinstance(report, OutcomeReport)]
+    assert all(report.statuses for report in found)
+    return found
+
+
 def told(reports: Sequence[Report]) -> list[Status]:
-    """Put together the statuses of reports, which must follow on one another."""
+    """Join the statuses of reports, which must follow one another without gaps."""
     found: list[Status] = []
-    for report in reports:
-        if report.statuses:
-            assert report.start == len(found)
-            assert len(report.values) == len(report.statuses)
-            assert len(array("f", report.durations)) == len(report.statuses)
-            found += map(Status, report.statuses)
+    for report in of_outcomes(reports):
+        assert report.start == len(found)
+        assert len(report.values) == len(report.statuses)
+        assert len(array("f", report.durations)) == len(report.statuses)
+        found += map(Status, report.statuses)
     return found
 
 
@@ -115,9 +129,10 @@ def test_a_value_over_the_limit_ends_the_sharing(size: int, rest: Status) -> Non
 def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
-    running.run.look()
+    running.run.tick()
     (report,) = running.run.reports()
-    assert (report.running, report.statuses) == (0, b"")
+    assert isinstance(report, ExpiredReport)
+    assert report.running == 0
     assert [Status(each) for each in report.rest] == [DEFERRED, DEFERRED]
     assert running.finish() == [DONE, DEFERRED, DEFERRED]
     assert SEEN == []
@@ -126,8 +141,8 @@ def test_a_block_that_expires_while_a_member_runs_gives_away_the_rest() -> None:
 def test_a_block_does_not_expire_before_its_time() -> None:
     running = Running(spec(call(hold), call(note, 1), budget=60.0))
     assert BEGAN.wait(30)
-    running.run.look()
-    assert [report.rest for report in running.run.reports()] == [b""]
+    running.run.tick()
+    assert running.run.reports() == [RunningReport(block=7, running=0)]
     assert running.finish() == [DONE, DONE]
 
 
@@ -135,12 +150,13 @@ def test_the_rest_is_told_once_and_keeps_what_was_revoked() -> None:
     running = Running(spec(call(hold), call(note, 1), call(note, 2), budget=0.0))
     assert BEGAN.wait(30)
     assert running.run.revoke([2], CANCELLED) == []
-    running.run.look()
-    running.run.look()
-    assert [list(report.rest) for report in running.run.reports()] == [[DEFERRED, CANCELLED]]
+    running.run.tick()
+    running.run.tick()
+    rest = bytes([DEFERRED, CANCELLED])
+    assert running.run.reports() == [ExpiredReport(block=7, running=0, rest=rest)]
     assert running.run.reports() == []
     assert running.finish() == [DONE, DEFERRED, CANCELLED]
-    assert all(not report.rest for report in running.run.reports())
+    assert not any(isinstance(report, ExpiredReport) for report in running.run.reports())
 
 
 # -- revocations --------------------------------------------------------------------------
@@ -169,7 +185,7 @@ def test_the_first_revocation_counts() -> None:
 
 
 def test_one_that_is_revoked_behind_a_deferred_one_is_deferred_with_it() -> None:
-    # What comes after it takes its being over for the being over of all that it waits for.
+    # The members behind it take it, once it is over, as proof that all it waits for is over.
     given = BlockResult(bytes([DEFERRED]), [None])
     for link in (Link(after=((0, 0),)), Link(needs=((0, 0),))):
         run = BlockRun(spec(call(note, 0), links={0: link}), [given])
@@ -185,7 +201,7 @@ def test_what_is_over_cannot_be_revoked() -> None:
 
 @contextlib.contextmanager
 def busy_switching() -> Iterator[None]:
-    """Have threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -204,7 +220,7 @@ def test_each_member_runs_or_is_revoked_and_never_both() -> None:
         GO.set()
         member = 0
         while member < count - 1:
-            # The next that the other thread is about to begin, as far as can be seen.
+            # The next member that the other thread is about to begin, as far as this one sees.
             member = min(max(member, len(SEEN) + len(revoked)) + 1, count - 1)
             (began if running.run.revoke([member], CANCELLED) else revoked).add(member)
     found = running.finish()
@@ -223,15 +239,16 @@ def test_reports_tell_what_has_happened_since_the_last() -> None:
     running = Running(spec(call(note, "a"), call(hold, "b"), call(note, "c")))
     assert BEGAN.wait(30)
     first, now = running.run.reports()
+    assert isinstance(first, OutcomeReport)
     assert (first.start, list(first.statuses), first.block) == (0, [DONE], 7)
     assert pickling.loads(first.values[0] or b"") == "a"
-    assert (now.running, now.statuses) == (1, b"")
+    assert now == RunningReport(block=7, running=1)
     assert running.run.reports() == []
     running.finish()
-    later = running.run.reports()
-    assert [report.start for report in later if report.statuses] == [1]
+    later = of_outcomes(reports := running.run.reports())
+    assert [report.start for report in later] == [1]
     assert [pickling.loads(each or b"") for report in later for each in report.values] == ["b", "c"]
-    assert all(report.running == -1 for report in later)
+    assert later == reports, "nothing runs"
     assert running.run.reports() == []
 
 
@@ -244,7 +261,7 @@ def test_reports_come_in_pieces_that_are_not_too_large_and_leave_nothing_out() -
     calls = [call(large, size) for size in sizes]
     run = BlockRun(spec(*calls, share_limit=1 << 30, output_limit=10), [])
     result = run()
-    reports = run.reports()
+    reports = of_outcomes(run.reports())
     assert told(reports) == statuses(result) == [DONE] * len(sizes)
     assert [value for report in reports for value in report.values] == list(result.values)
     for report in reports:
@@ -258,7 +275,7 @@ def test_outputs_are_told_with_the_members_that_wrote_them() -> None:
     run = BlockRun(spec(*calls, share_limit=1 << 30, output_limit=1 << 20), [])
     run()
     outputs: dict[int, Any] = {}
-    for report in run.reports():
+    for report in of_outcomes(run.reports()):
         assert set(report.outputs) <= set(range(report.start, report.start + len(report.statuses)))
         outputs |= report.outputs
     assert {member: out[-1] for member, (out, _) in outputs.items()} == {
@@ -277,7 +294,7 @@ def test_large_values_and_outputs_stay_where_they_are() -> None:
         [],
     )
     result = run()
-    (report,) = run.reports()
+    (report,) = of_outcomes(run.reports())
     assert [value is None for value in report.values] == [False, True, False, False, False]
     assert dict(report.outputs) == {2: ("small", ""), 3: None}
     assert pickling.loads(result.values[1] or b"") == b"v" * 5000
@@ -287,20 +304,20 @@ def test_large_values_and_outputs_stay_where_they_are() -> None:
 def test_the_limit_of_what_is_told_is_in_bytes() -> None:
     run = BlockRun(spec(call(print, "😀" * 300), inline_limit=1000, output_limit=10_000), [])
     run()
-    assert dict(run.reports()[0].outputs) == {0: None}
+    assert dict(of_outcomes(run.reports())[0].outputs) == {0: None}
 
 
 def test_members_that_did_not_run_are_told_without_a_value() -> None:
     run = BlockRun(spec(call(note, 0), call(note, 1), budget=0.0), [])
     run()
-    (report,) = run.reports()
+    (report,) = of_outcomes(run.reports())
     assert (told([report]), report.values[1]) == ([DONE, DEFERRED], None)
 
 
 def test_durations_are_told_in_seconds() -> None:
     run = BlockRun(spec(call(note, 0), call(wait_a_little)), [])
     run()
-    short, long = array("f", run.reports()[0].durations)
+    short, long = array("f", of_outcomes(run.reports())[0].durations)
     assert 0 <= short < 10
     assert 0.02 <= long < 10
 
@@ -326,7 +343,7 @@ def test_whoever_asks_at_the_same_time_is_told_each_member_once() -> None:
             thread.start()
         for thread in threads:
             thread.join(30)
-    assert told(sorted(reports, key=lambda report: report.start)) == [DONE] * count
+    assert told(sorted(of_outcomes(reports), key=lambda report: report.start)) == [DONE] * count
 
 
 def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:
@@ -342,7 +359,7 @@ def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:
 
 
 class Listener:
-    """Takes the reports at the end, as the plugin does."""
+    """Asks for the reports at the end, as the plugin does."""
 
     def __init__(self) -> None:
         self.began: list[BlockRun] = []

@@ -1,4 +1,4 @@
-"""What a task writes is its own, and no more of it is kept than was asked for."""
+"""The output of a task is captured for it alone, and at most the limit is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 10_000
 
 @contextlib.contextmanager
 def worker_streams() -> Iterator[io.StringIO]:
-    """What stands for the worker's own stdout and stderr; they must be back at the end."""
+    """Replace the worker's stdout and stderr, and check that they are restored at the end."""
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield stream
@@ -92,7 +92,7 @@ def test_a_task_cannot_close_the_streams() -> None:
 
 
 def test_the_stream_may_be_flushed_when_the_one_before_is_closed() -> None:
-    """As Python does with what it collects."""
+    """Python flushes a stream that is garbage."""
     outside = io.TextIOWrapper(io.BytesIO())
     with contextlib.redirect_stdout(outside):
         with capturing(LIMIT):
@@ -217,7 +217,7 @@ def test_coroutines_that_capture_at_once_have_an_output_each() -> None:
 
 
 def new_logger() -> logging.Logger:
-    """A logger on its own: pytest and the other tests have no handlers on it."""
+    """A logger without handlers of pytest or of other tests."""
     return logging.Logger("daskbatch.test_capture")
 
 
@@ -294,7 +294,7 @@ def test_head_and_tail_are_kept_however_it_was_written(
     head, dropped, tail = match.group(1), int(match.group(2)), match.group(3)
     assert text.startswith(head)
     assert text.removesuffix("\n").endswith(tail)
-    # A character that is cut is left out: it has four bytes at most, and a newline has one.
+    # A character that is cut is left out: it has at most four bytes, and a newline has one.
     size = len(head.encode()) + len(tail.encode())
     assert limit - 7 <= size <= limit
     assert len(whole) - limit <= dropped <= len(whole) - size

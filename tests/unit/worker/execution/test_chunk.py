@@ -1,4 +1,4 @@
-"""Chunks and the preparing of processes, without a cluster."""
+"""Chunks, and initializers of processes, without a cluster."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_chunk_that_is_stopped_stops() -> None:
 
 
 class Broken:
-    """Cannot be loaded."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (5,)
@@ -102,7 +102,7 @@ def test_a_class_that_cannot_be_sent_fails_its_own_values_only() -> None:
 
 
 def prepared(executor: str, initializer: Callable[..., Any], *initargs: Any) -> InitializedFunction:
-    # Other threads, or this one, are to see what it does.
+    # Other threads, or this one, must see what it does.
     calls[executor] = partial(initializer, *initargs)
     return InitializedFunction(executor, pickling.dumps((call_it, (executor,))), abs)
 

@@ -1,4 +1,4 @@
-"""Executables: their exit codes, what they read and write, and that they end when they must."""
+"""Executables: exit codes, input and output, and that they end when they must."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from support.waiting import wait_until
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker.execution import executable as module
 from daskbatch.worker.execution.capture import capturing
-from daskbatch.worker.execution.executable import ADDED_VARIABLE, ProcessStopped, Running, execute
+from daskbatch.worker.execution.executable import (
+    ADDED_VARIABLE,
+    ProcessStopped,
+    RunningExecutable,
+    execute,
+)
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.processes.reaper import get_reaper
 
 
 def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, str]:
-    """Run an executable; gives its exit code, its stdout and its stderr."""
+    """Run an executable; return its exit code, its stdout and its stderr."""
     given: dict[str, Any] = {"cwd": os.getcwd(), "env": {}, "stdin": None, "check": False}
     with capturing(limit) as capture:
         code = execute(command, **{**given, "timeout": 60.0, **changes})
@@ -97,7 +102,10 @@ def test_a_missing_executable_is_a_failure_if_checked() -> None:
 @pytest.mark.parametrize(
     ("target", "end"),
     [
-        ("sort -n x", "; there is no shell: give arguments apart: process('sort', '-n', 'x', '1')"),
+        (
+            "sort -n x",
+            "; there is no shell: pass the arguments separately: process('sort', '-n', 'x', '1')",
+        ),
         ("sort x >", "; there is no shell: call one: process('sh', '-c', 'sort x > 1')"),
         ("sort", "directory"),
     ],
@@ -166,7 +174,7 @@ def test_what_an_mpi_launcher_has_set_for_the_worker_is_not_passed_on(
 def test_each_launch_is_marked_by_its_worker_and_by_a_value_of_its_own() -> None:
     show = f"echo ${OWNER} ${MARKER}"
     marks = [run("sh", "-c", show, env={MARKER: "x", OWNER: "x"})[1].split() for _ in range(3)]
-    assert {owner for owner, _ in marks} == {warden().owner}
+    assert {owner for owner, _ in marks} == {get_reaper().owner}
     assert len({marker for _, marker in marks}) == 3
 
 
@@ -265,8 +273,7 @@ def test_without_a_capture_it_can_run_too() -> None:
 
 # -- the end ------------------------------------------------------------------------------
 
-#: Prints its own pid and that of a child in a session of its own, and goes on for long.
-#: Both are deaf to SIGTERM.
+#: Prints its pid and that of a child in a new session, and runs for long. Both ignore SIGTERM.
 DEAF = """
 import os, signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -292,13 +299,13 @@ def test_a_child_left_behind_that_writes_on_does_not_hold_up_the_end(tmp_path: P
     script = "mkfifo go; (read line; exec yes) < go & echo $!; echo > go"
     code, out, _ = run("sh", "-c", script, cwd=tmp_path, timeout=None, limit=1000)
     assert code == 0
-    # Nobody reads what it writes any more, so it may have ended by itself.
+    # Nobody reads its output any longer, so it may have ended by itself.
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(out.split()[0])).kill()
 
 
 def ended(*command: Any, timeout: float) -> list[int]:
-    """Run an executable until its time is up; gives the pids that it has printed."""
+    """Run an executable until its time limit; return the pids that it has printed."""
     with capturing(1000) as capture, pytest.raises(TaskTimeout, match=f"timeout of {timeout} s"):
         execute(command, os.getcwd(), {}, None, True, timeout)
     return [int(word) for word in capture.texts()[0].split()]
@@ -313,7 +320,7 @@ def test_a_timeout_ends_a_process_and_its_children_though_they_ignore_sigterm() 
 
 
 def test_a_timeout_ends_children_whose_parent_has_gone() -> None:
-    # The shell between them ends at once: the child is nobody's child, but of the same group.
+    # The shell between them ends at once: the child has no parent here, but the same group.
     (orphan,) = ended("sh", "-c", "(sleep 300 & echo $!); exec sleep 300", timeout=0.5)
     wait_until(lambda: not is_running(orphan), "the orphan still runs")
 
@@ -341,9 +348,9 @@ def test_a_timeout_says_how_long_it_ran_and_what_it_said_last() -> None:
     began, _, rest = said.partition(" s: it was ended after ")
     assert began == "sh ran for longer than its timeout of 0.5"
     seconds, _, rest = rest.partition(" s; ")
-    # It did not end when it was asked to.
+    # It did not end by SIGTERM.
     assert 2.5 <= float(seconds) < 30
-    # Of its children it says that they were terminated, or does not, as shells differ.
+    # Shells differ: some print that their children were terminated.
     assert rest.startswith(f"its last output: {lines}\nbye; its last errors: oh no")
 
 
@@ -376,24 +383,24 @@ def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
             run("sleep", "300", timeout=0.02)
         stopped("sh", "-c", "setsid sleep 300 & echo ready; wait")
     assert (this.num_fds(), len(this.children()), threading.active_count()) == before
-    assert module.running == {}
-    assert sweep(OWNER, warden().owner) == []
+    assert module.running_by_thread == {}
+    assert sweep(OWNER, get_reaper().owner) == []
 
 
 # -- being stopped ------------------------------------------------------------------------
 
 
-#: By thread, what is about to be run.
+#: What each thread is about to run.
 starting: dict[int, Executing] = {}
 
 
-class Told(Running):
-    """Tells at once that it can be stopped: it may be over before anybody looks."""
+class Told(RunningExecutable):
+    """Notifies the test as soon as it can be stopped: it may end before the test looks."""
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningExecutable:
         entered = super().__enter__()
         ident = threading.get_ident()
-        assert module.running[ident] is self
+        assert module.running_by_thread[ident] is self
         if executing := starting.pop(ident, None):
             executing.running = self
             executing.began.set()
@@ -402,13 +409,13 @@ class Told(Running):
 
 @pytest.fixture(autouse=True)
 def _told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Running", Told)
+    monkeypatch.setattr(module, "RunningExecutable", Told)
 
 
 class Executing:
-    """An executable that a thread of its own waits for."""
+    """An executable for which a new thread waits."""
 
-    running: Running
+    running: RunningExecutable
 
     def __init__(self, *command: Any) -> None:
         self.raised: BaseException | None = None
@@ -497,7 +504,7 @@ def test_it_is_stopped_but_once_whoever_asks() -> None:
 
 
 def test_what_is_stopped_before_it_begins_does_not_go_on() -> None:
-    # The thread is somewhere before, within or just after the launch.
+    # The thread is before, in or just after the start of the process.
     for _ in range(20):
         executing = Executing("sleep", "300")
         assert executing.running.stop()
@@ -514,11 +521,11 @@ def test_a_stop_and_an_end_at_the_same_time_agree() -> None:
         executing.join()
         if was_stopped:
             assert type(executing.raised) is ProcessStopped
-            # Neither has what it left behind stayed.
+            # What it had left behind has ended, too.
             assert sweep(MARKER, executing.running.marker) == []
         else:
             assert (executing.code, executing.raised) == (0, None)
-            # What an executable has left behind is its own business. Within its exec it
+            # A process that an executable leaves behind is not ended. In the middle of its exec it
             # cannot be found.
             marker = executing.running.marker
             wait_until(lambda marker=marker: sweep(MARKER, marker), "nothing was left behind")
@@ -527,13 +534,13 @@ def test_a_stop_and_an_end_at_the_same_time_agree() -> None:
 
 
 def test_a_stop_after_the_time_limit_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Within the grace it has not ended by itself yet.
+    # It has not ended by itself within the grace.
     asked = threading.Event()
     ending = module.kill_tree
 
     def kill_tree(*arguments: Any) -> None:
         asked.set()
-        assert module.running[threading.get_ident()].stop()
+        assert module.running_by_thread[threading.get_ident()].stop()
         ending(*arguments)
 
     monkeypatch.setattr(module, "kill_tree", kill_tree)
@@ -552,4 +559,4 @@ def test_several_at_once_are_stopped_one_by_one() -> None:
     for each in all_of_them[1::2]:
         assert each.running.stop()
         each.join()
-    assert module.running == {}
+    assert module.running_by_thread == {}

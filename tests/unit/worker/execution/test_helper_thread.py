@@ -1,4 +1,4 @@
-"""What is done for a thread is done whole, though that thread is stopped."""
+"""The helper thread runs a function completely, even if the thread that waits is stopped."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import threading
 
 import pytest
 
-from daskbatch.worker.execution.helper_thread import HelperThread, errands
-from daskbatch.worker.execution.interrupt import Interruption, Stopped
+from daskbatch.worker.execution.helper_thread import HelperThread, get_helper_thread
+from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
 
 def test_it_is_done_when_the_wait_is_over() -> None:
     done: list[threading.Thread] = []
-    errands().do(lambda: done.append(threading.current_thread()))
+    get_helper_thread().run(lambda: done.append(threading.current_thread()))
     assert done
     assert done[0] is not threading.current_thread()
-    assert errands() is errands()
+    assert get_helper_thread() is get_helper_thread()
 
 
 def test_what_goes_wrong_is_told_and_the_next_is_done(caplog: pytest.LogCaptureFixture) -> None:
     doing, done = HelperThread(), threading.Event()
     with caplog.at_level(logging.ERROR, "daskbatch"):
-        doing.do(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+        doing.run(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
     assert "ZeroDivisionError" in caplog.text
-    doing.do(done.set)
+    doing.run(done.set)
     assert done.is_set()
 
 
 def test_who_waits_may_be_stopped_at_any_moment() -> None:
-    doing, interruption, rounds = HelperThread(), Interruption(), 300
+    doing, interruption, rounds = HelperThread(), StoppableCaller(), 300
     begun, ended, over = [], [], threading.Event()
 
     def errand() -> None:
@@ -38,7 +38,7 @@ def test_who_waits_may_be_stopped_at_any_moment() -> None:
 
     def work() -> None:
         while True:
-            doing.do(errand)
+            doing.run(errand)
 
     def call() -> None:
         for number in range(rounds):
@@ -52,6 +52,6 @@ def test_who_waits_may_be_stopped_at_any_moment() -> None:
         interruption.stop()
         assert calling.is_alive() or over.is_set()
     done = threading.Event()
-    doing.do(done.set)
+    doing.run(done.set)
     assert done.is_set()
     assert len(begun) == len(ended)

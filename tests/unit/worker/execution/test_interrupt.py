@@ -1,4 +1,4 @@
-"""A call is stopped from another thread, and nothing but that call is ever hit."""
+"""A call is stopped from another thread, and no other code is ever interrupted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 from daskbatch.worker.execution import interrupt
-from daskbatch.worker.execution.interrupt import Interruption, Stopped
+from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
-#: Seconds after which something that must happen has not.
+#: After this time a test fails that waits for something that must happen. Seconds.
 PATIENCE = 60
 
 
 class Thread(threading.Thread):
-    """Calls a function; `result` gives what came of it, also a BaseException."""
+    """Calls a function; `result` returns or raises its outcome, even a BaseException."""
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(daemon=True)
@@ -49,7 +49,7 @@ class Thread(threading.Thread):
 
 
 class Waiting(threading.Event):
-    """An event that must come."""
+    """Wait for an event that must be set."""
 
     def must(self) -> None:
         assert self.wait(PATIENCE)
@@ -61,9 +61,9 @@ def spin(begun: threading.Event) -> None:
         pass
 
 
-def started(function: Callable[..., Any], *args: Any) -> tuple[Interruption, Thread]:
-    """Call the function in a thread, as number 1; it sets its first argument, an event."""
-    interruption = Interruption()
+def started(function: Callable[..., Any], *args: Any) -> tuple[StoppableCaller, Thread]:
+    """Call the function in a thread, with number 1; it sets its first argument, an event."""
+    interruption = StoppableCaller()
     begun = Waiting()
     thread = Thread(interruption.call, 1, function, (begun, *args), {})
     begun.must()
@@ -71,8 +71,8 @@ def started(function: Callable[..., Any], *args: Any) -> tuple[Interruption, Thr
 
 
 def test_a_call_gives_what_the_function_returns() -> None:
-    assert Interruption().call(1, divmod, (7, 2), {}) == (3, 1)
-    assert Interruption().call(1, dict, (), {"one": 1}) == {"one": 1}
+    assert StoppableCaller().call(1, divmod, (7, 2), {}) == (3, 1)
+    assert StoppableCaller().call(1, dict, (), {"one": 1}) == {"one": 1}
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -82,7 +82,7 @@ def test_what_the_function_raises_passes_through(kind: type[BaseException]) -> N
     def fail() -> None:
         raise raised
 
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(kind) as caught:
         interruption.call(1, fail, (), {})
     assert caught.value is raised
@@ -125,7 +125,7 @@ def test_c_code_is_stopped_when_it_returns() -> None:
 
 
 def test_a_call_of_c_code_is_stopped_though_it_returns_late() -> None:
-    interruption, gate = Interruption(), threading.Lock()
+    interruption, gate = StoppableCaller(), threading.Lock()
     gate.acquire()
     thread = Thread(interruption.call, 1, gate.acquire, (), {"timeout": PATIENCE})
     while not interruption.stop(1):
@@ -135,7 +135,7 @@ def test_a_call_of_c_code_is_stopped_though_it_returns_late() -> None:
 
 
 def test_long_c_code_without_the_lock_of_the_interpreter_is_stopped_when_it_returns() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     thread = Thread(interruption.call, 1, hashlib.pbkdf2_hmac, ("sha256", b"", b"", 300_000), {})
     while not interruption.stop(1):
         pass
@@ -226,7 +226,7 @@ def test_the_finally_blocks_of_the_function_run() -> None:
 
 
 def test_stop_is_false_when_nothing_runs() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     assert not interruption.stop()
     assert not interruption.stop(1)
     assert interruption.call(1, len, ("abc",), {}) == 3
@@ -244,7 +244,7 @@ def test_stop_is_false_for_the_previous_call_and_does_not_hit_the_running_one() 
                 return "undisturbed"
         return ""
 
-    interruption, begun = Interruption(), Waiting()
+    interruption, begun = StoppableCaller(), Waiting()
     assert interruption.call(1, len, ("abc",), {}) == 3
     thread = Thread(interruption.call, 2, patient, (begun,), {})
     begun.must()
@@ -261,7 +261,7 @@ def test_the_next_call_is_not_stopped() -> None:
         done: str = interruption.call(2, "".join, (["un", "disturbed"],), {})
         return done
 
-    interruption, begun = Interruption(), Waiting()
+    interruption, begun = StoppableCaller(), Waiting()
     thread = Thread(both, begun)
     begun.must()
     assert interruption.stop(1)
@@ -269,7 +269,7 @@ def test_the_next_call_is_not_stopped() -> None:
 
 
 def test_a_function_may_stop_its_own_call() -> None:
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(Stopped):
         interruption.call(1, interruption.stop, (), {})
     assert interruption.call(2, len, ("abc",), {}) == 3
@@ -307,8 +307,8 @@ def test_a_call_is_not_over_before_a_stop_under_way(
     interruption, thread = started(ends)
     stopper = Thread(interruption.stop, 1)
     about.must()
-    # The function is over when the call takes back what may have been thrown.
-    while interrupt._NOTHING not in thrown:
+    # The function is over when the call cancels what may have been thrown.
+    while interrupt._NO_EXCEPTION not in thrown:
         pass
     assert thread.is_alive()
     release.set()
@@ -320,8 +320,8 @@ def test_a_call_is_not_over_before_a_stop_under_way(
 
 
 def test_a_stop_under_way_for_another_number_changes_nothing() -> None:
-    """It makes the call wait, and that is all."""
-    interruption, over = Interruption(), threading.Event()
+    """A stop() for another call only makes the call wait."""
+    interruption, over = StoppableCaller(), threading.Event()
 
     def pester() -> None:
         while not over.is_set():
@@ -346,7 +346,7 @@ def test_ctrl_c_while_a_stopped_call_ends_leaves_nothing_behind(
         return result
 
     monkeypatch.setattr(interrupt, "_throw", interrupted)
-    interruption = Interruption()
+    interruption = StoppableCaller()
     with pytest.raises(Stopped) as caught:
         interruption.call(1, interruption.stop, (), {})
     assert isinstance(caught.value.__cause__, KeyboardInterrupt)
@@ -363,7 +363,7 @@ def test_a_stopped_call_keeps_nothing_alive() -> None:
 
     def stopped() -> weakref.ref[Argument]:
         argument = Argument()
-        interruption, begun = Interruption(), Waiting()
+        interruption, begun = StoppableCaller(), Waiting()
 
         def stop() -> None:
             begun.must()
@@ -383,7 +383,7 @@ def test_a_stopped_call_keeps_nothing_alive() -> None:
         gc.enable()
 
 
-# The race: what short calls do, while they are stopped at any moment.
+# The race: short calls, which are stopped at any moment.
 
 
 def _nothing() -> None:
@@ -440,24 +440,24 @@ class Race:
     Parameters
     ----------
     hesitant : bool
-        The one that stops lets the other one go on at each line of `stop`.
+        The thread that stops lets the other one run at each line of `stop`.
     """
 
     def __init__(self, calls: int, hesitant: bool, seed: int = 1) -> None:
         self.calls, self.hesitant, self.random = calls, hesitant, random.Random(seed)
-        self.interruption = Interruption()
+        self.interruption = StoppableCaller()
         self.now = 0
         self.over = False
         self.ended: set[int] = set()  # the calls that ended in Stopped
-        self.said: set[int] = set()  # the calls for which stop() had said True
-        self.unnamed = 0  # how often it said True for whatever ran
-        self.denied = 0  # how often it said False
+        self.said: set[int] = set()  # the calls for which stop() has returned True
+        self.unnamed = 0  # how often it has returned True without a number
+        self.denied = 0  # how often it has returned False
         self.wrong: list[BaseException] = []
 
     def call(self) -> None:
         call = self.interruption.call
-        # A stray one may come anywhere here: also where it looks like that of the next call,
-        # for which `said` then does not fit.
+        # A stray Stopped could be raised anywhere here, even as if it were the next call's:
+        # then `said` does not agree with it.
         try:
             for number in range(self.calls):
                 self.now = number
@@ -488,7 +488,7 @@ class Race:
                 self.unnamed += 1
 
     def hesitate(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code is not Interruption.stop.__code__:
+        if frame.f_code is not StoppableCaller.stop.__code__:
             return None
         if self.random.random() < 0.5:
             sleep(0)
@@ -509,7 +509,7 @@ class Race:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -531,8 +531,8 @@ def start_threads() -> None:
 
 
 def test_a_call_that_starts_threads_is_stopped() -> None:
-    """What is meant for it must not hit a thread that it starts, for which it would wait."""
-    interruption, rounds = Interruption(), 300
+    """A Stopped must not hit a thread that the function starts: the function would wait for it."""
+    interruption, rounds = StoppableCaller(), 300
     over = threading.Event()
 
     def call() -> int:

@@ -1,4 +1,4 @@
-"""What members find in a child process, what they leave behind there, and what they write."""
+"""The state of a child process that members find, what they change there, and their output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.isolation.child_pool import children
+from daskbatch.worker.isolation.child_pool import get_child_pool
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
@@ -29,7 +29,7 @@ DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 @pytest.fixture(autouse=True, scope="module")
 def no_child_left() -> Iterator[None]:
     yield
-    children().close()
+    get_child_pool().close()
 
 
 def run(*calls: Call, **changes: Any) -> BlockResult:
@@ -57,7 +57,7 @@ def test_a_child_does_not_wait_for_dask() -> None:
 
 
 def describe() -> dict[str, Any]:
-    # The first is the descriptor that this list is read by.
+    # The last is the descriptor with which this list is read.
     files = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
     return {
         "path": sys.path,
@@ -73,8 +73,8 @@ def describe() -> dict[str, Any]:
 def test_it_is_like_its_worker_and_has_a_session_and_files_of_its_own() -> None:
     kept = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(kept, True)
-    # One that was started while that was open.
-    children().close()
+    # The next child is started while this file is open.
+    get_child_pool().close()
     (found,) = values(run(call(describe)))
     os.close(kept)
     assert found["path"] == sys.path
@@ -83,7 +83,7 @@ def test_it_is_like_its_worker_and_has_a_session_and_files_of_its_own() -> None:
     assert found["session"]
     assert found["input"] == ""
     assert found["threads"] == 1
-    # Standard streams, bell, pipe, copies of the two streams, the directory; the board twice.
+    # Standard streams, socket, pipe, copies of two streams, the directory; the claims twice.
     assert found["open"] <= 10
 
 
@@ -93,7 +93,7 @@ def test_what_only_workers_should_have_is_not_in_its_environment(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MINE", "2")
     monkeypatch.setenv(ADDED_VARIABLE, "OMP_NUM_THREADS")
-    children().close()
+    get_child_pool().close()
     names = ["OMP_NUM_THREADS", ADDED_VARIABLE, "MINE"]
     assert values(run(*[call(os.getenv, name) for name in names])) == [None, None, "2"]
 

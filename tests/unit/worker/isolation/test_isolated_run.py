@@ -1,4 +1,4 @@
-"""A block in a child process: what is killed, crashes or hangs costs one member, and no more."""
+"""A block in a child process: if a member is killed, crashes or hangs, it alone fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limi
 from daskbatch.worker.execution.journal import Journal, read_journals
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.isolation import deadline
-from daskbatch.worker.isolation.child_pool import ChildPool, children
+from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.isolated_run import IsolatedRun
 
@@ -39,7 +39,7 @@ DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 @pytest.fixture(autouse=True, scope="module")
 def no_child_left() -> Iterator[None]:
     yield
-    children().close()
+    get_child_pool().close()
 
 
 def block(*calls: Call, **changes: Any) -> BlockSpec:
@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 
 class Gate:
-    """Where a member in another process says that it has begun, and waits until it may go on."""
+    """Where a member in another process says that it has begun, and waits until `open`."""
 
     def __init__(self, directory: Path) -> None:
         self.began, self.go = directory / "began", directory / "go"
@@ -294,10 +294,10 @@ def test_a_warm_child_that_died_is_replaced() -> None:
 def test_a_child_that_is_killed_from_outside_costs_what_ran(gate: Gate) -> None:
     running = Running(block(call(os.getpid), call(gate.pass_through), call(len, "")))
     gate.wait()
-    running.run.look()
-    while not running.run.statuses:
-        running.run.look()
-    psutil.Process(pickling.loads(running.run.values[0] or b"")).kill()
+    running.run.tick()
+    while not running.run.log.statuses:
+        running.run.tick()
+    psutil.Process(pickling.loads(running.run.log.values[0] or b"")).kill()
     result = running.finish()
     assert statuses(result) == [DONE, FAILED, DONE]
     assert "MiB" in str(error(result, 1))
@@ -387,7 +387,7 @@ def test_what_has_not_begun_can_be_revoked_also_while_the_interpreter_is_held(
     gate.wait()
     gate.open()
     while running.run.claims.running < 1:
-        running.run.look()
+        running.run.tick()
     child = psutil.Process(read_pid(tmp_path / "pid"))
     assert running.run.revoke([0, 1, 2], CANCELLED) == [0, 1]
     running.run.defer_rest()
@@ -405,7 +405,7 @@ def test_a_member_that_runs_is_stopped_and_nothing_else(gate: Gate, hangs: Any) 
     gate.wait()
     gate.open()
     while running.run.claims.running < 1:
-        running.run.look()
+        running.run.tick()
     assert running.run.stop_running(0) is False
     assert running.run.stop_running(2) is False
     assert running.run.stop([1]) == []
@@ -436,7 +436,7 @@ def test_a_stop_tells_the_truth_also_when_a_member_is_just_over(tmp_path: Path) 
         (stopped if running.run.stop_running(member) else refused).add(member)
     found = statuses(running.finish())
     assert found == [CANCELLED if member in stopped else DONE for member in range(count)]
-    # None ran twice, and of those that were stopped some had written.
+    # No member ran twice, and some of the stopped members had written before.
     assert count - len(stopped) <= len(path.read_text()) <= count
 
 
@@ -497,7 +497,7 @@ def test_a_writer_does_not_fill_the_disk(gate: Gate, ends: str) -> None:
     child = running.run._child
     assert child is not None
     while running.run._outputs.are_large(child.files):
-        running.run.look()
+        running.run.tick()
     if ends == "over":
         gate.open()
     result = running.finish()
@@ -520,7 +520,7 @@ def test_what_is_written_while_a_file_is_shortened_is_not_lost() -> None:
     count, size = 4000, 16_384
     running = Running(block(call(write_pieces, count, size)))
     while running.result is None:
-        running.run.look()
+        running.run.tick()
     out, _ = running.finish().outputs[0]
     assert out.endswith("xxxtail")
     (dropped,) = re.findall(r"(\d+) bytes dropped", out)
@@ -546,7 +546,7 @@ def test_the_child_goes_on_with_the_journal_of_the_slot(tmp_path: Path, ends: Ca
     ]
     assert trace.entries[2][4] == ("b", "")
     slot.begin("topic", 8)
-    slot.over((0, DONE, b"v", 0.0, None))
+    slot.record((0, DONE, b"v", 0.0, None))
     assert [trace.block for trace in read_journals(tmp_path)] == [7, 8]
     slot.close()
 
@@ -647,10 +647,10 @@ def test_children_end_with_their_worker() -> None:
 
 
 def test_a_member_may_take_long_to_load_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What it has to import is not its own time; but it is not given any time it likes.
+    # Imports do not count as the member's time; but there is a limit for these, too.
     slow, slower = ((pickling.dumps(Slow(seconds)), call(len, "")[1]) for seconds in (0.6, 60.0))
     assert value(run(slow, limits={0: Limits(timeout=0.2)})) == 0
-    monkeypatch.setattr(deadline, "_LOADING", 0.1)
+    monkeypatch.setattr(deadline, "_LOADING_SECONDS", 0.1)
     assert isinstance(error(run(slower, limits={0: Limits(timeout=0.2)})), TaskTimeout)
 
 
@@ -669,13 +669,13 @@ class Slow:
 
 def test_a_child_is_told_once_what_prepares_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    order = ChildProcess.order
+    send_request = ChildProcess.send_request
 
-    def note_size(child: ChildProcess, board: Any, data: bytes) -> None:
+    def note_size(child: ChildProcess, claims: Any, data: bytes) -> None:
         sizes.append(len(data))
-        order(child, board, data)
+        send_request(child, claims, data)
 
-    monkeypatch.setattr(ChildProcess, "order", note_size)
+    monkeypatch.setattr(ChildProcess, "send_request", note_size)
     setup = pickling.dumps((len, (b"x" * 1_000_000,)))
     for expected in (3, 5):
         result = run(call(abs, -expected), inputs=[setup], setup=0, topic="prepared")

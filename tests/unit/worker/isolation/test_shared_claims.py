@@ -1,4 +1,4 @@
-"""Two processes share who has which member of a block, and neither can block the other."""
+"""Two processes share the claims on a block's members, and neither can block the other."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from contextlib import contextmanager
 
 import pytest
 
+from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.execution.progress import RUN
-from daskbatch.worker.isolation import shared_claims as board
-from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
+from daskbatch.worker.isolation import shared_claims
+from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
 
 DONE, FAILED, SKIPPED, CANCELLED, DEFERRED = Status
 
 
 @contextmanager
 def other(shared: SharedClaims, count: int, program: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program in another process that has the same board."""
+    """Run a program in another process that has the same claims."""
     start = f"""
 import sys
 sys.path[:] = {sys.path!r}
 from daskbatch.worker.isolation.shared_claims import SharedClaims
-board = SharedClaims({count}, {shared.file})
+claims = SharedClaims({count}, {shared.file})
 """
     process = subprocess.Popen(
         [sys.executable, "-c", start + program],
@@ -67,10 +67,10 @@ def test_it_says_which_member_runs_and_since_when() -> None:
     shared.claim(1)
     began = shared.began
     assert (shared.running, shared.attempt, shared.called) == (1, 0, False)
-    shared.calling()
+    shared.mark_called()
     assert shared.called
     assert shared.began >= began
-    shared.again()
+    shared.begin_retry()
     assert (shared.running, shared.attempt, shared.called) == (1, 1, False)
 
 
@@ -80,10 +80,10 @@ def test_once_halted_nothing_begins_until_another_goes_on() -> None:
     with shared.locked() as held:
         assert held
         shared.halt()
-    with pytest.raises(Halted):
+    with pytest.raises(BlockHalted):
         shared.claim(1)
-    with pytest.raises(Halted):
-        shared.again()
+    with pytest.raises(BlockHalted):
+        shared.begin_retry()
     assert shared.revoke([1], CANCELLED) == []
     assert shared.claim(1) == CANCELLED
     shared.reset()
@@ -93,7 +93,9 @@ def test_once_halted_nothing_begins_until_another_goes_on() -> None:
 def test_two_processes_see_the_same() -> None:
     shared = SharedClaims(3)
     shared.revoke([2], CANCELLED)
-    with other(shared, 3, "print(board.claim(0), board.claim(2), flush=True); input()") as process:
+    with other(
+        shared, 3, "print(claims.claim(0), claims.claim(2), flush=True); input()"
+    ) as process:
         assert line(process) == f"{RUN} {CANCELLED:d}"
         assert shared.running == 0
         assert shared.revoke([0, 1], DEFERRED) == [0]
@@ -104,7 +106,7 @@ def test_each_of_many_members_is_run_or_revoked_and_never_both() -> None:
     shared = SharedClaims(count)
     claim = f"""
 input()
-print("".join("x" if board.claim(n) == -1 else "." for n in range({count})), flush=True)
+print("".join("x" if claims.claim(n) == -1 else "." for n in range({count})), flush=True)
 """
     with other(shared, count, claim) as process:
         assert process.stdin is not None
@@ -112,7 +114,7 @@ print("".join("x" if board.claim(n) == -1 else "." for n in range({count})), flu
         process.stdin.flush()
         begun, revoked, member = set(), set(), 0
         while member < count - 1:
-            # The next that the other one is about to begin, as far as can be seen.
+            # The next member that the other process is about to begin, as far as this one sees.
             member = min(max(member, shared.running) + 1, count - 1)
             (begun if shared.revoke([member], CANCELLED) else revoked).add(member)
         ran = line(process)
@@ -131,12 +133,12 @@ def test_all_of_many_members_are_revoked_at_once(monkeypatch: pytest.MonkeyPatch
     assert shared.revoke(range(count), DEFERRED) == [7]
     # It takes the lock once for all of them.
     assert calls == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN]
-    assert not shared.is_free(8)
-    assert shared.is_free(7)
+    assert not shared.has_runnable(8)
+    assert shared.has_runnable(7)
 
 
 HOLD = """
-with board.locked():
+with claims.locked():
     print("locked", flush=True)
     input()
 """
@@ -145,18 +147,18 @@ with board.locked():
 def test_a_lock_that_cannot_be_had_is_waited_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(board, "_PATIENCE", 0.05)
+    monkeypatch.setattr(shared_claims, "_LOCK_TIMEOUT_SECONDS", 0.05)
     shared = SharedClaims(3)
     shared.revoke([2], CANCELLED)
     with other(shared, 3, HOLD) as process:
         assert line(process) == "locked"
-        # What may have begun counts as begun; what surely has not does not.
+        # A member that may have begun counts as begun; one that was revoked does not.
         assert shared.revoke([0, 1, 2], DEFERRED) == [0, 1]
         with shared.locked() as held:
             assert not held
         process.kill()
         process.wait()
-        # The lock ended with the one who had it.
+        # The lock has ended with the process that had it.
         assert shared.revoke([0, 1, 2], DEFERRED) == []
 
 

@@ -1,4 +1,4 @@
-"""Trees of processes: they end with all that belongs to them, wherever it has gone."""
+"""Process trees end with all processes that belong to them, even if these have left the tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sw
 
 @dataclass
 class Starter:
-    """Starts processes that carry a marker of this test."""
+    """Starts processes with a marker in their environment that is this test's."""
 
     marker: str = field(default_factory=lambda: os.urandom(8).hex())
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -70,7 +70,7 @@ def test_everything_is_ended(start: Starter, grace: float) -> None:
     took = time.monotonic() - began
     assert [kind for kind, pid in pids.items() if is_running(pid)] == []
     assert grace <= took < 60
-    # The exit code has been left to whoever has started it.
+    # The process that has started it can still get its exit code.
     assert process.wait() == -signal.SIGKILL
 
 
@@ -78,7 +78,7 @@ def test_without_a_marker_the_tree_and_the_group_are_ended(start: Starter) -> No
     other = Starter()
     process, pids = start.tree(env={**os.environ, MARKER: other.marker})
     kill_tree(process.pid, "of something else", 0)
-    # Nobody can tell that these belong to it.
+    # Nothing shows that these belong to the tree.
     left = {"daemon", "executed"}
     assert {kind for kind, pid in pids.items() if is_running(pid)} == left
     assert sorted(sweep_all(MARKER, other.marker)) == sorted(pids[each] for each in left)
@@ -96,7 +96,7 @@ def test_what_ends_when_asked_is_not_waited_for_longer(start: Starter) -> None:
 
 
 def test_parents_are_told_before_their_children(start: Starter) -> None:
-    # Else the shell would go on with what comes next.
+    # Otherwise the shell would continue with its next command.
     process = start("sh", "-c", "echo x; sleep 300; echo next; sleep 300; echo last")
     assert process.stdout is not None
     assert process.stdout.readline() == b"x\n"
@@ -119,14 +119,14 @@ def test_what_is_started_during_the_grace_is_ended_too(start: Starter) -> None:
 
 
 def test_what_goes_on_starting_others_is_ended(start: Starter) -> None:
-    # Each lives just long enough to start the next, in a session of its own.
+    # Each process starts the next one, in a new session, and ends.
     script = 'echo x; setsid sh -c "$AGAIN" & sleep 0.01'
     process = start("sh", "-c", script, env={**os.environ, MARKER: start.marker, "AGAIN": script})
     assert process.stdout is not None
     for _ in range(5):
         assert process.stdout.readline() == b"x\n"
     kill_tree(process.pid, start.marker, 0)
-    # All that could write to the pipe is gone.
+    # No process that could write to the pipe exists any longer.
     rest = threading.Thread(target=process.stdout.read, daemon=True)
     rest.start()
     rest.join(10)
@@ -158,7 +158,7 @@ def test_what_has_ended_already_is_no_trouble(start: Starter) -> None:
 
 
 def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter) -> None:
-    # Neither a child of ours nor marked: it has got the number since.
+    # Not a child of this process, and not marked: as if it had got the number since.
     between = start("sh", "-c", "setsid sleep 300 & echo $!; wait", env=dict(os.environ))
     assert between.stdout is not None
     other = int(between.stdout.readline())
@@ -169,7 +169,7 @@ def test_a_number_that_means_another_process_by_now_is_left_alone(start: Starter
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, os.getpid()], ids=["all", "own group", "init", "own"])
 def test_some_processes_are_never_ended(pid: int) -> None:
-    with pytest.raises(ValueError, match=f"process {pid} is not one to end"):
+    with pytest.raises(ValueError, match=f"{pid} is not a process that may be ended"):
         kill_tree(pid, "marker", 0)
 
 

@@ -1,4 +1,4 @@
-"""The warden: what a worker has started ends with it, however the worker ends."""
+"""The reaper: the processes that a worker has started end with it, however it ends."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from support.waiting import wait_until
 
 from daskbatch.worker.processes import reaper as module
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
-from daskbatch.worker.processes.reaper import Reaper, warden
+from daskbatch.worker.processes.reaper import Reaper, get_reaper
 
-#: A worker: prints the name that its processes carry, does what the test adds here, and waits.
+#: A worker: prints the name that its processes have, runs what it is given, and waits.
 WORKER = """
 import os, signal, subprocess, sys, threading
 from daskbatch.worker.execution.executable import execute
-from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.processes.reaper import get_reaper
 
 def start(*command):
     # Its output goes where ours does, so that the test can read it.
-    options = {"stdout": 1, "env": {**os.environ, "DASKBATCH_WORKER": warden().owner}}
+    options = {"stdout": 1, "env": {**os.environ, "DASKBATCH_WORKER": get_reaper().owner}}
     return subprocess.Popen(command, start_new_session=True, **options)
 
-warden().ensure()
-print(warden().owner, flush=True)
+get_reaper().ensure()
+print(get_reaper().owner, flush=True)
 """
 STAY = "\nwhile True: signal.pause()\n"
 
 
-def wardens(owner: str) -> list[psutil.Process]:
-    """Find the wardens of a worker by what they were started with."""
+def reapers_of(owner: str) -> list[psutil.Process]:
+    """Find the reapers of a worker by their command lines."""
     found = []
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -53,13 +53,13 @@ def mine() -> Iterator[Reaper]:
     made = Reaper()
     yield made
     made.close()
-    for each in wardens(made.owner):
+    for each in reapers_of(made.owner):
         each.kill()
     sweep_all(OWNER, made.owner)
 
 
 class Worker:
-    """A stand-in for a worker, in a process of its own."""
+    """A process that stands for a worker."""
 
     def __init__(self, program: str, **env: str) -> None:
         self.process = subprocess.Popen(
@@ -81,21 +81,21 @@ class Worker:
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.stdout.close()  # others may have it open, too, and would keep it from its end
+        self.stdout.close()  # other processes may have it open, too, and keep it from ending
         sweep_all(OWNER, self.owner)
 
     def is_swept(self) -> bool:
-        return not wardens(self.owner)
+        return not reapers_of(self.owner)
 
 
 # -- the end of the worker ----------------------------------------------------------------
 
 
 def ended(worker: Worker, pids: dict[str, int]) -> None:
-    """Check that a worker that has just died leaves nothing behind."""
+    """Check that a worker that has just died leaves no process behind."""
     for kind, pid in pids.items():
         wait_until(lambda pid=pid: not is_running(pid), f"{kind} still runs")
-    wait_until(worker.is_swept, "the warden still runs")
+    wait_until(worker.is_swept, "the reaper still runs")
 
 
 def test_all_that_a_killed_worker_has_started_is_ended() -> None:
@@ -103,7 +103,7 @@ def test_all_that_a_killed_worker_has_started_is_ended() -> None:
     with Worker(program) as worker:
         pids = read_pids(worker.stdout)
         assert set(pids) == KINDS
-        assert len(wardens(worker.owner)) == 1
+        assert len(reapers_of(worker.owner)) == 1
         worker.process.kill()
         worker.process.wait()
         ended(worker, pids)
@@ -127,8 +127,8 @@ def test_executables_end_with_their_worker(tmp_path: Path) -> None:
 def test_all_signals_are_the_same_to_it(number: signal.Signals) -> None:
     with Worker("start('sh', '-c', 'echo root $$; sleep 300')" + STAY) as worker:
         pids = read_pids(worker.stdout, 1)
-        # Somebody may send it to all that there is of the worker.
-        for each in wardens(worker.owner):
+        # A signal may be sent to all processes of the worker.
+        for each in reapers_of(worker.owner):
             each.send_signal(number) if number != signal.SIGABRT else None
         worker.process.send_signal(number)
         worker.process.wait()
@@ -142,11 +142,11 @@ def test_a_worker_that_just_ends_is_the_same_to_it() -> None:
 
 
 def test_the_children_of_a_worker_do_not_keep_its_warden_from_seeing_its_end() -> None:
-    # A fork and a subprocess that outlive the worker, and carry no name.
+    # A fork and a subprocess that outlive the worker, and do not have its name.
     program = (
         "subprocess.Popen(['sleep', '300'], stdout=2, start_new_session=True, close_fds=False)\n"
         "if os.fork() == 0:\n"
-        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # at once: others write there, too
+        "    os.write(1, b'fork %d\\n' % os.getpid())\n"  # in one write
         "    signal.pause()\n"
         "start('sh', '-c', 'echo root $$; sleep 300')" + STAY
     )
@@ -180,17 +180,17 @@ print("root", os.getpid(), flush=True)
         wait_until(lambda: len(psutil.Process(worker.process.pid).children()) > 10, "few start")
         worker.process.kill()
         worker.process.wait()
-        wait_until(worker.is_swept, "the warden still runs")
+        wait_until(worker.is_swept, "the reaper still runs")
         assert sweep_all(OWNER, worker.owner) == []
 
 
 def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
-    # What ends the outer task by its marker must not end who looks after the inner worker.
+    # Ending the outer task by its marker must not end the reaper of the inner worker.
     marker = os.urandom(8).hex()
     program = "start('env', '-u', 'DASKBATCH_TASK', 'sh', '-c', 'echo root $$; sleep 300')" + STAY
     with Worker(program, **{MARKER: marker, OWNER: marker}) as worker:
         pids = read_pids(worker.stdout, 1)
-        (guard,) = wardens(worker.owner)
+        (guard,) = reapers_of(worker.owner)
         assert guard.parent() not in psutil.Process(worker.process.pid).children()
         assert not {MARKER, OWNER} & set(guard.environ())
         assert worker.process.pid in sweep_all(MARKER, marker)
@@ -198,14 +198,14 @@ def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
         ended(worker, pids)
 
 
-# -- the warden ---------------------------------------------------------------------------
+# -- the reaper ---------------------------------------------------------------------------
 
 
 def test_it_holds_nothing_but_its_pipe(mine: Reaper, tmp_path: Path) -> None:
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         mine.ensure()
-    (guard,) = wardens(mine.owner)
+    (guard,) = reapers_of(mine.owner)
     assert guard.num_fds() == 4
     links = [os.readlink(each) for each in Path(f"/proc/{guard.pid}/fd").iterdir()]
     assert sorted(links)[:3] == ["/dev/null"] * 3
@@ -217,37 +217,37 @@ def test_it_holds_nothing_but_its_pipe(mine: Reaper, tmp_path: Path) -> None:
 
 def test_it_is_small_and_is_started_once(mine: Reaper, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.ensure()
-    (guard,) = wardens(mine.owner)
+    (guard,) = reapers_of(mine.owner)
     assert guard.memory_info().rss < 20e6
     # It imports nothing of what is installed, which would take time and memory.
     assert {"-I", "-S"} <= set(guard.cmdline())
     monkeypatch.setattr(subprocess, "Popen", None)
     for _ in range(1000):
         mine.ensure()
-    assert wardens(mine.owner) == [guard]
+    assert reapers_of(mine.owner) == [guard]
 
 
 def test_it_is_started_once_whoever_asks(mine: Reaper) -> None:
-    assert wardens(mine.owner) == []
+    assert reapers_of(mine.owner) == []
     threads = [threading.Thread(target=mine.ensure) for _ in range(10)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert len(wardens(mine.owner)) == 1
+    assert len(reapers_of(mine.owner)) == 1
 
 
 def test_it_is_started_again_if_it_was_killed(mine: Reaper) -> None:
     mine.ensure()
     before = psutil.Process().num_fds()
-    # For a moment there is also the process that starts it.
-    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
-    (first,) = wardens(mine.owner)
+    # For a moment the process that starts it exists, too.
+    wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
+    (first,) = reapers_of(mine.owner)
     first.kill()
-    wait_until(lambda: not wardens(mine.owner), "it still runs")
+    wait_until(lambda: not reapers_of(mine.owner), "it still runs")
     mine.ensure()
-    wait_until(lambda: len(wardens(mine.owner)) == 1, "there are several")
-    (second,) = wardens(mine.owner)
+    wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
+    (second,) = reapers_of(mine.owner)
     assert second != first
     assert psutil.Process().num_fds() == before
 
@@ -257,33 +257,33 @@ def test_its_end_ends_nothing_else(mine: Reaper) -> None:
     mine.ensure()
     sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
     mine.close()
-    wait_until(lambda: not wardens(mine.owner), "it still runs")
+    wait_until(lambda: not reapers_of(mine.owner), "it still runs")
     mine.close()
     assert sleeper.poll() is None
     assert psutil.Process().num_fds() == before
     mine.ensure()
-    assert len(wardens(mine.owner)) == 1
+    assert len(reapers_of(mine.owner)) == 1
     sleeper.kill()
     sleeper.wait()
 
 
 def test_the_end_of_one_that_was_killed_is_no_trouble(mine: Reaper) -> None:
     mine.ensure()
-    for each in wardens(mine.owner):
+    for each in reapers_of(mine.owner):
         each.kill()
-    wait_until(lambda: not wardens(mine.owner), "it still runs")
+    wait_until(lambda: not reapers_of(mine.owner), "it still runs")
     mine.close()
 
 
 def test_there_is_one_for_each_process() -> None:
-    assert warden() is warden()
+    assert get_reaper() is get_reaper()
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
-        # Nothing of pytest may run in here.
+        # In the forked process no code of pytest may run.
         try:
-            fine = module._pipes == set() and warden() is warden()
-            os.write(send, f"{fine} {warden().owner}".encode())
+            fine = module._pipes == set() and get_reaper() is get_reaper()
+            os.write(send, f"{fine} {get_reaper().owner}".encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
@@ -291,7 +291,7 @@ def test_there_is_one_for_each_process() -> None:
     with open(receive) as pipe:
         fine, owner = pipe.read().split()
     assert fine == "True"
-    assert owner != warden().owner
+    assert owner != get_reaper().owner
 
 
 def test_without_proc_it_asks_ps(mine: Reaper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,203 @@
+"""Holds what the tasks, options and imported functions of one Batch object share.
+
+They hold a `BatchContext` and not the `Batch`, so that the modules of this package import each
+other in one direction only. The context lives as long as the Batch or anything made by it; when
+the last of these is dropped, the client ends. Several threads may use a context.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskbatch.batch.identity import Identity
+from daskbatch.batch.validation import require_own, require_producers
+from daskbatch.cluster.session import Session
+from daskbatch.describe.access import Access, Mode, make_access
+from daskbatch.dispatch.backlog import Backlog
+from daskbatch.dispatch.task_record import Group, TaskRecord
+from daskbatch.errors import SubmitAfterCloseError
+from daskbatch.plan.program import overlap
+
+if TYPE_CHECKING:
+    from daskbatch.shared.creation import OwnerContext
+    from daskbatch.shared.ddict import DDict
+    from daskbatch.shared.queue import Queue
+
+
+class BatchContext:
+    """What the tasks, options and imported functions of one Batch object share.
+
+    Several threads may use it.
+
+    Parameters
+    ----------
+    identity : Identity
+        Says which client of the Batch this is in the current process and task.
+    name : str, optional
+        The name of compiled tasks that have no better one.
+    directory : str
+        The directory that relative paths are relative to.
+    background_batching : bool
+        Whether template tasks are queued and start when they are needed.
+    backlog : Backlog, optional
+        The queued tasks of the client, if this context is to keep them alive. The arguments of a
+        queued task may refer to the Batch, so nothing that outlives the Batch may keep them.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        name: str | None,
+        directory: str,
+        background_batching: bool,
+        backlog: Backlog | None = None,
+    ) -> None:
+        self.identity = identity
+        self.name = name
+        self.directory = directory
+        self.background_batching = background_batching
+        self._backlog = backlog
+        # A Batch that is dropped, as in a notebook cell that is run again, leaves nothing behind.
+        finalizer = weakref.finalize(self, identity.abandon)
+        finalizer.atexit = False
+
+    @property
+    def session(self) -> Session:
+        """The client that this is here; the first use of a copy registers one.
+
+        Raises
+        ------
+        ServiceLost, SubmitAfterCloseError
+            See `Identity.session`.
+        """
+        return self.identity.session()
+
+    def require_open(self) -> None:
+        """Raise `SubmitAfterCloseError` if nothing can be made or started any longer."""
+        if self.identity.closed:
+            raise SubmitAfterCloseError(
+                "this Batch has been closed: nothing can be made or started any longer"
+            )
+
+    def absolute(self, path: str | Path) -> str:
+        """Return a path relative to the directory of the Batch as an absolute one."""
+        # Not normalized: if a part of the path is a link, only the system knows what ".." means.
+        return os.path.join(self.directory, path)
+
+    def access(self, mode: Mode, obj: Any, channels: Sequence[Any]) -> Access:
+        """Describe a read or a write; see `Batch.read`."""
+        return make_access(mode, obj, channels, self.directory)
+
+    # -- starting tasks -------------------------------------------------------------------
+
+    def submit(self, records: Sequence[TaskRecord], name: str, group: Group | None = None) -> None:
+        """Start tasks, each after those that it waits for.
+
+        Parameters
+        ----------
+        records : sequence of TaskRecord
+            The tasks.
+        name : str
+            Their name on Dask's dashboard.
+        group : Group, optional
+            The compiled task that they are the members of.
+
+        Raises
+        ------
+        SubmitAfterCloseError
+            The Batch has been closed.
+        GraphError, LifecycleError
+            A task takes the result of another Batch's task, or of one that was never started.
+        SpecError
+            No worker can run a task.
+        """
+        self.require_open()
+        session = self.session
+        for record in records:
+            if record.client_id != session.client_id:
+                require_own(session.client_id, record)
+            if record.call is not None and record.call.references:
+                require_own(session.client_id, record)
+                require_producers(record)
+                session.background.start_queued(record.producers)
+        session.submit(records, name, group)
+
+    def record_template_task(self, record: TaskRecord, session: Session) -> None:
+        """Queue a task that an imported function made: it starts when it is needed.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        session : Session
+            The client that made it.
+        """
+        if record.call is not None and record.call.references:
+            require_own(self.session.client_id, record)
+            require_producers(record)
+        session.background.queue(record)
+
+    # -- reads and writes by the program itself -------------------------------------------
+
+    def await_conflicting_tasks(self, access: Access) -> None:
+        """Start the tasks that must be over before a read or write here, and wait for them."""
+        session = self.identity.session_or_none()
+        if session is None:
+            return
+        conflicting = session.background.unfinished(lambda record: _conflicts(record, access))
+        session.dispatcher.outcomes.wait(lambda: all(record.over for record in conflicting))
+
+    def owner_context(self) -> OwnerContext:
+        """Return where the Batch creates dictionaries and queues, which end with it.
+
+        Raises
+        ------
+        SubmitAfterCloseError
+            The Batch has been closed.
+        ServiceLost
+            The cluster is gone.
+        """
+        from daskbatch.shared.creation import OwnerContext  # few programs need it
+
+        self.require_open()
+        session = self.session
+        session.require_alive()
+        # A dictionary must not keep the Batch alive.
+        reference = weakref.WeakMethod(self._await_conflicting_shared)
+
+        def before_access(
+            mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool = True
+        ) -> None:
+            method = reference()
+            if method is not None:
+                method(mode, obj, keys, wait)
+
+        return OwnerContext(session.client, session.batch, before_access)
+
+    def _await_conflicting_shared(
+        self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool
+    ) -> None:
+        """Start the template tasks that must be over before keys are read or written here.
+
+        Also wait for them, unless `wait` is false: tasks that use a queue may themselves wait for
+        what this process does with the queue.
+        """
+        session = self.identity.session_or_none()
+        if session is None or not session.background.has_queued:
+            return
+        access = make_access(mode, obj, keys, "")
+        conflicting = session.background.unfinished_queued(
+            lambda record: _conflicts(record, access)
+        )
+        if conflicting and wait:
+            session.dispatcher.outcomes.wait(lambda: all(record.over for record in conflicting))
+
+
+def _conflicts(record: TaskRecord, access: Access) -> bool:
+    """Say whether a task must be over before a read or write by the program itself."""
+    channels = record.writes if access.mode is Mode.READ else record.writes + record.reads
+    return overlap(access.channels, channels)

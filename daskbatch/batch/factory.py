@@ -1,0 +1,196 @@
+"""Makes tasks, and their records, from a function or an executable, its arguments and settings.
+
+All functions may be called by several threads at once. They raise `SpecError` for a value of the
+wrong type and `SubmitAfterCloseError` once the Batch has been closed; nothing is started here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from daskbatch.batch.context import BatchContext
+from daskbatch.batch.task import Task
+from daskbatch.cluster.session import Session
+from daskbatch.describe.access import Access, Channel, Mode
+from daskbatch.describe.spec import (
+    DEFAULT,
+    Call,
+    Options,
+    function_call,
+    make_options,
+    process_call,
+)
+from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.errors import SpecError
+
+#: What ``reads=`` and ``writes=`` accept.
+Accesses = Access | Iterable[Access] | None
+
+
+class TaskSettings(NamedTuple):
+    """How tasks are to be run, apart from what they call.
+
+    Parameters
+    ----------
+    options : Options
+        The validated options.
+    reads, writes : tuple of Channel
+        What the tasks read and write.
+    name : str, optional
+        Their name; None for the name of the function or executable.
+    """
+
+    options: Options = DEFAULT
+    reads: tuple[Channel, ...] = ()
+    writes: tuple[Channel, ...] = ()
+    name: str | None = None
+
+
+DEFAULT_SETTINGS = TaskSettings()
+
+
+def make_settings(
+    context: BatchContext,
+    *,
+    reads: Accesses = None,
+    writes: Accesses = None,
+    name: str | None = None,
+    timeout: float | timedelta | None = None,
+    retries: int = 0,
+    resources: Mapping[str, float] | None = None,
+    workers: str | Sequence[str] | None = None,
+    priority: float = 0,
+    isolation: str | None = None,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> TaskSettings:
+    """Validate the options of tasks; see `Batch.options`."""
+    if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+        raise SpecError(f"cwd= must be a path, not {cwd!r}")
+    options = make_options(
+        timeout=timeout,
+        retries=retries,
+        resources=resources,
+        workers=workers,
+        priority=priority,
+        isolation=isolation,
+        cwd=None if cwd is None else context.absolute(cwd),
+        env=env,
+    )
+    require_name(name)
+    return TaskSettings(options, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE), name)
+
+
+def require_name(name: str | None) -> None:
+    """Check that a ``name=`` is a text that is not empty, or None."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise SpecError(f"name= must be a text, not {name!r}")
+
+
+def make_function(
+    context: BatchContext,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    settings: TaskSettings = DEFAULT_SETTINGS,
+) -> Task:
+    """Make a task of a Python function; see `Batch.function`."""
+    if len(args) > 1 and type(args[0]) is tuple and not kwargs:
+        args, settings = _split_accesses(args, settings)
+    call = function_call(target, args, kwargs)
+    session = context.session
+    name = settings.name or name_of(target)
+    return Task(context, make_record(context, session, call, name, settings), session)
+
+
+def make_process(
+    context: BatchContext,
+    target: str | Path,
+    args: tuple[Any, ...],
+    settings: TaskSettings,
+    *,
+    stdin: Any = None,
+    check: bool = True,
+) -> Task:
+    """Make a task of a serial executable; see `Batch.process`."""
+    options = settings.options
+    call = process_call(
+        target,
+        args,
+        cwd=options.cwd or context.directory,
+        env=dict(options.env),
+        stdin=stdin,
+        check=check,
+        timeout=options.timeout,
+    )
+    # An executable always runs in its own process, with the directory and environment of the call.
+    settings = settings._replace(options=replace(options, isolated=False, cwd=None, env=()))
+    session = context.session
+    name = settings.name or os.path.basename(target)
+    return Task(context, make_record(context, session, call, name, settings), session)
+
+
+def make_record(
+    context: BatchContext, session: Session, call: Call, name: str, settings: TaskSettings
+) -> TaskRecord:
+    """Make the record of a task, with a number that no other task of its client has."""
+    if session.closed:
+        context.require_open()
+    options, reads, writes, _ = settings
+    return TaskRecord(session.client_id, next(session.numbers), name, call, options, reads, writes)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function for messages and Dask's dashboard."""
+    if type(function) is FunctionType:
+        return function.__name__
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__name__", None) or type(inner).__name__
+
+
+def _split_accesses(
+    args: tuple[Any, ...], settings: TaskSettings
+) -> tuple[tuple[Any, ...], TaskSettings]:
+    """Recognize ``function(f, (a, b), [reads…], [writes…])``: a tuple, then lists of accesses."""
+    inner, *lists = args
+    if not any(
+        isinstance(access, Access) for some in lists if type(some) is list for access in some
+    ):
+        return args, settings
+    if len(lists) > 2 or not all(some is None or type(some) is list for some in lists):
+        return args, settings  # `function_call` refuses it: an access cannot be an argument
+    reads, writes = [*lists, None][:2]
+    return inner, settings._replace(
+        reads=settings.reads + _channels(reads, Mode.READ),
+        writes=settings.writes + _channels(writes, Mode.WRITE),
+    )
+
+
+def _channels(accesses: Accesses, mode: Mode) -> tuple[Channel, ...]:
+    """Return the channels of what a user gave for ``reads=`` or ``writes=``."""
+    if accesses is None:
+        return ()
+    # These are iterable, too: without this check an empty dictionary would mean no access.
+    single = isinstance(accesses, (str, bytes, os.PathLike, Mapping))
+    if single or not isinstance(accesses, (Access, Iterable)):
+        read = f"batch.{mode.value}"
+        wanted = f"a list of what {read}(...) returns"
+        if hasattr(accesses, "__batch_channels__"):
+            wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
+        raise SpecError(f"{mode.value}s= is {accesses!r}: give {wanted}")
+    channels: list[Channel] = []
+    for access in (accesses,) if isinstance(accesses, Access) else accesses:
+        if not isinstance(access, Access):
+            raise SpecError(
+                f"{mode.value}s= holds {access!r}: give what batch.{mode.value}(...) returns"
+            )
+        if access.mode is not mode:
+            raise SpecError(f"{mode.value}s= holds a {access}: put it into {access.mode.value}s=")
+        channels += access.channels
+    return tuple(channels)

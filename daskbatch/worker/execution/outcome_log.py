@@ -1,0 +1,147 @@
+"""Records the outcomes of a block's members in order, and reports those that are new.
+
+One thread at a time records; other threads may read what has been recorded meanwhile.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+
+from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.outcome import BlockResult
+
+#: A report is closed once it has this many bytes of values.
+_REPORT_BYTES = 512 * 1024
+
+
+class OutcomeLog:
+    """The outcomes of a block's members, from the first member on and without gaps.
+
+    A run gets its log when it is made, and other runs of the same block may continue the same
+    log. One thread at a time may call `record`. Other threads may meanwhile read the
+    attributes up to `len(statuses)`, and one of them at a time may call `new_reports`.
+
+    Parameters
+    ----------
+    statuses : iterable of int
+        The statuses of the first members, if they are over already.
+    values : iterable of bytes or None
+        Their values.
+    outputs : mapping
+        Their outputs.
+
+    Attributes
+    ----------
+    statuses : bytearray
+        A `Status` for each member that is over.
+    values : list of bytes or None
+        The pickled values and packed exceptions.
+    durations : array of float
+        How long each ran, in seconds; 0 for a member that was over before this was made.
+    outputs : dict
+        stdout and stderr of those members that wrote any.
+    """
+
+    __slots__ = ("_reported", "durations", "outputs", "statuses", "values")
+
+    def __init__(
+        self,
+        statuses: Iterable[int] = (),
+        values: Iterable[bytes | None] = (),
+        outputs: Mapping[int, tuple[str, str]] | None = None,
+    ) -> None:
+        self.statuses = bytearray(statuses)
+        self.values = list(values)
+        self.durations = array("f", bytes(4 * len(self.statuses)))
+        self.outputs = dict(outputs or {})
+        self._reported = 0
+
+    def record(
+        self,
+        member: int,
+        status: int,
+        value: bytes | None,
+        seconds: float,
+        output: tuple[str, str] | None,
+    ) -> None:
+        """Record the outcome of the next member.
+
+        Parameters
+        ----------
+        member : int
+            The member; its number is that of the members recorded before.
+        status : int
+            Its `Status`.
+        value : bytes, optional
+            Its pickled value or packed exception.
+        seconds : float
+            How long it ran.
+        output : (str, str), optional
+            Its stdout and stderr, if it wrote anything.
+        """
+        self.values.append(value)
+        self.durations.append(seconds)
+        if output is not None:
+            self.outputs[member] = output
+        # Last: other threads take the length of `statuses` for that of all sequences.
+        self.statuses.append(status)
+
+    def result(self) -> BlockResult:
+        """Return all outcomes so far."""
+        return BlockResult(bytes(self.statuses), self.values, self.outputs)
+
+    def new_reports(self, block: int, stop: int, limit: int) -> list[OutcomeReport]:
+        """Return reports of the outcomes since the last call.
+
+        Parameters
+        ----------
+        block : int
+            The block's number.
+        stop : int
+            How many members are over, as far as this call is concerned.
+        limit : int
+            Larger values and outputs are left out. Bytes.
+        """
+        reports = []
+        while self._reported < stop:
+            reports.append(self._report(block, self._reported, stop, limit))
+            self._reported += len(reports[-1].statuses)
+        return reports
+
+    def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
+        values: list[bytes | None] = []
+        size = 0
+        for value in self.values[start:stop]:
+            inline = value is not None and len(value) <= limit
+            values.append(value if inline else None)
+            if inline:
+                size += len(value)  # type: ignore[arg-type]
+                if size > _REPORT_BYTES:
+                    stop = start + len(values)
+                    break
+        return OutcomeReport(
+            block,
+            start,
+            bytes(self.statuses[start:stop]),
+            values,
+            self.durations[start:stop].tobytes(),
+            _inline_outputs(self.outputs, range(start, stop), limit),
+        )
+
+
+def _inline_outputs(
+    outputs: Mapping[int, tuple[str, str]], members: Sequence[int], limit: int
+) -> dict[int, tuple[str, str] | None]:
+    """Return what members wrote; None for more than `limit` bytes."""
+    found: dict[int, tuple[str, str] | None] = {}
+    if outputs:
+        for member in members:
+            texts = outputs.get(member)
+            if texts is not None:
+                found[member] = texts if sum(map(_utf8_size, texts)) <= limit else None
+    return found
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
