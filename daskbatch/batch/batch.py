@@ -554,7 +554,7 @@ class Batch:
         from daskbatch.shared.ddict import DDict  # few programs need it
 
         return DDict(
-            self._home(),
+            self._owner_context(),
             shards=shards,
             replicas=replicas,
             wait_for_keys=wait_for_keys,
@@ -588,9 +588,9 @@ class Batch:
         """
         from daskbatch.shared.queue import Queue
 
-        return Queue(self._home(), maxsize, name=name)
+        return Queue(self._owner_context(), maxsize, name=name)
 
-    def _home(self) -> OwnerContext:
+    def _owner_context(self) -> OwnerContext:
         """Return where the Batch creates shared objects; `DDict` and `Queue` call this."""
         return self._context.owner_context()
 

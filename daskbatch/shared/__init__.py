@@ -1,4 +1,11 @@
-"""What tasks share: dictionaries and queues on the workers of a cluster.
+"""What tasks share: dictionaries and queues that live on the workers of a cluster.
 
-Does not know tasks, but that one that waits leaves its slot to others.
+The way of ``d[key] = value``::
+
+    mapping -> dict_client -> proxy -> rpc.client == rpc.server -> actor -> store.shard
+    the mapping  pickles key,  finds the    a socket, or a         on the     applies it to the
+    protocol     and value     worker       queue in the process   worker     backups, then here
+
+`creation`, `actor_creation` and `registry` make the objects and keep account of which worker
+has which shard. A task that waits for another one releases its worker slot (`waiting`).
 """

@@ -1,20 +1,18 @@
-"""The Dask actor that has a shard of a dictionary, or a queue: its state, and the doors to it.
+"""The Dask actor that has a replica of a shard, or a queue: its state, and the server for it.
 
-Does not know clients. Its methods are for the scheduler and for those that cannot come in by
-the door; all else goes past Dask.
+Clients send their requests to the server, past Dask, whose calls of actors take a millisecond. The
+actor's own methods are called by the scheduler, and for clients that cannot reach the server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import pickle
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import psutil
@@ -23,28 +21,38 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.cluster.connection import for_client, learn_security
-from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Request
-from daskbatch.shared.rpc.server import CONFIRM, RpcServer, answer_to
-from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, tls_context
+from daskbatch.forking import after_fork
+from daskbatch.shared.actor_creation import make_actors
+from daskbatch.shared.data import routes
+from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Replica, Request
+from daskbatch.shared.rpc.answer import answer_to
+from daskbatch.shared.rpc.server import RpcServer
+from daskbatch.shared.scheduler_rpc import call_scheduler, temporary_client, tls_context
+from daskbatch.shared.store.operations import FOLLOW, Operation
 from daskbatch.shared.store.queue_state import QueueState
 from daskbatch.shared.store.replication import Replicator
 from daskbatch.shared.store.shard import Shard
 from daskbatch.shared.store.spill import SpillStore
+from daskbatch.timeouts import Deadline
 
-#: How much of its worker's memory all may take together that say nothing of it themselves.
-_FRACTION = 0.3
+#: How much of its worker's memory all objects without a `memory_limit` may take together.
+_MEMORY_FRACTION = 0.3
 
-#: How long it may take from here until Dask knows that an actor is there. Seconds.
-_MAKING_SECONDS = 30.0
+#: How long it may take until Dask knows that the actor is there.
+_CREATION_TIMEOUT_SECONDS = 30.0
+
+_FOLLOW = FOLLOW.name
 
 
 class SharedActor:
-    """A shard, or a queue.
+    """A replica of a shard, or a queue.
+
+    Any number of threads may call `handle`.
 
     Parameters
     ----------
-    spec : Spec
-        Which, and of what.
+    spec : ObjectSpec
+        The object and the shard.
     """
 
     def __init__(self, spec: ObjectSpec) -> None:
@@ -52,142 +60,161 @@ class SharedActor:
         self._spec = spec
         self._worker: weakref.ref[Worker] = weakref.ref(worker)
         self._key: str = worker.get_current_task()
-        self._until = monotonic() + _MAKING_SECONDS
+        self._creation = Deadline(_CREATION_TIMEOUT_SECONDS)
         address = worker.address
-        context = None
-        # What goes out from here later, in threads of no task, needs to know.
+        server_context = None
+        # Threads that belong to no task connect from here later, and need the certificates.
         learn_security(spec.scheduler, for_client(worker.security))
         if address.startswith(("tls", "wss")):
-            context = worker.security.get_listen_args("worker")["ssl_context"]
-        vault = _vault_of(worker, spec)
+            server_context = worker.security.get_listen_args("worker")["ssl_context"]
+        store = _store_of(worker, spec)
         self.state: Shard | QueueState
-        self._followers: Replicator | None = None
+        self._replicator: Replicator | None = None
         if spec.options.kind == "queue":
-            self.state = QueueState(str(spec), vault, spec.options.maxsize)
+            self.state = QueueState(str(spec), store, spec.options.maxsize)
         else:
-            self.state = Shard(str(spec), vault)
+            self.state = Shard(str(spec), store)
             self.state.serves = spec.serves
-            self._followers = Replicator(self.state, tls_context(spec.scheduler), self._ask)
-            self.state.copies = self._followers
+            self._replicator = Replicator(
+                self.state, tls_context(spec.scheduler), self._call_scheduler
+            )
+            self.state.backups = self._replicator
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
-        self.door = RpcServer(host, self.handle, self._is_needed, context)
-        _here[spec.uid, spec.shard] = self
+        self.server = RpcServer(host, self.handle, self._is_needed, server_context)
+        _local_actors[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
-        """Answer a request, in whatever thread; it may be that nobody waits for it any more."""
+        """Execute a request, in any thread; the second argument is as for a `Handler`."""
         if isinstance(self.state, QueueState):
             return self.state(request, is_gone)
-        if request[0] == "follow":
-            return self._follow(*request[4])
+        if request.operation == _FOLLOW:
+            return self._follow(*request.arguments)
         return self.state(request)
 
-    def _follow(self, epoch: int, *what: Any) -> None:
-        followers = self._followers
+    def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Execute an operation of the effect READ, in the thread of a task on this worker.
+
+        Raises
+        ------
+        NotServing
+            This actor does not serve the shard.
+        """
         assert isinstance(self.state, Shard)
-        assert followers is not None
-        if self.state.closed or self.state.serves or epoch < followers.epoch:
+        return self.state.read(operation, arguments)
+
+    def _follow(self, epoch: int, *arguments: Any) -> None:
+        """Make changes of the primary, unless it has been replaced meanwhile."""
+        assert isinstance(self.state, Shard)
+        assert self._replicator is not None
+        if self.state.closed or self.state.serves or epoch < self._replicator.epoch:
             raise NotServing
-        self.state.follow(*what)
+        self.state.follow(*arguments)
 
     def _is_needed(self) -> bool:
         worker = self._worker()
         if worker is None or worker.status in (Status.closed, Status.closing, Status.failed):
             return False
         if self._key in worker.state.actors:
-            self._until = 0.0
+            self._creation = Deadline(0.0)
             return True
-        # It may still be being made; what is not needed after all is forgotten without a word.
-        return monotonic() < self._until
+        # Dask may still be about to record the actor; it drops one that was cancelled meanwhile
+        # without a word.
+        return not self._creation.passed
 
-    def _ask(self, operation: str, **arguments: Any) -> Layout:
+    def _call_scheduler(self, route: str, **arguments: Any) -> Layout:
         spec = self._spec
-        found = ask(spec.scheduler, operation, uid=spec.uid, index=spec.shard, **arguments)
-        if not isinstance(found, Layout):
+        answer = call_scheduler(spec.scheduler, route, uid=spec.uid, index=spec.shard, **arguments)
+        if not isinstance(answer, Layout):
             raise NotServing
-        return found
+        return answer
 
-    # -- for Dask: coroutines, since all else of all actors of a worker shares one thread ---
+    # -- for Dask: coroutines, since all other methods of a worker's actors share one thread ---
 
     async def describe(self) -> bytes:
-        """Give the address of the door."""
-        return pickle.dumps(self.door.address)
+        """Return the address of the server."""
+        return pickle.dumps(self.server.address)
 
-    async def take(self, layout: bytes, key: str) -> None:
-        """Hear who has the shard, and by what key this actor is known."""
-        if self._followers is not None:
-            await asyncio.to_thread(self._followers.take, pickle.loads(layout), key)
+    async def apply_layout(self, layout: bytes, key: str) -> None:
+        """Adopt a layout of the shard; `key` is Dask's key of this actor."""
+        if self._replicator is not None:
+            await asyncio.to_thread(self._replicator.apply_layout, pickle.loads(layout), key)
 
-    async def recruit(self, worker: str) -> None:
-        """Have one more copy, on a worker; returns before it is there."""
+    async def add_backup(self, worker: str) -> None:
+        """Begin to build one more backup, on another worker."""
         threading.Thread(
-            target=self._recruit, args=[worker], name="daskbatch-recruit", daemon=True
+            target=self._add_backup, args=[worker], name="daskbatch-add-backup", daemon=True
         ).start()
 
-    def _recruit(self, worker: str) -> None:
-        followers = self._followers
-        assert followers is not None
+    def _add_backup(self, worker: str) -> None:
+        assert self._replicator is not None
         spec = self._spec._replace(serves=False)
         try:
-            with client_of(spec.scheduler) as client:
-                kept: list[Any] = []
+            with temporary_client(spec.scheduler) as client:
+                futures: list[Any] = []  # they keep the actor until the scheduler does
 
-                def make() -> Any:
-                    ((member, future),) = make_actors(client, SharedActor, [(spec, worker)])
-                    kept.append(future)
-                    return member
+                def make() -> Replica:
+                    ((replica, future),) = make_actors(client, SharedActor, [(spec, worker)])
+                    futures.append(future)
+                    return replica
 
-                followers.recruit(make)
+                self._replicator.add_backup(make)
         except Exception as error:
             with contextlib.suppress(Exception):
-                self._ask("daskbatch_shared_gave_up", worker=worker, why=repr(error))
+                self._call_scheduler(routes.BACKUP_FAILED, worker=worker, reason=repr(error))
 
     async def relay(self, data: bytes) -> bytes:
-        """Answer a request that comes through the scheduler, since there is no other way."""
-        answer = await asyncio.to_thread(answer_to, self.handle, pickle.loads(data))
-        if answer[0] == CONFIRM:
-            answer[2](True)
-        return pickle.dumps(answer[:2], 5)
+        """Answer a request that the scheduler passes on, since the client cannot connect here."""
+        request = Request._make(pickle.loads(data))
+        status, result, settle = await asyncio.to_thread(answer_to, self.handle, request)
+        if settle is not None:
+            settle(True)
+        return pickle.dumps((status, result), 5)
 
     async def close(self) -> bytes:
-        """Be no more."""
+        """Close the actor's state, its server and its connections."""
         await asyncio.to_thread(self._close)
         return pickle.dumps(None)
 
     def _close(self) -> None:
-        _here.pop((self._spec.uid, self._spec.shard), None)
+        _local_actors.pop((self._spec.uid, self._spec.shard), None)
         self.state.close()
-        self.door.close()
-        if self._followers is not None:
-            self._followers.close()
+        self.server.close()
+        if self._replicator is not None:
+            self._replicator.close()
 
 
-#: The actors of this process.
-_here: weakref.WeakValueDictionary[tuple[str, int], SharedActor] = weakref.WeakValueDictionary()
+#: The actors of this process, by object and shard.
+_local_actors: weakref.WeakValueDictionary[tuple[str, int], SharedActor] = (
+    weakref.WeakValueDictionary()
+)
 
-# A process that a task has forked has none: what it wrote there, nobody would see.
-os.register_at_fork(after_in_child=_here.clear)
+# A process that a task has forked has none: nobody would see what it wrote to its copy.
+after_fork(_local_actors.clear)
 
-_vaults: weakref.WeakValueDictionary[Path, SpillStore] = weakref.WeakValueDictionary()
-_making = threading.Lock()
-
-
-def here(uid: str, index: int) -> SharedActor | None:
-    """Give the actor of a shard, if it is in this process."""
-    return _here.get((uid, index))
+_stores: weakref.WeakValueDictionary[Path, SpillStore] = weakref.WeakValueDictionary()
+_stores_lock = threading.Lock()
 
 
-def _vault_of(worker: Worker, spec: ObjectSpec) -> SpillStore:
-    """Give the one that all share whose limit nobody has said, or that of one object."""
+def local_actor(uid: str, index: int) -> SharedActor | None:
+    """Return the actor of a shard, if it is in this process."""
+    return _local_actors.get((uid, index))
+
+
+def _store_of(worker: Worker, spec: ObjectSpec) -> SpillStore:
+    """Return the store of this object if it has its own memory limit, else the shared one.
+
+    All objects of the worker without a memory limit share one store.
+    """
     limit = spec.options.memory_limit
     if limit is None:
         name = "shared"
         total = worker.memory_manager.memory_limit or psutil.virtual_memory().total
-        limit = int(total * _FRACTION)
+        limit = int(total * _MEMORY_FRACTION)
     else:
         name = f"shared-{spec.uid}"
-    place = Path(worker.local_directory) / f"daskbatch-{name}"
-    with _making:
-        vault = _vaults.get(place)
-        if vault is None:
-            vault = _vaults[place] = SpillStore(limit, place)
-        return vault
+    directory = Path(worker.local_directory) / f"daskbatch-{name}"
+    with _stores_lock:
+        store = _stores.get(directory)
+        if store is None:
+            store = _stores[directory] = SpillStore(limit, directory)
+        return store

@@ -1,13 +1,13 @@
-"""Has an actor be made on a worker that is busy with other things: the scheduler's part in it.
+"""Has a worker make an actor though all its slots are in use: the scheduler's part in it.
 
-Does not know what the actor is for. Nobody waits here for a worker that has gone meanwhile.
+`describe_actor` is a coroutine of the scheduler's event loop. It never waits for a worker that has
+gone meanwhile. `SharedRegistry` lists the route that leads here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import pickle
-from time import monotonic
 from typing import Any
 
 from distributed import Scheduler
@@ -16,98 +16,106 @@ from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from distributed.worker_state_machine import UnpauseEvent
 
 from daskbatch.shared.data.messages import ServerAddress
+from daskbatch.timeouts import Deadline
 
-#: How often is looked whether it is there, and whether its worker is. Seconds.
-_PAUSE = 0.005
+#: How often the scheduler looks whether the actor, and its worker, is there; while it waits for
+#: the worker's answer, longer and longer.
+_POLL_INTERVAL_SECONDS, _MAX_POLL_INTERVAL_SECONDS = 0.005, 0.1
 
-#: States of a task of which a worker has yet to hear, or is about to do something.
-_COMING = ("waiting", "released", "fetch", "flight")
+#: How often the worker looks whether the actor can be admitted.
+_ADMISSION_POLL_INTERVAL_SECONDS = 0.002
+
+#: States of a task that the worker does not know of yet, or prepares.
+_PREPARING_STATES = ("waiting", "released", "fetch", "flight")
 
 
-class NotMade(Exception):
+class ActorNotMade(Exception):
     """The actor cannot be made there."""
 
 
 async def describe_actor(
     scheduler: Scheduler, worker: str, key: str, seconds: float
 ) -> ServerAddress:
-    """Give where an actor is reached, once it is there.
+    """Return the address of an actor's server, once the actor is there.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
-        It may yet have to hear of the actor.
+        The scheduler. The client's request for the actor may arrive after this one.
     worker, key : str
-        Where the actor is to be, and Dask's key of it.
+        The worker's address, and Dask's key of the actor.
     seconds : float
-        How long it may take.
+        The time limit.
 
     Raises
     ------
-    NotMade
+    ActorNotMade
         Its worker has gone, could not make it, or takes too long.
     """
-    end = monotonic() + seconds
-    reached = scheduler.rpc(worker)
-    admitted = reached.run(function=dumps(_admit), args=dumps((key, seconds)))
-    await _finished(scheduler, worker, admitted, end)
+    deadline = Deadline(seconds)
+    connection = scheduler.rpc(worker)
+    admitting = connection.run(function=dumps(_admit), args=dumps((key, seconds)))
+    await _await_worker(scheduler, worker, admitting, deadline)
     while True:
         task = scheduler.tasks.get(key)
         if task is not None and task.state == "memory":
             break
         if task is not None and task.state == "erred":
-            raise NotMade(task.exception_text)
-        _require(scheduler, worker, end)
-        await asyncio.sleep(_PAUSE)
-    described = reached.actor_execute(function="describe", actor=key, args=[], kwargs={})
-    answer = await _finished(scheduler, worker, described, end)
-    address: ServerAddress = pickle.loads(_unwrapped(answer["result"]))
+            raise ActorNotMade(task.exception_text)
+        _require_worker(scheduler, worker, deadline)
+        await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+    describing = connection.actor_execute(function="describe", actor=key, args=[], kwargs={})
+    answer = await _await_worker(scheduler, worker, describing, deadline)
+    address: ServerAddress = pickle.loads(_deserialize(answer["result"]))
     return address
 
 
-async def _finished(scheduler: Scheduler, worker: str, work: Any, end: float) -> Any:
-    """Wait for an answer of a worker, but not longer than it is there."""
-    going = asyncio.ensure_future(work)
+async def _await_worker(scheduler: Scheduler, worker: str, call: Any, deadline: Deadline) -> Any:
+    """Wait for a worker's answer, as long as the worker is there."""
+    calling = asyncio.ensure_future(call)
     try:
-        pause = _PAUSE
-        while not (await asyncio.wait([going], timeout=pause))[0]:
-            _require(scheduler, worker, end)
-            pause = min(2 * pause, 0.1)
+        pause = _POLL_INTERVAL_SECONDS
+        while not (await asyncio.wait([calling], timeout=pause))[0]:
+            _require_worker(scheduler, worker, deadline)
+            pause = min(2 * pause, _MAX_POLL_INTERVAL_SECONDS)
     finally:
-        going.cancel()
-    answer = await going
+        calling.cancel()
+    answer = await calling
     if answer["status"] != "OK":
-        raise NotMade(str(_unwrapped(answer["exception"])))
+        raise ActorNotMade(str(_deserialize(answer["exception"])))
     return answer
 
 
-def _unwrapped(sent: Any) -> Any:
-    """Load what Dask's scheduler hands on as it comes."""
-    if isinstance(sent, Serialized):
-        return deserialize(sent.header, sent.frames)
-    return sent.data if isinstance(sent, Serialize) else sent
+def _deserialize(received: Any) -> Any:
+    """Load a value that Dask's scheduler leaves serialized, to pass it on."""
+    if isinstance(received, Serialized):
+        return deserialize(received.header, received.frames)
+    return received.data if isinstance(received, Serialize) else received
 
 
-def _require(scheduler: Scheduler, worker: str, end: float) -> None:
+def _require_worker(scheduler: Scheduler, worker: str, deadline: Deadline) -> None:
     if worker not in scheduler.workers:
-        raise NotMade("the worker has gone")
-    if monotonic() > end:
-        raise NotMade("it takes too long: the worker does not answer, or is too busy")
+        raise ActorNotMade("the worker has gone")
+    if deadline.passed:
+        raise ActorNotMade("it takes too long: the worker does not answer, or is too busy")
 
 
 async def _admit(key: str, seconds: float, dask_worker: Any) -> None:
-    """Have an actor begin though all slots of its worker are in use: it needs none later."""
+    """Have the worker begin to make the actor, though all its slots are in use.
+
+    Runs on the worker. The actor needs no slot afterwards.
+    """
     state = dask_worker.state
-    end = monotonic() + seconds
-    while monotonic() < end:
+    deadline = Deadline(seconds)
+    while not deadline.passed:
         task = state.tasks.get(key)
         if task is not None and task.state == "ready":
-            # By its priority it is the first that is looked at.
+            # By its priority, the actor is the first task that the worker looks at.
             state.nthreads += 1
             try:
                 dask_worker.handle_stimulus(UnpauseEvent(stimulus_id=f"daskbatch-admit-{key}"))
             finally:
                 state.nthreads -= 1
-        elif task is not None and task.state not in _COMING:
+        elif task is not None and task.state not in _PREPARING_STATES:
             return
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(_ADMISSION_POLL_INTERVAL_SECONDS)

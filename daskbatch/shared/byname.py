@@ -1,6 +1,6 @@
-"""The names that saved dictionaries of earlier versions were written with.
+"""Keeps dictionaries readable that were saved when `data.portable_keys` had this name.
 
-A key that holds a class of `__main__` was saved as a call of these, by this module's name.
+They have a key with a class of `__main__` as a call of these functions, by this module's path.
 """
 
 from daskbatch.shared.data.portable_keys import _either, _named

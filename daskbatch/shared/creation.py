@@ -1,6 +1,7 @@
-"""Makes shared objects on a cluster, or finds those that are there.
+"""Creates shared objects on a cluster, or opens those that exist.
 
-Does not know what they are for.
+The functions may be called by any thread, in clients and in tasks. A task that waits for the
+workers releases its slot meanwhile.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from distributed import Client, get_client
@@ -20,88 +21,93 @@ from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.shared.actor import SharedActor
+from daskbatch.shared.actor_creation import make_actors
+from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import ObjectInfo, ObjectOptions, ObjectSpec, description_of
-from daskbatch.shared.proxy import ObjectProxy, handle_of
+from daskbatch.shared.proxy import ObjectProxy, proxy_of
 from daskbatch.shared.registry import SharedRegistry
-from daskbatch.shared.scheduler_rpc import ask, client_of, make_actors, scheduler_here, without_slot
+from daskbatch.shared.scheduler_rpc import call_scheduler, current_scheduler, temporary_client
+from daskbatch.shared.waiting import without_slot
+from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.task_context import current
 
-#: So many shards a dictionary has at most, if nobody says how many.
-_SHARDS = 32
+#: How many shards a dictionary has by default, at most.
+_MAX_DEFAULT_SHARDS = 32
 
-#: How often is looked whether there is a worker by now. Seconds.
-_PAUSE = 0.1
+#: How often a client looks whether the cluster has a worker by now.
+_WORKER_POLL_INTERVAL_SECONDS = 0.1
 
 
 class OwnerContext(NamedTuple):
-    """Where an object is made, and with what it ends.
+    """Where a shared object is created, and what ends its lifetime.
 
     Parameters
     ----------
     client : distributed.Client
-        Of the cluster.
+        A client of the cluster.
     owner : str, optional
-        A Dask client or a Batch; None: it ends with the cluster.
-    touch : callable, optional
-        Is told of what is about to be read or written here.
-    afresh : bool
-        Whether there must be none of its name yet.
+        The id of the Dask client or the Batch with which the object ends; None: it ends with the
+        cluster.
+    before_access : callable, optional
+        Called before each access from this process.
+    must_create : bool
+        Fail if the name is in use.
     """
 
     client: Client
     owner: str | None
-    touch: Callable[..., None] | None = None
-    afresh: bool = False
+    before_access: Callable[..., None] | None = None
+    must_create: bool = False
 
 
-class Hosts(Protocol):
-    """What has a home for shared objects: a Batch."""
+class HasOwnerContext(Protocol):
+    """What says where its shared objects are created: a Batch."""
 
-    def _home(self) -> OwnerContext: ...
+    def _owner_context(self) -> OwnerContext: ...
 
 
 #: What `cluster=` may be.
-Where: TypeAlias = str | Client | Cluster | Hosts | OwnerContext | None
+Where: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
 
 
 @contextmanager
-def at_home(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
-    """Have a client of a cluster for a while.
+def owner_context(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
+    """Yield a client of the cluster, and the owner that ends the object's lifetime.
 
     Parameters
     ----------
     cluster
-        Which.
+        See `DDict`.
     name : str, optional
-        What is to be made there is called so: but for what a Batch makes, it is there for
-        others, too, and ends with nobody.
+        The object's name. Objects with a name have no owner, unless a Batch makes them.
 
     Raises
     ------
     LifecycleError
-        There is none given, and this process is connected to none.
+        No cluster is given, and this process is connected to none, or to several.
     ServiceLost
         Nothing answers there.
     """
     if isinstance(cluster, OwnerContext):
         yield cluster
         return
-    if cluster is not None and hasattr(cluster, "_home"):
-        yield cluster._home()
+    if cluster is not None and hasattr(cluster, "_owner_context"):
+        yield cluster._owner_context()
         return
-    host = current()
-    where = scheduler_here() if cluster is None else cluster
+    task = current()
+    where = current_scheduler() if cluster is None else cluster
     if isinstance(where, Client):
-        connect(where, None, "")  # it is looked at, and known from here on
+        connect(where, None, "")  # this checks it, and remembers its security
         client: Client | None = where
     else:
-        client = _own_client(where) if cluster is None and host is None else None
+        client = _client_of_process(where) if cluster is None and task is None else None
     if client is not None:
         yield OwnerContext(client, client.id if name is None else None)
-    elif host is not None and where == host.scheduler:
-        # A task's process knows nobody who stays; and others may be given what a task makes.
-        with client_of(host.scheduler) as client:
-            yield OwnerContext(client, host.batch if name is None else None)
+    elif task is not None and where == task.scheduler:
+        # A task's process has no client that stays, and the task may return the object. So it ends
+        # with the task's Batch.
+        with temporary_client(task.scheduler) as client:
+            yield OwnerContext(client, task.batch if name is None else None)
     elif name is None:
         client = process_client(where)
         yield OwnerContext(client, client.id)
@@ -113,8 +119,8 @@ def at_home(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
             connection.close_in_background()
 
 
-def _own_client(address: str) -> Client | None:
-    """Give the client that this process has of a scheduler: the default one, or a Batch's."""
+def _client_of_process(address: str) -> Client | None:
+    """Return a client of a scheduler that this process has: the default one, or a Batch's."""
     found = open_clients()
     with suppress(ValueError):
         found.insert(0, get_client())
@@ -122,66 +128,67 @@ def _own_client(address: str) -> Client | None:
     return next((each for each in running if each.scheduler.address == address), None)
 
 
-def open_shared(home: OwnerContext, options: ObjectOptions, name: str | None) -> ObjectProxy:
-    """Make an object, or find the one of that name.
+def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | None) -> ObjectProxy:
+    """Create a shared object, or open the one of that name.
 
     Parameters
     ----------
-    home : Home
-        Where.
-    options : Options
-        How it is to be made.
+    context : OwnerContext
+        Where it is created, and what ends its lifetime.
+    options : ObjectOptions
+        How it is created.
     name : str, optional
-        What it is called.
+        Its name.
 
     Raises
     ------
     SpecError
-        There are too few workers; or the name is that of another kind of object, or is taken
-        and must not be.
+        There are too few workers; or the name is that of an object of another kind or with other
+        options, or is in use and must not be.
     ServiceLost
-        There is no worker.
+        There is no worker, or a worker was lost meanwhile.
     BatchError
         The cluster cannot import daskbatch.
     """
     if name is not None and not (isinstance(name, str) and name):
         raise SpecError(f"name= must be a text that is not empty, not {name!r}")
-    client = home.client
+    client = context.client
     address = str(client.scheduler.address)
     register(client, SharedRegistry())
     uid = uuid.uuid4().hex[:12]
     with without_slot(None):
-        workers = _begin(address, uid, options, name, home.owner)
-        if isinstance(workers, ObjectInfo):
-            if home.afresh:
+        found = _begin(address, uid, options, name, context.owner)
+        if isinstance(found, ObjectInfo):
+            if context.must_create:
                 raise SpecError(
-                    f"{description_of(workers.uid, workers.options, name)} is there already, and "
+                    f"{description_of(found.uid, found.options, name)} is there already, and "
                     "stays as it is; close it first, or use another name"
                 )
-            _compare(workers, options, name)
-            return handle_of(address, workers.uid, workers)
+            _require_compatible(found, options, name)
+            return proxy_of(address, found.uid, found)
         try:
-            placed = _make(client, address, uid, options, name, workers)
+            info = _make(client, address, uid, options, name, found)
         except BaseException:
             with suppress(Exception):
-                ask(address, "daskbatch_shared_close", uid=uid)
+                call_scheduler(address, routes.CLOSE, uid=uid)
             raise
-    return handle_of(address, uid, placed)
+    return proxy_of(address, uid, info)
 
 
 def _begin(
     address: str, uid: str, options: ObjectOptions, name: str | None, owner: str | None
 ) -> ObjectInfo | list[str]:
-    end = monotonic() + config.get_seconds("unmet-timeout")
+    """Return the object of that name, or the addresses of the workers for a new one."""
+    deadline = Deadline(config.get_seconds("unmet-timeout"))
     while True:
-        found: ObjectInfo | list[str] = ask(
-            address, "daskbatch_shared_begin", uid=uid, options=options, name=name, owner=owner
+        found: ObjectInfo | list[str] = call_scheduler(
+            address, routes.BEGIN_CREATION, uid=uid, options=options, name=name, owner=owner
         )
         if found:
             return found
-        if monotonic() > end:
+        if deadline.passed:
             raise ServiceLost(f"the cluster at {address} has no worker to take a {options.kind}")
-        sleep(_PAUSE)
+        sleep(_WORKER_POLL_INTERVAL_SECONDS)
 
 
 def _make(
@@ -192,7 +199,8 @@ def _make(
     name: str | None,
     workers: list[str],
 ) -> ObjectInfo:
-    count = options.shards or min(len(workers), _SHARDS)
+    """Make the actors of a new object."""
+    count = options.shards or min(len(workers), _MAX_DEFAULT_SHARDS)
     replicas = options.replicas
     if replicas > len(workers):
         raise SpecError(
@@ -204,17 +212,18 @@ def _make(
         for index in range(count)
         for copy in range(replicas)
     ]
+    # Their futures keep the actors until the scheduler's plugin does.
     made = make_actors(client, SharedActor, wanted)
-    members = [member for member, _ in made]
-    shards = [members[start : start + replicas] for start in range(0, len(members), replicas)]
-    placed: Any = ask(address, "daskbatch_shared_made", uid=uid, shards=shards)
-    if placed is None:
+    actors = [replica for replica, _ in made]
+    shards = [actors[start : start + replicas] for start in range(0, len(actors), replicas)]
+    answer: Any = call_scheduler(address, routes.FINISH_CREATION, uid=uid, shards=shards)
+    if answer is None:
         raise ServiceLost(f"{description_of(uid, options, name)} was ended while it was being made")
-    result: ObjectInfo = placed
-    return result
+    info: ObjectInfo = answer
+    return info
 
 
-def _compare(found: ObjectInfo, wanted: ObjectOptions, name: str | None) -> None:
+def _require_compatible(found: ObjectInfo, wanted: ObjectOptions, name: str | None) -> None:
     if found.options.kind != wanted.kind:
         raise SpecError(
             f"the name {name!r} is that of a {description_of(found.uid, found.options, None)}"

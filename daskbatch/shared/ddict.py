@@ -1,12 +1,13 @@
-"""The distributed dictionary: what tasks and clients know by key.
+"""The distributed dictionary `DDict`, which tasks and clients share.
 
-Does not know where a key is kept, nor how it is asked for; `shared` does.
+`DDict` adds creation, lifetime, `save` and `load` to the mapping protocol of `shared.mapping`. Any
+number of threads may use one.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from html import escape
 from pathlib import Path
@@ -15,68 +16,77 @@ from typing import Any
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.errors import ServiceLost, SpecError
-from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
+from daskbatch.shared.creation import Where, create_or_open, owner_context
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
 from daskbatch.shared.dict_client import DictClient
 from daskbatch.shared.mapping import DictMapping
-from daskbatch.shared.proxy import ObjectProxy, handle_of
+from daskbatch.shared.proxy import ObjectProxy, proxy_of
+from daskbatch.shared.store import operations
 from daskbatch.timeouts import parse_timeout
 
 _DOMAIN = CommunicationDomain()
 
-#: How often is tried to save, if workers die meanwhile.
-_TRIES = 3
+#: How often `save` tries, if workers die meanwhile.
+_SAVE_ATTEMPTS = 3
 
-#: The attributes that a `DDict` has itself; a class derived from it may have more.
-_PARTS = frozenset({"_handle", "_wait", "_timeout", "_calls", "_touched"})
+#: The attributes that a `DDict` itself has; objects of a derived class may have more.
+_OWN_ATTRIBUTES = frozenset({"_client", "_wait_for_keys", "_timeout", "_before_access", "_proxy"})
 
 
 class DDict(DictMapping):
     """A dictionary that the client, tasks and their child processes share.
 
-    It lives on the workers of a cluster, in as many parts (shards) as there are workers. What is
-    put in is copied, and what is got is a copy. It is sent as what it is called alone: a task
-    that has one among its arguments uses the same dictionary; to have tasks wait for each other
-    say what they read and write, with `Batch.read` and `Batch.write`.
+    The contents live on the workers of a cluster, in shards (by default one per worker). Values are
+    copied on write and on read. Pickling sends a reference, not the contents: a task that receives
+    the dictionary as an argument uses the same one. This creates no dependency; declare accesses
+    with `Batch.read` and `Batch.write`.
 
     Parameters
     ----------
     cluster : str, distributed.Client, cluster object or Batch, optional
-        Where it is made; by default the cluster that this process is connected to.
+        Where it is created; by default the cluster that this process is connected to.
     shards : int, optional
-        In how many parts. By default one for each worker, up to 32.
+        The number of shards. By default one per worker, up to 32.
     replicas : int
-        On how many workers each key is kept. With 2, none is lost when a worker dies.
+        On how many workers each key is kept. With 2, no key is lost when a worker dies.
     wait_for_keys : bool
-        Whether ``d[key]`` waits until the key is written. A task that waits leaves its slot to
-        others meanwhile.
+        Whether ``d[key]`` waits until the key is written. A task that waits releases its worker
+        slot meanwhile.
     timeout : float or timedelta, optional
-        Seconds that it waits at most.
+        Seconds that ``d[key]`` waits at most.
     memory_limit : int or str, optional
         How much each worker keeps in memory, in bytes or as in "1GiB"; the rest is on disk. By
         default 30 % of the worker's own limit, for all such dictionaries together.
     name : str, optional
-        The same name on one cluster is the same dictionary. What a Batch has made ends with the
-        Batch; else one with a name is there until it is closed, and one without ends with the
-        Batch whose task has made it, or the client that has; where that was given as an address
-        or a cluster object, with the program.
+        Name under which other clients of the cluster can open the same dictionary. Lifetime: a
+        dictionary made by `batch.ddict()` ends with its Batch. Otherwise a named one exists until
+        `close`; an unnamed one ends with the Batch of the task, or the client, that made it; if it
+        was made from an address or a cluster object, with this process.
 
     Raises
     ------
     SpecError
         A parameter is wrong, or there are fewer workers than replicas. It is a `ValueError`.
     LifecycleError
-        There is no `cluster`, and this process is connected to none; later, of whatever is done
-        with it: it has been closed; of all that writes: it is frozen.
+        No `cluster` is given, and this process is connected to none. Of all operations: the
+        dictionary has been closed. Of those that write: it is frozen.
     ServiceLost
-        The cluster cannot be reached; later: what was asked for was lost with a worker.
+        The cluster cannot be reached. Of all operations: the shard was lost with a worker.
     KeyError, TimeoutError
         Of ``d[key]``: the key is not there; or, with `wait_for_keys`, not within `timeout`.
     SerializationError
-        Of all that takes or gives keys and values: one cannot be pickled, or not unpickled here.
+        Of all operations with keys or values: one cannot be pickled, or not unpickled here.
     TypeError
-        Of all that takes keys: one is not hashable.
+        Of all operations with keys: a key cannot be hashed.
+
+    Notes
+    -----
+    Any number of threads, tasks and processes may use it at the same time. Operations of one key
+    are atomic, and cost one request to the worker that has the key; reads by a task in a thread of
+    that worker cost none. `put_many` and `get_many` send few requests to
+    each shard. `len`, `popitem`, `clear`, iteration, `stats`, `freeze` and `save` ask every shard,
+    one after another; except for `save`, which is of one moment, others may write meanwhile.
 
     Examples
     --------
@@ -106,76 +116,77 @@ class DDict(DictMapping):
     ) -> None:
         options = ObjectOptions(
             "ddict",
-            None if shards is None else _whole("shards", shards),
-            _whole("replicas", replicas),
-            None if memory_limit is None else _size(memory_limit),
+            None if shards is None else _require_count("shards", shards),
+            _require_count("replicas", replicas),
+            None if memory_limit is None else _parse_size(memory_limit),
         )
-        seconds = _patience(timeout)
-        with at_home(cluster, name) as home:
-            self._be(open_shared(home, options, name), bool(wait_for_keys), seconds, home)
+        seconds = _require_timeout(timeout)
+        with owner_context(cluster, name) as context:
+            proxy = create_or_open(context, options, name)
+        self._attach(proxy, bool(wait_for_keys), seconds, context.before_access)
 
-    def _be(
+    def _attach(
         self,
-        handle: ObjectProxy,
+        proxy: ObjectProxy,
         wait_for_keys: bool,
         timeout: float | None,
-        home: OwnerContext | None = None,
+        before_access: Callable[..., None] | None = None,
     ) -> None:
-        self._handle = handle
-        self._wait = wait_for_keys
-        self._timeout = timeout
-        self._calls = DictClient(handle)
-        self._touched = None if home is None else home.touch
+        """Make this object one of an existing dictionary: a new one, or one that was unpickled."""
+        super().__init__(DictClient(proxy), wait_for_keys, timeout, before_access)
+        self._proxy = proxy
 
     def _require_open(self) -> None:
-        self._handle.renew()
+        self._proxy.refresh()
 
-    # -- where they are -------------------------------------------------------------------
+    # -- workers --------------------------------------------------------------------------
 
     def local_keys(self) -> list[Any]:
-        """Give the keys that are kept in this process: none, unless a task asks.
+        """Return the keys that are served by this process: none outside of tasks.
 
         Examples
         --------
         >>> batch.ddict().local_keys()
         []
         """
-        here = [index for index in range(self._handle.count) if self._handle.is_here(index)]
-        if not here:
+        local = [index for index in range(self._proxy.count) if self._proxy.is_local(index)]
+        if not local:
             self._require_open()
-        return [key for index in here for key in self._calls.keys_of(index)]
+        return [key for index in local for key in self._client.keys_of(index)]
 
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
-        """Give the workers that keep some keys, or will: those first that keep most.
+        """Return the workers that serve keys, or will: first those that serve most of them.
 
         Parameters
         ----------
         keys : iterable
-            Which keys.
+            The keys.
 
         Returns
         -------
         list of str
-            Addresses, as ``workers=`` of a task takes them: it runs where the data is.
+            Addresses, as ``workers=`` of a task takes them: so it runs where its data is.
 
         Raises
         ------
         ServiceLost
-            A part that has one of them was lost with a worker.
+            A shard that has one of the keys was lost with a worker.
 
         Examples
         --------
         >>> d = batch.ddict()
-        >>> near = batch.options(workers=d.workers_for(["a"]))
-        >>> task = near.function(d.get, "a")
+        >>> options = batch.options(workers=d.workers_for(["a"]))
+        >>> task = options.function(d.get, "a")
         """
         wanted = list(keys)
         if not wanted:
             self._require_open()
-        return self._calls.workers_for(wanted)
+        return self._client.workers_for(wanted)
 
     def stats(self) -> list[dict[str, Any]]:
-        """Tell of each shard: worker, copies, keys, and how many bytes are in memory and on disk.
+        """Return for each shard: worker, copies, keys, and bytes in memory and on disk.
+
+        `copies` is the number of other workers that have the shard, too.
 
         Examples
         --------
@@ -184,18 +195,22 @@ class DDict(DictMapping):
         >>> [(shard["keys"], shard["copies"]) for shard in d.stats()]
         [(1, 0)]
         """
-        self._handle.renew()
+        self._proxy.refresh()
         return [
-            {"worker": self._calls.worker_of(index), "copies": self._calls.copies_of(index), **each}
-            for index, each in enumerate(self._calls.everywhere("stats"))
+            {
+                "worker": self._client.worker_of(index),
+                "copies": self._client.backups_of(index),
+                **each,
+            }
+            for index, each in enumerate(self._client.call_all(operations.STATS))
         ]
 
-    # -- as a whole -----------------------------------------------------------------------
+    # -- the whole dictionary -------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Let nobody write any more, until `unfreeze`: that is a `LifecycleError`.
+        """Make all writes raise `LifecycleError`, until `unfreeze`.
 
-        Background tasks are run first that write to it. To freeze it twice does no harm.
+        Background tasks that write to it are run first. To freeze it twice does no harm.
 
         Examples
         --------
@@ -205,10 +220,10 @@ class DDict(DictMapping):
         True
         """
         self._await_conflicting_tasks(Mode.WRITE)
-        self._calls.everywhere("freeze", True)
+        self._client.call_all(operations.FREEZE, True)
 
     def unfreeze(self) -> None:
-        """Let everybody write again.
+        """Allow writes again.
 
         Examples
         --------
@@ -217,32 +232,33 @@ class DDict(DictMapping):
         >>> d.unfreeze()
         >>> d["a"] = 1
         """
-        self._calls.everywhere("freeze", False)
+        self._client.call_all(operations.FREEZE, False)
 
     @property
     def frozen(self) -> bool:
-        """Whether nobody can write; see `freeze`."""
-        return all(each["frozen"] for each in self._calls.everywhere("stats"))
+        """Whether all writes raise `LifecycleError`; see `freeze`."""
+        return all(each["frozen"] for each in self._client.call_all(operations.STATS))
 
     def save(self, path: str | Path) -> None:
-        """Write all there is at one moment to a file; others may write to it meanwhile.
+        """Write the contents of one moment to a file; others may write to it meanwhile.
 
-        A program that loads the file finds keys of its own ``__main__``'s classes, by their names,
-        unless it is a task that loads it. Values of such classes are of the classes of the program
-        that has put them in, and no others: where that matters, define them in a module.
+        A program that loads the file finds the keys that are of classes of its own ``__main__``, by
+        the names of the classes, unless a task loads it. Values of such classes are of the classes
+        of the program that has written them, which are different ones: where that matters, define
+        the classes in a module.
 
         Parameters
         ----------
         path : str or Path
-            The file. It is there as a whole or not at all, and one that was there before stays
-            until then.
+            The file. It is written as a whole or not at all: an old file stays until the new one
+            is complete.
 
         Raises
         ------
         OSError
-            It cannot be written, or is there and no regular file.
+            The file cannot be written, or the path is that of something that is not a regular file.
         ServiceLost
-            A part is lost; or workers died each time that it was tried.
+            A shard is lost; or workers died during each of several attempts.
 
         Examples
         --------
@@ -255,43 +271,43 @@ class DDict(DictMapping):
         1
         """
         self._await_conflicting_tasks(Mode.READ)
-        for left in reversed(range(_TRIES)):
+        for remaining in reversed(range(_SAVE_ATTEMPTS)):
             try:
-                with self._calls.snapshot() as records:
+                with self._client.snapshot() as records:
                     write_snapshot(path, records)
                 return
             except ServiceLost:
-                # The worker of a part has died; another may have all that it had.
-                if not left or self._is_lost():
+                # The worker of a shard has died; a backup may have all that it had.
+                if not remaining or self._is_lost():
                     raise
 
     def _is_lost(self) -> bool:
-        self._handle.renew()
-        return not all(self._handle.layout(index).members for index in range(self._handle.count))
+        self._proxy.refresh()
+        return not all(self._proxy.layout(index).replicas for index in range(self._proxy.count))
 
     @classmethod
     def load(cls, path: str | Path, cluster: Where = None, **options: Any) -> DDict:
-        """Make a dictionary of what `save` has written.
+        """Create a dictionary with the contents that `save` has written.
 
         Parameters
         ----------
         path : str or Path
             The file.
         cluster, **options
-            See `DDict`. There must be none of its name yet: what is in the file can be added to
-            one that is there by ``d.update(DDict.load(path))``.
+            See `DDict`. The name must not be in use: to add the contents of a file to an existing
+            dictionary, use ``d.update(DDict.load(path))``.
 
         Returns
         -------
         DDict
-            With all that was saved.
+            A new dictionary.
 
         Raises
         ------
         SpecError
-            It is no such file, or it is damaged; or there is one of its name already.
+            The file is not one of `save`, or is damaged; or the name is in use.
         OSError
-            It cannot be read.
+            The file cannot be read.
         LifecycleError, ServiceLost
             See `DDict`.
 
@@ -304,52 +320,52 @@ class DDict(DictMapping):
         0
         """
         check_snapshot(path)
-        with at_home(cluster, options.get("name")) as home:
-            made = cls(home._replace(afresh=True), **options)
+        with owner_context(cluster, options.get("name")) as context:
+            made = cls(context._replace(must_create=True), **options)
         try:
-            made._calls.put_records(read_snapshot(path))
+            made._client.put_records(read_snapshot(path))
         except BaseException:
             made.close()
             raise
         return made
 
     def close(self) -> None:
-        """End it, for all who use it: any later use is a `LifecycleError`,
-        but to close it again.
+        """End the dictionary for all its users: any later use raises `LifecycleError`,
+        except to close it again.
 
-        Nothing happens where it has ended already, with its Batch, say.
+        Does nothing if it has ended already, with its Batch for example.
         """
-        self._handle.close()
+        self._proxy.close()
 
     def __enter__(self) -> DDict:
-        """Give the dictionary itself, which ends with the block."""
+        """Return the dictionary itself, which ends with the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it, for all who use it."""
+        """Close the dictionary, for all its users."""
         self.close()
 
-    # -- what it is -----------------------------------------------------------------------
+    # -- identity -------------------------------------------------------------------------
 
     @property
     def name(self) -> str | None:
-        """What it is called, if it has a name."""
-        return self._handle.placed.name
+        """The name, or None."""
+        return self._proxy.info.name
 
     def __batch_channels__(
         self, keys: tuple[Any, ...]
     ) -> tuple[CommunicationObject, tuple[Any, ...]]:
-        """Be read and written by tasks; see `Batch.read`."""
-        return CommunicationObject(_DOMAIN, f"ddict-{self._handle.uid}"), keys
+        """Return what `Batch.read` and `Batch.write` declare: this dictionary and the keys."""
+        return CommunicationObject(_DOMAIN, f"ddict-{self._proxy.uid}"), keys
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Which it is; never what it takes to connect there.
-        which = self._handle.scheduler, self._handle.uid, self._wait, self._timeout
-        own = {name: value for name, value in vars(self).items() if name not in _PARTS}
-        return _attached, (type(self), *which), own or None
+        # A reference to the dictionary, never the secrets for connecting to its shards.
+        reference = self._proxy.scheduler, self._proxy.uid, self._wait_for_keys, self._timeout
+        more = {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
+        return _unpickle, (type(self), *reference), more or None
 
     def __repr__(self) -> str:
-        return f"<{self._handle.what}>"
+        return f"<{self._proxy.description}>"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -358,40 +374,40 @@ class DDict(DictMapping):
             for index, each in enumerate(self.stats())
         )
         return (
-            f"<table><caption>{escape(self._handle.what)}</caption><thead><tr><th>shard</th>"
-            "<th>worker</th><th>copies</th><th>keys</th><th>bytes in memory</th>"
+            f"<table><caption>{escape(self._proxy.description)}</caption><thead><tr>"
+            "<th>shard</th><th>worker</th><th>copies</th><th>keys</th><th>bytes in memory</th>"
             f"<th>bytes on disk</th></tr></thead><tbody>{rows}</tbody></table>"
         )
 
 
-def _attached(
+def _unpickle(
     kind: type[DDict], scheduler: str, uid: str, wait_for_keys: bool, timeout: float | None
 ) -> DDict:
-    """Make what a pickled dictionary becomes."""
+    """Return the object for a pickled reference."""
     made = kind.__new__(kind)
-    made._be(handle_of(scheduler, uid), wait_for_keys, timeout)
+    made._attach(proxy_of(scheduler, uid), wait_for_keys, timeout)
     return made
 
 
-def _whole(what: str, number: Any) -> int:
+def _require_count(parameter: str, number: Any) -> int:
     try:
-        whole = 0 if isinstance(number, bool) else operator.index(number)
+        count = 0 if isinstance(number, bool) else operator.index(number)
     except TypeError:
-        whole = 0
-    if whole < 1:
-        raise SpecError(f"{what}= must be a whole number from 1, not {number!r}")
-    return whole
+        count = 0
+    if count < 1:
+        raise SpecError(f"{parameter}= must be a whole number from 1, not {number!r}")
+    return count
 
 
-def _patience(timeout: float | timedelta | None) -> float | None:
+def _require_timeout(timeout: float | timedelta | None) -> float | None:
     seconds = parse_timeout(timeout)
-    span = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if span is not None and span < 0:
+    given = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if given is not None and given < 0:
         raise SpecError(f"timeout= must not be negative, and is {timeout!r}")
     return seconds
 
 
-def _size(limit: int | str) -> int:
+def _parse_size(limit: int | str) -> int:
     try:
         size = config.as_bytes(limit)
     except (ValueError, AttributeError, TypeError):

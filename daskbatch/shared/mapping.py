@@ -1,10 +1,12 @@
-"""What one does with keys and values of a distributed dictionary: all that a dict does.
+"""The mapping protocol of `DDict`, implemented on a `DictClient`.
 
-Does not know where it is, nor how it came about; `ddict` does.
+It differs from that of a dict where `wait_for_keys` makes ``d[key]`` wait, and by operations of
+many keys. Any number of threads may use a mapping.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import (
     Callable,
     ItemsView,
@@ -15,58 +17,76 @@ from collections.abc import (
     ValuesView,
 )
 from numbers import Number
-from time import monotonic
 from typing import Any, Self
 
 from daskbatch.describe.access import Mode
 from daskbatch.shared.dict_client import DictClient
+from daskbatch.shared.store import operations
+from daskbatch.timeouts import Deadline
 
 
 class DictMapping(MutableMapping[Any, Any]):
-    """A mapping by way of calls to who keeps it."""
+    """All that a dict does, by requests to the shards of a dictionary.
 
-    _calls: DictClient
-    #: Whether ``d[key]`` waits for the key, and for how many seconds at most.
-    _wait: bool
-    _timeout: float | None
-    #: Is told of what is about to be read or written.
-    _touched: Callable[..., None] | None
+    Parameters
+    ----------
+    client : DictClient
+        Makes the requests.
+    wait_for_keys : bool
+        Whether ``d[key]`` waits for the key.
+    timeout : float, optional
+        Seconds that it waits at most.
+    before_access : callable, optional
+        Called before each access, with the mode, this mapping and the keys; no keys mean all.
+    """
+
+    def __init__(
+        self,
+        client: DictClient,
+        wait_for_keys: bool,
+        timeout: float | None,
+        before_access: Callable[..., None] | None,
+    ) -> None:
+        self._client = client
+        self._wait_for_keys = wait_for_keys
+        self._timeout = timeout
+        self._before_access = before_access
 
     def _await_conflicting_tasks(self, mode: Mode, *keys: Any) -> None:
-        """Have the background tasks over that must be, where this belongs to a Batch."""
-        if self._touched is not None:
-            self._touched(mode, self, keys)
+        """Run the background tasks of this Batch that access `keys` and must complete first."""
+        if self._before_access is not None:
+            self._before_access(mode, self, keys)
 
+    @abstractmethod
     def _require_open(self) -> None:
-        """Be told if this has been closed, where nobody has to be asked for anything."""
-        raise NotImplementedError
+        """Raise `LifecycleError` if it is closed; for operations that send no request."""
 
     # -- one key --------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
-        """Give a copy of the value of a key; with `wait_for_keys`, wait until it is written.
+        """Return a copy of the value of a key; with `wait_for_keys`, wait until it is written.
 
         Raises
         ------
         KeyError
-            It is not there, and is not waited for.
+            The key is not there, and is not waited for.
         TimeoutError
-            It is waited for, and was not written within `timeout`.
+            The key was not written within `timeout`.
         """
         self._await_conflicting_tasks(Mode.READ, key)
-        if self._wait:
-            return self._calls.get_waiting(key, self._timeout)
-        return self._calls.get(key)
+        if self._wait_for_keys:
+            return self._client.get_waiting(key, self._timeout)
+        return self._client.get(key)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Give a copy of the value of a key, or the default; it never waits for the key.
+        """Return a copy of the value of a key, or the default. Never waits for the key.
 
         Parameters
         ----------
         key : object
-            Whatever pickles, and is hashable.
+            Any object that can be pickled and hashed.
         default : object
-            What is given if the key is not there.
+            Returned if the key is not there.
 
         Examples
         --------
@@ -75,39 +95,41 @@ class DictMapping(MutableMapping[Any, Any]):
         """
         self._await_conflicting_tasks(Mode.READ, key)
         try:
-            return self._calls.get(key)
+            return self._client.get(key)
         except KeyError:
             return default
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Write a copy of a value, and wake who waits for the key; `LifecycleError` if frozen."""
+        """Write a copy of a value, and wake tasks that wait for the key."""
         self._await_conflicting_tasks(Mode.WRITE, key)
-        self._calls.put(key, value)
+        self._client.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        """Remove a key: `KeyError` if it is not there, which is never waited for."""
+        """Remove a key, or raise `KeyError`. Never waits for the key."""
         self._await_conflicting_tasks(Mode.WRITE, key)
-        self._calls.remove(key)
+        self._client.remove(key)
 
     def __contains__(self, key: object) -> bool:
-        """Say whether a key is there now; this never waits for it."""
+        """Return whether a key is there now. Never waits for the key."""
         self._await_conflicting_tasks(Mode.READ, key)
-        return self._calls.has(key)
+        return self._client.has(key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        """Remove a key, and give its value; with `wait_for_keys` and no default, wait for it.
+        """Remove a key and return its value; with `wait_for_keys` and no default, wait for it.
 
         Parameters
         ----------
         key : object
-            Which.
+            The key.
         default : object, optional
-            What is given if the key is not there.
+            Returned if the key is not there.
 
         Raises
         ------
-        KeyError, TimeoutError
-            It is not there, and there is no default; or it was waited for in vain.
+        KeyError
+            The key is not there, and there is no default.
+        TimeoutError
+            The key was waited for, and was not written within `timeout`.
 
         Examples
         --------
@@ -119,22 +141,22 @@ class DictMapping(MutableMapping[Any, Any]):
         if len(default) > 1:
             raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
         self._await_conflicting_tasks(Mode.WRITE, key)
-        if self._wait and not default:
-            return self._calls.pop_waiting(key, self._timeout)
+        if self._wait_for_keys and not default:
+            return self._client.pop_waiting(key, self._timeout)
         try:
-            return self._calls.pop(key)
+            return self._client.pop(key)
         except KeyError:
             if default:
                 return default[0]
             raise
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove a key, and give it with its value.
+        """Remove a key and return it with its value; asks the shards one by one.
 
         Raises
         ------
         KeyError
-            There is none.
+            The dictionary is empty.
 
         Examples
         --------
@@ -144,15 +166,15 @@ class DictMapping(MutableMapping[Any, Any]):
         ('a', 1)
         """
         self._await_conflicting_tasks(Mode.WRITE)
-        return self._calls.pop_any()
+        return self._client.pop_any()
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """Give the value of a key, which is the default from here on if there was none.
+        """Return the value of a key; write the default first if there is none. Atomic.
 
         Parameters
         ----------
         key : object
-            Which.
+            The key.
         default : object
             Its value if it has none.
 
@@ -163,22 +185,22 @@ class DictMapping(MutableMapping[Any, Any]):
         (1, 1)
         """
         self._await_conflicting_tasks(Mode.WRITE, key)
-        return self._calls.set_default(key, default)
+        return self._client.set_default(key, default)
 
     def fetch_add(self, key: Any, value: Any = 1) -> Any:
-        """Add to the number of a key, and give what it was; many may do so at once.
+        """Add to the number of a key, and return what it was before. Atomic.
 
         Parameters
         ----------
         key : object
-            Which; one that is not there starts at 0.
+            The key; one that is not there starts at 0.
         value : number
-            How much.
+            How much to add.
 
         Raises
         ------
         TypeError
-            It is no number, or what is there is none.
+            `value`, or the value that is there, is not a number.
 
         Examples
         --------
@@ -189,7 +211,7 @@ class DictMapping(MutableMapping[Any, Any]):
         if not isinstance(value, Number):
             raise TypeError(f"fetch_add adds numbers, not {value!r}")
         self._await_conflicting_tasks(Mode.WRITE, key)
-        return self._calls.add(key, value)
+        return self._client.add(key, value)
 
     # -- many keys ------------------------------------------------------------------------
 
@@ -218,7 +240,7 @@ class DictMapping(MutableMapping[Any, Any]):
             self._require_open()
             return
         self._await_conflicting_tasks(Mode.WRITE, *(key for key, _ in pairs))
-        self._calls.put_some(pairs)
+        self._client.put_some(pairs)
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """Read many keys, in far less time than one by one.
@@ -226,19 +248,20 @@ class DictMapping(MutableMapping[Any, Any]):
         Parameters
         ----------
         keys : iterable
-            Which. With `wait_for_keys`, all are waited for.
+            The keys. With `wait_for_keys`, all of them are waited for.
 
         Returns
         -------
         dict
-            Their values.
+            The keys and their values.
 
         Raises
         ------
         KeyError
-            Some are not there: these are its arguments.
+            Some keys are not there: they are the arguments of the exception.
         TimeoutError
-            With `wait_for_keys`: one was not written within `timeout`, which is for all together.
+            With `wait_for_keys`: a key was not written within `timeout`, which is for all keys
+            together.
 
         Examples
         --------
@@ -252,19 +275,18 @@ class DictMapping(MutableMapping[Any, Any]):
             self._require_open()
             return {}
         self._await_conflicting_tasks(Mode.READ, *wanted)
-        found = self._calls.get_some(wanted)
+        found = self._client.get_some(wanted)
         missing = [key for key in wanted if key not in found]
-        if missing and self._wait:
-            end = None if self._timeout is None else monotonic() + self._timeout
+        if missing and self._wait_for_keys:
+            deadline = Deadline(self._timeout)
             for key in missing:
-                left = None if end is None else max(0.0, end - monotonic())
-                found[key] = self._calls.get_waiting(key, left)
+                found[key] = self._client.get_waiting(key, deadline.left())
         elif missing:
             raise KeyError(*missing)
         return {key: found[key] for key in wanted}
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Write what is in a mapping or in pairs, as a dict does; raises what `put_many` does.
+        """Write the keys of a mapping or of pairs, as a dict does. Raises what `put_many` does.
 
         Parameters
         ----------
@@ -289,7 +311,7 @@ class DictMapping(MutableMapping[Any, Any]):
         return self
 
     def clear(self) -> None:
-        """Remove all keys; `LifecycleError` if it is frozen.
+        """Remove all keys, shard by shard.
 
         Examples
         --------
@@ -300,20 +322,20 @@ class DictMapping(MutableMapping[Any, Any]):
         0
         """
         self._await_conflicting_tasks(Mode.WRITE)
-        self._calls.everywhere("clear")
+        self._client.call_all(operations.CLEAR)
 
     def __iter__(self) -> Iterator[Any]:
-        """Give the keys, part by part: of each those that are there when it comes to it."""
+        """Iterate over the keys, shard by shard: those that are there when a shard is asked."""
         self._await_conflicting_tasks(Mode.READ)
-        return self._calls.keys()
+        return self._client.keys()
 
     def __len__(self) -> int:
-        """Say how many keys there are now."""
+        """Return the present number of keys; asks every shard."""
         self._await_conflicting_tasks(Mode.READ)
-        return sum(self._calls.everywhere("count"))
+        return sum(self._client.call_all(operations.COUNT))
 
     def values(self) -> ValuesView[Any]:
-        """Give a view of the values, which are fetched as it is gone through.
+        """Return a view of the values, which are fetched during the iteration.
 
         Examples
         --------
@@ -325,7 +347,7 @@ class DictMapping(MutableMapping[Any, Any]):
         return _Values(self)
 
     def items(self) -> ItemsView[Any, Any]:
-        """Give a view of keys and values, which are fetched as it is gone through.
+        """Return a view of keys and values, which are fetched during the iteration.
 
         Examples
         --------
@@ -338,11 +360,11 @@ class DictMapping(MutableMapping[Any, Any]):
 
     def _all_items(self) -> Iterator[tuple[Any, Any]]:
         self._await_conflicting_tasks(Mode.READ)
-        return self._calls.items()
+        return self._client.items()
 
     def __eq__(self, other: object) -> bool:
-        """Say whether it is the same dictionary, or a mapping with equal keys and values now."""
-        if isinstance(other, DictMapping) and other._calls.uid == self._calls.uid:
+        """Return whether it is the same dictionary, or a mapping with equal contents now."""
+        if isinstance(other, DictMapping) and other._client.uid == self._client.uid:
             return True
         if not isinstance(other, Mapping):
             return NotImplemented

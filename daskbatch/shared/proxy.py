@@ -1,12 +1,11 @@
-"""A shared object as this process sees it: has requests answered by whoever is to answer them.
+"""The client-side proxy of a shared object.
 
-Does not know dictionaries nor queues. If an actor has died it goes on with the one that has
-taken over; what was asked for is done once, however often it had to be asked.
+It finds the worker that serves a shard, fails over when that dies, and repeats requests with the
+same sequence number, so that each takes effect once.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
 import weakref
@@ -18,170 +17,175 @@ from time import monotonic
 from typing import Any
 
 from daskbatch.errors import ServiceLost
-from daskbatch.shared.actor import here
-from daskbatch.shared.data.codec import copied
+from daskbatch.forking import after_fork, make_lock
+from daskbatch.shared.actor import local_actor
+from daskbatch.shared.data import routes
+from daskbatch.shared.data.codec import copy_buffers
 from daskbatch.shared.data.messages import (
     Layout,
     NotServing,
     ObjectInfo,
     Replica,
+    Request,
     ServerAddress,
     closed_error,
+    decode_error,
     description_of,
-    error_sent,
     lost_error,
     unreachable_error,
 )
+from daskbatch.shared.rpc.answer import FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
-from daskbatch.shared.rpc.server import FAILED
-from daskbatch.shared.scheduler_rpc import ask, relayed, tls_context
+from daskbatch.shared.scheduler_rpc import call_scheduler, relay_request, tls_context
+from daskbatch.shared.store.operations import Effect, Operation
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current
 
-#: After so long without an answer it is asked whether the one who is to give it is still there.
-_DOUBT = 1.0
+#: After how long without an answer the scheduler is asked whether the layout has changed.
+_LAYOUT_CHECK_SECONDS = 1.0
 
-#: How long it may take until somebody has taken over, or is reached after all. Seconds.
-_TURN = 1.0
+#: How long one call waits for a new layout after a worker could not be reached; and how long a
+#: request that the scheduler relays may wait at the worker.
+_FAILOVER_WAIT_SECONDS = 1.0
 
-#: A worker that is there and does not open its door so often is reached through the scheduler;
-#: after so many seconds it is tried again.
-_KNOCKS = 3
-_DETOUR = 60.0
+#: After so many failed connections to a worker that is there, its requests are relayed by the
+#: scheduler; after so many seconds the next one tries to connect again.
+_MAX_CONNECT_ATTEMPTS = 3
+_RELAY_SECONDS = 60.0
 
-#: So long is it tried to reach a worker of which the scheduler says that it is there. Seconds.
-_PATIENCE = 30.0
+#: How long one request tries to reach a worker that is there, according to the scheduler.
+_REACH_TIMEOUT_SECONDS = 30.0
 
-#: After so many have died of the same request, one after another, no other one is asked.
-_DEATHS = 3
+#: A request after which so many workers died, one after another, is not sent to one more.
+_MAX_WORKER_DEATHS = 3
 
-#: So many objects are remembered that nobody uses at the moment: the next task is likely to.
-_REMEMBERED = 64
+_READ = Effect.READ
 
-
-def _is_gone() -> bool:
-    """Say of who asks from this very thread whether nobody waits for the answer any more."""
-    return False
+#: How many proxies are kept though nothing uses them: the next task is likely to.
+_MAX_UNUSED_PROXIES = 64
 
 
-class _Moved(Exception):
-    """Somebody else is to answer by now."""
+class _LayoutChanged(Exception):
+    """Another worker serves the shard by now."""
 
 
-class _TimeUp(Exception):
+class _DeadlinePassed(Exception):
     pass
 
 
 class ObjectProxy:
-    """What a process has of a shared object; one for all that use it there.
+    """A shared object as this process sees it; one for all that use it in the process.
+
+    Any number of threads may use it. Each waiting request has its own `RpcClient`.
 
     Parameters
     ----------
     scheduler : str
-        Where it is.
+        The scheduler's address.
     uid : str
-        Which it is.
-    placed : Placed, optional
-        What is known of it.
+        The object's id.
+    info : ObjectInfo, optional
+        Its layouts, if they are known; by default they are requested on first use.
     """
 
-    def __init__(self, scheduler: str, uid: str, placed: ObjectInfo | None = None) -> None:
+    def __init__(self, scheduler: str, uid: str, info: ObjectInfo | None = None) -> None:
         self.scheduler = scheduler
         self.uid = uid
-        self._placed: ObjectInfo | None = None
+        self._info: ObjectInfo | None = None
         self._layouts: list[Layout] = []
-        self._lanes: list[deque[RpcClient]] = []
-        self._context: ssl.SSLContext | None = None
-        #: By door: until when it is not tried any more.
-        self._detours: dict[ServerAddress, float] = {}
+        #: By shard: the clients that no request uses at the moment.
+        self._idle_clients: list[deque[RpcClient]] = []
+        self._tls_context: ssl.SSLContext | None = None
+        #: By server: until when requests to it are relayed by the scheduler.
+        self._relayed_until: dict[ServerAddress, float] = {}
         self._lock = threading.Lock()
-        if placed is not None:
-            self._take(placed)
-        _handles[scheduler, uid] = self
-        _remembered.append(self)
+        if info is not None:
+            self._apply(info)
+        _proxies[scheduler, uid] = self
+        _recently_made.append(self)
 
     @property
-    def placed(self) -> ObjectInfo:
-        """What is known of it; asked for on the first use."""
-        found = self._placed
-        if found is None:
-            found = self._find()
-            self._take(found)
-        return found
+    def info(self) -> ObjectInfo:
+        """The object's options and name, and the layouts that were known first."""
+        info = self._info
+        if info is None:
+            info = self._request_info()
+            self._apply(info)
+        return info
 
-    def _find(self) -> ObjectInfo:
-        answer = self._ask("daskbatch_shared_find")
+    def _request_info(self) -> ObjectInfo:
+        answer = self._call_scheduler(routes.FIND)
         if not isinstance(answer, ObjectInfo):
-            raise self._gone(answer)
+            raise self._ended_error(answer)
         return answer
 
-    def _ask(self, operation: str, **arguments: Any) -> Any:
+    def _call_scheduler(self, route: str, **arguments: Any) -> Any:
         try:
             try:
-                return ask(self.scheduler, operation, uid=self.uid, **arguments)
+                return call_scheduler(self.scheduler, route, uid=self.uid, **arguments)
             except ServiceLost:
-                # A task may reach the same scheduler in another way.
-                host = current()
-                if host is None or host.scheduler == self.scheduler:
+                # A task may reach the same scheduler by another address.
+                context = current()
+                if context is None or context.scheduler == self.scheduler:
                     raise
-                answer = ask(host.scheduler, operation, uid=self.uid, **arguments)
-                self.scheduler = host.scheduler
+                answer = call_scheduler(context.scheduler, route, uid=self.uid, **arguments)
+                self.scheduler = context.scheduler
                 return answer
         except ServiceLost as error:
-            raise unreachable_error(self.what, error) from error
+            raise unreachable_error(self.description, error) from error
 
-    def _take(self, placed: ObjectInfo) -> None:
-        """Take in who has what, as far as it is news."""
+    def _apply(self, info: ObjectInfo) -> None:
+        """Adopt those layouts that are newer than the known ones."""
         with self._lock:
-            if self._placed is None:
-                self._layouts = list(placed.layouts)
-                self._lanes = [deque() for _ in placed.layouts]
-                self._context = tls_context(self.scheduler)
-                self._placed = placed
-            for index, layout in enumerate(placed.layouts):
-                self._hear(index, layout)
+            if self._info is None:
+                self._layouts = list(info.layouts)
+                self._idle_clients = [deque() for _ in info.layouts]
+                self._tls_context = tls_context(self.scheduler)
+                self._info = info
+            for index, layout in enumerate(info.layouts):
+                self._apply_layout(index, layout)
 
-    def _hear(self, index: int, layout: Layout) -> None:
+    def _apply_layout(self, index: int, layout: Layout) -> None:
         if layout.epoch > self._layouts[index].epoch:
             self._layouts[index] = layout
 
-    def _gone(self, said: Any) -> Exception:
-        what = self.what
-        if said == "closed":
-            return closed_error(what)
-        return ServiceLost(f"the cluster at {self.scheduler} knows no {what}")
+    def _ended_error(self, answer: Any) -> Exception:
+        """Return the error for an object that the scheduler does not have."""
+        if answer == "closed":
+            return closed_error(self.description)
+        return ServiceLost(f"the cluster at {self.scheduler} has no {self.description}")
 
     @property
-    def what(self) -> str:
-        """What it is called in messages."""
-        known = self._placed
-        return description_of(self.uid, known and known.options, known and known.name)
+    def description(self) -> str:
+        """What the object is called in messages."""
+        info = self._info
+        return description_of(self.uid, info and info.options, info and info.name)
 
-    def _lost(self, why: str) -> ServiceLost:
-        return lost_error(self.what, why, self.placed.options.replicas)
+    def _lost_error(self, reason: str) -> ServiceLost:
+        return lost_error(self.description, reason, self.info.options.replicas)
 
     @property
     def count(self) -> int:
-        """How many shards there are."""
-        return len(self.placed.layouts)
+        """The number of shards."""
+        return len(self.info.layouts)
 
     def layout(self, index: int) -> Layout:
-        """Give who has a shard, as far as is known here."""
-        _ = self.placed
+        """Return the layout of a shard that this process knows."""
+        _ = self.info
         return self._layouts[index]
 
-    def renew(self) -> None:
-        """Ask anew who has what.
+    def refresh(self) -> None:
+        """Request the layouts from the scheduler.
 
         Raises
         ------
         LifecycleError
-            It has been closed.
+            The object has been closed.
         """
-        self._take(self._find())
+        self._apply(self._request_info())
 
-    def is_here(self, index: int) -> bool:
-        """Say whether a shard is served in this process."""
-        actor = here(self.uid, index)
+    def is_local(self, index: int) -> bool:
+        """Return whether a shard is served in this process."""
+        actor = local_actor(self.uid, index)
         return actor is not None and getattr(actor.state, "serves", True)
 
     # -- requests -------------------------------------------------------------------------
@@ -189,188 +193,191 @@ class ObjectProxy:
     def call(
         self,
         index: int,
-        operation: str,
+        operation: Operation,
         *arguments: Any,
         wait: float = 0.0,
         deadline: float | None = None,
     ) -> Any:
-        """Have something done by a shard.
+        """Have a shard execute an operation, and return its reply.
 
         Parameters
         ----------
         index : int
-            Which.
-        operation : str
-            What.
+            The index of the shard.
+        operation : Operation
+            One of `shared.store.operations`.
         *arguments
-            With what.
+            The operation's arguments.
         wait : float
-            How long the shard may wait until it can be done. Seconds.
+            Seconds that the shard may wait until it can do it.
         deadline : float, optional
-            Of `monotonic`: when there must be an answer.
+            A time of `monotonic` when there must be an answer.
 
         Raises
         ------
         ServiceLost
-            What the shard had is lost, or the cluster is gone.
+            The shard's contents are lost, or the cluster is gone.
         LifecycleError
-            It has been closed.
+            The object has been closed.
         TimeoutError
-            There is no answer in time.
+            There is no answer before the deadline.
         Exception
-            It could not be done.
+            The operation has failed on the shard, with this exception.
         """
-        _ = self.placed
-        actor = here(self.uid, index)
-        if actor is not None and not wait and operation in actor.state.reads:
-            # Only this: a task may be stopped in the middle of anything, and so leave it.
+        _ = self.info
+        actor = local_actor(self.uid, index)
+        if actor is not None and not wait and operation.effect is _READ:
+            # Not for other operations: a task may be interrupted at any point of them, and leave
+            # them half done.
             with suppress(NotServing):
-                return copied(actor.handle((operation, b"", 0, 0.0, arguments), _is_gone))
-        lanes = self._lanes[index]
+                return copy_buffers(actor.read(operation, arguments))
+        idle = self._idle_clients[index]
         try:
-            lane = lanes.pop()
+            client = idle.pop()
         except IndexError:
-            lane = RpcClient()
-        lane.seq += 1
+            client = RpcClient()
+        client.seq += 1
         try:
-            return self._go(lane, index, operation, arguments, wait, deadline)
+            return self._call_until_answered(
+                client, index, operation.name, arguments, wait, deadline
+            )
         finally:
-            lanes.append(lane)
+            idle.append(client)
 
-    def _go(
+    def _call_until_answered(
         self,
-        lane: RpcClient,
+        client: RpcClient,
         index: int,
         operation: str,
         arguments: tuple[Any, ...],
         wait: float,
         deadline: float | None,
     ) -> Any:
-        knocks, give_up, deaths = 0, inf, 0
+        failed_connections, give_up_at, deaths = 0, inf, 0
         while True:
             layout = self._layouts[index]
-            if not layout.members:
-                raise self._lost(layout.lost)
-            member = layout.members[0]
-            door = member.door
+            if not layout.replicas:
+                raise self._lost_error(layout.lost)
+            primary = layout.replicas[0]
+            server = primary.server
             try:
-                actor = here(self.uid, index)
-                near = actor.door if actor is not None and actor.door.address == door else None
-                if self._detours and self._detours.get(door, 0.0) > monotonic():
-                    return self._relayed(lane, member, operation, wait, arguments)
-                return lane.call(
-                    door,
-                    self._context,
+                actor = local_actor(self.uid, index)
+                local = actor is not None and actor.server.address == server
+                if self._relayed_until and self._relayed_until.get(server, 0.0) > monotonic():
+                    return self._call_by_scheduler(client, primary, operation, wait, arguments)
+                return client.call(
+                    server,
+                    self._tls_context,
                     operation,
                     wait,
                     arguments,
-                    self._watcher(index, layout, wait, deadline),
-                    near,
+                    self._make_idle_check(index, layout, wait, deadline),
+                    actor.server if local and actor is not None else None,
                 )
             except RequestFailed as failed:
                 error = failed.args[0]
                 if not isinstance(error, NotServing):
                     raise error from None
-                self._renew(index, layout.epoch, STOP_POLL_SECONDS)
-            except _TimeUp:
-                raise TimeoutError(f"{self.what} has not answered in time") from None
-            except _Moved:
-                lane.close()
+                self._refresh_layout(index, layout.epoch, STOP_POLL_SECONDS)
+            except _DeadlinePassed:
+                raise TimeoutError(f"{self.description} has not answered in time") from None
+            except _LayoutChanged:
+                client.close()
             except OSError as error:
-                lane.close()
-                give_up = min(give_up, monotonic() + _PATIENCE)
-                if self._renew(index, layout.epoch, _TURN):
-                    knocks, give_up = 0, inf
+                client.close()
+                give_up_at = min(give_up_at, monotonic() + _REACH_TIMEOUT_SECONDS)
+                if self._refresh_layout(index, layout.epoch, _FAILOVER_WAIT_SECONDS):
+                    failed_connections, give_up_at = 0, inf
                     deaths += 1
-                    if deaths > _DEATHS and not wait:
+                    if deaths > _MAX_WORKER_DEATHS and not wait:
                         raise ServiceLost(
-                            f"{deaths} workers that have a part of {self.what} died when they were "
-                            f"to do this: {operation}"
+                            f"{deaths} workers that have a part of {self.description} died while "
+                            f"they executed this operation: {operation}"
                         ) from error
-                elif monotonic() > give_up:
+                elif monotonic() > give_up_at:
                     raise ServiceLost(
-                        f"worker {member.worker}, which has a part of {self.what}, cannot be "
-                        f"reached: {error}"
+                        f"worker {primary.worker}, which has a part of {self.description}, cannot "
+                        f"be reached: {error}"
                     ) from error
                 else:
-                    knocks += 1
-                    if knocks >= _KNOCKS:
-                        self._detours[door] = monotonic() + _DETOUR
+                    failed_connections += 1
+                    if failed_connections >= _MAX_CONNECT_ATTEMPTS:
+                        self._relayed_until[server] = monotonic() + _RELAY_SECONDS
             if deadline is not None and monotonic() > deadline:
-                raise TimeoutError(f"{self.what} has not answered in time")
+                raise TimeoutError(f"{self.description} has not answered in time")
 
-    def _watcher(
+    def _make_idle_check(
         self, index: int, layout: Layout, wait: float, deadline: float | None
     ) -> Callable[[], None]:
-        next_look = monotonic() + wait + _DOUBT
+        """Return what is called while a request waits, and ends the wait if it is in vain."""
+        next_check = monotonic() + wait + _LAYOUT_CHECK_SECONDS
 
-        def idle() -> None:
-            nonlocal next_look
+        def idle_check() -> None:
+            nonlocal next_check
             now = monotonic()
             if deadline is not None and now > deadline + STOP_POLL_SECONDS:
-                raise _TimeUp
-            if now > next_look:
-                if self._renew(index, layout.epoch, 0.0):
-                    raise _Moved
-                next_look = monotonic() + _DOUBT
+                raise _DeadlinePassed
+            if now > next_check:
+                if self._refresh_layout(index, layout.epoch, 0.0):
+                    raise _LayoutChanged
+                next_check = monotonic() + _LAYOUT_CHECK_SECONDS
 
-        return idle
+        return idle_check
 
-    def _renew(self, index: int, epoch: int, seconds: float) -> bool:
-        """Ask who has a shard, and wait a little for news; says whether there are any."""
-        answer = self._ask("daskbatch_shared_look", index=index, epoch=epoch, seconds=seconds)
+    def _refresh_layout(self, index: int, epoch: int, seconds: float) -> bool:
+        """Wait at the scheduler for a layout newer than an epoch; returns whether there is one."""
+        answer = self._call_scheduler(
+            routes.AWAIT_LAYOUT, index=index, epoch=epoch, seconds=seconds
+        )
         if not isinstance(answer, Layout):
-            raise self._gone(answer)
+            raise self._ended_error(answer)
         with self._lock:
-            self._hear(index, answer)
+            self._apply_layout(index, answer)
         return answer.epoch > epoch
 
-    def _relayed(
+    def _call_by_scheduler(
         self,
-        lane: RpcClient,
-        member: Replica,
+        client: RpcClient,
+        primary: Replica,
         operation: str,
         wait: float,
         arguments: tuple[Any, ...],
     ) -> Any:
-        """Have it done by way of the scheduler, since the worker's door cannot be reached."""
-        request = operation, lane.sid, lane.seq, min(wait, _TURN), arguments
+        """Have the scheduler relay a request, since the worker's server cannot be reached."""
+        seconds = min(wait, _FAILOVER_WAIT_SECONDS)
+        request = Request(operation, client.client_id, client.seq, seconds, arguments)
         try:
-            sign, result = relayed(self.scheduler, member, request)
+            status, result = relay_request(self.scheduler, primary, request)
         except Exception as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        if sign == FAILED:
-            raise RequestFailed(error_sent(result))
+        if status == FAILED:
+            raise RequestFailed(decode_error(result))
         return result
 
     def close(self) -> None:
-        """End the object, for all who use it; if its cluster has ended, so has it."""
+        """End the object for all its users; it has ended if its cluster has."""
         with suppress(ServiceLost):
-            self._ask("daskbatch_shared_close")
+            self._call_scheduler(routes.CLOSE)
 
-    def forget(self) -> None:
-        """Let go of connections that are those of the process this was forked from."""
+    def drop_connections(self) -> None:
+        """In a forked child: leave the connections to the parent."""
         self._lock = threading.Lock()
-        self._lanes = [deque() for _ in self._lanes]
+        self._idle_clients = [deque() for _ in self._idle_clients]
 
 
 #: By scheduler and object.
-_handles: weakref.WeakValueDictionary[tuple[str, str], ObjectProxy] = weakref.WeakValueDictionary()
-_remembered: deque[ObjectProxy] = deque(maxlen=_REMEMBERED)
-_finding = threading.Lock()
+_proxies: weakref.WeakValueDictionary[tuple[str, str], ObjectProxy] = weakref.WeakValueDictionary()
+_recently_made: deque[ObjectProxy] = deque(maxlen=_MAX_UNUSED_PROXIES)
+_proxies_lock = make_lock()
 
 
-def handle_of(scheduler: str, uid: str, placed: ObjectInfo | None = None) -> ObjectProxy:
-    """Give the handle that this process has of an object, or make one."""
-    with _finding:
-        return _handles.get((scheduler, uid)) or ObjectProxy(scheduler, uid, placed)
+def proxy_of(scheduler: str, uid: str, info: ObjectInfo | None = None) -> ObjectProxy:
+    """Return this process's proxy of an object; make one if there is none."""
+    with _proxies_lock:
+        return _proxies.get((scheduler, uid)) or ObjectProxy(scheduler, uid, info)
 
 
-def _forget() -> None:
-    global _finding
-    _finding = threading.Lock()
-    for each in list(_handles.values()):
-        each.forget()
-
-
-os.register_at_fork(after_in_child=_forget)
+@after_fork
+def _drop_all_connections() -> None:
+    for proxy in list(_proxies.values()):
+        proxy.drop_connections()

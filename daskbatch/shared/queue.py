@@ -1,6 +1,7 @@
-"""The queue that tasks and clients share.
+"""The distributed queue `Queue`, which tasks and clients share.
 
-Does not know where its items are, nor how they are asked for; `shared` does.
+It has the interface of `queue.Queue`, and raises `queue.Empty` and `queue.Full`. Any number of
+threads may use one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.errors import SerializationError, SpecError
-from daskbatch.shared.creation import OwnerContext, Where, at_home, open_shared
+from daskbatch.shared.creation import Where, create_or_open, owner_context
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
-from daskbatch.shared.proxy import ObjectProxy, handle_of
-from daskbatch.shared.scheduler_rpc import awaited
+from daskbatch.shared.proxy import ObjectProxy, proxy_of
+from daskbatch.shared.store import operations
+from daskbatch.shared.store.operations import Operation
+from daskbatch.shared.waiting import await_answer
 from daskbatch.timeouts import parse_timeout
 
 _DOMAIN = CommunicationDomain()
@@ -27,30 +30,36 @@ _DOMAIN = CommunicationDomain()
 class Queue:
     """A queue that the client, tasks and their child processes share: first in, first out.
 
-    It lives on one worker, and is lost with it. What is put in is copied. A task that waits for
-    an item, or for room, leaves its slot to others meanwhile; who dies waiting takes no item.
+    It lives on one worker, and is lost with it. Items are copied when they are put. A task that
+    waits for an item, or for room, releases its worker slot meanwhile; a consumer that dies takes
+    no item with it.
 
     Parameters
     ----------
     cluster : str, distributed.Client, cluster object or Batch, optional
-        Where it is made; by default the cluster that this process is connected to.
+        Where it is created; by default the cluster that this process is connected to.
     maxsize : int
-        How many items there may be; 0 is no limit. Those that come back, since who took them has
-        died before they came there, may be more.
+        Maximum number of items; 0 means unlimited. It may be exceeded temporarily by items returned
+        to the queue because their consumer died before acknowledging them.
     name : str, optional
-        The same name on one cluster is the same queue. What a Batch has made ends with the Batch;
-        else one with a name is there until it is closed, and one without ends with the client that
-        has made it.
+        Name under which other clients of the cluster can open the same queue. Lifetime: as that of
+        a `DDict`.
 
     Raises
     ------
     SpecError
         A parameter is wrong. It is a `ValueError`.
     LifecycleError
-        There is no `cluster`, and this process is connected to none; later, of whatever is done
-        with it: it has been closed.
+        No `cluster` is given, and this process is connected to none. Of all operations: the queue
+        has been closed.
     ServiceLost
-        The cluster cannot be reached; later: the worker that had the queue has died.
+        The cluster cannot be reached. Of all operations: the worker of the queue has died.
+
+    Notes
+    -----
+    Any number of threads, tasks and processes may use it at the same time. Each operation is atomic
+    and costs one request to the worker that has the queue; a `put` or `get` that waits, one every 5
+    seconds.
 
     Examples
     --------
@@ -70,47 +79,49 @@ class Queue:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool):
             raise SpecError(f"maxsize= must be a whole number, not {maxsize!r}")
         options = ObjectOptions("queue", 1, maxsize=max(0, maxsize))
-        with at_home(cluster, name) as home:
-            self._be(open_shared(home, options, name), home)
+        with owner_context(cluster, name) as context:
+            proxy = create_or_open(context, options, name)
+        self._attach(proxy, context.before_access)
 
-    def _be(self, handle: ObjectProxy, home: OwnerContext | None = None) -> None:
-        self._handle = handle
-        self._touched = None if home is None else home.touch
+    def _attach(self, proxy: ObjectProxy, before_access: Callable[..., None] | None = None) -> None:
+        """Make this object one of an existing queue: a new one, or one that was unpickled."""
+        self._proxy = proxy
+        self._before_access = before_access
 
-    def _call(self, operation: str, *arguments: Any, **times: Any) -> Any:
-        return self._handle.call(0, operation, *arguments, **times)
+    def _call(self, operation: Operation, *arguments: Any, wait: float = 0.0) -> Any:
+        return self._proxy.call(0, operation, *arguments, wait=wait)
 
-    def _await_conflicting_tasks(self) -> None:
-        """Have those template tasks started that may be waited for here: whatever they do with it.
+    def _start_conflicting_tasks(self) -> None:
+        """Start the background tasks of this Batch that use the queue.
 
-        Not more: they may wait for what is done here next.
+        It does not wait for them: they may wait themselves for what is done with the queue next.
         """
-        if self._touched is not None:
-            self._touched(Mode.WRITE, self, (), wait=False)
+        if self._before_access is not None:
+            self._before_access(Mode.WRITE, self, (), wait=False)
 
-    def _until(
-        self, timeout: float | None, operation: str, *arguments: Any, miss: Any = None
+    def _await(
+        self, timeout: float | None, operation: Operation, *arguments: Any, miss: Any
     ) -> Any:
-        """Have something done as soon as it can be; gives `miss` if it cannot in time."""
+        """Repeat an operation until it succeeds; returns `miss` if it does not within `timeout`."""
         deadline = None if timeout is None else monotonic() + timeout
 
         def ask(seconds: float) -> Any:
             found = self._call(operation, *arguments, wait=seconds)
             if found is miss:
-                self._await_conflicting_tasks()
+                self._start_conflicting_tasks()
             return found
 
-        return awaited(ask, deadline, miss)
+        return await_answer(ask, deadline, miss)
 
     # -- items ----------------------------------------------------------------------------
 
     def put(self, item: Any, block: bool = True, timeout: float | timedelta | None = None) -> None:
-        """Put an item behind the others.
+        """Append an item.
 
         Parameters
         ----------
         item : object
-            Whatever pickles.
+            Any object that can be pickled.
         block : bool
             Whether to wait until there is room.
         timeout : float or timedelta, optional
@@ -123,7 +134,7 @@ class Queue:
         SerializationError
             The item cannot be pickled.
         ValueError
-            `timeout` is negative, or no span of time.
+            `timeout` is negative, or not a span of time.
 
         Examples
         --------
@@ -132,29 +143,30 @@ class Queue:
         >>> queue.full()
         True
         """
-        seconds = _seconds(block, timeout)
+        seconds = _seconds_to_wait(block, timeout)
         packed = pack(item)
-        if not self._until(seconds, "put", packed, miss=False):
+        if not self._await(seconds, operations.QUEUE_PUT, packed, miss=False):
             raise Full
 
     def get(self, block: bool = True, timeout: float | timedelta | None = None) -> Any:
-        """Take the first item out.
+        """Remove the first item, and return it.
 
         Parameters
         ----------
         block : bool
-            Whether to wait until there is one.
+            Whether to wait until there is an item.
         timeout : float or timedelta, optional
             Seconds to wait at most.
 
         Raises
         ------
         queue.Empty
-            There is none, or not in time.
+            There is no item, or not in time.
         SerializationError
-            It cannot be unpickled here. It is gone: all who take it would meet the same.
+            The item cannot be unpickled here. It is gone, since any other consumer would most
+            likely fail in the same way.
         ValueError
-            `timeout` is negative, or no span of time.
+            `timeout` is negative, or not a span of time.
 
         Examples
         --------
@@ -163,19 +175,19 @@ class Queue:
         >>> queue.get()
         'a'
         """
-        seconds = _seconds(block, timeout)
-        found = self._until(seconds, "get")
+        seconds = _seconds_to_wait(block, timeout)
+        found = self._await(seconds, operations.QUEUE_GET, miss=None)
         if found is None:
             raise Empty
         try:
             return unpack(found)
         except SerializationError as error:
             raise SerializationError(
-                f"{error}; it has been taken out of {self._handle.what}, and is lost"
+                f"{error}; it has been taken out of {self._proxy.description}, and is lost"
             ) from error.__cause__
 
     def put_nowait(self, item: Any) -> None:
-        """Put an item in if there is room, or raise `queue.Full`; see `put`.
+        """Append an item if there is room, or raise `queue.Full`; see `put`.
 
         Examples
         --------
@@ -187,7 +199,7 @@ class Queue:
         self.put(item, block=False)
 
     def get_nowait(self) -> Any:
-        """Take an item out if there is one, or raise `queue.Empty`; see `get`.
+        """Remove the first item and return it, or raise `queue.Empty`; see `get`.
 
         Examples
         --------
@@ -200,32 +212,32 @@ class Queue:
         return self.get(block=False)
 
     def qsize(self) -> int:
-        """Say how many items there are now; others may put in and take out meanwhile.
+        """Return the present number of items; others may put and get items meanwhile.
 
         Examples
         --------
         >>> batch.queue().qsize()
         0
         """
-        self._await_conflicting_tasks()
-        return int(self._call("qsize"))
+        self._start_conflicting_tasks()
+        return int(self._call(operations.QSIZE))
 
     def empty(self) -> bool:
-        """Say whether there is no item now; see `qsize`."""
+        """Return whether there is no item now; see `qsize`."""
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Say whether there is no room now, as there always is without a `maxsize`."""
+        """Return whether there is no room now; always False without a `maxsize`. See `qsize`."""
         size = self.qsize()
-        return 0 < self._handle.placed.options.maxsize <= size
+        return 0 < self._proxy.info.options.maxsize <= size
 
     def task_done(self) -> None:
-        """Say that what an item was taken out for has been done; see `join`.
+        """Report that the work on an item is done; see `join`.
 
         Raises
         ------
         ValueError
-            It was said more often than there were items.
+            It was called more often than items were put in.
 
         Examples
         --------
@@ -235,7 +247,7 @@ class Queue:
         >>> queue.task_done()
         >>> queue.join()
         """
-        if not self._call("task_done"):
+        if not self._call(operations.TASK_DONE):
             raise ValueError("task_done() was called more often than items were put in")
 
     def join(self, timeout: float | timedelta | None = None) -> None:
@@ -249,7 +261,7 @@ class Queue:
         Raises
         ------
         TimeoutError
-            The time is up first.
+            Some items are not done in time.
 
         Examples
         --------
@@ -257,63 +269,66 @@ class Queue:
         >>> queue.join()
         """
         seconds = parse_timeout(timeout)
-        if not self._until(seconds, "join", miss=False):
-            raise TimeoutError(f"items of {self._handle.what} are not done after {seconds:g} s")
+        if not self._await(seconds, operations.JOIN, miss=False):
+            raise TimeoutError(
+                f"items of {self._proxy.description} are not done after {seconds:g} s"
+            )
 
     def close(self) -> None:
-        """End it, for all who use it; what is in it is gone, and who waits is told.
+        """End the queue for all its users. Its items are gone, and waiting tasks are woken.
 
-        Any later use is a `LifecycleError`, but to close it again.
+        Any later use raises `LifecycleError`, except to close it again.
         """
-        self._handle.close()
+        self._proxy.close()
 
     def __enter__(self) -> Queue:
-        """Give the queue itself, which ends with the block."""
+        """Return the queue itself, which ends with the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it, for all who use it."""
+        """Close the queue, for all its users."""
         self.close()
 
-    # -- what it is -----------------------------------------------------------------------
+    # -- identity -------------------------------------------------------------------------
 
     @property
     def name(self) -> str | None:
-        """What it is called, if it has a name."""
-        return self._handle.placed.name
+        """The name, or None."""
+        return self._proxy.info.name
 
     def __eq__(self, other: object) -> bool:
-        """Say whether it is the same queue."""
-        return isinstance(other, Queue) and other._handle.uid == self._handle.uid
+        """Return whether it is the same queue."""
+        return isinstance(other, Queue) and other._proxy.uid == self._proxy.uid
 
     def __hash__(self) -> int:
-        return hash(self._handle.uid)
+        return hash(self._proxy.uid)
 
     def __batch_channels__(
         self, channels: tuple[Any, ...]
     ) -> tuple[CommunicationObject, tuple[Any, ...]]:
-        """Be read and written by tasks, as a whole; see `Batch.read`."""
+        """Return what `Batch.read` and `Batch.write` declare: this queue as a whole."""
         if channels:
             raise SpecError("a Queue is read and written as a whole: it has no channels")
-        return CommunicationObject(_DOMAIN, f"queue-{self._handle.uid}"), ()
+        return CommunicationObject(_DOMAIN, f"queue-{self._proxy.uid}"), ()
 
     def __reduce__(self) -> tuple[Callable[..., Queue], tuple[Any, ...]]:
-        return _attached, (self._handle.scheduler, self._handle.uid)
+        return _unpickle, (self._proxy.scheduler, self._proxy.uid)
 
     def __repr__(self) -> str:
-        return f"<{self._handle.what}>"
+        return f"<{self._proxy.description}>"
 
     def _repr_html_(self) -> str:
-        stats, layout = self._call("stats"), self._handle.layout(0)
+        stats, layout = self._call(operations.QUEUE_STATS), self._proxy.layout(0)
         return (
-            f"<table><caption>{escape(self._handle.what)}</caption><thead><tr><th>worker</th>"
-            "<th>items</th><th>bytes in memory</th><th>bytes on disk</th></tr></thead><tbody>"
-            f"<tr><td>{escape(layout.members[0].worker)}</td><td>{stats['items']:,}</td>"
-            f"<td>{stats['bytes']:,}</td><td>{stats['spilled']:,}</td></tr></tbody></table>"
+            f"<table><caption>{escape(self._proxy.description)}</caption><thead><tr>"
+            "<th>worker</th><th>items</th><th>bytes in memory</th><th>bytes on disk</th></tr>"
+            f"</thead><tbody><tr><td>{escape(layout.replicas[0].worker)}</td>"
+            f"<td>{stats['items']:,}</td><td>{stats['bytes']:,}</td>"
+            f"<td>{stats['spilled']:,}</td></tr></tbody></table>"
         )
 
 
-def _seconds(block: bool, timeout: float | timedelta | None) -> float | None:
+def _seconds_to_wait(block: bool, timeout: float | timedelta | None) -> float | None:
     if not block:
         return 0.0
     seconds = parse_timeout(timeout)
@@ -322,8 +337,8 @@ def _seconds(block: bool, timeout: float | timedelta | None) -> float | None:
     return seconds
 
 
-def _attached(scheduler: str, uid: str) -> Queue:
-    """Make what a pickled queue becomes."""
+def _unpickle(scheduler: str, uid: str) -> Queue:
+    """Return the object for a pickled reference."""
     made = Queue.__new__(Queue)
-    made._be(handle_of(scheduler, uid))
+    made._attach(proxy_of(scheduler, uid))
     return made

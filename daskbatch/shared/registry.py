@@ -1,7 +1,8 @@
-"""The scheduler's part in shared objects: which there are, who has them, and who takes over.
+"""The scheduler's plugin for shared objects: which there are, and which workers have their shards.
 
-Does not know what they hold. What it says of who has a shard is what holds: it is asked before
-a copy is struck off or counts, so that two workers never both answer for a shard.
+The layouts of the shards are changed here alone, and each change has a new epoch: the primary of a
+shard asks here before a backup is removed or counts. So two workers never both serve a shard. See
+`shared.store.replication`.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
-from daskbatch.shared.actor_admission import NotMade, describe_actor
+from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
+from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
+from daskbatch.timeouts import Deadline
 
-#: Whose the actors are, in Dask's books: they stay until they are closed.
+#: The client, in Dask's books, that wants the actors: so they stay until they are released.
 _HOLDER = "daskbatch-shared"
 
-#: Of so many objects that are no more, it is known that they were.
-_CLOSED = 10_000
+#: How many objects are remembered after their end, to tell them from unknown ones.
+_MAX_CLOSED = 10_000
 
-#: How long one who makes an object may take. Seconds.
-_MAKING_SECONDS = 120.0
+#: How long a client may take to make an object.
+_CREATION_TIMEOUT_SECONDS = 120.0
 
-#: After so long a copy is tried again that could not be made. Seconds.
-_AGAIN_SECONDS = 2.0
+#: After how long a failed backup, or a call of an actor, is tried again.
+_RETRY_SECONDS = 2.0
 
-#: For so long others come first, after a worker could not take one, or did not answer. Seconds.
-_AVOIDED_SECONDS = 60.0
+#: For how long other workers are preferred, after one could not take a backup, or did not answer.
+_AVOID_WORKER_SECONDS = 60.0
 
-#: Workers that can take something; one that has just come runs in a moment.
+#: The states of workers that can take a shard; a new worker runs in a moment.
 _ABLE = (Status.init, Status.running)
 
 
@@ -46,28 +49,56 @@ class _Object:
     uid: str
     options: ObjectOptions
     name: str | None
-    #: The Dask client or the Batch that it ends with.
+    #: The Dask client or the Batch with which the object ends.
     owner: str | None
     layouts: list[Layout] = field(default_factory=list)
-    #: The workers on which copies are being made, by shard.
-    recruits: dict[int, str] = field(default_factory=dict)
-    #: When copies are tried again that could not be made.
-    again: asyncio.TimerHandle | None = None
-    #: Is set, and replaced, when anything changes.
+    #: The workers on which backups are being built, by shard.
+    joining: dict[int, str] = field(default_factory=dict)
+    #: The next attempt to build backups that could not be built.
+    retry: asyncio.TimerHandle | None = None
+    #: Is set, and replaced, when a layout changes.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float = field(default_factory=time.monotonic)
+    created: float = field(default_factory=time.monotonic)
 
     @property
-    def placed(self) -> ObjectInfo:
+    def info(self) -> ObjectInfo:
         return ObjectInfo(self.uid, self.options, self.name, tuple(self.layouts))
 
-    def change(self) -> None:
+    def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
-    """The shared objects of a cluster."""
+    """The shared objects of a cluster.
+
+    All methods run in the scheduler's event loop. The plugin adds these handlers to the scheduler;
+    `shared.data.routes` has their names as constants. Each takes its arguments as one pickle of a
+    dict, and returns its answer as a pickle:
+
+    ``daskbatch_shared_begin_creation(uid, options, name, owner)``
+        Reserves an object; returns the addresses of workers for it, none if there is no worker.
+        If there is an object of this name, returns its `ObjectInfo`.
+    ``daskbatch_shared_describe_actor(worker, key, seconds)``
+        Waits until an actor is there; returns its `ServerAddress`, or the reason why it is not.
+    ``daskbatch_shared_finish_creation(uid, shards)``
+        Takes the replicas of each shard; returns the `ObjectInfo`, or None if the object was closed
+        meanwhile.
+    ``daskbatch_shared_find(uid)``
+        Returns the `ObjectInfo`; "closed" for an object that has ended, "" for an unknown one.
+    ``daskbatch_shared_await_layout(uid, index, epoch, seconds)``
+        Waits until a shard's layout is newer than an epoch, or the time is up; returns the
+        `Layout`, or "closed" or "" as `find` does.
+    ``daskbatch_shared_remove_backup(uid, index, epoch, key)``
+        For the primary: removes a backup that does not answer; returns the `Layout` or "closed".
+    ``daskbatch_shared_add_backup(uid, index, epoch, replica)``
+        For the primary: counts a backup that is complete; returns the `Layout`, "closed" or
+        "too late".
+    ``daskbatch_shared_backup_failed(uid, index, worker, reason)``
+        For the primary: a backup could not be built on a worker; returns the `Layout` or "closed".
+    ``daskbatch_shared_close(uid)``
+        Ends an object; returns None.
+    """
 
     name = SHARED_PLUGIN_NAME
     idempotent = True
@@ -76,101 +107,105 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._objects: dict[str, _Object] = {}
         self._closed: dict[str, None] = {}
-        #: Workers that had trouble with copies, and until when that counts.
-        self._avoided: dict[str, float] = {}
-        self._working: set[asyncio.Task[None]] = set()
-        for operation in (
-            self._begin,
-            self._describe,
-            self._made,
-            self._find,
-            self._look,
-            self._strike,
-            self._joined,
-            self._gave_up,
-            self._close,
-        ):
-            name = f"daskbatch_shared{operation.__name__}"
-            scheduler.handlers[name] = _unpacking(operation)
+        #: Workers that had trouble with backups, and until when others are preferred.
+        self._avoided_until: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        handlers: dict[str, Callable[..., Any]] = {
+            routes.BEGIN_CREATION: self._begin_creation,
+            routes.DESCRIBE_ACTOR: self._describe_actor,
+            routes.FINISH_CREATION: self._finish_creation,
+            routes.FIND: self._find,
+            routes.AWAIT_LAYOUT: self._await_layout,
+            routes.REMOVE_BACKUP: self._remove_backup,
+            routes.ADD_BACKUP: self._add_backup,
+            routes.BACKUP_FAILED: self._backup_failed,
+            routes.CLOSE: self._close,
+        }
+        for route, handler in handlers.items():
+            scheduler.handlers[route] = _unpickling(handler)
 
-    # -- making and ending ----------------------------------------------------------------
+    # -- creation and end -----------------------------------------------------------------
 
-    async def _begin(
+    async def _begin_creation(
         self, uid: str, options: ObjectOptions, name: str | None, owner: str | None
     ) -> ObjectInfo | Sequence[str]:
-        """Give the object of a name, or the workers on which one is to be made."""
+        """Return the object of a name, or the workers on which the client is to make it."""
         while name is not None:
             found = next((each for each in self._objects.values() if each.name == name), None)
             if found is None:
                 break
             if found.layouts:
-                return found.placed
-            # Somebody is making it.
-            left = found.since + _MAKING_SECONDS - time.monotonic()
-            if left <= 0:
+                return found.info
+            # Another client is making it.
+            remaining = found.created + _CREATION_TIMEOUT_SECONDS - time.monotonic()
+            if remaining <= 0:
                 self._end(found)
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(found.changed.wait(), left)
+                await asyncio.wait_for(found.changed.wait(), remaining)
         workers = self._workers()
         if workers:
             self._objects[uid] = _Object(uid, options, name, owner)
         return workers
 
     def _workers(self) -> list[str]:
-        """Give the workers that can take something, those first that have least."""
+        """Return the workers that can take a shard, first those that have fewest."""
         load: dict[str, int] = {}
         for each in self._objects.values():
             for layout in each.layouts:
-                for member in layout.members:
-                    load[member.worker] = load.get(member.worker, 0) + 1
+                for replica in layout.replicas:
+                    load[replica.worker] = load.get(replica.worker, 0) + 1
         able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE]
         return sorted(able, key=lambda address: load.get(address, 0))
 
-    async def _describe(self, worker: str, key: str, seconds: float) -> ServerAddress | str:
-        """Give where an actor is reached, once it is there; or say why it will not be."""
+    async def _describe_actor(self, worker: str, key: str, seconds: float) -> ServerAddress | str:
+        """Return the address of an actor's server once it is there, or why it will not be."""
         try:
             return await describe_actor(self._scheduler, worker, key, seconds)
+        except ActorNotMade as error:
+            return str(error)
         except Exception as error:
-            return str(error) if isinstance(error, NotMade) else f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}"
 
-    async def _made(self, uid: str, shards: Sequence[Sequence[Replica]]) -> ObjectInfo | None:
-        """Take in who has what; None if it was ended meanwhile."""
+    async def _finish_creation(
+        self, uid: str, shards: Sequence[Sequence[Replica]]
+    ) -> ObjectInfo | None:
+        """Record the replicas of an object's shards; None if it was ended meanwhile."""
         found = self._objects.get(uid)
         if found is None:
             return None
-        members = [each for some in shards for each in some]
-        self._hold(members)
-        found.layouts = [Layout(1, tuple(some)) for some in shards]
-        await asyncio.gather(*(self._tell(layout) for layout in found.layouts))
-        found.change()
-        for worker in {each.worker for each in members} - set(self._scheduler.workers):
-            self._lose(worker)
-        return found.placed
+        replicas = [each for shard in shards for each in shard]
+        self._hold(replicas)
+        found.layouts = [Layout(1, tuple(shard)) for shard in shards]
+        await asyncio.gather(*(self._send_layout(layout) for layout in found.layouts))
+        found.notify()
+        for worker in {each.worker for each in replicas} - set(self._scheduler.workers):
+            self._remove_worker(worker)
+        return found.info
 
-    def _hold(self, members: Sequence[Replica]) -> None:
-        keys = [each.key for each in members]
+    def _hold(self, replicas: Sequence[Replica]) -> None:
+        """Have Dask keep actors until they are released."""
+        keys = [each.key for each in replicas]
         self._scheduler.client_desires_keys(keys=keys, client=_HOLDER)
 
     def _find(self, uid: str) -> ObjectInfo | str:
-        """Give an object; or what is known of it: "closed" or nothing."""
+        """Return an object; "closed" if it has ended, "" if it is not known."""
         found = self._objects.get(uid)
         if found is not None and found.layouts:
-            return found.placed
+            return found.info
         return "closed" if uid in self._closed else ""
 
-    async def _look(self, uid: str, index: int, epoch: int, seconds: float) -> Layout | str:
-        """Give the layout of a shard once it is newer than an epoch, or after a while."""
-        end = time.monotonic() + seconds
+    async def _await_layout(self, uid: str, index: int, epoch: int, seconds: float) -> Layout | str:
+        """Return the layout of a shard once it is newer than an epoch, or when time is up."""
+        deadline = Deadline(seconds)
         while True:
             found = self._objects.get(uid)
             if found is None or not found.layouts:
                 return "closed" if uid in self._closed else ""
-            left = end - time.monotonic()
-            if found.layouts[index].epoch > epoch or left <= 0:
+            if found.layouts[index].epoch > epoch or deadline.passed:
                 return found.layouts[index]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(found.changed.wait(), left)
+                await asyncio.wait_for(found.changed.wait(), deadline.left())
 
     async def _close(self, uid: str) -> None:
         found = self._objects.get(uid)
@@ -178,187 +213,193 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             await self._end(found)
 
     def _end(self, found: _Object) -> asyncio.Task[None]:
-        """End an object; those who use it find out."""
+        """End an object. Its clients learn of it when they use it next."""
         self._objects.pop(found.uid, None)
         self._closed[found.uid] = None
-        if len(self._closed) > _CLOSED:
+        if len(self._closed) > _MAX_CLOSED:
             del self._closed[next(iter(self._closed))]
-        members = [each for layout in found.layouts for each in layout.members]
-        found.change()
-        return self._start(self._dismiss(members))
+        replicas = [each for layout in found.layouts for each in layout.replicas]
+        found.notify()
+        return self._start(self._release(replicas))
 
-    async def _dismiss(self, members: Sequence[Replica]) -> None:
-        """Have actors end that belong to nothing any more."""
-        there = [each for each in members if each.worker in self._scheduler.workers]
+    async def _release(self, replicas: Sequence[Replica]) -> None:
+        """Close actors that belong to no layout any longer."""
+        there = [each for each in replicas if each.worker in self._scheduler.workers]
         await asyncio.gather(*(self._call(each, "close") for each in there))
-        if members:
-            keys = [each.key for each in members]
+        if replicas:
+            keys = [each.key for each in replicas]
             self._scheduler.client_releases_keys(keys=keys, client=_HOLDER)
 
     def end_owned(self, owner: str) -> list[asyncio.Task[None]]:
-        """End what somebody has made who is gone; gives what is over once it is."""
+        """End the objects of an owner that has gone; each task ends when one of them has."""
         owned = [each for each in self._objects.values() if each.owner == owner]
         return [self._end(each) for each in owned]
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         self.end_owned(client)
 
-    # -- who has what ---------------------------------------------------------------------
+    # -- layouts --------------------------------------------------------------------------
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        self._avoided.pop(worker, None)
-        self._lose(worker)
+        self._avoided_until.pop(worker, None)
+        self._remove_worker(worker)
 
-    def _lose(self, worker: str) -> None:
+    def _remove_worker(self, worker: str) -> None:
         for each in self._objects.values():
             for index, layout in enumerate(each.layouts):
-                if each.recruits.get(index) == worker:
-                    del each.recruits[index]
-                gone = [member for member in layout.members if member.worker == worker]
-                if gone:
-                    self._without(each, index, gone, f"its worker {worker} has died")
-            self._fill(each)
+                if each.joining.get(index) == worker:
+                    del each.joining[index]
+                lost = [replica for replica in layout.replicas if replica.worker == worker]
+                if lost:
+                    self._drop(each, index, lost, f"its worker {worker} has died")
+            self._add_missing_backups(each)
 
-    def _without(self, each: _Object, index: int, gone: Sequence[Replica], why: str) -> None:
-        """Go on with those of a shard that are left."""
+    def _drop(self, each: _Object, index: int, lost: Sequence[Replica], reason: str) -> None:
+        """Go on with the other replicas of a shard; the first of them is the primary then."""
         layout = each.layouts[index]
-        left = tuple(member for member in layout.members if member not in gone)
-        each.layouts[index] = new = Layout(layout.epoch + 1, left, "" if left else why)
-        if left != layout.members and left and left[0] != layout.members[0]:
-            each.recruits.pop(index, None)  # who was making it is gone
-        each.change()
-        self._start(self._dismiss(gone))
-        if left:
-            self._start(self._tell(new))
+        remaining = tuple(replica for replica in layout.replicas if replica not in lost)
+        each.layouts[index] = new = Layout(layout.epoch + 1, remaining, "" if remaining else reason)
+        if remaining and remaining[0] != layout.replicas[0]:
+            each.joining.pop(index, None)  # the primary that was building it has gone
+        each.notify()
+        self._start(self._release(lost))
+        if remaining:
+            self._start(self._send_layout(new))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         for each in self._objects.values():
-            self._fill(each)
+            self._add_missing_backups(each)
 
-    def _fill(self, each: _Object) -> None:
-        """Have copies made where there are too few, if there are workers for them."""
+    def _add_missing_backups(self, each: _Object) -> None:
+        """Have backups built where there are too few, if there are workers for them."""
         if each.uid not in self._objects:
             return
         for index, layout in enumerate(each.layouts):
-            there = layout.members
-            if not there or len(there) >= each.options.replicas or index in each.recruits:
+            there = layout.replicas
+            if not there or len(there) >= each.options.replicas or index in each.joining:
                 continue
-            taken = {member.worker for member in there}
+            taken = {replica.worker for replica in there}
             free = [address for address in self._workers() if address not in taken]
             if not free:
                 if len(self._scheduler.workers) > len(there):
-                    self._later(each)  # one is paused, say; nobody tells when it goes on
+                    # One is paused, say; no event will report that it goes on.
+                    self._retry_later(each)
             else:
                 host = get_address_host(there[0].worker)
                 free.sort(key=lambda address: get_address_host(address) == host)
                 now = time.monotonic()
-                free.sort(key=lambda address: self._avoided.get(address, 0.0) > now)
-                each.recruits[index] = free[0]
-                self._start(self._have_recruited(each, index, there[0], free[0]))
+                free.sort(key=lambda address: self._avoided_until.get(address, 0.0) > now)
+                each.joining[index] = free[0]
+                self._start(self._request_backup(each, index, there[0], free[0]))
 
-    async def _have_recruited(self, each: _Object, index: int, member: Replica, on: str) -> None:
-        if not await self._call(member, "recruit", on) and each.recruits.get(index) == on:
-            del each.recruits[index]
-            self._later(each)
+    async def _request_backup(
+        self, each: _Object, index: int, primary: Replica, worker: str
+    ) -> None:
+        if not await self._call(primary, "add_backup", worker) and (
+            each.joining.get(index) == worker
+        ):
+            del each.joining[index]
+            self._retry_later(each)
 
-    def _strike(self, uid: str, index: int, epoch: int, key: str) -> Layout | str:
-        """Strike off a copy that does not answer; it is for the one to say that serves."""
+    def _remove_backup(self, uid: str, index: int, epoch: int, key: str) -> Layout | str:
+        """Remove a backup that does not answer, if the caller is the primary of this epoch."""
         each = self._objects.get(uid)
         if each is None:
             return "closed"
         layout = each.layouts[index]
         if layout.epoch != epoch:
             return layout
-        gone = [member for member in layout.members[1:] if member.key == key]
-        if not gone:
+        lost = [replica for replica in layout.replicas[1:] if replica.key == key]
+        if not lost:
             return layout
-        for member in gone:
-            self._avoid(member.worker)
-        self._without(each, index, gone, "it did not answer")
-        self._fill(each)
+        for replica in lost:
+            self._avoid(replica.worker)
+        self._drop(each, index, lost, "it did not answer")
+        self._add_missing_backups(each)
         return each.layouts[index]
 
-    def _joined(self, uid: str, index: int, epoch: int, member: Replica) -> Layout | str:
-        """Count a copy that has all by now."""
+    def _add_backup(self, uid: str, index: int, epoch: int, replica: Replica) -> Layout | str:
+        """Count a backup that is complete."""
         each = self._objects.get(uid)
         if each is None or each.layouts[index].epoch != epoch:
             return "closed" if each is None else "too late"
-        if member.worker not in self._scheduler.workers:
+        if replica.worker not in self._scheduler.workers:
             return "too late"
-        self._hold([member])
-        each.recruits.pop(index, None)
+        self._hold([replica])
+        each.joining.pop(index, None)
         layout = each.layouts[index]
-        each.layouts[index] = new = Layout(epoch + 1, (*layout.members, member))
-        each.change()
-        self._start(self._tell(new))
-        self._fill(each)
+        each.layouts[index] = new = Layout(epoch + 1, (*layout.replicas, replica))
+        each.notify()
+        self._start(self._send_layout(new))
+        self._add_missing_backups(each)
         return new
 
-    def _gave_up(self, uid: str, index: int, worker: str, why: str) -> Layout | str:
-        """Hear that a copy could not be made there; it is tried again."""
+    def _backup_failed(self, uid: str, index: int, worker: str, reason: str) -> Layout | str:
+        """Record that a backup could not be built on a worker; it is tried again."""
         each = self._objects.get(uid)
         if each is None:
             return "closed"
-        if each.recruits.get(index) == worker:
-            del each.recruits[index]
+        if each.joining.get(index) == worker:
+            del each.joining[index]
             self._avoid(worker)
-            self._later(each)
+            self._retry_later(each)
         return each.layouts[index]
 
-    def _later(self, each: _Object) -> None:
-        """Try again to have copies made, in a while."""
-        if each.again is None:
-            each.again = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._again, each)
+    def _retry_later(self, each: _Object) -> None:
+        """Try again in a while to have backups built."""
+        if each.retry is None:
+            loop = asyncio.get_running_loop()
+            each.retry = loop.call_later(_RETRY_SECONDS, self._retry, each)
 
-    def _again(self, each: _Object) -> None:
-        each.again = None
-        self._fill(each)
+    def _retry(self, each: _Object) -> None:
+        each.retry = None
+        self._add_missing_backups(each)
 
     def _avoid(self, worker: str) -> None:
-        """Have another worker take copies for a while, if there is one."""
-        self._avoided[worker] = time.monotonic() + _AVOIDED_SECONDS
+        """Prefer other workers for backups for a while."""
+        self._avoided_until[worker] = time.monotonic() + _AVOID_WORKER_SECONDS
 
-    # -- actors ---------------------------------------------------------------------------
+    # -- calls of actors ------------------------------------------------------------------
 
-    async def _tell(self, layout: Layout) -> None:
+    async def _send_layout(self, layout: Layout) -> None:
         data = pickle.dumps(layout, 5)
-        await asyncio.gather(*(self._have_taken(member, data) for member in layout.members))
+        await asyncio.gather(*(self._send_to(replica, data) for replica in layout.replicas))
 
-    async def _have_taken(self, member: Replica, data: bytes) -> None:
-        # Who did not hear that it serves would send all away for ever. If there is news by now,
-        # it is older, and left aside.
-        while not await self._call(member, "take", data, member.key):
-            if member.worker not in self._scheduler.workers:
+    async def _send_to(self, replica: Replica, layout: bytes) -> None:
+        # Until it succeeds: a primary that does not know that it is one would refuse all requests
+        # for ever. If there is a newer layout by then, the actor ignores this one.
+        while not await self._call(replica, "apply_layout", layout, replica.key):
+            if replica.worker not in self._scheduler.workers:
                 return
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _call(self, member: Replica, function: str, *args: Any) -> bool:
-        """Have an actor do something; False if it is not known to have."""
+    async def _call(self, replica: Replica, function: str, *args: Any) -> bool:
+        """Call a method of an actor; False if it is not known whether that has worked."""
         try:
-            answer = await self._scheduler.rpc(member.worker).actor_execute(
-                function=function, actor=member.key, args=list(args), kwargs={}
+            answer = await self._scheduler.rpc(replica.worker).actor_execute(
+                function=function, actor=replica.key, args=list(args), kwargs={}
             )
         except KeyError:
-            return True  # there is no such actor any more
+            return True  # there is no such actor any longer
         except Exception:
-            # Mostly the worker is gone, and that is heard of otherwise.
+            # Mostly the worker has gone, and `remove_worker` is called for that.
             return False
         return bool(answer["status"] == "OK")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
 
-def _unpacking(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """Have what is sent as pickles be arguments, and the answer be one."""
+def _unpickling(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler for Dask that takes its arguments as one pickle, and returns one."""
 
-    async def handler(data: bytes) -> bytes:
-        answer = operation(**pickle.loads(data))
+    async def handle(data: bytes) -> bytes:
+        answer = handler(**pickle.loads(data))
         if asyncio.iscoroutine(answer):
             answer = await answer
         return pickle.dumps(answer, 5)
 
-    return handler
+    return handle

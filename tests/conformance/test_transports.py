@@ -13,7 +13,7 @@ from support.caught import Caught, blocked
 
 from daskbatch.shared.rpc import local_transport
 from daskbatch.shared.rpc.local_transport import LocalTransport
-from daskbatch.shared.rpc.socket_transport import ConnectionCut, SocketTransport
+from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
 
 Transport = SocketTransport | LocalTransport
 Ends = tuple[Transport, Transport]
@@ -43,7 +43,7 @@ def over_sockets_in_pieces() -> Ends:
 
 
 def within_the_process() -> Ends:
-    return local_transport.connected()
+    return local_transport.make_pair()
 
 
 @pytest.fixture(params=[over_sockets, over_sockets_in_pieces, within_the_process])
@@ -129,7 +129,7 @@ def test_after_the_end_what_was_sent_before_still_arrives(ends: Ends) -> None:
     one.close()
     assert other.receive() == "last"
     for _ in range(2):
-        with pytest.raises(ConnectionCut):
+        with pytest.raises(ConnectionClosed):
             other.receive()
     with pytest.raises(OSError):
         one.receive()
@@ -144,7 +144,7 @@ def test_a_thread_that_waits_notices_the_end_at_either_side(ends: Ends) -> None:
     blocked(here, there)
     one.close()
     assert isinstance(here.result(), OSError)
-    assert isinstance(there.result(), ConnectionCut)
+    assert isinstance(there.result(), ConnectionClosed)
 
 
 def test_idle_is_called_while_nothing_comes(ends: Ends) -> None:
@@ -172,16 +172,16 @@ def test_idle_is_not_called_for_a_message_that_is_there(ends: Ends) -> None:
 
 def test_whether_the_other_end_is_gone_can_be_asked(ends: Ends) -> None:
     one, other = ends
-    assert not one.is_cut()
-    assert not other.is_cut()
+    assert not one.peer_has_closed()
+    assert not other.peer_has_closed()
     other.close()
-    assert one.is_cut()
+    assert one.peer_has_closed()
 
 
-def test_an_end_that_has_closed_is_cut(ends: Ends) -> None:
+def test_an_end_that_has_closed_says_so(ends: Ends) -> None:
     one, _ = ends
     one.close()
-    assert one.is_cut()
+    assert one.peer_has_closed()
 
 
 def test_to_close_twice_is_allowed(ends: Ends) -> None:

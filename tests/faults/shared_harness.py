@@ -282,7 +282,7 @@ class Run:
     def _await_copies(self, d: DDict) -> None:
         begin = time.monotonic()
         while time.monotonic() - begin < REPAIR:
-            found = self._client.run_on_scheduler(_members, d._handle.uid)
+            found = self._client.run_on_scheduler(_members, d._proxy.uid)
             dead = {kill.worker for kill in self._kills}
             if all(len(some) == self._replicas and not dead & set(some) for some in found):
                 seconds = int(1000 * (time.monotonic() - self._kills[-1].when))
@@ -410,7 +410,7 @@ def _flat(use: tuple[Callable[..., None], tuple[Any, ...]]) -> tuple[Any, ...]:
 def _members(uid: str, dask_scheduler: Any) -> list[list[str]]:
     """Return, on the scheduler, the workers of each shard."""
     found = dask_scheduler.plugins["daskbatch-shared"]._find(uid)
-    return [[member.worker for member in layout.members] for layout in found.layouts]
+    return [[each.worker for each in layout.replicas] for layout in found.layouts]
 
 
 def run_many(numbers: Sequence[int], replicas: int, directory: Path, told: Any = None) -> Tally:

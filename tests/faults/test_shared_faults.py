@@ -35,7 +35,7 @@ def test_what_was_acknowledged_is_kept_or_told_as_lost(
 def _members(dask_scheduler: Any) -> list[str]:
     """Return, on the scheduler, the workers that have the only shard."""
     (found,) = dask_scheduler.plugins["daskbatch-shared"]._objects.values()
-    return [member.worker for member in found.layouts[0].members]
+    return [each.worker for each in found.layouts[0].replicas]
 
 
 def await_copies(client: Client, gone: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import ddicts
 from support.ddicts import GROUPS
+from support.saved_keys import ARRAY, CONTENTS, SAVED, Colour, Point
 
 from daskbatch import Batch, DDict, LifecycleError, SpecError
 
@@ -338,6 +339,16 @@ def test_another_program_finds_its_own_classes(tmp_path: Path) -> None:
         "(Point(x=2), frozenset({<Colour.RED: 1>})) <Colour.RED: 1> <class '__main__.Point'> "
         "Place(row=1) Point(x=1) Point(x=3)\n"
     )
+
+
+def test_a_file_of_an_earlier_version(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names a module that has moved since."""
+    for each in (Point, Colour):
+        monkeypatch.setattr(sys.modules["__main__"], each.__name__, each, raising=False)
+    with DDict.load(SAVED, batch) as loaded:
+        assert np.array_equal(loaded.pop("array"), ARRAY)
+        assert len(loaded) == len(CONTENTS)
+        assert {key: loaded[key] for key in CONTENTS} == CONTENTS
 
 
 # -- files that are not there -------------------------------------------------------------

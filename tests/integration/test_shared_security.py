@@ -1,4 +1,4 @@
-"""The servers of dictionaries and queues: authentication, encryption, and callers that hang."""
+"""Who can connect to dictionaries and queues, what is seen on the way, and what cannot hang."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from support.waiting import wait_for_file, wait_until
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.client import RpcClient
-from daskbatch.shared.rpc.server import RpcServer, enter
+from daskbatch.shared.rpc.handshake import connect_to_server
+from daskbatch.shared.rpc.server import RpcServer
 
 GREETING = b"daskbatch-1"
 
-#: A value that only authenticated clients may see.
+#: A value that nobody else may see.
 NEEDLE = b"needle-in-a-haystack"
 
 
 def ports_of(batch: Batch) -> list[tuple[str, int]]:
-    """Return the addresses at which the workers listen: those of servers, and others."""
+    """Return where the workers listen: RPC servers and others."""
     found = []
     for pid in batch.client.run(os.getpid).values():
         for each in psutil.Process(pid).net_connections("tcp"):
@@ -66,7 +67,7 @@ def is_closed(sock: socket.socket, seconds: float = 30.0) -> bool:
     return True
 
 
-def doors_of(batch: Batch) -> list[tuple[str, int]]:
+def servers_of(batch: Batch) -> list[tuple[str, int]]:
     found = []
     for port in ports_of(batch):
         with socket.create_connection(port) as sock:
@@ -76,7 +77,7 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
     return found
 
 
-# -- clients that do not know the secret ---------------------------------------------------
+# -- clients without the secret -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,8 @@ def doors_of(batch: Batch) -> list[tuple[str, int]]:
 )
 def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -> None:
     d = batch.ddict(shards=1)
-    for door in doors_of(batch):
-        with socket.create_connection(door) as silent, socket.create_connection(door) as sock:
+    for server in servers_of(batch):
+        with socket.create_connection(server) as silent, socket.create_connection(server) as sock:
             assert first_bytes(silent, 5).startswith(GREETING)
             assert first_bytes(sock, 5).startswith(GREETING)
             with suppress(ConnectionError):
@@ -104,9 +105,9 @@ def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -
 @pytest.mark.slow
 def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
     d = batch.ddict(shards=1)
-    door = doors_of(batch)[-1]
-    silent = [socket.create_connection(door) for _ in range(100)]
-    slow = socket.create_connection(door)
+    server = servers_of(batch)[-1]
+    silent = [socket.create_connection(server) for _ in range(100)]
+    slow = socket.create_connection(server)
     over = threading.Event()
 
     def trickle() -> None:
@@ -134,18 +135,18 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
 @contextmanager
 def opened(context: ssl.SSLContext | None = None) -> Iterator[RpcServer]:
     over = threading.Event()
-    door = RpcServer(
+    server = RpcServer(
         "127.0.0.1", lambda request, is_gone: request, lambda: not over.is_set(), context
     )
     try:
-        yield door
+        yield server
     finally:
         over.set()
-        door.close()
+        server.close()
 
 
 def answering(said: bytes) -> tuple[str, int]:
-    """Accept one connection as a false server, and send what the test gives."""
+    """Listen once, as something that only seems to be a server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
@@ -164,13 +165,13 @@ def answering(said: bytes) -> tuple[str, int]:
 def test_who_listens_must_know_the_secret_too() -> None:
     host, port = answering(b"\0" * 32)
     with pytest.raises(ConnectionError, match="does not know the secret"):
-        enter(ServerAddress(host, port, os.urandom(32), False), None, 5.0)
+        connect_to_server(ServerAddress(host, port, os.urandom(32), False), None, 5.0)
 
 
 def test_what_is_no_door_is_not_told_anything() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = ServerAddress("127.0.0.1", listener.getsockname()[1], os.urandom(32), False)
-        entering = Caught(enter, address, None, 5.0)
+        entering = Caught(connect_to_server, address, None, 5.0)
         with listener.accept()[0] as sock:
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n" + b" " * 100)
             assert isinstance(entering.result(), ConnectionError)
@@ -178,17 +179,17 @@ def test_what_is_no_door_is_not_told_anything() -> None:
 
 
 class Relay:
-    """Stands between a server and its clients, and records what they send."""
+    """Stands between a server and its clients, and sees what they send."""
 
-    def __init__(self, door: RpcServer) -> None:
-        self._door = door
+    def __init__(self, server: RpcServer) -> None:
+        self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = door.address._replace(port=self._listener.getsockname()[1])
+        self.address = server.address._replace(port=self._listener.getsockname()[1])
         self.said = {"in": b"", "out": b""}
         self._passing = Caught(self._listen)
 
     def _listen(self) -> None:
-        address = self._door.address
+        address = self._server.address
         with (
             self._listener,
             self._listener.accept()[0] as sock,
@@ -211,15 +212,15 @@ class Relay:
 
 
 def test_what_was_said_at_the_door_opens_it_for_nobody_else() -> None:
-    with opened() as door:
-        relay = Relay(door)
-        lane = RpcClient()
-        lane.call(relay.address, None, "put", 0.0, (NEEDLE,))
-        lane.close()
+    with opened() as server:
+        relay = Relay(server)
+        client = RpcClient()
+        client.call(relay.address, None, "put", 0.0, (NEEDLE,))
+        client.close()
         relay.close()
-        assert NEEDLE in relay.said["in"]  # it does see all
-        assert door.address.secret not in relay.said["in"] + relay.said["out"]
-        with socket.create_connection((door.address.host, door.address.port)) as sock:
+        assert NEEDLE in relay.said["in"]  # it does see all that is sent
+        assert server.address.secret not in relay.said["in"] + relay.said["out"]
+        with socket.create_connection((server.address.host, server.address.port)) as sock:
             assert first_bytes(sock, 5).startswith(GREETING)
             sock.sendall(relay.said["in"])
             assert first_bytes(sock, 5) == b""
@@ -311,22 +312,24 @@ def test_nobody_comes_in_without_a_certificate(encrypted: Batch) -> None:
 def test_who_is_between_sees_nothing() -> None:
     pytest.importorskip("cryptography")
     security = Security.temporary()
-    with opened(security.get_listen_args("worker")["ssl_context"]) as door:
-        assert door.address.tls
-        relay = Relay(door)
-        lane = RpcClient()
+    with opened(security.get_listen_args("worker")["ssl_context"]) as server:
+        assert server.address.tls
+        relay = Relay(server)
+        client = RpcClient()
         context = security.get_connection_args("client")["ssl_context"]
-        found = lane.call(relay.address, context, "put", 0.0, (NEEDLE, np.frombuffer(NEEDLE, "u1")))
+        found = client.call(
+            relay.address, context, "put", 0.0, (NEEDLE, np.frombuffer(NEEDLE, "u1"))
+        )
         assert found[4][0] == NEEDLE
         assert bytes(found[4][1]) == NEEDLE
-        lane.close()
+        client.close()
         relay.close()
         for said in relay.said.values():
             assert len(said) > 500
             assert NEEDLE not in said
             assert GREETING not in said
         with pytest.raises(ConnectionError, match="wants TLS"):
-            enter(door.address, None, 5.0)
+            connect_to_server(server.address, None, 5.0)
 
 
 # -- processes that are forked ----------------------------------------------------------
@@ -393,7 +396,7 @@ def test_a_forked_process_uses_it_while_the_parent_goes_on(batch: Batch, replica
 def fork_in_task(d: DDict, queue: Queue) -> Any:
     d["parent"] = 1
     found = forked(use_in_child, d, queue)
-    # It is here, and not in the memory of the child alone.
+    # What the child wrote is here, and not in the memory of the child alone.
     return found, d["count"], "child" in d, queue.get(timeout=10), sorted(d.local_keys())
 
 
@@ -410,11 +413,11 @@ def test_a_process_forked_where_it_is_kept_does_not_take_it_for_its_own(batch: B
     )
 
 
-# -- callers that wait ----------------------------------------------------------------------
+# -- waiting clients --------------------------------------------------------------------------
 
 
 def interrupted(use: Callable[[], Any]) -> float:
-    """Press Ctrl-C while a call waits; return how long the call then took to end."""
+    """Press Ctrl-C while a call waits; return how long that took to end it."""
     when = 0.0
 
     def press() -> None:
@@ -484,13 +487,13 @@ def test_a_frozen_worker() -> None:
         d.put_many(dict.fromkeys(range(100), 1))
         with frozen(pids[second]):
             writing = [Caught(d.update, {number: 2}) for number in range(10)]
-            assert d[50] == 1  # to read takes no copy
+            assert d[50] == 1  # to read takes no backup
             assert [each.result(60) for each in writing] == [None] * 10
-            # It was struck off, so that this write waits for nobody.
+            # It was removed, so that this write waits for nobody.
             assert copies(batch) == 1
             d.put_many(dict.fromkeys(range(100), 2))
             assert copies(batch) == 1
-        # It is taken back, with all that was written meanwhile.
+        # It is a backup again, with all that was written meanwhile.
         wait_until(lambda: copies(batch) == 2)
         d["more"] = 3
         os.kill(pids[first], signal.SIGKILL)
@@ -503,8 +506,8 @@ def copies(batch: Batch) -> int:
 
     def members(dask_scheduler: Any) -> int:
         found = dask_scheduler.plugins["daskbatch-shared"]
-        (placed,) = [each.placed for each in found._objects.values()]
-        return len(placed.layouts[0].members)
+        (info,) = [each.info for each in found._objects.values()]
+        return len(info.layouts[0].replicas)
 
     return int(batch.client.run_on_scheduler(members))
 

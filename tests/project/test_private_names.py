@@ -116,8 +116,6 @@ NAMES = [
     Use(f"{_POOL}._threads", "worker/execution/slot.py"),
     Use(f"{_POOL}._rejoin_list", "worker/execution/slot.py"),
     Use(f"{_POOL}._rejoin_lock", "worker/execution/slot.py"),
-    Use(f"{_POOL}._rejoin_list", "shared/scheduler_rpc.py"),
-    Use(f"{_POOL}._rejoin_lock", "shared/scheduler_rpc.py"),
     Use(f"{_POOL}._rejoin_list", "worker/plugin.py"),
     # -- CPython ----------------------------------------------------------------------------
     Use("concurrent.futures:_base", "executor/future.py"),

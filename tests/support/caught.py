@@ -1,4 +1,4 @@
-"""Calls a function in a thread, so that a test can look at a call that waits."""
+"""Calls that are made in other threads, and may wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Caught(threading.Thread):
-    """Calls a function in a thread, and keeps what it returns or raises."""
+    """Calls a function in a thread; keeps what it returned or raised."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -30,7 +30,7 @@ class Caught(threading.Thread):
 
 
 def blocked(*waiting: Caught) -> None:
-    """Give calls the time to begin to wait, and check that they do not return."""
+    """Check that calls wait, after the time that they need to begin to."""
     for each in waiting:
         each.join(0.3)
         assert each.is_alive(), each.found

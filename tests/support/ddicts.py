@@ -1,4 +1,4 @@
-"""Keys for dictionaries, and functions that tests run on dictionaries in tasks and processes."""
+"""Keys for dictionaries, and functions of tasks and other processes that use dictionaries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daskbatch import DDict
 
 
 class Text(str):
-    """A text of another type."""
+    """A text of a derived type."""
 
 
 class Colour(enum.Enum):
@@ -53,7 +53,7 @@ class Point:
 
 
 class Folded:
-    """Equal to others whose text differs in case only; the hash differs between processes."""
+    """Equal to another one whatever the case; its hash differs from process to process."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -66,7 +66,7 @@ class Folded:
 
 
 class Plain:
-    """Equal only to itself."""
+    """Equal to nothing but itself."""
 
 
 def _groups() -> dict[str, list[Hashable]]:
@@ -136,7 +136,7 @@ def _groups() -> dict[str, list[Hashable]]:
     }
 
 
-#: Groups of equal keys, by a name; keys of two groups are different.
+#: Groups of equal keys by a name; keys of different groups are not equal.
 GROUPS = _groups()
 
 
@@ -146,7 +146,7 @@ def write_first(d: DDict) -> None:
 
 
 def misread(d: DDict) -> list[str]:
-    """Read with all keys as this process makes them; return those that find a wrong value."""
+    """Read by all keys of this process, and return those that lead to another value."""
     wrong = [
         f"{name}: {key!r} -> {d.get(key)!r}"
         for name, keys in GROUPS.items()
@@ -179,23 +179,23 @@ def read(d: DDict, key: Any) -> Any:
 
 
 def read_late(d: DDict, key: Any, path: Path) -> Any:
-    """Make a file to show that this begins, and read a key that does not exist yet."""
+    """Create a file, and read a key that is not there yet."""
     path.touch()
     return d[key]
 
 
 def read_in_vain(d: DDict, key: Any) -> str:
-    """Wait for a key that is never written; return which calls raised `TimeoutError`."""
+    """Wait for a key that is never written, and return what each attempt raises."""
     assert key not in d
     assert d.get(key, "default") == "default"
     assert d.pop(key, "default") == "default"
-    told = []
+    raised = []
     for attempt in (d.__getitem__, d.pop, lambda key: d.get_many([key])):
         try:
             attempt(key)
         except TimeoutError:
-            told.append("late")
-    return " ".join(told)
+            raised.append("late")
+    return " ".join(raised)
 
 
 def write(d: DDict, key: Any, value: Any) -> None:
@@ -224,7 +224,7 @@ def count_up(d: DDict, key: Any, times: int) -> list[int]:
 
 
 def change_copies(d: DDict, key: Any) -> tuple[bool, list[Any]]:
-    """Change values after a put and a get; return whether the shard is here, and what it has."""
+    """Change objects that were put and got; return whether the shard is local, and the value."""
     mine: Any = [[1], np.zeros(3), np.zeros(200_000)]
     d[key] = mine
     _spoil(mine)
@@ -257,7 +257,7 @@ def _spoil(value: Any) -> None:
 
 
 def here(d: DDict) -> tuple[str, list[Any]]:
-    """Return the address of the worker that runs this, and the keys in its shards."""
+    """Return the worker that this runs on, and the keys that it serves."""
     return str(get_worker().address), d.local_keys()
 
 
@@ -266,7 +266,7 @@ def keys_here(d: DDict) -> list[Any]:
 
 
 def by_name(name: str, key: Any) -> Any:
-    """Find a dictionary on the cluster that this task runs on."""
+    """Open a dictionary on the cluster that this task runs on."""
     with_name = DDict(name=name)
     value = with_name[key]
     with_name[key] = "changed"
@@ -274,7 +274,7 @@ def by_name(name: str, key: Any) -> Any:
 
 
 class Doubled(DDict):
-    """A subclass with a further method and attribute."""
+    """A derived dictionary with one more method and attribute."""
 
     unit = ""
 
@@ -287,7 +287,7 @@ def twice(d: Doubled, key: Any) -> str:
 
 
 def make_one() -> DDict:
-    """Make one on the cluster that this task runs on."""
+    """Make a dictionary on the cluster that this task runs on."""
     d = DDict()
     d["made"] = "there"
     return d
@@ -300,7 +300,7 @@ def make_at(address: str, name: str | None = None) -> DDict:
 
 
 def outcome(function: Callable[..., object], *args: Any) -> str:
-    """Return the name of the exception that a call raises, or "nothing"."""
+    """Return the name of the exception that a call raises."""
     try:
         function(*args)
     except Exception as error:
@@ -309,7 +309,7 @@ def outcome(function: Callable[..., object], *args: Any) -> str:
 
 
 def write_in_order(d: DDict, first: Any, then: Any, stop: Path) -> int:
-    """Write numbers, each to one key and then to another, until told to stop."""
+    """Write numbers, each to one key and then to another, until a file is there."""
     number = 0
     while not stop.exists():
         number += 1
@@ -318,7 +318,7 @@ def write_in_order(d: DDict, first: Any, then: Any, stop: Path) -> int:
     return number
 
 
-# -- what does not pickle ---------------------------------------------------------------
+# -- objects that do not pickle ---------------------------------------------------------------
 
 
 class Unpicklable:
@@ -327,7 +327,7 @@ class Unpicklable:
 
 
 class Unloadable:
-    """Can be pickled, and not unpickled."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return _refuse, ()
@@ -338,7 +338,7 @@ def _refuse() -> None:
 
 
 class Telling:
-    """A key, equal to all of its class, that calls `tell` once when it is unpickled here."""
+    """A key, equal to all others, that calls `tell` when it is unpickled here: once."""
 
     tell: ClassVar[Callable[[], object] | None] = None
 
@@ -359,17 +359,17 @@ def _told() -> Telling:
     return Telling()
 
 
-# -- processes of their own -------------------------------------------------------------
+# -- other processes --------------------------------------------------------------------
 
 
 def use_in_process(d: DDict, answers: Any) -> None:
-    """Read and write what another process has made."""
+    """Read and write a dictionary that another process has made."""
     d["there"] = [d["here"], os.getpid()]
     answers.put(sorted(d))
 
 
 def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
-    """Make dictionaries from an address, and stay until the test sends the end."""
+    """Make dictionaries at an address, and wait until told to end."""
     made = [make_at(address), make_at(address)]
     make_at(address, "stays, too")
     if fork and os.fork() == 0:

@@ -1,4 +1,1 @@
-"""What travels between clients and shards, and what rests in files.
-
-Does not know where it travels.
-"""
+"""What travels between clients and shards, and what is saved in files."""

@@ -1,14 +1,14 @@
 """Turns keys and values into what is sent and kept, and back.
 
-Does not know where that is. What is kept is a copy: whatever becomes of the object, or of what
-it was made into again, nothing of it is seen there.
+A kept value is a copy: later changes of the object that was packed, or of one that was unpacked,
+do not show in it. All functions may be called by any thread.
 """
 
 from __future__ import annotations
 
 import pickle
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, TypeAlias
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
@@ -16,24 +16,23 @@ from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
-#: What is at least so large travels and rests by itself, and is not copied on the way. Bytes.
-APART = 1 << 14
+#: A buffer of at least this size is sent and kept apart from the pickle, and so is not copied.
+MIN_BUFFER_BYTES = 1 << 14
 
-#: What a value is while it is kept: its pickle, or the pickle and behind it the buffers that
-#: belong to it, of which each is apart.
-Value = bytes | tuple[Any, ...]
+#: A value while it is kept: its pickle, or a tuple of its pickle and of the out-of-band buffers.
+Value: TypeAlias = bytes | tuple[Any, ...]
 
-#: What a value takes besides its bytes, roughly.
-_OVERHEAD = 256
+#: What a value takes in memory besides its bytes, roughly.
+_OVERHEAD_BYTES = 256
 
 
-class UnhashableKey:
-    """A key that is no plain value, pickled.
+class PickledKey:
+    """A key that is sent as a pickle, since it is not a plain value.
 
     Parameters
     ----------
     data : bytes
-        The key.
+        The pickle.
     """
 
     __slots__ = ("data",)
@@ -42,87 +41,87 @@ class UnhashableKey:
         self.data = data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return UnhashableKey, (self.data,)
+        return PickledKey, (self.data,)
 
 
-def key_to_send(key: object) -> Any:
-    """Make of a key what can be sent; it stays what it is if it is plain.
+def encode_key(key: object) -> Any:
+    """Return what is sent for a key: the key itself if it is plain.
 
     Raises
     ------
     SerializationError
-        It cannot be pickled.
+        The key cannot be pickled.
     """
     if type(key) in pickling.PLAIN or (type(key) is tuple and pickling.are_plain(key)):
         return key
     try:
-        return UnhashableKey(pickling.dumps(key))
+        return PickledKey(pickling.dumps(key))
     except Exception as error:
         raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
 
 
-def key_sent(sent: Any) -> Any:
-    """Undo `key_to_send`.
+def decode_key(sent: Any) -> Any:
+    """Undo `encode_key`.
 
     Raises
     ------
     SerializationError
-        It cannot be unpickled here.
+        The key cannot be unpickled in this process.
     """
-    if type(sent) is not UnhashableKey:
+    if type(sent) is not PickledKey:
         return sent
     try:
         return pickling.loads(sent.data)
     except (KeyboardInterrupt, Stopped):
         raise
-    except BaseException as error:  # to unpickle may run anything, sys.exit() included
+    except BaseException as error:  # unpickling may run anything, sys.exit() included
         raise SerializationError(
             f"a key cannot be unpickled in this process: {type(error).__name__}: {error}"
         ) from error
 
 
-#: What `pack` is given where a value belongs to no key.
+#: For `pack`: the value belongs to no key.
 _NO_KEY = object()
 
 
 def pack(obj: object, key: Any = _NO_KEY) -> Value:
-    """Pickle a value; its large buffers are not copied, and must be sent before they change.
+    """Pickle a value. Its large buffers are not copied: send them before they change.
 
     Parameters
     ----------
     obj : object
         The value.
     key : object, optional
-        What it belongs to, as it is sent, for messages.
+        Its encoded key, for messages.
 
     Raises
     ------
     SerializationError
-        It cannot be pickled.
+        The value cannot be pickled.
     """
     if type(obj) in pickling.PLAIN:
         data = pickling.dumps_plain(obj)
-        return data if len(data) < APART else (PickleBuffer(data),)
+        return data if len(data) < MIN_BUFFER_BYTES else (PickleBuffer(data),)
     try:
-        data, apart = pickling.dumps_with_buffers(obj, APART)
+        data, buffers = pickling.dumps_with_buffers(obj, MIN_BUFFER_BYTES)
     except Exception as error:
-        of = "" if key is _NO_KEY else f" of the key {safe_str(key_sent(key), repr)}"
-        said = f"{type(error).__name__}: {safe_str(error)}{hint_on_value('value', obj, error)}"
+        of = "" if key is _NO_KEY else f" of the key {safe_str(decode_key(key), repr)}"
+        reason = f"{type(error).__name__}: {safe_str(error)}{hint_on_value('value', obj, error)}"
         raise SerializationError(
-            f"the value{of}, {kind_of(obj)}, cannot be pickled: {said}"
+            f"the value{of}, {kind_of(obj)}, cannot be pickled: {reason}"
         ) from error
-    if not apart and len(data) < APART:
+    if not buffers and len(data) < MIN_BUFFER_BYTES:
         return data
-    return PickleBuffer(data), *apart
+    return PickleBuffer(data), *buffers
 
 
 def unpack(value: Value) -> Any:
-    """Undo `pack`; what comes of it may use the buffers that were given.
+    """Undo `pack`; the object may use the buffers of the value.
 
     Raises
     ------
     SerializationError
-        It cannot be unpickled here.
+        The value cannot be unpickled in this process.
     """
     try:
         if isinstance(value, tuple):
@@ -137,27 +136,27 @@ def unpack(value: Value) -> Any:
 
 
 def size_of(value: Value) -> int:
-    """Say how much memory a value takes. Bytes."""
+    """Return roughly how many bytes of memory a value takes."""
     if isinstance(value, tuple):
-        return _OVERHEAD + sum(memoryview(each).nbytes for each in value)
-    return _OVERHEAD + len(value)
+        return _OVERHEAD_BYTES + sum(memoryview(each).nbytes for each in value)
+    return _OVERHEAD_BYTES + len(value)
 
 
-def to_send(value: Value) -> Value:
-    """Have what is kept sent without a copy."""
+def prepare_to_send(value: Value) -> Value:
+    """Return a kept value in the form in which it is sent without a copy."""
     if isinstance(value, tuple):
-        return tuple(map(_buffer, value))
+        return tuple(map(_as_pickle_buffer, value))
     return value
 
 
-def sendable(sent: Any) -> Any:
-    """Have what was sent here be sent on, whatever it is."""
-    if isinstance(sent, memoryview):
-        return _buffer(sent)
-    return tuple(map(sendable, sent)) if type(sent) is tuple else sent
+def prepare_to_resend(received: Any) -> Any:
+    """Return anything that was received in the form in which it can be sent again."""
+    if isinstance(received, memoryview):
+        return _as_pickle_buffer(received)
+    return tuple(map(prepare_to_resend, received)) if type(received) is tuple else received
 
 
-def _buffer(kept: Any) -> PickleBuffer:
+def _as_pickle_buffer(kept: Any) -> PickleBuffer:
     # Not of a memoryview: in a cycle, the two of them would crash CPython's garbage collector.
     if isinstance(kept, memoryview):
         whole: Any = kept.obj
@@ -165,31 +164,34 @@ def _buffer(kept: Any) -> PickleBuffer:
     return PickleBuffer(kept)
 
 
-def copied(sent: Any) -> Any:
-    """Copy what is apart in what is sent, where it does not travel but stays in this process."""
-    if isinstance(sent, (PickleBuffer, memoryview)):
-        with memoryview(sent) as given:
-            raw = given.cast("B") if given.contiguous else memoryview(bytes(given))
-            room = empty(raw.nbytes)
-            room[:] = raw
-            return room
-    if isinstance(sent, (tuple, list)):
-        return type(sent)(map(copied, sent))
-    return sent
+def copy_buffers(message: Any) -> Any:
+    """Copy the buffers of a message that does not travel, but stays in this process."""
+    if isinstance(message, (PickleBuffer, memoryview)):
+        with memoryview(message) as view:
+            raw = view.cast("B") if view.contiguous else memoryview(bytes(view))
+            copy = allocate(raw.nbytes)
+            copy[:] = raw
+            return copy
+    if isinstance(message, (tuple, list)):
+        return type(message)(map(copy_buffers, message))
+    return message
 
 
-def part_of(data: memoryview, start: int, length: int) -> memoryview:
-    """Give some of what there is, as something by itself."""
-    if length < APART:
+def independent_part(data: memoryview, start: int, length: int) -> memoryview:
+    """Return a part of a buffer as a buffer that does not refer to the memoryview of the whole.
+
+    A large part shares the memory with the whole; a small one is a copy.
+    """
+    if length < MIN_BUFFER_BYTES:
         return memoryview(bytes(data[start : start + length]))
     import numpy  # not at the top: a child starts faster without it
 
     return numpy.frombuffer(data, "u1", length, start).data
 
 
-def empty(size: int) -> memoryview:
-    """Give room for so many bytes, which is not cleared first: that takes as long as to fill it."""
-    if size < APART:
+def allocate(size: int) -> memoryview:
+    """Return a buffer of `size` bytes. It is not cleared: that takes as long as filling it."""
+    if size < MIN_BUFFER_BYTES:
         return memoryview(bytearray(size))
     import numpy  # not at the top: a child starts faster without it
 

@@ -1,6 +1,7 @@
-"""What is said of shared objects between clients, workers and the scheduler.
+"""The records that clients, workers and the scheduler exchange about shared objects.
 
-Does not know who says it.
+They are immutable. They are pickled, but never saved to files: all processes of a cluster have the
+same version.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from daskbatch.serialization import pickling
 
 
 class ServerAddress(NamedTuple):
-    """Where a door is, and what it takes to be let in.
+    """Where a server listens, and what a client needs to connect to it.
 
     Parameters
     ----------
     host, port
-        Where it listens.
+        The address that it listens at.
     secret : bytes
-        What both sides must know.
+        The secret that both sides must know.
     tls : bool
-        Whether all is encrypted that goes through it.
+        Whether the connection is encrypted.
     """
 
     host: str
@@ -34,43 +35,44 @@ class ServerAddress(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """A worker that has what belongs to a shard.
+    """An actor that has a copy of a shard.
 
     Parameters
     ----------
     worker : str
-        Its address.
+        The address of its worker.
     key : str
         Dask's key of the actor.
-    door : ServerAddress
-        Where the actor is reached.
+    server : ServerAddress
+        Where the actor answers requests.
     """
 
     worker: str
     key: str
-    door: ServerAddress
+    server: ServerAddress
 
 
 class Layout(NamedTuple):
-    """Who has a shard, as it stands.
+    """Which workers have a shard at one time.
 
     Parameters
     ----------
     epoch : int
-        Goes up whenever that changes.
-    members : tuple of Member
-        The first serves it, the others have copies. Without any, it is lost.
+        The number of the layout. It increases with every change.
+    replicas : tuple of Replica
+        The first is the primary, which serves the shard; the others are its backups. Without
+        any, the shard is lost.
     lost : str
-        How that came about.
+        How it was lost.
     """
 
     epoch: int
-    members: tuple[Replica, ...]
+    replicas: tuple[Replica, ...]
     lost: str = ""
 
 
 class ObjectOptions(NamedTuple):
-    """How a shared object is made; what may differ between its handles is no part of it."""
+    """How a shared object is made. What may differ between its copies is not part of it."""
 
     kind: str
     shards: int | None = None
@@ -80,7 +82,7 @@ class ObjectOptions(NamedTuple):
 
 
 class ObjectInfo(NamedTuple):
-    """A shared object, and where it is."""
+    """A shared object, and the layouts of its shards."""
 
     uid: str
     options: ObjectOptions
@@ -89,22 +91,23 @@ class ObjectInfo(NamedTuple):
 
 
 class ObjectSpec(NamedTuple):
-    """What an actor is to be.
+    """What an actor is made from.
 
     Parameters
     ----------
     scheduler : str
-        Its address.
+        The scheduler's address.
     uid : str
-        The object.
+        The id of the shared object.
     shard : int
-        The shard of it.
-    options : Options
+        The index of the actor's shard.
+    options : ObjectOptions
         How the object is made.
     name : str, optional
-        What the object is called.
+        The object's name.
     serves : bool
-        Whether the actor serves its shard at once, without a copy.
+        Whether the actor serves its shard at once: an object without backups needs no layout
+        for that.
     """
 
     scheduler: str
@@ -118,42 +121,68 @@ class ObjectSpec(NamedTuple):
         return description_of(self.uid, self.options, self.name)
 
 
+class Request(NamedTuple):
+    """A request to an actor.
+
+    It travels as a plain tuple of the same fields, since a named one takes longer to pickle.
+
+    Parameters
+    ----------
+    operation : str
+        The name of an operation; see `shared.store.operations`.
+    client_id : bytes
+        The RPC client that sent it; empty for a request that is never repeated.
+    seq : int
+        Its number among the requests of this client.
+    wait : float
+        Seconds that the server may wait until it can do it.
+    arguments : tuple
+        The operation's arguments.
+    """
+
+    operation: str
+    client_id: bytes
+    seq: int
+    wait: float
+    arguments: tuple[Any, ...]
+
+
 class NotServing(Exception):
-    """This actor is not, or no longer, the one to ask."""
+    """This actor does not serve the shard, or no longer does; another one may."""
 
 
 def description_of(uid: str, options: ObjectOptions | None, name: str | None) -> str:
-    """Say in messages which object it is."""
+    """Return the description of an object in messages."""
     kind = "DDict" if options is None or options.kind == "ddict" else "Queue"
     return f"{kind} {name!r}" if name is not None else f"{kind} {uid}"
 
 
-def closed_error(what: str) -> LifecycleError:
-    """Say that an object has been closed."""
+def closed_error(description: str) -> LifecycleError:
+    """Return the error for a use of an object that has been closed."""
     return LifecycleError(
-        f"{what} has been closed, or has ended with its Batch; make another one to go on"
+        f"{description} has been closed, or has ended with its Batch; make another one to go on"
     )
 
 
-def unreachable_error(what: str, why: object) -> ServiceLost:
-    """Say that an object cannot be reached: most likely it is used too late."""
-    before = "" if what.startswith("Queue") else ", or save() it before"
+def unreachable_error(description: str, reason: object) -> ServiceLost:
+    """Return the error for an object that cannot be reached: most likely it is used too late."""
+    before = "" if description.startswith("Queue") else ", or save() it before"
     return ServiceLost(
-        f"{what} cannot be reached: its Batch has probably ended, or its cluster is gone ({why}); "
-        f"use it inside the with block{before}"
+        f"{description} cannot be reached: its Batch has probably ended, or its cluster is gone "
+        f"({reason}); use it inside the with block{before}"
     )
 
 
-def lost_error(what: str, why: str, replicas: int = 1) -> ServiceLost:
-    """Say that what an object held is gone."""
-    if what.startswith("Queue"):
-        return ServiceLost(f"{what} is lost, and all that was in it: {why}")
-    more = "" if replicas > 1 else " (replicas=2 would have kept it)"
-    return ServiceLost(f"a part of {what} is lost: {why}; what it held is gone{more}")
+def lost_error(description: str, reason: str, replicas: int = 1) -> ServiceLost:
+    """Return the error for contents that were lost with a worker."""
+    if description.startswith("Queue"):
+        return ServiceLost(f"{description} is lost, and all that was in it: {reason}")
+    hint = "" if replicas > 1 else " (replicas=2 would have kept it)"
+    return ServiceLost(f"a part of {description} is lost: {reason}; what it held is gone{hint}")
 
 
-def error_to_send(error: BaseException) -> bytes:
-    """Pickle an exception; or another one that says what it was."""
+def encode_error(error: BaseException) -> bytes:
+    """Pickle an exception, or a `SerializationError` with its text if it does not pickle."""
     try:
         data = pickling.dumps(error)
         pickling.loads(data)
@@ -162,8 +191,8 @@ def error_to_send(error: BaseException) -> bytes:
     return data
 
 
-def error_sent(data: bytes) -> BaseException:
-    """Undo `error_to_send`."""
+def decode_error(data: bytes) -> BaseException:
+    """Undo `encode_error`."""
     try:
         error = pickling.loads(data)
     except Exception as failure:
@@ -171,8 +200,3 @@ def error_sent(data: bytes) -> BaseException:
             f"an exception of the other side cannot be unpickled here: {failure}"
         )
     return error if isinstance(error, BaseException) else SerializationError(repr(error))
-
-
-#: What a request looks like: what is to be done, through which lane it came and as the how manieth
-#: there, how long may be waited, and what it is about.
-Request = tuple[str, bytes, int, float, tuple[Any, ...]]

@@ -1,11 +1,14 @@
-"""Says which of some shards a key belongs to: the same one in every process, for equal keys.
+"""Computes which shard a key belongs to: the same one in every process, for equal keys.
 
-Does not know what a shard is, nor who asks. The `hash` of a text differs from process to
-process, so this has an arithmetic of its own: equal keys, as a dict has it (`1`, `1.0` and
-`True`; a tuple and a named tuple), get the same number, whatever their types. Where that
-cannot be told for sure, the number is 0: one shard has more to do then, but none is wrong.
-One thing is beyond it: a class of a user's own whose objects equal texts (or other keys that
-are no numbers) without being such: a text that ignores case, say.
+Python's `hash` of a text differs from process to process, so this computes a number in another
+way. Keys that are equal for a dict (`1`, `1.0` and `True`; a tuple and a named tuple) get the
+same number, whatever their types. For a key of a type that is not known to be safe the number is
+0: the first shard has more to do then, but no key is in the wrong one.
+
+One kind of key is beyond this: objects of a user's class that equal texts (or other keys that are
+not numbers) without being of a class derived from `str`, such as a text that ignores case.
+
+All functions may be called by any thread.
 """
 
 from __future__ import annotations
@@ -20,30 +23,34 @@ from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
-_BITS = 2**64 - 1
-_ONE, _TWO = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+#: The increment and the first multiplier of SplitMix64 (Steele, Lea, Flood: Fast splittable
+#: pseudorandom number generators, 2014), and the bits of its numbers.
+_GOLDEN_GAMMA, _MULTIPLIER = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+_MASK = 2**64 - 1
+
 _MICROSECOND = timedelta(microseconds=1)
 _EPOCH = (datetime(1970, 1, 1) - datetime.min) // _MICROSECOND
 
-#: How deep tuples and their like are looked into: deeper ones count as all the same. The
-#: recursion must not end where the stack of whoever asks happens to be full.
-_DEEPEST = 20
+#: Tuples and sets that are nested deeper than this all count as the same. The result must not
+#: depend on how much of the stack the caller has already used.
+_MAX_DEPTH = 20
 
-_Rule = Callable[[Any, int], int]
+#: Computes a key's number; the second argument is the depth at which the key is nested.
+_Rule: TypeAlias = Callable[[Any, int], int]
 
 
 def shard_of(key: object, count: int) -> int:
-    """Say which of ``count`` shards a key belongs to.
+    """Return the index of the shard that a key belongs to.
 
     Parameters
     ----------
     key : object
         Anything that can be hashed.
     count : int
-        How many shards there are.
+        The number of shards.
 
     Examples
     --------
@@ -61,27 +68,30 @@ def shard_of(key: object, count: int) -> int:
 
 
 def _number_of(key: object, depth: int) -> int:
-    """Turn a key into a number that is the same for all that are equal to it."""
+    """Return a number that is the same for all keys that are equal to this one."""
     kind = type(key)
     try:
-        rule = _KNOWN.get(kind) or _rules.get(kind)
+        rule = _RULES.get(kind) or _found_rules.get(kind)
         if rule is None:
-            rule = _rules[kind] = _find_rule(kind)
+            rule = _found_rules[kind] = _find_rule(kind)
         return rule(key, depth)
     except (RecursionError, MemoryError):
         raise
     except Exception:
-        return 0  # a signalling NaN; a time zone that fails
+        return 0  # a signalling NaN, or a time zone that raises, say
 
 
 def _mix(number: int) -> int:
-    """Spread what differs in a few bits only: multiples of the number of shards, say."""
-    number = number * _ONE & _BITS
-    number = (number ^ number >> 32) * _TWO & _BITS
+    """Spread numbers that differ in a few bits only: multiples of the number of shards, say.
+
+    The steps of SplitMix64's finalizer, of which one is enough here.
+    """
+    number = number * _GOLDEN_GAMMA & _MASK
+    number = (number ^ number >> 32) * _MULTIPLIER & _MASK
     return number >> 32
 
 
-# -- what is known ------------------------------------------------------------------------
+# -- types of Python ----------------------------------------------------------------------
 
 
 def _of_text(key: str, depth: int) -> int:
@@ -93,13 +103,13 @@ def _of_bytes(key: bytes, depth: int) -> int:
 
 
 def _of_number(key: Any, depth: int) -> int:
-    # Python defines the hash of a number by its value, for numbers of all types alike. That
-    # of a NaN is that of the object, which is a new one elsewhere.
+    # Python defines the hash of a number by its value, for numbers of all types alike. The hash
+    # of a NaN is that of the object, which is another object in another process.
     return _mix(hash(key)) if key == key else 0
 
 
 def _of_tuple(key: tuple[Any, ...], depth: int) -> int:
-    if depth == _DEEPEST:
+    if depth == _MAX_DEPTH:
         return 0
     total = 0
     for item in tuple.__iter__(key):
@@ -108,18 +118,18 @@ def _of_tuple(key: tuple[Any, ...], depth: int) -> int:
 
 
 def _of_set(key: frozenset[Any], depth: int) -> int:
-    if depth == _DEEPEST:
+    if depth == _MAX_DEPTH:
         return 0
     return _mix(sum(_mix(_number_of(item, depth + 1)) for item in frozenset.__iter__(key)))
 
 
 def _of_date(key: date, depth: int) -> int:
-    # As midnight: NumPy has objects that equal the one, and such that equal the other.
+    # As midnight: a NumPy object may equal a date, or the datetime of its midnight.
     return _of_moment(datetime(key.year, key.month, key.day), depth)
 
 
 def _of_moment(key: datetime, depth: int) -> int:
-    # With a time zone, what counts is the moment, and by definition that with fold=0.
+    # With a time zone, equality is that of the moment, by definition the one with fold=0.
     offset = key.replace(fold=0).utcoffset() or timedelta(0)
     wall = key.replace(tzinfo=None) - datetime.min
     return _mix((wall - offset) // _MICROSECOND)
@@ -133,7 +143,7 @@ def _of_time(key: time, depth: int) -> int:
 
 
 def _of_duration(key: timedelta, depth: int) -> int:
-    return _mix(hash(key))  # of three numbers
+    return _mix(hash(key))  # the hash of three numbers
 
 
 def _of_uuid(key: UUID, depth: int) -> int:
@@ -141,7 +151,7 @@ def _of_uuid(key: UUID, depth: int) -> int:
 
 
 def _of_range(key: range, depth: int) -> int:
-    # Ranges of the same numbers are equal, however they were described.
+    # Ranges of the same numbers are equal, whatever their bounds and steps.
     return _mix(hash((key[0], key[-1]))) if key else 0
 
 
@@ -157,12 +167,12 @@ def _of_wrapped_text(key: UserString, depth: int) -> int:
     return _number_of(key.data, depth)
 
 
-def _unknown(key: object, depth: int) -> int:
+def _unsafe(key: object, depth: int) -> int:
     return 0
 
 
-#: By type: for objects of just this type, and of those derived from it that compare alike.
-_KNOWN: dict[type, _Rule] = {
+#: The rules by type; also for derived types that inherit its comparison.
+_RULES: dict[type, _Rule] = {
     str: _of_text,
     bytes: _of_bytes,
     int: _of_number,
@@ -182,20 +192,20 @@ _KNOWN: dict[type, _Rule] = {
     memoryview: _of_view,
     PurePath: _of_path,
     UserString: _of_wrapped_text,
-    type(None): _unknown,
+    type(None): _unsafe,
 }
 
-#: The rules of other types.
-_rules: weakref.WeakKeyDictionary[type, _Rule] = weakref.WeakKeyDictionary()
+#: The rules that were found for other types.
+_found_rules: weakref.WeakKeyDictionary[type, _Rule] = weakref.WeakKeyDictionary()
 
 
-# -- what can be found out ----------------------------------------------------------------
+# -- other types --------------------------------------------------------------------------
 
 
 def _find_rule(kind: type) -> _Rule:
     if kind.__module__ == "numpy" and hasattr(kind, "dtype"):
         return _of_numpy
-    for base, rule in _KNOWN.items():
+    for base, rule in _RULES.items():
         if issubclass(kind, base) and _compares_as(kind, base):
             return rule
     if issubclass(kind, Enum) and _compares_as(kind, Enum):
@@ -209,7 +219,7 @@ def _find_rule(kind: type) -> _Rule:
         return lambda key, depth: _of_tuple(tuple(getattr(key, name) for name in names), depth)
     if any(hasattr(kind, name) for name in ("__index__", "__int__", "__float__", "__complex__")):
         return _of_own_number
-    return _unknown
+    return _unsafe
 
 
 def _compares_as(kind: type, base: type) -> bool:
@@ -225,12 +235,12 @@ def _of_numpy(key: Any, depth: int) -> int:
         case "S":
             return _of_bytes(bytes(key), depth)
         case "m" if key == key:
-            # Parts of a microsecond have no match in Python.
+            # Python has nothing that equals parts of a microsecond.
             fine = key.dtype.str[4:-1].lstrip("0123456789") in ("ns", "ps", "fs", "as")
             return 0 if fine and key.astype("m8[us]") != key else _mix(hash(key))
         case "M" if key == key:
             year = 1970 + int(key.astype("M8[Y]").astype("i8"))
-            if 1 <= year <= 9999:  # others could be too many microseconds
+            if 1 <= year <= 9999:  # others may overflow as microseconds
                 whole = key.astype("M8[us]")
                 if whole == key:
                     return _mix(_EPOCH + int(whole.astype("i8")))
@@ -257,7 +267,7 @@ def _of_own_duration(key: timedelta, depth: int) -> int:
 
 
 def _of_own_number(key: Any, depth: int) -> int:
-    """A number of a type that is not known is one if it equals one of Python's own."""
+    """Return the number of an object of an unknown number type, if it equals one of Python's."""
     for convert in (int, float, complex, lambda x: Fraction(int(x.numerator), int(x.denominator))):
         try:
             plain = convert(key)
@@ -275,17 +285,21 @@ def _same(key: object, plain: object) -> bool:
 
 
 def _compared_fields(kind: type) -> tuple[str, ...] | None:
-    """Give the fields by which a dataclass compares; None if it does so in a way of its own."""
+    """Return the fields that a dataclass compares; None if it has another `__eq__`.
+
+    Without this, all keys that are dataclasses would be in the first shard.
+    """
     owner = next(each for each in kind.__mro__ if "__eq__" in vars(each))
     if "__dataclass_fields__" not in vars(owner):
         return None
     names = tuple(field.name for field in dataclasses.fields(owner) if field.compare)
-    # `dataclass` leaves an `__eq__` that is there: is it one that `dataclass` made?
+    # `dataclass` leaves an `__eq__` that is there. Its own one has the code of one made for the
+    # same fields.
     like = dataclasses.make_dataclass("Like", names)
-    return names if _does(owner.__eq__) == _does(like.__eq__) is not None else None
+    return names if _code_of(owner.__eq__) == _code_of(like.__eq__) is not None else None
 
 
-def _does(function: Any) -> tuple[object, ...] | None:
+def _code_of(function: Any) -> tuple[object, ...] | None:
     code = getattr(function, "__code__", None)
     if code is None:
         return None

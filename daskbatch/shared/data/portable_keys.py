@@ -1,9 +1,11 @@
-"""Pickles keys for programs that come later, which find their own classes of `__main__` in them.
+"""Pickles keys so that another program can find them.
 
-Does not know where such a pickle is kept. By value, as keys travel, such a class is another one
-in each program, and nothing that has it is equal to what a later program makes. So there are
-two pickles: one says what the class is called in `__main__`, and is for programs that have one
-of that name; the other is for all others.
+A class of `__main__` that is pickled by value becomes a different class in each program, and its
+instances compare unequal. Such a key is therefore stored twice: with its class by name, used where
+`__main__` has that class, and by value, used elsewhere.
+
+Saved files name `_either` and `_named` by this module's path. So the path and the two names must
+stay as they are, as `shared.byname` stays for the files of earlier versions.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from daskbatch.serialization import pickling
 
 
 def dumps_for_later(key: object) -> bytes:
-    """Pickle a key so that `pickle.loads` gives one that is equal to it in a later program.
+    """Pickle a key so that `pickle.loads` returns an equal one in a later program.
 
     Raises
     ------
     Exception
-        It cannot be pickled.
+        The key cannot be pickled.
     """
     data = pickling.dumps(key)
     if type(key) in pickling.PLAIN or b"__main__" not in data:
@@ -31,11 +33,13 @@ def dumps_for_later(key: object) -> bytes:
     try:
         _Pickler(named, pickling.PROTOCOL).dump(key)
     except Exception:
-        return data  # what is defined in a function has no name
-    return pickling.dumps_plain(_Twofold(named.getvalue(), data))
+        return data  # a class that was defined in a function has no name
+    return pickling.dumps_plain(_StoredTwice(named.getvalue(), data))
 
 
-class _Twofold:
+class _StoredTwice:
+    """Is pickled as a call of `_either`."""
+
     def __init__(self, named: bytes, data: bytes) -> None:
         self._both = named, data
 
@@ -44,7 +48,7 @@ class _Twofold:
 
 
 def _either(named: bytes, data: bytes) -> Any:
-    """Make what a twofold pickle becomes."""
+    """Return the key that was stored twice. Saved files name this function."""
     try:
         return pickle.loads(named)
     except Exception:
@@ -52,14 +56,14 @@ def _either(named: bytes, data: bytes) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Has classes of `__main__` by their names."""
+    """Pickles classes of `__main__` by their names."""
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, type) or obj.__module__ != "__main__":
             return NotImplemented
         name = obj.__qualname__
-        # Here there may be none: it may be the program of another process, which this one works
-        # for. But a notebook may have another one by now.
+        # This process's `__main__` may have none of that name: it may work for another process,
+        # whose program has it. But in a notebook it may have another one by now.
         found = _find(name)
         if "<" in name or not (found is None or found is obj):
             raise pickle.PicklingError(f"{obj!r} has no name in __main__")
@@ -67,7 +71,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _named(name: str) -> Any:
-    """Give what `__main__` has of a name."""
+    """Return what `__main__` has under a name. Saved files name this function."""
     found = _find(name)
     if found is None:
         raise AttributeError(f"__main__ has no {name}")
@@ -78,5 +82,5 @@ def _find(name: str) -> Any:
     found: Any = sys.modules["__main__"]
     for part in name.split("."):
         found = getattr(found, part, None)
-    # Where a process was spawned, a copy of the program goes by its name.
+    # In a spawned process, `__main__` may be a copy of the program under its own module name.
     return found if getattr(found, "__module__", None) == "__main__" else None

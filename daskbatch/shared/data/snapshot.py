@@ -1,13 +1,15 @@
 """Writes pickled keys and values to one file, whole or not at all, and reads them back.
 
-Does not know what the keys and values are, or where they come from: it holds one of them at
-a time, in the form in which they travel. The file is::
+It holds one record in memory at a time, and no index, however many keys there are. The file is::
 
     magic, version
     for each record    b"R", the sizes, a checksum, key, value, buffers, a checksum
     at the end         b"E", the number of records, a checksum
 
-and each checksum is of all that stands before it, so that nothing is handed out unchecked.
+and each checksum is of all that stands before it, so that nothing unchecked is returned.
+
+A zip file would need an index of all keys in memory, and SQLite a copy of each value. The functions
+may be called by any thread.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from contextlib import suppress
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from pickle import PickleBuffer
+from typing import TypeAlias
 
 from daskbatch.errors import SpecError
 
-#: What a value's content may be handed in as.
-AnyBuffer = bytes | bytearray | memoryview | PickleBuffer
+#: What a value's content may be given as.
+AnyBuffer: TypeAlias = bytes | bytearray | memoryview | PickleBuffer
 
 _MAGIC = b"\x89daskbatch snapshot\n"
 _VERSION = 1
@@ -37,14 +40,14 @@ _NUMBER = struct.Struct("<I")  # the version, the checksums
 _COUNT = struct.Struct("<Q")
 _SIZES = struct.Struct("<QQI")  # of the key, of the value; the number of buffers
 
-#: Enough of a file's name to recognise it in that of the temporary one.
-_NAME = 40
+#: How much of the file's name is in that of the temporary file, to recognize it.
+_NAME_PREFIX_CHARS = 40
 
 
 def write_snapshot(
     path: str | os.PathLike[str], records: Iterable[tuple[bytes, bytes, Sequence[AnyBuffer]]]
 ) -> int:
-    """Write records to a file, which takes the place of an old one once it is complete.
+    """Write records to a file, which replaces an old one once it is complete.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ def write_snapshot(
     Returns
     -------
     int
-        How many records there were.
+        The number of records.
 
     Raises
     ------
@@ -64,12 +67,14 @@ def write_snapshot(
         The file could not be written; an old one is as it was.
     """
     target = Path(os.path.realpath(path))
-    _require_no_other(path)
-    unfinished = target.with_name(f".{target.name[:_NAME]}.{secrets.token_hex(8)}.unfinished")
+    _require_regular_file(path)
+    unfinished = target.with_name(
+        f".{target.name[:_NAME_PREFIX_CHARS]}.{secrets.token_hex(8)}.unfinished"
+    )
     try:
         count = _write_whole(target, unfinished, records)
     except OSError as error:
-        if error.filename == str(unfinished):  # which nobody has heard of
+        if error.filename == str(unfinished):  # a name that the caller does not know
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
     _sync_directory(target.parent)
@@ -92,7 +97,7 @@ def _write_whole(
         file.close()
         os.replace(unfinished, target)
     except BaseException:
-        # Closing tries to write what is left, and would fail as the writing before has.
+        # `close` tries to write what remains, and would fail as the writing before has.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -102,16 +107,16 @@ def _write_whole(
 
 
 def check_snapshot(path: str | os.PathLike[str]) -> None:
-    """Make sure that a file begins as a snapshot does.
+    """Check that a file begins as a snapshot does.
 
     Raises
     ------
     SpecError
-        It does not.
+        The file does not.
     OSError
-        It could not be read.
+        The file could not be read.
     """
-    _require_no_other(path)
+    _require_regular_file(path)
     with open(path, "rb") as file:
         _Reader(file, os.fspath(path)).check_head()
 
@@ -119,7 +124,7 @@ def check_snapshot(path: str | os.PathLike[str]) -> None:
 def read_snapshot(
     path: str | os.PathLike[str],
 ) -> Iterator[tuple[bytes, bytes, list[bytearray]]]:
-    """Read the records of a file, each as it is asked for.
+    """Read the records of a file, each when the caller asks for it.
 
     Parameters
     ----------
@@ -134,7 +139,7 @@ def read_snapshot(
     Raises
     ------
     SpecError
-        The file is no snapshot, of another version, cut short or damaged.
+        The file is not a snapshot, or of another version, cut short or damaged.
     OSError
         The file could not be read.
     """
@@ -145,13 +150,13 @@ def read_snapshot(
         while (record := reader.read_record()) is not None:
             count += 1
             yield record
-            # What was handed out may be large: it must not live on while the next is read.
+            # A record may be large: it must not live on while the next one is read.
             del record
         reader.check_end(count)
 
 
-def _require_no_other(path: str | os.PathLike[str]) -> None:
-    """Leave alone what is there and is no regular file: a pipe, or a device, would be gone."""
+def _require_regular_file(path: str | os.PathLike[str]) -> None:
+    """Refuse to replace something that is not a regular file: a pipe, or a device."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -159,11 +164,11 @@ def _require_no_other(path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a renaming last."""
+    """Make a renaming survive a crash of the machine."""
     try:
         number = os.open(directory, os.O_RDONLY)
         try:
@@ -171,7 +176,7 @@ def _sync_directory(directory: Path) -> None:
         finally:
             os.close(number)
     except OSError as error:
-        # Not every file system can, and not everyone who may write may read.
+        # Not every file system can do this, and a directory may be writable but not readable.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
 
@@ -214,15 +219,15 @@ class _Reader:
     def __init__(self, file: BufferedReader, name: str) -> None:
         self._file = file
         self._name = name
-        self._left = os.fstat(file.fileno()).st_size
+        self._remaining = os.fstat(file.fileno()).st_size
         self._checksum = 0
 
     def check_head(self) -> None:
         magic = self._file.read(len(_MAGIC))
-        self._left -= len(magic)
+        self._remaining -= len(magic)
         self._checksum = zlib.crc32(magic)
         if not magic or not _MAGIC.startswith(magic):
-            raise self._wrong("is no snapshot of a DDict")
+            raise self._wrong("is not a snapshot of a DDict")
         if magic != _MAGIC:
             raise self._wrong("is cut short")
         version: int = _NUMBER.unpack(self._read(_NUMBER.size))[0]
@@ -249,14 +254,14 @@ class _Reader:
     def check_end(self, count: int) -> None:
         (expected,) = _COUNT.unpack(self._read(_COUNT.size))
         self._check()
-        if expected != count or self._left:
+        if expected != count or self._remaining:
             raise self._wrong("is damaged")
 
     def _check(self) -> None:
         expected = self._checksum
         if _NUMBER.unpack(self._read(_NUMBER.size))[0] != expected:
             raise self._wrong("is damaged")
-        self._checksum = expected  # a checksum is of the others' content, not of them
+        self._checksum = expected  # checksums cover the content, not the checksums before them
 
     def _read(self, size: int) -> bytes:
         self._expect(size)
@@ -280,10 +285,10 @@ class _Reader:
         return data
 
     def _expect(self, size: int) -> None:
-        # A damaged size must not make room for what cannot be there.
-        if size > self._left:
+        # A damaged size must not allocate memory for bytes that cannot be there.
+        if size > self._remaining:
             raise self._wrong("is cut short or damaged")
-        self._left -= size
+        self._remaining -= size
 
     def _wrong(self, what: str) -> SpecError:
         return SpecError(f"{self._name!r} {what}")

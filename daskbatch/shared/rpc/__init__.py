@@ -1,4 +1,1 @@
-"""Requests and answers over authenticated sockets, or within a process.
-
-Does not know what is asked for.
-"""
+"""Requests and replies over authenticated sockets, or within a process; each done at most once."""

@@ -1,6 +1,7 @@
-"""A client's way to an actor: one request at a time, each answered before the next.
+"""A client of an `RpcServer`: sends one request at a time, and waits for its answer.
 
-Does not know which actor is the right one, nor what to do when it is gone.
+`RpcClient.call` raises OSError for a broken connection. The caller decides whether to repeat the
+request, and where: see `shared.proxy`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ import os
 import ssl
 from typing import Any
 
-from daskbatch.shared.data.messages import ServerAddress, error_sent
+from daskbatch.shared.data.messages import ServerAddress, decode_error
+from daskbatch.shared.rpc.answer import CONFIRM, FAILED
+from daskbatch.shared.rpc.handshake import connect_to_server
 from daskbatch.shared.rpc.local_transport import LocalTransport
-from daskbatch.shared.rpc.server import CONFIRM, FAILED, RpcServer, enter
-from daskbatch.shared.rpc.socket_transport import Idle, SocketTransport
+from daskbatch.shared.rpc.server import RpcServer
+from daskbatch.shared.rpc.socket_transport import IdleCheck, SocketTransport
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
-#: How long it may take to come in. Seconds.
-_CONNECT = 5.0
+_CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class RequestFailed(Exception):
@@ -24,79 +26,87 @@ class RequestFailed(Exception):
 
 
 class RpcClient:
-    """A connection, and a name under which requests are known again that come twice."""
+    """A connection to a server, with an id by which a server recognizes repeated requests.
+
+    The id and the number of a request (`seq`) stay the same when a caller repeats it, also on
+    another server: so the request takes effect once (exactly-once RPC: Birrell & Nelson 1984;
+    Lee et al., RIFL, 2015). The caller increments `seq` before each new request.
+
+    For one thread at a time.
+    """
 
     def __init__(self) -> None:
-        self.sid = os.urandom(8)
-        #: The number of the request that is being made.
+        self.client_id = os.urandom(8)
+        #: The number of the current request.
         self.seq = 0
-        self._wire: SocketTransport | LocalTransport | None = None
-        self._door: ServerAddress | None = None
+        self._connection: SocketTransport | LocalTransport | None = None
+        self._address: ServerAddress | None = None
 
     def call(
         self,
-        door: ServerAddress,
-        context: ssl.SSLContext | None,
+        address: ServerAddress,
+        tls_context: ssl.SSLContext | None,
         operation: str,
         wait: float,
         arguments: tuple[Any, ...],
-        idle: Idle | None = None,
-        near: RpcServer | None = None,
+        idle_check: IdleCheck | None = None,
+        local_server: RpcServer | None = None,
     ) -> Any:
-        """Have something done.
+        """Send a request, and return its result.
 
         Parameters
         ----------
-        door : ServerAddress
-            Where.
-        context : ssl.SSLContext, optional
-            What it takes to go in.
+        address : ServerAddress
+            The server. If the client is connected to another one, it connects anew.
+        tls_context : ssl.SSLContext, optional
+            The client's certificates, for a server with TLS.
         operation : str
-            What.
+            The operation's name.
         wait : float
-            How long the other side may wait until it can be done. Seconds.
+            Seconds that the server may wait until it can do it.
         arguments : tuple
-            With what.
-        idle : callable, optional
-            Is called now and then while there is no answer, and may raise.
-        near : Door, optional
-            The door itself, if it is in this process.
+            The operation's arguments.
+        idle_check : callable, optional
+            Called now and then while there is no answer; it may raise.
+        local_server : RpcServer, optional
+            The server itself, if it is in this process.
 
         Raises
         ------
-        Failed
-            It was tried, and failed.
+        RequestFailed
+            The server has tried, and failed.
         OSError
-            The connection is broken; it may have been done, or not.
+            The connection is broken; the server may have done it, or not.
         """
-        if self._wire is None or self._door != door:
+        if self._connection is None or self._address != address:
             self.close()
-            if near is not None:
-                self._wire = near.meet()
+            if local_server is not None:
+                self._connection = local_server.connect_locally()
             else:
-                sock = enter(door, context, _CONNECT, idle)
+                sock = connect_to_server(address, tls_context, _CONNECT_TIMEOUT_SECONDS, idle_check)
                 sock.settimeout(STOP_POLL_SECONDS)
-                self._wire = SocketTransport(sock)
-            self._door = door
-        wire = self._wire
+                self._connection = SocketTransport(sock)
+            self._address = address
+        connection = self._connection
         try:
-            wire.send((operation, self.sid, self.seq, wait, arguments), idle)
-            sign, result = wire.receive(idle)
-            if sign == CONFIRM:
-                wire.send(True)
+            # The fields of a `Request`, but as a plain tuple: it takes less time to pickle.
+            connection.send((operation, self.client_id, self.seq, wait, arguments), idle_check)
+            status, result = connection.receive(idle_check)
+            if status == CONFIRM:
+                connection.send(True)
         except BaseException:
-            # Whatever comes through it next would be the answer to something else.
+            # The next thing to come through this connection would answer another request.
             self.close()
             raise
-        if sign == FAILED:
-            raise RequestFailed(error_sent(result))
+        if status == FAILED:
+            raise RequestFailed(decode_error(result))
         return result
 
     def close(self) -> None:
-        """End the connection; another one is made when it is needed."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close()
+        """Close the connection; the next `call` makes another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def __del__(self) -> None:
         self.close()

@@ -1,7 +1,7 @@
-"""A connection within a process: two ends, of which each hears what the other says.
+"""A connection within a process, with the interface of `SocketTransport`.
 
-Does not know what is said. Each speaks as a `Wire` does, and has copies of what is large: whoever
-serves at one end does not notice when the other is stopped in the middle of something.
+Large buffers are copied: the thread that serves at one end must not see what the thread at the
+other end, which may be interrupted at any point, does with its objects afterwards.
 """
 
 from __future__ import annotations
@@ -9,65 +9,70 @@ from __future__ import annotations
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from daskbatch.shared.data.codec import copied
-from daskbatch.shared.rpc.socket_transport import ConnectionCut, Idle
+from daskbatch.shared.data.codec import copy_buffers
+from daskbatch.shared.rpc.socket_transport import ConnectionClosed, IdleCheck
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
-#: What is said as long as there is something to say; nothing is the end.
-_Said = SimpleQueue[tuple[Any, ...]]
+#: Each item is a message as a tuple of one; an empty tuple says that an end was closed.
+_Messages = SimpleQueue[tuple[Any, ...]]
 
 
 class LocalTransport:
-    """One end; it takes turns with the other.
+    """One end of the connection; the two ends take turns, as those of a `SocketTransport` do.
+
+    `close` may be called by any thread, the other methods by one at a time.
 
     Parameters
     ----------
-    heard, said : SimpleQueue
-        From the other end, and to it. They are in C: a thread that is stopped leaves them whole.
+    incoming, outgoing : SimpleQueue
+        The messages from the other end, and to it. They are implemented in C: a thread that is
+        interrupted leaves them intact.
     """
 
-    def __init__(self, heard: _Said, said: _Said) -> None:
-        self._heard = heard
-        self._said = said
+    def __init__(self, incoming: _Messages, outgoing: _Messages) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
 
-    def send(self, message: object, idle: Idle | None = None) -> None:
+    def send(self, message: object, idle_check: IdleCheck | None = None) -> None:
         """Send a message."""
-        self._said.put((copied(message),))
+        self._outgoing.put((copy_buffers(message),))
 
-    def receive(self, idle: Idle | None = None) -> Any:
-        """Wait for a message.
+    def receive(self, idle_check: IdleCheck | None = None) -> Any:
+        """Wait for a message, and return it.
 
         Raises
         ------
-        Cut
-            The other end is gone.
+        ConnectionClosed
+            An end was closed.
         """
         while True:
             try:
-                said = self._heard.get(timeout=None if idle is None else STOP_POLL_SECONDS)
+                message = self._incoming.get(
+                    timeout=None if idle_check is None else STOP_POLL_SECONDS
+                )
             except Empty:
-                if idle is not None:
-                    idle()
+                if idle_check is not None:
+                    idle_check()
                 continue
-            if not said:
-                self._heard.put(())  # so it is from here on
-                raise ConnectionCut("the other side has closed the connection")
-            return said[0]
+            if not message:
+                self._incoming.put(())  # for the next call of `receive`
+                raise ConnectionClosed("the other side has closed the connection")
+            return message[0]
 
-    def is_cut(self) -> bool:
-        """Say whether the other end is gone, at a moment when it has nothing to say."""
-        return not self._heard.empty()
+    def peer_has_closed(self) -> bool:
+        """Return whether an end was closed; to be called when it is not the other end's turn."""
+        return not self._incoming.empty()
 
     def close(self) -> None:
-        """End the connection, also for one who waits in `receive`."""
-        self._said.put(())
-        self._heard.put(())
+        """Close the connection, and wake a thread that waits in `receive` at either end."""
+        self._outgoing.put(())
+        self._incoming.put(())
 
     def __del__(self) -> None:
         self.close()
 
 
-def connected() -> tuple[LocalTransport, LocalTransport]:
-    """Make the two ends of a connection."""
-    one, other = _Said(), _Said()
+def make_pair() -> tuple[LocalTransport, LocalTransport]:
+    """Return the two ends of a new connection."""
+    one, other = _Messages(), _Messages()
     return LocalTransport(one, other), LocalTransport(other, one)

@@ -1,6 +1,8 @@
-"""Remembers what came last through each lane, so that what is asked twice is done once.
+"""A cache of each RPC client's last reply, so that a repeated request is not executed again.
 
-Does not know what was asked.
+This is the server's half of exactly-once RPC by client and sequence number (Birrell & Nelson
+1984; Lee et al., RIFL, 2015). A client has one request at a time: so its last reply is enough,
+and a new request says that the replies before it have arrived.
 """
 
 from __future__ import annotations
@@ -10,76 +12,79 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
-#: Of so many lanes is known what came last through them.
-_LANES = 1 << 14
+#: How many clients are remembered: those that have made a request last.
+_MAX_CLIENTS = 1 << 14
 
-#: Large answers, of more than `_LARGE` bytes each, are kept as long as they are no more than this
-#: in all; the last one is, however large. Bytes.
-_MOST = 16 << 20
-_LARGE = 1 << 10
-
-
-class _Forgotten(Enum):
-    GONE = "gone"
+#: Replies of more than `_LARGE_REPLY_BYTES` are kept while they are at most
+#: `_MAX_LARGE_REPLIES_BYTES` together, the oldest being dropped first. The last one is always kept.
+_MAX_LARGE_REPLIES_BYTES = 16 << 20
+_LARGE_REPLY_BYTES = 1 << 10
 
 
-#: Stands for an answer that was too large to be kept for long.
-GONE = _Forgotten.GONE
+class _Marker(Enum):
+    DROPPED = "dropped"
+
+
+#: In place of a reply that was too large to be kept.
+DROPPED = _Marker.DROPPED
 
 
 class CachedReply(NamedTuple):
-    """What was done: the how manieth of its lane it was, and what was answered."""
+    """The last request of a client: its sequence number and the reply."""
 
     seq: int
     reply: Any
 
 
 class ReplyCache:
-    """What was done last, by lane."""
+    """The last reply to each client.
+
+    Not thread-safe: the owner's lock protects it.
+    """
 
     def __init__(self) -> None:
-        self._done: OrderedDict[bytes, CachedReply] = OrderedDict()
-        #: By lanes, the oldest first.
+        self._replies: OrderedDict[bytes, CachedReply] = OrderedDict()
+        #: The sizes of large replies by client, the oldest first.
         self._large: OrderedDict[bytes, int] = OrderedDict()
         self._size = 0
 
-    def find(self, sid: bytes, seq: int) -> CachedReply | None:
-        """Give what was answered, if this was done before.
+    def find(self, client_id: bytes, seq: int) -> CachedReply | None:
+        """Return the last reply to a client, if it is for this request or a later one.
 
-        If there was another one since, nobody waits for the answer to this one any more.
+        If it is for a later one, nothing waits for the reply to this request any longer.
         """
-        done = self._done.get(sid)
-        return done if done is not None and done.seq >= seq else None
+        found = self._replies.get(client_id)
+        return found if found is not None and found.seq >= seq else None
 
-    def note(self, sid: bytes, seq: int, reply: Any = None) -> None:
-        """Remember that something was done; what has no lane is not asked twice."""
-        if not sid:
+    def record(self, client_id: bytes, seq: int, reply: Any = None) -> None:
+        """Record that a request was executed; one without a client id is never repeated."""
+        if not client_id:
             return
-        self._done[sid] = CachedReply(seq, reply)
-        self._done.move_to_end(sid)
+        self._replies[client_id] = CachedReply(seq, reply)
+        self._replies.move_to_end(client_id)
         if self._large:
-            self._size -= self._large.pop(sid, 0)
-        if len(self._done) > _LANES:
-            oldest, _ = self._done.popitem(last=False)
+            self._size -= self._large.pop(client_id, 0)
+        if len(self._replies) > _MAX_CLIENTS:
+            oldest, _ = self._replies.popitem(last=False)
             self._size -= self._large.pop(oldest, 0)
         if reply is None or type(reply) is bool:
             return
         size = _size_of(reply)
-        if size > _LARGE:
-            self._large[sid] = size
+        if size > _LARGE_REPLY_BYTES:
+            self._large[client_id] = size
             self._size += size
-            while self._size > _MOST and len(self._large) > 1:
+            while self._size > _MAX_LARGE_REPLIES_BYTES and len(self._large) > 1:
                 oldest, size = self._large.popitem(last=False)
                 self._size -= size
-                self._done[oldest] = self._done[oldest]._replace(reply=GONE)
+                self._replies[oldest] = self._replies[oldest]._replace(reply=DROPPED)
 
-    def all(self) -> Iterator[tuple[bytes, int, Any]]:
-        """Give lanes, and what was done last."""
-        return ((sid, *done) for sid, done in self._done.items())
+    def entries(self) -> Iterator[tuple[bytes, int, Any]]:
+        """Return the clients, with the number of their last request and its reply."""
+        return ((client_id, *found) for client_id, found in self._replies.items())
 
     def clear(self) -> None:
-        """Remember nothing."""
-        self._done.clear()
+        """Forget all replies."""
+        self._replies.clear()
         self._large.clear()
         self._size = 0
 

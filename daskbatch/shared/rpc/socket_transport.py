@@ -1,6 +1,11 @@
-"""Sends and receives messages over a socket, large parts of them without a copy.
+"""Sends and receives messages over a socket, large buffers without a copy.
 
-Does not know what they say. A message is a pickle and the buffers that are apart from it.
+A message is a pickle of protocol 5 and its out-of-band buffers::
+
+    number of buffers: uint32   size of the pickle: int64   size of each buffer: int64
+    pickle   buffers
+
+in the byte order of the machine, since all workers of a cluster have the same.
 """
 
 from __future__ import annotations
@@ -12,54 +17,57 @@ import socket
 import struct
 from collections.abc import Callable
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, TypeAlias
 
-from daskbatch.shared.data.codec import empty
+from daskbatch.shared.data.codec import allocate
 
-# How many buffers there are, and how long the pickle is; the lengths of the buffers follow.
-_HEAD = struct.Struct("=Iq")
-_LENGTH = struct.Struct("=q")
+#: The number of buffers, and the size of the pickle; the sizes of the buffers follow.
+_HEADER = struct.Struct("=Iq")
+_SIZE = struct.Struct("=q")
 
-#: So much is read at once, as long as it is not known how much there is. Bytes.
-_GULP = 1 << 16
+#: How much is read at once as long as the size of the message is not known.
+_READ_BYTES = 1 << 16
 
-#: So many pieces does the system take at once.
-_PIECES = 512
+#: How many buffers one `sendmsg` takes, at most.
+_MAX_BUFFERS_AT_ONCE = 512
 
-#: What is called again and again while nothing comes: it may raise, to give it up.
-Idle = Callable[[], None]
+#: Called again and again while a caller waits for a connection. It may raise, to end the wait.
+IdleCheck: TypeAlias = Callable[[], None]
 
 
-class ConnectionCut(ConnectionError):
+class ConnectionClosed(ConnectionError):
     """The other side has closed the connection."""
 
 
 def encode(message: object) -> list[Any]:
-    """Make the pieces of a message that are to be written one after another."""
-    apart: list[PickleBuffer] = []
-    data = pickle.dumps(message, 5, buffer_callback=apart.append)
-    if not apart:
-        return [_HEAD.pack(0, len(data)) + data]
-    buffers = [each.raw() for each in apart]
-    lengths = b"".join(_LENGTH.pack(each.nbytes) for each in buffers)
-    return [_HEAD.pack(len(buffers), len(data)) + lengths + data, *buffers]
+    """Return the buffers to be written one after another for a message."""
+    buffers: list[PickleBuffer] = []
+    data = pickle.dumps(message, 5, buffer_callback=buffers.append)
+    if not buffers:
+        return [_HEADER.pack(0, len(data)) + data]
+    views = [each.raw() for each in buffers]
+    sizes = b"".join(_SIZE.pack(each.nbytes) for each in views)
+    return [_HEADER.pack(len(views), len(data)) + sizes + data, *views]
 
 
 class SocketTransport:
-    """One end of a connection; whoever has it takes turns with the other end.
+    """One end of a connection; the two ends take turns.
+
+    `close` may be called by any thread, the other methods by one at a time.
 
     Parameters
     ----------
     sock : socket.socket
-        Connected. With a timeout, `idle` is called that often while nothing moves.
+        Connected. If it has a timeout, `idle_check` is called that often while nothing moves.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        #: What was read beyond the last message.
         self._rest = b""
         self._has_sendmsg = type(sock) is socket.socket
 
-    def send(self, message: object, idle: Idle | None = None) -> None:
+    def send(self, message: object, idle_check: IdleCheck | None = None) -> None:
         """Send a message.
 
         Raises
@@ -67,34 +75,34 @@ class SocketTransport:
         OSError
             The connection is broken.
         """
-        pieces = encode(message)
-        if len(pieces) == 1:
-            self._send(memoryview(pieces[0]), idle)
+        buffers = encode(message)
+        if len(buffers) == 1:
+            self._send(memoryview(buffers[0]), idle_check)
         elif self._has_sendmsg:
-            self._send_all(pieces, idle)
+            self._send_all(buffers, idle_check)
         else:
-            for piece in pieces:
-                self._send(memoryview(piece), idle)
+            for buffer in buffers:
+                self._send(memoryview(buffer), idle_check)
 
-    def _send(self, data: memoryview, idle: Idle | None) -> None:
+    def _send(self, data: memoryview, idle_check: IdleCheck | None) -> None:
         while data:
             try:
                 sent = self.sock.send(data)
             except TimeoutError:
-                if idle is not None:
-                    idle()
+                if idle_check is not None:
+                    idle_check()
                 continue
             data = data[sent:]
 
-    def _send_all(self, pieces: list[Any], idle: Idle | None) -> None:
-        views = [memoryview(each) for each in pieces if memoryview(each).nbytes]
+    def _send_all(self, buffers: list[Any], idle_check: IdleCheck | None) -> None:
+        views = [memoryview(each) for each in buffers if memoryview(each).nbytes]
         start = 0
         while start < len(views):
             try:
-                sent = self.sock.sendmsg(views[start : start + _PIECES])
+                sent = self.sock.sendmsg(views[start : start + _MAX_BUFFERS_AT_ONCE])
             except TimeoutError:
-                if idle is not None:
-                    idle()
+                if idle_check is not None:
+                    idle_check()
                 continue
             while start < len(views) and sent >= views[start].nbytes:
                 sent -= views[start].nbytes
@@ -102,79 +110,82 @@ class SocketTransport:
             if sent:
                 views[start] = views[start][sent:]
 
-    def receive(self, idle: Idle | None = None) -> Any:
-        """Wait for a message.
+    def receive(self, idle_check: IdleCheck | None = None) -> Any:
+        """Wait for a message, and return it.
 
         Raises
         ------
         OSError
             The connection is broken.
         """
-        data = self._at_least(_HEAD.size, self._rest, idle)
-        count, length = _HEAD.unpack_from(data)
-        start = _HEAD.size + count * _LENGTH.size
+        data = self._at_least(_HEADER.size, self._rest, idle_check)
+        count, length = _HEADER.unpack_from(data)
+        start = _HEADER.size + count * _SIZE.size
         end = start + length
         if not count and len(data) >= end:
+            # Most messages are small, have no buffers, and have come as a whole.
             self._rest = data[end:]
             return pickle.loads(memoryview(data)[start:end])
-        if end <= len(data) or end < _GULP:
-            data = self._at_least(end, data, idle)
+        if end <= len(data) or end < _READ_BYTES:
+            data = self._at_least(end, data, idle_check)
             main, more = memoryview(data)[start:end], data[end:]
         else:
-            data = self._at_least(start, data, idle)
+            # The rest of a large pickle is read directly into its place.
+            data = self._at_least(start, data, idle_check)
             there = min(len(data), end)
-            main, more = empty(length), data[end:]
+            main, more = allocate(length), data[end:]
             main[: there - start] = data[start:there]
-            self._fill(main[there - start :], idle)
+            self._fill(main[there - start :], idle_check)
         buffers = []
         for position in range(count):
-            (size,) = _LENGTH.unpack_from(data, _HEAD.size + position * _LENGTH.size)
-            buffer = empty(size)
+            (size,) = _SIZE.unpack_from(data, _HEADER.size + position * _SIZE.size)
+            buffer = allocate(size)
             there = min(size, len(more))
             buffer[:there] = more[:there]
             more = more[there:]
             if there < size:
-                self._fill(buffer[there:], idle)
+                self._fill(buffer[there:], idle_check)
             buffers.append(buffer)
         self._rest = more
         return pickle.loads(main, buffers=buffers)
 
-    def _at_least(self, size: int, data: bytes, idle: Idle | None) -> bytes:
+    def _at_least(self, size: int, data: bytes, idle_check: IdleCheck | None) -> bytes:
+        """Read until there are `size` bytes, with those that were read before."""
         while len(data) < size:
             try:
-                more = self.sock.recv(_GULP)
+                more = self.sock.recv(_READ_BYTES)
             except TimeoutError:
-                if idle is not None:
-                    idle()
+                if idle_check is not None:
+                    idle_check()
                 continue
             if not more:
-                raise ConnectionCut("the other side has closed the connection")
+                raise ConnectionClosed("the other side has closed the connection")
             data = data + more if data else more
         return data
 
-    def _fill(self, room: memoryview, idle: Idle | None) -> None:
+    def _fill(self, room: memoryview, idle_check: IdleCheck | None) -> None:
         while room:
             try:
-                got = self.sock.recv_into(room)
+                count = self.sock.recv_into(room)
             except TimeoutError:
-                if idle is not None:
-                    idle()
+                if idle_check is not None:
+                    idle_check()
                 continue
-            if not got:
-                raise ConnectionCut("the other side has closed the connection")
-            room = room[got:]
+            if not count:
+                raise ConnectionClosed("the other side has closed the connection")
+            room = room[count:]
 
-    def is_cut(self) -> bool:
-        """Say whether the other side is gone, at a moment when it has nothing to say."""
+    def peer_has_closed(self) -> bool:
+        """Return whether the connection was closed; to be called when it is not the peer's turn."""
         poll = select.poll()
         try:
             poll.register(self.sock, select.POLLIN)
         except (OSError, ValueError):
-            return True  # it is this side that has closed it
+            return True  # this side has closed it
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """End the connection, also for one who waits in `receive`."""
+        """Close the connection, and wake a thread that waits in `receive`."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()

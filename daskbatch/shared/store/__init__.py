@@ -1,4 +1,4 @@
-"""The worker's side of dictionaries and queues: shards, their copies, what goes to disk.
+"""The worker's side of dictionaries and queues: their state, its backups, and what is on disk.
 
-Does not know Dask.
+Nothing here imports Dask.
 """

@@ -1,7 +1,7 @@
-"""What stands in a queue, on the worker that has it.
+"""The items of a queue, on the worker that has it.
 
-Does not know who puts and gets. What is taken out is only gone once the taker has it; if it
-never comes there it is the first again.
+An item that was handed out is only gone once its consumer has confirmed that it has received it.
+If that does not happen, the item is the first in the queue again.
 """
 
 from __future__ import annotations
@@ -11,31 +11,43 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from daskbatch.shared.data.codec import Value, to_send
+from daskbatch.shared.data.codec import Value, prepare_to_send
 from daskbatch.shared.data.messages import Request, closed_error
+from daskbatch.shared.rpc.answer import ResultToConfirm
 from daskbatch.shared.rpc.reply_cache import ReplyCache
-from daskbatch.shared.rpc.server import Answer
+from daskbatch.shared.store.operations import (
+    JOIN,
+    QSIZE,
+    QUEUE_GET,
+    QUEUE_PUT,
+    QUEUE_STATS,
+    TASK_DONE,
+    by_name,
+)
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
 
 class QueueState:
     """The items of a queue, first in, first out.
 
+    Any number of threads may use it.
+
     Parameters
     ----------
-    what : str
+    description : str
         What the queue is called in messages.
-    vault : SpillStore
+    store : SpillStore
         Where items are kept.
     maxsize : int
-        How many there may be; 0 is no limit. What is on its way to a taker leaves room: who has
-        it is known a moment after the taker goes on, and another one may count on the room by
-        then. So there may be more for a while when takers are gone and items are back.
+        The maximum number of items; 0 means unlimited. An item that was handed out leaves room at
+        once: its consumer goes on a moment before the confirmation arrives here, and another task
+        that it notifies may count on the room by then. So there may be more items for a while,
+        when consumers have died and their items are back.
     """
 
-    def __init__(self, what: str, vault: SpillStore, maxsize: int) -> None:
-        self._what = what
-        self.vault = vault
+    def __init__(self, description: str, store: SpillStore, maxsize: int) -> None:
+        self._description = description
+        self.store = store
         self._maxsize = maxsize
         self._items: deque[StoredValue] = deque()
         self._unfinished = 0
@@ -44,134 +56,129 @@ class QueueState:
         self._not_empty = threading.Condition(self._lock)
         self._not_full = threading.Condition(self._lock)
         self._all_done = threading.Condition(self._lock)
-        #: The number of the item that came last.
-        self._number = 0
-        self._lately = ReplyCache()
-        #: What may be asked by one who can be stopped in the middle of it.
-        self.reads = frozenset[str]()
-        self._operations: dict[str, Callable[..., Any]] = {
-            "qsize": self._qsize,
-            "stats": self._stats,
-        }
+        #: The number of the item that was put last.
+        self._last_number = 0
+        self._replies = ReplyCache()
+        # Each is called with the request, and what returns whether the client has gone.
+        self._handlers: dict[str, Callable[[Request, Callable[[], bool]], Any]] = by_name(
+            {
+                QUEUE_PUT: self._put,
+                QUEUE_GET: self._get,
+                TASK_DONE: self._task_done,
+                JOIN: self._join,
+                QSIZE: self._qsize,
+                QUEUE_STATS: self._stats,
+            }
+        )
 
     def __call__(self, request: Request, is_gone: Callable[[], bool]) -> Any:
-        """Do what is asked for.
+        """Execute a request.
 
         Parameters
         ----------
         request : Request
-            What.
+            With an operation of `operations.QUEUE_OPERATIONS`.
         is_gone : callable
-            Says whether nobody waits for the answer any more.
+            Returns whether the client has gone meanwhile.
         """
-        operation, sid, seq, wait, arguments = request
         self._require_open()
-        if operation == "get":
-            return self._get(wait, is_gone)
-        if operation == "put":
-            return self._put(sid, seq, wait, is_gone, *arguments)
-        if operation == "task_done":
-            return self._task_done(sid, seq)
-        if operation == "join":
-            return self._join(wait)
-        return self._operations[operation](*arguments)
+        return self._handlers[request.operation](request, is_gone)
 
     def _require_open(self) -> None:
         if self.closed:
-            raise closed_error(self._what)
+            raise closed_error(self._description)
 
-    def _put(
-        self, sid: bytes, seq: int, wait: float, is_gone: Callable[[], bool], value: Value
-    ) -> bool:
-        """Take an item in; False if there is no room, also after a while."""
+    def _put(self, request: Request, is_gone: Callable[[], bool]) -> bool:
+        """Append an item; False if there is no room, also after a wait."""
+        value: Value = request.arguments[0]
         with self._lock:
-            if wait > 0 and self._is_full():
-                self._not_full.wait_for(lambda: not self._is_full() or self.closed, wait)
+            if request.wait > 0 and self._is_full():
+                self._not_full.wait_for(lambda: not self._is_full() or self.closed, request.wait)
                 if is_gone():
-                    self._not_full.notify()  # another one may have the room
+                    self._not_full.notify()  # another thread may have the room
                     return False
             self._require_open()
-            if self._lately.find(sid, seq):
+            if self._replies.find(request.client_id, request.seq):
                 return True
             if self._is_full():
                 return False
-            self._number += 1
-            self._items.append(self.vault.keep(self._number, value))
+            self._last_number += 1
+            self._items.append(self.store.keep(self._last_number, value))
             self._unfinished += 1
-            self._lately.note(sid, seq)
+            self._replies.record(request.client_id, request.seq)
             self._not_empty.notify()
             return True
 
     def _is_full(self) -> bool:
         return 0 < self._maxsize <= len(self._items)
 
-    def _get(self, wait: float, is_gone: Callable[[], bool]) -> Any:
-        """Give the first item; None if there is none, also after a while."""
+    def _get(self, request: Request, is_gone: Callable[[], bool]) -> Any:
+        """Hand out the first item; None if there is none, also after a wait."""
         with self._lock:
-            if wait > 0 and not self._items:
-                self._not_empty.wait_for(lambda: self._items or self.closed, wait)
+            if request.wait > 0 and not self._items:
+                self._not_empty.wait_for(lambda: self._items or self.closed, request.wait)
                 if is_gone():
-                    self._not_empty.notify()  # another one may have the item
+                    self._not_empty.notify()  # another thread may have the item
                     return None
             self._require_open()
             if not self._items:
                 return None
-            slot = self._items.popleft()
+            item = self._items.popleft()
             self._not_full.notify()
 
-        def settle(has_it: bool) -> None:
-            if has_it:
+        def settle(received: bool) -> None:
+            if received:
                 return
             with self._lock:
                 if not self.closed:
-                    self._put_back(slot)
+                    self._put_back(item)
                     self._not_empty.notify()
 
         try:
-            return Answer(to_send(slot.value), settle)
-        except Exception:  # it is on disk, and cannot be read now
+            return ResultToConfirm(prepare_to_send(item.value), settle)
+        except Exception:  # the item is on disk, and cannot be read now
             settle(False)
             raise
 
-    def _put_back(self, slot: StoredValue) -> None:
-        """Have an item where it was, though others may have come back first."""
+    def _put_back(self, item: StoredValue) -> None:
+        """Insert an item where it was, though others may have come back before it."""
         place = 0
-        while place < len(self._items) and self._items[place].key < slot.key:
+        while place < len(self._items) and self._items[place].key < item.key:
             place += 1
-        self._items.insert(place, slot)
+        self._items.insert(place, item)
 
-    def _qsize(self) -> int:
+    def _qsize(self, request: Request, is_gone: Callable[[], bool]) -> int:
         return len(self._items)
 
-    def _task_done(self, sid: bytes, seq: int) -> bool:
-        """Count an item as done; False if there are no more to be done."""
+    def _task_done(self, request: Request, is_gone: Callable[[], bool]) -> bool:
+        """Count an item as done; False if all items are done already."""
         with self._lock:
-            if self._lately.find(sid, seq):
+            if self._replies.find(request.client_id, request.seq):
                 return True
             if not self._unfinished:
                 return False
             self._unfinished -= 1
-            self._lately.note(sid, seq)
+            self._replies.record(request.client_id, request.seq)
             if not self._unfinished:
                 self._all_done.notify_all()
             return True
 
-    def _join(self, wait: float) -> bool:
-        """Say whether all items are done, also after a while."""
+    def _join(self, request: Request, is_gone: Callable[[], bool]) -> bool:
+        """Return whether all items are done, also after a wait."""
         with self._lock:
-            self._all_done.wait_for(lambda: not self._unfinished or self.closed, wait)
+            self._all_done.wait_for(lambda: not self._unfinished or self.closed, request.wait)
             self._require_open()
             return not self._unfinished
 
-    def _stats(self) -> dict[str, Any]:
-        memory, spilled = self.vault.sizes()
-        return {"items": len(self._items), "bytes": memory, "spilled": spilled}
+    def _stats(self, request: Request, is_gone: Callable[[], bool]) -> dict[str, Any]:
+        memory, disk = self.store.sizes()
+        return {"items": len(self._items), "bytes": memory, "spilled": disk}
 
     def close(self) -> None:
-        """Be no more; who waits is told."""
+        """Close the queue, and wake all waiting threads, which then raise `LifecycleError`."""
         with self._lock:
             self.closed = True
             self._items.clear()
             for condition in (self._not_empty, self._not_full, self._all_done):
                 condition.notify_all()
-        self.vault.tidy()
+        self.store.tidy()

@@ -1,8 +1,16 @@
-"""Has the copies of a shard follow it, and new ones made where there are too few.
+"""Primary-backup replication of a shard: forwards changes to the backups, and builds new ones.
 
-Does not know what is in the shard, nor who is to have copies: that is for the scheduler to say,
-with which this stays in agreement. A copy that does not answer is struck off there first; only
-then may anything be told as done that it has not.
+The scheme is that of Alsberg & Day (1976) and Budhiraja et al. (The primary-backup approach,
+1993). The scheduler's plugin alone decides which replica is the primary and which are backups,
+by layouts with increasing numbers, the epochs (`registry`). The rules:
+
+- The primary makes each change on all backups, then for itself, then replies.
+- A backup that does not answer is removed from the scheduler's layout before a change that it
+  lacks is acknowledged.
+- A backup refuses changes of an epoch before its own. So a primary that was replaced can no longer
+  acknowledge anything.
+- A new backup receives all changes from the moment when its copying begins, and the older values
+  piece by piece; it counts once the scheduler has it in a layout.
 """
 
 from __future__ import annotations
@@ -10,272 +18,288 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
-from daskbatch.shared.data.codec import to_send
+from daskbatch.shared.data import routes
+from daskbatch.shared.data.codec import prepare_to_send
 from daskbatch.shared.data.messages import Layout, NotServing, Replica
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
-from daskbatch.shared.store.shard import Change, Shard
+from daskbatch.shared.store.operations import FOLLOW, SET, SET_FROZEN, SET_REPLIES, Change
+from daskbatch.shared.store.shard import Shard
+from daskbatch.shared.store.spill import StoredValue
+from daskbatch.timeouts import Deadline
 
-#: How long a copy may take to follow, before it is struck off. Seconds.
-_PATIENCE = 10.0
+#: How long a backup may take to make changes, before it is removed.
+_FOLLOW_TIMEOUT_SECONDS = 10.0
 
-#: So much is copied at once while nobody can write. Bytes.
-_PIECE = 4 << 20
+#: How much is copied to a new backup at once, while nothing can write.
+_COPY_PIECE_BYTES = 4 << 20
 
-#: How often it is asked, and with what pause, whether a copy counts. Seconds.
-_ATTEMPTS, _PAUSE = 30, 1.0
+#: How often, and with what pause, the scheduler is asked whether a new backup counts.
+_MAX_LAYOUT_ATTEMPTS, _LAYOUT_RETRY_SECONDS = 30, 1.0
 
 
 class _Late(Exception):
     pass
 
 
-class _Follower:
-    """A copy on another worker."""
+class _Backup:
+    """The primary's connection to a backup on another worker."""
 
-    def __init__(self, member: Replica, context: ssl.SSLContext | None) -> None:
-        self.member = member
-        self._context = context
-        self._lane = RpcClient()
+    def __init__(self, replica: Replica, tls_context: ssl.SSLContext | None) -> None:
+        self.replica = replica
+        self._tls_context = tls_context
+        self._client = RpcClient()
 
-    def call(self, operation: str, *arguments: Any) -> Any:
-        """Have it do something.
+    def follow(
+        self, epoch: int, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any
+    ) -> None:
+        """Have the backup make changes.
 
         Raises
         ------
         OSError
-            It is gone, or does not answer.
-        Failed
-            It could not be done there.
+            It is gone, or does not answer in time.
+        RequestFailed
+            It has refused, or failed.
         """
-        end = monotonic() + _PATIENCE
+        deadline = Deadline(_FOLLOW_TIMEOUT_SECONDS)
 
-        def idle() -> None:
-            if monotonic() > end:
+        def idle_check() -> None:
+            if deadline.passed:
                 raise _Late
 
+        arguments = epoch, changes, client_id, seq, reply
         try:
-            return self._lane.call(self.member.door, self._context, operation, 0.0, arguments, idle)
+            self._client.call(
+                self.replica.server, self._tls_context, FOLLOW.name, 0.0, arguments, idle_check
+            )
         except _Late:
-            raise TimeoutError(f"{self.member.worker} does not answer") from None
+            raise TimeoutError(f"{self.replica.worker} does not answer") from None
 
     def close(self) -> None:
-        self._lane.close()
+        self._client.close()
 
 
 class Replicator:
-    """The copies of a shard; implements `shard.Copies`.
+    """The backups of a shard; implements `shard.Backups`.
+
+    Any number of threads may use it. `send`, and what calls it, holds the shard's `write_lock`.
 
     Parameters
     ----------
     shard : Shard
-        What is copied.
-    context : ssl.SSLContext, optional
-        What it takes to go to the others.
-    ask : callable
-        Asks the scheduler: gives the layout that holds.
+        The shard here.
+    tls_context : ssl.SSLContext, optional
+        The certificates for connections to other workers.
+    call_scheduler : callable
+        Calls a route of the scheduler for this shard, and returns the current layout.
     """
 
     def __init__(
         self,
         shard: Shard,
-        context: ssl.SSLContext | None,
-        ask: Callable[..., Layout],
+        tls_context: ssl.SSLContext | None,
+        call_scheduler: Callable[..., Layout],
     ) -> None:
         self._shard = shard
-        self._context = context
-        self._ask = ask
-        self._me = ""
+        self._tls_context = tls_context
+        self._call_scheduler = call_scheduler
+        #: Dask's key of the actor that is here.
+        self._own_key = ""
         self.epoch = 0
-        self._followers: list[_Follower] = []
-        #: Is being made, and does not count yet.
-        self._recruit: _Follower | None = None
+        self._backups: list[_Backup] = []
+        #: The backup that is being built, which does not count yet.
+        self._joining: _Backup | None = None
         self._lock = threading.RLock()
 
-    # -- what the scheduler says ----------------------------------------------------------
+    # -- layouts --------------------------------------------------------------------------
 
-    def take(self, layout: Layout, me: str) -> None:
-        """Do as a layout says, if it is newer than what is known.
+    def apply_layout(self, layout: Layout, own_key: str) -> None:
+        """Adopt a layout, unless a newer one was adopted before.
 
         Parameters
         ----------
         layout : Layout
-            Who has the shard.
-        me : str
-            The key of the actor that is here.
+            Which replicas have the shard.
+        own_key : str
+            Dask's key of the actor that is here.
         """
         with self._lock:
             if layout.epoch < self.epoch:
                 return
             self.epoch = layout.epoch
-            self._me = me
-            self._shard.serves = bool(layout.members) and layout.members[0].key == me
-            others = [each for each in layout.members if each.key != me]
-            known = {each.member.key: each for each in self._followers}
-            recruit = self._recruit
-            if recruit is not None:
-                known[recruit.member.key] = recruit
-            if not self._shard.serves:
+            self._own_key = own_key
+            is_primary = bool(layout.replicas) and layout.replicas[0].key == own_key
+            self._shard.serves = is_primary
+            others = [each for each in layout.replicas if each.key != own_key]
+            unused = {each.replica.key: each for each in self._backups}
+            joining = self._joining
+            if joining is not None:
+                unused[joining.replica.key] = joining
+            if not is_primary:
                 others = []
-            self._followers = [
-                known.pop(each.key) if each.key in known else _Follower(each, self._context)
+            self._backups = [
+                unused.pop(each.key) if each.key in unused else _Backup(each, self._tls_context)
                 for each in others
             ]
-            if recruit is not None and recruit.member.key in known and self._shard.serves:
-                del known[recruit.member.key]  # it is still being made
+            if joining is not None and joining.replica.key in unused and is_primary:
+                del unused[joining.replica.key]  # it is still being built
             else:
-                self._recruit = None
-        for each in known.values():
+                self._joining = None
+        for each in unused.values():
             each.close()
 
-    # -- following ------------------------------------------------------------------------
+    # -- changes --------------------------------------------------------------------------
 
-    def send(self, changes: Sequence[Change], sid: bytes, seq: int, reply: Any) -> None:
-        """Have all copies make changes; called by whoever writes."""
-        recruit = self._recruit
-        if not self._followers and recruit is None:
+    def send(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
+        """Make changes on all backups; the caller holds the shard's `write_lock`."""
+        joining = self._joining
+        if not self._backups and joining is None:
             return
-        sent = [_to_send(each) for each in changes]
+        sent = [_prepare_change(each) for each in changes]
         while True:
-            follower = None
+            backup = None
             try:
-                for follower in list(self._followers):
-                    follower.call("follow", self.epoch, sent, sid, seq, reply)
+                for backup in list(self._backups):
+                    backup.follow(self.epoch, sent, client_id, seq, reply)
                 break
             except RequestFailed as failed:
                 if not isinstance(failed.args[0], NotServing):
                     raise failed.args[0] from None
-                # It follows another one, or has heard of news first that are for this one, too.
-                assert follower is not None
-                if not self._has_news():
-                    self._strike(follower)
+                # It follows another primary, or has received a newer layout before this one has.
+                assert backup is not None
+                if not self._refresh_layout():
+                    self._remove(backup)
             except OSError:
-                assert follower is not None
-                self._strike(follower)
-        if recruit is not None:
+                assert backup is not None
+                self._remove(backup)
+        if joining is not None:
             try:
-                recruit.call("follow", self.epoch, sent, sid, seq, reply)
+                joining.follow(self.epoch, sent, client_id, seq, reply)
             except (OSError, RequestFailed):
-                self._recruit = None
+                self._joining = None
 
-    def _has_news(self) -> bool:
-        """Ask the scheduler who has the shard; says whether that has changed.
+    def _refresh_layout(self) -> bool:
+        """Adopt the scheduler's layout; returns whether it is a new one.
 
         Raises
         ------
         NotServing
-            It is another one that serves by now.
+            Another replica is the primary by now.
         """
         before = self.epoch
-        self.take(self._ask("daskbatch_shared_look", epoch=before, seconds=0.0), self._me)
+        layout = self._call_scheduler(routes.AWAIT_LAYOUT, epoch=before, seconds=0.0)
+        self.apply_layout(layout, self._own_key)
         if not self._shard.serves:
             raise NotServing
         return self.epoch > before
 
-    def _strike(self, follower: _Follower) -> None:
-        """Have the scheduler strike a copy off.
+    def _remove(self, backup: _Backup) -> None:
+        """Have the scheduler remove a backup from the layout.
 
         Raises
         ------
         NotServing
-            It is not for this one any more to say that.
+            This replica is no longer the primary, and may not do that.
         """
-        follower.close()
-        layout = self._ask("daskbatch_shared_strike", epoch=self.epoch, key=follower.member.key)
-        self.take(layout, self._me)
+        backup.close()
+        layout = self._call_scheduler(
+            routes.REMOVE_BACKUP, epoch=self.epoch, key=backup.replica.key
+        )
+        self.apply_layout(layout, self._own_key)
         if not self._shard.serves:
             raise NotServing
 
-    # -- one more -------------------------------------------------------------------------
+    # -- a new backup ---------------------------------------------------------------------
 
-    def recruit(self, make: Callable[[], Replica]) -> None:
-        """Have one more copy, on another worker.
+    def add_backup(self, make: Callable[[], Replica]) -> None:
+        """Build one more backup, on another worker.
 
         Parameters
         ----------
         make : callable
-            Makes an actor there that has nothing yet.
+            Makes an empty replica there.
 
         Raises
         ------
         Exception
             It did not work.
         """
-        follower = _Follower(make(), self._context)
+        backup = _Backup(make(), self._tls_context)
         try:
-            with self._shard.writing:
+            with self._shard.write_lock:
                 if not self._shard.serves:
                     raise NotServing
-                # From here on it hears of all that is written.
-                slots, frozen, done = self._shard.contents()
-                first = [("freeze", frozen), ("done", done)]
-                follower.call("follow", self.epoch, first, b"", 0, None)
-                self._recruit = follower
-            piece: list[Change] = []
-            room = _PIECE
-            for slot in slots:
-                piece.append((slot.key, slot))
-                room -= slot.size
+                # From here on the backup receives all changes.
+                values, frozen, replies = self._shard.contents()
+                first = [(SET_FROZEN, frozen), (SET_REPLIES, replies)]
+                backup.follow(self.epoch, first, b"", 0, None)
+                self._joining = backup
+            piece: list[StoredValue] = []
+            room = _COPY_PIECE_BYTES
+            for stored in values:
+                piece.append(stored)
+                room -= stored.size
                 if room < 0:
-                    self._copy(follower, piece)
-                    piece, room = [], _PIECE
-            self._copy(follower, piece)
-            with self._shard.writing:
-                if self._recruit is not follower:
+                    self._copy(backup, piece)
+                    piece, room = [], _COPY_PIECE_BYTES
+            self._copy(backup, piece)
+            with self._shard.write_lock:
+                if self._joining is not backup:
                     raise NotServing
-                self._join(follower.member)
+                self._join(backup.replica)
         except BaseException:
-            with self._shard.writing:
-                if self._recruit is follower:
-                    self._recruit = None
-            follower.close()
+            with self._shard.write_lock:
+                if self._joining is backup:
+                    self._joining = None
+            backup.close()
             raise
 
-    def _join(self, member: Replica) -> None:
-        """Have a copy count; nobody must write until it is known whether it does."""
+    def _join(self, replica: Replica) -> None:
+        """Have a new backup count; nothing may write until it is known whether it does."""
         try:
-            layout = self._ask("daskbatch_shared_joined", epoch=self.epoch, member=member)
+            layout = self._call_scheduler(routes.ADD_BACKUP, epoch=self.epoch, replica=replica)
         except NotServing:
             raise
         except Exception:
-            # It may have been counted, and the answer be lost.
-            layout = self._look_again()
-        self.take(layout, self._me)
+            # The scheduler may have added it, and the answer was lost.
+            layout = self._layout_after_error()
+        self.apply_layout(layout, self._own_key)
 
-    def _look_again(self) -> Layout:
-        for attempt in range(_ATTEMPTS):
+    def _layout_after_error(self) -> Layout:
+        for attempt in range(_MAX_LAYOUT_ATTEMPTS):
             try:
-                return self._ask("daskbatch_shared_look", epoch=self.epoch, seconds=0.0)
+                return self._call_scheduler(routes.AWAIT_LAYOUT, epoch=self.epoch, seconds=0.0)
             except NotServing:
                 raise
             except Exception:
-                if attempt == _ATTEMPTS - 1:
-                    # Rather nobody serves than one that leaves out a copy that counts.
+                if attempt == _MAX_LAYOUT_ATTEMPTS - 1:
+                    # Better no primary at all than one that leaves out a backup that counts.
                     self._shard.serves = False
                     raise
-                sleep(_PAUSE)
+                sleep(_LAYOUT_RETRY_SECONDS)
         raise AssertionError
 
-    def _copy(self, follower: _Follower, piece: Sequence[tuple[Any, ...]]) -> None:
-        with self._shard.writing:
-            if self._recruit is not follower:
+    def _copy(self, backup: _Backup, piece: Sequence[StoredValue]) -> None:
+        with self._shard.write_lock:
+            if self._joining is not backup:
                 raise NotServing
-            # What was written meanwhile it has heard of.
+            # What was written or removed meanwhile, the backup has received as a change.
             changes = [
-                ("set", key, to_send(slot.value))
-                for key, slot in piece
-                if self._shard.has_still(slot)
+                (SET, stored.key, prepare_to_send(stored.value))
+                for stored in piece
+                if self._shard.is_current(stored)
             ]
             if changes:
-                follower.call("follow", self.epoch, changes, b"", 0, None)
+                backup.follow(self.epoch, changes, b"", 0, None)
 
     def close(self) -> None:
-        """Leave the copies to themselves."""
-        for each in self._followers:
+        """Close the connections to the backups."""
+        for each in self._backups:
             each.close()
 
 
-def _to_send(change: Change) -> Change:
-    return ("set", change[1], to_send(change[2])) if change[0] == "set" else change
+def _prepare_change(change: Change) -> Change:
+    return (SET, change[1], prepare_to_send(change[2])) if change[0] == SET else change

@@ -1,7 +1,8 @@
-"""A part of a dictionary: what a worker does with the keys that are its own.
+"""A shard of a dictionary, on one worker: executes the operations on its keys.
 
-Does not know where its copies are, nor who asks. Every change is made on the copies first: what
-anybody has seen here is never lost with this worker alone.
+Every change is made on the backups first, and only then here: so whatever a client has seen is
+not lost with this worker alone. The shard decodes keys, to compare them, but never values, but for
+`ADD`.
 """
 
 from __future__ import annotations
@@ -14,386 +15,419 @@ from typing import Any, Protocol
 
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.codec import (
-    UnhashableKey,
+    PickledKey,
     Value,
-    key_sent,
+    decode_key,
     pack,
-    sendable,
+    prepare_to_resend,
+    prepare_to_send,
     size_of,
-    to_send,
     unpack,
 )
 from daskbatch.shared.data.messages import NotServing, Request, closed_error
-from daskbatch.shared.rpc.reply_cache import GONE, ReplyCache
+from daskbatch.shared.rpc.reply_cache import DROPPED, ReplyCache
+from daskbatch.shared.store import operations
+from daskbatch.shared.store.operations import (
+    CLEAR_ALL,
+    DELETE,
+    SET,
+    SET_FROZEN,
+    SET_REPLIES,
+    SHARD_CHANGES,
+    Change,
+    Operation,
+)
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
-#: What is done to a shard: "set", a key, a value; "del", a key; "clear"; "freeze", whether;
-#: "done", what was done last by lane.
-Change = tuple[Any, ...]
+#: How long all shards may be held at one point.
+_HOLD_TIMEOUT_SECONDS = 10.0
 
-#: How long all may be held at one point, and how long what was there is kept for a reader.
-_HOLD_SECONDS = 10.0
-_MARK_SECONDS = 600.0
+#: How long a view is kept for a reader that does not ask for more of it.
+_VIEW_LIFETIME_SECONDS = 600.0
 
-#: So much is sent at once, at least. Bytes.
-_PAGE = 4 << 20
+#: A page of values ends when it has more than this.
+_PAGE_BYTES = 4 << 20
+
+_GET = operations.GET.name
+_FREEZE = operations.FREEZE.name
 
 
-class Copies(Protocol):
-    """The copies of a shard, on other workers."""
+class Backups(Protocol):
+    """The backups of a shard, on other workers."""
 
-    def send(self, changes: Sequence[Change], sid: bytes, seq: int, reply: Any) -> None:
-        """Make changes there; returns once they are made.
+    def send(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
+        """Make changes on all backups; returns once they are made there.
 
         Raises
         ------
         NotServing
-            They have another shard to follow.
+            This shard is no longer the primary.
         """
 
 
 class Shard:
-    """Keys and values of a dictionary.
+    """Some keys and values of a dictionary.
+
+    Any number of threads may call it. Readers take no lock: a value never changes, but is replaced.
+    Threads that change it take `write_lock`, one after another.
 
     Parameters
     ----------
-    what : str
+    description : str
         What the dictionary is called in messages.
-    vault : SpillStore
+    store : SpillStore
         Where values are kept.
     """
 
-    def __init__(self, what: str, vault: SpillStore) -> None:
-        self._what = what
-        self.vault = vault
-        self._slots: dict[Any, StoredValue] = {}
+    def __init__(self, description: str, store: SpillStore) -> None:
+        self._description = description
+        self.store = store
+        #: The values by decoded key.
+        self._values: dict[Any, StoredValue] = {}
         self.frozen = False
         self.closed = False
-        #: Whether it is for this shard to answer, and what follows it.
+        #: Whether this shard is the primary, which answers requests.
         self.serves = True
-        self.copies: Copies | None = None
-        #: Whoever changes anything has this.
-        self.writing = threading.Lock()
-        self._lately = ReplyCache()
-        self._waiting: dict[Any, list[threading.Event]] = {}
-        self._looking = threading.Lock()
+        self.backups: Backups | None = None
+        #: Held by a thread while it changes anything.
+        self.write_lock = threading.Lock()
+        self._replies = ReplyCache()
+        #: What waits for keys that are not there yet.
+        self._waiters: dict[Any, list[threading.Event]] = {}
+        #: Protects `_waiters`, and the end of a hold.
+        self._lock = threading.Lock()
+        #: The token of the client that holds `write_lock` from afar, and what ends that in time.
         self._held: tuple[bytes, threading.Timer] | None = None
-        self._marks: dict[bytes, tuple[float, list[StoredValue]]] = {}
-        #: What changes nothing, and leaves nothing half done where it is stopped.
-        self.reads = frozenset(["get", "get_some", "has", "count", "keys"])
-        self._operations: dict[str, Callable[..., Any]] = {
-            "get_some": self._get_some,
-            "has": self._has,
-            "count": self._count,
-            "keys": self._keys,
-            "stats": self._stats,
-            "put": self._put,
-            "put_some": self._put_some,
-            "remove": self._remove,
-            "pop": self._pop,
-            "pop_any": self._pop_any,
-            "set_default": self._set_default,
-            "add": self._add,
-            "clear": self._clear,
-            "freeze": self._freeze,
-            "view": self._view,
-            "hold": self._hold,
-            "mark": self._mark,
-            "release": self._release,
-            "page": self._page,
-            "unmark": self._unmark,
-        }
+        #: By token: the values at one moment, and when they were asked for last.
+        self._views: dict[bytes, tuple[float, list[StoredValue]]] = {}
+        self._handlers: dict[str, Callable[..., Any]] = operations.by_name(
+            {
+                operations.GET: self._get,
+                operations.GET_SOME: self._get_some,
+                operations.HAS: self._has,
+                operations.COUNT: self._count,
+                operations.KEYS: self._keys,
+                operations.PUT: self._put,
+                operations.PUT_SOME: self._put_some,
+                operations.REMOVE: self._remove,
+                operations.POP: self._pop,
+                operations.POP_ANY: self._pop_any,
+                operations.SET_DEFAULT: self._set_default,
+                operations.ADD: self._add,
+                operations.CLEAR: self._clear,
+                operations.FREEZE: self._freeze,
+                operations.STATS: self._stats,
+                operations.HOLD: self._hold,
+                operations.MARK: self._mark,
+                operations.RELEASE: self._release,
+                operations.VIEW: self._view,
+                operations.PAGE: self._page,
+                operations.UNMARK: self._unmark,
+            }
+        )
 
     def __call__(self, request: Request) -> Any:
-        """Do what is asked for."""
-        operation, sid, seq, wait, arguments = request
+        """Execute a request with an operation of `operations.SHARD_OPERATIONS`."""
+        operation, client_id, seq, wait, arguments = request
         self._require_serving()
-        if operation == "get":
+        if operation == _GET:
             return self._get(arguments[0], wait)
-        if operation in _CHANGES:
-            return self._change(operation, sid, seq, arguments)
-        return self._operations[operation](*arguments)
+        if operation in SHARD_CHANGES:
+            return self._change(operation, client_id, seq, arguments)
+        return self._handlers[operation](*arguments)
+
+    def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Execute an operation of the effect READ; it does not wait."""
+        self._require_serving()
+        return self._handlers[operation.name](*arguments)
 
     def _require_serving(self) -> None:
         if self.closed:
-            raise closed_error(self._what)
+            raise closed_error(self._description)
         if not self.serves:
             raise NotServing
 
     # -- reading --------------------------------------------------------------------------
 
-    def _get(self, key: Any, wait: float) -> Value | None:
-        """Give a value; None if there is none, also after a while."""
-        found = key_sent(key)
-        slot = self._slots.get(found)
-        if slot is None and wait > 0:
-            slot = self._await(found, wait)
-        # Since this was asked for, it may have become a copy that nobody follows any more.
+    def _get(self, key: Any, wait: float = 0.0) -> Value | None:
+        """Return a value; None if the key is not there, also after a wait."""
+        decoded = decode_key(key)
+        stored = self._values.get(decoded)
+        if stored is None and wait > 0:
+            stored = self._await(decoded, wait)
+        # Since the request came, this may have become a backup that no primary sends changes to.
         self._require_serving()
-        return None if slot is None else to_send(slot.value)
+        return None if stored is None else prepare_to_send(stored.value)
 
     def _await(self, key: Any, seconds: float) -> StoredValue | None:
         event = threading.Event()
-        with self._looking:
-            self._waiting.setdefault(key, []).append(event)
-        slot = self._slots.get(key)
-        if slot is None and not self.closed:
+        with self._lock:
+            self._waiters.setdefault(key, []).append(event)
+        stored = self._values.get(key)
+        if stored is None and not self.closed:
             event.wait(seconds)
-            slot = self._slots.get(key)
-        with self._looking:
-            events = self._waiting.get(key, [])
+            stored = self._values.get(key)
+        with self._lock:
+            events = self._waiters.get(key, [])
             if event in events:
                 events.remove(event)
                 if not events:
-                    del self._waiting[key]
-        return slot
+                    del self._waiters[key]
+        return stored
 
     def _wake(self, key: Any) -> None:
-        with self._looking:
-            for event in self._waiting.pop(key, ()):
+        with self._lock:
+            for event in self._waiters.pop(key, ()):
                 event.set()
 
     def _get_some(self, keys: Sequence[Any]) -> list[Value | None]:
-        """Give the values of the first of some keys: of one at least, or as many as are no page."""
-        room, found = _PAGE, []
+        """Return the values of the first keys: of one at least, and of as many as fill a page."""
+        room, found = _PAGE_BYTES, []
         for key in keys:
-            slot = self._slots.get(key_sent(key))
-            found.append(None if slot is None else to_send(slot.value))
-            room -= 0 if slot is None else slot.size
+            stored = self._values.get(decode_key(key))
+            found.append(None if stored is None else prepare_to_send(stored.value))
+            room -= 0 if stored is None else stored.size
             if room < 0:
                 break
         self._require_serving()
         return found
 
     def _has(self, key: Any) -> bool:
-        return key_sent(key) in self._slots
+        return decode_key(key) in self._values
 
     def _count(self) -> int:
-        return len(self._slots)
+        return len(self._values)
 
     def _keys(self) -> list[Any]:
-        return [slot.key for slot in self._all()]
+        return [stored.key for stored in self._all_values()]
 
-    def _all(self) -> list[StoredValue]:
-        return list(self._slots.values())
+    def _all_values(self) -> list[StoredValue]:
+        return list(self._values.values())
 
     def _stats(self) -> dict[str, Any]:
-        memory, spilled = self.vault.sizes()
+        memory, disk = self.store.sizes()
         return {
-            "keys": len(self._slots),
+            "keys": len(self._values),
             "bytes": memory,
-            "spilled": spilled,
+            "spilled": disk,
             "frozen": self.frozen,
         }
 
     # -- changing -------------------------------------------------------------------------
 
-    def _change(self, operation: str, sid: bytes, seq: int, arguments: tuple[Any, ...]) -> Any:
-        with self.writing:
+    def _change(
+        self, operation: str, client_id: bytes, seq: int, arguments: tuple[Any, ...]
+    ) -> Any:
+        with self.write_lock:
             self._require_serving()
-            done = self._lately.find(sid, seq)
-            if done is not None:
-                if done.reply is GONE:
+            cached = self._replies.find(client_id, seq)
+            if cached is not None:
+                if cached.reply is DROPPED:
                     raise ServiceLost(
-                        f"{self._what} has done this, and the answer has not come; it is not "
-                        "known any more"
+                        f"{self._description} has done this, but its answer did not arrive, and "
+                        "was too large to be kept"
                     )
-                return done.reply
-            if self.frozen and operation != "freeze":
-                raise LifecycleError(f"{self._what} is frozen; unfreeze() it to write to it")
-            changes, reply = self._operations[operation](*arguments)
+                return cached.reply
+            if self.frozen and operation != _FREEZE:
+                raise LifecycleError(f"{self._description} is frozen; unfreeze() it to write to it")
+            changes, reply = self._handlers[operation](*arguments)
             if changes:
-                # All that may fail comes first, and here; then the copies; then what is seen.
-                ready = self._prepare(changes)
-                if self.copies is not None:
-                    self.copies.send(changes, sid, seq, reply)
-                self._make(ready)
-                # What has changed nothing may be done once more.
-                self._lately.note(sid, seq, reply)
+                # First all that may fail, which is here; then the backups; then what readers see.
+                prepared = self._prepare(changes)
+                if self.backups is not None:
+                    self.backups.send(changes, client_id, seq, reply)
+                self._apply(prepared)
+                # A request that has changed nothing may be executed once more.
+                self._replies.record(client_id, seq, reply)
             return reply
 
-    def follow(self, changes: Sequence[Change], sid: bytes, seq: int, reply: Any) -> None:
-        """Make changes that were made elsewhere."""
-        with self.writing:
-            self._make(self._prepare(changes))
-            # It may have to be sent from here, too.
-            self._lately.note(sid, seq, sendable(reply))
+    def follow(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
+        """Make the changes of the primary, as its backup."""
+        with self.write_lock:
+            self._apply(self._prepare(changes))
+            # The reply may have to be sent from here, if this becomes the primary.
+            self._replies.record(client_id, seq, prepare_to_resend(reply))
 
     def _prepare(self, changes: Sequence[Change]) -> list[tuple[Any, ...]]:
-        ready: list[tuple[Any, ...]] = []
+        """Decode keys and store values, which may fail, before anything is changed."""
+        prepared: list[tuple[Any, ...]] = []
         new: dict[Any, StoredValue] = {}
-        keep = self.vault.keep
+        keep = self.store.keep
         for change in changes:
-            if change[0] == "set":
+            if change[0] == SET:
                 _, sent, value = change
-                key = key_sent(sent)
+                key = decode_key(sent)
                 # The first of equal keys stays, as in a dict.
-                before = self._slots.get(key) or new.get(key)
+                before = self._values.get(key) or new.get(key)
                 sent = sent if before is None else before.key
-                slot = new[key] = keep(sent, value)
-                slot.own = key
-                ready.append(("set", key, slot))
-            elif change[0] == "del":
-                ready.append(("del", key_sent(change[1]), change[1]))
+                stored = new[key] = keep(sent, value)
+                stored.decoded = key
+                prepared.append((SET, key, stored))
+            elif change[0] == DELETE:
+                prepared.append((DELETE, decode_key(change[1]), change[1]))
             else:
-                ready.append(change)
-        return ready
+                prepared.append(change)
+        return prepared
 
-    def _make(self, ready: Sequence[tuple[Any, ...]]) -> None:
-        for change in ready:
-            if change[0] == "set":
-                self._slots[change[1]] = change[2]
-                if self._waiting:
+    def _apply(self, prepared: Sequence[tuple[Any, ...]]) -> None:
+        for change in prepared:
+            if change[0] == SET:
+                self._values[change[1]] = change[2]
+                if self._waiters:
                     self._wake(change[1])
-            elif change[0] == "del":
-                if self._slots.pop(change[1], None) is None:
-                    self._drop_alike(change[2])
-            elif change[0] == "clear":
-                self._slots.clear()
-            elif change[0] == "done":
-                for sid, seq, reply in change[1]:
-                    self._lately.note(sid, seq, sendable(reply))
+            elif change[0] == DELETE:
+                if self._values.pop(change[1], None) is None:
+                    self._delete_by_content(change[2])
+            elif change[0] == CLEAR_ALL:
+                self._values.clear()
+            elif change[0] == SET_REPLIES:
+                for client_id, seq, reply in change[1]:
+                    self._replies.record(client_id, seq, prepare_to_resend(reply))
             else:
+                assert change[0] == SET_FROZEN
                 self.frozen = change[1]
-        self.vault.sweep()
+        self.store.sweep()
 
-    # What these give is what there is to change, and what is answered.
+    # Each of these returns the changes that an operation makes, and its reply.
 
     def _put(self, key: Any, value: Value) -> tuple[list[Change], None]:
-        return [("set", key, value)], None
+        return [(SET, key, value)], None
 
     def _put_some(self, items: Sequence[tuple[Any, Value]]) -> tuple[list[Change], None]:
-        return [("set", key, value) for key, value in items], None
+        return [(SET, key, value) for key, value in items], None
 
     def _remove(self, key: Any) -> tuple[list[Change], bool]:
-        there = key_sent(key) in self._slots
-        return [("del", key)] if there else [], there
+        there = decode_key(key) in self._values
+        return [(DELETE, key)] if there else [], there
 
     def _pop(self, key: Any) -> tuple[list[Change], Value | None]:
-        slot = self._slots.get(key_sent(key))
-        return ([], None) if slot is None else ([("del", key)], to_send(slot.value))
+        stored = self._values.get(decode_key(key))
+        if stored is None:
+            return [], None
+        return [(DELETE, key)], prepare_to_send(stored.value)
 
     def _pop_any(self) -> tuple[list[Change], tuple[Any, Value] | None]:
-        if not self._slots:
+        if not self._values:
             return [], None
-        slot = self._slots[next(reversed(self._slots))]
-        return [("del", slot.key)], (slot.key, to_send(slot.value))
+        stored = self._values[next(reversed(self._values))]
+        return [(DELETE, stored.key)], (stored.key, prepare_to_send(stored.value))
 
-    def _drop_alike(self, sent: Any) -> None:
+    def _delete_by_content(self, sent: Any) -> None:
         """Remove a key that is equal to nothing, not even to a copy of itself: a NaN, say."""
-        alike = sent.data if type(sent) is UnhashableKey else repr(sent)
-        for key in reversed(list(self._slots)):
-            mine = self._slots[key].key
-            if type(mine) is type(sent) and alike == (
-                mine.data if type(mine) is UnhashableKey else repr(mine)
+        content = sent.data if type(sent) is PickledKey else repr(sent)
+        for key in reversed(list(self._values)):
+            other = self._values[key].key
+            if type(other) is type(sent) and content == (
+                other.data if type(other) is PickledKey else repr(other)
             ):
-                del self._slots[key]
+                del self._values[key]
                 return
 
     def _set_default(self, key: Any, value: Value) -> tuple[list[Change], Value | None]:
-        slot = self._slots.get(key_sent(key))
-        if slot is not None:
-            return [], to_send(slot.value)
-        return [("set", key, value)], None
+        stored = self._values.get(decode_key(key))
+        if stored is not None:
+            return [], prepare_to_send(stored.value)
+        return [(SET, key, value)], None
 
     def _add(self, key: Any, value: Value) -> tuple[list[Change], Value]:
-        slot = self._slots.get(key_sent(key))
-        old = 0 if slot is None else unpack(slot.value)
+        stored = self._values.get(decode_key(key))
+        old = 0 if stored is None else unpack(stored.value)
         if not isinstance(old, numbers.Number):
             raise TypeError(
                 f"fetch_add adds to numbers, and the value there is of type {type(old).__name__}"
             )
-        return [("set", key, pack(old + unpack(value)))], pack(old)
+        return [(SET, key, pack(old + unpack(value)))], pack(old)
 
     def _clear(self) -> tuple[list[Change], None]:
-        return [("clear",)], None
+        return [(CLEAR_ALL,)], None
 
     def _freeze(self, frozen: bool) -> tuple[list[Change], None]:
-        return [("freeze", frozen)], None
+        return [(SET_FROZEN, frozen)], None
 
-    # -- one point of all shards ----------------------------------------------------------
+    # -- one moment of all shards ---------------------------------------------------------
 
     def _hold(self, token: bytes) -> None:
-        """Have nothing changed until `release`, or for a while."""
-        if not self.writing.acquire(timeout=_HOLD_SECONDS):
-            raise TimeoutError("a shard cannot be held: somebody writes to it all the time")
-        timer = threading.Timer(_HOLD_SECONDS, self._release, [token])
+        """Let nothing be changed until `_release`, or until the time limit."""
+        if not self.write_lock.acquire(timeout=_HOLD_TIMEOUT_SECONDS):
+            raise TimeoutError("a shard cannot be held: clients write to it all the time")
+        timer = threading.Timer(_HOLD_TIMEOUT_SECONDS, self._release, [token])
         timer.daemon = True
         self._held = token, timer
         timer.start()
 
-    def _holds(self, token: bytes) -> bool:
+    def _is_held(self, token: bytes) -> bool:
         return self._held is not None and self._held[0] == token
 
     def _mark(self, token: bytes) -> bool:
-        """Keep what there is now; False if it is no longer held."""
-        if not self._holds(token):
+        """Keep the present values for `_page`; False if the shard is no longer held."""
+        if not self._is_held(token):
             return False
         self._view(token)
         return True
 
     def _view(self, token: bytes) -> None:
-        """Keep what there is now."""
+        """Keep the present values for `_page`."""
         now = monotonic()
-        self._marks = {k: m for k, m in self._marks.items() if now - m[0] < _MARK_SECONDS}
-        self._marks[token] = now, self._all()
+        self._views = {
+            other: view
+            for other, view in self._views.items()
+            if now - view[0] < _VIEW_LIFETIME_SECONDS
+        }
+        self._views[token] = now, self._all_values()
 
     def _release(self, token: bytes) -> bool:
-        with self._looking:
+        """End a hold; False if it has ended already."""
+        with self._lock:
             if self._held is None or self._held[0] != token:
                 return False
             self._held[1].cancel()
             self._held = None
-        self.writing.release()
+        self.write_lock.release()
         return True
 
     def _page(self, token: bytes, start: int) -> list[tuple[Any, Value]] | None:
-        """Give some of what was marked, from a position on; None if it is no longer known."""
-        if token not in self._marks:
+        """Return some values of a view, from a position on; None if there is no such view."""
+        if token not in self._views:
             return None
-        _, slots = self._marks[token]
-        self._marks[token] = monotonic(), slots
+        _, view = self._views[token]
+        self._views[token] = monotonic(), view
         page: list[tuple[Any, Value]] = []
-        room = _PAGE
-        for position in range(start, len(slots)):
-            slot = slots[position]
-            value = to_send(slot.value)
-            page.append((slot.key, value))
+        room = _PAGE_BYTES
+        for position in range(start, len(view)):
+            stored = view[position]
+            value = prepare_to_send(stored.value)
+            page.append((stored.key, value))
             room -= size_of(value)
             if room < 0:
                 break
         return page
 
     def _unmark(self, token: bytes) -> None:
-        self._marks.pop(token, None)
+        """Drop a view."""
+        self._views.pop(token, None)
 
-    # -- copies ---------------------------------------------------------------------------
+    # -- for a new backup -----------------------------------------------------------------
 
     def contents(self) -> tuple[list[StoredValue], bool, list[tuple[bytes, int, Any]]]:
-        """Give all there is: values, whether it is frozen, and what was done last by lane."""
-        return self._all(), self.frozen, list(self._lately.all())
+        """Return all values, whether the shard is frozen, and the last replies to clients."""
+        return self._all_values(), self.frozen, list(self._replies.entries())
 
-    def has_still(self, slot: StoredValue) -> bool:
-        """Say whether a value is the one of its key."""
-        # Some keys are equal to themselves alone.
-        return self._slots.get(slot.own) is slot
+    def is_current(self, stored: StoredValue) -> bool:
+        """Return whether a value is still the one of its key."""
+        # By the decoded key: some keys are equal to themselves alone.
+        return self._values.get(stored.decoded) is stored
 
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Be no more; who waits is told."""
+        """Close the shard and wake all waiters, which then raise `LifecycleError`."""
         self.closed = True
-        with self._looking:
-            waiting, self._waiting = self._waiting, {}
-        for events in waiting.values():
+        with self._lock:
+            waiters, self._waiters = self._waiters, {}
+        for events in waiters.values():
             for event in events:
                 event.set()
-        self._slots = {}
-        self._lately.clear()
-        self._marks.clear()
-        self.vault.tidy()
-
-
-_CHANGES = frozenset(
-    ["put", "put_some", "remove", "pop", "pop_any", "set_default", "add", "clear", "freeze"]
-)
+        self._values = {}
+        self._replies.clear()
+        self._views.clear()
+        self.store.tidy()

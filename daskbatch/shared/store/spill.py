@@ -1,7 +1,14 @@
-"""Keeps values in memory, and those that there is no room for on disk.
+"""Keeps values in memory up to a limit, and the others on disk.
 
-Does not know keys. A value is there as long as somebody has its slot; it never changes, and
-what has gone to disk is read from there.
+A value stays as long as something refers to its `StoredValue`. It never changes; once it is on
+disk, it is read from there: to bring it back into memory would move others to disk.
+
+`zict.Buffer` is not used, since it maps keys to values: here a snapshot or a reader may still use
+a value whose key has been written again. The files are those of `zict.File`.
+
+See Also
+--------
+zict.File : Stores the buffers of a value in a file.
 """
 
 from __future__ import annotations
@@ -17,66 +24,92 @@ from typing import Any
 
 from zict import File
 
-from daskbatch.shared.data.codec import Value, part_of, size_of
+from daskbatch.shared.data.codec import Value, independent_part, size_of
 
 _COUNT = struct.Struct("=I")
-_LENGTH = struct.Struct("=q")
+_SIZE = struct.Struct("=q")
 
-#: Slots that are gone are dropped from the line when there are so many more than those there.
-_SLACK = 10_000
+#: How many more references than values there may be, before those of dropped values are removed.
+_MAX_DEAD_REFERENCES = 10_000
 
 
 class StoredValue:
-    """What keeps a value; it goes with the last one who has it.
+    """A stored value; removed from memory and disk when the last reference is dropped.
 
     Parameters
     ----------
-    vault : SpillStore
-        Where it is.
+    store : SpillStore
+        The store that it is in.
     key : object
-        What the value belongs to, as it is sent.
+        The encoded key that it was written under.
     value : Value
         The value.
+
+    Notes
+    -----
+    Any number of threads may read it while one moves it to disk. Reader and writer take no common
+    lock. What makes it right is the order in which `leave_memory` writes the two attributes that
+    `value` reads:
+
+    1. Thread 1 reads a value, and finds it in `_value`: then it has a reference, whatever happens
+       afterwards.
+    2. Thread 2 moves the value to disk: it writes the file, sets `file`, and only then sets
+       `_value` to None.
+    3. Thread 1 reads it again, and finds None in `_value`: then `file` has been set before, and
+       the file is complete. In the other order, it could find neither.
     """
 
-    __slots__ = ("__weakref__", "_value", "_vault", "file", "key", "own", "size", "trace")
+    __slots__ = (
+        "__weakref__",
+        "_store",
+        "_value",
+        "decoded",
+        "file",
+        "key",
+        "reference",
+        "size",
+    )
 
-    def __init__(self, vault: SpillStore, key: Any, value: Value) -> None:
-        self._vault = vault
+    def __init__(self, store: SpillStore, key: Any, value: Value) -> None:
+        self._store = store
         self._value: Value | None = value
         self.key = key
-        #: The key itself, as it is in the mapping that this is in, if it is in one.
-        self.own: Any = None
+        #: The object that is the key in the mapping that the value is in, if it is in one.
+        self.decoded: Any = None
         self.file: str | None = None
         self.size = size_of(value)
-        #: What stays of it for a moment, once it is gone.
-        self.trace: _Trace | None = None
+        #: What the store knows of the value after it is gone.
+        self.reference: _Reference | None = None
 
     @property
     def value(self) -> Value:
-        """The value, from wherever it is."""
+        """The value, from memory or from disk."""
         value = self._value
-        return self._vault.read(self) if value is None else value
+        return self._store.read(self) if value is None else value
 
     def leave_memory(self, file: str) -> None:
-        """Be on disk from here on."""
+        """Record that the value is in a file; see the notes for the order."""
         self.file = file
-        if self.trace is not None:
-            self.trace.file = file
+        if self.reference is not None:
+            self.reference.file = file
         self._value = None
 
 
-class _Trace(weakref.ref[StoredValue]):
-    """What a vault knows of a slot, also when that is gone."""
+class _Reference(weakref.ref[StoredValue]):
+    """A weak reference to a value that knows the value's size and file after it is gone."""
 
     __slots__ = ("file", "size")
 
-    def __init__(self, slot: StoredValue, gone: Callable[[weakref.ref[StoredValue]], None]) -> None:
-        self.size = slot.size
+    def __init__(
+        self, stored: StoredValue, on_drop: Callable[[weakref.ref[StoredValue]], None]
+    ) -> None:
+        self.size = stored.size
         self.file: str | None = None
 
-    def __new__(cls, slot: StoredValue, gone: Callable[[weakref.ref[StoredValue]], None]) -> _Trace:
-        return super().__new__(cls, slot, gone)
+    def __new__(
+        cls, stored: StoredValue, on_drop: Callable[[weakref.ref[StoredValue]], None]
+    ) -> _Reference:
+        return super().__new__(cls, stored, on_drop)
 
 
 class SpillStore:
@@ -85,9 +118,16 @@ class SpillStore:
     Parameters
     ----------
     limit : int
-        How much there may be in memory. Bytes.
+        How many bytes of values there may be in memory.
     directory : Path
-        Where the others go; it is there as long as there are some.
+        Where the others go. It exists only while it is needed.
+
+    Notes
+    -----
+    Any number of threads may use it; a lock protects its accounts. A value is dropped by the thread
+    that drops the last reference to it. That thread may hold this lock, or any other, and it may be
+    interrupted at any point. So it only appends to a deque, which is one step in C; the next thread
+    that takes the lock does the rest.
     """
 
     def __init__(self, limit: int, directory: Path) -> None:
@@ -95,112 +135,111 @@ class SpillStore:
         self._directory = directory
         self._disk: File | None = None
         self._lock = threading.Lock()
-        #: In the order in which they came.
-        self._line: deque[_Trace] = deque()
-        self._number = 0
+        #: The values in memory, the oldest first; some of them may be gone.
+        self._in_memory: deque[_Reference] = deque()
+        self._last_file_number = 0
         self._count = 0
-        self._memory = 0
-        self._spilled = 0
-        #: Slots that are gone. It is told in whatever thread lets go of the last one, which may
-        #: hold anything, and may be stopped: by what is in C, and so is done or not.
-        self._gone: deque[weakref.ref[StoredValue]] = deque()
+        self._memory_bytes = 0
+        self._disk_bytes = 0
+        #: References to values that are gone, and are not yet taken off the accounts.
+        self._dropped: deque[weakref.ref[StoredValue]] = deque()
 
     def keep(self, key: Any, value: Value) -> StoredValue:
-        """Keep a value; if there is no room, others go to disk before this returns.
+        """Store a value. If there is no room in memory, the oldest go to disk before this returns.
 
         Raises
         ------
         OSError
-            There is no room on disk either.
+            The disk is full, too, or cannot be written.
         """
-        slot = StoredValue(self, key, value)
+        stored = StoredValue(self, key, value)
         with self._lock:
-            slot.trace = _Trace(slot, self._gone.append)
-            self._line.append(slot.trace)
+            stored.reference = _Reference(stored, self._dropped.append)
+            self._in_memory.append(stored.reference)
             self._count += 1
-            self._memory += slot.size
-            if self._memory > self._limit or len(self._gone) > _SLACK:
+            self._memory_bytes += stored.size
+            if self._memory_bytes > self._limit or len(self._dropped) > _MAX_DEAD_REFERENCES:
                 self._make_room()
-        return slot
+        return stored
 
     def sweep(self) -> None:
-        """Remove from the disk what nobody has any more."""
-        if self._gone and self._disk is not None:
+        """Remove the files of values that are gone."""
+        if self._dropped and self._disk is not None:
             with self._lock:
-                self._settle()
+                self._account_dropped()
 
     def _make_room(self) -> None:
-        self._settle()
-        while self._memory > self._limit and self._line:
-            slot = self._line.popleft()()
-            if slot is None:
+        self._account_dropped()
+        while self._memory_bytes > self._limit and self._in_memory:
+            stored = self._in_memory.popleft()()
+            if stored is None:
                 continue
             try:
-                self._write(slot)
+                self._write(stored)
             except OSError:
-                assert slot.trace is not None
-                self._line.appendleft(slot.trace)
+                assert stored.reference is not None
+                self._in_memory.appendleft(stored.reference)
                 raise
-            self._memory -= slot.size
-            self._spilled += slot.size
+            self._memory_bytes -= stored.size
+            self._disk_bytes += stored.size
 
-    def _settle(self) -> None:
-        """Take in which slots are gone."""
-        while self._gone:
-            trace = self._gone.popleft()
-            assert isinstance(trace, _Trace)
+    def _account_dropped(self) -> None:
+        """Take the values that are gone off the accounts, and remove their files."""
+        while self._dropped:
+            reference = self._dropped.popleft()
+            assert isinstance(reference, _Reference)
             self._count -= 1
-            if trace.file is None:
-                self._memory -= trace.size
+            if reference.file is None:
+                self._memory_bytes -= reference.size
             else:
-                self._spilled -= trace.size
+                self._disk_bytes -= reference.size
                 if self._disk is not None:
-                    self._disk.pop(trace.file, None)
-        if len(self._line) > 2 * self._count + _SLACK:
-            self._line = deque(each for each in self._line if each() is not None)
+                    self._disk.pop(reference.file, None)
+        if len(self._in_memory) > 2 * self._count + _MAX_DEAD_REFERENCES:
+            self._in_memory = deque(each for each in self._in_memory if each() is not None)
 
-    def _write(self, slot: StoredValue) -> None:
+    def _write(self, stored: StoredValue) -> None:
         if self._disk is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._disk = File(self._directory)
-        value = slot.value
-        parts = value if isinstance(value, tuple) else (value,)
-        views = [memoryview(each).cast("B") for each in parts]
-        apart = isinstance(value, tuple)
-        head = _COUNT.pack(len(views) if apart else 0)
-        head += b"".join(_LENGTH.pack(each.nbytes) for each in views if apart)
-        self._number += 1
-        file = str(self._number)
-        self._disk[file] = [head, *views]
-        slot.leave_memory(file)
+        value = stored.value
+        buffers = value if isinstance(value, tuple) else (value,)
+        views = [memoryview(each).cast("B") for each in buffers]
+        has_buffers = isinstance(value, tuple)
+        header = _COUNT.pack(len(views) if has_buffers else 0)
+        header += b"".join(_SIZE.pack(each.nbytes) for each in views if has_buffers)
+        self._last_file_number += 1
+        file = str(self._last_file_number)
+        self._disk[file] = [header, *views]
+        stored.leave_memory(file)
 
-    def read(self, slot: StoredValue) -> Value:
-        """Read what is on disk."""
+    def read(self, stored: StoredValue) -> Value:
+        """Read a value that is on disk."""
         self.sweep()
         assert self._disk is not None
-        assert slot.file is not None
-        data = memoryview(self._disk[slot.file])
+        assert stored.file is not None
+        data = memoryview(self._disk[stored.file])
         (count,) = _COUNT.unpack_from(data)
-        start = _COUNT.size + count * _LENGTH.size
+        start = _COUNT.size + count * _SIZE.size
         if not count:
             return bytes(data[start:])
         parts = []
         for position in range(count):
-            (length,) = _LENGTH.unpack_from(data, _COUNT.size + position * _LENGTH.size)
-            parts.append(part_of(data, start, length))
-            start += length
+            (size,) = _SIZE.unpack_from(data, _COUNT.size + position * _SIZE.size)
+            parts.append(independent_part(data, start, size))
+            start += size
         return tuple(parts)
 
     def sizes(self) -> tuple[int, int]:
-        """Say how much there is in memory, and how much on disk. Bytes."""
+        """Return the bytes of values in memory, and on disk."""
         with self._lock:
-            self._settle()
-            return self._memory, self._spilled
+            self._account_dropped()
+            return self._memory_bytes, self._disk_bytes
 
     def tidy(self) -> None:
-        """Remove what nobody has any more, and the directory if there is nothing left."""
+        """Remove the files of values that are gone, and the directory if it is empty then."""
         with self._lock:
-            self._settle()
+            self._account_dropped()
             if self._disk is not None and not len(self._disk):
                 self._disk = None
                 with contextlib.suppress(OSError):

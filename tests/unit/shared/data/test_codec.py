@@ -1,4 +1,4 @@
-"""What keys and values are made into, and back."""
+"""What keys and values are encoded as, and back."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ import sys
 
 import pytest
 
-from daskbatch.shared.data.codec import APART, empty, pack, part_of, to_send, unpack
+from daskbatch.shared.data.codec import (
+    MIN_BUFFER_BYTES,
+    allocate,
+    independent_part,
+    pack,
+    prepare_to_send,
+    unpack,
+)
 
 CYCLES = """
 import gc
-from daskbatch.shared.data.codec import APART, empty, part_of, sendable, to_send
+from daskbatch.shared.data.codec import MIN_BUFFER_BYTES as size
+from daskbatch.shared.data.codec import allocate, independent_part
+from daskbatch.shared.data.codec import prepare_to_resend, prepare_to_send
 for round in range(200):
-    kept = empty(2 * APART), empty(10), part_of(memoryview(bytes(3 * APART)), 1, 2 * APART)
-    sent = to_send(kept)
-    cycle = [sent, kept, [each.raw() for each in sent], sendable(kept)]
+    part = independent_part(memoryview(bytes(3 * size)), 1, 2 * size)
+    kept = allocate(2 * size), allocate(10), part
+    sent = prepare_to_send(kept)
+    cycle = [sent, kept, [each.raw() for each in sent], prepare_to_resend(kept)]
     cycle.append(cycle)
-    del kept, sent, cycle
+    del part, kept, sent, cycle
     gc.collect()
 print("survived")
 """
@@ -29,23 +39,26 @@ def test_what_is_kept_and_sent_may_end_in_a_cycle() -> None:
     assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
-@pytest.mark.parametrize("length", [0, 10, APART - 1, APART, 5 * APART])
+@pytest.mark.parametrize(
+    "length", [0, 10, MIN_BUFFER_BYTES - 1, MIN_BUFFER_BYTES, 5 * MIN_BUFFER_BYTES]
+)
 def test_a_part_is_what_was_there(length: int) -> None:
     data = bytes(range(256)) * 400
-    part = part_of(memoryview(data), 7, length)
+    part = independent_part(memoryview(data), 7, length)
     assert part.tobytes() == data[7 : 7 + length]
-    (sent,) = to_send((part,))
+    (sent,) = prepare_to_send((part,))
     assert bytes(sent) == data[7 : 7 + length]
 
 
 def test_room_of_any_size() -> None:
-    for size in (0, 1, APART, 3 * APART):
-        room = empty(size)
+    for size in (0, 1, MIN_BUFFER_BYTES, 3 * MIN_BUFFER_BYTES):
+        room = allocate(size)
         room[:] = b"a" * size
-        (sent,) = to_send((room,))
+        (sent,) = prepare_to_send((room,))
         assert bytes(sent) == b"a" * size
 
 
 def test_a_value_comes_back() -> None:
-    for value in (None, 1, "text", b"x" * 3 * APART, ["a", b"y" * 3 * APART]):
-        assert unpack(to_send(pack(value))) == value
+    large = 3 * MIN_BUFFER_BYTES
+    for value in (None, 1, "text", b"x" * large, ["a", b"y" * large]):
+        assert unpack(prepare_to_send(pack(value))) == value

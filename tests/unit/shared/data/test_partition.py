@@ -1,4 +1,4 @@
-"""Shards of keys: equal keys share one, in every process, and many keys share them fairly."""
+"""Shards of keys: equal keys share one in every process; many keys are spread evenly."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from hypothesis import strategies as st
 
 from daskbatch.shared.data.partition import shard_of
 
-#: So many shards that two keys share one only if they are meant to.
+#: A number of shards so large that two keys share one only if they must.
 MANY = 2**31 - 1
 
 Point = namedtuple("Point", "x y")
 
 
 class Text(str):
-    """A text as any other."""
+    """A text of a derived type."""
 
 
 class Caseless(str):
-    """A text that compares in a way of its own."""
+    """A text with another comparison."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and self.lower() == other.lower()
@@ -96,11 +96,11 @@ class Angle:
 
 @dataclass(frozen=True, eq=False)
 class Heading(Angle):
-    """A dataclass that compares as its base does not."""
+    """A dataclass whose base compares in another way than the fields."""
 
 
 class Stamp(datetime):
-    """As pandas has it: with a comparison of its own, that agrees with that of a datetime."""
+    """As pandas has it: with another comparison, which agrees with that of a datetime."""
 
     def __eq__(self, other: object) -> bool:
         return datetime.__eq__(self, other)
@@ -111,7 +111,7 @@ class Stamp(datetime):
 
 @functools.total_ordering
 class Count:
-    """As other packages' numbers: no relation of Python's, but equal to them."""
+    """As other packages' numbers: not derived from Python's, but equal to them."""
 
     def __init__(self, value: int) -> None:
         self.value = int(value)
@@ -196,14 +196,14 @@ GROUPS: list[list[Hashable]] = [
     [PureWindowsPath("C:/Data"), PureWindowsPath("c:\\DATA")],
 ]
 
-#: Of classes that compare as they like.
+#: Keys of classes with other comparisons.
 WILFUL: list[list[Hashable]] = [
     [Caseless("Text"), Caseless("TEXT")],
     [(Caseless("Text"), 1), (Caseless("TEXT"), 1)],
     [Unordered((1, 2)), Unordered((2, 1))],
 ]
 
-#: Keys of which nothing is asked but that they have a shard.
+#: Keys that only need to have a shard, always the same.
 OTHERS: list[Hashable] = [
     *(math.nan, Decimal("nan"), np.float32(np.nan), complex(0, math.nan), (math.nan,)),
     *(Ellipsis, NotImplemented, object, len, int, Fraction, enum, object()),
@@ -264,7 +264,7 @@ def test_a_signalling_nan_has_a_shard() -> None:
         assert 0 <= shard_of(Decimal("sNaN"), 3) < 3
 
 
-# -- whatever the keys --------------------------------------------------------------------
+# -- any keys -----------------------------------------------------------------------------
 
 NUMBERS = st.one_of(
     *(st.integers(), st.floats(allow_nan=False), st.booleans(), st.fractions()),
@@ -359,7 +359,7 @@ def test_other_processes_say_the_same() -> None:
         *(math.nan, Decimal("nan"), np.float32(np.nan), (math.nan,), Ellipsis, len, int),
         *(f"key-{number}" for number in range(100)),
     ]
-    # Classes of this file are not there elsewhere.
+    # Other processes do not have the classes of this file.
     keys = [key for key in keys if __name__.encode() not in pickle.dumps(key)]
     program = SAYS_SHARDS.format(path=sys.path, many=MANY)
     here = [shard_of(key, MANY) for key in keys]

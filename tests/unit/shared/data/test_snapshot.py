@@ -1,4 +1,4 @@
-"""Snapshots: what was written comes back, a damaged file is told, an old one is never half lost."""
+"""Snapshots: records come back, damage is detected, and an old file is never half lost."""
 
 from __future__ import annotations
 
@@ -221,12 +221,12 @@ def test_what_is_no_regular_file_is_left_alone(
         assert caught.value.filename == str(path)
         assert list(asked) == FEW, "nothing was read for a file that cannot be"
         with pytest.raises(OSError, match="regular file"):
-            check_snapshot(path)  # and nobody waits for who writes to a pipe
+            check_snapshot(path)  # it does not wait for a writer of a pipe
         assert special.stat() == before
     assert set(os.listdir(tmp_path)) == {path.name, special.name}
 
 
-# -- what is wrong is told ----------------------------------------------------------------
+# -- damaged files ------------------------------------------------------------------------
 
 
 def test_every_truncation_is_told(path: Path) -> None:
@@ -234,7 +234,7 @@ def test_every_truncation_is_told(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(SpecError, match="cut short|no snapshot") as error:
+        with pytest.raises(SpecError, match="cut short|not a snapshot") as error:
             read(path)
         assert repr(str(path)) in str(error.value)
     path.write_bytes(whole + b"\0")
@@ -280,7 +280,7 @@ def test_records_that_are_missing_or_exchanged_are_told(path: Path) -> None:
 def test_another_file_is_no_snapshot(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     for look in (read, check_snapshot):
-        with pytest.raises(SpecError, match="no snapshot"):
+        with pytest.raises(SpecError, match="not a snapshot"):
             look(path)
 
 

@@ -1,4 +1,4 @@
-"""Connections within a process: what is said is heard, and nothing is shared."""
+"""Connections within a process: messages arrive, and the two ends share no buffer."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from pickle import PickleBuffer
 
 import pytest
 
-from daskbatch.shared.data.codec import APART
-from daskbatch.shared.rpc.local_transport import connected
+from daskbatch.shared.data.codec import MIN_BUFFER_BYTES
+from daskbatch.shared.data.messages import Request
+from daskbatch.shared.rpc.local_transport import make_pair
 from daskbatch.shared.rpc.server import RpcServer
-from daskbatch.shared.rpc.socket_transport import ConnectionCut
+from daskbatch.shared.rpc.socket_transport import ConnectionClosed
 
 
 def test_each_hears_what_the_other_says() -> None:
-    one, other = connected()
+    one, other = make_pair()
     one.send(("put", [1, 2]))
     assert other.receive() == ("put", [1, 2])
     other.send(None)
     assert one.receive() is None
-    assert not one.is_cut()
+    assert not one.peer_has_closed()
 
 
 def test_what_is_large_is_a_copy() -> None:
-    one, other = connected()
-    given = bytearray(b"a" * 2 * APART)
+    one, other = make_pair()
+    given = bytearray(b"a" * 2 * MIN_BUFFER_BYTES)
     one.send(("put", PickleBuffer(given)))
     given[:] = bytes(len(given))
-    _, heard = other.receive()
-    assert bytes(heard) == b"a" * 2 * APART
+    _, received = other.receive()
+    assert bytes(received) == b"a" * 2 * MIN_BUFFER_BYTES
 
 
-def test_the_end_is_heard_by_both() -> None:
-    one, other = connected()
+def test_the_end_is_received_by_both() -> None:
+    one, other = make_pair()
     one.send("last")
     one.close()
     assert other.receive() == "last"
-    assert other.is_cut()
+    assert other.peer_has_closed()
     for end in (one, other, other):
-        with pytest.raises(ConnectionCut):
+        with pytest.raises(ConnectionClosed):
             end.receive()
 
 
 def test_whoever_waits_may_give_up() -> None:
-    one, _ = connected()
+    one, _ = make_pair()
 
     def idle() -> None:
         raise TimeoutError
@@ -56,25 +57,26 @@ def test_whoever_waits_may_give_up() -> None:
 def test_who_is_gone_leaves_no_thread_behind() -> None:
     served = threading.Event()
 
-    def serve(request: object, is_gone: object) -> object:
+    def serve(request: Request, is_gone: object) -> object:
         served.set()
-        return request
+        return tuple(request)
 
-    door = RpcServer("127.0.0.1", serve, lambda: True)
+    server = RpcServer("127.0.0.1", serve, lambda: True)
     try:
         before = set(threading.enumerate())
-        near = door.meet()
-        near.send("hello")
-        assert near.receive() == (0, "hello")
-        (talk,) = set(threading.enumerate()) - before
-        del near
+        local = server.connect_locally()
+        hello = ("hello", b"", 1, 0.0, ())
+        local.send(hello)
+        assert local.receive() == (0, hello)
+        (serving,) = set(threading.enumerate()) - before
+        del local
         gc.collect()
-        talk.join(30)
-        assert not talk.is_alive()
-        other = door.meet()
+        serving.join(30)
+        assert not serving.is_alive()
+        other = server.connect_locally()
     finally:
-        door.close()
-    with pytest.raises(ConnectionCut):
+        server.close()
+    with pytest.raises(ConnectionClosed):
         other.receive()
     with pytest.raises(OSError, match="closed"):
-        door.meet()
+        server.connect_locally()

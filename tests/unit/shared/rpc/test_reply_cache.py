@@ -1,53 +1,53 @@
-"""What came last through a lane is known; not for ever what was large."""
+"""The last reply to each client is kept; large replies not for ever."""
 
 from __future__ import annotations
 
 from pickle import PickleBuffer
 
-from daskbatch.shared.rpc.reply_cache import GONE, ReplyCache
+from daskbatch.shared.rpc.reply_cache import DROPPED, ReplyCache
 
 
 def test_what_came_last_is_known_and_what_came_before_it_is_past() -> None:
-    lately = ReplyCache()
-    lately.note(b"a", 1, b"one")
-    lately.note(b"a", 2, b"two")
-    lately.note(b"", 1, b"nobody's")
-    found = lately.find(b"a", 2)
+    cache = ReplyCache()
+    cache.record(b"a", 1, b"one")
+    cache.record(b"a", 2, b"two")
+    cache.record(b"", 1, b"nobody's")
+    found = cache.find(b"a", 2)
     assert found is not None
     assert found.reply == b"two"
-    assert lately.find(b"a", 1) is not None
-    assert lately.find(b"a", 3) is None
-    assert lately.find(b"b", 1) is None
-    assert lately.find(b"", 1) is None
-    assert list(lately.all()) == [(b"a", 2, b"two")]
+    assert cache.find(b"a", 1) is not None
+    assert cache.find(b"a", 3) is None
+    assert cache.find(b"b", 1) is None
+    assert cache.find(b"", 1) is None
+    assert list(cache.entries()) == [(b"a", 2, b"two")]
 
 
 def test_large_answers_are_kept_as_long_as_they_are_not_many() -> None:
-    lately = ReplyCache()
+    cache = ReplyCache()
     names = [bytes([number]) for number in range(10)]
     for name in names:
-        lately.note(name, 1, (PickleBuffer(bytes(4_000_000)), b"key"))
-    kept = [sum(reply is not GONE for _, _, reply in lately.all())]
+        cache.record(name, 1, (PickleBuffer(bytes(4_000_000)), b"key"))
+    kept = [sum(reply is not DROPPED for _, _, reply in cache.entries())]
     assert 1 < kept[0] < 10
-    # All are known to have been done.
-    assert all(lately.find(name, 1) for name in names)
-    last = lately.find(names[-1], 1)
+    # All requests are known to have been executed.
+    assert all(cache.find(name, 1) for name in names)
+    last = cache.find(names[-1], 1)
     assert last is not None
-    assert last.reply is not GONE
-    lately.note(b"huge", 1, b"x" * 50_000_000)
-    huge = lately.find(b"huge", 1)
+    assert last.reply is not DROPPED
+    cache.record(b"huge", 1, b"x" * 50_000_000)
+    huge = cache.find(b"huge", 1)
     assert huge is not None
-    assert huge.reply is not GONE
-    assert sum(reply is not GONE for _, _, reply in lately.all()) == 1
-    # The next one of its lane, and there is room again.
-    lately.note(b"huge", 2)
+    assert huge.reply is not DROPPED
+    assert sum(reply is not DROPPED for _, _, reply in cache.entries()) == 1
+    # The next request of this client, and there is room again.
+    cache.record(b"huge", 2)
     for name in names[:3]:
-        lately.note(name, 2, b"x" * 4_000_000)
-    assert sum(reply is not GONE for _, _, reply in lately.all()) == 4
+        cache.record(name, 2, b"x" * 4_000_000)
+    assert sum(reply is not DROPPED for _, _, reply in cache.entries()) == 4
 
 
 def test_so_many_lanes_are_known_and_no_more() -> None:
-    lately = ReplyCache()
+    cache = ReplyCache()
     for number in range(40_000):
-        lately.note(number.to_bytes(8, "big"), 1, b"x" * 2000)
-    assert 10_000 < len(list(lately.all())) < 20_000
+        cache.record(number.to_bytes(8, "big"), 1, b"x" * 2000)
+    assert 10_000 < len(list(cache.entries())) < 20_000

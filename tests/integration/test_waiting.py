@@ -1,4 +1,4 @@
-"""A task that waits for a queue or a dictionary releases its slot to other tasks."""
+"""Tasks that wait for a queue or a dictionary, and which task has the slot meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Start = Callable[..., Callable[[], object]]
 
 @pytest.fixture(params=["batch", "dask"])
 def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
-    """Starts tasks of a Batch, or plain Dask tasks, on one slot; a start returns its getter."""
+    """Start tasks on one slot, of a Batch or plain ones; returns a function for the result."""
     worker = min(batch.client.scheduler_info(n_workers=-1)["workers"])
 
     def start(function: Callable[..., object], *args: object) -> Callable[[], object]:
@@ -36,7 +36,7 @@ def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
 
 
 def look(queue: Queue, timeout: float, d: DDict, begun: Path, go: Path, beside: Path) -> bool:
-    """Poll for an item and a key that do not exist; return whether another task had the slot."""
+    """Look again and again for what is not there; return whether another task had the slot."""
     begun.touch()
     file_appears(go)
     for _ in range(20):
@@ -56,7 +56,7 @@ def test_who_only_looks_keeps_the_slot(
     looked = start(look, batch.queue(), timeout, d, begun, go, beside)
     assert file_appears(begun)
     behind = start(touch, beside)
-    time.sleep(0.2)  # so that it is likely to be there by now
+    time.sleep(0.2)  # so that it is likely to be in the queue by now
     go.touch()
     assert looked() is False
     behind()

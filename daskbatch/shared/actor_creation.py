@@ -1,0 +1,80 @@
+"""Makes actors on workers of a cluster, though all slots of these may be in use.
+
+Dask would otherwise make an actor when a slot is free, which may take hours: here it is a task of
+the highest priority, in the worker's threads for actors, and `actor_admission` lets it begin.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import dask
+from distributed import Client
+
+from daskbatch.errors import ServiceLost
+from daskbatch.shared.data import routes
+from daskbatch.shared.data.messages import ObjectSpec, Replica, ServerAddress
+from daskbatch.shared.scheduler_rpc import call_scheduler
+
+#: How long an actor may take to be made: its worker may be busy.
+_CREATION_TIMEOUT_SECONDS = 60.0
+
+#: Dask serves these tasks before all others.
+_PRIORITY = 1_000_000_000
+
+
+def make_actors(
+    client: Client, kind: type, specs: Sequence[tuple[ObjectSpec, str]]
+) -> list[tuple[Replica, Any]]:
+    """Make actors on workers, and wait until they are there.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A client of the cluster.
+    kind : type
+        The actors' class. It is called with an `ObjectSpec`, and has a method `describe`.
+    specs : sequence of (ObjectSpec, str)
+        What they are made from, and the addresses of their workers.
+
+    Returns
+    -------
+    list of (Replica, future)
+        The actors, each with a future that keeps it.
+
+    Raises
+    ------
+    ServiceLost
+        A worker has gone, or has not made its actor in time.
+    """
+    futures = []
+    for spec, worker in specs:
+        key = f"daskbatch-{spec.options.kind}-{spec.uid}-{spec.shard}-{uuid.uuid4().hex[:8]}"
+        # Not in the threads for tasks: they may all be in use.
+        with dask.annotate(executor="actor"):
+            future = client.submit(
+                kind,
+                spec,
+                key=key,
+                workers=[worker],
+                allow_other_workers=False,
+                actor=True,
+                pure=False,
+                priority=_PRIORITY,
+            )
+        futures.append(future)
+    made = []
+    for (spec, worker), future in zip(specs, futures, strict=True):
+        answer = call_scheduler(
+            spec.scheduler,
+            routes.DESCRIBE_ACTOR,
+            worker=worker,
+            key=future.key,
+            seconds=_CREATION_TIMEOUT_SECONDS,
+        )
+        if not isinstance(answer, ServerAddress):
+            raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")
+        made.append((Replica(worker, future.key, answer), future))
+    return made

@@ -1,0 +1,74 @@
+"""Turns what a handler returns or raises into the answer to a request.
+
+`answer_to` may be called by any thread, and never raises what the handler has raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from daskbatch.errors import BatchError
+from daskbatch.shared.data.messages import Request, encode_error
+
+#: The status of an answer, which travels as ``(status, result)``: the result; a pickled exception;
+#: or a result whose receipt the client confirms by sending True. Plain numbers, not an enum, whose
+#: members take longer to pickle.
+OK, FAILED, CONFIRM = 0, 1, 2
+
+
+class ResultToConfirm:
+    """A handler's result that must not be lost on the way: the client confirms its receipt.
+
+    Parameters
+    ----------
+    result : object
+        The result.
+    settle : callable
+        Called once with whether the client has received the result.
+    """
+
+    __slots__ = ("result", "settle")
+
+    def __init__(self, result: Any, settle: Callable[[bool], None]) -> None:
+        self.result = result
+        self.settle = settle
+
+
+class Answer(NamedTuple):
+    """The answer to a request; its first two fields are sent.
+
+    Parameters
+    ----------
+    status : int
+        `OK`, `FAILED` or `CONFIRM`.
+    result : object
+        The result, or the pickled exception.
+    settle : callable, optional
+        See `ResultToConfirm`; for the status `CONFIRM` alone.
+    """
+
+    status: int
+    result: Any
+    settle: Callable[[bool], None] | None = None
+
+
+#: Executes a request, and returns its result, which may be a `ResultToConfirm`. What it raises is
+#: sent to the client. Its second argument returns whether the client has gone meanwhile.
+Handler: TypeAlias = Callable[[Request, Callable[[], bool]], Any]
+
+
+def answer_to(
+    handler: Handler, request: Request, is_gone: Callable[[], bool] = lambda: False
+) -> Answer:
+    """Call a handler, and return the answer."""
+    try:
+        result = handler(request, is_gone)
+    except Exception as error:
+        return Answer(FAILED, encode_error(error))
+    except BaseException as error:  # of a key or a value, which may run anything
+        message = f"{type(error).__name__} was raised where it is kept: {error}"
+        return Answer(FAILED, encode_error(BatchError(message)))
+    if type(result) is ResultToConfirm:
+        return Answer(CONFIRM, result.result, result.settle)
+    return Answer(OK, result)

@@ -1,0 +1,128 @@
+"""The operations of shards and queues: names, effects, arguments and replies, in one place.
+
+`shared.dict_client` and `shared.queue` request them, `Shard` and `QueueState` execute them, and
+`shared.proxy` decides by their effect where. Keys are encoded, and values packed, by
+`shared.data.codec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+
+class Effect(Enum):
+    """What an operation does, and so who may execute it, and how often."""
+
+    #: It changes nothing, and takes no lock of the shard: a task on the shard's own worker executes
+    #: it in its own thread, and may be interrupted at any point.
+    READ = "read"
+
+    #: It changes the contents: on the backups first, and once, however often it is requested.
+    CHANGE = "change"
+
+    #: All others: a thread of the server executes it, and it may take effect more than once.
+    CONTROL = "control"
+
+
+class Operation(NamedTuple):
+    """One operation of a shard or a queue.
+
+    Parameters
+    ----------
+    name : str
+        The name in a `Request`.
+    effect : Effect
+        What it does.
+    arguments : tuple of str
+        What the request has as arguments.
+    reply : str
+        What it returns.
+    """
+
+    name: str
+    effect: Effect
+    arguments: tuple[str, ...]
+    reply: str
+
+
+_READ, _CHANGE, _CONTROL = Effect.READ, Effect.CHANGE, Effect.CONTROL
+
+# -- shards of a dictionary ---------------------------------------------------------------
+
+GET = Operation("get", _READ, ("key",), "the value, or None; waits for the key if the request may")
+GET_SOME = Operation(
+    "get_some", _READ, ("keys",), "the values, or None, of the first keys: of as many as fit"
+)
+HAS = Operation("has", _READ, ("key",), "whether the key is there")
+COUNT = Operation("count", _READ, (), "the number of keys")
+KEYS = Operation("keys", _READ, (), "the list of keys")
+
+PUT = Operation("put", _CHANGE, ("key", "value"), "None")
+PUT_SOME = Operation("put_some", _CHANGE, ("pairs of key and value",), "None")
+REMOVE = Operation("remove", _CHANGE, ("key",), "whether the key was there")
+POP = Operation("pop", _CHANGE, ("key",), "the value, or None")
+POP_ANY = Operation("pop_any", _CHANGE, (), "a key and its value, or None")
+SET_DEFAULT = Operation(
+    "set_default", _CHANGE, ("key", "value"), "the value that was there, or None"
+)
+ADD = Operation("add", _CHANGE, ("key", "number"), "the number that was there, or 0")
+CLEAR = Operation("clear", _CHANGE, (), "None")
+FREEZE = Operation("freeze", _CHANGE, ("whether to freeze",), "None")
+
+STATS = Operation("stats", _CONTROL, (), "a dict of numbers, see `DDict.stats`")
+HOLD = Operation("hold", _CONTROL, ("token",), "None, once nothing can write, for a while")
+MARK = Operation("mark", _CONTROL, ("token",), "whether it is still held; if so, as VIEW")
+RELEASE = Operation("release", _CONTROL, ("token",), "whether it was still held")
+VIEW = Operation("view", _CONTROL, ("token",), "None; keeps the present contents for PAGE")
+PAGE = Operation(
+    "page", _CONTROL, ("token", "position"), "some keys and values of a view; None if unknown"
+)
+UNMARK = Operation("unmark", _CONTROL, ("token",), "None; drops the view")
+
+#: A backup's operation, sent by the primary; not one of `SHARD_OPERATIONS`, since the actor checks
+#: the epoch before the shard applies the changes.
+FOLLOW = Operation(
+    "follow", _CHANGE, ("epoch", "changes", "client id", "sequence number", "reply"), "None"
+)
+
+SHARD_OPERATIONS = (
+    *(GET, GET_SOME, HAS, COUNT, KEYS),
+    *(PUT, PUT_SOME, REMOVE, POP, POP_ANY, SET_DEFAULT, ADD, CLEAR, FREEZE),
+    *(STATS, HOLD, MARK, RELEASE, VIEW, PAGE, UNMARK),
+)
+
+# -- queues -------------------------------------------------------------------------------
+
+# A queue has no operations of the effect READ: even a size needs its lock, or may wait.
+
+QUEUE_PUT = Operation("put", _CHANGE, ("value",), "whether there was room, also after a wait")
+QUEUE_GET = Operation("get", _CHANGE, (), "the first value, to be confirmed, or None")
+TASK_DONE = Operation("task_done", _CHANGE, (), "False if no item was unfinished")
+JOIN = Operation("join", _CONTROL, (), "whether all items are done, also after a wait")
+QSIZE = Operation("qsize", _CONTROL, (), "the number of items")
+QUEUE_STATS = Operation("stats", _CONTROL, (), "a dict of numbers")
+
+QUEUE_OPERATIONS = (QUEUE_PUT, QUEUE_GET, TASK_DONE, JOIN, QSIZE, QUEUE_STATS)
+
+# -- changes ------------------------------------------------------------------------------
+
+#: A change of a shard, as its primary sends it to its backups: one of the kinds below, and the
+#: rest of a tuple. A tuple, and not a record, since a `put_some` has up to 10,000 of them.
+Change = tuple[Any, ...]
+
+#: ``(SET, key, value)``, ``(DELETE, key)``, ``(CLEAR_ALL,)``, ``(SET_FROZEN, bool)``, and
+#: ``(SET_REPLIES, [(client id, sequence number, reply), ...])``.
+SET, DELETE, CLEAR_ALL, SET_FROZEN, SET_REPLIES = "set", "del", "clear", "freeze", "done"
+
+# -- dispatch -----------------------------------------------------------------------------
+
+
+def by_name(handlers: Mapping[Operation, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Return a table that finds the handler of an operation by its name in a request."""
+    return {operation.name: handler for operation, handler in handlers.items()}
+
+
+#: The names of the shard's operations that change it.
+SHARD_CHANGES = frozenset(each.name for each in SHARD_OPERATIONS if each.effect is Effect.CHANGE)
