@@ -1,27 +1,40 @@
-"""What the tests share: Batches to use, and a look at what they leave behind."""
+"""Gives tests Batches to use, and marks each test with the folder that it is in."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from support.paths import TESTS
 
-from daskbatch import Batch
+if TYPE_CHECKING:
+    from daskbatch import Batch
 
 # The same examples each time; with HYPOTHESIS_PROFILE=explore, others.
 hypothesis.settings.register_profile("suite", derandomize=True)
 hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
-#: CPython's files: `test_cpython.py` runs what is in them.
+#: CPython's files: `test_cpython_executor.py` and `test_cpython_mapping.py` run what is in them.
 collect_ignore = ["conformance/cpython"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its folder, so that `-m unit` selects the unit tests."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(getattr(pytest.mark, folder))
 
 
 @pytest.fixture(scope="session")
 def shared_batch() -> Iterator[Batch]:
     """A Batch with two workers, for tests that leave it as they found it."""
+    # Not at the top: unit tests need no cluster, and should not wait for its import.
+    from daskbatch import Batch
+
     with Batch(num_workers=2) as batch:
         yield batch
 

@@ -1,10 +1,10 @@
-"""CPython's own tests of executors, put together with a BatchPoolExecutor.
+"""Runs CPython's own tests of executors with a `BatchPoolExecutor`.
 
-A module of its own, because workers import it: functions of test cases are pickled by name.
-The tests are the running Python's, or those in `cpython/` where it has none. None is changed;
-three names of their modules are: `BrokenProcessPool` is `BrokenExecutor`, its general kind;
-programs run with our executor among those of `concurrent.futures`; and the futures that
-`FutureTests` looks at are ours.
+Workers import this module, because functions of test cases are pickled by name; so it is not a
+test file itself. The tests are those of the running Python or, if it has none, the copies in
+`cpython/`. No test is changed. Three names in their modules are replaced: `BrokenProcessPool` is
+its base `BrokenExecutor`; programs find our executor among those of `concurrent.futures`; and
+`FutureTests` uses our futures.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ OF_PROCESS_POOL = {"test_map_chunksize", "test_traceback"}
 
 
 class SharedExecutor(BatchPoolExecutor):
-    """On the cluster that the tests share, unless its workers must be its own."""
+    """An executor on the cluster that the tests share, unless a test needs workers for itself."""
 
     cluster: str | None = None
 
@@ -123,7 +123,7 @@ class SharedExecutor(BatchPoolExecutor):
 
 
 class EchoingExecutor(SharedExecutor):
-    """Prints what the calls print, as a pool of child processes does."""
+    """Prints what its calls print, as a pool of child processes does."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         future = super().submit(fn, *args, **kwargs)
@@ -145,7 +145,7 @@ del concurrent, cpython_cases
 
 
 def assert_python_ok(option: str, program: str) -> tuple[int, bytes, bytes]:
-    """Run a program that knows our executor; gives its exit code and what it printed."""
+    """Run a program with our executor; return its exit code and its output."""
     path = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     assert SharedExecutor.cluster is not None
     run = subprocess.run(
@@ -168,12 +168,12 @@ test_shutdown.assert_python_ok = assert_python_ok
 
 
 class Shared(util.ExecutorMixin):
-    """Gives each test an executor of its own."""
+    """Makes a new executor for each test."""
 
     executor_type = SharedExecutor
 
     def get_context(self) -> None:
-        """Say how processes are started; there is but one way here."""
+        """Return the start method of processes: our executor has only one."""
 
 
 class ExecutorTest(Shared, executor.ExecutorTest, unittest.TestCase):
@@ -209,7 +209,7 @@ class DeadlockTest(Shared, test_deadlock.ExecutorDeadlockTest, unittest.TestCase
 
 
 class Future(BatchPoolFuture):
-    """The future of a call that is as far as the future's state says, and that no worker has."""
+    """A future of a call that no worker has; the call's phase follows the future's state."""
 
     def __init__(self) -> None:
         # An owner that can cancel the call, and accepts all other calls.
@@ -221,7 +221,7 @@ class Future(BatchPoolFuture):
 
 
 class FutureTest(test_future.FutureTests):
-    """With the futures of our executor in place of plain ones."""
+    """CPython's tests of futures, with futures of our executor."""
 
     def setUp(self) -> None:
         # What no logger's handler hears goes to stderr, where it is looked for; pytest hears all.
@@ -240,7 +240,7 @@ class FutureTest(test_future.FutureTests):
             self.enterContext(mock.patch.object(test_future, f"{name}_FUTURE", future))
 
     def tearDown(self) -> None:
-        """Leave the threads and the children of this process alone."""
+        """Do not wait for the threads and child processes of this process."""
 
 
 CASES = [
@@ -257,12 +257,12 @@ CASES = [
 
 
 def _home(case: type, name: str) -> str:
-    """Say in which class a test is written."""
+    """Return the name of the class that defines a test."""
     return next(f"{each.__name__}.{name}" for each in case.__mro__ if name in vars(each))
 
 
 def why_not(test: str) -> str | None:
-    """Say why a test, `Class.name`, is not run; None if it is."""
+    """Return why a test, `Class.name`, is not run; None if it is run."""
     kind, name = test.split(".")
     if kind == "ProcessPoolExecutorTest" and name in OF_PROCESS_POOL:
         return None
@@ -270,7 +270,7 @@ def why_not(test: str) -> str | None:
 
 
 def written(directory: Path) -> set[str]:
-    """Give all tests that are written in CPython's modules, as `Class.name`."""
+    """Return all tests that CPython's modules define, as `Class.name`."""
     return {
         f"{each.name}.{part.name}"
         for module in MODULES
@@ -282,7 +282,7 @@ def written(directory: Path) -> set[str]:
 
 
 def run() -> list[str]:
-    """Give the tests that pytest finds in our cases, by the classes that they are written in."""
+    """Return the tests that pytest finds in our cases, with the classes that define them."""
     loader = unittest.TestLoader()
     return [_home(case, name) for case in CASES for name in loader.getTestCaseNames(case)]
 

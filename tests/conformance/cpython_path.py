@@ -1,7 +1,6 @@
 """Makes CPython's own tests importable as `test`: the running Python's, else those in `cpython/`.
 
-Does not know what is in them. To be imported before anything of `test` is: there is one
-package of that name in a process.
+Import this module before anything from `test`: a process has only one package of that name.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-#: What the running Python has of its own tests; it may be nothing, or not all.
+#: The tests that the running Python was installed with: all, some or none.
 SHIPPED = Path(sysconfig.get_path("stdlib"), "test")
 
 if not (SHIPPED / "test_concurrent_futures").is_dir():

@@ -1,8 +1,8 @@
-"""CPython's own cases of mappings, put together with a DDict; which are not run, and why.
+"""Runs CPython's own tests of mappings with a `DDict`, and lists those that are not run, and why.
 
-A module of its own, because workers import it: keys and values are pickled by name. What is in
-`test.mapping_tests` runs as it is written, but for what is `REWRITTEN`; the cases of dict are
-in `test_ddict_conformance`.
+Workers import this module, because keys and values are pickled by name; so it is not a test file
+itself. The tests in `test.mapping_tests` run unchanged, except for those in `REWRITTEN`. The tests
+of dict are in `test_cpython_mapping`.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ REWRITTEN = {
 
 
 class Error(Exception):
-    """What keys and values raise that are asked to."""
+    """Raised by the keys and values below when a test tells them to."""
 
 
 class BadEq:
-    """Equal to nothing, nor different from it."""
+    """Raises when it is compared."""
 
     def __init__(self, number: int = 1) -> None:
         self.number = number
@@ -166,7 +166,7 @@ class BadEq:
 
 
 class BadHash:
-    """Has a hash, until it has none."""
+    """Has a hash until a test sets `fail`; then to hash it raises."""
 
     fail = False
 
@@ -177,7 +177,7 @@ class BadHash:
 
 
 class BadDictKey:
-    """Cannot be compared with its like."""
+    """Raises when it is compared with another object of its class."""
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, BadDictKey):
@@ -189,7 +189,7 @@ class BadDictKey:
 
 
 class BadValue:
-    """Cannot be compared."""
+    """A value that raises when it is compared."""
 
     def __eq__(self, other: object) -> bool:
         raise RuntimeError
@@ -198,11 +198,11 @@ class BadValue:
 
 
 class Text(str):
-    """A text that is of no type of Python's own."""
+    """A subclass of str."""
 
 
 class SimpleUserDict:
-    """The least that update() takes as a mapping."""
+    """The smallest class that `update` accepts as a mapping."""
 
     def keys(self) -> Any:
         return {1: 1, 2: 2, 3: 3}.keys()
@@ -212,7 +212,7 @@ class SimpleUserDict:
 
 
 class FailingUserDict(SimpleUserDict):
-    """Fails at its keys, after the first of them, or at its values."""
+    """Raises in `keys`, after the first key, or in `__getitem__`."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -235,7 +235,7 @@ class FailingUserDict(SimpleUserDict):
 
 
 class MappingCases(mapping_tests.TestHashMappingProtocol):  # type: ignore[misc]
-    """CPython's cases of any mapping, with dictionaries of one layout."""
+    """CPython's tests of mappings, with dictionaries of one layout."""
 
     batch: ClassVar[Batch]
     options: ClassVar[dict[str, Any]]
@@ -278,12 +278,12 @@ for _name in unittest.TestLoader().getTestCaseNames(MappingCases):
 
 
 def written_of_mappings() -> set[str]:
-    """Give all cases that are written in the module that is run, as `Class.name`."""
+    """Return all tests that `test.mapping_tests` defines, as `Class.name`."""
     return _cases(Path(mapping_tests.__file__).read_text("utf-8"))
 
 
 def written_of_dict() -> set[str]:
-    """Give all cases of dict: of CPython 3.13, and what another one that runs this adds."""
+    """Return all tests of dict: those of CPython 3.13, and those that the running Python adds."""
     shipped = SHIPPED / "test_dict.py"
     return OF_DICT | (_cases(shipped.read_text("utf-8")) if shipped.exists() else set())
 

@@ -1,4 +1,4 @@
-"""CPython's own tests of executors pass with a BatchPoolExecutor; see `cpython_cases`."""
+"""A `BatchPoolExecutor` passes CPython's own tests of executors; see `cpython_cases`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from daskbatch import Batch
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[None]:
-    """A cluster for all, started once: workers that die are replaced."""
+    """One cluster for all tests of this file; the cluster replaces workers that die."""
     with Batch(num_workers=4) as batch, pytest.MonkeyPatch.context() as patch:
         address = batch.client.scheduler.address
         patch.setattr(cpython_cases.SharedExecutor, "cluster", address)

@@ -1,7 +1,7 @@
-"""A DDict does what CPython's own tests ask of a mapping and of a dict, in every layout.
+"""A `DDict` passes CPython's own tests of mappings and of dict, in every layout.
 
-Those of mappings run as they are; those of dict are about dict's own literals, so each that
-applies is written anew here, by the same name. What does not apply is in `mapping_cases`.
+The tests of mappings run unchanged. The tests of dict use dict literals, so each test that applies
+is rewritten here, under the same name. `mapping_cases` lists those that do not apply.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Make = Callable[..., DDict]
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[Batch]:
-    """A cluster for all."""
+    """One cluster for all tests of this file."""
     with Batch(num_workers=3) as batch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapping_cases.MappingCases, "batch", batch, raising=False)
         yield batch
@@ -43,7 +43,7 @@ def shared() -> Iterator[Batch]:
 
 @pytest.fixture(params=LAYOUTS)
 def make(request: pytest.FixtureRequest, shared: Batch) -> Iterator[Make]:
-    """Make dictionaries of each layout; they are closed behind the test."""
+    """Makes dictionaries of each layout, and closes them after the test."""
     made: list[DDict] = []
 
     def new(items: Mapping[Any, Any] | None = None) -> DDict:
@@ -390,7 +390,7 @@ def test_resize1(make: Make) -> None:
 
 
 def test_string_keys_can_track_values(make: Make) -> None:
-    """A dictionary that is in itself leads to itself."""
+    """A dictionary that contains itself: its value is the same dictionary."""
     d = make({str(number): number for number in range(10)})
     d["foo"] = d
     assert d["foo"]["foo"]["7"] == 7
@@ -399,7 +399,7 @@ def test_string_keys_can_track_values(make: Make) -> None:
 
 
 def test_str_nonstr(make: Make) -> None:
-    """A class that is equal to a str by a hash of its own process alone is not among these."""
+    """Without the class of CPython's test that equals a str but whose hash differs by process."""
     texts: list[str] = ["key3", Text("key3")]
     for key3 in texts:
         for write in (

@@ -1,7 +1,7 @@
 """Runs random programs while workers, children and executables are killed, and checks the rest.
 
-``python tests/faults.py --seeds 0-199 --workers 3`` does so for many seeds; a seed gives the
-program and the moments of the kills, and so a similar run, though never quite the same.
+``python tests/faults/engine_harness.py --seeds 0-199 --workers 3`` does so for many seeds. A seed
+determines the program and the times of the kills: runs of one seed are similar, but not equal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from daskbatch import (
 )
 from daskbatch.batch.task import Task
 
-#: Within so many seconds a run has to be over.
+#: A run must be over after this time. Seconds.
 PATIENCE = 120.0
 
 #: Names, in the environment, everything that a `FaultyBatch` has started.
@@ -46,7 +46,7 @@ RUN = "DASKBATCH_FAULTS"
 FILES = ("a", "b", "sub/c", "sub/d", "sub/deep/e")
 NAMES = (*FILES, "sub", "sub/deep")
 
-#: A value of so many bytes stays on its worker.
+#: A value of this size stays on its worker. Bytes.
 LARGE = 108_000
 
 
@@ -55,7 +55,7 @@ LARGE = 108_000
 
 @dataclass(frozen=True)
 class Step:
-    """A task of a random program: positions and paths only, so that it can be sent."""
+    """A task of a random program. It names other steps by their positions, so that it pickles."""
 
     number: int
     kind: str = "function"
@@ -79,7 +79,7 @@ class Step:
 
 
 def files_of(names: Sequence[str]) -> list[str]:
-    """Give the files that names stand for, of which some are directories."""
+    """Return the files below these names; some names are directories."""
     found: dict[str, None] = {}
     for name in names:
         part, _, rest = name.partition("/")
@@ -136,7 +136,7 @@ def random_program(seed: int, isolated: bool = True) -> list[Step]:
 
 
 def act(root: str, step: Step, *values: Any) -> str:
-    """Do what a step says, and write down that it begins and that it has been done."""
+    """Execute a step; record in a log that it begins and that it is done."""
     attempt = uuid.uuid4().hex[:8]
     _log(root, "begun", f"{step.number} {attempt} {os.getpid()} {time.time()}")
     state = [repr(values), str(step.number)]
@@ -174,7 +174,7 @@ def _log(root: str, name: str, line: str) -> None:
 
 
 def script(root: str, step: Step) -> str:
-    """Say in the language of the shell what a step does."""
+    """Return a shell script that does what a step does."""
     into = ">>" if step.appends else ">"
     base = shlex.quote(root)
     write = "; ".join(
@@ -203,7 +203,7 @@ def script(root: str, step: Step) -> str:
 
 
 def execute(root: str, step: Step, *values: Any) -> tuple[str, int]:
-    """Do in this process what the executable of a step does."""
+    """Do in this process what the script of a step does."""
     said = [f"{name}={_content(root, name)}" for name in files_of(step.reads)]
     # Without a single argument, the shell's printf takes the number alone.
     result = _digest("".join(said) + "".join(f"{each}\n" for each in (*values, step.number)))
@@ -215,7 +215,7 @@ def execute(root: str, step: Step, *values: Any) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: value, failed, skipped, lost, killed, other; and what of it."""
+    """The outcome of a task: value, failed, skipped, lost, killed or other; and its details."""
 
     kind: str
     detail: Any = None
@@ -224,7 +224,7 @@ class Outcome:
 
 @dataclass
 class Expected:
-    """What a sequential run gives: an outcome for each step, and what each has written."""
+    """The outcome of a sequential run: one for each step, and what each step has written."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
@@ -259,7 +259,7 @@ def _quick(step: Step) -> Step:
 
 
 def needs_of(steps: Sequence[Step], step: Step) -> set[int]:
-    """Find what a step cannot do without: arguments, and whose writes it reads."""
+    """Return the steps that a step needs: its arguments, and the steps whose writes it reads."""
     return {*step.arguments, *last_writers(steps, step)}  # type: ignore[arg-type]
 
 
@@ -268,7 +268,7 @@ def needs_of(steps: Sequence[Step], step: Step) -> set[int]:
 
 @dataclass(frozen=True)
 class Kill:
-    """What was killed, and when; of an executable also whose it was."""
+    """A process that was killed, and when; of an executable, also its step."""
 
     kind: str
     pid: int
@@ -277,14 +277,14 @@ class Kill:
 
 
 class Killer(threading.Thread):
-    """Kills, at moments drawn in advance, some of what belongs to a cluster.
+    """Kills processes of a cluster at times that are drawn in advance.
 
     Parameters
     ----------
     host : psutil.Process
         The process of the embedded cluster.
     seed : int
-        What moments and targets are drawn from.
+        The seed of the times and targets.
     """
 
     def __init__(self, host: psutil.Process, seed: int) -> None:
@@ -340,7 +340,7 @@ class Killer(threading.Thread):
 
 
 def targets(host: psutil.Process) -> dict[str, list[psutil.Process]]:
-    """Find what may be killed: workers, and what runs in processes of its own for them."""
+    """Return the processes that may be killed: workers, and the processes that they started."""
     found: dict[str, list[psutil.Process]] = {"worker": [], "child": [], "executable": []}
     for server in host.children():
         if "multiprocessing.forkserver" not in " ".join(server.cmdline()):
@@ -367,12 +367,12 @@ def _kind(process: psutil.Process) -> str:
 
 
 class Violation(AssertionError):
-    """Something that must hold does not."""
+    """Raised when something that must hold does not hold."""
 
 
 @dataclass
 class Tally:
-    """What has been counted."""
+    """Counts of what happened, over all runs."""
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -387,7 +387,7 @@ class Tally:
 
 
 class FaultyBatch:
-    """A Batch whose processes are killed, and of which nothing must be left.
+    """A Batch whose processes are killed; at the end, no process of it may exist.
 
     Parameters
     ----------
@@ -409,7 +409,7 @@ class FaultyBatch:
         )
 
     def close(self) -> list[str]:
-        """End it as anybody would; returns what is wrong."""
+        """Close and join the Batch; return what is wrong."""
         self.batch.close()
         try:
             self.batch.join(timeout=60)
@@ -419,7 +419,7 @@ class FaultyBatch:
         return self._left_behind()
 
     def abandon(self) -> list[str]:
-        """End it though it hangs."""
+        """End the Batch even if it hangs."""
         self.batch.terminate()
         return self._left_behind()
 
@@ -438,7 +438,7 @@ class FaultyBatch:
 
 
 class Run:
-    """One program, run once while things are killed.
+    """One run of a program while processes are killed.
 
     Parameters
     ----------
@@ -447,9 +447,9 @@ class Run:
     seed : int
         Which program, and which kills.
     root : Path
-        A directory that is its own.
+        A directory for this run only.
     isolated : bool
-        Whether some functions run in processes of their own.
+        Whether some functions run with `isolation="process"`.
     """
 
     def __init__(self, faulty: FaultyBatch, seed: int, root: Path, isolated: bool = True) -> None:
@@ -551,7 +551,7 @@ class Run:
             return Outcome("other", repr(error))
 
     def _go_on(self) -> None:
-        """Make sure that the Batch can still be used."""
+        """Check that the Batch can still be used."""
         task = self._batch.function(len, "abc")
         try:
             task.run(timeout=60)
@@ -683,7 +683,7 @@ class Run:
                     )
 
     def _written(self, step: Step, before: str | None) -> str | None:
-        """Give what is in a file after a step; None if that cannot be known."""
+        """Return the contents of a file after a step; None if they are unknown."""
         begun, done = self._begun.get(step.number, []), self._done.get(step.number, [])
         if not begun:
             return before
@@ -716,7 +716,7 @@ class Run:
 
 
 def _scheduled(dask_scheduler: Any) -> Any:
-    """Tell, on the scheduler, which workers there are, and where keys are that are not over."""
+    """Return, on the scheduler, its workers, and the places of keys that are not over."""
     keys = {
         key: (task.state, str(task.processing_on), str(task.run_spec)[:60])
         for key, task in dask_scheduler.tasks.items()
@@ -732,7 +732,7 @@ def _short(outcome: Outcome) -> str:
 def run_seeds(
     seeds: Sequence[int], workers: int, directory: Path, isolated: bool = True, told: Any = None
 ) -> Tally:
-    """Run some seeds, one after another, on one Batch; and end it."""
+    """Run some seeds one after another on one Batch, and then close the Batch."""
     tally = Tally()
     faulty = FaultyBatch(workers)
     try:
@@ -757,7 +757,7 @@ def run_seeds(
 
 
 def has_isolation() -> bool:
-    """Say whether functions can run in processes of their own."""
+    """Return whether functions can run with `isolation="process"`."""
     with Batch(num_workers=1) as batch:
         try:
             task = batch.options(isolation="process").function(len, "abc")

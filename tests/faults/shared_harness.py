@@ -1,7 +1,7 @@
 """Uses a DDict from many sides while workers are killed, and checks what was read and written.
 
-``python tests/shared_faults.py --runs 50`` does so many times, with two replicas and with one; the
-number of a run gives the moments of the kills, and so a similar run, though never quite the same.
+``python tests/faults/shared_harness.py --runs 50`` does so many times, with two replicas and with
+one. The number of a run determines the times of the kills, so that runs of a number are similar.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ WORKERS = 3
 WRITERS, READERS, KEYS = 4, 4, 6
 COUNTERS = ("count/0", "count/1", "count/2")
 
-#: Within so many seconds a call has to be over, whatever is killed; and copies are made again.
+#: A call must be over, and copies be made again, after this time. Seconds.
 PATIENCE, REPAIR = 5.0, 30.0
 
-#: After so many seconds everybody gives up.
+#: Writers and readers give up after this time. Seconds.
 LONGEST = 90.0
 
 
@@ -54,7 +54,7 @@ def all_keys() -> list[str]:
 
 
 class Log:
-    """A file with a line for each call: what it was, what came of it, and when."""
+    """A file with a line for each call: the call, its outcome, and its time."""
 
     def __init__(self, root: str, name: str) -> None:
         self._file = os.open(f"{root}/{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -65,7 +65,7 @@ class Log:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
-        """Write down that somebody begins, and that it was not killed."""
+        """Record that a call begins, and, if it was not killed, that it ends."""
         self("begun", "-", 0, 0.0)
         yield
         self("ended", "-", 0, 0.0)
@@ -73,7 +73,7 @@ class Log:
 
 
 def write(d: DDict, root: str, writer: int, many: bool, hasty: bool) -> None:
-    """Write numbers that go up, until somebody says that it is over."""
+    """Write increasing numbers until the run is over."""
     log, rng = Log(root, f"writer-{writer}"), random.Random(os.urandom(8))
     with log.attempt():
         for key in _until_over(root, rng, [key_of(writer, n) for n in range(KEYS)], hasty):
@@ -102,7 +102,7 @@ def write(d: DDict, root: str, writer: int, many: bool, hasty: bool) -> None:
 
 
 def read(d: DDict, root: str, reader: int) -> None:
-    """Read keys of others, until somebody says that it is over."""
+    """Read keys that others write until the run is over."""
     log, rng = Log(root, f"reader-{reader}"), random.Random(os.urandom(8))
     with log.attempt():
         for key in _until_over(root, rng, all_keys()):
@@ -123,7 +123,7 @@ def read(d: DDict, root: str, reader: int) -> None:
 
 
 def await_key(d: DDict, root: str, key: str) -> None:
-    """Wait for what nobody writes before the end."""
+    """Wait for a key that is written at the end only."""
     log, begin = Log(root, "waiter-" + key.replace("/", "-")), time.monotonic()
     try:
         log("came", key, int(d[key]), begin)
@@ -159,7 +159,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Kill:
-    """Which worker was killed, and when."""
+    """A worker that was killed, and when."""
 
     worker: str
     when: float
@@ -180,7 +180,7 @@ class Run:
     replicas : int
         How many copies there are.
     root : Path
-        A directory that is its own.
+        A directory for this run only.
     """
 
     def __init__(self, faulty: FaultyBatch, number: int, replicas: int, root: Path) -> None:
@@ -384,7 +384,7 @@ class Run:
                 )
 
     def _check_order(self, calls: Sequence[Call]) -> None:
-        """Find what was read after somebody had seen something newer."""
+        """Find reads that returned a value older than one that was read before."""
         by_key: dict[str, list[tuple[float, float, int, Call]]] = defaultdict(list)
         for call in calls:
             if call.what in ("put", "read"):
@@ -408,13 +408,13 @@ def _flat(use: tuple[Callable[..., None], tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def _members(uid: str, dask_scheduler: Any) -> list[list[str]]:
-    """Give, on the scheduler, the workers that have each shard."""
+    """Return, on the scheduler, the workers of each shard."""
     found = dask_scheduler.plugins["daskbatch-shared"]._find(uid)
     return [[each.worker for each in layout.replicas] for layout in found.layouts]
 
 
 def run_many(numbers: Sequence[int], replicas: int, directory: Path, told: Any = None) -> Tally:
-    """Make some runs, one after another, on one Batch; and end it."""
+    """Make some runs one after another on one Batch, and then close the Batch."""
     tally = Tally()
     faulty = FaultyBatch(WORKERS)
     try:

@@ -1,4 +1,4 @@
-"""Random programs while workers, children and executables are killed: the recorded seeds."""
+"""Random programs end correctly while processes are killed: the seeds that are run each time."""
 
 from __future__ import annotations
 

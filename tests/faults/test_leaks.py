@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
 
 import psutil
 import pytest
 from distributed import Worker
+from support.waiting import spin, wait_until, wait_until_running
 
 from daskbatch import Batch, TaskCancelled, TaskCrashed, TaskTimeout
 from daskbatch.batch.task import Task
@@ -19,20 +18,8 @@ from daskbatch.batch.task import Task
 ROUNDS = 15
 
 
-def spin() -> None:
-    while True:
-        pass
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
-
-
 def cancel_running(task: Task) -> None:
-    until(lambda: task.state == "running")
+    wait_until_running(task)
     assert task.cancel() is True
 
 
@@ -78,7 +65,7 @@ def test_nothing_piles_up_over_faults_of_tasks() -> None:
         for _ in range(ROUNDS):
             one_round(batch)
         # Files and threads of Dask itself come and go by a few.
-        until(
+        wait_until(
             lambda: all(
                 now <= then + 3
                 for some, others in zip(all_held(batch), before, strict=True)
@@ -105,14 +92,14 @@ def test_nothing_piles_up_over_deaths_of_workers() -> None:
             after = batch.options(isolation="process").function(len, "abc")
             after.run(timeout=60)
             assert after.get() == 3
-            until(lambda: batch.num_workers == 1)
+            wait_until(lambda: batch.num_workers == 1)
 
         for _ in range(2):
             die()
         before = held()[:2], host.num_fds(), len(host.children(recursive=True))
         for _ in range(10):
             die()
-        until(
+        wait_until(
             lambda: (
                 held()[1] <= before[0][1] + 2
                 and held()[0] <= before[0][0] + 3

@@ -1,4 +1,4 @@
-"""What runs again when a worker is killed, and what must not: rule by rule."""
+"""Which tasks run again when a worker is killed, and which must not: one test for each rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import dask
 import psutil
 import pytest
 from distributed import LocalCluster
+from support.waiting import wait_until
 
 from daskbatch import Batch, DependencyFailed, WorkerLost
 from daskbatch.batch.task import Task
 
-#: A value of so many bytes stays on its worker.
+#: A value of this size stays on its worker. Bytes.
 LARGE = 200_000
 
 BEFORE, AFTER = "before", "after"
@@ -39,7 +40,7 @@ def batch(killed_batch: Batch) -> Iterator[Batch]:
 
 @pytest.fixture
 def one_block() -> Iterator[Batch]:
-    """A Batch whose only worker takes many tasks at a time, however long they take."""
+    """A Batch with one worker, which receives many tasks at a time even if they are long."""
     with dask.config.set({"daskbatch.block-budget": "60s"}):
         batch = Batch(num_workers=1)
     yield batch
@@ -50,7 +51,7 @@ def one_block() -> Iterator[Batch]:
 
 
 def note(root: Path, name: str) -> int:
-    """Write down that a task runs, and where; returns for the how manieth time."""
+    """Record that a task runs in this process; return how many times it has run."""
     file = os.open(root / f"{name}.runs", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{os.getpid()}\n".encode())
     os.close(file)
@@ -58,15 +59,15 @@ def note(root: Path, name: str) -> int:
 
 
 def runs(root: Path, name: str) -> list[int]:
-    """Give the processes in which a task has run, or has begun to."""
+    """Return the processes in which a task has begun to run."""
     path = root / f"{name}.runs"
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def gate(root: Path, name: str, *_: Any) -> int:
-    """Run until it is let through, or its worker is killed."""
+    """Run until `let_through` is called for this name, or the worker is killed."""
     count = note(root, name)
-    await_that((root / f"{name}.go").exists, name)
+    wait_until((root / f"{name}.go").exists, name)
     return count
 
 
@@ -89,20 +90,13 @@ def large(root: Path, name: str, *_: Any) -> str:
 # -- what tests do ----------------------------------------------------------------------
 
 
-def await_that(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
-
-
 def let_through(root: Path, name: str) -> None:
     (root / f"{name}.go").touch()
 
 
 def kill_under(root: Path, name: str, count: int = 1) -> None:
-    """Kill the worker that runs a task, once it runs for the how manieth time."""
-    await_that(lambda: len(runs(root, name)) == count, name)
+    """Kill the worker that runs a task, once the task runs for the `count`-th time."""
+    wait_until(lambda: len(runs(root, name)) == count, name)
     kill(runs(root, name)[-1])
 
 
@@ -135,7 +129,7 @@ def make_reader(batch: Batch, root: Path, name: str, size: int = 0, *more: Any) 
 
 
 def block_of(tasks: Sequence[Task]) -> int:
-    """Give the only block that tasks are in."""
+    """Return the block of these tasks, which must be the same for all."""
     (block,) = {task._record.block for task in tasks}
     assert block is not None
     return block.number
@@ -245,7 +239,7 @@ def test_what_writes_what_it_reads_is_lost(batch: Batch, tmp_path: Path, isolati
     behind = make_reader(batch, tmp_path, "behind")
     after = make_writer(batch, tmp_path, "after", AFTER)
     batch.compile([task, behind, after]).start()
-    await_that(lambda: bool(runs(tmp_path, "task")), "begun")
+    wait_until(lambda: bool(runs(tmp_path, "task")), "begun")
     ran = psutil.Process(runs(tmp_path, "task")[0])
     if isolation == "process":
         parent = ran.parent()
@@ -284,12 +278,12 @@ def test_what_may_run_again_does(
     if accesses in ("writes", "both"):
         task.write(tmp_path, "other")
     task.start()
-    await_that(lambda: bool(runs(tmp_path, "task")), "begun")
+    wait_until(lambda: bool(runs(tmp_path, "task")), "begun")
     ran = psutil.Process(runs(tmp_path, "task")[0])
     parent = ran.parent()
     assert parent is not None
     kill(parent.pid if isolation == "process" else ran.pid)
-    await_that(lambda: len(runs(tmp_path, "task")) == 2, "begun again")
+    wait_until(lambda: len(runs(tmp_path, "task")) == 2, "begun again")
     assert has_ended(ran)
     let_through(tmp_path, "task")
     assert task.get(timeout=60) == 2
@@ -342,7 +336,7 @@ def test_of_a_block_that_was_killed_nothing_runs_twice(
     batch.compile(tasks).start()
     assert len({task._record.block for task in tasks}) < 10
     for number in (20, 90, 200):
-        await_that(lambda number=number: bool(runs(tmp_path, str(number))), str(number))
+        wait_until(lambda number=number: bool(runs(tmp_path, str(number))), str(number))
         for pid in batch.client.run(os.getpid).values():
             kill(pid)
     finished = 0
@@ -380,7 +374,7 @@ def test_two_batches_on_one_worker_are_told_apart(tmp_path: Path) -> None:
             batch.compile(program).start()
             tasks.append(program[-1])
         for name in ("one", "other"):
-            await_that(lambda name=name: bool(runs(tmp_path, name)), name)
+            wait_until(lambda name=name: bool(runs(tmp_path, name)), name)
         assert tasks[0]._record.block.number == tasks[1]._record.block.number
         kill_under(tmp_path, "one")
         for task in tasks:

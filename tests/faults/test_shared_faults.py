@@ -1,4 +1,4 @@
-"""A DDict that is used from many sides while its workers are killed: a few runs."""
+"""A `DDict` keeps its promises while many use it and its workers are killed: a few runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from distributed.core import Status
 from faults.shared_harness import run_many
 from support import ddicts
-from support.clients import until
+from support.waiting import wait_until
 
 from daskbatch import Batch, DDict, ServiceLost
 
@@ -33,7 +33,7 @@ def test_what_was_acknowledged_is_kept_or_told_as_lost(
 
 
 def _members(dask_scheduler: Any) -> list[str]:
-    """Give, on the scheduler, the workers that have the one shard that there is."""
+    """Return, on the scheduler, the workers that have the only shard."""
     (found,) = dask_scheduler.plugins["daskbatch-shared"]._objects.values()
     return [each.worker for each in found.layouts[0].replicas]
 
@@ -99,7 +99,7 @@ def _statuses(dask_scheduler: Any) -> dict[str, Status]:
 
 def test_a_worker_that_was_paused_has_the_copy_later() -> None:
     cluster = LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=":0"
     )
     with cluster, Client(cluster) as client:
         d = DDict(client, shards=1, replicas=2)
@@ -120,7 +120,7 @@ def test_a_worker_that_was_paused_has_the_copy_later() -> None:
 
 @pytest.mark.slow
 def test_what_was_taken_out_is_copied_too() -> None:
-    """Large values that were answered with are part of what a copy must know."""
+    """A copy must also have the large values of past answers."""
     with Batch(num_workers=3) as batch:
         d = batch.ddict(shards=1, replicas=2)
         for number in range(3):
@@ -151,16 +151,16 @@ def test_tasks_that_are_stopped_beside_a_shard_leave_it_and_its_copy_alike() -> 
     with Batch(num_workers=2) as batch:
         d = batch.ddict(shards=1, replicas=2)
         d["last"] = -1
-        until(lambda: d.stats()[0]["copies"] == 1)
+        wait_until(lambda: d.stats()[0]["copies"] == 1)
         worker = d.stats()[0]["worker"]
         (pid,) = batch.client.run(os.getpid, workers=[worker]).values()
         for _ in range(25):
             before = d["last"]
             task = batch.options(workers=[worker]).function(write_near, d)
             task.start()
-            until(lambda before=before: d["last"] not in (before, 0, 1, 2))
+            wait_until(lambda before=before: d["last"] not in (before, 0, 1, 2))
             task.cancel()
-            until(lambda task=task: task.state == "cancelled")
+            wait_until(lambda task=task: task.state == "cancelled")
         (stats,) = d.stats()
         assert (stats["worker"], stats["copies"]) == (worker, 1)
         there = dict(d.items())

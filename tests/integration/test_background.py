@@ -27,6 +27,7 @@ from support.programs import (
     run_sequentially,
     snapshot,
 )
+from support.waiting import wait_for_file
 
 from daskbatch import (
     Batch,
@@ -83,14 +84,8 @@ def fail(value: Any) -> None:
     raise ValueError(value)
 
 
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return "there"
-
-
 def append(what: tuple[Path, str]) -> str:
-    """Add a line to a file; gives what is in it."""
+    """Add a line to a file; return the contents of the file."""
     path, line = what
     with path.open("a") as file:
         file.write(f"{line}\n")
@@ -233,13 +228,13 @@ def test_of_threads_that_start_one_at_once_one_succeeds(batch: Batch, lazy: Lazy
 
 
 def test_waiting_has_its_time(batch: Batch, lazy: Lazy, tmp_path: Path) -> None:
-    task = lazy(wait_for)(tmp_path / "go")
+    task = lazy(wait_for_file)(tmp_path / "go")
     for wait in (task.wait, task.get, task.stdout.get, batch.fence):
         with pytest.raises(TimeoutError):
             wait(timeout=0.01)
     assert task.state in ("waiting", "running")
     (tmp_path / "go").touch()
-    assert task.get(timeout=60) == "there"
+    assert task.get(timeout=60) == "go"
 
 
 def test_all_that_waits_is_one_submission(
@@ -266,7 +261,7 @@ def test_all_that_waits_is_one_submission(
 
 def test_order_holds_across_flushes(batch: Batch, lazy: Lazy, tmp_path: Path) -> None:
     file, go = tmp_path / "file", tmp_path / "go"
-    first = lazy(wait_for, CALL)(go, tmp_path / "in", file)
+    first = lazy(wait_for_file, CALL)(go, tmp_path / "in", file)
     first.start()
     tasks = []
     for number in range(20):
@@ -285,7 +280,7 @@ def test_a_write_waits_for_reads_of_an_earlier_flush(
     file, go = tmp_path / "file", tmp_path / "go"
     file.write_text("old\n")
     # More than one by one would be waited for.
-    reads = [lazy(wait_for, CALL)(go, file, tmp_path / f"out-{n}") for n in range(20)]
+    reads = [lazy(wait_for_file, CALL)(go, file, tmp_path / f"out-{n}") for n in range(20)]
     reads[0].start()
     write = lazy(append, CALL)((file, "new"), tmp_path / "in", file)
     write.start()
@@ -300,7 +295,7 @@ def test_accesses_that_are_added_while_it_waits_count(
     batch: Batch, lazy: Lazy, tmp_path: Path
 ) -> None:
     file, go = tmp_path / "file", tmp_path / "go"
-    first = lazy(wait_for)(go)
+    first = lazy(wait_for_file)(go)
     first.write(tmp_path, "file")
     second = lazy(append)((file, "x"))
     second.read(file)
@@ -368,7 +363,7 @@ def test_one_that_is_cancelled_does_not_run(
     batch: Batch, lazy: Lazy, tmp_path: Path, flushed: bool
 ) -> None:
     file, go = tmp_path / "file", tmp_path / "go"
-    first = lazy(wait_for, CALL)(go, tmp_path / "in", file)
+    first = lazy(wait_for_file, CALL)(go, tmp_path / "in", file)
     cancelled = lazy(append, CALL)((file, "x"), tmp_path / "in", file)
     if flushed:
         cancelled.start()
@@ -385,7 +380,7 @@ def test_one_that_is_cancelled_does_not_run(
         writes.wait(timeout=0.05)
     go.touch()
     assert writes.get(timeout=60) == "z\n"
-    assert first.get() == "there"
+    assert first.get() == "go"
     with pytest.raises(TaskCancelled):
         cancelled.get()
     with pytest.raises(LifecycleError, match="cancelled already"):
@@ -492,7 +487,7 @@ def test_on_a_cluster_that_is_gone_they_fail(batch: Batch, tmp_path: Path) -> No
 
 
 class Hook:
-    """Does something when it is pickled."""
+    """Calls a function when it is pickled."""
 
     def __init__(self, do: Callable[[], Any]) -> None:
         self._do = do
@@ -503,7 +498,7 @@ class Hook:
 
 
 def hooked(do: Callable[[], Any]) -> Callable[[Any], Any]:
-    """Make a function that does something when it is pickled."""
+    """Make a function that calls another one when it is pickled."""
     hook = Hook(do)
     return lambda value: (value, hook)[0]
 
@@ -716,7 +711,7 @@ def test_a_call_that_waits_for_its_turn_holds_up_only_what_takes_it(
 ) -> None:
     with BatchPoolExecutor(cluster=batch.client, max_workers=1) as executor:
         call = lazy_on(executor.batch, tmp_path)(same)
-        first = executor.submit(wait_for, tmp_path / "go")
+        first = executor.submit(wait_for_file, tmp_path / "go")
         second = executor.submit(same, 2)
         before, taking, behind = call(1), call(second), call(3)
         assert before.get(timeout=60) == 1
@@ -724,4 +719,4 @@ def test_a_call_that_waits_for_its_turn_holds_up_only_what_takes_it(
         (tmp_path / "go").touch()
         assert behind.get(timeout=60) == 3
         assert taking.get(timeout=60) == 2
-        assert first.result(timeout=60) == "there"
+        assert first.result(timeout=60) == "go"

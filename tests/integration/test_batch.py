@@ -14,6 +14,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from support.waiting import wait_for_file
 
 import daskbatch
 from daskbatch import (
@@ -212,7 +213,7 @@ def _await_conflicting_tasks(path: Path) -> str:
 
 def test_join_in_time_or_not(tmp_path: Path) -> None:
     batch = Batch(num_workers=1)
-    task = batch.function(_wait_for, tmp_path / "go")
+    task = batch.function(wait_for_file, tmp_path / "go")
     task.start()
     batch.close()
     with pytest.raises(TimeoutError, match="1 tasks are not over after 0.2 s"):
@@ -221,20 +222,15 @@ def test_join_in_time_or_not(tmp_path: Path) -> None:
     batch.join(timeout=60)
 
 
-def _wait_for(path: Path) -> None:
-    while not path.exists():
-        threading.Event().wait(0.01)
-
-
 def test_terminate_gives_up_and_leaves_no_process(tmp_path: Path) -> None:
     batch = Batch(num_workers=2)
     pids = [*batch.client.run(os.getpid).values()]
-    tasks = [batch.function(_wait_for, tmp_path / "never") for _ in range(10)]
+    tasks = [batch.function(wait_for_file, tmp_path / "never") for _ in range(10)]
     batch.compile(tasks).start()
     batch.terminate()
     batch.terminate()
     assert {task.state for task in tasks} == {"cancelled"}
-    with pytest.raises(daskbatch.TaskCancelled, match="'_wait_for' was cancelled"):
+    with pytest.raises(daskbatch.TaskCancelled, match="'wait_for_file' was cancelled"):
         tasks[0].get()
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], 10)
     assert not alive
@@ -242,7 +238,7 @@ def test_terminate_gives_up_and_leaves_no_process(tmp_path: Path) -> None:
 
 def test_a_block_that_raises_terminates(tmp_path: Path) -> None:
     with pytest.raises(KeyError), Batch(num_workers=1) as batch:
-        task = batch.function(_wait_for, tmp_path / "never")
+        task = batch.function(wait_for_file, tmp_path / "never")
         task.start()
         raise KeyError("mine")
     assert task.state == "cancelled"
@@ -261,7 +257,7 @@ def test_a_batch_that_is_dropped_ends() -> None:
 
 
 def test_fence(batch: Batch, tmp_path: Path) -> None:
-    task = batch.function(_wait_for, tmp_path / "go")
+    task = batch.function(wait_for_file, tmp_path / "go")
     task.start()
     with pytest.raises(TimeoutError, match="1 tasks are not over after 0.1 s"):
         batch.fence(timeout=0.1)

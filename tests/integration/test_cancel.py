@@ -1,4 +1,4 @@
-"""Cancelling what has not begun and what runs, and telling the truth about it."""
+"""Tasks can be cancelled before they begin and while they run; `cancel` returns the truth."""
 
 from __future__ import annotations
 
@@ -14,32 +14,17 @@ import psutil
 import pytest
 from support.programs import Step, act, make_root, make_tasks, random_program, result_of, snapshot
 from support.programs import last_writers as writers_that_count
+from support.waiting import touch, touch_and_spin, wait_for_file, wait_until_running
 
 from daskbatch import Batch, DependencyFailed, LifecycleError, TaskCancelled
-from daskbatch.batch.task import Task
-
-
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return "waited"
-
-
-def touch(path: Path) -> None:
-    path.touch()
 
 
 def occupy(batch: Batch, tmp_path: Path) -> list[object]:
     """Keep both workers of the shared Batch busy until `tmp_path / "go"` is there."""
-    busy = [batch.options(priority=1).function(wait_for, tmp_path / "go") for _ in range(2)]
+    busy = [batch.options(priority=1).function(wait_for_file, tmp_path / "go") for _ in range(2)]
     for task in busy:
         task.start()
-    for task in busy:
-        for _ in range(2000):
-            if task.state == "running":
-                break
-            threading.Event().wait(0.005)
-        assert task.state == "running"
+    wait_until_running(*busy)
     return list(busy)
 
 
@@ -72,29 +57,18 @@ def test_done(batch: Batch) -> None:
     assert task.get() == 3
 
 
-def spin(path: Path) -> None:
-    path.touch()
-    while True:
-        pass
-
-
-def until_running(task: Task) -> None:
-    while task.state != "running":
-        threading.Event().wait(0.005)
-
-
 def test_a_function_that_runs_is_stopped(batch: Batch, tmp_path: Path) -> None:
     written = batch.write(tmp_path / "data")
-    task = batch.function(spin, tmp_path / "began", writes=[written])
+    task = batch.function(touch_and_spin, tmp_path / "began", writes=[written])
     reader = batch.function(len, "", reads=[batch.read(tmp_path / "data")])
     after = batch.function(touch, tmp_path / "after", writes=[written])
     batch.compile([task, reader, after]).start()
-    until_running(task)
+    wait_until_running(task)
     assert task.cancel() is True
     after.wait(timeout=60)
     assert task.state == "cancelled"
     assert after.state == "done"
-    with pytest.raises(DependencyFailed, match="because 'spin' was cancelled"):
+    with pytest.raises(DependencyFailed, match="because 'touch_and_spin' was cancelled"):
         reader.get(timeout=60)
 
 
@@ -102,7 +76,7 @@ def test_an_executable_that_runs_is_stopped_with_its_children(batch: Batch, tmp_
     script = f"sleep 600 & echo $! > {tmp_path}/pid; touch {tmp_path}/go; wait"
     task = batch.process("sh", "-c", script)
     task.start()
-    wait_for(tmp_path / "go")
+    wait_for_file(tmp_path / "go")
     pid = int((tmp_path / "pid").read_text())
     assert task.cancel() is True
     task.wait(timeout=60)
@@ -126,7 +100,7 @@ def test_a_function_that_swallows_what_stops_it_is_stopped_again(
 ) -> None:
     task = batch.function(swallow, tmp_path)
     task.start()
-    wait_for(tmp_path / "0")
+    wait_for_file(tmp_path / "0")
     assert task.cancel() is True
     task.wait(timeout=60)
     assert (task.state, task.cancel()) == ("cancelled", True)
@@ -135,9 +109,9 @@ def test_a_function_that_swallows_what_stops_it_is_stopped_again(
 
 
 def test_a_cancelled_task_is_not_tried_again(batch: Batch, tmp_path: Path) -> None:
-    task = batch.options(retries=5).function(spin, tmp_path / "began")
+    task = batch.options(retries=5).function(touch_and_spin, tmp_path / "began")
     task.start()
-    wait_for(tmp_path / "began")
+    wait_for_file(tmp_path / "began")
     (tmp_path / "began").unlink()
     assert task.cancel() is True
     task.wait(timeout=60)
@@ -249,7 +223,7 @@ def check_cancellations(batch: Batch, seed: int, path: Path) -> None:
 
 
 def act_whole(root: str, step: Step, *values: Any) -> str:
-    """Do what a step says to its end, once it has begun: what is stopped midway is unknown."""
+    """Execute a step to its end once it has begun, so that its result is known."""
     outcome: list[Any] = []
 
     def work() -> None:

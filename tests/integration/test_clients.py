@@ -1,4 +1,4 @@
-"""Many clients of one Batch: copies in other processes, and what becomes of the Batch and them."""
+"""Many clients of one Batch: copies in other processes, and how the Batch and they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 from support import clients
-from support.clients import context, pid_in, process, until
+from support.clients import context, process
+from support.waiting import read_pid, wait_for_file, wait_until
 
 from daskbatch import (
     Batch,
@@ -83,13 +84,13 @@ def test_one_that_is_killed_counts_as_closed(tmp_path: Path) -> None:
     begin, answers, end = context.Barrier(1), context.Queue(), context.Event()
     batch = Batch(num_workers=4)
     with process(clients.run_for_ever, batch, tmp_path) as victim:
-        until((tmp_path / "thread.begun").exists)
-        pids = [pid_in(tmp_path / f"{kind}.begun") for kind in ("process", "executable")]
+        wait_until((tmp_path / "thread.begun").exists)
+        pids = [read_pid(tmp_path / f"{kind}.begun") for kind in ("process", "executable")]
         with process(clients.run_squares, batch, 0, 300, begin, answers, end):
             victim.kill()
             assert answers.get(timeout=60) == (2, True), "the others notice nothing"
-            until((tmp_path / "thread.stopped").exists)
-            until(lambda: not any(map(psutil.pid_exists, pids)))
+            wait_until((tmp_path / "thread.stopped").exists)
+            wait_until(lambda: not any(map(psutil.pid_exists, pids)))
             end.set()
             batch.close()
             batch.join(timeout=60)
@@ -97,17 +98,17 @@ def test_one_that_is_killed_counts_as_closed(tmp_path: Path) -> None:
 
 def test_one_that_is_frozen_counts_as_crashed_after_a_time(owner: Batch, tmp_path: Path) -> None:
     with process(clients.run_for_ever, owner, tmp_path, "1 s") as victim:
-        until((tmp_path / "executable.begun").exists)
-        until((tmp_path / "thread.begun").exists)
+        wait_until((tmp_path / "executable.begun").exists)
+        wait_until((tmp_path / "thread.begun").exists)
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGSTOP)
         try:
             owner.close()
             owner.join(timeout=30)
-            until((tmp_path / "thread.stopped").exists)
+            wait_until((tmp_path / "thread.stopped").exists)
         finally:
             os.kill(victim.pid, signal.SIGCONT)
-        until((tmp_path / "told again").exists)
+        wait_until((tmp_path / "told again").exists)
         victim.join(30)
         assert victim.exitcode == 0
 
@@ -115,12 +116,12 @@ def test_one_that_is_frozen_counts_as_crashed_after_a_time(owner: Batch, tmp_pat
 def test_one_that_has_forked_before_it_is_killed(owner: Batch, tmp_path: Path) -> None:
     """The other process must not keep its connection open."""
     with process(clients.fork_and_run_for_ever, owner, tmp_path) as victim:
-        until((tmp_path / "forked").exists)
+        wait_until((tmp_path / "forked").exists)
         assert victim.pid is not None
         forked = psutil.Process(victim.pid).children()
         try:
             victim.kill()
-            until((tmp_path / "task.stopped").exists)
+            wait_until((tmp_path / "task.stopped").exists)
             owner.close()
             owner.join(timeout=30)
             assert all(each.is_running() for each in forked)
@@ -131,7 +132,11 @@ def test_one_that_has_forked_before_it_is_killed(owner: Batch, tmp_path: Path) -
 
 def test_who_leaves_has_its_tasks_run_to_their_end(owner: Batch, tmp_path: Path) -> None:
     with process(clients.use_and_leave, owner, tmp_path / "done") as other:
-        until(lambda: other.exitcode is not None)
+        wait_until((tmp_path / "done.closed").exists)
+        other.join(0.3)
+        assert other.exitcode is None, "it waits for its task"
+        (tmp_path / "done.go").touch()
+        wait_until(lambda: other.exitcode is not None)
     assert (tmp_path / "done").exists()
     owner.close()
     owner.join(timeout=30)
@@ -139,7 +144,7 @@ def test_who_leaves_has_its_tasks_run_to_their_end(owner: Batch, tmp_path: Path)
 
 def test_who_ends_without_closing_has_them_stopped(owner: Batch, tmp_path: Path) -> None:
     with process(clients.forget_to_close, owner, tmp_path / "task"):
-        until((tmp_path / "task.stopped").exists)
+        wait_until((tmp_path / "task.stopped").exists)
     owner.close()
     owner.join(timeout=30)
 
@@ -155,7 +160,7 @@ def test_the_others_go_on_without_the_creator(cluster: LocalCluster) -> None:
     assert task.get() == 8
     copy.close()
     with pytest.raises(ServiceLost, match="there is no such Batch"):
-        until(lambda: copied(batch).client_id < 0)
+        wait_until(lambda: copied(batch).client_id < 0)
 
 
 def test_first_come_first_served(tmp_path: Path) -> None:
@@ -169,12 +174,12 @@ def test_first_come_first_served(tmp_path: Path) -> None:
         def there() -> int:
             return batch.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
 
-        copies[1].function(clients.wait_for, tmp_path / "go").start()
+        copies[1].function(wait_for_file, tmp_path / "go").start()
         names = [f"{which}{turn}" for turn in range(3) for which in (2, 0, 1)]
         for name in names:
             before = there()
             copies[int(name[0])].function(clients.note, notes, name).start()
-            until(lambda before=before: there() > before)
+            wait_until(lambda before=before: there() > before)
         (tmp_path / "go").touch()
         for copy in copies:
             copy.fence(timeout=30)
@@ -286,7 +291,7 @@ def test_used_by_many_threads_it_is_one_client(owner: Batch) -> None:
 
 def test_fence_waits_for_what_this_client_has_started(owner: Batch, tmp_path: Path) -> None:
     with copied(owner) as copy:
-        owner.function(clients.wait_for, tmp_path / "go").start()
+        owner.function(wait_for_file, tmp_path / "go").start()
         task = copy.function(pow, 2, 2)
         task.start()
         copy.fence(timeout=30)
@@ -321,10 +326,13 @@ def test_one_that_was_never_used_holds_up_nothing(owner: Batch) -> None:
 
 def test_one_that_is_dropped_counts_as_closed(owner: Batch, tmp_path: Path) -> None:
     copy = copied(owner)
-    copy.function(clients.touch_later, tmp_path / "done").start()
+    copy.function(clients.touch_when_told, tmp_path / "done").start()
     del copy
     gc.collect()
     owner.close()
+    with pytest.raises(TimeoutError):
+        owner.join(timeout=0.3)
+    (tmp_path / "done.go").touch()
     owner.join(timeout=30)
     assert (tmp_path / "done").exists(), "what it has started runs to its end"
 
@@ -333,11 +341,11 @@ def test_a_copy_that_terminates_gives_up_its_own(owner: Batch, tmp_path: Path) -
     copy = copied(owner)
     task, own = copy.function(clients.spin, tmp_path / "task"), owner.function(pow, 2, 2)
     task.start()
-    until((tmp_path / "task.begun").exists)
+    wait_until((tmp_path / "task.begun").exists)
     copy.terminate()
     copy.terminate()
     assert task.state == "cancelled"
-    until((tmp_path / "task.stopped").exists)
+    wait_until((tmp_path / "task.stopped").exists)
     own.run(timeout=30)
     owner.close()
     owner.join(timeout=30)
@@ -351,11 +359,11 @@ def test_terminate_ends_all(cluster: LocalCluster, tmp_path: Path, embedded: boo
     batch = Batch(num_workers=1) if embedded else Batch(cluster)
     answers = context.Queue()
     with process(clients.wait_for_ever, batch, tmp_path / "task", answers):
-        until((tmp_path / "task.begun").exists)
+        wait_until((tmp_path / "task.begun").exists)
         batch.terminate()
         assert answers.get(timeout=30) == ["ServiceLost", "nothing", "ServiceLost", "ServiceLost"]
     if not embedded:
-        until((tmp_path / "task.stopped").exists)
+        wait_until((tmp_path / "task.stopped").exists)
 
 
 def test_used_after_the_end(cluster: LocalCluster) -> None:
@@ -377,7 +385,7 @@ def test_used_after_the_end(cluster: LocalCluster) -> None:
 
 
 def test_nobody_comes_while_the_last_leaves(owner: Batch) -> None:
-    """The end of a Batch is one step: who is not a client by then becomes none."""
+    """A Batch ends in one step: a copy that is not a client by then cannot become one."""
     errors: list[BaseException] = []
 
     def come_and_go() -> None:

@@ -1,4 +1,4 @@
-"""Copies of a Batch on a cluster that wants certificates: they never travel with the copy."""
+"""Copies of a Batch on a cluster with TLS: certificates are never sent with the copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("cryptography")
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a certificate that is its own authority, and its key; as a cluster's admin would."""
+    """Make a self-signed certificate and its key, as the administrator of a cluster does."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,11 +1,11 @@
-"""Compiled tasks: what may be compiled, and what can be learnt of the order."""
+"""Compiled tasks: which tasks can be compiled, and how they report their order."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, CommunicationDomain, CommunicationObject, GraphError, LifecycleError
 
@@ -26,7 +26,7 @@ def test_an_empty_list_is_done_at_once(batch: Batch) -> None:
 
 
 def test_a_member_is_done_before_the_whole(batch: Batch, tmp_path: Path) -> None:
-    slow = batch.function(wait_for, tmp_path / "go")
+    slow = batch.function(wait_for_file, tmp_path / "go")
     quick = batch.function(len, "abc")
     program = batch.compile([slow, quick])
     program.start()
@@ -38,14 +38,9 @@ def test_a_member_is_done_before_the_whole(batch: Batch, tmp_path: Path) -> None
     program.wait(timeout=60)
 
 
-def wait_for(path: Path, _: object = None) -> None:
-    while not path.exists():
-        threading.Event().wait(0.005)
-
-
 def test_the_value_of_a_member_is_there_before_the_whole(batch: Batch, tmp_path: Path) -> None:
     large = batch.function(bytes, 200_000)
-    behind = batch.function(wait_for, tmp_path / "go", large)
+    behind = batch.function(wait_for_file, tmp_path / "go", large)
     program = batch.compile([large, behind])
     program.start()
     assert large.get(timeout=60) == bytes(200_000)
@@ -59,7 +54,7 @@ def test_what_waits_for_one_member_of_a_block_does_not_wait_for_another(
 ) -> None:
     def maybe_wait(number: int) -> int:
         if number == 1:
-            wait_for(tmp_path / "go")
+            wait_for_file(tmp_path / "go")
         return number
 
     firsts = [batch.function(maybe_wait, number) for number in range(16)]

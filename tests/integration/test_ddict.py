@@ -1,7 +1,7 @@
-"""A dictionary as its user has it before them: values, many at once, numbers, views.
+"""The methods of a `DDict`: values, operations on many keys, counters and views.
 
-What a dict does as well is in `test_ddict_conformance`, keys are in `test_ddict_keys`, what is
-refused in `test_ddict_limits`, tasks in `test_ddict_tasks`.
+`conformance/test_cpython_mapping` compares it with a dict, `test_ddict_keys` tests its keys,
+`test_ddict_limits` what it refuses, and `test_ddict_tasks` its use in tasks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_copies_in_a_client(d: DDict) -> None:
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_copies_in_a_task(batch: Batch, isolation: str) -> None:
-    """Where the shard is in the same process there is nothing that would copy by itself."""
+    """In the process of the shard, no message copies the values: the dictionary must do it."""
     with batch.ddict(shards=1) as d:
         there = d.workers_for(["key"])
         task = batch.options(workers=there, isolation=isolation).function(

@@ -1,4 +1,4 @@
-"""Where dictionaries are: any cluster, by name, sent to processes, and how long they are there."""
+"""Dictionaries on any cluster: opened by name, sent to processes, and how long they live."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, wait
 from support import ddicts
-from support.clients import context, process, until
+from support.clients import context, process
+from support.waiting import wait_until
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost, SpecError
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    """A cluster of Dask's own, without a Batch."""
+    """A plain Dask cluster, without a Batch."""
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=request.param, dashboard_address=":0"
     ) as made:
@@ -306,7 +307,7 @@ def test_one_made_by_way_of_an_address_ends_with_the_program(batch: Batch, fate:
             else:
                 maker.kill()
             for each in made:
-                until(lambda: ddicts.outcome(len, each) == "LifecycleError")  # noqa: B023
+                wait_until(lambda: ddicts.outcome(len, each) == "LifecycleError")  # noqa: B023
         finally:
             for child in children:
                 child.kill()
@@ -315,7 +316,7 @@ def test_one_made_by_way_of_an_address_ends_with_the_program(batch: Batch, fate:
 
 
 def test_one_made_by_way_of_an_address_is_there_as_long_as_the_program(batch: Batch) -> None:
-    """Also when nothing here stands for it any more: it may have been sent."""
+    """Even if this process has no reference to it: it may have been sent to another process."""
     sent = pickle.dumps(ddicts.make_at(batch.client.scheduler.address))
     gc.collect()
     with pickle.loads(sent) as d:
@@ -328,7 +329,7 @@ from distributed import LocalCluster
 from daskbatch import DDict
 for where in ("object", "address"):
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp"
     ) as cluster:
         d = DDict(cluster if where == "object" else cluster.scheduler_address)
         d["a"] = 1
@@ -349,5 +350,5 @@ def test_what_has_a_name_outlives_its_client(cluster: LocalCluster) -> None:
         assert d["a"] == 1
         with Queue(second, name="a queue that stays") as queue:
             assert queue.get_nowait() == 1
-        until(lambda: ddicts.outcome(len, unnamed) == "LifecycleError")
-        until(lambda: ddicts.outcome(gone.qsize) == "LifecycleError")
+        wait_until(lambda: ddicts.outcome(len, unnamed) == "LifecycleError")
+        wait_until(lambda: ddicts.outcome(gone.qsize) == "LifecycleError")

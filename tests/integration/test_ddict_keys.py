@@ -26,13 +26,13 @@ def shared_d(shared_batch: Batch) -> Iterator[DDict]:
 
 @pytest.fixture
 def d(shared_d: DDict) -> DDict:
-    """An empty dictionary of more shards than workers: what differs is in different ones."""
+    """An empty dictionary with more shards than workers, so that keys are spread widely."""
     shared_d.clear()
     return shared_d
 
 
 def test_the_groups_are_as_they_say() -> None:
-    """In a dict, too."""
+    """The groups are also right for a dict."""
     assert len({key for keys in GROUPS.values() for key in keys}) == len(GROUPS)
     for keys in GROUPS.values():
         assert len(set(keys)) == 1
@@ -57,7 +57,7 @@ def test_equal_keys_are_one_key(d: DDict, group: str) -> None:
 
 
 def test_of_equal_keys_the_first_one_stays(d: DDict) -> None:
-    """As in a dict: only the value is another one."""
+    """As in a dict: a write with an equal key changes only the value."""
     for keys in GROUPS.values():
         for key in keys:
             d[key] = "one by one"
@@ -184,7 +184,7 @@ def test_classes_of_main(tmp_path: Path) -> None:
     ids=["own class", "not a number", "object"],
 )
 def test_what_is_equal_to_nothing_else(d: DDict, make: Any) -> None:
-    """A copy of such a key is another key; it can be found by looking at all."""
+    """A copy of a key that equals nothing else is another key; iteration still finds it."""
     d[make()] = 1
     d[make()] = 2
     d["a"] = 3

@@ -1,4 +1,4 @@
-"""What a dictionary refuses: what does not pickle, use while frozen or closed, wrong parameters."""
+"""A dictionary refuses what does not pickle, use while frozen or closed, wrong parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dictionary as what tasks read and write: their order, and those that wait in the background."""
+"""Tasks that declare accesses to a dictionary run in order, also those in the background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dictionaries in files: what is saved comes back, is of one moment, and is whole or not there."""
+"""A saved dictionary is loaded unchanged, is a consistent snapshot, and complete or absent."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _load_there(path: Path) -> dict[str, str]:
 
 
 def test_it_is_of_one_moment(batch: Batch, d: DDict, tmp_path: Path) -> None:
-    """Of two keys in different shards the second is never ahead of the first."""
+    """A snapshot never has a newer value of the key that is written second."""
     pairs = [(("a", number), ("b", number)) for number in range(4)]
     d.update((key, 0) for pair in pairs for key in pair)
     d.put_many((number, bytes(1000)) for number in range(2000))

@@ -1,4 +1,4 @@
-"""A dictionary that tasks share: waiting for keys, counting, and where its keys are."""
+"""Tasks share a dictionary: they wait for keys, count, and ask where keys are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import ddicts
 from support.ddicts import outcome
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, DDict, SpecError
 
@@ -56,7 +57,7 @@ def test_a_task_waits_for_a_key(
     make = batch.options(isolation=isolation).function
     task = make(ddicts.read_late, patient, "a", tmp_path / "begun")
     task.start()
-    ddicts.wait_for(tmp_path / "begun")
+    wait_for_file(tmp_path / "begun")
     assert task.state in ("waiting", "running")
     patient["a"] = np.arange(100_000)
     assert int(task.get(timeout=60)[-1]) == 99_999
@@ -94,7 +95,7 @@ def test_nothing_else_waits(patient: DDict) -> None:
 
 @pytest.fixture
 def hasty(batch: Batch) -> Iterator[DDict]:
-    """One that does not wait for long."""
+    """A dictionary that waits for keys, but not for long."""
     with batch.ddict(shards=2, wait_for_keys=True, timeout=0.05) as made:
         yield made
 
@@ -118,7 +119,7 @@ def test_the_time_is_up_in_a_task(batch: Batch, hasty: DDict, isolation: str) ->
 
 @ISOLATION
 def test_more_wait_than_there_are_slots(batch: Batch, patient: DDict, isolation: str) -> None:
-    """The last one of a chain is the first to run, and each waits for the one behind it."""
+    """The last task of a chain runs first, and each task waits for the next one."""
     count = 12 if isolation == "thread" else 5
     make = batch.options(isolation=isolation).function
     tasks = [make(ddicts.add_one, patient, number + 1, number) for number in range(count)]
@@ -129,7 +130,7 @@ def test_more_wait_than_there_are_slots(batch: Batch, patient: DDict, isolation:
 
 
 def test_readers_and_writers_of_one_program(batch: Batch, patient: DDict) -> None:
-    """They are one block of tasks, that a worker runs one after the other."""
+    """The tasks are one block, so that a worker runs one after the other."""
     readers = [batch.function(ddicts.read, patient, number) for number in range(30)]
     writers = [batch.function(ddicts.write, patient, number, -number) for number in range(30)]
     batch.compile([*readers, *writers]).run(timeout=60)
@@ -154,10 +155,10 @@ def test_who_waits_is_told_of_the_end(
         outcome, ddicts.read_late, patient, "a", tmp_path / "begun"
     )
     task.start()
-    ddicts.wait_for(tmp_path / "begun")
+    wait_for_file(tmp_path / "begun")
     with ThreadPoolExecutor(1) as threads:
         here = threads.submit(outcome, ddicts.read_late, patient, "a", tmp_path / "here")
-        ddicts.wait_for(tmp_path / "here")
+        wait_for_file(tmp_path / "here")
         patient.close()
         assert here.result(60) == "LifecycleError"
     assert task.get(timeout=60) == "LifecycleError"
@@ -169,7 +170,7 @@ def test_who_waits_can_be_cancelled(batch: Batch, patient: DDict, tmp_path: Path
             ddicts.read_late, patient, "a", tmp_path / isolation
         )
         task.start()
-        ddicts.wait_for(tmp_path / isolation)
+        wait_for_file(tmp_path / isolation)
         assert task.cancel()
         task.wait(timeout=60)
         assert task.state == "cancelled"
@@ -234,7 +235,7 @@ def test_frozen_and_closed_is_so_for_all(batch: Batch, d: DDict, isolation: str)
     assert outcome(ddicts.read, d, "a") == "LifecycleError"
 
 
-# -- how it comes to tasks ----------------------------------------------------------------
+# -- how it is sent to tasks --------------------------------------------------------------
 
 
 def test_wherever_it_is_among_arguments(batch: Batch, d: DDict) -> None:
@@ -271,7 +272,7 @@ def test_as_an_argument_it_makes_no_dependency(batch: Batch, d: DDict, tmp_path:
 
 
 def test_one_that_a_task_makes(batch: Batch) -> None:
-    """It finds the cluster that it runs on, and what has a name there."""
+    """A task finds the cluster that it runs on, and the named objects there."""
     with batch.ddict(name="known") as d:
         for isolation in ("thread", "process"):
             d["a"] = isolation

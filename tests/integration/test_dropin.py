@@ -1,4 +1,4 @@
-"""Programs and libraries that take an executor take a BatchPoolExecutor as it is."""
+"""Programs and libraries that use an executor work with a BatchPoolExecutor, unchanged."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     FIRST_EXCEPTION,
@@ -35,6 +33,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from support.paths import EXAMPLES
+from support.waiting import touch_and_spin, wait_for_file, wait_until
 from tqdm import tqdm
 
 from daskbatch import Batch, BatchPoolExecutor
@@ -50,7 +49,7 @@ def pool() -> Iterator[BatchPoolExecutor]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """A file that calls may wait for; it is there at the end, whatever happens."""
+    """A file that calls may wait for; the fixture makes it at the end, so that no call hangs."""
     yield tmp_path / "open"
     (tmp_path / "open").touch()
 
@@ -58,30 +57,11 @@ def gate(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def busy(pool: BatchPoolExecutor, gate: Path) -> Iterator[list[Future[str]]]:
     """Calls that keep all workers busy until the gate is open."""
-    calls = [pool.submit(wait_for, gate) for _ in range(WORKERS)]
-    until(lambda: all(each.running() for each in calls))
+    calls = [pool.submit(wait_for_file, gate) for _ in range(WORKERS)]
+    wait_until(lambda: all(each.running() for each in calls))
     yield calls
     gate.touch()
     assert [each.result(30) for each in calls] == [gate.name] * WORKERS
-
-
-def touch_and_spin(path: Path) -> None:
-    path.touch()
-    while True:
-        pass
-
-
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        time.sleep(0.005)
-    return path.name
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 # -- asyncio ------------------------------------------------------------------------------
@@ -138,7 +118,9 @@ def test_async_map_yields_in_order(pool: BatchPoolExecutor) -> None:
 
 def test_the_loop_goes_on_while_a_call_is_awaited(pool: BatchPoolExecutor, tmp_path: Path) -> None:
     async def main() -> str:
-        call = asyncio.ensure_future(asyncio.wrap_future(pool.submit(wait_for, tmp_path / "now")))
+        call = asyncio.ensure_future(
+            asyncio.wrap_future(pool.submit(wait_for_file, tmp_path / "now"))
+        )
         await asyncio.sleep(0)
         (tmp_path / "now").touch()
         return await call
@@ -166,7 +148,7 @@ def test_a_timeout_of_asyncio_cancels_what_has_not_begun(
 def test_a_timeout_of_asyncio_stops_what_runs(pool: BatchPoolExecutor, tmp_path: Path) -> None:
     running = [pool.submit(touch_and_spin, tmp_path / str(n)) for n in range(WORKERS)]
     for n in range(WORKERS):
-        wait_for(tmp_path / str(n))
+        wait_for_file(tmp_path / str(n))
 
     async def main() -> None:
         for each in running:
@@ -224,7 +206,7 @@ def test_it_may_be_the_default_executor_of_threads_that_submit(pool: BatchPoolEx
 
 def test_wait_takes_futures_of_threads_too(pool: BatchPoolExecutor, gate: Path) -> None:
     with ThreadPoolExecutor(1) as threads:
-        late = pool.submit(wait_for, gate)
+        late = pool.submit(wait_for_file, gate)
         early = threads.submit(abs, -1)
         done, left = wait([late, early], timeout=30, return_when=FIRST_COMPLETED)
         assert (done, left) == ({early}, {late})
@@ -240,9 +222,9 @@ def test_as_completed_takes_futures_of_threads_too(pool: BatchPoolExecutor, tmp_
     with ThreadPoolExecutor(1) as threads:
         first, second, third = (tmp_path / name for name in ("first", "second", "third"))
         futures = {
-            pool.submit(wait_for, third),
-            threads.submit(wait_for, second),
-            pool.submit(wait_for, first),
+            pool.submit(wait_for_file, third),
+            threads.submit(wait_for_file, second),
+            pool.submit(wait_for_file, first),
         }
         came = []
         first.touch()

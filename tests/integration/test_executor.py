@@ -1,4 +1,4 @@
-"""`BatchPoolExecutor` beyond what CPython's own tests ask of an executor."""
+"""`BatchPoolExecutor`: what CPython's own tests of executors do not test."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import (
     Batch,
@@ -47,7 +48,7 @@ def raise_it(error: BaseException) -> None:
 
 
 def begin_and_wait(path: Path) -> None:
-    """Make a file, and run until it is gone."""
+    """Make a file, and run until the file is removed."""
     path.touch()
     end = time.monotonic() + SECONDS / 2
     while path.exists() and time.monotonic() < end:
@@ -56,13 +57,6 @@ def begin_and_wait(path: Path) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def until(condition: Any, seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
 
 
 # -- calls ----------------------------------------------------------------------------------
@@ -290,7 +284,7 @@ def test_workers_that_die_are_a_broken_executor_at_the_third_only(tmp_path: Path
 def test_running_tells_the_truth(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     file = tmp_path / "runs"
     future = executor.submit(begin_and_wait, file)
-    until(future.running)
+    wait_until(future.running)
     assert file.exists()
     assert not future.done()
     assert "running" in repr(future)
@@ -303,7 +297,7 @@ def test_running_tells_the_truth(executor: BatchPoolExecutor, tmp_path: Path) ->
 def test_what_runs_can_be_cancelled(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     file = tmp_path / "runs"
     future = executor.submit(begin_and_wait, file)
-    until(future.running)
+    wait_until(future.running)
     told = threading.Event()
     future.add_done_callback(lambda _: told.set())
     assert future.cancel()
@@ -327,7 +321,7 @@ def test_cancelled_before_it_is_handed_over(executor: BatchPoolExecutor) -> None
 def test_a_map_that_is_left_is_cancelled(executor: BatchPoolExecutor, tmp_path: Path) -> None:
     files = [tmp_path / str(number) for number in range(40)]
     results = executor.map(begin_and_wait, files)
-    until(lambda: sum(file.exists() for file in files) == 2)
+    wait_until(lambda: sum(file.exists() for file in files) == 2)
     with pytest.raises(TimeoutError):
         list(executor.map(begin_and_wait, [tmp_path / "other"], timeout=0.05))
     results.close()  # type: ignore[attr-defined]
@@ -482,13 +476,21 @@ def test_cpus_per_job_on_this_machine() -> None:
         assert executor.submit(os.getenv, "VECLIB_MAXIMUM_THREADS").result(SECONDS) == "2"
 
 
-def most_at_once(directory: Path) -> int:
-    """Say how many calls of this run at once, with this one."""
-    mine = directory / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+def most_at_once(directory: Path, expected: int) -> int:
+    """Return how many calls of this function run at once, with this one.
+
+    Until that many have been seen once, each call waits for the others.
+    """
+    running, seen = directory / f"running-{expected}", directory / f"seen-{expected}"
+    running.mkdir(exist_ok=True)
+    mine = running / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
     mine.touch()
-    found = len(list(directory.iterdir()))
+    wait_until(lambda: seen.exists() or len(list(running.iterdir())) >= expected)
+    seen.touch()
+    found = len(list(running.iterdir()))
+    # So that others are seen if more can run at once than may.
     time.sleep(0.02)
-    found = max(found, len(list(directory.iterdir())))
+    found = max(found, len(list(running.iterdir())))
     mine.unlink()
     return found
 
@@ -502,15 +504,16 @@ def test_a_given_cluster(tmp_path: Path) -> None:
         for cap in (1, 4):
             with BatchPoolExecutor(cluster=cluster, max_workers=cap) as executor:
                 assert executor._max_workers == cap
-                found = list(executor.map(most_at_once, [tmp_path] * 40))
-                assert min(cap, 2) <= max(found) <= cap
+                least = min(cap, 2)
+                found = list(executor.map(most_at_once, [tmp_path] * 40, [least] * 40))
+                assert least <= max(found) <= cap
                 future: Any = 0
                 for _ in range(10):
                     future = executor.submit(lambda a: a + 1, future)
                 assert future.result(SECONDS) == 10
         with BatchPoolExecutor(cluster=cluster, cpus_per_job=2) as executor:
             # One on each worker: two would take four of three threads.
-            assert max(executor.map(most_at_once, [tmp_path] * 12)) <= 2
+            assert max(executor.map(most_at_once, [tmp_path] * 12, [1] * 12)) <= 2
             assert executor.submit(os.getenv, "OMP_NUM_THREADS").result(SECONDS) == "2"
         with BatchPoolExecutor(cluster=cluster, cpus_per_job=4) as executor:
             never = executor.submit(abs, -1)
@@ -538,7 +541,7 @@ def test_a_call_is_not_bound_to_a_lane_while_another_is_free(tmp_path: Path) -> 
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
         BatchPoolExecutor(cluster=cluster, max_workers=2) as executor,
     ):
-        # Those of their like were short: so many are put into a lane together.
+        # Calls of this function were short, so that many are chained into one sequence.
         for _ in range(3):
             assert all(executor.map(wait_or_end_it, [""] * 400))
         assert all(executor.map(wait_or_end_it, ["wait", "end", *[""] * 10]))
@@ -602,15 +605,15 @@ def test_shutdown_without_waiting_finishes_all() -> None:
         futures = [executor.submit(time.sleep, 0.05) for _ in range(10)]
     assert not all(future.done() for future in futures)
     assert wait(futures, SECONDS).not_done == set()
-    until(lambda: executor.batch._session.ended)
+    wait_until(lambda: executor.batch._session.ended)
 
 
 def test_cancelled_at_the_end_is_what_has_not_begun(tmp_path: Path) -> None:
     executor = BatchPoolExecutor(max_workers=2)
     files = [tmp_path / str(number) for number in range(20)]
     futures = [executor.submit(begin_and_wait, file) for file in files]
-    until(lambda: sum(file.exists() for file in files) == 2)
-    until(lambda: sum(future.running() for future in futures) == 2)
+    wait_until(lambda: sum(file.exists() for file in files) == 2)
+    wait_until(lambda: sum(future.running() for future in futures) == 2)
     executor.shutdown(wait=False, cancel_futures=True)
     assert sum(future.cancelled() for future in futures) == 18
     for file in files:
@@ -625,7 +628,7 @@ def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
 ) -> None:
     files = [tmp_path / str(number) for number in range(2)]
     busy = [executor.submit(begin_and_wait, file) for file in files]
-    until(lambda: all(future.running() for future in busy))
+    wait_until(lambda: all(future.running() for future in busy))
     owns = whose == "client"
     other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
     futures = [other.submit(abs, -1), other.submit(abs, -2)]
@@ -660,11 +663,11 @@ def test_an_executor_that_is_dropped_finishes_and_ends() -> None:
     future = executor.submit(time.sleep, 0.1)
     del executor
     assert future.result(SECONDS) is None
-    until(lambda: batch._session.ended)
+    wait_until(lambda: batch._session.ended)
     idle = BatchPoolExecutor(max_workers=1)
     batch = idle.batch
     del idle
-    until(lambda: batch._session.ended)
+    wait_until(lambda: batch._session.ended)
 
 
 def test_with_a_batch_that_is_closed() -> None:

@@ -1,4 +1,4 @@
-"""Programs that end while an executor still has calls: those are finished, and nothing is left."""
+"""Programs that end while an executor has calls: the calls finish, and no process remains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ import nbclient
 import nbformat
 import psutil
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch
 
@@ -63,7 +63,7 @@ def say_when_waiting_at_exit():
 
 
 class Program:
-    """Runs programs in a directory, and finds what they leave behind."""
+    """Runs programs in a directory, and finds the processes and files that remain."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,7 +103,7 @@ class Program:
         return {path.name for path in self.directory.iterdir()} - {"program.py"}
 
     def end(self) -> None:
-        """Kill what is left, and let what runs on a shared cluster end."""
+        """Kill the remaining processes, and let calls on a shared cluster end."""
         (self.directory / "never").touch()
         for program in self.started:
             if program.poll() is None:
@@ -122,10 +122,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
     found = Program(tmp_path)
     try:
         yield found
-        deadline = time.monotonic() + 20
-        while left := found.left():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.02)
+        wait_until(lambda: not found.left(), "processes of the program still run")
     finally:
         found.end()
 
@@ -422,10 +419,7 @@ def test_a_notebook_s_kernel_finishes_them_too(
     ).execute()
     assert notebook.cells[3].outputs[0].text == "b\n"
     assert all(output.get("name") != "stderr" for cell in notebook.cells for output in cell.outputs)
-    deadline = time.monotonic() + 20
-    while program.left():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not program.left(), "processes of the program still run")
     assert program.files() == {"a", "b", "c", "d"}
 
 

@@ -1,20 +1,21 @@
-"""What the tests of Hail's BatchPoolExecutor ask for, by behaviour, of ours.
+"""Our executor passes the tests of Hail's `BatchPoolExecutor`, rewritten by behaviour.
 
-Where they differ from `concurrent.futures`, that wins: `exception()` gives the exception and does
-not raise it, and an exception keeps its type. Theirs of container images has no counterpart.
+Where these differ from `concurrent.futures`, we follow the latter: `exception()` returns the
+exception and does not raise it, and an exception keeps its type. Hail's tests of container images
+have no counterpart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import psutil
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch, BatchPoolExecutor
 
@@ -23,12 +24,9 @@ Make = Callable[..., BatchPoolExecutor]
 
 @pytest.fixture
 def make(batch: Batch) -> Iterator[Make]:
-    """Makes executors on the shared cluster; nothing of them is left on it afterwards."""
+    """Makes executors on the shared cluster; at the end, no call of them runs there."""
     yield partial(BatchPoolExecutor, cluster=batch.client)
-    deadline = time.monotonic() + 30
-    while any(batch.client.processing().values()):
-        assert time.monotonic() < deadline, "a call still runs"
-        threading.Event().wait(0.01)
+    wait_until(lambda: not any(batch.client.processing().values()), "a call still runs")
 
 
 def sleep_forever() -> None:
@@ -217,12 +215,11 @@ def test_nothing_is_waited_for_nor_left_of_a_cancelled_call() -> None:
     before = set(me.children(recursive=True))
     with BatchPoolExecutor(max_workers=1) as pool:
         # C code, which nothing but the end of its process stops.
-        future = pool.submit(time.sleep, 50)
+        # If it were waited for, the test would hang.
+        future = pool.submit(time.sleep, 600)
         while not future.running():
             assert not future.done()
         assert future.cancel()
-        began = time.monotonic()
-    assert time.monotonic() - began < 25
     assert set(me.children(recursive=True)) <= before
 
 

@@ -1,4 +1,4 @@
-"""Initializers of a `BatchPoolExecutor`: what they leave behind is there for every call."""
+"""Initializers of a `BatchPoolExecutor`: every call sees what they have set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch, BatchPoolExecutor, SerializationError
 
@@ -48,7 +49,7 @@ PROGRAM = """
 
 @pytest.fixture
 def main() -> Any:
-    """A program, as one that does not exist on workers."""
+    """A `__main__` module that workers do not have."""
     module = ModuleType("__main__")
     exec(textwrap.dedent(PROGRAM), vars(module))
     module.__dict__["last"] = eval("lambda: table[-1]", vars(module))
@@ -57,19 +58,12 @@ def main() -> Any:
 
 @pytest.fixture
 def address(batch: Batch) -> str:
-    """Where executors can share the cluster of other tests."""
+    """The address of the cluster that the tests share."""
     return str(batch.client.scheduler.address)
 
 
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-
-
 class Noted:
-    """Notes in a file when it is loaded, and that it is gone."""
+    """Writes to files when it is unpickled and when it is deleted."""
 
     def __init__(self, loaded: Path, gone: Path, content: bytes = b"") -> None:
         self.all = loaded, gone, content
@@ -132,7 +126,7 @@ def test_executors_on_the_same_workers_do_not_see_each_others(main: Any, address
 
 
 def shared_keys(batch: Batch) -> list[str]:
-    """Give the keys of what is shared on the cluster."""
+    """Return the keys of the buffers on the cluster."""
 
     def find(dask_scheduler: Any) -> list[str]:
         return [key for key in map(str, dask_scheduler.tasks) if key.startswith("buffer-")]
@@ -156,7 +150,7 @@ def test_large_arguments_are_sent_once(batch: Batch, address: str, tmp_path: Pat
         list(executor.map(time.sleep, [0.001] * 100, chunksize=5))
     by_process = loaded.read_text().split()
     assert len(by_process) == len(set(by_process)) <= 2
-    until(lambda: set(shared_keys(batch)) <= set(before))
+    wait_until(lambda: set(shared_keys(batch)) <= set(before))
 
 
 def test_children_are_sent_them_once(main: Any, tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_nothing_is_left_of_an_executor_that_has_ended(
         batch.client.run(gc.collect)
         return gone.exists() or not Path(f"/proc/{pid}").exists()
 
-    until(let_go)
+    wait_until(let_go)
 
 
 # -- when they fail ---------------------------------------------------------------------------

@@ -1,16 +1,16 @@
-"""`BatchPoolExecutor.map`: when its calls are given, and what becomes of those of a chunk."""
+"""`BatchPoolExecutor.map`: when calls are submitted, and the outcomes of calls in a chunk."""
 
 from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch, BatchPoolExecutor, TaskCrashed, as_executor
 from daskbatch.errors import LoadingError
@@ -24,18 +24,11 @@ def executor(batch: Batch) -> Iterator[BatchPoolExecutor]:
         yield made
 
 
-def until(condition: Any) -> None:
-    end = time.monotonic() + SECONDS / 2
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-
-
 # -- chunks -----------------------------------------------------------------------------------
 
 
 class Reduced:
-    """Calls a function where it is loaded."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = function, args
@@ -101,7 +94,7 @@ def test_calls_are_given_while_the_iterable_waits(
         # It waits for what the last call, or chunk, does.
         for number in range(4 * settings.get("chunksize", 1)):
             if number % settings.get("chunksize", 1) == 0 and number:
-                until((tmp_path / str(number - 1)).exists)
+                wait_until((tmp_path / str(number - 1)).exists)
             yield tmp_path / str(number)
 
     assert set(executor.map(Path.touch, paths(), **settings)) == {None}

@@ -1,4 +1,4 @@
-"""What a failure does, and what it does not do."""
+"""A task that fails: its exception, its retries, and which other tasks still run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.waiting import touch
 
 from daskbatch import (
     Batch,
@@ -25,7 +26,7 @@ from daskbatch import (
 
 
 class OddError(Exception):
-    """Its `__init__` does not take what it passes on."""
+    """Its `__init__` has other parameters than the `args` that it passes to its base."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{text} ({code})")
@@ -34,11 +35,6 @@ class OddError(Exception):
 
 def raise_odd() -> None:
     raise OddError(7, "odd")
-
-
-def touch(path: Path) -> str:
-    path.touch()
-    return path.name
 
 
 def result_or_error(task: Any) -> Any:

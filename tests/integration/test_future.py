@@ -1,4 +1,4 @@
-"""Futures of executors that a task waits for: it gives up its slot, however it waits."""
+"""A task that waits for a future of an executor releases its slot, in whatever way it waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support import clients
-from support.clients import until
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, TaskTimeout, as_executor
 
@@ -70,7 +70,7 @@ async def by_await(batch: Batch) -> list[int]:
 
 
 def in_a_thread(batch: Batch) -> list[int]:
-    """Wait in a thread of the task's, which is no task's by itself."""
+    """Wait in a thread that the task has started, and that does not count as the task's."""
     batch.client_id  # noqa: B018 - the task becomes a client
     executor = as_executor(batch)
     futures = [executor.submit(abs, -number) for number in range(3)]
@@ -103,7 +103,7 @@ def deeper(batch: Batch) -> list[int]:
 def test_a_task_that_waits_gives_up_its_slot(
     slot: Batch, how: Callable[[Batch], Any], isolation: str
 ) -> None:
-    # Without it, it waits for what waits for its slot, until its time is up.
+    # Without it, the task waits for one that waits for its slot, until its time is up.
     task = slot.options(isolation=isolation, timeout=None).function(how, slot)
     task.start()
     try:
@@ -113,7 +113,7 @@ def test_a_task_that_waits_gives_up_its_slot(
 
 
 def test_between_two_that_are_completed_the_slot_is_the_tasks(slot: Batch, tmp_path: Path) -> None:
-    """What `as_completed` gives is looked at with the slot: nothing else runs meanwhile."""
+    """The task has its slot while it uses a future from `as_completed`: nothing else runs then."""
 
     def look(batch: Batch, path: Path) -> int:
         executor = as_executor(batch)
@@ -133,13 +133,13 @@ def test_between_two_that_are_completed_the_slot_is_the_tasks(slot: Batch, tmp_p
 def test_a_task_can_be_stopped_while_it_waits(slot: Batch, tmp_path: Path) -> None:
     def wait_for_ever(batch: Batch, path: Path) -> None:
         executor = as_executor(batch)
-        future = executor.submit(clients.wait_for, path / "never")
+        future = executor.submit(wait_for_file, path / "never")
         (path / "waits").touch()
         concurrent.futures.wait([future])
 
     task = slot.function(wait_for_ever, slot, tmp_path)
     task.start()
-    until((tmp_path / "waits").exists)
+    wait_until((tmp_path / "waits").exists)
     assert task.cancel()
     task.wait(timeout=SECONDS)
     hasty = slot.options(timeout=0.5).function(wait_for_ever, slot, tmp_path)
@@ -150,7 +150,7 @@ def test_a_task_can_be_stopped_while_it_waits(slot: Batch, tmp_path: Path) -> No
 
 def test_times_are_kept_while_a_task_waits(slot: Batch, tmp_path: Path) -> None:
     def wait_in_vain(batch: Batch, path: Path) -> list[str]:
-        future = as_executor(batch).submit(clients.wait_for, path / "go")
+        future = as_executor(batch).submit(wait_for_file, path / "go")
         said = []
         for wait in (
             lambda: future.result(0.1),

@@ -1,4 +1,4 @@
-"""Functions that templates are imported as: each call makes a task, which is as any other."""
+"""A template that is imported as a function: each call makes an ordinary task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Import = Callable[..., Callable[..., Task]]
 
 @pytest.fixture(scope="module")
 def by_hand(shared_batch: Batch) -> Iterator[Batch]:
-    """A Batch on the shared cluster that leaves it to the tests to compile and to start."""
+    """A Batch on the shared cluster without background batching."""
     with Batch(shared_batch.client, background_batching=False) as batch:
         yield batch
 

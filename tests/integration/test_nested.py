@@ -1,4 +1,4 @@
-"""Tasks that are clients of the Batch that runs them: they wait, and hold up nobody."""
+"""Tasks that are clients of their own Batch: while they wait, other tasks have their slot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 from support import clients
-from support.clients import pid_in, until
+from support.waiting import read_pid, wait_for_file, wait_until
 
 from daskbatch import Batch, TaskCancelled, TaskTimeout
 
@@ -29,10 +29,10 @@ def shared_slot() -> Iterator[Batch]:
 
 @pytest.fixture
 def slot(shared_slot: Batch) -> Iterator[Batch]:
-    """The same; nobody but its creator may be left when a test is over."""
+    """The same Batch; after each test, the creator must be its only client."""
     yield shared_slot
     shared_slot.fence(timeout=60)
-    until(lambda: _clients(shared_slot) == 1)
+    wait_until(lambda: _clients(shared_slot) == 1)
 
 
 def _clients(batch: Batch) -> int:
@@ -67,7 +67,7 @@ def test_many_tasks_share_a_connection(slot: Batch) -> None:
 
 
 def test_a_batch_that_a_function_knows_by_itself(slot: Batch) -> None:
-    """It comes with the function, once to a worker, and not with each of the calls."""
+    """The Batch is sent with the function, once to each worker, and not with each call."""
 
     def cube(number: int) -> int:
         task = slot.function(pow, number, 3)
@@ -80,7 +80,7 @@ def test_a_batch_that_a_function_knows_by_itself(slot: Batch) -> None:
 
 
 def test_what_is_behind_it_in_its_block_does_not_wait(tmp_path: Path) -> None:
-    """What it waits for has one slot, and ends when that behind it has run on the other."""
+    """The task that it waits for ends only when the one behind it has run on the other slot."""
     with dask.config.set({"daskbatch.block-budget": "60 s"}):
         batch = Batch(num_workers=2)
     try:
@@ -147,7 +147,13 @@ def test_it_is_over_when_all_is_that_it_has_started(
     task = slot.options(isolation=isolation).function(
         clients.start_and_return, slot, tmp_path / "done"
     )
-    task.run(timeout=60)
+    task.start()
+    # There is one slot: the first function has returned if the second one runs.
+    wait_until((tmp_path / "done.begun").exists)
+    with pytest.raises(TimeoutError):
+        task.wait(timeout=0.3)
+    (tmp_path / "done.go").touch()
+    task.wait(timeout=60)
     assert task.get() == "returned"
     assert (tmp_path / "done").exists()
 
@@ -169,12 +175,12 @@ def test_if_it_is_cancelled_while_it_waits(slot: Batch, tmp_path: Path, isolatio
         clients.start_and_wait, slot, tmp_path / "task"
     )
     task.start()
-    until((tmp_path / "task.begun").exists)
+    wait_until((tmp_path / "task.begun").exists)
     assert task.cancel()
     task.wait(timeout=30)
     with pytest.raises(TaskCancelled):
         task.get()
-    until((tmp_path / "task.stopped").exists)
+    wait_until((tmp_path / "task.stopped").exists)
     assert _meetings(slot, tmp_path, isolation) == 0, "there are as many threads as before"
 
 
@@ -186,14 +192,14 @@ def test_if_its_time_is_up_while_it_waits(slot: Batch, tmp_path: Path, isolation
     task.start()
     with pytest.raises(TaskTimeout):
         task.get(timeout=60)
-    until((tmp_path / "task.stopped").exists)
+    wait_until((tmp_path / "task.stopped").exists)
 
 
 def test_a_timeout_is_kept_though_no_slot_is_free(slot: Batch, tmp_path: Path) -> None:
-    """Who waits in vain goes on, even if others have its slot by then."""
+    """A task whose wait times out continues, even if another task has its slot."""
 
     def wait_in_vain(batch: Batch, path: Path) -> str:
-        task = batch.function(clients.wait_for, path / "go")
+        task = batch.function(wait_for_file, path / "go")
         task.start()
         try:
             task.get(timeout=0.5)
@@ -211,8 +217,8 @@ def test_its_worker_is_killed_while_it_waits(tmp_path: Path) -> None:
     with Batch(num_workers=2) as batch:
         task = batch.function(clients.wait_and_tell, batch, tmp_path)
         task.start()
-        os.kill(pid_in(tmp_path / "waiting"), signal.SIGKILL)
-        until(lambda: len((tmp_path / "waiting").read_text().split()) == 2)
+        os.kill(read_pid(tmp_path / "waiting"), signal.SIGKILL)
+        wait_until(lambda: len((tmp_path / "waiting").read_text().split()) == 2)
         (tmp_path / "go").touch()
         assert task.get(timeout=60) == "go", "it runs again, and so does what it starts"
 
@@ -224,7 +230,7 @@ def test_a_batch_that_a_task_makes(slot: Batch) -> None:
 
 
 def test_in_the_process_of_the_creator(tmp_path: Path) -> None:
-    """There a task may even have the creator's own object."""
+    """In the creator's process, a task may use the creator's Batch object itself."""
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"

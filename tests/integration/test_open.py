@@ -1,4 +1,4 @@
-"""`Batch.open` waits for the tasks that touch the file, for no others, and then opens it."""
+"""`Batch.open` waits for the tasks that access the file, and for no others, and opens it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Step = Callable[..., Task]
 
 
 def step(path: Path, text: str, gate: Path | None) -> str:
-    """Append to a file, once something is there; gives what was in it before."""
+    """Append to a file once the gate exists; return what the file contained before."""
     while gate is not None and not gate.exists():
         threading.Event().wait(0.005)
     before = path.read_text() if path.exists() else ""
@@ -38,7 +38,7 @@ def step(path: Path, text: str, gate: Path | None) -> str:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """A file that is not there yet, and that tasks wait for; at the end it is."""
+    """A file that tasks wait for; the fixture makes it at the end, so that no task hangs."""
     gate = tmp_path / "gate"
     yield gate
     gate.touch()
@@ -79,7 +79,7 @@ def opens(batch: Batch, path: Path, mode: str) -> threading.Thread:
     return thread
 
 
-# -- who is waited for --------------------------------------------------------------------
+# -- which tasks are waited for ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["str", "Path", "relative", "not normal"])

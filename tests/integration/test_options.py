@@ -1,11 +1,10 @@
-"""What `options` asks for, on clusters that can give it: places, resources, rank, retries."""
+"""`options` on clusters that can satisfy them: workers, resources, priority, retries."""
 
 from __future__ import annotations
 
 import math
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Scheduler, SpecCluster, Worker, get_worker
+from support.waiting import wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, SpecError
 
@@ -47,11 +47,6 @@ def where() -> str:
     return str(get_worker().name)
 
 
-def wait_for(path: Path) -> None:
-    while not path.exists():
-        threading.Event().wait(0.005)
-
-
 def note(number: int, path: Path) -> int:
     with path.open("a") as file:
         file.write(f"{number}\n")
@@ -70,7 +65,7 @@ def test_nothing_asked_for_runs_everywhere(batch: Batch, tmp_path: Path) -> None
 
 def meet(mine: Path, other: Path) -> str:
     mine.touch()
-    wait_for(other)
+    wait_for_file(other)
     return where()
 
 
@@ -129,20 +124,28 @@ def test_one_program_may_ask_for_many_places(batch: Batch, addresses: dict[str, 
 # -- rank ---------------------------------------------------------------------------------
 
 
+def keys_there(dask_scheduler: Any) -> list[Any]:
+    return list(dask_scheduler.tasks)
+
+
 def order_of(batch: Batch, tmp_path: Path, priorities: list[int], apart: bool) -> list[int]:
-    """Have tasks of some priorities wait for one slot; gives the order in which they ran."""
-    blocker = batch.options(priority=100).function(wait_for, tmp_path / "go")
+    """Let tasks of some priorities wait for one slot; return the order in which they ran."""
+    blocker = batch.options(priority=100).function(wait_for_file, tmp_path / "go")
     blocker.start()
-    while blocker.state != "running":
-        threading.Event().wait(0.005)
+    wait_until_running(blocker)
     # Dask hands the next task to a worker before the last is done, whatever comes later.
-    batch.options(priority=99).function(wait_for, tmp_path / "go").start()
+    second = batch.options(priority=99).function(wait_for_file, tmp_path / "go")
+    second.start()
     tasks = [
         batch.options(priority=priority).function(note, number, tmp_path / "order")
         for number, priority in enumerate(priorities)
     ]
     for some in [[task] for task in tasks] if apart else [tasks]:
         batch.compile(some).start()
+    blocks = [task._record.block for task in (second, *tasks)]
+    assert None not in blocks
+    keys = {block.key for block in blocks if block is not None}
+    wait_until(lambda: keys <= set(batch.client.run_on_scheduler(keys_there)))
     (tmp_path / "go").touch()
     batch.fence(timeout=60)
     return [int(line) for line in (tmp_path / "order").read_text().split()]
@@ -284,7 +287,7 @@ def test_what_is_no_option_is_said_at_once(batch: Batch) -> None:
 
 @pytest.mark.parametrize("seconds", [3e6, 1e10, math.inf])
 def test_a_timeout_is_as_long_as_one_likes(batch: Batch, seconds: float) -> None:
-    """Longer than what the system can be told to wait, too."""
+    """A timeout may be longer than the system can wait in one call."""
     task = batch.process("sleep", 0.3, timeout=seconds)
     function = batch.function(time.sleep, 0.3, timeout=seconds)
     batch.compile([task, function]).run(timeout=60)

@@ -1,4 +1,4 @@
-"""What tasks write is kept for each of them alone."""
+"""The output of each task is kept apart from that of other tasks."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""On a cluster that others own: workers come and go, Batches live side by side and leave."""
+"""Batches on a cluster of somebody else: workers join and leave, and Batches come and go."""
 
 from __future__ import annotations
 
 import gc
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.waiting import touch, wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
 
@@ -34,14 +34,6 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not come true within a minute")
-
-
 def addresses(batch: Batch) -> set[str]:
     return set(batch.client.scheduler_info(n_workers=-1)["workers"])
 
@@ -49,17 +41,6 @@ def addresses(batch: Batch) -> set[str]:
 def where() -> str:
     print("on", get_worker().address)
     return str(get_worker().address)
-
-
-def touch(path: Path) -> str:
-    path.touch()
-    return path.name
-
-
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return "waited"
 
 
 def append(path: Path, text: str) -> None:
@@ -77,7 +58,7 @@ def test_a_worker_that_joins_later_is_like_the_others(processes: bool) -> None:
         first.run(timeout=60)
         cluster.scale(2)
         batch.client.wait_for_workers(2, timeout=60)
-        until(lambda: batch.num_workers == 2)
+        wait_until(lambda: batch.num_workers == 2)
         (new,) = addresses(batch) - {first.get()}
         tasks = [batch.options(workers=new).function(where) for _ in range(10)]
         process = batch.options(workers=new).process("echo", "from an executable")
@@ -91,7 +72,7 @@ def test_a_worker_that_leaves_is_done_without() -> None:
     with make_cluster(2) as cluster, Batch(cluster) as batch:
         assert batch.num_workers == 2
         cluster.scale(1)
-        until(lambda: batch.num_workers == 1)
+        wait_until(lambda: batch.num_workers == 1)
         tasks = [batch.function(where) for _ in range(10)]
         batch.compile(tasks).run(timeout=60)
         assert {task.get() for task in tasks} <= addresses(batch)
@@ -103,7 +84,7 @@ def test_a_cluster_that_adapts_to_what_there_is_to_do() -> None:
         tasks = [batch.function(where) for _ in range(20)]
         batch.compile(tasks).run(timeout=60)
         assert all(task.stdout.get() == f"on {task.get()}" for task in tasks)
-        until(lambda: batch.num_workers == 0)
+        wait_until(lambda: batch.num_workers == 0)
         again = batch.function(where)
         again.run(timeout=60)
         assert again.get()
@@ -135,9 +116,9 @@ def test_what_was_cancelled_stays_so_on_the_first_worker_of_all(tmp_path: Path) 
 
 def test_what_was_cancelled_stays_so_on_one_more_worker(tmp_path: Path) -> None:
     with make_cluster(1) as cluster, Batch(cluster) as batch:
-        busy = batch.options(priority=1).function(wait_for, tmp_path / "go")
+        busy = batch.options(priority=1).function(wait_for_file, tmp_path / "go")
         busy.start()
-        until(lambda: busy.state == "running")
+        wait_until_running(busy)
         files = [[batch.write(tmp_path, f"file {number}")] for number in range(40)]
         tasks = [
             batch.function(touch, tmp_path / f"{number}", writes=file)
@@ -151,7 +132,7 @@ def test_what_was_cancelled_stays_so_on_one_more_worker(tmp_path: Path) -> None:
         assert all(task.cancel() for task in victims)
         cluster.scale(2)
         # The first worker is still busy: these can only be done by the new one.
-        until(lambda: any(task.state == "done" for task in [*others, *behind]))
+        wait_until(lambda: any(task.state == "done" for task in [*others, *behind]))
         assert busy.state == "running"
         (tmp_path / "go").touch()
         program.wait(timeout=60)
@@ -167,7 +148,7 @@ def test_what_was_cancelled_stays_so_on_one_more_worker(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["a client each", "one client"])
 def given(request: pytest.FixtureRequest, cluster: LocalCluster) -> Iterator[Any]:
-    """What two Batches are given, to live on one cluster."""
+    """The arguments of two Batches that use one cluster."""
     if request.param == "one client":
         with Client(cluster) as client:
             yield client
@@ -198,10 +179,10 @@ def test_two_at_once_run_alike_programs(given: Any, tmp_path: Path) -> None:
 
 def test_cancelling_in_one_leaves_the_other_alone(given: Any, tmp_path: Path) -> None:
     with Batch(given) as one, Batch(given) as other:
-        busy = [one.options(priority=9).function(wait_for, tmp_path / "go") for _ in range(2)]
+        busy = [one.options(priority=9).function(wait_for_file, tmp_path / "go") for _ in range(2)]
         for task in busy:
             task.start()
-        until(lambda: {task.state for task in busy} == {"running"})
+        wait_until_running(*busy)
         mine = one.compile([one.function(touch, tmp_path / f"one {n}") for n in range(20)])
         theirs = other.compile([other.function(touch, tmp_path / f"other {n}") for n in range(20)])
         mine.start()
@@ -218,7 +199,7 @@ def test_cancelling_in_one_leaves_the_other_alone(given: Any, tmp_path: Path) ->
 def test_the_end_of_one_leaves_the_other_alone(given: Any, tmp_path: Path, ending: str) -> None:
     with Batch(given) as stays:
         program = stays.compile(
-            [stays.function(wait_for, tmp_path / "go")]
+            [stays.function(wait_for_file, tmp_path / "go")]
             + [stays.function(print, number) for number in range(20)]
         )
         program.start()
@@ -235,12 +216,12 @@ def test_the_end_of_one_leaves_the_other_alone(given: Any, tmp_path: Path, endin
         (tmp_path / "go").touch()
         program.wait(timeout=60)
         assert program.stdout.get().split() == [str(number) for number in range(20)]
-        more = stays.function(wait_for, tmp_path / "go on")
+        more = stays.function(wait_for_file, tmp_path / "go on")
         more.start()
         # Only reports tell that.
-        until(lambda: more.state == "running")
+        wait_until_running(more)
         (tmp_path / "go on").touch()
-        assert more.get(timeout=60) == "waited"
+        assert more.get(timeout=60) == "go on"
 
 
 # -- leaving ------------------------------------------------------------------------------
@@ -271,7 +252,7 @@ def count_ready(dask_worker: Any) -> int:
 
 
 def use(batch: Batch) -> list[Any]:
-    """Have values of all sizes come to be, and a failure and a cancellation."""
+    """Run tasks with values of all sizes, one that fails and one that is cancelled."""
     large = [batch.function(bytes, 1_000_000) for _ in range(3)]
     tasks = [*large, batch.function(len, large[0]), batch.function(int, "x")]
     program = batch.compile(tasks)
@@ -299,23 +280,25 @@ def test_no_key_is_left(cluster: LocalCluster) -> None:
                 tasks = use(batch)
             del batch, tasks
             gc.collect()
-            until(lambda: client.run_on_scheduler(count_keys) == 0)
+            wait_until(lambda: client.run_on_scheduler(count_keys) == 0)
 
 
 @pytest.mark.parametrize("kind", ["cluster", "client"])
 def test_what_was_given_up_does_not_run(cluster: LocalCluster, tmp_path: Path, kind: str) -> None:
     with Client(cluster) as client:
         batch = Batch(client if kind == "client" else cluster)
-        busy = [batch.options(priority=1).function(wait_for, tmp_path / "go") for _ in range(2)]
+        busy = [
+            batch.options(priority=1).function(wait_for_file, tmp_path / "go") for _ in range(2)
+        ]
         for task in busy:
             task.start()
-        until(lambda: {task.state for task in busy} == {"running"})
+        wait_until_running(*busy)
         program = batch.compile([batch.function(touch, tmp_path / f"{n}") for n in range(50)])
         program.start()
         batch.terminate()
         assert program.state == "cancelled"
-        until(lambda: client.run_on_scheduler(count_keys) == 0)
-        until(lambda: not any(client.run(count_ready).values()))
+        wait_until(lambda: client.run_on_scheduler(count_keys) == 0)
+        wait_until(lambda: not any(client.run(count_ready).values()))
         (tmp_path / "go").touch()
         # What comes behind them runs behind them.
         with Batch(client) as behind:

@@ -1,4 +1,4 @@
-"""Executables as tasks."""
+"""Tasks that run an executable, made by `Batch.process`."""
 
 from __future__ import annotations
 

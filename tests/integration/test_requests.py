@@ -1,4 +1,4 @@
-"""Requests that no worker can meet fail, and say what there is; others wait until one can."""
+"""Tasks whose requirements no worker meets fail, and say why, or wait where one may join."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large programs: done, with no recursion limit, no quadratic time, no warning."""
+"""Large programs run without a recursion limit, quadratic time or warnings."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_many_readers_and_many_writers_of_a_directory(batch: Batch) -> None:
 
 
 def test_a_deep_and_narrow_program(batch: Batch) -> None:
-    """Each of twenty tasks takes from its neighbours in the row before, a thousand times."""
+    """Rows of twenty tasks, each of which takes values from the row before."""
     row = [batch.function(increment, number) for number in range(20)]
     tasks = list(row)
     for _ in range(500):
@@ -112,7 +112,7 @@ def test_arguments_that_many_tasks_share_are_sent_once(batch: Batch) -> None:
 
 
 class _Buffer:
-    """Something with a large buffer, as a NumPy array is."""
+    """An object with a large buffer, like a NumPy array."""
 
     def __init__(self, content: bytearray) -> None:
         self.content = content

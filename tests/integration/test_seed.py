@@ -1,6 +1,6 @@
-"""The examples of the document that daskbatch is made after: they run as they stand there.
+"""The examples of the document that daskbatch was designed from run unchanged.
 
-Only the import line differs, which named another package.
+Only the import line differs: it named another package.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ batch.join()
 
 
 def run_script(directory: Path, text: str) -> str:
-    """Run a program as a script, with a temporary directory of its own; gives its output."""
+    """Run a program as a script, with a temporary directory for it alone; return its output."""
     script = directory / "program.py"
     script.write_text(text, encoding="utf-8")
     temporary = directory / "tmp"

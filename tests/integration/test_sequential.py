@@ -1,4 +1,4 @@
-"""Random programs on a real cluster end as their sequential run."""
+"""Random programs on a real cluster have the same outcome as a sequential run."""
 
 from __future__ import annotations
 

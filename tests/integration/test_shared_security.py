@@ -23,6 +23,7 @@ import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 from support.caught import Caught, blocked
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
 from daskbatch.shared.data.messages import ServerAddress
@@ -53,6 +54,19 @@ def first_bytes(sock: socket.socket, seconds: float = 0.5) -> bytes:
     return b""
 
 
+def is_closed(sock: socket.socket, seconds: float = 30.0) -> bool:
+    """Return whether the other side closes a connection within a time; reads what comes."""
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(1000):
+            pass
+    except ConnectionError:
+        return True
+    except (TimeoutError, BlockingIOError):
+        return False
+    return True
+
+
 def servers_of(batch: Batch) -> list[tuple[str, int]]:
     found = []
     for port in ports_of(batch):
@@ -74,14 +88,16 @@ def servers_of(batch: Batch) -> list[tuple[str, int]]:
 def test_who_does_not_know_the_secret_is_not_let_in(batch: Batch, said: bytes) -> None:
     d = batch.ddict(shards=1)
     for server in servers_of(batch):
-        with socket.create_connection(server) as sock:
+        with socket.create_connection(server) as silent, socket.create_connection(server) as sock:
+            assert first_bytes(silent, 5).startswith(GREETING)
             assert first_bytes(sock, 5).startswith(GREETING)
             with suppress(ConnectionError):
                 sock.sendall(said)
-            # Not one more byte, and at once.
-            begin = time.monotonic()
-            assert first_bytes(sock, 8) == b""
-            assert time.monotonic() - begin < 5
+            # Not one more byte, and at once: one that says nothing is closed after some time.
+            with suppress(ConnectionError):
+                sock.settimeout(30)
+                assert sock.recv(1000) == b""
+            assert not is_closed(silent, 0)
     d["a"] = 1
     assert d["a"] == 1
 
@@ -92,7 +108,6 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
     server = servers_of(batch)[-1]
     silent = [socket.create_connection(server) for _ in range(100)]
     slow = socket.create_connection(server)
-    begin = time.monotonic()
     over = threading.Event()
 
     def trickle() -> None:
@@ -105,18 +120,10 @@ def test_who_says_nothing_is_in_nobodys_way_and_shown_out(batch: Batch) -> None:
         for number in range(200):
             d[number] = number
         other = pickle.loads(pickle.dumps(d))
-        assert Caught(lambda: [other[number] for number in range(200)]).result(10) == list(
-            range(200)
-        )
-        assert time.monotonic() - begin < 8
-        for sock in [*silent, slow]:
-            sock.settimeout(30)
-            while True:
-                with suppress(ConnectionError):
-                    if sock.recv(1000):
-                        continue
-                break
-        assert time.monotonic() - begin < 20
+        assert Caught(lambda: [other[number] for number in range(200)]).result() == list(range(200))
+        # They were there all the time.
+        assert not is_closed(silent[0], 0)
+        assert all(is_closed(sock) for sock in [*silent, slow])
     finally:
         over.set()
         trickling.result()
@@ -419,8 +426,8 @@ def interrupted(use: Callable[[], Any]) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(0.5, press)
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         use()
     timer.join()
     return time.monotonic() - when
@@ -438,7 +445,7 @@ def test_ctrl_c_ends_the_wait_and_nothing_else(batch: Batch, what: str) -> None:
         "join": queue.join,
     }
     for _ in range(2):
-        assert interrupted(uses[what]) < 2
+        assert interrupted(uses[what]) < 30
     d["missing"] = 1
     assert d["missing"] == 1
     if what in ("room", "join"):
@@ -470,42 +477,39 @@ def test_a_frozen_worker() -> None:
         (first,) = d.workers_for(["a"])
         (second,) = set(pids) - {first}
         with frozen(pids[first]):
-            # It is not known whether it will go on; but a client need not wait for that.
-            assert interrupted(lambda: d[1]) < 2
-            assert interrupted(lambda: d.update({1: -1})) < 2
+            # Nobody knows whether it will go on; but nobody has to wait for that.
+            assert interrupted(lambda: d[1]) < 30
+            assert interrupted(lambda: d.update({1: -1})) < 30
             other = pickle.loads(pickle.dumps(d))
             getting = Caught(lambda: other[2])
             blocked(getting)
         assert getting.result() == 0
         d.put_many(dict.fromkeys(range(100), 1))
         with frozen(pids[second]):
-            begin = time.monotonic()
             writing = [Caught(d.update, {number: 2}) for number in range(10)]
             assert d[50] == 1  # to read takes no backup
-            assert [each.result() for each in writing] == [None] * 10
-            assert time.monotonic() - begin < 20
-            # It was removed.
-            begin = time.monotonic()
+            assert [each.result(60) for each in writing] == [None] * 10
+            # It was removed, so that this write waits for nobody.
+            assert copies(batch) == 1
             d.put_many(dict.fromkeys(range(100), 2))
-            assert time.monotonic() - begin < 2
+            assert copies(batch) == 1
         # It is a backup again, with all that was written meanwhile.
-        await_copies(batch, d, 2)
+        wait_until(lambda: copies(batch) == 2)
         d["more"] = 3
         os.kill(pids[first], signal.SIGKILL)
         assert d.get_many(range(100)) == dict.fromkeys(range(100), 2)
         assert d["more"] == 3
 
 
-def await_copies(batch: Batch, d: DDict, count: int) -> None:
+def copies(batch: Batch) -> int:
+    """Ask the scheduler how many workers have the one shard."""
+
     def members(dask_scheduler: Any) -> int:
         found = dask_scheduler.plugins["daskbatch-shared"]
         (info,) = [each.info for each in found._objects.values()]
         return len(info.layouts[0].replicas)
 
-    end = time.monotonic() + 30
-    while batch.client.run_on_scheduler(members) != count:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    return int(batch.client.run_on_scheduler(members))
 
 
 @pytest.mark.slow
@@ -529,32 +533,25 @@ def test_the_end_of_the_batch_is_told_to_all_who_wait(end: str) -> None:
     else:
         batch.terminate()
     for each in waiting:
-        assert isinstance(each.result(10), (LifecycleError, ServiceLost)), each.found
+        assert isinstance(each.result(), (LifecycleError, ServiceLost)), each.found
     for use in (queue.get, lambda: d["a"]):
         begin = time.monotonic()
         with pytest.raises((LifecycleError, ServiceLost)):
             use()
-        assert time.monotonic() - begin < 5
-
-
-def wait_for(path: Path) -> None:
-    while not path.exists():
-        time.sleep(0.01)
+        assert time.monotonic() - begin < 30
 
 
 def test_it_is_there_at_once_though_all_slots_are_in_use(batch: Batch, tmp_path: Path) -> None:
-    busy = [batch.function(wait_for, tmp_path / "go") for _ in range(6)]
+    busy = [batch.function(wait_for_file, tmp_path / "go") for _ in range(6)]
     try:
         for task in busy:
             task.start()
-        while [task.state for task in busy].count("running") < 2:
-            time.sleep(0.01)
-        begin = time.monotonic()
+        wait_until(lambda: [task.state for task in busy].count("running") >= 2)
         d, queue = batch.ddict(replicas=2), batch.queue()
         d["a"] = 1
         queue.put(d["a"])
         assert queue.get() == 1
-        assert time.monotonic() - begin < 5
+        # All slots have been in use meanwhile.
         assert [task.state for task in busy].count("running") == 2
     finally:
         (tmp_path / "go").touch()

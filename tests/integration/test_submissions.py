@@ -1,4 +1,4 @@
-"""Programs started in parts: what is taken from an earlier part is waited for, and may fail."""
+"""Programs that are started in parts: later parts wait for values of earlier ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
 
@@ -23,14 +24,8 @@ def fail(what: str = "boom") -> None:
     raise ValueError(what)
 
 
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return "there"
-
-
 def combine(seconds: float, *values: int) -> int:
-    """Add up, after some time; a sum that seven divides is a failure."""
+    """Add values after some time; raise if seven divides the sum."""
     time.sleep(seconds)
     total = sum(values) + 1
     if total % 7 == 0:
@@ -68,7 +63,7 @@ def test_a_cancelled_task_of_an_earlier_submission(batch: Batch, compiled: bool)
 
 
 def test_a_task_that_is_cancelled_while_its_consumer_waits(batch: Batch, tmp_path: Path) -> None:
-    holders = [batch.function(wait_for, tmp_path / "go") for _ in range(2)]
+    holders = [batch.function(wait_for_file, tmp_path / "go") for _ in range(2)]
     first = batch.compile(holders)
     first.start()
     producer = batch.function(same, holders[0])
@@ -89,7 +84,7 @@ def test_tasks_that_come_back_take_their_consumers_along(batch: Batch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs_in_random_parts(batch: Batch, seed: int) -> None:
-    """Values and failures are those of the same calls, one after another."""
+    """Values and failures are the same as if the calls were made one after another."""
     dice = random.Random(seed)
     tasks: list[Any] = []
     expected: list[int | None] = []

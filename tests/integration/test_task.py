@@ -1,46 +1,36 @@
-"""Tasks in the hands of a user: starting, waiting, getting, and doing it wrong."""
+"""The methods of a task: start, wait, get, and how they refuse wrong use."""
 
 from __future__ import annotations
 
 import asyncio
 import pickle
-import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import wait_for_file, wait_until_running
 
 from daskbatch import Batch, LifecycleError, SerializationError
 
 
-def wait_for(path: Path, value: Any = None) -> Any:
-    while not path.exists():
-        threading.Event().wait(0.005)
-    return value
-
-
 def test_from_created_to_done(batch: Batch, tmp_path: Path) -> None:
-    task = batch.function(wait_for, tmp_path / "go", "value", name="mine")
+    task = batch.function(wait_for_file, tmp_path / "go", name="mine")
     assert (task.name, task.state) == ("mine", "created")
     task.start()
     assert task.state in ("waiting", "running")
     (tmp_path / "go").touch()
     task.wait(timeout=60)
     assert task.state == "done"
-    assert task.get() == task.result.get() == "value"
+    assert task.get() == task.result.get() == "go"
     assert repr(task) == "<Task 'mine' done>"
 
 
 def test_running_is_seen(batch: Batch, tmp_path: Path) -> None:
-    task = batch.function(wait_for, tmp_path / "go")
+    task = batch.function(wait_for_file, tmp_path / "go")
     task.start()
-    for _ in range(1000):
-        if task.state == "running":
-            break
-        threading.Event().wait(0.01)
-    assert task.state == "running"
+    wait_until_running(task)
     (tmp_path / "go").touch()
     task.wait(timeout=60)
 
@@ -224,7 +214,7 @@ def test_an_access_too_late(batch: Batch) -> None:
 
 
 def test_waiting_not_long_enough(batch: Batch, tmp_path: Path) -> None:
-    task = batch.function(wait_for, tmp_path / "go", name="slow")
+    task = batch.function(wait_for_file, tmp_path / "go", name="slow")
     task.start()
     for wait in (task.wait, task.get, task.result.get, task.stdout.get):
         with pytest.raises(TimeoutError, match="'slow' is not over after 0.05 s"):

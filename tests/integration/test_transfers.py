@@ -1,4 +1,4 @@
-"""What moves between workers: values where an argument asks for them, and nothing else."""
+"""Between workers only the values that arguments need are moved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTHING = COUNT * ARRAY // 100
 
 @pytest.fixture(scope="module")
 def batch() -> Iterator[Batch]:
-    """Two workers on which nobody else's values move."""
+    """Two workers that only these tests use."""
     with Batch(num_workers=2) as batch:
         yield batch
 
@@ -41,7 +41,7 @@ def outgoing(dask_worker: Any) -> int:
 
 
 def moved(batch: Batch) -> int:
-    """Give the bytes of values that have left a worker, for another or for the client."""
+    """Return the bytes of values that workers have sent to other workers or to the client."""
     return sum(batch.client.run(outgoing).values())
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from queue import Empty
 
 import pytest
+from support.waiting import file_appears, touch
 
 from daskbatch import Batch, DDict, Queue
 
-#: How long a task waits in vain if all goes wrong. Seconds.
-IN_VAIN = 5.0
+#: How long a task waits for another one before the test fails. Seconds.
+IN_VAIN = 30.0
 
 Start = Callable[..., Callable[[], object]]
 
@@ -37,24 +38,13 @@ def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
 def look(queue: Queue, timeout: float, d: DDict, begun: Path, go: Path, beside: Path) -> bool:
     """Look again and again for what is not there; return whether another task had the slot."""
     begun.touch()
-    wait_for(go)
+    file_appears(go)
     for _ in range(20):
         with suppress(Empty):
             queue.get(timeout=timeout)
         with suppress(TimeoutError):
             d["a"]
     return beside.exists()
-
-
-def wait_for(path: Path, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < end:
-        time.sleep(0.005)
-    return path.exists()
-
-
-def touch(path: Path) -> None:
-    path.touch()
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.001])
@@ -64,7 +54,7 @@ def test_who_only_looks_keeps_the_slot(
     begun, go, beside = (tmp_path / name for name in ("begun", "go", "beside"))
     d = batch.ddict(wait_for_keys=True, timeout=timeout)
     looked = start(look, batch.queue(), timeout, d, begun, go, beside)
-    assert wait_for(begun)
+    assert file_appears(begun)
     behind = start(touch, beside)
     time.sleep(0.2)  # so that it is likely to be in the queue by now
     go.touch()
@@ -74,7 +64,7 @@ def test_who_only_looks_keeps_the_slot(
 
 
 def give_up(waited_for: Queue | DDict, over: Path) -> None:
-    """Wait in vain, more than once."""
+    """Wait for something that never comes, more than once."""
     for _ in range(2):
         with pytest.raises((Empty, TimeoutError)):
             if isinstance(waited_for, Queue):
@@ -97,7 +87,7 @@ def test_a_timeout_is_kept_while_another_task_has_the_slot(
 ) -> None:
     waited_for = batch.queue() if kind == "queue" else batch.ddict(wait_for_keys=True, timeout=0.3)
     giving_up = start(give_up, waited_for, tmp_path / "over")
-    beside = start(wait_for, tmp_path / "over", IN_VAIN)
+    beside = start(file_appears, tmp_path / "over", IN_VAIN)
     giving_up()
     assert beside() is True
     # There are as many slots as before.

@@ -1,4 +1,4 @@
-"""The documents: programs in them run, and print what stands below them."""
+"""The programs in the documents run, and print the output that the documents show."""
 
 from __future__ import annotations
 

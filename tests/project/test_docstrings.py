@@ -1,4 +1,4 @@
-"""Docstrings say what they should, and their examples run, and give what they say."""
+"""Docstrings have all sections that they need, and their examples give what they show."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPERATORS = {
 
 
 class Member(NamedTuple):
-    """A method, property or operator, and the class that users know it of."""
+    """A method, property or operator, and the public class that has it."""
 
     of: type
     name: str
@@ -57,7 +57,7 @@ class Member(NamedTuple):
 
 
 def members() -> Iterator[Member]:
-    """Give what the public classes have, what several inherit once."""
+    """Return the members of the public classes; an inherited member once."""
     seen: set[Any] = set()
     for cls in CLASSES:
         for name in dir(cls):
@@ -81,7 +81,7 @@ MEMBERS = list(members())
 
 
 def has_parameters(text: str, function: Callable[..., Any]) -> bool:
-    """Say whether a docstring names all parameters, or who does."""
+    """Return whether a docstring names all parameters, or refers to one that does."""
     wanted = [
         name
         for name, each in inspect.signature(function).parameters.items()
@@ -97,7 +97,7 @@ def has_parameters(text: str, function: Callable[..., Any]) -> bool:
 
 
 def examples(text: str) -> str:
-    """Give the lines of a docstring that are run."""
+    """Return the lines of a docstring that are run."""
     return "".join(each.source for each in doctest.DocTestParser().get_examples(text))
 
 

@@ -1,4 +1,4 @@
-"""The examples of dictionaries and queues run as they stand there, and print what they should."""
+"""The examples of dictionaries and queues run unchanged, and print the expected output."""
 
 from __future__ import annotations
 

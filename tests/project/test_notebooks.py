@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom in a real kernel, as a reader would run them."""
+"""The notebooks run from the first to the last cell in a real kernel, as a reader runs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(path: Path) -> Any:
 
 
 def text_of(notebook: Any) -> str:
-    """Give all that its cells have printed."""
+    """Return all that the cells of a notebook have printed."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
@@ -44,7 +44,7 @@ def processes_in(directory: Path) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A notebook that has been run, the first cell twice; gives it and where it ran."""
+    """Run a notebook, its first cell twice; return it and the directory that it ran in."""
     directory = tmp_path_factory.mktemp("notebook")
     elsewhere = tmp_path_factory.mktemp("jupyter")
     notebook = read(request.param)

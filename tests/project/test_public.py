@@ -1,4 +1,4 @@
-"""What users can rely on: the names, their parameters, and what importing them brings along."""
+"""The public interface: its names, their parameters, and the modules that an import loads."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ TASK |= {"result", "stdout", "stderr"}
 
 
 def own(thing: object) -> set[str]:
-    """Give the names of what users may use of something."""
+    """Return the public names of a class or module."""
     return {name for name in dir(thing) if not name.startswith("_")}
 
 
@@ -125,7 +125,7 @@ def test_every_exception_is_in_the_tree() -> None:
 
 
 def shape(function: Callable[..., Any]) -> str:
-    """Give the parameters of a function with their defaults, without their types."""
+    """Return the parameters of a function with their defaults, without their types."""
     signature = inspect.signature(function)
     plain = [
         parameter.replace(annotation=inspect.Parameter.empty)

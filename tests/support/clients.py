@@ -1,4 +1,4 @@
-"""What clients of a Batch do in processes of their own, and tasks that are clients themselves."""
+"""Functions that tests run as further clients of a Batch: in other processes, and in tasks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, ServiceLost, SubmitAfterCloseError
 from daskbatch.batch.task import Task
@@ -25,7 +26,7 @@ context.set_forkserver_preload(["daskbatch.batch.batch", "support.clients"])
 
 @contextmanager
 def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
-    """Run a function in another process, which is over, one way or the other, at the end."""
+    """Run a function in another process; at the end, wait for the process, or kill it."""
     running = context.Process(target=function, args=args)
     running.start()
     try:
@@ -37,25 +38,11 @@ def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
             running.join()
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for what no event tells of."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.005)
-
-
-def pid_in(path: Path) -> int:
-    """Wait for a process to have written its number."""
-    until(lambda: path.exists() and path.read_text().endswith("\n"))
-    return int(path.read_text())
-
-
 # -- clients ----------------------------------------------------------------------------
 
 
 def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, end: Any) -> None:
-    """Run many tasks at the same time as others do, and leave when told."""
+    """Run many tasks at the same time as other clients, and close once `end` is set."""
     tasks = [batch.function(pow, number, 2) for number in range(first, first + count)]
     program = batch.compile(tasks)
     begin.wait(30)
@@ -67,7 +54,7 @@ def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, 
 
 
 def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
-    """Start tasks that run until they are stopped, and one that never gets to run."""
+    """Start tasks that run until they are stopped, and one that never begins."""
     if ttl is not None:
         dask.config.set({"daskbatch.client-ttl": ttl})
     tasks = [
@@ -88,7 +75,7 @@ def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
 
 
 def spin(path: Path) -> None:
-    """Run until stopped, and leave a trace of that."""
+    """Run until stopped; files show that this has begun, and that it was stopped."""
     path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
     try:
         while True:
@@ -98,15 +85,16 @@ def spin(path: Path) -> None:
 
 
 def use_and_leave(batch: Batch, path: Path) -> None:
-    """Start what takes a moment, close, and end at once."""
-    batch.function(touch_later, path).start()
+    """Start a task that does not end before the test says so, close the Batch, and end."""
+    batch.function(touch_when_told, path).start()
     batch.close()
+    path.with_suffix(".closed").touch()
 
 
 def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
-    """Be one of two processes: the other one has all that this one has open."""
+    """Fork: both processes have the same files and connections open, and run on."""
     batch.function(spin, directory / "task").start()
-    until((directory / "task.begun").exists)
+    wait_until((directory / "task.begun").exists)
     if os.fork() == 0:
         time.sleep(600)
         os._exit(0)
@@ -115,13 +103,13 @@ def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
 
 
 def forget_to_close(batch: Batch, path: Path) -> None:
-    """End without having closed, with a task that runs."""
+    """End while a task runs, without having closed the Batch."""
     batch.function(spin, path).start()
-    until(path.with_suffix(".begun").exists)
+    wait_until(path.with_suffix(".begun").exists)
 
 
 def square_there(batch: Batch, answers: Any) -> None:
-    """Run one task."""
+    """Run one small and one large task, and send the result."""
     with batch:
         task, large = batch.function(pow, 7, 2), batch.function(len, bytes(11 << 20))
         large.run(timeout=30)
@@ -130,12 +118,12 @@ def square_there(batch: Batch, answers: Any) -> None:
 
 
 def take_from(queue: Any, answers: Any) -> None:
-    """Use what comes by a queue."""
+    """Receive a Batch from a queue, and use it."""
     square_there(queue.get(timeout=30), answers)
 
 
 def wait_for_ever(batch: Batch, path: Path, answers: Any) -> None:
-    """Wait for a task that does not end, and tell what comes of that and of all after it."""
+    """Wait for a task that does not end; send the exceptions of this and of later calls."""
     task = batch.function(spin, path)
     task.start()
     told: list[str] = []
@@ -152,19 +140,15 @@ def wait_for_ever(batch: Batch, path: Path, answers: Any) -> None:
 # -- tasks ------------------------------------------------------------------------------
 
 
-def touch_later(path: Path) -> None:
-    time.sleep(0.3)
+def touch_when_told(path: Path) -> None:
+    """Make a file once the file with the suffix ".go" exists."""
+    path.with_suffix(".begun").touch()
+    wait_for_file(path.with_suffix(".go"))
     path.touch()
 
 
-def wait_for(path: Path) -> str:
-    while not path.exists():
-        time.sleep(0.005)
-    return path.name
-
-
 def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
-    """Have a task do the same one level less deep, and wait for it."""
+    """Start a task that calls this function for one level less, and wait for it."""
     if not levels:
         return [batch.client_id]
     task = batch.options(isolation=isolation).function(go_down, batch, levels - 1, isolation)
@@ -173,14 +157,14 @@ def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
 
 
 def square(batch: Batch, number: int) -> tuple[int, int]:
-    """Have another task square a number; never closes."""
+    """Square a number in another task; the Batch is not closed here."""
     task = batch.function(pow, number, 2)
     task.run()
     return task.get(), batch.client_id
 
 
 def wait_for_another(batch: Batch, path: Path) -> Any:
-    task = batch.function(wait_for, path)
+    task = batch.function(wait_for_file, path)
     task.start()
     return task.get()
 
@@ -197,7 +181,7 @@ async def _await(task: Task) -> Any:
 
 
 def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
-    """Wait in threads of one's own."""
+    """Run tasks and wait for them in threads that this task starts."""
     found: list[int] = []
     clients: set[int] = set()
 
@@ -216,7 +200,7 @@ def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
 
 
 def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
-    """Find out whether another task computes at the same time, before or after having waited."""
+    """Count how often another task computes at the same time, before and after this one waits."""
     met = 0
     for part in range(2):
         try:
@@ -233,7 +217,7 @@ def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
 
 
 def fork_and_square(batch: Batch) -> tuple[int, int]:
-    """Have a process that is forked be a client, which is no task."""
+    """Use the Batch in a forked process, which is a client and not a task."""
     number = batch.client_id
     answers = multiprocessing.get_context("fork").SimpleQueue()
     child = os.fork()
@@ -248,7 +232,7 @@ def fork_and_square(batch: Batch) -> tuple[int, int]:
 
 
 def make_another() -> tuple[int, int, bool]:
-    """Make a Batch in a task, as its creator."""
+    """Make a Batch in a task, and run tasks on it."""
     with Batch(num_workers=1) as batch:
         task = batch.function(pow, 2, 5)
         task.run(timeout=30)
@@ -258,8 +242,8 @@ def make_another() -> tuple[int, int, bool]:
 
 
 def wait_and_tell(batch: Batch, directory: Path) -> Any:
-    """Wait for another, and say in which process."""
-    task = batch.function(wait_for, directory / "go")
+    """Wait for another task; write to a file which process waits."""
+    task = batch.function(wait_for_file, directory / "go")
     task.start()
     with (directory / "waiting").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -267,7 +251,7 @@ def wait_and_tell(batch: Batch, directory: Path) -> Any:
 
 
 def start_and_return(batch: Batch, path: Path) -> str:
-    batch.function(touch_later, path).start()
+    batch.function(touch_when_told, path).start()
     return "returned"
 
 
@@ -275,7 +259,7 @@ def start_and_fail(batch: Batch, path: Path) -> None:
     task = batch.function(spin, path)
     task.start()
     while not path.with_suffix(".begun").exists():
-        # Only who waits like this leaves the slot to others.
+        # Only a wait for a task releases the slot to other tasks.
         with suppress(TimeoutError):
             task.wait(timeout=0.1)
     raise KeyError("mine")
@@ -297,7 +281,7 @@ def use_after_close(batch: Batch) -> str:
 
 
 def large(batch: Batch) -> int:
-    """Take what stays on its worker."""
+    """Run a task whose value is so large that it stays on its worker; return its length."""
     task = batch.function(bytes, 300_000)
     task.run()
     return len(task.get())

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from distributed import get_worker
+from support.waiting import wait_for_file
 
 from daskbatch import DDict
 
@@ -207,20 +208,15 @@ def add_one(d: DDict, source: Any, target: Any) -> int:
 
 
 def write_after(d: DDict, key: Any, value: Any, path: Path) -> None:
-    """Write once a file is there."""
-    wait_for(path)
+    """Write once a file exists."""
+    wait_for_file(path)
     d[key] = value
 
 
 def read_after(d: DDict, key: Any, path: Path) -> Any:
-    """Read once a file is there."""
-    wait_for(path)
+    """Read once a file exists."""
+    wait_for_file(path)
     return d[key]
-
-
-def wait_for(path: Path) -> None:
-    while not path.exists():
-        threading.Event().wait(0.005)
 
 
 def count_up(d: DDict, key: Any, times: int) -> list[int]:

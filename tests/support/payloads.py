@@ -1,4 +1,4 @@
-"""Blocks made by hand, as a client would send them to a worker."""
+"""Makes blocks of calls, as a client sends them to a worker."""
 
 from __future__ import annotations
 

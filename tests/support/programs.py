@@ -1,4 +1,4 @@
-"""Random programs on real files, and what a sequential run of them gives."""
+"""Makes random programs on real files, and runs them one step after another as the oracle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTORIES = ("sub", "sub/deep")
 
 @dataclass(frozen=True)
 class Step:
-    """A task of a random program: positions and paths only, so that it can be sent."""
+    """A task of a random program. It names other steps by their positions, so that it pickles."""
 
     number: int
     reads: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Step:
 
 
 def act(root: str, step: Step, *values: Any) -> str:
-    """Do what a step says: the same whenever it is run on the same state."""
+    """Execute a step. On the same state, the result is always the same."""
     state = [repr(values), str(step.number)]
     for name in step.reads:
         state += _contents(Path(root, name))
@@ -102,14 +102,14 @@ def random_program(rng: random.Random, length: int, seconds: float = 0.0) -> lis
 
 @dataclass
 class Outcome:
-    """What is left of a run: a result for each step, and the files."""
+    """The outcome of a run: a result for each step, and the contents of the files."""
 
     results: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
 
 def run_sequentially(root: Path, steps: Sequence[Step], cancelled: Container[int] = ()) -> Outcome:
-    """Run a program one step after another, in this process: what must come out."""
+    """Run a program one step after another, in this process: the expected outcome."""
     outcome = Outcome()
     values: dict[int, str] = {}
     for step in steps:
@@ -130,7 +130,7 @@ def run_sequentially(root: Path, steps: Sequence[Step], cancelled: Container[int
 
 
 def last_writers(steps: Sequence[Step], reader: Step) -> set[int]:
-    """Find whose writes a step reads, by looking at all that came before."""
+    """Find the steps whose writes a step reads, by comparing it with all earlier steps."""
     needed = set()
     for read in reader.reads:
         for writer in steps[: reader.number]:
@@ -191,7 +191,7 @@ def run_as_batch(batch: Batch, root: Path, steps: Sequence[Step]) -> Outcome:
 
 
 def result_of(task: Task) -> str:
-    """Put into words what became of a task."""
+    """Describe the outcome of a task as `run_sequentially` does."""
     try:
         return str(task.result.get(timeout=30))
     except ValueError as error:

@@ -172,7 +172,9 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
     gate = _GATES["long"] = threading.Event()
     long, after = record(0, _wait_at, "long"), record(1, _add, 1, 1)
     after.waits = ((long, 0),)
+    begun = _BEGUN["long"] = threading.Event()
     dispatcher.submit([long, after], "first")
+    assert begun.wait(30)
     # Another task is submitted while the backend is asked which members have begun.
     last = record(2, _add, 1, 2)
     last.waits = ((after, 0),)
@@ -189,7 +191,7 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
     after.waits = ()
     dispatcher.place_anew([long, after])
     try:
-        assert dispatcher.outcomes.wait(lambda: after.over and last.over, 10)
+        assert dispatcher.outcomes.wait(lambda: after.over and last.over, 30)
         assert not long.over
     finally:
         gate.set()
@@ -199,9 +201,12 @@ def test_what_waits_for_less_is_placed_anew_and_so_is_what_has_come_behind(
 
 
 _GATES: dict[str, threading.Event] = {}
+_BEGUN: dict[str, threading.Event] = {}
 
 
 def _wait_at(name: str) -> int:
+    if name in _BEGUN:
+        _BEGUN[name].set()
     assert _GATES[name].wait(30)
     return 1
 

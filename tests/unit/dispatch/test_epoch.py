@@ -265,6 +265,7 @@ def run_in_pieces(
     return Outcome(list(results.values()), files_below(root))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 80))
 def test_programs_in_pieces_end_as_their_sequential_run(rng: random.Random, length: int) -> None:

@@ -301,6 +301,7 @@ def check(program: Program) -> None:
     assert tracked.closure(NEEDS) == needs
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(programs([file(path) for path in PATHS]))
 def test_files_wait_for_exactly_what_they_must(program: Program) -> None:
@@ -362,6 +363,7 @@ def test_there_are_no_more_than_a_few_edges_for_an_access(name: str, size: int) 
     assert Tracked(list(PATTERNS[name](size))).edges <= 10 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["files written, directory read", "a chain of files", "a log"])
 def test_the_same_holds_for_a_hundred_thousand(name: str) -> None:
     assert Tracked(list(PATTERNS[name](100_000))).edges <= 1_000_000

@@ -1,6 +1,6 @@
 """Ten thousand files with mistakes: each soon gives a template or a `TemplateError`.
 
-Time is that of this thread's work, not of the clock: the machine may be busy with others.
+Time is the CPU time of this thread, and the limit is one that only a hang reaches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from support.paths import EXAMPLES
+from support.waiting import HANG_SECONDS
 
 from daskbatch import CommunicationDomain, CommunicationObject, SpecError, TemplateError
 from daskbatch.describe.access import Mode, make_access
@@ -273,7 +274,7 @@ def test_a_template_or_a_template_error_and_nothing_else() -> None:
         slowest = max(slowest, time.thread_time() - began)
     assert outcomes.keys() == {"Template", "TemplateError"}
     assert outcomes.total() == FILES
-    assert slowest < 1.0
+    assert slowest < HANG_SECONDS
     # The mutations are useful: some files are still valid, most are not.
     assert min(outcomes["Template"], outcomes["TemplateError"], filled) > FILES / 20, outcomes
 
@@ -313,4 +314,4 @@ def test_large_files_take_no_time(data: bytes) -> None:
     began = time.thread_time()
     with contextlib.suppress(TemplateError):
         parse_template(data, "my.yml")
-    assert time.thread_time() - began < 1.0
+    assert time.thread_time() - began < HANG_SECONDS

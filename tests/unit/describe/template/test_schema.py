@@ -283,6 +283,7 @@ name: {g: [f]}
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", SMALL, ids=["function", "job", "process"])
 def test_both_say_the_same_of_whatever_is_changed(base: str) -> None:
     seen = set()

@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from support.processes import is_running
+from support.waiting import wait_until
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.worker.execution import executable as module
@@ -38,21 +39,6 @@ def run(*command: Any, limit: int = 1 << 20, **changes: Any) -> tuple[int, str, 
 
 def python(script: str, *args: Any, **changes: Any) -> tuple[int, str, str]:
     return run(sys.executable, "-c", script, *args, **changes)
-
-
-def wait_until(true: Callable[[], Any], what: str) -> None:
-    """Wait for a condition that has no event and will hold soon; fail instead of hanging."""
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 # -- exit codes ---------------------------------------------------------------------------
@@ -308,8 +294,10 @@ def test_a_child_left_behind_that_holds_the_pipes_does_not_hold_up_the_end() -> 
     child.kill()
 
 
-def test_a_child_left_behind_that_writes_on_does_not_hold_up_the_end() -> None:
-    code, out, _ = run("sh", "-c", "yes & echo $!", timeout=None, limit=1000)
+def test_a_child_left_behind_that_writes_on_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    # The child writes only after its pid was written.
+    script = "mkfifo go; (read line; exec yes) < go & echo $!; echo > go"
+    code, out, _ = run("sh", "-c", script, cwd=tmp_path, timeout=None, limit=1000)
     assert code == 0
     # Nobody reads its output any longer, so it may have ended by itself.
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -323,6 +311,7 @@ def ended(*command: Any, timeout: float) -> list[int]:
     return [int(word) for word in capture.texts()[0].split()]
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_a_process_and_its_children_though_they_ignore_sigterm() -> None:
     pids = ended(sys.executable, "-c", DEAF, timeout=1.5)
     assert len(pids) == 2
@@ -349,6 +338,7 @@ def test_a_timeout_ends_what_has_left_the_tree() -> None:
     assert not is_running(daemon)
 
 
+@pytest.mark.slow
 def test_a_timeout_says_how_long_it_ran_and_what_it_said_last() -> None:
     script = "for i in $(seq 30); do echo line $i; done; echo oh no >&2; trap 'echo bye' TERM; "
     with pytest.raises(TaskTimeout) as caught:
@@ -452,14 +442,26 @@ class Executing:
         assert not self.thread.is_alive()
 
 
-def stopped(*command: Any) -> tuple[Executing, float]:
-    """Stop an executable once it is ready; return how long its end took."""
+def stopped(*command: Any, grace: float | None = None) -> tuple[Executing, float]:
+    """Stop an executable once it has printed "ready".
+
+    Returns the executable and how long its end took. `grace` replaces the time that it has to end.
+    """
+    returned = threading.Event()
+    kill_tree = module.kill_tree
+
+    def kill_after_return(pid: int, marker: str, seconds: float) -> None:
+        assert returned.wait(30), "stop() has waited for the end"
+        kill_tree(pid, marker, seconds if grace is None else grace)
+
     executing = Executing(*command)
     wait_until(lambda: "ready" in executing.said(), "it is not ready")
-    began = time.monotonic()
-    assert executing.running.stop()
-    assert time.monotonic() - began < 1  # although it may take 2 s to end
-    executing.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "kill_tree", kill_after_return)
+        began = time.monotonic()
+        assert executing.running.stop()
+        returned.set()
+        executing.join()
     assert type(executing.raised) is ProcessStopped
     assert executing.code is None
     assert sweep(MARKER, executing.running.marker) == []
@@ -467,17 +469,17 @@ def stopped(*command: Any) -> tuple[Executing, float]:
 
 
 def test_it_can_be_stopped() -> None:
-    _, took = stopped("sh", "-c", "echo ready; sleep 300")
-    assert took < 2
+    # `stopped` would fail if the whole time were waited for.
+    stopped("sh", "-c", "echo ready; sleep 300", grace=600)
 
 
 def test_it_is_asked_to_end_before_it_is_made_to() -> None:
     script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.02; done"
-    executing, took = stopped("sh", "-c", script)
+    executing, _ = stopped("sh", "-c", script, grace=600)
     assert executing.said() == "ready\nbye"
-    assert took < 2
 
 
+@pytest.mark.slow
 def test_all_that_is_deaf_to_that_is_stopped() -> None:
     executing, took = stopped(sys.executable, "-c", DEAF.replace("print(", "print('ready', "))
     assert took >= 2

@@ -516,6 +516,7 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("hesitant", [False, True])
 def test_stops_hit_only_the_calls_that_they_are_meant_for(hesitant: bool) -> None:

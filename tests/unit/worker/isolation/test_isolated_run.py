@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from support.payloads import BARRIER, Call, Stand, call, spec
+from support.waiting import read_pid
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
@@ -321,7 +322,7 @@ def test_a_member_is_ended_when_its_time_is_up(hangs: Any) -> None:
     began = monotonic()
     calls = [call(len, ""), call(hangs), call(len, "a")]
     result = run(*calls, limits={1: Limits(timeout=0.3)}, labels=["a", "slow", "c"])
-    assert 0.3 <= monotonic() - began < 10
+    assert 0.3 <= monotonic() - began < 60
     assert statuses(result) == [DONE, FAILED, DONE]
     late = error(result, 1)
     assert isinstance(late, TaskTimeout)
@@ -331,18 +332,18 @@ def test_a_member_is_ended_when_its_time_is_up(hangs: Any) -> None:
 
 
 def test_the_time_of_each_member_is_its_own() -> None:
-    limits = {member: Limits(timeout=0.4) for member in range(6)}
-    result = run(*[call(nap)] * 6, limits=limits)
-    assert statuses(result) == [DONE] * 6
+    limits = {member: Limits(timeout=1.2) for member in range(5)}
+    result = run(*[call(nap)] * 5, limits=limits)
+    assert statuses(result) == [DONE] * 5
 
 
 def nap() -> None:
-    threading.Event().wait(0.1)
+    threading.Event().wait(0.3)
 
 
 def test_the_time_of_each_attempt_is_its_own(tmp_path: Path) -> None:
     path = tmp_path / "attempts"
-    limits = {0: Limits(timeout=0.4, retries=5)}
+    limits = {0: Limits(timeout=1.2, retries=5)}
     assert value(run(call(nap_and_fail, path), limits=limits)) == 5
 
 
@@ -373,17 +374,26 @@ def test_all_that_a_member_has_started_ends_with_it(tmp_path: Path) -> None:
 # -- revoking and stopping ----------------------------------------------------------------
 
 
-def test_what_has_not_begun_can_be_revoked_also_while_the_interpreter_is_held(gate: Gate) -> None:
-    calls = [call(gate.pass_through), call(hold_the_interpreter), *[call(len, "")] * 3]
-    running = Running(block(*calls, limits={1: Limits(timeout=1.0)}))
+def write_pid_and_hold(path: Path) -> None:
+    path.write_text(f"{os.getpid()}\n")
+    hold_the_interpreter()
+
+
+def test_what_has_not_begun_can_be_revoked_also_while_the_interpreter_is_held(
+    gate: Gate, tmp_path: Path
+) -> None:
+    held = call(write_pid_and_hold, tmp_path / "pid")
+    running = Running(block(call(gate.pass_through), held, *[call(len, "")] * 3))
     gate.wait()
     gate.open()
     while running.run.claims.running < 1:
         running.run.tick()
-    began = monotonic()
+    child = psutil.Process(read_pid(tmp_path / "pid"))
     assert running.run.revoke([0, 1, 2], CANCELLED) == [0, 1]
-    assert monotonic() - began < 0.5
     running.run.defer_rest()
+    # Both calls have returned, and the interpreter is still held: only this ends that.
+    assert running.result is None
+    child.kill()
     assert statuses(running.finish()) == [DONE, FAILED, CANCELLED, DEFERRED, DEFERRED]
 
 
@@ -477,6 +487,7 @@ def write_and_go_on(size: int, gate: Gate) -> None:
     os.write(1, b"tail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["over", "late"])
 def test_a_writer_does_not_fill_the_disk(gate: Gate, ends: str) -> None:
     size = 30_000_000
@@ -578,6 +589,7 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_over_after_many_kills() -> None:
     def count() -> tuple[int, int, int]:
         gc.collect()
@@ -630,7 +642,7 @@ def test_children_end_with_their_worker() -> None:
         worker.kill()
     poll = select.poll()
     poll.register(end, select.POLLIN)
-    assert poll.poll(10_000)
+    assert poll.poll(60_000)
     os.close(end)
 
 

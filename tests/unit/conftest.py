@@ -1,0 +1,21 @@
+"""Keeps unit tests from starting a cluster: those that need one are in tests/integration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cluster() -> Iterator[None]:
+    """Fail each test that starts an `EmbeddedCluster`."""
+    from daskbatch.cluster.embedded import EmbeddedCluster
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a unit test must not start a cluster: move it to tests/integration")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddedCluster, "__init__", refuse)
+        yield
