@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-unit test-latest test-oldest check bench format lock clean
+.PHONY: demo test test-unit test-latest test-oldest faults check bench format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
@@ -32,6 +32,13 @@ test-oldest: $(VENV)/check  ## run the tests with the oldest versions that pypro
 	$(RUN) -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct \
 		--editable ".[check]"
 	.venv-oldest/bin/python $(PYTEST)
+
+SEEDS ?= 0-99
+RUNS ?= 25
+
+faults: $(VENV)/check  ## run random programs while workers are killed; SEEDS=0-99 RUNS=25
+	PYTHONPATH=tests $(RUN) -m faults.engine_harness --seeds $(SEEDS)
+	PYTHONPATH=tests $(RUN) -m faults.shared_harness --runs $(RUNS)
 
 check: $(VENV)/check  ## ruff, mypy, the walls between the packages
 	$(RUN) -m ruff check .

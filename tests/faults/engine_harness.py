@@ -1,6 +1,6 @@
 """Runs random programs while workers, children and executables are killed, and checks the rest.
 
-``python tests/faults/engine_harness.py --seeds 0-199 --workers 3`` does so for many seeds. A seed
+``PYTHONPATH=tests python -m faults.engine_harness --seeds 0-199`` does so for many seeds. A seed
 determines the program and the times of the kills: runs of one seed are similar, but not equal.
 """
 

@@ -1,6 +1,6 @@
 """Uses a DDict from many sides while workers are killed, and checks what was read and written.
 
-``python tests/faults/shared_harness.py --runs 50`` does so many times, with two replicas and with
+``PYTHONPATH=tests python -m faults.shared_harness --runs 50`` does so many times, with two replicas and with
 one. The number of a run determines the times of the kills, so that runs of a number are similar.
 """
 
