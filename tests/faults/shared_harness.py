@@ -1,7 +1,8 @@
 """Uses a DDict from many sides while workers are killed, and checks what was read and written.
 
-``PYTHONPATH=tests python -m faults.shared_harness --runs 50`` does so many times, with two replicas and with
-one. The number of a run determines the times of the kills, so that runs of a number are similar.
+``PYTHONPATH=tests python -m faults.shared_harness --runs 50`` does so many times, with two replicas
+and with one. The number of a run determines the times of the kills, so that runs of a number are
+similar.
 """
 
 from __future__ import annotations
