@@ -26,7 +26,7 @@ def seconds(function: Callable[[], Any], repeat: int = 1) -> float:
 
 @contextmanager
 def raw_dask() -> Iterator[Client]:
-    """Yield a client of plain Dask's cluster for a user: two workers of one thread."""
+    """Yield a client of a cluster of plain Dask: two workers of one thread."""
     with (
         LocalCluster(
             n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
@@ -37,7 +37,7 @@ def raw_dask() -> Iterator[Client]:
 
 
 class Table:
-    """Prints ratios as they are measured, and whether they reach what is required."""
+    """Prints ratios as they are measured, and whether they reach the required values."""
 
     def __init__(self, title: str) -> None:
         print(f"\n{title}")

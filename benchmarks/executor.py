@@ -1,4 +1,4 @@
-"""Compares `BatchPoolExecutor` with Dask's own executor and a process pool of as many workers."""
+"""Compares `BatchPoolExecutor` with Dask's own executor and a process pool of the same size."""
 
 from __future__ import annotations
 

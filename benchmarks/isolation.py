@@ -1,6 +1,7 @@
 """Times what isolation costs: short functions in children, compared with the same in threads.
 
-Both run on the same two workers of one thread. Also a timeout that never fires, compared with none.
+Both run on the same two workers of one thread. Tasks with a timeout that never fires are compared
+with tasks without one, too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
         for options in kinds.values():
             run(batch, 1_000, **options)
         for count in SIZES:
-            # In turn, so that other work of the machine slows all of them down.
+            # They run in turn, so that other work of the machine slows all of them down.
             times: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(9):
                 for kind, options in kinds.items():

@@ -1,7 +1,7 @@
 """Compares the client's peak memory for 100 000 no-ops with that of a plain Dask client.
 
 Each client is a separate process, without its cluster, so that only the clients' memory counts.
-Plain Dask has ``worker-saturation: inf``; else it would take three minutes.
+Plain Dask has ``worker-saturation: inf``; without it, its run would take three minutes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before)
 
 
 def peak(program: str, count: int) -> tuple[float, float]:
-    """Return the peak in MB, and how much of it the tasks added."""
+    """Return the peak in MB, and the part of it that the tasks added."""
     cluster = EmbeddedCluster(WORKERS, ".")
     try:
         done = subprocess.run(

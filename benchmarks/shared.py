@@ -45,7 +45,7 @@ def best(function: Callable[[], float], times: int = RUNS) -> float:
 
 
 def runs(count: int) -> int:
-    """Return how often to repeat a run with `count` values: once if it is long, which is steady."""
+    """Return how often to repeat a run with `count` values: a long run varies less, so once."""
     return 3 if count < SIZES[-1] else 1
 
 
@@ -164,7 +164,7 @@ def get_time(d: DDict) -> float:
 
 def gather_time(name: str) -> float:
     client = get_client()
-    future = Variable(name).get()  # an argument would be gathered before
+    future = Variable(name).get()  # Dask would gather a future that is an argument
     return best(lambda: took(lambda: client.gather(future, direct=True)))
 
 
@@ -181,7 +181,7 @@ def large_values(table: Table, batch: Batch, client: Client) -> None:
 
     future = scatter()
     puts, scatters, gets, gathers = ([float("inf")] for _ in range(4))
-    # In turn, so that other work of the machine slows both down.
+    # Both run in turn, so that other work of the machine slows both down.
     for _ in range(RUNS):
         puts.append(took(lambda: d.__setitem__("array", array)))
         scatters.append(took(scatter))

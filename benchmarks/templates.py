@@ -125,7 +125,7 @@ def main() -> None:
                 "echo", "hello", i, env={"LANG": "C"}, writes=[batch.write("out.txt")]
             ),
         )
-    batch.terminate()  # what was made waits in the background, and was not meant to run
+    batch.terminate()  # the tasks wait in the background, and need not run
     table.end()
 
 

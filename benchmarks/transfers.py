@@ -1,4 +1,4 @@
-"""Checks that no array moves where producers of large arrays have order-only successors."""
+"""Checks that no array moves if tasks only come after its producer, and do not take it."""
 
 from __future__ import annotations
 

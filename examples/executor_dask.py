@@ -1,4 +1,4 @@
-"""Computes a graph of Dask's collections by an executor: `scheduler=` accepts one."""
+"""Computes a graph of Dask's collections by an executor: `scheduler=` accepts an executor."""
 
 import dask
 import dask.array as da

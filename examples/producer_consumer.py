@@ -1,6 +1,6 @@
 """Producers and consumers share a queue, and there are more consumers than slots.
 
-A consumer that waits for an item releases its slot to other tasks, so that all of them go on.
+A consumer that waits for an item releases its slot to other tasks, so that all of them continue.
 """
 
 from daskbatch import Batch, Queue

@@ -32,7 +32,7 @@ def main() -> None:
         count = batch.import_func(template, count_words, file_name, directory=directory, longest=30)
         tasks = [count("the", number, ignore_case=True) for number in range(len(TEXTS))]
         # The tasks wait in the background until one of them is needed; then all are started. All
-        # write the report, so each waits for the one before.
+        # tasks write the report, so each waits for the one before.
         print([task.get() for task in tasks])
         with batch.open(directory / "report-0.txt", encoding="utf-8") as report:
             print(report.read(), end="")
