@@ -52,7 +52,7 @@ class _Strand:
     seconds: float = 0.0
     tasks: int = 0
     size: int = 0
-    #: The candidates that its tasks overwrite the inputs of; see `Candidate`.
+    #: The candidates whose inputs its tasks overwrite; see `Candidate`.
     overwrites: list[int] = field(default_factory=list)
     block: _Block | None = None
 
