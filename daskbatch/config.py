@@ -1,7 +1,8 @@
 """The settings of daskbatch, kept in Dask's configuration under ``daskbatch``.
 
 `daskbatch.yaml` has the defaults, and says what each setting is for. A setting is read each time
-that it is needed, so a change affects what is created afterwards.
+that it is needed, so a change affects what is created afterwards. Any
+thread may call all functions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dask.config
 import yaml
 from dask.utils import parse_bytes, parse_timedelta
 
+#: The file with the defaults.
 _FILE = Path(__file__).with_name("daskbatch.yaml")
 
 
@@ -33,7 +35,10 @@ def get_bytes(name: str) -> int:
 
 
 def as_bytes(size: int | str) -> int:
-    """Convert a size that a user gave, such as ``"10MiB"``, to bytes."""
+    """Convert a size that a user gave, such as ``"10MiB"``, to bytes.
+
+    Raises what `dask.utils.parse_bytes` raises for a wrong value.
+    """
     return int(parse_bytes(size))
 
 

@@ -1,7 +1,7 @@
 """Every exception that daskbatch raises, in one tree.
 
-Every part of the package may import this module; it imports none. All exceptions can be pickled,
-with their attributes.
+All parts of the package may import this module; it imports no other part. All exceptions can be
+pickled, with their attributes.
 
 ::
 
@@ -21,7 +21,8 @@ with their attributes.
         TaskCancelled (CancelledError)          the task was cancelled
       ServiceLost (BrokenExecutor)              the cluster or a shared object is gone
 
-An exception that a user's function raises is passed on as it is, and is none of these.
+An exception that a user's function raises is passed on unchanged; it is not converted to one of
+these.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Compiled tasks: many tasks, in the order of a sequential program, handled as one.
 
-A `CompiledTask` lets `plan` infer the order of its members, and gives them to the dispatcher when
-it is started. What is wrong with the list of members is raised by `require_members`.
+A `CompiledTask` has `plan` infer the order of its members, and submits them when it is started.
+`require_members` raises what is wrong with the list of members. Several threads may use a
+`CompiledTask`.
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ class BatchContext:
     background_batching : bool
         Whether template tasks are queued and start when they are needed.
     backlog : Backlog, optional
-        The queued tasks of the client, if this context is to keep them alive. The arguments of a
-        queued task may refer to the Batch, so nothing that outlives the Batch may keep them.
+        The queued tasks of the client, which live as long as this context; None if another object
+        keeps them. Their arguments may refer to the Batch, so nothing that outlives the Batch may
+        keep them.
     """
 
     def __init__(
@@ -61,13 +62,16 @@ class BatchContext:
         self.directory = directory
         self.background_batching = background_batching
         self._backlog = backlog
-        # A Batch that is dropped, as in a notebook cell that is run again, leaves nothing behind.
+        # A Batch that is dropped without `close`, as when a notebook cell is run again, must not
+        # leave a client behind.
         finalizer = weakref.finalize(self, identity.abandon)
         finalizer.atexit = False
 
     @property
     def session(self) -> Session:
-        """The client that this is here; the first use of a copy registers one.
+        """The client that the Batch stands for in this process and task.
+
+        The first use of a copy registers the client.
 
         Raises
         ------
@@ -104,7 +108,7 @@ class BatchContext:
         name : str
             Their name on Dask's dashboard.
         group : Group, optional
-            The compiled task that they are the members of.
+            The compiled task whose members they are.
 
         Raises
         ------
@@ -135,6 +139,11 @@ class BatchContext:
             The task.
         session : Session
             The client that made it.
+
+        Raises
+        ------
+        GraphError, LifecycleError
+            See `submit`.
         """
         if record.call is not None and record.call.references:
             require_own(self.session.client_id, record)
@@ -144,7 +153,7 @@ class BatchContext:
     # -- reads and writes by the program itself -------------------------------------------
 
     def await_conflicting_tasks(self, access: Access) -> None:
-        """Start the tasks that must be over before a read or write here, and wait for them."""
+        """Start the tasks that must be over before the program reads or writes; wait for them."""
         session = self.identity.session_or_none()
         if session is None:
             return

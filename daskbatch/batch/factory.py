@@ -52,6 +52,7 @@ class TaskSettings(NamedTuple):
     name: str | None = None
 
 
+#: The settings of a task for which the user sets nothing.
 DEFAULT_SETTINGS = TaskSettings()
 
 
@@ -176,7 +177,8 @@ def _channels(accesses: Accesses, mode: Mode) -> tuple[Channel, ...]:
     """Return the channels of what a user gave for ``reads=`` or ``writes=``."""
     if accesses is None:
         return ()
-    # These are iterable, too: without this check an empty dictionary would mean no access.
+    # A text and a mapping are iterable, too: without this check an empty dictionary would mean
+    # no access.
     single = isinstance(accesses, (str, bytes, os.PathLike, Mapping))
     if single or not isinstance(accesses, (Access, Iterable)):
         read = f"batch.{mode.value}"

@@ -29,7 +29,7 @@ class Address(NamedTuple):
     batch : str
         The id of the Batch.
     grows : bool
-        Whether the cluster may have more workers later.
+        Whether the cluster may get more workers later.
     """
 
     scheduler: str
@@ -38,7 +38,7 @@ class Address(NamedTuple):
 
 
 class Identity:
-    """Which client of its Batch an object is; several threads may use it.
+    """Which client of its Batch an object stands for; several threads may use it.
 
     Parameters
     ----------
@@ -52,13 +52,16 @@ class Identity:
         self.address = address
         self._own = own
         self._closed = False
-        # A copy that is unpickled as an argument of a task also serves the threads of that task.
+        # The slot's context and the number of the task in it, if a task creates this object. A copy
+        # that is unpickled as an argument of a task also serves the threads of that task.
         context = current()
         self._created_in = None if context is None else (weakref.ref(context), context.task_number)
         _identities.add(self)
 
     def session(self) -> Session:
-        """Return the client that this object is here; create it on first use.
+        """Return the client that this object stands for in this process and task.
+
+        The first use creates the client.
 
         Raises
         ------
@@ -72,7 +75,7 @@ class Identity:
         if own is not None and current() is None:
             return own
         context = self._task_context()
-        with _attaching:
+        with _attach_lock:
             if context is not None:
                 resource = context.resources.get(self.address.batch)
                 if resource is None:
@@ -88,7 +91,7 @@ class Identity:
         )
 
     def session_or_none(self) -> Session | None:
-        """Return the client that this object is here, or None if it has not been used yet."""
+        """Return the client that this object stands for here; None if it has not been used yet."""
         try:
             context = self._task_context()
         except SubmitAfterCloseError:
@@ -143,13 +146,13 @@ class Identity:
             return None if created_here else context
         if context is not None or self._created_in is None:
             return context
-        found, turn = self._created_in[0](), self._created_in[1]
-        if found is None or found.task_number != turn:
+        created_in, task_number = self._created_in[0](), self._created_in[1]
+        if created_in is None or created_in.task_number != task_number:
             raise SubmitAfterCloseError(
                 "the task that received this copy of a Batch has ended, and so has the copy; a "
                 "thread that a task starts can use a Batch that is among the task's arguments"
             )
-        return found
+        return created_in
 
     def _attach(self, context: TaskContext | None) -> Session:
         """Register a new client of the Batch."""
@@ -179,10 +182,11 @@ class _ClosedUnused:
         pass
 
 
+#: All identities of this process; a forked child resets its copies of them.
 _identities: weakref.WeakSet[Identity] = weakref.WeakSet()
 
-#: Held while a client is created: one object, or one task, creates one.
-_attaching = make_rlock()
+#: Held while a client is created, so that an object, or a task, creates only one.
+_attach_lock = make_rlock()
 
 
 @after_fork

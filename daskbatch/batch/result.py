@@ -19,14 +19,16 @@ from daskbatch.serialization.exceptions import safe_str, unpack_error
 def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
     """Make the exception that says why a task that is over has no result.
 
+    Waits for the exception of the task, if it has to be fetched from its worker.
+
     Parameters
     ----------
     record : TaskRecord
         The task.
     dispatcher : Dispatcher
-        Fetches the exception of the task from its worker, if it is still there.
+        The dispatcher of the client that made the task.
     timeout : float, optional
-        Maximum number of seconds for that.
+        Maximum number of seconds to wait.
     """
     if record.phase == Phase.CANCELLED:
         return TaskCancelled(f"task {record.label} was cancelled")
@@ -56,7 +58,7 @@ def load_result(load: Callable[[], Any], label: str) -> Any:
     load : callable
         Unpickles and returns it.
     label : str
-        How messages call the task.
+        The name of the task in messages.
 
     Raises
     ------

@@ -24,6 +24,7 @@ from daskbatch.serialization import pickling
 from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
+#: In place of a result that has not been unpickled yet.
 _NOT_LOADED = object()
 
 
@@ -56,7 +57,7 @@ class Task:
         #: The client that made the task; another client may wait for it.
         self._session = context.session if session is None else session
         self._record = record
-        #: The unpickled result.
+        #: The unpickled result, or `_NOT_LOADED`.
         self._loaded: Any = _NOT_LOADED
         #: Whether the task is queued, and starts when it is needed, until the user starts it.
         self._in_background = False
@@ -172,8 +173,8 @@ class Task:
                 "start that instead"
             )
         if self._in_background and record.phase != Phase.CANCELLED:
-            # The task may be running already, since another one needed it. The first `start` by
-            # the user is no error all the same.
+            # The task may be running already, since another one needed it. Even so, the first
+            # `start` by the user is not an error.
             self._session.background.start_queued([record])
             with self._dispatcher.outcomes.changed:
                 first, self._in_background = self._in_background, False
@@ -293,8 +294,8 @@ class Task:
     def _value_or_error(self) -> tuple[Any, BaseException | None]:
         """Return what `get` returns, and what it raises.
 
-        As a value, since not every exception can be raised from one thread into the await of
-        another.
+        The exception is returned and not raised: asyncio cannot pass each one, such as a
+        `StopIteration`, from a thread to the coroutine that awaits it.
         """
         try:
             return self.get(), None

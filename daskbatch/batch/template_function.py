@@ -64,7 +64,7 @@ class ImportedFunction:
         # Not a bound method: a reference cycle would keep the Batch until the garbage collector
         # runs.
         self._make = _MAKERS[model.type]
-        #: The options that all tasks share; made with the first task, if they can be shared.
+        #: The options of all tasks, if they are the same for all; made with the first task.
         self._options: Options | None = None
         self.__name__ = self.__qualname__ = template.label
         self.__signature__ = template.signature
@@ -125,7 +125,7 @@ class ImportedFunction:
             self._channels(Mode.WRITE, writes) if writes else (),
             name,
         )
-        # In half the time of `TaskSettings(...)`: this is done for each task.
+        # Takes half the time of `TaskSettings(...)`, for each task.
         return tuple.__new__(TaskSettings, settings)
 
     def _make_options(self, description: TaskDescription, executable: FilledExecutable) -> Options:
@@ -135,7 +135,7 @@ class ImportedFunction:
             cwd=None if cwd is None else self._context.absolute(cwd),
             env=executable.env,
         )
-        if self._template.steady:
+        if self._template.has_constant_options:
             self._options = options
         return options
 
@@ -150,6 +150,7 @@ class ImportedFunction:
         return channels
 
 
+#: The method that makes a task, by the type in the file.
 _MAKERS = {
     "function": ImportedFunction._make_function,
     "process": ImportedFunction._make_process,

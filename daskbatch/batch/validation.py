@@ -40,6 +40,11 @@ def require_own(client_id: str, record: TaskRecord) -> None:
 def require_producers(record: TaskRecord) -> None:
     """Check that the tasks that a task takes results from are started, or start with it.
 
+    Parameters
+    ----------
+    record : TaskRecord
+        The task.
+
     Raises
     ------
     LifecycleError

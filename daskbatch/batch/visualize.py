@@ -15,7 +15,14 @@ from daskbatch.plan.svg import to_svg
 
 
 def draw(graph: Graph, path: Path) -> Path:
-    """Draw a graph into a file; the file's suffix chooses the format.
+    """Draw a graph into a file; return the path.
+
+    Parameters
+    ----------
+    graph : Graph
+        The graph.
+    path : Path
+        The file; its suffix chooses the format.
 
     Raises
     ------

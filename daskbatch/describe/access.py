@@ -196,7 +196,7 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
     Raises
     ------
     SpecError
-        Tasks cannot communicate through such an object, or a channel is not hashable.
+        Tasks cannot communicate through an object of this type, or a channel is not hashable.
     """
     if isinstance(obj, (str, Path)):
         return Access(mode, _files(obj, channels, base))

@@ -25,7 +25,7 @@ def is_value(value: object) -> bool:
 
 
 def _can_be_passed(text: str) -> bool:
-    """Return whether a process can receive the text, which the system ends at the first byte 0."""
+    """Return whether a process can receive the text: the system cuts it at the first zero byte."""
     try:
         return b"\0" not in text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

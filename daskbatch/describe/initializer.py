@@ -30,8 +30,8 @@ class Initializer:
         self, namespace: str, initializer: Callable[..., Any], initargs: tuple[Any, ...]
     ) -> None:
         self.namespace = namespace
-        #: If the pickle is large: the reference that keeps it on the cluster, where it is sent
-        #: once. The placer sets it.
+        #: If the pickle is large, the client sends it to the cluster once; this reference keeps
+        #: it there. The placer sets it.
         self.held: Any = None
         self._call = initializer, initargs
         self._packed: bytes | pickling.Buffer | None = None
@@ -49,6 +49,6 @@ class Initializer:
 
     def dumps(self, function: Callable[..., Any]) -> bytes:
         """Pickle a function of the executor; raises if the initializer cannot be pickled."""
-        self.packed()  # no function can be called where the initializer cannot be
+        self.packed()  # a function cannot run in a process without the initializer
         with pickling.within(self.namespace):
             return pickling.dumps(function)

@@ -36,7 +36,7 @@ class Options:
     resources : tuple of (str, float)
         The amounts of Dask's abstract worker resources that it takes.
     workers : tuple of str
-        Addresses or hosts of workers that may run it; all workers if empty.
+        Addresses or host names of the workers that may run it; all workers if empty.
     priority : float
         Tasks with a higher priority run first.
     isolated : bool
@@ -67,6 +67,7 @@ class Options:
             object.__setattr__(self, "placement_key", key)
 
 
+#: The options of a task for which the user sets none.
 DEFAULT = Options()
 
 
@@ -103,7 +104,7 @@ def make_options(
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
         raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
     return Options(
-        timeout=None if timeout is None else seconds(timeout, "timeout="),
+        timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
         retries=retries,
         resources=_resources(resources),
         workers=tuple(workers),
@@ -139,15 +140,15 @@ def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float]
     return tuple(sorted((name, float(amount)) for name, amount in resources.items()))
 
 
-def seconds(value: float | timedelta, what: str) -> float:
-    """Convert a duration to seconds.
+def positive_seconds(value: float | timedelta, what: str) -> float:
+    """Convert a duration, which must be positive, to seconds.
 
     Parameters
     ----------
     value : float or timedelta
         The duration; a number is in seconds.
     what : str
-        What the message calls it.
+        The name of the value in messages.
 
     Raises
     ------

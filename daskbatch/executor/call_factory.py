@@ -34,7 +34,7 @@ class CallFactory:
     resources, env : mapping, optional
         Resources and environment variables of all calls, whatever other options they have.
     initializer : Initializer, optional
-        What each worker process runs before its first call.
+        The initializer that each worker process runs before its first call.
     settings : TaskSettings, optional
         The options of the calls; by default `resources`, `env` and no others.
     """

@@ -22,7 +22,7 @@ _THREAD_VARIABLES = (
 
 
 def count_cpus(cpus: int | float | str) -> float:
-    """Read a number of cores.
+    """Return a user's number of cores as a float.
 
     Parameters
     ----------
@@ -63,7 +63,12 @@ def thread_limits(cpus: float) -> dict[str, str]:
 
 
 def count_workers(max_workers: SupportsIndex) -> int:
-    """Read a number of workers.
+    """Return a user's number of workers as an int.
+
+    Parameters
+    ----------
+    max_workers : int
+        A positive whole number, of any type with ``__index__``.
 
     Raises
     ------

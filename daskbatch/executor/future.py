@@ -1,6 +1,7 @@
 """The futures of a `BatchPoolExecutor`: `concurrent.futures.Future`s that also have a task.
 
-A thread of the pool settles them. What else they need of the pool is in `FutureOwner`.
+A thread of the pool settles them. `FutureOwner` has what they need of the pool. Several threads may
+use a future.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from daskbatch.worker.execution.task_context import (
     waiting_in_loop,
 )
 
-_OVER = {FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED}
+#: The states of `concurrent.futures` in which a future is settled.
+_OVER_STATES = {FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED}
 
 
 class FutureOwner(Protocol):
@@ -137,7 +139,7 @@ class BatchPoolFuture(Future[Any]):
 
         Returns the timeout for the base class: 0 if this has waited, else `timeout`.
         """
-        if self._state in _OVER:
+        if self._state in _OVER_STATES:
             return timeout
         context = self._owner.task_context()
         if context is None:
@@ -200,6 +202,7 @@ class _Waiters(list[Any]):
     owner: FutureOwner
 
     def append(self, waiter: Any) -> None:
+        """Add a waiter; in a task, with an event that releases the slot."""
         super().append(waiter)
         context = self.owner.task_context()
         # A waiter for several futures is changed once. Its event has not been set yet: that takes
@@ -220,7 +223,10 @@ class _SlotReleasingEvent(threading.Event):
 
 
 def to_executor_error(error: BaseException) -> BaseException:
-    """Return an exception as one that also has the type that `concurrent.futures` has for it."""
+    """Convert a `TaskCrashed` to a class that is also the type that `concurrent.futures` raises.
+
+    All other exceptions are returned unchanged.
+    """
     if type(error) is not TaskCrashed:
         return error
     kind: type[TaskCrashed] = CallCrashed

@@ -35,6 +35,8 @@ _SUBMIT_DELAY_SECONDS = 0.01
 class MapCall:
     """The calls of one `map`.
 
+    One thread iterates the results; a timer thread may submit calls at the same time.
+
     Parameters
     ----------
     pool : Pool
@@ -89,10 +91,11 @@ class MapCall:
         self._buffersize = buffersize
         #: The calls and chunks whose results have not been asked for, in order; True for a chunk.
         self._pending: deque[tuple[TaskRecord, bool]] = deque()
-        #: Those of them that the pool does not have yet, and whether a timer will submit them.
+        #: Those of them that are not yet submitted to the pool, and whether a timer will do that.
         self._unsubmitted: deque[TaskRecord] = deque()
         self._submit_scheduled = False
-        self._submitting = threading.Lock()
+        #: Held by the thread that submits: so calls are submitted in order.
+        self._submit_lock = threading.Lock()
         #: Why the timer's thread could not submit them.
         self._failure: Exception | None = None
         pool.maps.add(self)
@@ -132,16 +135,18 @@ class MapCall:
                     self._submit_soon()
             self._exhausted = len(pending) < before + count
             return not self._exhausted
-        # A few chunks at a time, since the workers wait.
-        most = len(self._pending) + min(count, max(1, _MAX_SUBMIT_CALLS // self._chunksize))
-        while len(self._pending) < most:
+        # A few chunks at a time, since the workers may be idle until these are submitted.
+        target_length = len(self._pending) + min(
+            count, max(1, _MAX_SUBMIT_CALLS // self._chunksize)
+        )
+        while len(self._pending) < target_length:
             chunk = list(islice(self._arguments, self._chunksize))
             if not chunk:
                 self._exhausted = True
                 return False
-            whole = self._calls.make_chunk(function, chunk)
-            if whole is not None:
-                self._append(whole, True)
+            chunk_record = self._calls.make_chunk(function, chunk)
+            if chunk_record is not None:
+                self._append(chunk_record, True)
             else:
                 for args in chunk:
                     self._append(make_call(function, args), False)
@@ -167,7 +172,7 @@ class MapCall:
             self._failure = error
 
     def _submit(self) -> None:
-        with self._submitting:
+        with self._submit_lock:
             if self._failure is not None:
                 raise self._failure
             records = [self._unsubmitted.popleft() for _ in range(len(self._unsubmitted))]

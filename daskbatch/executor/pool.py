@@ -25,6 +25,7 @@ from daskbatch.forking import after_fork
 from daskbatch.worker.execution.initialized_function import InitializerFailed
 from daskbatch.worker.execution.task_context import TaskContext
 
+#: The words of `concurrent.futures`, which programs may look for.
 _SHUTDOWN_MESSAGE = "cannot schedule new futures after interpreter shutdown"
 
 #: How long `shutdown(cancel_futures=True)` waits until the calls that seem to be on their way to
@@ -42,7 +43,8 @@ class PendingResults(Protocol):
 class Pool:
     """The calls of one executor; several threads may use it.
 
-    It is a `FutureOwner`, and as a `Gathering` it is known to the background of its client.
+    It implements `FutureOwner`, and `ExecutorPool`, with which the background of its client
+    flushes it.
 
     Parameters
     ----------
@@ -62,13 +64,14 @@ class Pool:
         self.batch = batch
         #: Why no call can be run any longer, if the initializer has failed.
         self.broken: InitializerFailed | None = None
+        #: The `map` calls whose results the user may still ask for.
         self.maps: weakref.WeakSet[PendingResults] = weakref.WeakSet()
         self._context = batch._context
         self._owned = owned
         self._process = os.getpid()
         self._session = self._context.session
         self._dispatcher = self._session.dispatcher
-        #: Held for every change; notified when tasks are over.
+        #: Held while anything changes; notified when tasks are over.
         self._changed = self._dispatcher.outcomes.changed
         self._group = Group("executor", 0)
         self._group.started = True
@@ -77,7 +80,7 @@ class Pool:
         #: Whether calls are no longer accepted, and whether all of them are over and settled.
         self._shut_down = False
         self._ended = False
-        self._ending = threading.Lock()
+        self._end_lock = threading.Lock()
         with self._changed:
             self._session.background.pools.add(self)
         _pools.add(self)
@@ -257,7 +260,7 @@ class Pool:
     def finish(self) -> None:
         """Accept no more calls, wait until all calls are over, and end.
 
-        Inside a task it keeps the worker slot: the interpreter ends.
+        Called inside a task it does not release the worker slot, since the interpreter is ending.
         """
         with self._changed:
             self._shut_down = True
@@ -281,7 +284,7 @@ class Pool:
     def _cancel_waiting(self) -> list[TaskRecord]:
         """Cancel the calls that have not begun, but for those that idle slots seem to take.
 
-        A call that was submitted while a slot was idle has begun, for the user, though no worker
+        For the user, a call that was submitted while a slot was idle has begun, even if no worker
         has reported it yet. Returns these calls.
         """
         started = self._dispatcher.unfinished()
@@ -328,7 +331,7 @@ class Pool:
         return not unfinished and not self._settler.unsettled_count
 
     def _end(self) -> None:
-        with self._ending:
+        with self._end_lock:
             if self._ended:
                 return
             with self._changed:
@@ -344,9 +347,10 @@ class Pool:
             _pools.discard(self)
 
 
+#: Whether the interpreter is shutting down.
 _exiting = False
 
-#: The pools that have not ended. A forked child leaves those of its parent alone.
+#: The pools that have not ended. A forked child does not touch those of its parent.
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 after_fork(_pools.clear)
 

@@ -37,7 +37,7 @@ class Settler(Generic[_Future]):
     def __init__(self, outcomes: CompletionTracker, settle: Callable[[_Future], None]) -> None:
         self._outcomes = outcomes
         self._settle = settle
-        #: Held for every change; notified when tasks are over.
+        #: Held while anything changes; notified when tasks are over.
         self._changed = outcomes.changed
         self._unsettled: set[_Future] = set()
         #: The futures of calls that are over, until a thread takes them.

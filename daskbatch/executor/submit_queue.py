@@ -1,7 +1,7 @@
 """Collects calls until a slot is idle, or for some milliseconds, and submits them together.
 
-Therefore a loop of single calls costs hardly more than one submission of all of them, and a call
-that comes alone does not wait. The thread "submit" does the submitting.
+Therefore a loop of single calls costs hardly more than one submission of all of them, and a single
+call does not wait while a slot is idle. The thread "submit" submits the calls.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SubmitQueue:
         self._group = group
         self._name = name
         self._limit = None if max_running is None else ConcurrencyLimit(max_running)
-        #: Held for every change below; also notified when tasks are over.
+        #: Held while anything below changes; also notified when tasks are over.
         self._changed = self._outcomes.changed
         self._queued: deque[TaskRecord] = deque()
         #: The calls that the thread has taken from the queue, and that are not yet submitted.
@@ -176,7 +176,7 @@ class SubmitQueue:
         return bool(self._queued) and (limit is None or limit.is_free())
 
     def _seconds_to_wait(self) -> float | None:
-        # Also if the limit has no effect any longer: calls may still be in its sequences.
+        # Also if the limit has no effect any longer: calls may still be in its chains.
         return None if self._limit is None else self._limit.seconds_to_wait()
 
     def _effective_limit(self) -> ConcurrencyLimit | None:

@@ -24,7 +24,8 @@ SOLO_THRESHOLD_SECONDS = 0.05
 #: budget is used up, so a wrong assumption costs one more round, once.
 ASSUMED_TASK_SECONDS = 5e-5
 
-#: The limits of a shared block: its expected duration, its tasks, the bytes of its arguments.
+#: The limits of a shared block: its expected duration, its number of tasks, and the bytes of their
+#: arguments.
 MIN_BLOCK_SECONDS, MAX_BLOCK_SECONDS = 0.005, 0.1
 MAX_BLOCK_TASKS = 4096
 MAX_BLOCK_BYTES = 1 << 20
@@ -115,7 +116,7 @@ def pack_independent(
 
 
 def estimate_seconds(candidates: Sequence[Candidate], other_tasks: int) -> float:
-    """Estimate the duration of other tasks: as long as the candidates, on average."""
+    """Return the expected seconds of other tasks: each as long as the average candidate."""
     total = sum(candidate.expected_seconds for candidate in candidates)
     return other_tasks * total / len(candidates)
 
@@ -127,6 +128,7 @@ def _pack_short(
     slots: int,
     other_seconds: float,
 ) -> list[list[int]]:
+    """Pack similar short tasks: fill one block after another, each to its share of the work."""
     blocks: list[list[int]] = []
     unknown = any(candidate.seconds is None for candidate in candidates)
     total = sum(candidate.expected_seconds for candidate in candidates)

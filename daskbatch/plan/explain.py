@@ -12,7 +12,7 @@ from daskbatch.plan.graph import Graph, reason_names
 from daskbatch.plan.hazards import ARG, RAR, RAW, WAR, WAW
 from daskbatch.plan.program import PlannedTask, shared_channels
 
-#: For each reason: what the second task does with a channel, and what the first task does.
+#: For each reason: what the task that waits does with a channel, and what the other task does.
 _VERBS = {
     RAW: ("reads", "writes"),
     WAR: ("writes", "reads"),

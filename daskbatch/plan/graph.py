@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from daskbatch.plan.hazards import ARG, NEEDS, RAR, RAW, WAR, WAW, Node, Waits
 
-_NAMES = {ARG: "argument", RAW: "RAW", WAR: "WAR", WAW: "WAW", RAR: "RAR"}
+#: The names of the reasons in messages, pictures and `Edge`.
+_REASON_NAMES = {ARG: "argument", RAW: "RAW", WAR: "WAR", WAW: "WAW", RAR: "RAR"}
 
 
 def reason_names(reasons: int) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def reason_names(reasons: int) -> tuple[str, ...]:
     >>> reason_names(RAW | WAW)
     ('RAW', 'WAW')
     """
-    return tuple(name for bit, name in _NAMES.items() if reasons & bit)
+    return tuple(name for bit, name in _REASON_NAMES.items() if reasons & bit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Graph:
         >>> Graph(("a", "b"), {1: {0: RAW | WAW}}, (0, 1)).counts()
         {'argument': 0, 'RAW': 1, 'WAR': 0, 'WAW': 1, 'RAR': 0}
         """
-        counts = dict.fromkeys(_NAMES.values(), 0)
+        counts = dict.fromkeys(_REASON_NAMES.values(), 0)
         for waits in self.waits.values():
             for reasons in waits.values():
                 for name in reason_names(reasons):

@@ -65,7 +65,7 @@ Waits = dict[Node, int]
 
 
 class _ChannelState:
-    """The frontiers of a channel, or of a directory that holds one."""
+    """The frontiers of a channel, or of a directory above one."""
 
     __slots__ = (
         *("below", "children", "detached", "frontier", "last_covering_write"),
@@ -95,13 +95,13 @@ class _ChannelState:
 
 
 class _FrontierBelow:
-    """The frontiers of all channels below one, combined; most of it is behind one barrier."""
+    """The combined frontiers of all channels below one; most of it is behind one barrier."""
 
     __slots__ = ("absorbed", "barrier", "changed")
 
     def __init__(self, states: Iterator[_ChannelState]) -> None:
         self.barrier: Waits = {}
-        #: The channels that the barrier stands for, and those that have changed since.
+        #: The channels whose frontiers are behind the barrier, and those that have changed since.
         self.absorbed: set[_ChannelState] = set()
         self.changed = set(states)
 
@@ -182,7 +182,7 @@ class HazardTracker:
     # * Wait for the frontiers below, combined.
     # * Update both frontiers of the channel: add the node where later accesses must wait for
     #   it, remove what the node implies. A covering write detaches all channels below.
-    # * Tell the channels above that this one has changed.
+    # * Notify the channels above that this one has changed.
     #
     # `is_write` selects a frontier: [0] is for the next read, [1] for the next write.
 
@@ -277,7 +277,10 @@ class HazardTracker:
         _merge(below, waits)
 
     def _without_superseded(self, frontier: Waits, superseded_before: Node) -> Waits:
-        """Leave out the writes before a superseding write, but not the other accesses."""
+        """Return a frontier without the writes before a superseding write.
+
+        A node that is there for another reason, too, stays for that reason.
+        """
         if superseded_before < 0:
             return frontier
         remaining = {}

@@ -23,7 +23,8 @@ from daskbatch.plan.hazards import (
     parent_channel,
 )
 
-#: Implied waits are looked for only behind nodes that wait for at most this many nodes.
+#: `without_implied` looks only behind nodes that wait for at most this many nodes: with more it
+#: would take quadratic time.
 _MAX_IMPLIED_LOOKUP = 8
 
 
@@ -31,7 +32,9 @@ class PlannedTask(Protocol):
     """The part of a task that a plan is made of."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """A number that no other task of the program has."""
+
     @property
     def name(self) -> str: ...
     @property
@@ -130,7 +133,8 @@ def shared_channels(
 def overlap(some: Iterable[Channel], others: Iterable[Channel]) -> bool:
     """Return whether a channel is equal to one of the others, or one covers the other.
 
-    Compares all pairs, and builds no set: for the case of many small sets against one.
+    It compares all pairs and builds no set, which is faster where one small group of channels is
+    compared with many others.
     """
     return any(_overlaps(one, other) for one in some for other in others)
 
@@ -151,12 +155,14 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def _with_parents(channel: Channel | None) -> Iterator[Channel]:
+    """Yield a channel and all channels above it."""
     while channel is not None:
         yield channel
         channel = parent_channel(channel)
 
 
 def _positions(tasks: Sequence[PlannedTask]) -> dict[int, Node]:
+    """Return the position of each task by its number; raises if a task is there twice."""
     position = {task.number: node for node, task in enumerate(tasks)}
     if len(position) < len(tasks):
         seen: set[int] = set()

@@ -11,9 +11,15 @@ from html import escape
 
 from daskbatch.plan.graph import Graph
 
+#: The sizes of the drawing, in pixels.
 _NODE_WIDTH, _NODE_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 120, 26, 60, 12, 8
+
+#: A longer name is cut, and shown as a whole when the mouse is over it.
 _MAX_LABEL_LETTERS = 18
+
+#: The characters that XML does not allow.
 _NOT_IN_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
+#: The colour of an edge is that of its first reason that is listed here.
 _COLOURS = {"argument": "#2b6cb0", "RAW": "#2f855a", "WAR": "#c05621", "WAW": "#9b2c2c"}
 _OTHER_COLOUR = "#718096"
 

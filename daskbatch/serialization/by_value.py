@@ -4,7 +4,7 @@ From version 3.1.3 on, cloudpickle writes ``<dynamic-code>`` in place of the fil
 object, so that equal functions make equal pickles. Then a traceback on a worker cannot show the
 lines of the user's script. The picklers of this package put the file name back.
 
-Safe for any number of threads; each pickler is used by one.
+Any number of threads may use this module, each with its own `Pickler`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ import cloudpickle
 _reduce_without_file: Callable[[CodeType], Any] = cloudpickle.Pickler.dispatch_table[CodeType]
 
 
-def _find_placeholder() -> int | None:
-    """Find the argument of a reduced code object that should be its file name."""
+def _find_file_name_position() -> int | None:
+    """Return the position of the argument that cloudpickle replaces by ``<dynamic-code>``."""
     _, arguments, *_ = _reduce_without_file(compile("", "<a file>", "exec"))
     return arguments.index("<dynamic-code>") if "<dynamic-code>" in arguments else None
 
 
-#: Its position among the arguments; None if cloudpickle keeps the file name, as up to 3.1.2.
-_PLACEHOLDER = _find_placeholder()
+#: The position of the file name among the arguments of a reduced code object; None if cloudpickle
+#: keeps the file name, as up to 3.1.2.
+_FILE_NAME_POSITION = _find_file_name_position()
 
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     make, arguments, *more = _reduce_without_file(code)
-    before, after = arguments[:_PLACEHOLDER], arguments[_PLACEHOLDER + 1 :]  # type: ignore[operator]
+    before, after = arguments[:_FILE_NAME_POSITION], arguments[_FILE_NAME_POSITION + 1 :]  # type: ignore[operator]
     return make, (*before, code.co_filename, *after), *more
 
 
@@ -51,7 +52,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     own table after the import of this module are not.
     """
 
-    if _PLACEHOLDER is not None:
+    if _FILE_NAME_POSITION is not None:
         dispatch_table = _make_dispatch_table()
 
 

@@ -18,9 +18,10 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.timeouts import Deadline
 
-#: The search goes at most this deep, and goes no deeper after this time.
+#: The search looks into at most this many levels of parts, and into no further one after this time.
 _MAX_DEPTH, _SEARCH_TIMEOUT_SECONDS = 8, 5.0
 
+#: The advice for an object that belongs to one process.
 _ADVICE = ": make it inside the function"
 
 #: The start of Python's message for objects that belong to one process, such as locks. Only there

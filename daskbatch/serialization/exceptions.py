@@ -1,7 +1,7 @@
 """Pickles exceptions with their tracebacks, so that every other process can unpickle them.
 
-Also puts objects and errors of the operating system into words. Any thread may call any of it;
-`pack_error` raises nothing.
+It also puts objects and errors of the operating system into words. Any thread may call any
+function; `pack_error` raises nothing.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def pack_error(
         data = _dumps((error, text))
         assert isinstance(pickling.loads(data)[0], BaseException)
     except Exception:
-        said = f"{type(error).__name__}: {safe_str(error)}"
+        summary = f"{type(error).__name__}: {safe_str(error)}"
         substitute = SerializationError(
-            f"task {label} raised an exception that cannot be sent: {said}"
+            f"task {label} raised an exception that cannot be sent: {summary}"
         )
         return _dumps((substitute, text))
     return data
@@ -87,17 +87,17 @@ def safe_str(value: object, words: Callable[[object], str] = str) -> str:
         return f"<its __{words.__name__}__ raised {type(error).__name__}>"
 
 
-def reworded(error: OSError, said: str) -> OSError:
+def reworded(error: OSError, text: str) -> OSError:
     """Return an `OSError` with another text, but the same type, number, file and traceback.
 
     Parameters
     ----------
     error : OSError
         The error to copy.
-    said : str
+    text : str
         The new text.
     """
-    copy = OSError(error.errno, said, error.filename)
+    copy = OSError(error.errno, text, error.filename)
     return copy.with_traceback(error.__traceback__)
 
 

@@ -43,15 +43,16 @@ from cloudpickle import cloudpickle as _cloudpickle
 from daskbatch.serialization import by_value
 
 #: Types whose objects do not change after they are made. Functions, modules and classes count as
-#: such: what they hold is compared in other ways.
+#: immutable here: what they hold is compared in other ways.
 _IMMUTABLE = (
     *(type(None), bool, int, float, complex, str, bytes),
     *(FunctionType, BuiltinFunctionType, ModuleType, type),
 )
 
-#: Attributes that Python itself adds to a class.
+#: Attributes that Python itself adds to a class; they do not count as changes.
 _CACHES = {"__slotnames__", "__annotations_cache__"}
 
+#: Stands for "no value was received": None is a value.
 _NOTHING = object()
 
 #: cloudpickle's own registers of classes: by the id that it sends, and the reverse.
@@ -63,14 +64,18 @@ _owned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class Namespace:
-    """The globals and classes that functions of one origin share in this process."""
+    """The globals and classes that functions of one sender share in this process.
+
+    Several threads may use it without a lock: each dictionary is changed by one atomic operation,
+    `setdefault` where two threads may add the same entry.
+    """
 
     def __init__(self) -> None:
         self._modules: dict[str, dict[str, Any]] = {}
-        #: The value that was received last, and its digest; by module and name.
+        #: By module and name: the value that was received last, and its digest.
         self._received: dict[tuple[str, str], tuple[Any, str | None]] = {}
         self._classes: dict[str, type] = {}
-        self._class_marks: dict[type, int] = {}
+        self._class_fingerprints: dict[type, int] = {}
 
     def module_globals(self, module: str) -> dict[str, Any]:
         """Return the globals of a module."""
@@ -81,8 +86,8 @@ class Namespace:
     ) -> dict[str, Any]:
         """Return the received globals that must overwrite local ones; records them as received.
 
-        These are the ones that are new, or that differ from the last one received, unless a
-        function has set the local one since.
+        A global is returned if it is not there yet; or if it differs from the one received last,
+        and no function has set the local one since.
 
         Parameters
         ----------
@@ -91,8 +96,9 @@ class Namespace:
         received : mapping
             The globals that a function was sent with.
         digests : mapping
-            For those of them that can be changed in place: their digests. One with the same digest
-            as before is not new: functions that run here may have changed the local one.
+            The digests of those globals that can be changed in place. If the digest is the same as
+            before, the sender's global has not changed, and the local one stays: functions that
+            run here may have changed it.
         """
         local = self.module_globals(module)
         changed = {}
@@ -131,23 +137,25 @@ class Namespace:
             found = self._classes.setdefault(tracker, found)
         return found
 
-    def has_changed(self, kind: type, mark: int | None) -> bool:
-        """Return whether a class differs from the one that was received last; records its mark.
+    def has_changed(self, kind: type, fingerprint: int | None) -> bool:
+        """Return whether a class differs from the one received last; records its fingerprint.
 
         Parameters
         ----------
         kind : type
             The class.
-        mark : int, optional
-            The sender's mark of the class, see `_mark_of_class`; None if it sent none.
+        fingerprint : int, optional
+            The sender's number for the state of the class, see `_fingerprint_of_class`; None if it
+            sent none.
         """
-        last = self._class_marks.get(kind)
-        if last is not None and mark in (None, last):
+        last = self._class_fingerprints.get(kind)
+        if last is not None and fingerprint in (None, last):
             return False
-        self._class_marks[kind] = mark or 0
+        self._class_fingerprints[kind] = fingerprint or 0
         return True
 
 
+#: The namespaces of this process, by name.
 _namespaces: dict[str, Namespace] = {}
 
 
@@ -195,8 +203,9 @@ class Pickler(by_value.Pickler):
         if not isinstance(reduced, tuple) or reduced[0] not in self._make:
             return reduced  # it travels by reference, or is neither a function nor a class
         make, args, state, items, more, set_state = reduced
-        mark = _mark_of_class(obj) if isinstance(obj, type) else self._digests(state)
-        return self._make[make], args, (state, mark), items, more, self._set_state[set_state]
+        # With it the receiver sees whether the class or the globals have changed.
+        version = _fingerprint_of_class(obj) if isinstance(obj, type) else self._digests(state)
+        return self._make[make], args, (state, version), items, more, self._set_state[set_state]
 
     def _digests(self, state: Any) -> dict[str, str]:
         """Return the digests of those globals of a function that can be changed in place."""
@@ -207,8 +216,8 @@ class Pickler(by_value.Pickler):
         return {name: hashlib.blake2b(b, digest_size=16).hexdigest() for name, b in data.items()}
 
 
-def _mark_of_class(kind: type) -> int:
-    """Return a number for the attributes of a class: another one if an attribute was replaced."""
+def _fingerprint_of_class(kind: type) -> int:
+    """Return a number for the attributes of a class; it changes when an attribute is replaced."""
     found = [
         (name, value if isinstance(value, (int, float, str)) else id(value))
         for name, value in vars(kind).items()
@@ -245,8 +254,8 @@ def loads(data: bytes, name: str) -> Any:
     return _Unpickler(data, name).load()
 
 
-# The functions below are named in pickles, and are called when these are loaded. As cloudpickle
-# does, one function makes an empty object, and a second one fills it.
+# Pickles name the functions below, and call them when they are loaded. As in cloudpickle, one
+# function makes an empty object, and a second one fills it.
 
 
 def _make_function(name: str, code: Any, base: dict[str, Any], *rest: Any) -> FunctionType:
@@ -260,8 +269,10 @@ def _make_function(name: str, code: Any, base: dict[str, Any], *rest: Any) -> Fu
     return made
 
 
-def _set_function(name: str, function: FunctionType, marked: tuple[Any, dict[str, str]]) -> None:
-    state, digests = marked
+def _set_function(
+    name: str, function: FunctionType, state_and_digests: tuple[Any, dict[str, str]]
+) -> None:
+    state, digests = state_and_digests
     module = function.__globals__.get("__name__")
     if isinstance(module, str):
         received = state[1]["__globals__"]
@@ -270,7 +281,8 @@ def _set_function(name: str, function: FunctionType, marked: tuple[Any, dict[str
     _cloudpickle._function_setstate(function, state)
 
 
-def _set_unmarked_function(name: str, function: FunctionType, state: Any) -> None:
+def _set_function_keeping_globals(name: str, function: FunctionType, state: Any) -> None:
+    """Fill a function from a pickle without digests; globals that are there keep their values."""
     received = state[1]["__globals__"]
     local = function.__globals__
     state[1]["__globals__"] = {each: v for each, v in received.items() if each not in local}
@@ -289,17 +301,19 @@ def _make_enum(name: str, *args: Any) -> type:
     return get_namespace(name).class_of(tracker, make)
 
 
-def _set_class(name: str, kind: type, marked: tuple[Any, int]) -> None:
-    state, mark = marked
-    if get_namespace(name).has_changed(kind, mark):
+def _set_class(name: str, kind: type, state_and_fingerprint: tuple[Any, int]) -> None:
+    state, fingerprint = state_and_fingerprint
+    if get_namespace(name).has_changed(kind, fingerprint):
         _cloudpickle._class_setstate(kind, state)
 
 
-def _set_unmarked_class(name: str, kind: type, state: Any) -> None:
+def _set_class_once(name: str, kind: type, state: Any) -> None:
+    """Fill a class from a pickle without a fingerprint, unless it was filled before."""
     if get_namespace(name).has_changed(kind, None):
         _cloudpickle._class_setstate(kind, state)
 
 
+#: By cloudpickle's function that makes an object: the one that makes it in a namespace.
 _MAKE: dict[Any, Callable[..., Any]] = {
     _cloudpickle._make_function: _make_function,
     _cloudpickle._make_skeleton_class: _make_class,
@@ -309,6 +323,6 @@ _MAKE: dict[Any, Callable[..., Any]] = {
 #: For a pickle made without a namespace: what is called in place of cloudpickle's functions.
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     **_MAKE,
-    _cloudpickle._function_setstate: _set_unmarked_function,
-    _cloudpickle._class_setstate: _set_unmarked_class,
+    _cloudpickle._function_setstate: _set_function_keeping_globals,
+    _cloudpickle._class_setstate: _set_class_once,
 }

@@ -1,7 +1,8 @@
 """Pickles several values so that each can be loaded without the others.
 
-What must travel by value and is a part of several of them, such as their class, is pickled once for
-all of them: pickling a class takes a hundred times as long as pickling one of its objects.
+A class or function that must travel by value, and that several values refer to, is pickled once for
+all of them: pickling a class takes a hundred times as long as pickling one of its objects. Any
+number of threads may call `pack_values`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class PickledValues:
     Parameters
     ----------
     values : sequence
-        Plain values as they are, the others pickled.
+        Plain values unchanged, the others pickled.
     pickled : collection of int
         The positions of those that are pickled.
     common : bytes
@@ -51,13 +52,19 @@ class PickledValues:
             return pickling.loads(value)
 
     def common_part(self, position: int) -> Any:
-        """Return a part that the values have in common."""
+        """Return a class or function that several values refer to.
+
+        Parameters
+        ----------
+        position : int
+            Its position in the list of common classes and functions.
+        """
         if self._loaded is None:
             self._loaded = pickling.loads(self._common)
         return self._loaded[position]
 
 
-#: The values that a thread loads one of.
+#: By thread: the `PickledValues` of which it loads one value.
 _loading = ThreadValues[PickledValues]()
 
 

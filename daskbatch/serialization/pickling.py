@@ -1,9 +1,9 @@
 """Turns objects into bytes and back, and finds the tasks among arguments.
 
-Safe for any number of threads. What a task is, is left to others: an object whose ``__reduce__``
-calls `reference` while `pack` runs is replaced by a numbered slot, and `unpack` fills the slot with
-a value on the other side. The pickler itself does the search, so a task is found wherever pickle
-looks: in keywords, nested containers, dataclasses, attributes.
+This module does not know the class of tasks. An object whose ``__reduce__`` calls `reference` while
+`pack` runs is replaced by a *placeholder*, a number; `unpack` fills it with a value on the other
+side. The pickler itself does the search, so a task is found wherever pickle looks: in keywords,
+nested containers, dataclasses, attributes. Any number of threads may call all functions.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, namespaces
 from daskbatch.serialization.thread_values import ThreadValues
 
+#: The version of the pickle protocol: from 5 on there are out-of-band buffers.
 PROTOCOL = 5
 
 #: A buffer of at least this many bytes among the arguments (a NumPy array's, for example) is
 #: sent once, whatever the number of tasks that take it.
 MIN_SHARED_BUFFER_BYTES = 64 * 1024
 
+#: Unpickles an object; raises whatever its classes raise.
 loads = pickle.loads
 
 #: Types whose objects are pickled in one way only, and are the same in every process.
@@ -44,23 +46,24 @@ class Buffer:
     content: bytes
 
 
-#: Arguments as bytes, and what was found among them, in the order of their slots.
+#: The pickled arguments; the targets of `reference`, by placeholder; the large buffers.
 Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
 
 
-#: What the running `pack` has found: the targets of `reference`, and the large buffers.
+#: By thread: what the running `pack` has found, the targets of `reference` and the large buffers.
 _found = ThreadValues[tuple[list[Any], list[pickle.PickleBuffer]]]()
-#: The values that `_fill` returns in the running `unpack`, by slot.
-_slot_values = ThreadValues["Sequence[bytes | str]"]()
-#: The namespace that the thread pickles and unpickles for.
+#: By thread: the values that `_fill` returns in the running `unpack`, by placeholder.
+_placeholder_values = ThreadValues["Sequence[bytes | str]"]()
+#: By thread: the namespace that it pickles and unpickles for.
 _namespace = ThreadValues[str]()
 
+#: The buffers that are in use, by digest; and by the id of the object that they were made from.
 _buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
 _buffer_of_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
 def are_plain(values: Sequence[object]) -> bool:
-    """Return whether all values are plain, numbers or texts: there is nothing to find in them."""
+    """Return whether the types of all values are in `PLAIN`: such values hold no task or buffer."""
     return PLAIN.issuperset(map(type, values))
 
 
@@ -169,7 +172,7 @@ def pack(obj: object) -> Packed:
 
 
 class _NullFile:
-    """A file that keeps nothing."""
+    """A file that drops what is written to it."""
 
     def write(self, data: Any) -> int:
         return len(data)
@@ -178,7 +181,7 @@ class _NullFile:
 def can_be_pickled(obj: object, tasks: bool = False) -> bool:
     """Return whether an object can be pickled.
 
-    It takes as long as pickling the object, but no memory.
+    It takes as long as pickling the object, but does not keep the bytes.
 
     Parameters
     ----------
@@ -225,9 +228,19 @@ def make_buffer(content: bytes) -> Buffer:
 
 
 def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
-    """Reduce an object to the next slot of the running `pack`.
+    """Reduce an object to the next placeholder of the running `pack`.
 
-    An object calls it in its ``__reduce__``. Returns None if this thread runs no `pack`.
+    An object calls it in its ``__reduce__``.
+
+    Parameters
+    ----------
+    target : object
+        What `pack` returns for the placeholder.
+
+    Returns
+    -------
+    tuple or None
+        What ``__reduce__`` is to return; None if this thread runs no `pack`.
     """
     found = _found.get(get_ident())
     if found is None:
@@ -237,10 +250,10 @@ def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
     return _fill, (len(targets) - 1,)
 
 
-# Its name and place are in what `pack` returns.
-def _fill(slot: int) -> Any:
+# The pickles that `pack` returns refer to this function by its module and name.
+def _fill(placeholder: int) -> Any:
     thread = get_ident()
-    value = _slot_values[thread][slot]
+    value = _placeholder_values[thread][placeholder]
     if isinstance(value, str):
         return value
     name = _namespace.get(thread) if _namespace else None
@@ -248,14 +261,14 @@ def _fill(slot: int) -> Any:
 
 
 def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[bytes] = ()) -> Any:
-    """Undo `pack`, with each slot filled by a new copy of its value.
+    """Undo `pack`; each placeholder becomes a new copy of its value.
 
     Parameters
     ----------
     data : bytes
         The bytes that `pack` returned.
     values : sequence of bytes or str
-        For each slot a pickled value, or a text, which is the value itself.
+        For each placeholder a pickled value, or a text, which is the value itself.
     buffers : sequence of bytes
         The contents of the buffers that `pack` returned; they are copied, so that each task may
         change its own.
@@ -263,9 +276,9 @@ def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[by
     if not values and not buffers:
         return loads(data)
     thread = get_ident()
-    outer = _slot_values.get(thread)
-    _slot_values[thread] = values
+    outer = _placeholder_values.get(thread)
+    _placeholder_values[thread] = values
     try:
         return loads(data, buffers=[bytearray(each) for each in buffers])
     finally:
-        _slot_values.restore(thread, outer)
+        _placeholder_values.restore(thread, outer)

@@ -6,6 +6,6 @@ The way of ``d[key] = value``::
     the mapping  pickles key,  finds the    a socket, or a         on the     applies it to the
     protocol     and value     worker       queue in the process   worker     backups, then here
 
-`creation`, `actor_creation` and `registry` make the objects and keep account of which worker
-has which shard. A task that waits for another one releases its worker slot (`waiting`).
+`creation` and `actor_creation` make the objects; `registry` records which worker has which
+shard. A task that waits in them releases its worker slot (`waiting`).
 """

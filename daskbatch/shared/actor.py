@@ -1,7 +1,8 @@
 """The Dask actor that has a replica of a shard, or a queue: its state, and the server for it.
 
-Clients send their requests to the server, past Dask, whose calls of actors take a millisecond. The
-actor's own methods are called by the scheduler, and for clients that cannot reach the server.
+Clients send their requests directly to the server: a call of an actor through Dask takes a
+millisecond. Only the scheduler calls the actor's own methods, also for clients that cannot reach
+the server.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ from daskbatch.shared.store.shard import Shard
 from daskbatch.shared.store.spill import SpillStore
 from daskbatch.timeouts import Deadline
 
-#: How much of its worker's memory all objects without a `memory_limit` may take together.
+#: The part of its worker's memory that all objects without a `memory_limit` may take together.
 _MEMORY_FRACTION = 0.3
 
 #: How long it may take until Dask knows that the actor is there.
 _CREATION_TIMEOUT_SECONDS = 30.0
 
+#: In a global, since `handle` compares with it for each request.
 _FOLLOW = FOLLOW.name
 
 
 class SharedActor:
     """A replica of a shard, or a queue.
 
-    Any number of threads may call `handle`.
+    Any number of threads may call `handle` and `read`.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ class SharedActor:
         _local_actors[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
-        """Execute a request, in any thread; the second argument is as for a `Handler`."""
+        """Execute a request; called by the threads of the server. See `rpc.answer.Handler`."""
         if isinstance(self.state, QueueState):
             return self.state(request, is_gone)
         if request.operation == _FOLLOW:
@@ -103,7 +105,7 @@ class SharedActor:
         return self.state.read(operation, arguments)
 
     def _follow(self, epoch: int, *arguments: Any) -> None:
-        """Make changes of the primary, unless it has been replaced meanwhile."""
+        """Make the changes that a primary sends, unless it has been replaced as primary."""
         assert isinstance(self.state, Shard)
         assert self._replicator is not None
         if self.state.closed or self.state.serves or epoch < self._replicator.epoch:
@@ -117,8 +119,8 @@ class SharedActor:
         if self._key in worker.state.actors:
             self._creation = Deadline(0.0)
             return True
-        # Dask may still be about to record the actor; it drops one that was cancelled meanwhile
-        # without a word.
+        # Dask may not have recorded the actor yet. If the actor was cancelled meanwhile, Dask drops
+        # it and reports nothing.
         return not self._creation.passed
 
     def _call_scheduler(self, route: str, **arguments: Any) -> Layout:
@@ -150,7 +152,7 @@ class SharedActor:
         spec = self._spec._replace(serves=False)
         try:
             with temporary_client(spec.scheduler) as client:
-                futures: list[Any] = []  # they keep the actor until the scheduler does
+                futures: list[Any] = []  # they keep the actor alive until the scheduler does
 
                 def make() -> Replica:
                     ((replica, future),) = make_actors(client, SharedActor, [(spec, worker)])
@@ -188,9 +190,10 @@ _local_actors: weakref.WeakValueDictionary[tuple[str, int], SharedActor] = (
     weakref.WeakValueDictionary()
 )
 
-# A process that a task has forked has none: nobody would see what it wrote to its copy.
+# A process that a task forks must not use its copies: no other process sees what it writes there.
 after_fork(_local_actors.clear)
 
+#: By directory: the stores of this process.
 _stores: weakref.WeakValueDictionary[Path, SpillStore] = weakref.WeakValueDictionary()
 _stores_lock = threading.Lock()
 

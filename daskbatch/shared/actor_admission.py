@@ -1,7 +1,7 @@
-"""Has a worker make an actor though all its slots are in use: the scheduler's part in it.
+"""Has a worker make an actor even if all its slots are in use: the scheduler's part.
 
 `describe_actor` is a coroutine of the scheduler's event loop. It never waits for a worker that has
-gone meanwhile. `SharedRegistry` lists the route that leads here.
+gone meanwhile. `SharedRegistry` registers it as the handler of `routes.DESCRIBE_ACTOR`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from distributed.worker_state_machine import UnpauseEvent
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.timeouts import Deadline
 
-#: How often the scheduler looks whether the actor, and its worker, is there; while it waits for
-#: the worker's answer, longer and longer.
+#: How often the scheduler looks whether the actor and its worker are there. While it waits for the
+#: worker's answer, the interval grows from the first to the second value.
 _POLL_INTERVAL_SECONDS, _MAX_POLL_INTERVAL_SECONDS = 0.005, 0.1
 
 #: How often the worker looks whether the actor can be admitted.
@@ -30,7 +30,7 @@ _PREPARING_STATES = ("waiting", "released", "fetch", "flight")
 
 
 class ActorNotMade(Exception):
-    """The actor cannot be made there."""
+    """The worker cannot make the actor; the argument says why."""
 
 
 async def describe_actor(
@@ -45,7 +45,7 @@ async def describe_actor(
     worker, key : str
         The worker's address, and Dask's key of the actor.
     seconds : float
-        The time limit.
+        How long it may take.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _require_worker(scheduler: Scheduler, worker: str, deadline: Deadline) -> No
 async def _admit(key: str, seconds: float, dask_worker: Any) -> None:
     """Have the worker begin to make the actor, though all its slots are in use.
 
-    Runs on the worker. The actor needs no slot afterwards.
+    Runs on the worker, for at most `seconds`. The actor needs no slot afterwards.
     """
     state = dask_worker.state
     deadline = Deadline(seconds)

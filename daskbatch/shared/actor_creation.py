@@ -1,7 +1,8 @@
-"""Makes actors on workers of a cluster, though all slots of these may be in use.
+"""Makes actors on workers of a cluster, even if all slots of these workers are in use.
 
-Dask would otherwise make an actor when a slot is free, which may take hours: here it is a task of
-the highest priority, in the worker's threads for actors, and `actor_admission` lets it begin.
+Dask makes an actor only when a slot is free, which may take hours. Here the task that makes it has
+the highest priority and runs in the worker's thread for actors, and `actor_admission` has the
+worker begin it. Any thread may call `make_actors`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def make_actors(
     kind : type
         The actors' class. It is called with an `ObjectSpec`, and has a method `describe`.
     specs : sequence of (ObjectSpec, str)
-        What they are made from, and the addresses of their workers.
+        For each actor: what it is made from, and the address of its worker.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def make_actors(
     Raises
     ------
     ServiceLost
-        A worker has gone, or has not made its actor in time.
+        A worker has gone, or has not made its actor within 60 s.
     """
     futures = []
     for spec, worker in specs:

@@ -1,6 +1,7 @@
-"""Keeps dictionaries readable that were saved when `data.portable_keys` had this name.
+"""Keeps saved dictionaries readable that earlier versions of daskbatch wrote.
 
-They have a key with a class of `__main__` as a call of these functions, by this module's path.
+`data.portable_keys` had this module's path then. In the files, a key with a class of `__main__` is
+a call of one of these functions, by that path.
 """
 
 from daskbatch.shared.data.portable_keys import _either, _named

@@ -31,10 +31,10 @@ from daskbatch.shared.waiting import without_slot
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.task_context import current
 
-#: How many shards a dictionary has by default, at most.
+#: By default a dictionary has one shard per worker, and at most this number.
 _MAX_DEFAULT_SHARDS = 32
 
-#: How often a client looks whether the cluster has a worker by now.
+#: How often a client asks whether the cluster has a worker, as long as it has none.
 _WORKER_POLL_INTERVAL_SECONDS = 0.1
 
 
@@ -46,12 +46,12 @@ class OwnerContext(NamedTuple):
     client : distributed.Client
         A client of the cluster.
     owner : str, optional
-        The id of the Dask client or the Batch with which the object ends; None: it ends with the
+        The id of the Dask client or the Batch with which the object ends; None if it ends with the
         cluster.
     before_access : callable, optional
         Called before each access from this process.
     must_create : bool
-        Fail if the name is in use.
+        Whether a name that is in use is an error.
     """
 
     client: Client
@@ -61,17 +61,17 @@ class OwnerContext(NamedTuple):
 
 
 class HasOwnerContext(Protocol):
-    """What says where its shared objects are created: a Batch."""
+    """An object that says where its shared objects are created: a Batch."""
 
     def _owner_context(self) -> OwnerContext: ...
 
 
-#: What `cluster=` may be.
-Where: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
+#: What the parameter `cluster` of `DDict` and `Queue` accepts.
+ClusterArgument: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
 
 
 @contextmanager
-def owner_context(cluster: Where, name: str | None = None) -> Iterator[OwnerContext]:
+def owner_context(cluster: ClusterArgument, name: str | None = None) -> Iterator[OwnerContext]:
     """Yield a client of the cluster, and the owner that ends the object's lifetime.
 
     Parameters
@@ -86,7 +86,7 @@ def owner_context(cluster: Where, name: str | None = None) -> Iterator[OwnerCont
     LifecycleError
         No cluster is given, and this process is connected to none, or to several.
     ServiceLost
-        Nothing answers there.
+        The cluster cannot be reached.
     """
     if isinstance(cluster, OwnerContext):
         yield cluster
@@ -95,24 +95,24 @@ def owner_context(cluster: Where, name: str | None = None) -> Iterator[OwnerCont
         yield cluster._owner_context()
         return
     task = current()
-    where = current_scheduler() if cluster is None else cluster
-    if isinstance(where, Client):
-        connect(where, None, "")  # this checks it, and remembers its security
-        client: Client | None = where
+    target = current_scheduler() if cluster is None else cluster
+    if isinstance(target, Client):
+        connect(target, None, "")  # this checks it, and remembers its security
+        client: Client | None = target
     else:
-        client = _client_of_process(where) if cluster is None and task is None else None
+        client = _client_of_process(target) if cluster is None and task is None else None
     if client is not None:
         yield OwnerContext(client, client.id if name is None else None)
-    elif task is not None and where == task.scheduler:
+    elif task is not None and target == task.scheduler:
         # A task's process has no client that stays, and the task may return the object. So it ends
         # with the task's Batch.
         with temporary_client(task.scheduler) as client:
             yield OwnerContext(client, task.batch if name is None else None)
     elif name is None:
-        client = process_client(where)
+        client = process_client(target)
         yield OwnerContext(client, client.id)
     else:
-        connection = connect(where, None, "")
+        connection = connect(target, None, "")
         try:
             yield OwnerContext(connection.client, None)
         finally:
@@ -157,7 +157,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     register(client, SharedRegistry())
     uid = uuid.uuid4().hex[:12]
     with without_slot(None):
-        found = _begin(address, uid, options, name, context.owner)
+        found = _begin_creation(address, uid, options, name, context.owner)
         if isinstance(found, ObjectInfo):
             if context.must_create:
                 raise SpecError(
@@ -167,7 +167,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
             _require_compatible(found, options, name)
             return proxy_of(address, found.uid, found)
         try:
-            info = _make(client, address, uid, options, name, found)
+            info = _make_object(client, address, uid, options, name, found)
         except BaseException:
             with suppress(Exception):
                 call_scheduler(address, routes.CLOSE, uid=uid)
@@ -175,7 +175,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     return proxy_of(address, uid, info)
 
 
-def _begin(
+def _begin_creation(
     address: str, uid: str, options: ObjectOptions, name: str | None, owner: str | None
 ) -> ObjectInfo | list[str]:
     """Return the object of that name, or the addresses of the workers for a new one."""
@@ -191,7 +191,7 @@ def _begin(
         sleep(_WORKER_POLL_INTERVAL_SECONDS)
 
 
-def _make(
+def _make_object(
     client: Client,
     address: str,
     uid: str,
@@ -212,7 +212,7 @@ def _make(
         for index in range(count)
         for copy in range(replicas)
     ]
-    # Their futures keep the actors until the scheduler's plugin does.
+    # The futures in `made` keep the actors alive until the scheduler's plugin does.
     made = make_actors(client, SharedActor, wanted)
     actors = [replica for replica, _ in made]
     shards = [actors[start : start + replicas] for start in range(0, len(actors), replicas)]

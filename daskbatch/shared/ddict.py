@@ -16,7 +16,7 @@ from typing import Any
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.errors import ServiceLost, SpecError
-from daskbatch.shared.creation import Where, create_or_open, owner_context
+from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
 from daskbatch.shared.dict_client import DictClient
@@ -25,9 +25,10 @@ from daskbatch.shared.proxy import ObjectProxy, proxy_of
 from daskbatch.shared.store import operations
 from daskbatch.timeouts import parse_timeout
 
+#: The order of accesses to a key: as for files.
 _DOMAIN = CommunicationDomain()
 
-#: How often `save` tries, if workers die meanwhile.
+#: How often `save` tries to write the file, if workers die meanwhile.
 _SAVE_ATTEMPTS = 3
 
 #: The attributes that a `DDict` itself has; objects of a derived class may have more.
@@ -82,11 +83,11 @@ class DDict(DictMapping):
 
     Notes
     -----
-    Any number of threads, tasks and processes may use it at the same time. Operations of one key
+    Any number of threads, tasks and processes may use it at the same time. Operations on one key
     are atomic, and cost one request to the worker that has the key; reads by a task in a thread of
-    that worker cost none. `put_many` and `get_many` send few requests to
-    each shard. `len`, `popitem`, `clear`, iteration, `stats`, `freeze` and `save` ask every shard,
-    one after another; except for `save`, which is of one moment, others may write meanwhile.
+    that worker cost none. `put_many` and `get_many` send few requests to each shard. `len`,
+    `popitem`, `clear`, iteration, `stats`, `freeze` and `save` ask every shard, one after another.
+    Others may write meanwhile; only `save` shows the contents of one moment.
 
     Examples
     --------
@@ -105,7 +106,7 @@ class DDict(DictMapping):
 
     def __init__(
         self,
-        cluster: Where = None,
+        cluster: ClusterArgument = None,
         *,
         shards: int | None = None,
         replicas: int = 1,
@@ -132,7 +133,7 @@ class DDict(DictMapping):
         timeout: float | None,
         before_access: Callable[..., None] | None = None,
     ) -> None:
-        """Make this object one of an existing dictionary: a new one, or one that was unpickled."""
+        """Initialize this object for an existing dictionary; also called when it is unpickled."""
         super().__init__(DictClient(proxy), wait_for_keys, timeout, before_access)
         self._proxy = proxy
 
@@ -155,7 +156,7 @@ class DDict(DictMapping):
         return [key for index in local for key in self._client.keys_of(index)]
 
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
-        """Return the workers that serve keys, or will: first those that serve most of them.
+        """Return the workers that serve keys, those that serve most of them first.
 
         Parameters
         ----------
@@ -165,7 +166,8 @@ class DDict(DictMapping):
         Returns
         -------
         list of str
-            Addresses, as ``workers=`` of a task takes them: so it runs where its data is.
+            Addresses. Given to a task as ``workers=``, they have it run where its data is. A key
+            that is not there yet counts for the worker that will serve it.
 
         Raises
         ------
@@ -242,10 +244,10 @@ class DDict(DictMapping):
     def save(self, path: str | Path) -> None:
         """Write the contents of one moment to a file; others may write to it meanwhile.
 
-        A program that loads the file finds the keys that are of classes of its own ``__main__``, by
-        the names of the classes, unless a task loads it. Values of such classes are of the classes
-        of the program that has written them, which are different ones: where that matters, define
-        the classes in a module.
+        Keys may be objects of classes that the program's ``__main__`` defines. A program that loads
+        the file, outside of tasks, finds them by the names of its own classes. Values of such
+        classes keep the classes of the program that wrote them, which are other classes than its
+        own: where that matters, define the classes in a module.
 
         Parameters
         ----------
@@ -256,9 +258,9 @@ class DDict(DictMapping):
         Raises
         ------
         OSError
-            The file cannot be written, or the path is that of something that is not a regular file.
+            The file cannot be written, or the path names something other than a regular file.
         ServiceLost
-            A shard is lost; or workers died during each of several attempts.
+            A shard is lost, or workers died during each of 3 attempts.
 
         Examples
         --------
@@ -286,7 +288,7 @@ class DDict(DictMapping):
         return not all(self._proxy.layout(index).replicas for index in range(self._proxy.count))
 
     @classmethod
-    def load(cls, path: str | Path, cluster: Where = None, **options: Any) -> DDict:
+    def load(cls, path: str | Path, cluster: ClusterArgument = None, **options: Any) -> DDict:
         """Create a dictionary with the contents that `save` has written.
 
         Parameters
@@ -305,7 +307,7 @@ class DDict(DictMapping):
         Raises
         ------
         SpecError
-            The file is not one of `save`, or is damaged; or the name is in use.
+            `save` has not written the file, or it is damaged; or the name is in use.
         OSError
             The file cannot be read.
         LifecycleError, ServiceLost
@@ -330,10 +332,9 @@ class DDict(DictMapping):
         return made
 
     def close(self) -> None:
-        """End the dictionary for all its users: any later use raises `LifecycleError`,
-        except to close it again.
+        """End the dictionary for all its users; a later use raises `LifecycleError`.
 
-        Does nothing if it has ended already, with its Batch for example.
+        To close a dictionary that has ended, with its Batch for example, has no effect.
         """
         self._proxy.close()
 

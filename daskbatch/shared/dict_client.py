@@ -1,6 +1,7 @@
 """The client of the dictionary operations: turns them into requests to shards.
 
-Keys and values are pickled and unpickled here, on the user's side.
+Keys and values are pickled and unpickled here, on the user's side. Any number of threads may use a
+`DictClient`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from daskbatch.shared.store import operations
 from daskbatch.shared.store.operations import Operation
 from daskbatch.shared.waiting import await_answer
 
-#: How much, and how many keys, one request of many has at most.
+#: A request with many keys ends when it has more than these bytes, or this number of keys.
 _MAX_REQUEST_BYTES, _MAX_REQUEST_KEYS = 32 << 20, 10_000
 
-#: How often a snapshot is tried.
+#: How often `snapshot` tries to have all shards keep their contents at one moment.
 _SNAPSHOT_ATTEMPTS = 3
 
 #: What a snapshot has for a key: the pickled key, the pickled value, and the value's buffers.
@@ -60,7 +61,7 @@ class DictClient:
         return self._proxy.uid
 
     def _index_of(self, key: Any) -> int:
-        hash(key)  # raises TypeError, as a dict does: of a list, say
+        hash(key)  # raises TypeError for a key that a dict refuses, such as a list
         count = self._proxy.count
         return shard_of(key, count) if count > 1 else 0
 
@@ -72,20 +73,20 @@ class DictClient:
 
     def get(self, key: Any) -> Any:
         """Return the value of a key, or raise `KeyError`."""
-        index, sent = self._locate(key)
-        value = self._proxy.call(index, operations.GET, sent)
+        index, encoded = self._locate(key)
+        value = self._proxy.call(index, operations.GET, encoded)
         if value is None:
             raise KeyError(key)
         return unpack(value)
 
     def get_waiting(self, key: Any, timeout: float | None) -> Any:
         """Return the value of a key once there is one, or raise `TimeoutError`."""
-        index, sent = self._locate(key)
+        index, encoded = self._locate(key)
         deadline = None if timeout is None else monotonic() + timeout
 
         def get(seconds: float) -> Value | None:
             value: Value | None = self._proxy.call(
-                index, operations.GET, sent, wait=seconds, deadline=deadline
+                index, operations.GET, encoded, wait=seconds, deadline=deadline
             )
             return value
 
@@ -98,24 +99,24 @@ class DictClient:
 
     def put(self, key: Any, value: Any) -> None:
         """Write a key."""
-        index, sent = self._locate(key)
-        self._proxy.call(index, operations.PUT, sent, pack(value, sent))
+        index, encoded = self._locate(key)
+        self._proxy.call(index, operations.PUT, encoded, pack(value, encoded))
 
     def remove(self, key: Any) -> None:
         """Remove a key, or raise `KeyError`."""
-        index, sent = self._locate(key)
-        if not self._proxy.call(index, operations.REMOVE, sent):
+        index, encoded = self._locate(key)
+        if not self._proxy.call(index, operations.REMOVE, encoded):
             raise KeyError(key)
 
     def has(self, key: Any) -> bool:
         """Return whether a key is there."""
-        index, sent = self._locate(key)
-        return bool(self._proxy.call(index, operations.HAS, sent))
+        index, encoded = self._locate(key)
+        return bool(self._proxy.call(index, operations.HAS, encoded))
 
     def pop(self, key: Any) -> Any:
         """Remove a key and return its value, or raise `KeyError`."""
-        index, sent = self._locate(key)
-        value = self._proxy.call(index, operations.POP, sent)
+        index, encoded = self._locate(key)
+        value = self._proxy.call(index, operations.POP, encoded)
         if value is None:
             raise KeyError(key)
         return unpack(value)
@@ -140,15 +141,15 @@ class DictClient:
 
     def set_default(self, key: Any, default: Any) -> Any:
         """Return the value of a key; write the default first if there is none."""
-        index, sent = self._locate(key)
-        packed = pack(default, sent)
-        value = self._proxy.call(index, operations.SET_DEFAULT, sent, packed)
+        index, encoded = self._locate(key)
+        packed = pack(default, encoded)
+        value = self._proxy.call(index, operations.SET_DEFAULT, encoded, packed)
         return default if value is None else unpack(value)
 
     def add(self, key: Any, amount: Any) -> Any:
         """Add to a number, and return what it was before."""
-        index, sent = self._locate(key)
-        return unpack(self._proxy.call(index, operations.ADD, sent, pack(amount)))
+        index, encoded = self._locate(key)
+        return unpack(self._proxy.call(index, operations.ADD, encoded, pack(amount)))
 
     # -- many keys ------------------------------------------------------------------------
 
@@ -158,9 +159,10 @@ class DictClient:
         for key, value in pairs:
             shards[self._index_of(key)].append((encode_key(key), value))
         for index, some in enumerate(shards):
-            self._put_packed(index, ((sent, pack(value, sent)) for sent, value in some))
+            self._put_packed(index, ((encoded, pack(value, encoded)) for encoded, value in some))
 
     def _put_packed(self, index: int, items: Iterable[tuple[Any, Value]]) -> None:
+        """Write encoded keys and packed values of one shard, in requests of limited size."""
         room, some = _MAX_REQUEST_BYTES, []
         for item in items:
             some.append(item)
@@ -179,16 +181,16 @@ class DictClient:
             shards[self._index_of(key)].append(key)
         found: dict[Any, Any] = {}
         for index, some in enumerate(shards):
-            sent = [encode_key(key) for key in some]
-            for position, value in self._values_of(index, sent):
+            encoded_keys = [encode_key(key) for key in some]
+            for position, value in self._values_of(index, encoded_keys):
                 found[some[position]] = unpack(value)
         return found
 
-    def _values_of(self, index: int, sent: Sequence[Any]) -> Iterator[tuple[int, Value]]:
+    def _values_of(self, index: int, encoded_keys: Sequence[Any]) -> Iterator[tuple[int, Value]]:
         """Yield the values of encoded keys of a shard that are there, with their positions."""
         start = 0
-        while start < len(sent):
-            request = sent[start : start + _MAX_REQUEST_KEYS]
+        while start < len(encoded_keys):
+            request = encoded_keys[start : start + _MAX_REQUEST_KEYS]
             values = self._proxy.call(index, operations.GET_SOME, request)
             for position, value in enumerate(values, start):
                 if value is not None:
@@ -211,28 +213,29 @@ class DictClient:
             yield from self.keys_of(index)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Yield all keys and values, page by page: of each shard those there when it is asked."""
+        """Yield all keys and values, page by page: those that a shard has when it is asked."""
         for index in range(self._proxy.count):
             token = os.urandom(8)
             yielded: set[Any] = set()
             self._proxy.call(index, operations.VIEW, token)
             try:
                 while page := self._proxy.call(index, operations.PAGE, token, len(yielded)):
-                    for sent, value in page:
-                        key = decode_key(sent)
+                    for encoded, value in page:
+                        key = decode_key(encoded)
                         yielded.add(key)
                         yield key, unpack(value)
                 if page is None:
-                    # Another worker serves the shard by now, which does not have the view.
+                    # Another worker serves the shard now, and it does not have the view.
                     yield from self._items_without(index, yielded)
             finally:
                 with suppress(ServiceLost, LifecycleError):
                     self._proxy.call(index, operations.UNMARK, token)
 
     def _items_without(self, index: int, yielded: set[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield the present keys and values of a shard, without the keys yielded before."""
         keys = self._proxy.call(index, operations.KEYS)
-        sent = (each for each in keys if decode_key(each) not in yielded)
-        while some := list(islice(sent, _MAX_REQUEST_KEYS)):
+        missing = (each for each in keys if decode_key(each) not in yielded)
+        while some := list(islice(missing, _MAX_REQUEST_KEYS)):
             for position, value in self._values_of(index, some):
                 yield decode_key(some[position]), unpack(value)
 
@@ -287,7 +290,10 @@ class DictClient:
                     break
 
     def _mark(self, token: bytes) -> bool:
-        """Have all shards keep their contents while none can be written; False if one could be."""
+        """Have all shards keep their contents of one moment, during which no client can write.
+
+        Returns False if a client may have written during it.
+        """
         held: list[int] = []
         try:
             for index in range(self._proxy.count):
@@ -300,6 +306,7 @@ class DictClient:
         return all(marked) and all(still_held)
 
     def _marked(self, token: bytes) -> Iterator[Record]:
+        """Yield the contents that the shards have kept under a token."""
         for index in range(self._proxy.count):
             start = 0
             while True:
@@ -312,8 +319,8 @@ class DictClient:
                 if not page:
                     break
                 start += len(page)
-                for sent, value in page:
-                    yield _record(sent, value)
+                for encoded, value in page:
+                    yield _record(encoded, value)
 
     def put_records(self, records: Iterable[tuple[bytes, Any, Sequence[Any]]]) -> None:
         """Write the records of a snapshot."""
@@ -335,6 +342,6 @@ class DictClient:
             some.clear()
 
 
-def _record(sent: Any, value: Value) -> Record:
-    data = dumps_for_later(decode_key(sent))
+def _record(encoded: Any, value: Value) -> Record:
+    data = dumps_for_later(decode_key(encoded))
     return (data, value[0], value[1:]) if isinstance(value, tuple) else (data, value, ())

@@ -1,7 +1,7 @@
 """The mapping protocol of `DDict`, implemented on a `DictClient`.
 
-It differs from that of a dict where `wait_for_keys` makes ``d[key]`` wait, and by operations of
-many keys. Any number of threads may use a mapping.
+It differs from a dict: with `wait_for_keys`, ``d[key]`` waits, and there are operations on many
+keys. Any number of threads may use a mapping.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from daskbatch.timeouts import Deadline
 
 
 class DictMapping(MutableMapping[Any, Any]):
-    """All that a dict does, by requests to the shards of a dictionary.
+    """The methods of a dict, as requests to the shards of a dictionary.
+
+    Any number of threads may use it.
 
     Parameters
     ----------
     client : DictClient
         Makes the requests.
     wait_for_keys : bool
-        Whether ``d[key]`` waits for the key.
+        Whether ``d[key]`` waits until the key is written.
     timeout : float, optional
         Seconds that it waits at most.
     before_access : callable, optional
@@ -53,7 +55,7 @@ class DictMapping(MutableMapping[Any, Any]):
         self._before_access = before_access
 
     def _await_conflicting_tasks(self, mode: Mode, *keys: Any) -> None:
-        """Run the background tasks of this Batch that access `keys` and must complete first."""
+        """Start the background tasks of this Batch that must access `keys` first; wait for them."""
         if self._before_access is not None:
             self._before_access(mode, self, keys)
 

@@ -1,7 +1,8 @@
 """The client-side proxy of a shared object.
 
-It finds the worker that serves a shard, fails over when that dies, and repeats requests with the
-same sequence number, so that each takes effect once.
+It finds the worker that serves a shard, uses another one when that worker dies (failover), and
+repeats a request with the same sequence number, so that the request takes effect once. Any number
+of threads may use an `ObjectProxy`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from time import monotonic
 from typing import Any
@@ -40,7 +42,8 @@ from daskbatch.shared.scheduler_rpc import call_scheduler, relay_request, tls_co
 from daskbatch.shared.store.operations import Effect, Operation
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current
 
-#: After how long without an answer the scheduler is asked whether the layout has changed.
+#: A request that has had no answer for this time asks the scheduler for a new layout, again and
+#: again.
 _LAYOUT_CHECK_SECONDS = 1.0
 
 #: How long one call waits for a new layout after a worker could not be reached; and how long a
@@ -52,28 +55,42 @@ _FAILOVER_WAIT_SECONDS = 1.0
 _MAX_CONNECT_ATTEMPTS = 3
 _RELAY_SECONDS = 60.0
 
-#: How long one request tries to reach a worker that is there, according to the scheduler.
+#: How long one request tries to reach a worker that lives, according to the scheduler.
 _REACH_TIMEOUT_SECONDS = 30.0
 
-#: A request after which so many workers died, one after another, is not sent to one more.
+#: If this number of workers have died, one after another, while they executed a request, one more
+#: death fails the request: it may be what kills them.
 _MAX_WORKER_DEATHS = 3
 
+#: In a global, since `call` compares with it for each request.
 _READ = Effect.READ
 
-#: How many proxies are kept though nothing uses them: the next task is likely to.
+#: How many proxies are kept after their last use: the next task is likely to use the same ones.
 _MAX_UNUSED_PROXIES = 64
 
 
 class _LayoutChanged(Exception):
-    """Another worker serves the shard by now."""
+    """Another worker serves the shard now."""
 
 
 class _DeadlinePassed(Exception):
-    pass
+    """The deadline of a request has passed without an answer."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    """The failures of one request so far."""
+
+    #: Connections to the present primary that have failed, one after another.
+    connections: int = 0
+    #: The time of `monotonic` when the request no longer tries to reach the present primary.
+    give_up_at: float = inf
+    #: Workers that have died while they executed the request.
+    worker_deaths: int = 0
 
 
 class ObjectProxy:
-    """A shared object as this process sees it; one for all that use it in the process.
+    """A shared object as this process uses it; all users of the process share one proxy.
 
     Any number of threads may use it. Each waiting request has its own `RpcClient`.
 
@@ -84,7 +101,7 @@ class ObjectProxy:
     uid : str
         The object's id.
     info : ObjectInfo, optional
-        Its layouts, if they are known; by default they are requested on first use.
+        What the scheduler knows of the object; by default it is requested on first use.
     """
 
     def __init__(self, scheduler: str, uid: str, info: ObjectInfo | None = None) -> None:
@@ -95,7 +112,7 @@ class ObjectProxy:
         #: By shard: the clients that no request uses at the moment.
         self._idle_clients: list[deque[RpcClient]] = []
         self._tls_context: ssl.SSLContext | None = None
-        #: By server: until when requests to it are relayed by the scheduler.
+        #: By server: until what time of `monotonic` the scheduler relays requests to it.
         self._relayed_until: dict[ServerAddress, float] = {}
         self._lock = threading.Lock()
         if info is not None:
@@ -209,9 +226,9 @@ class ObjectProxy:
         *arguments
             The operation's arguments.
         wait : float
-            Seconds that the shard may wait until it can do it.
+            Seconds that the shard may wait until it can execute the operation.
         deadline : float, optional
-            A time of `monotonic` when there must be an answer.
+            A time of `monotonic` by which there must be an answer.
 
         Raises
         ------
@@ -227,8 +244,8 @@ class ObjectProxy:
         _ = self.info
         actor = local_actor(self.uid, index)
         if actor is not None and not wait and operation.effect is _READ:
-            # Not for other operations: a task may be interrupted at any point of them, and leave
-            # them half done.
+            # Only for reads: the task's thread may be interrupted at any point, and would leave
+            # another operation half done.
             with suppress(NotServing):
                 return copy_buffers(actor.read(operation, arguments))
         idle = self._idle_clients[index]
@@ -253,7 +270,8 @@ class ObjectProxy:
         wait: float,
         deadline: float | None,
     ) -> Any:
-        failed_connections, give_up_at, deaths = 0, inf, 0
+        """Send a request to the primary of a shard, and repeat it until there is an answer."""
+        failures: _Failures | None = None
         while True:
             layout = self._layouts[index]
             if not layout.replicas:
@@ -285,31 +303,51 @@ class ObjectProxy:
                 client.close()
             except OSError as error:
                 client.close()
-                give_up_at = min(give_up_at, monotonic() + _REACH_TIMEOUT_SECONDS)
-                if self._refresh_layout(index, layout.epoch, _FAILOVER_WAIT_SECONDS):
-                    failed_connections, give_up_at = 0, inf
-                    deaths += 1
-                    if deaths > _MAX_WORKER_DEATHS and not wait:
-                        raise ServiceLost(
-                            f"{deaths} workers that have a part of {self.description} died while "
-                            f"they executed this operation: {operation}"
-                        ) from error
-                elif monotonic() > give_up_at:
-                    raise ServiceLost(
-                        f"worker {primary.worker}, which has a part of {self.description}, cannot "
-                        f"be reached: {error}"
-                    ) from error
-                else:
-                    failed_connections += 1
-                    if failed_connections >= _MAX_CONNECT_ATTEMPTS:
-                        self._relayed_until[server] = monotonic() + _RELAY_SECONDS
+                failures = failures or _Failures()
+                self._handle_unreachable(failures, index, layout, operation, wait, error)
             if deadline is not None and monotonic() > deadline:
                 raise TimeoutError(f"{self.description} has not answered in time")
+
+    def _handle_unreachable(
+        self,
+        failures: _Failures,
+        index: int,
+        layout: Layout,
+        operation: str,
+        wait: float,
+        error: OSError,
+    ) -> None:
+        """Wait for a new layout after a broken connection; decide whether the request is repeated.
+
+        Raises
+        ------
+        ServiceLost
+            Too many workers have died, or the worker could not be reached for too long.
+        """
+        primary = layout.replicas[0]
+        failures.give_up_at = min(failures.give_up_at, monotonic() + _REACH_TIMEOUT_SECONDS)
+        if self._refresh_layout(index, layout.epoch, _FAILOVER_WAIT_SECONDS):
+            failures.connections, failures.give_up_at = 0, inf
+            failures.worker_deaths += 1
+            if failures.worker_deaths > _MAX_WORKER_DEATHS and not wait:
+                raise ServiceLost(
+                    f"{failures.worker_deaths} workers that have a part of {self.description} "
+                    f"died while they executed this operation: {operation}"
+                ) from error
+        elif monotonic() > failures.give_up_at:
+            raise ServiceLost(
+                f"worker {primary.worker}, which has a part of {self.description}, cannot be "
+                f"reached: {error}"
+            ) from error
+        else:
+            failures.connections += 1
+            if failures.connections >= _MAX_CONNECT_ATTEMPTS:
+                self._relayed_until[primary.server] = monotonic() + _RELAY_SECONDS
 
     def _make_idle_check(
         self, index: int, layout: Layout, wait: float, deadline: float | None
     ) -> Callable[[], None]:
-        """Return what is called while a request waits, and ends the wait if it is in vain."""
+        """Return the function that is called while a request waits; it ends a useless wait."""
         next_check = monotonic() + wait + _LAYOUT_CHECK_SECONDS
 
         def idle_check() -> None:
@@ -343,7 +381,7 @@ class ObjectProxy:
         wait: float,
         arguments: tuple[Any, ...],
     ) -> Any:
-        """Have the scheduler relay a request, since the worker's server cannot be reached."""
+        """Have the scheduler relay a request to a worker whose server cannot be reached."""
         seconds = min(wait, _FAILOVER_WAIT_SECONDS)
         request = Request(operation, client.client_id, client.seq, seconds, arguments)
         try:
@@ -355,17 +393,17 @@ class ObjectProxy:
         return result
 
     def close(self) -> None:
-        """End the object for all its users; it has ended if its cluster has."""
+        """End the object for all its users; has no effect if its cluster has ended."""
         with suppress(ServiceLost):
             self._call_scheduler(routes.CLOSE)
 
     def drop_connections(self) -> None:
-        """In a forked child: leave the connections to the parent."""
+        """Forget the connections, in a forked child: they belong to the parent."""
         self._lock = threading.Lock()
         self._idle_clients = [deque() for _ in self._idle_clients]
 
 
-#: By scheduler and object.
+#: The proxies of this process, by scheduler and object; and those made last, to keep them.
 _proxies: weakref.WeakValueDictionary[tuple[str, str], ObjectProxy] = weakref.WeakValueDictionary()
 _recently_made: deque[ObjectProxy] = deque(maxlen=_MAX_UNUSED_PROXIES)
 _proxies_lock = make_lock()

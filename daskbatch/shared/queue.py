@@ -15,7 +15,7 @@ from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.errors import SerializationError, SpecError
-from daskbatch.shared.creation import Where, create_or_open, owner_context
+from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.proxy import ObjectProxy, proxy_of
@@ -24,6 +24,7 @@ from daskbatch.shared.store.operations import Operation
 from daskbatch.shared.waiting import await_answer
 from daskbatch.timeouts import parse_timeout
 
+#: The order of accesses to the queue: as for files.
 _DOMAIN = CommunicationDomain()
 
 
@@ -58,8 +59,8 @@ class Queue:
     Notes
     -----
     Any number of threads, tasks and processes may use it at the same time. Each operation is atomic
-    and costs one request to the worker that has the queue; a `put` or `get` that waits, one every 5
-    seconds.
+    and costs one request to the worker that has the queue; a `put`, `get` or `join` that waits
+    costs one every 5 seconds.
 
     Examples
     --------
@@ -75,7 +76,9 @@ class Queue:
     >>> queue.close()
     """
 
-    def __init__(self, cluster: Where = None, maxsize: int = 0, *, name: str | None = None) -> None:
+    def __init__(
+        self, cluster: ClusterArgument = None, maxsize: int = 0, *, name: str | None = None
+    ) -> None:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool):
             raise SpecError(f"maxsize= must be a whole number, not {maxsize!r}")
         options = ObjectOptions("queue", 1, maxsize=max(0, maxsize))
@@ -84,7 +87,7 @@ class Queue:
         self._attach(proxy, context.before_access)
 
     def _attach(self, proxy: ObjectProxy, before_access: Callable[..., None] | None = None) -> None:
-        """Make this object one of an existing queue: a new one, or one that was unpickled."""
+        """Initialize this object for an existing queue; also called when it is unpickled."""
         self._proxy = proxy
         self._before_access = before_access
 
@@ -134,7 +137,7 @@ class Queue:
         SerializationError
             The item cannot be pickled.
         ValueError
-            `timeout` is negative, or not a span of time.
+            `timeout` is negative, or neither a number nor a `timedelta`.
 
         Examples
         --------
@@ -166,7 +169,7 @@ class Queue:
             The item cannot be unpickled here. It is gone, since any other consumer would most
             likely fail in the same way.
         ValueError
-            `timeout` is negative, or not a span of time.
+            `timeout` is negative, or neither a number nor a `timedelta`.
 
         Examples
         --------
@@ -275,9 +278,10 @@ class Queue:
             )
 
     def close(self) -> None:
-        """End the queue for all its users. Its items are gone, and waiting tasks are woken.
+        """End the queue for all its users; its items are lost.
 
-        Any later use raises `LifecycleError`, except to close it again.
+        Waiting tasks are woken; these and any later use raise `LifecycleError`. To close a queue
+        again has no effect.
         """
         self._proxy.close()
 

@@ -1,8 +1,8 @@
-"""The scheduler's plugin for shared objects: which there are, and which workers have their shards.
+"""The scheduler's plugin for shared objects: knows them all, and which workers have their shards.
 
-The layouts of the shards are changed here alone, and each change has a new epoch: the primary of a
-shard asks here before a backup is removed or counts. So two workers never both serve a shard. See
-`shared.store.replication`.
+Only this plugin changes the layout of a shard, and each change has a new epoch. The primary of a
+shard has the plugin remove a backup, or add one. So two workers never serve a shard at the same
+time. See `shared.store.replication`.
 """
 
 from __future__ import annotations
@@ -25,38 +25,42 @@ from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
 from daskbatch.timeouts import Deadline
 
-#: The client, in Dask's books, that wants the actors: so they stay until they are released.
-_HOLDER = "daskbatch-shared"
+#: The name of a client that Dask records as one that wants the actors, so that they stay until they
+#: are released.
+_ACTORS_CLIENT = "daskbatch-shared"
 
-#: How many objects are remembered after their end, to tell them from unknown ones.
-_MAX_CLOSED = 10_000
+#: How many objects that have ended are remembered, to tell them from unknown ones.
+_MAX_CLOSED_OBJECTS = 10_000
 
 #: How long a client may take to make an object.
 _CREATION_TIMEOUT_SECONDS = 120.0
 
-#: After how long a failed backup, or a call of an actor, is tried again.
+#: The pause before a backup is built again, or an actor called again, after a failure.
 _RETRY_SECONDS = 2.0
 
-#: For how long other workers are preferred, after one could not take a backup, or did not answer.
+#: For how long other workers are preferred to one that could not take a backup or did not answer.
 _AVOID_WORKER_SECONDS = 60.0
 
-#: The states of workers that can take a shard; a new worker runs in a moment.
-_ABLE = (Status.init, Status.running)
+#: The states of workers that can take a shard; one that is being initialized will run soon.
+_ABLE_STATUSES = (Status.init, Status.running)
 
 
 @dataclass(slots=True, eq=False)
 class _Object:
+    """A shared object as the scheduler knows it; only the event loop uses it."""
+
     uid: str
     options: ObjectOptions
     name: str | None
     #: The Dask client or the Batch with which the object ends.
     owner: str | None
+    #: By shard; empty until the client has made all actors.
     layouts: list[Layout] = field(default_factory=list)
     #: The workers on which backups are being built, by shard.
     joining: dict[int, str] = field(default_factory=dict)
     #: The next attempt to build backups that could not be built.
     retry: asyncio.TimerHandle | None = None
-    #: Is set, and replaced, when a layout changes.
+    #: When a layout changes, it is set and replaced by a new one.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     created: float = field(default_factory=time.monotonic)
 
@@ -65,6 +69,7 @@ class _Object:
         return ObjectInfo(self.uid, self.options, self.name, tuple(self.layouts))
 
     def notify(self) -> None:
+        """Wake the handlers that wait for a change of a layout."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -107,7 +112,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._objects: dict[str, _Object] = {}
         self._closed: dict[str, None] = {}
-        #: Workers that had trouble with backups, and until when others are preferred.
+        #: By worker that failed to take a backup: until when others are preferred to it.
         self._avoided_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         handlers: dict[str, Callable[..., Any]] = {
@@ -155,7 +160,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             for layout in each.layouts:
                 for replica in layout.replicas:
                     load[replica.worker] = load.get(replica.worker, 0) + 1
-        able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE]
+        able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE_STATUSES]
         return sorted(able, key=lambda address: load.get(address, 0))
 
     async def _describe_actor(self, worker: str, key: str, seconds: float) -> ServerAddress | str:
@@ -175,7 +180,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         if found is None:
             return None
         replicas = [each for shard in shards for each in shard]
-        self._hold(replicas)
+        self._keep_actors(replicas)
         found.layouts = [Layout(1, tuple(shard)) for shard in shards]
         await asyncio.gather(*(self._send_layout(layout) for layout in found.layouts))
         found.notify()
@@ -183,10 +188,10 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             self._remove_worker(worker)
         return found.info
 
-    def _hold(self, replicas: Sequence[Replica]) -> None:
+    def _keep_actors(self, replicas: Sequence[Replica]) -> None:
         """Have Dask keep actors until they are released."""
         keys = [each.key for each in replicas]
-        self._scheduler.client_desires_keys(keys=keys, client=_HOLDER)
+        self._scheduler.client_desires_keys(keys=keys, client=_ACTORS_CLIENT)
 
     def _find(self, uid: str) -> ObjectInfo | str:
         """Return an object; "closed" if it has ended, "" if it is not known."""
@@ -216,7 +221,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         """End an object. Its clients learn of it when they use it next."""
         self._objects.pop(found.uid, None)
         self._closed[found.uid] = None
-        if len(self._closed) > _MAX_CLOSED:
+        if len(self._closed) > _MAX_CLOSED_OBJECTS:
             del self._closed[next(iter(self._closed))]
         replicas = [each for layout in found.layouts for each in layout.replicas]
         found.notify()
@@ -228,7 +233,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         await asyncio.gather(*(self._call(each, "close") for each in there))
         if replicas:
             keys = [each.key for each in replicas]
-            self._scheduler.client_releases_keys(keys=keys, client=_HOLDER)
+            self._scheduler.client_releases_keys(keys=keys, client=_ACTORS_CLIENT)
 
     def end_owned(self, owner: str) -> list[asyncio.Task[None]]:
         """End the objects of an owner that has gone; each task ends when one of them has."""
@@ -245,68 +250,68 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         self._remove_worker(worker)
 
     def _remove_worker(self, worker: str) -> None:
-        for each in self._objects.values():
-            for index, layout in enumerate(each.layouts):
-                if each.joining.get(index) == worker:
-                    del each.joining[index]
+        for obj in self._objects.values():
+            for index, layout in enumerate(obj.layouts):
+                if obj.joining.get(index) == worker:
+                    del obj.joining[index]
                 lost = [replica for replica in layout.replicas if replica.worker == worker]
                 if lost:
-                    self._drop(each, index, lost, f"its worker {worker} has died")
-            self._add_missing_backups(each)
+                    self._drop(obj, index, lost, f"its worker {worker} has died")
+            self._add_missing_backups(obj)
 
-    def _drop(self, each: _Object, index: int, lost: Sequence[Replica], reason: str) -> None:
-        """Go on with the other replicas of a shard; the first of them is the primary then."""
-        layout = each.layouts[index]
+    def _drop(self, obj: _Object, index: int, lost: Sequence[Replica], reason: str) -> None:
+        """Remove lost replicas from a shard's layout; the first remaining one is the primary."""
+        layout = obj.layouts[index]
         remaining = tuple(replica for replica in layout.replicas if replica not in lost)
-        each.layouts[index] = new = Layout(layout.epoch + 1, remaining, "" if remaining else reason)
+        obj.layouts[index] = new = Layout(layout.epoch + 1, remaining, "" if remaining else reason)
         if remaining and remaining[0] != layout.replicas[0]:
-            each.joining.pop(index, None)  # the primary that was building it has gone
-        each.notify()
+            obj.joining.pop(index, None)  # the primary that was building it has gone
+        obj.notify()
         self._start(self._release(lost))
         if remaining:
             self._start(self._send_layout(new))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        for each in self._objects.values():
-            self._add_missing_backups(each)
+        for obj in self._objects.values():
+            self._add_missing_backups(obj)
 
-    def _add_missing_backups(self, each: _Object) -> None:
-        """Have backups built where there are too few, if there are workers for them."""
-        if each.uid not in self._objects:
+    def _add_missing_backups(self, obj: _Object) -> None:
+        """Have backups built for shards with too few, if there are workers for them."""
+        if obj.uid not in self._objects:
             return
-        for index, layout in enumerate(each.layouts):
+        for index, layout in enumerate(obj.layouts):
             there = layout.replicas
-            if not there or len(there) >= each.options.replicas or index in each.joining:
+            if not there or len(there) >= obj.options.replicas or index in obj.joining:
                 continue
             taken = {replica.worker for replica in there}
             free = [address for address in self._workers() if address not in taken]
             if not free:
                 if len(self._scheduler.workers) > len(there):
-                    # One is paused, say; no event will report that it goes on.
-                    self._retry_later(each)
+                    # A worker may be paused, and no event reports the end of a pause.
+                    self._retry_later(obj)
             else:
                 host = get_address_host(there[0].worker)
                 free.sort(key=lambda address: get_address_host(address) == host)
                 now = time.monotonic()
                 free.sort(key=lambda address: self._avoided_until.get(address, 0.0) > now)
-                each.joining[index] = free[0]
-                self._start(self._request_backup(each, index, there[0], free[0]))
+                obj.joining[index] = free[0]
+                self._start(self._request_backup(obj, index, there[0], free[0]))
 
     async def _request_backup(
-        self, each: _Object, index: int, primary: Replica, worker: str
+        self, obj: _Object, index: int, primary: Replica, worker: str
     ) -> None:
         if not await self._call(primary, "add_backup", worker) and (
-            each.joining.get(index) == worker
+            obj.joining.get(index) == worker
         ):
-            del each.joining[index]
-            self._retry_later(each)
+            del obj.joining[index]
+            self._retry_later(obj)
 
     def _remove_backup(self, uid: str, index: int, epoch: int, key: str) -> Layout | str:
         """Remove a backup that does not answer, if the caller is the primary of this epoch."""
-        each = self._objects.get(uid)
-        if each is None:
+        obj = self._objects.get(uid)
+        if obj is None:
             return "closed"
-        layout = each.layouts[index]
+        layout = obj.layouts[index]
         if layout.epoch != epoch:
             return layout
         lost = [replica for replica in layout.replicas[1:] if replica.key == key]
@@ -314,46 +319,46 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             return layout
         for replica in lost:
             self._avoid(replica.worker)
-        self._drop(each, index, lost, "it did not answer")
-        self._add_missing_backups(each)
-        return each.layouts[index]
+        self._drop(obj, index, lost, "it did not answer")
+        self._add_missing_backups(obj)
+        return obj.layouts[index]
 
     def _add_backup(self, uid: str, index: int, epoch: int, replica: Replica) -> Layout | str:
         """Count a backup that is complete."""
-        each = self._objects.get(uid)
-        if each is None or each.layouts[index].epoch != epoch:
-            return "closed" if each is None else "too late"
+        obj = self._objects.get(uid)
+        if obj is None or obj.layouts[index].epoch != epoch:
+            return "closed" if obj is None else "too late"
         if replica.worker not in self._scheduler.workers:
             return "too late"
-        self._hold([replica])
-        each.joining.pop(index, None)
-        layout = each.layouts[index]
-        each.layouts[index] = new = Layout(epoch + 1, (*layout.replicas, replica))
-        each.notify()
+        self._keep_actors([replica])
+        obj.joining.pop(index, None)
+        layout = obj.layouts[index]
+        obj.layouts[index] = new = Layout(epoch + 1, (*layout.replicas, replica))
+        obj.notify()
         self._start(self._send_layout(new))
-        self._add_missing_backups(each)
+        self._add_missing_backups(obj)
         return new
 
     def _backup_failed(self, uid: str, index: int, worker: str, reason: str) -> Layout | str:
         """Record that a backup could not be built on a worker; it is tried again."""
-        each = self._objects.get(uid)
-        if each is None:
+        obj = self._objects.get(uid)
+        if obj is None:
             return "closed"
-        if each.joining.get(index) == worker:
-            del each.joining[index]
+        if obj.joining.get(index) == worker:
+            del obj.joining[index]
             self._avoid(worker)
-            self._retry_later(each)
-        return each.layouts[index]
+            self._retry_later(obj)
+        return obj.layouts[index]
 
-    def _retry_later(self, each: _Object) -> None:
+    def _retry_later(self, obj: _Object) -> None:
         """Try again in a while to have backups built."""
-        if each.retry is None:
+        if obj.retry is None:
             loop = asyncio.get_running_loop()
-            each.retry = loop.call_later(_RETRY_SECONDS, self._retry, each)
+            obj.retry = loop.call_later(_RETRY_SECONDS, self._retry, obj)
 
-    def _retry(self, each: _Object) -> None:
-        each.retry = None
-        self._add_missing_backups(each)
+    def _retry(self, obj: _Object) -> None:
+        obj.retry = None
+        self._add_missing_backups(obj)
 
     def _avoid(self, worker: str) -> None:
         """Prefer other workers for backups for a while."""
@@ -366,27 +371,28 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         await asyncio.gather(*(self._send_to(replica, data) for replica in layout.replicas))
 
     async def _send_to(self, replica: Replica, layout: bytes) -> None:
-        # Until it succeeds: a primary that does not know that it is one would refuse all requests
-        # for ever. If there is a newer layout by then, the actor ignores this one.
+        # Until it succeeds: a replica that does not know that it is the primary would refuse all
+        # requests for ever. If it has received a newer layout by then, it ignores this one.
         while not await self._call(replica, "apply_layout", layout, replica.key):
             if replica.worker not in self._scheduler.workers:
                 return
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _call(self, replica: Replica, function: str, *args: Any) -> bool:
-        """Call a method of an actor; False if it is not known whether that has worked."""
+        """Call a method of an actor; False if it failed, or if that is unknown."""
         try:
             answer = await self._scheduler.rpc(replica.worker).actor_execute(
                 function=function, actor=replica.key, args=list(args), kwargs={}
             )
         except KeyError:
-            return True  # there is no such actor any longer
+            return True  # the actor no longer exists
         except Exception:
-            # Mostly the worker has gone, and `remove_worker` is called for that.
+            # Most likely the worker has gone; then `remove_worker` is called.
             return False
         return bool(answer["status"] == "OK")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in the background; asyncio itself keeps no reference to its task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -26,7 +26,7 @@ from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
 from daskbatch.worker.execution.task_context import called_aside, current, in_thread
 
-#: How long the scheduler may take to answer, beyond the time that it was asked to wait.
+#: How long the scheduler may take to answer, in addition to the time that a request lets it wait.
 _ANSWER_TIMEOUT_SECONDS = 30.0
 
 #: After how long without an answer the port is probed, and how long the probe may take.
@@ -95,7 +95,7 @@ def _probe(address: str) -> None:
 def _security(scheduler: str) -> Security:
     context = current()
     if context is not None and context.security is not None and context.scheduler == scheduler:
-        # A child process has its worker's.
+        # In a child process, the context has the certificates of its worker.
         learn_security(scheduler, for_client(pickle.loads(context.security)))
     return security_of(scheduler)
 

@@ -1,7 +1,7 @@
 """Waits for something that a shared object does not have yet, with the worker slot released.
 
-The functions are called by the thread that waits, in clients and in tasks, be they of a Batch or
-plain ones of Dask. In a client there is no slot, and they only wait.
+The thread that waits calls the functions: in clients, in tasks of a Batch, and in plain tasks of
+Dask. In a client there is no slot to release.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def without_slot(deadline: float | None) -> Iterator[None]:
     Parameters
     ----------
     deadline : float, optional
-        A time of `monotonic`: when the task no longer waits to regain the slot, but continues
-        without one.
+        A time of `monotonic`. After it the task no longer waits to regain the slot, but continues
+        without one. None waits without limit.
     """
     context = current()
     if context is None and getattr(pool_state, "proceed", False) and _is_dask_task():
@@ -56,8 +56,8 @@ def without_slot(deadline: float | None) -> Iterator[None]:
 def _rejoin(deadline: float | None) -> None:
     """Do what Dask's `rejoin` does, but not beyond the deadline.
 
-    After it, this thread stays outside of the pool, where another one has its place by now, and
-    ends with its task.
+    After the deadline this thread stays outside of the pool, since another thread has its place,
+    and ends with its task.
     """
     if deadline is None:
         rejoin()
@@ -71,13 +71,13 @@ def _rejoin(deadline: float | None) -> None:
 def await_answer(ask: Callable[[float], T], deadline: float | None, miss: object = None) -> T:
     """Repeat a request until it succeeds, or the deadline passes, with the slot released meanwhile.
 
-    Waits of at most 20 ms keep the slot, so that a task that only looks, again and again, does
-    not lose it.
+    Waits of at most 20 ms keep the slot, so that a task that polls with short timeouts does not
+    lose it.
 
     Parameters
     ----------
     ask : callable
-        Makes the request; called with the seconds that the server may wait.
+        Makes the request, and returns the answer; called with the seconds that the server may wait.
     deadline : float, optional
         A time of `monotonic`; None waits without limit.
     miss : object

@@ -1,7 +1,7 @@
 """Matches the arguments of a call to the names that a template declares.
 
-Arguments that are missing or too many are refused; the message names the line of the file that uses
-them.
+Missing and surplus arguments are refused with a `SpecError`. For a missing argument the message
+names the line of the file that uses it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from daskbatch.errors import SpecError
 
 
 class _UnusedDefault:
+    """The class of `UNUSED`: shows in a signature that an argument can be left out."""
+
     def __repr__(self) -> str:
         return "<unused>"
 
 
-#: The default in a signature of an argument that nothing in the file uses: it can be left out.
+#: In a signature, the default of an argument that nothing in the file uses.
 UNUSED = _UnusedDefault()
 
-#: The default of a parameter that is required.
-_NONE = inspect.Parameter.empty
+#: In a signature, what a required parameter has for a default.
+_REQUIRED = inspect.Parameter.empty
 
 
 class Arguments:
@@ -56,10 +58,12 @@ class Arguments:
         self._keywords = {str(each.keyword): each for each in keywords}
         self._used = used
         self._count = len(positional)
-        #: The position of the argument of each name in what `take` returns.
-        self.slots = {each.name: slot for slot, each in enumerate((*positional, *keywords))}
+        #: By name: the position of the argument in what `in_order` returns.
+        self.positions = {
+            each.name: position for position, each in enumerate((*positional, *keywords))
+        }
 
-    def take(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    def in_order(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Return all arguments in the order of their declaration.
 
         Raises
@@ -69,11 +73,11 @@ class Arguments:
         """
         if len(args) == self._count and not kwargs and not self._keywords:
             return args
-        found = self.named(args, kwargs)
+        found = self.by_name(args, kwargs)
         self.require(found, self._used)
-        return [found.get(name) for name in self.slots]
+        return [found.get(name) for name in self.positions]
 
-    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by their names in the file.
 
         Raises
@@ -95,7 +99,7 @@ class Arguments:
         return found
 
     def _hint(self, keyword: str) -> str:
-        if keyword in self.slots and keyword in (each.name for each in self._positional):
+        if keyword in self.positions and keyword in (each.name for each in self._positional):
             return "give it by position"
         if not self._keywords:
             return "it takes none"
@@ -129,14 +133,16 @@ class Arguments:
         parameters: list[inspect.Parameter] = []
         for each in reversed(self._positional):
             # Python requires that parameters with defaults come after those without.
-            required = each.name in self._used or (parameters and parameters[-1].default is _NONE)
-            default = _NONE if required else UNUSED
+            required = each.name in self._used or (
+                parameters and parameters[-1].default is _REQUIRED
+            )
+            default = _REQUIRED if required else UNUSED
             parameters.append(
                 inspect.Parameter(each.name, inspect.Parameter.POSITIONAL_ONLY, default=default)
             )
         parameters.reverse()
         for keyword, each in self._keywords.items():
-            default = _NONE if each.name in self._used else UNUSED
+            default = _REQUIRED if each.name in self._used else UNUSED
             parameters.append(
                 inspect.Parameter(keyword, inspect.Parameter.KEYWORD_ONLY, default=default)
             )

@@ -1,6 +1,6 @@
 """Fills a template with arguments; the result describes one task.
 
-A template is bound to its import arguments once: whatever depends on these alone is evaluated and
+A template is bound to its import arguments once. What depends on these alone is evaluated and
 checked then. A call fills in the rest. Nothing is kept from one call to the next, so any number of
 threads may call at once.
 """
@@ -47,6 +47,7 @@ from daskbatch.errors import SpecError
 class ChannelUse(NamedTuple):
     """An object, and the channels of it that a task reads or writes, as `Batch.read` takes them."""
 
+    #: The line of the file that declares it.
     line: int
     object: Any
     channels: tuple[Any, ...]
@@ -66,8 +67,11 @@ class FilledExecutable(NamedTuple):
 class TaskDescription(NamedTuple):
     """One task, as a template and the arguments of a call describe it."""
 
+    #: One of `model.TYPES`.
     type: str
+    #: None for the name of the target.
     name: str | None
+    #: In seconds.
     timeout: float | None
     executables: tuple[FilledExecutable, ...]
     reads: tuple[ChannelUse, ...]
@@ -112,10 +116,12 @@ class BoundTemplate:
         #: The name of the function that makes the tasks.
         self.label = _make_label(template.file, name, executables[0].target)
         #: Whether timeout, directory and environment are the same for all calls.
-        self.steady = isinstance(timeout, Constant) and all(each.steady for each in executables)
+        self.has_constant_options = isinstance(timeout, Constant) and all(
+            each.has_constant_options for each in executables
+        )
         self._arguments = Arguments(self.label, template.file, template.args, template.kwargs, used)
         self.signature = self._arguments.signature()
-        self._take = self._arguments.take
+        self._in_order = self._arguments.in_order
         self._type = template.type
         self._name = as_evaluator(name)
         self._timeout = as_evaluator(timeout)
@@ -131,7 +137,7 @@ class BoundTemplate:
         SpecError
             An argument is missing, is not declared, or has the wrong type.
         """
-        given = self._take(args, kwargs)
+        given = self._in_order(args, kwargs)
         return _new(
             TaskDescription,
             (
@@ -166,7 +172,7 @@ def _import_arguments(
     arguments = Arguments(
         "import_func", template.file, template.import_args, template.import_kwargs, used
     )
-    found = arguments.named(args, kwargs)
+    found = arguments.by_name(args, kwargs)
     needed = dict(used)
     defaults: list[tuple[str, Expression]] = []
     for each in reversed(template.import_kwargs):
@@ -197,7 +203,7 @@ _ONE_PROCESS = Literal(0, 1)
 
 
 class _Executable:
-    """Fills one executable."""
+    """One executable of a template, compiled; its evaluator returns a `FilledExecutable`."""
 
     def __init__(self, scope: Scope, kind: str, executable: Executable) -> None:
         self.target = compile_checked(scope, executable.target, TARGET_CHECKS[kind])
@@ -209,7 +215,9 @@ class _Executable:
         self._env = _compile_env(scope, executable.env)
         self._where = f"{scope.file}:{executable.line}"
         #: Whether directory and environment are the same for all calls.
-        self.steady = isinstance(self._cwd, Constant) and isinstance(self._env, Constant)
+        self.has_constant_options = isinstance(self._cwd, Constant) and isinstance(
+            self._env, Constant
+        )
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator that returns a `FilledExecutable`."""

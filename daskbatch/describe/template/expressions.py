@@ -1,7 +1,7 @@
 """The values in a template: literals, names of arguments, lists, and calls of functions.
 
-Each expression is compiled once into an *evaluator*, a function of the arguments of a call: so a
-call takes no walk over a tree. Evaluators keep no state; any number of threads may call them.
+Each expression is compiled once into an *evaluator*, a function of the arguments of a call, so that
+a call does not walk over a tree. Evaluators keep no state; any number of threads may call them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class CallExpression:
     args: tuple[Expression, ...]
 
 
+#: A value in a file.
 Expression = Literal | Identifier | ListExpression | CallExpression
 
-#: Returns a value, from the arguments of a call.
+#: Computes a value from the arguments of a call, in the order of their declaration.
 Evaluator = Callable[[Sequence[Any]], Any]
 
 
@@ -88,13 +89,13 @@ class Scope:
         The name of the file in messages.
     known : mapping
         The values of the import arguments, by name.
-    slots : mapping
+    positions : mapping
         The positions of the other arguments among the arguments of a call, by name.
     """
 
     file: str
     known: Mapping[str, Any]
-    slots: Mapping[str, int]
+    positions: Mapping[str, int]
 
     def compile(self, expression: Expression) -> Evaluator | Constant:
         """Compile an expression.
@@ -122,13 +123,13 @@ class Scope:
             values = tuple(each.value for each in compiled if isinstance(each, Constant))
             return lambda given: values
         if len(compiled) > 1 and all(isinstance(each, itemgetter) for each in compiled):
-            return itemgetter(*(self.slots[each.name] for each in expressions))  # type: ignore[union-attr]
+            return itemgetter(*(self.positions[each.name] for each in expressions))  # type: ignore[union-attr]
         evaluators = tuple(map(as_evaluator, compiled))
         return lambda given: tuple([evaluate(given) for evaluate in evaluators])
 
     def _compile_name(self, name: str) -> Evaluator | Constant:
-        if name in self.slots:
-            return itemgetter(self.slots[name])
+        if name in self.positions:
+            return itemgetter(self.positions[name])
         return Constant(self.known[name])
 
     def _compile_call(self, expression: CallExpression) -> Evaluator:

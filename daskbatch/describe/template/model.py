@@ -1,6 +1,7 @@
 """The content of a PTD file, as immutable records.
 
-`reader` makes them of a file, and `binding` fills in the arguments.
+`reader` makes them from a file, and `binding` fills in the arguments. Any number of threads may use
+them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class EnvMap:
-    """Environment variables that are written in the file."""
+    """Environment variables that are written in the file: each name with its value."""
 
     line: int
     entries: tuple[tuple[str, Expression], ...]
@@ -58,6 +59,7 @@ class Executable:
     """One entry of ``executables``."""
 
     line: int
+    #: The function, or the path of the executable.
     target: Expression
     args: tuple[Expression, ...] = ()
     kwargs: tuple[tuple[str, Expression], ...] = ()
@@ -85,7 +87,7 @@ class KeyAccess:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The content of a PTD file, validated."""
+    """The content of a PTD file, validated; `file` is its name in messages."""
 
     file: str
     type: str

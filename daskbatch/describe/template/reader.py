@@ -39,6 +39,7 @@ from daskbatch.describe.template.yaml_nodes import (
 )
 from daskbatch.errors import TemplateError
 
+#: The keys of a file, and of an executable of each type of task.
 _KEYS = (
     *("import_args", "import_kwargs", "args", "kwargs"),
     *("type", "executables", "reads", "writes", "name", "timeout"),
@@ -52,7 +53,8 @@ _EXECUTABLE_KEYS = {
 #: A file may declare at most this many arguments.
 _MAX_NAMES = 100
 
-#: Keywords that `Batch.import_func` cannot take, since they are names of its own parameters.
+#: Keywords that `Batch.import_func` cannot take, since its own parameters have these names; each
+#: with the words that messages have for the reason.
 _TAKEN_KEYWORDS = dict.fromkeys(("self", "ptd_file"), "is one of import_func itself")
 
 
@@ -100,6 +102,8 @@ def parse_template(data: bytes, file: str, types: Collection[str] = TYPES) -> Te
 
 
 class _Reader:
+    """Reads the nodes of one file, for one thread, once."""
+
     def __init__(self, file: str, types: Collection[str]) -> None:
         self._file = file
         self._types = types
@@ -107,7 +111,7 @@ class _Reader:
         self._declared: dict[str, str] = {}
         self._values = ValueReader(file, self._declared)
 
-    def _wrong(self, line: int, what: str) -> TemplateError:
+    def _error(self, line: int, what: str) -> TemplateError:
         return template_error(self._file, line, what)
 
     # -- the whole ------------------------------------------------------------------------
@@ -139,14 +143,14 @@ class _Reader:
 
     def _type(self, line: int, node: YamlNode | None) -> str:
         if node is None:
-            raise self._wrong(line, f"there is no 'type': expected {_list_words(self._types)}")
+            raise self._error(line, f"there is no 'type': expected {_list_words(self._types)}")
         value = node.value if isinstance(node, YamlScalar) else None
         if not isinstance(value, str) or value not in self._types:
             expected = f"expected {_list_words(self._types)}"
             if value in TYPES:
-                raise self._wrong(node.line, f"type: {value} is not supported yet: {expected}")
+                raise self._error(node.line, f"type: {value} is not supported yet: {expected}")
             hint = did_you_mean(value.lower(), self._types) if isinstance(value, str) else ""
-            raise self._wrong(node.line, f"type is {describe_node(node)}: {expected}{hint}")
+            raise self._error(node.line, f"type is {describe_node(node)}: {expected}{hint}")
         return value
 
     # -- maps and lists -------------------------------------------------------------------
@@ -154,11 +158,11 @@ class _Reader:
     def _map(self, node: YamlNode, what: str, known: Collection[str]) -> dict[str, YamlNode]:
         """Return the values of a map; a key without a value counts as left out."""
         if not isinstance(node, YamlMap):
-            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map")
+            raise self._error(node.line, f"{what} is {describe_node(node)}: expected a map")
         for key, line, _ in node.entries:
             if key not in known:
                 expected = f"expected {_list_words(known)}{did_you_mean(key, known)}"
-                raise self._wrong(line, f"unknown key {key!r} in {what}: {expected}")
+                raise self._error(line, f"unknown key {key!r} in {what}: {expected}")
         return {
             key: value
             for key, _, value in node.entries
@@ -167,14 +171,14 @@ class _Reader:
 
     def _list(self, node: YamlNode, what: str, of: str) -> tuple[YamlNode, ...]:
         if not isinstance(node, YamlList):
-            raise self._wrong(
+            raise self._error(
                 node.line, f"{what} is {describe_node(node)}: expected a list of {of}"
             )
         return node.items
 
     def _entries(self, node: YamlNode, what: str, of: str) -> tuple[tuple[str, int, YamlNode], ...]:
         if not isinstance(node, YamlMap):
-            raise self._wrong(node.line, f"{what} is {describe_node(node)}: expected a map of {of}")
+            raise self._error(node.line, f"{what} is {describe_node(node)}: expected a map of {of}")
         return node.entries
 
     # -- declarations ---------------------------------------------------------------------
@@ -186,17 +190,17 @@ class _Reader:
     def _keywords(
         self, section: str, node: YamlNode | None, taken: Mapping[str, str]
     ) -> tuple[Parameter, ...]:
-        """Read keywords; `taken` says, for those that cannot be used, what uses them."""
+        """Read keywords; `taken` has those that cannot be used, each with the reason."""
         entries = () if node is None else self._entries(node, section, "keywords to names")
         found, taken = [], dict(taken)
         for key, line, value in entries:
             keyword = identifier(key)
             if not keyword.isidentifier() or iskeyword(keyword):
                 what = f"{keyword!r} in {section} is not a keyword: expected letters, digits and _"
-                raise self._wrong(line, what)
+                raise self._error(line, what)
             if keyword in taken:
                 what = f"{keyword!r} in {section} {taken[keyword]}: expected another keyword"
-                raise self._wrong(line, what)
+                raise self._error(line, what)
             taken[keyword] = f"is there already, in line {line}"
             if section == "import_kwargs" and isinstance(value, YamlMap):
                 # The map is a call that gives the default. Then the keyword is the name, too.
@@ -210,13 +214,13 @@ class _Reader:
             or_call = ", or a call {function: [arguments]}" if section == "import_kwargs" else ""
             expected = f"a name of letters, digits and _{or_call}"
             what = f"{section} holds {describe_node(node)}: expected {expected}"
-            raise self._wrong(node.line, what)
+            raise self._error(node.line, what)
         if name in self._declared:
             what = f"{name!r} is declared already, in {self._declared[name]}"
-            raise self._wrong(node.line, f"{what}: expected another name")
+            raise self._error(node.line, f"{what}: expected another name")
         if len(self._declared) == _MAX_NAMES:
             what = f"{name!r} is one too many: expected at most {_MAX_NAMES} arguments"
-            raise self._wrong(node.line, f"{what}; pass a list or an object")
+            raise self._error(node.line, f"{what}; pass a list or an object")
         self._declared[name] = f"{section} in line {node.line}"
         return Parameter(node.line, name, keyword)
 
@@ -241,22 +245,22 @@ class _Reader:
     def _executables(self, kind: str, line: int, node: YamlNode | None) -> tuple[Executable, ...]:
         if node is None:
             what = "there are no 'executables': expected a list of maps, each with its 'target'"
-            raise self._wrong(line, what)
+            raise self._error(line, what)
         items = self._list(node, "executables", "maps, each with its 'target'")
         if not items:
-            raise self._wrong(node.line, "executables is empty: expected at least one")
+            raise self._error(node.line, "executables is empty: expected at least one")
         if len(items) > 1 and kind != "job":
             what = f"a second executable: expected one, since the type is {kind}"
-            raise self._wrong(items[1].line, f"{what}; only a job has several")
+            raise self._error(items[1].line, f"{what}; only a job has several")
         return tuple(self._executable(kind, item) for item in items)
 
     def _executable(self, kind: str, node: YamlNode) -> Executable:
         found = self._map(node, f"an executable of a {kind}", _EXECUTABLE_KEYS[kind])
         if "target" not in found:
-            raise self._wrong(node.line, "an executable lacks its 'target': expected what to run")
+            raise self._error(node.line, "an executable lacks its 'target': expected what to run")
         if "num_procs" in found and "nprocs" in found:
             what = "num_procs and nprocs are the same: expected one of them"
-            raise self._wrong(found["nprocs"].line, what)
+            raise self._error(found["nprocs"].line, what)
         procs = found.get("num_procs", found.get("nprocs"))
         args, kwargs = found.get("args"), found.get("kwargs")
         cwd, env = found.get("cwd"), found.get("env")
@@ -282,7 +286,7 @@ class _Reader:
         for key, line, value in self._entries(node, "kwargs", "values"):
             keyword = identifier(key)
             if keyword in found:
-                raise self._wrong(line, f"{keyword!r} is in kwargs already: expected it once")
+                raise self._error(line, f"{keyword!r} is in kwargs already: expected it once")
             found[keyword] = self._values.any(value)
         return tuple(found.items())
 
@@ -296,7 +300,7 @@ class _Reader:
         found = []
         for key, line, value in entries:
             if not is_variable(key):
-                raise self._wrong(line, f"{key!r} cannot be the name of an environment variable")
+                raise self._error(line, f"{key!r} cannot be the name of an environment variable")
             found.append((key, self._values.text(value, f"{key} in env")))
         return EnvMap(node.line, tuple(found))
 
@@ -311,7 +315,7 @@ class _Reader:
             found = self._map(item, f"an item of {section}", ("files", "ddict", "keys"))
             if found.keys() not in ({"files"}, {"ddict"}, {"ddict", "keys"}):
                 has = _list_words(found, "and") or "nothing"
-                raise self._wrong(item.line, f"an item of {section} has {has}: expected {expected}")
+                raise self._error(item.line, f"an item of {section} has {has}: expected {expected}")
             if "files" in found:
                 files = self._at_least_one(found["files"], "files", "paths")
                 accesses += [FileAccess(each.line, self._path(each)) for each in files]
@@ -326,7 +330,7 @@ class _Reader:
     def _at_least_one(self, node: YamlNode, what: str, of: str) -> tuple[YamlNode, ...]:
         items = self._list(node, what, of)
         if not items:
-            raise self._wrong(node.line, f"{what} is empty: expected a list of {of}")
+            raise self._error(node.line, f"{what} is empty: expected a list of {of}")
         return items
 
     def _path(self, node: YamlNode) -> Expression:
@@ -334,27 +338,27 @@ class _Reader:
             return self._values.text(node, "an item of files")
         if len(node.items) != 2:
             what = f"a list of {len(node.items)} among files: expected a path, or [base_dir, name]"
-            raise self._wrong(node.line, what)
+            raise self._error(node.line, what)
         return ListExpression(
             node.line, tuple(self._values.text(each, "a path") for each in node.items)
         )
 
     def _key(self, node: YamlNode) -> Expression:
         if isinstance(node, YamlList):
-            raise self._wrong(node.line, "a list among keys: expected a text, a number or a call")
+            raise self._error(node.line, "a list among keys: expected a text, a number or a call")
         return self._values.any(node)
 
     def _timeout(self, node: YamlNode) -> tuple[tuple[str, Expression], ...]:
         if not isinstance(node, YamlMap):
             what = f"timeout is {describe_node(node)}: expected a map such as {{min: 1, sec: 30}}"
-            raise self._wrong(node.line, what)
+            raise self._error(node.line, what)
         parts = tuple(
             (unit, self._values.number(value, f"{unit} in timeout", 0, MAX_NUMBER))
             for unit, value in self._map(node, "timeout", UNITS).items()
         )
         if all(isinstance(part, Literal) and not part.value for _, part in parts):
             what = "timeout adds up to 0: leave it out if a task may run without a limit"
-            raise self._wrong(node.line, what)
+            raise self._error(node.line, what)
         return parts
 
 

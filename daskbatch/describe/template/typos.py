@@ -16,7 +16,7 @@ _MIN_TYPO_LETTERS = 5
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """Return a hint on the known word that resembles a wrong one most; empty if none does."""
+    """Return a hint on the known word that is most similar to a wrong one; empty if none is."""
     close = get_close_matches(text[:_MAX_COMPARED_LETTERS], list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

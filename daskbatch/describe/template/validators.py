@@ -1,6 +1,7 @@
-"""Checks the arguments that fill a template where the template uses them.
+"""Checks the values of a template's keys, such as its target, cwd and env.
 
-Messages name the line of the file that uses the argument.
+Each ``check_...`` function is a `Check`. `compile_checked` turns its `ValueError` into a
+`SpecError` that names the line of the file. Pure functions.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ def compile_checked(
     scope: Scope, expression: Expression | None, check: Check
 ) -> Evaluator | Constant:
     """Compile an expression into an evaluator that checks its values; checks a constant at once.
+
+    Parameters
+    ----------
+    scope : Scope
+        The meaning of the names in the expression.
+    expression : Expression, optional
+        The value in the file; None if the file has none: the result is the constant None.
+    check : Check
+        Checks the value.
 
     Raises
     ------

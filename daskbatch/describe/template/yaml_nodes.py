@@ -16,7 +16,8 @@ import yaml
 from daskbatch.describe.template.yaml_scalars import Plain, resolve
 from daskbatch.errors import TemplateError
 
-#: The limits of a file. It describes how tasks are made, and is not meant to hold data.
+#: The limits of a file: its bytes, its values, and how deeply these are nested. A template
+#: describes how tasks are made, and is not meant to hold data.
 MAX_BYTES = 64 * 1024
 MAX_NODES = 5_000
 MAX_DEPTH = 32
@@ -24,7 +25,10 @@ MAX_DEPTH = 32
 
 @dataclass(frozen=True, slots=True)
 class YamlScalar:
-    """A word, a number or a text: as it is written, and its meaning; `plain` if not quoted."""
+    """A word, a number or a text.
+
+    `text` is what the file has, `value` its meaning; `plain` says that it is not quoted.
+    """
 
     line: int
     text: str
@@ -48,6 +52,7 @@ class YamlMap:
     entries: tuple[tuple[str, int, YamlNode], ...]
 
 
+#: A part of a file; the root is a part, too.
 YamlNode = YamlScalar | YamlList | YamlMap
 
 
@@ -184,7 +189,7 @@ class _Builder:
 
     def _document(self, parser: yaml.SafeLoader) -> YamlNode:
         root: YamlNode | None = None
-        #: The lists and maps that are open: their lines, their nodes, whether they are maps.
+        #: The lists and maps that have not ended: the line, the nodes so far, whether it is a map.
         open_: list[tuple[int, list[YamlNode], bool]] = []
         while parser.check_event():
             event: Any = parser.get_event()  # type: ignore[no-untyped-call]

@@ -16,11 +16,13 @@ from yaml.resolver import Resolver
 #: The types of values that a word can mean.
 Plain = None | bool | int | float | str
 
-_V11 = Resolver()
-_TAG = "tag:yaml.org,2002:"
+#: Resolves a word as YAML 1.1 does, to the tag of its type.
+_YAML_1_1 = Resolver()
+#: The start of the tags of YAML's own types.
+_TAG_PREFIX = "tag:yaml.org,2002:"
 
 #: The core schema of YAML 1.2; a word that matches none of these is a text.
-_V12 = (
+_YAML_1_2 = (
     ("null", re.compile(r"~|null|Null|NULL|")),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE")),
     ("int", re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")),
@@ -55,9 +57,9 @@ def resolve(text: str) -> Plain:
     ValueError: 'on' is true or false to some readers of YAML, and a text to others: write true or \
 false, or quote it
     """
-    tag: str = _V11.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    old = tag.removeprefix(_TAG)
-    new = next((kind for kind, form in _V12 if form.fullmatch(text)), "str")
+    tag: str = _YAML_1_1.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    old = tag.removeprefix(_TAG_PREFIX)
+    new = next((kind for kind, form in _YAML_1_2 if form.fullmatch(text)), "str")
     digits = text.lstrip("+-")
     if old != new or text == "~" or (new == "int" and re.match("0[0-9]", digits)):
         raise ValueError(_advice(text, old, new))
@@ -78,6 +80,7 @@ false, or quote it
 
 
 def _advice(text: str, old: str, new: str) -> str:
+    """Say what to write instead of a word that is `old` in YAML 1.1 and `new` in YAML 1.2."""
     if text == "~":
         return "'~' is null, and looks like a home directory: write null, or quote it"
     if old == "merge":

@@ -1,7 +1,7 @@
-"""Turns keys and values into what is sent and kept, and back.
+"""Encodes keys and packs values, for the network and for memory, and does the reverse.
 
-A kept value is a copy: later changes of the object that was packed, or of one that was unpacked,
-do not show in it. All functions may be called by any thread.
+A packed value is a copy: later changes of the object that was packed, or of one that was unpacked,
+do not affect it. All functions may be called by any thread.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
-#: A buffer of at least this size is sent and kept apart from the pickle, and so is not copied.
+#: A buffer of at least this size is sent and kept apart from the pickle, so that it is not copied.
 MIN_BUFFER_BYTES = 1 << 14
 
-#: A value while it is kept: its pickle, or a tuple of its pickle and of the out-of-band buffers.
+#: A packed value: its pickle, or a tuple of its pickle and the out-of-band buffers.
 Value: TypeAlias = bytes | tuple[Any, ...]
 
-#: What a value takes in memory besides its bytes, roughly.
+#: Roughly how much memory a value takes in addition to its bytes.
 _OVERHEAD_BYTES = 256
 
 
@@ -45,7 +45,7 @@ class PickledKey:
 
 
 def encode_key(key: object) -> Any:
-    """Return what is sent for a key: the key itself if it is plain.
+    """Encode a key for a request: a plain key is sent unchanged, any other as a pickle.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def encode_key(key: object) -> Any:
         raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
 
 
-def decode_key(sent: Any) -> Any:
+def decode_key(encoded: Any) -> Any:
     """Undo `encode_key`.
 
     Raises
@@ -68,13 +68,13 @@ def decode_key(sent: Any) -> Any:
     SerializationError
         The key cannot be unpickled in this process.
     """
-    if type(sent) is not PickledKey:
-        return sent
+    if type(encoded) is not PickledKey:
+        return encoded
     try:
-        return pickling.loads(sent.data)
+        return pickling.loads(encoded.data)
     except (KeyboardInterrupt, Stopped):
         raise
-    except BaseException as error:  # unpickling may run anything, sys.exit() included
+    except BaseException as error:  # unpickling may run any code, sys.exit() included
         raise SerializationError(
             f"a key cannot be unpickled in this process: {type(error).__name__}: {error}"
         ) from error
@@ -85,7 +85,7 @@ _NO_KEY = object()
 
 
 def pack(obj: object, key: Any = _NO_KEY) -> Value:
-    """Pickle a value. Its large buffers are not copied: send them before they change.
+    """Pickle a value. Large buffers are not copied: the caller sends them before they change.
 
     Parameters
     ----------
@@ -150,14 +150,15 @@ def prepare_to_send(value: Value) -> Value:
 
 
 def prepare_to_resend(received: Any) -> Any:
-    """Return anything that was received in the form in which it can be sent again."""
+    """Return a received message, or a part of one, in the form in which it can be sent again."""
     if isinstance(received, memoryview):
         return _as_pickle_buffer(received)
     return tuple(map(prepare_to_resend, received)) if type(received) is tuple else received
 
 
 def _as_pickle_buffer(kept: Any) -> PickleBuffer:
-    # Not of a memoryview: in a cycle, the two of them would crash CPython's garbage collector.
+    # Not a `PickleBuffer` of a memoryview: if the two are part of a reference cycle, CPython's
+    # garbage collector crashes.
     if isinstance(kept, memoryview):
         whole: Any = kept.obj
         kept = whole if memoryview(whole).nbytes == kept.nbytes else bytes(kept)
@@ -165,7 +166,7 @@ def _as_pickle_buffer(kept: Any) -> PickleBuffer:
 
 
 def copy_buffers(message: Any) -> Any:
-    """Copy the buffers of a message that does not travel, but stays in this process."""
+    """Return a message with copies of its buffers, for one that stays in this process."""
     if isinstance(message, (PickleBuffer, memoryview)):
         with memoryview(message) as view:
             raw = view.cast("B") if view.contiguous else memoryview(bytes(view))
@@ -190,7 +191,7 @@ def independent_part(data: memoryview, start: int, length: int) -> memoryview:
 
 
 def allocate(size: int) -> memoryview:
-    """Return a buffer of `size` bytes. It is not cleared: that takes as long as filling it."""
+    """Return a buffer of `size` bytes with undefined contents: clearing it takes time."""
     if size < MIN_BUFFER_BYTES:
         return memoryview(bytearray(size))
     import numpy  # not at the top: a child starts faster without it

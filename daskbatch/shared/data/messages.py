@@ -1,7 +1,7 @@
 """The records that clients, workers and the scheduler exchange about shared objects.
 
-They are immutable. They are pickled, but never saved to files: all processes of a cluster have the
-same version.
+They are immutable, so any number of threads may use them. They are pickled, but never saved to
+files, so that their fields may change with the version: all processes of a cluster have the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ class ServerAddress(NamedTuple):
 
     Parameters
     ----------
-    host, port
+    host : str
         The address that it listens at.
+    port : int
+        The port.
     secret : bytes
         The secret that both sides must know.
     tls : bool
@@ -63,7 +65,7 @@ class Layout(NamedTuple):
         The first is the primary, which serves the shard; the others are its backups. Without
         any, the shard is lost.
     lost : str
-        How it was lost.
+        How the shard was lost; empty if it was not.
     """
 
     epoch: int
@@ -72,7 +74,22 @@ class Layout(NamedTuple):
 
 
 class ObjectOptions(NamedTuple):
-    """How a shared object is made. What may differ between its copies is not part of it."""
+    """How a shared object is made; the same for all its users.
+
+    Parameters
+    ----------
+    kind : str
+        ``"ddict"`` or ``"queue"``.
+    shards : int, optional
+        The number of shards; None for one per worker, up to a limit.
+    replicas : int
+        On how many workers each shard is.
+    memory_limit : int, optional
+        The bytes that each worker keeps in memory; None for the limit that all objects of the
+        worker share.
+    maxsize : int
+        The maximum number of items of a queue; 0 means unlimited.
+    """
 
     kind: str
     shards: int | None = None
@@ -131,11 +148,11 @@ class Request(NamedTuple):
     operation : str
         The name of an operation; see `shared.store.operations`.
     client_id : bytes
-        The RPC client that sent it; empty for a request that is never repeated.
+        The id of the RPC client that sent it; empty for a request that is never repeated.
     seq : int
         Its number among the requests of this client.
     wait : float
-        Seconds that the server may wait until it can do it.
+        Seconds that the server may wait until it can execute the operation.
     arguments : tuple
         The operation's arguments.
     """
@@ -152,7 +169,7 @@ class NotServing(Exception):
 
 
 def description_of(uid: str, options: ObjectOptions | None, name: str | None) -> str:
-    """Return the description of an object in messages."""
+    """Return what messages call an object: its class, and its name or id."""
     kind = "DDict" if options is None or options.kind == "ddict" else "Queue"
     return f"{kind} {name!r}" if name is not None else f"{kind} {uid}"
 
@@ -165,7 +182,7 @@ def closed_error(description: str) -> LifecycleError:
 
 
 def unreachable_error(description: str, reason: object) -> ServiceLost:
-    """Return the error for an object that cannot be reached: most likely it is used too late."""
+    """Return the error for an object that cannot be reached: most likely its cluster has ended."""
     before = "" if description.startswith("Queue") else ", or save() it before"
     return ServiceLost(
         f"{description} cannot be reached: its Batch has probably ended, or its cluster is gone "

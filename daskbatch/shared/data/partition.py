@@ -1,12 +1,12 @@
-"""Computes which shard a key belongs to: the same one in every process, for equal keys.
+"""Computes which shard a key belongs to: the same shard in every process, for equal keys.
 
-Python's `hash` of a text differs from process to process, so this computes a number in another
-way. Keys that are equal for a dict (`1`, `1.0` and `True`; a tuple and a named tuple) get the
-same number, whatever their types. For a key of a type that is not known to be safe the number is
-0: the first shard has more to do then, but no key is in the wrong one.
+Python's `hash` of a text differs from process to process, so this module computes a number in
+another way. Keys that are equal for a dict (`1`, `1.0` and `True`; a tuple and a named tuple) get
+the same number, whatever their types. For a key of a type that is not known to be safe the number
+is 0: the first shard then has more work, but no key is in the wrong shard.
 
-One kind of key is beyond this: objects of a user's class that equal texts (or other keys that are
-not numbers) without being of a class derived from `str`, such as a text that ignores case.
+One kind of key is not supported: objects of a user's class that equal texts (or other keys that are
+not numbers) but whose class is not derived from `str`, such as a text that ignores case.
 
 All functions may be called by any thread.
 """
@@ -31,11 +31,13 @@ from uuid import UUID
 _GOLDEN_GAMMA, _MULTIPLIER = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 _MASK = 2**64 - 1
 
+#: The unit of the numbers of dates and durations.
 _MICROSECOND = timedelta(microseconds=1)
+#: The microseconds from the first moment that `datetime` has to 1970.
 _EPOCH = (datetime(1970, 1, 1) - datetime.min) // _MICROSECOND
 
-#: Tuples and sets that are nested deeper than this all count as the same. The result must not
-#: depend on how much of the stack the caller has already used.
+#: All tuples and sets that are nested deeper than this have the number 0. Without this limit the
+#: result would depend on how much of the stack the caller has already used.
 _MAX_DEPTH = 20
 
 #: Computes a key's number; the second argument is the depth at which the key is nested.
@@ -78,11 +80,11 @@ def _number_of(key: object, depth: int) -> int:
     except (RecursionError, MemoryError):
         raise
     except Exception:
-        return 0  # a signalling NaN, or a time zone that raises, say
+        return 0  # for example a signalling NaN, or a time zone that raises
 
 
 def _mix(number: int) -> int:
-    """Spread numbers that differ in a few bits only: multiples of the number of shards, say.
+    """Spread numbers that differ in few bits, such as multiples of the number of shards.
 
     The steps of SplitMix64's finalizer, of which one is enough here.
     """
@@ -124,7 +126,7 @@ def _of_set(key: frozenset[Any], depth: int) -> int:
 
 
 def _of_date(key: date, depth: int) -> int:
-    # As midnight: a NumPy object may equal a date, or the datetime of its midnight.
+    # As its midnight: a NumPy object may equal a date, or the datetime of its midnight.
     return _of_moment(datetime(key.year, key.month, key.day), depth)
 
 
@@ -171,7 +173,7 @@ def _unsafe(key: object, depth: int) -> int:
     return 0
 
 
-#: The rules by type; also for derived types that inherit its comparison.
+#: By type: the rule, also for derived types that inherit the type's comparison.
 _RULES: dict[type, _Rule] = {
     str: _of_text,
     bytes: _of_bytes,
@@ -195,7 +197,7 @@ _RULES: dict[type, _Rule] = {
     type(None): _unsafe,
 }
 
-#: The rules that were found for other types.
+#: By type: the rules that were found for other types.
 _found_rules: weakref.WeakKeyDictionary[type, _Rule] = weakref.WeakKeyDictionary()
 
 
@@ -203,6 +205,7 @@ _found_rules: weakref.WeakKeyDictionary[type, _Rule] = weakref.WeakKeyDictionary
 
 
 def _find_rule(kind: type) -> _Rule:
+    """Return the rule for a type that is not in `_RULES`."""
     if kind.__module__ == "numpy" and hasattr(kind, "dtype"):
         return _of_numpy
     for base, rule in _RULES.items():
@@ -223,6 +226,7 @@ def _find_rule(kind: type) -> _Rule:
 
 
 def _compares_as(kind: type, base: type) -> bool:
+    """Return whether a derived type inherits equality and hash from its base."""
     return kind.__eq__ is base.__eq__ and kind.__hash__ is base.__hash__
 
 
@@ -235,7 +239,7 @@ def _of_numpy(key: Any, depth: int) -> int:
         case "S":
             return _of_bytes(bytes(key), depth)
         case "m" if key == key:
-            # Python has nothing that equals parts of a microsecond.
+            # No object of Python's own types equals parts of a microsecond.
             fine = key.dtype.str[4:-1].lstrip("0123456789") in ("ns", "ps", "fs", "as")
             return 0 if fine and key.astype("m8[us]") != key else _mix(hash(key))
         case "M" if key == key:
@@ -281,6 +285,7 @@ def _of_own_number(key: Any, depth: int) -> int:
 
 
 def _same(key: object, plain: object) -> bool:
+    """Return whether a dict regards two keys as the same."""
     return hash(key) == hash(plain) and bool(key == plain)
 
 
@@ -293,13 +298,14 @@ def _compared_fields(kind: type) -> tuple[str, ...] | None:
     if "__dataclass_fields__" not in vars(owner):
         return None
     names = tuple(field.name for field in dataclasses.fields(owner) if field.compare)
-    # `dataclass` leaves an `__eq__` that is there. Its own one has the code of one made for the
-    # same fields.
+    # `dataclass` keeps an `__eq__` that the class defines. If it has made the `__eq__`, the code is
+    # that of a dataclass made with the same fields.
     like = dataclasses.make_dataclass("Like", names)
     return names if _code_of(owner.__eq__) == _code_of(like.__eq__) is not None else None
 
 
 def _code_of(function: Any) -> tuple[object, ...] | None:
+    """Return what determines the behaviour of a Python function; None for other callables."""
     code = getattr(function, "__code__", None)
     if code is None:
         return None

@@ -5,7 +5,8 @@ instances compare unequal. Such a key is therefore stored twice: with its class 
 `__main__` has that class, and by value, used elsewhere.
 
 Saved files name `_either` and `_named` by this module's path. So the path and the two names must
-stay as they are, as `shared.byname` stays for the files of earlier versions.
+never change, and `shared.byname` stays for the files of earlier versions. Any thread may call all
+functions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def dumps_for_later(key: object) -> bytes:
 
 
 class _StoredTwice:
-    """Is pickled as a call of `_either`."""
+    """A key that was pickled in both ways; it is pickled as a call of `_either`."""
 
     def __init__(self, named: bytes, data: bytes) -> None:
         self._both = named, data
@@ -62,8 +63,8 @@ class _Pickler(pickle.Pickler):
         if not isinstance(obj, type) or obj.__module__ != "__main__":
             return NotImplemented
         name = obj.__qualname__
-        # This process's `__main__` may have none of that name: it may work for another process,
-        # whose program has it. But in a notebook it may have another one by now.
+        # This process's `__main__` may have no class of that name, if the class is that of another
+        # process's program. In a notebook, the name may stand for another class now.
         found = _find(name)
         if "<" in name or not (found is None or found is obj):
             raise pickle.PicklingError(f"{obj!r} has no name in __main__")

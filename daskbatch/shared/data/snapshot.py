@@ -1,12 +1,12 @@
 """Writes pickled keys and values to one file, whole or not at all, and reads them back.
 
-It holds one record in memory at a time, and no index, however many keys there are. The file is::
+Only one record at a time is in memory, and no index, however many keys there are. The file is::
 
     magic, version
     for each record    b"R", the sizes, a checksum, key, value, buffers, a checksum
     at the end         b"E", the number of records, a checksum
 
-and each checksum is of all that stands before it, so that nothing unchecked is returned.
+Each checksum covers all content before it, so that no unchecked record is returned.
 
 A zip file would need an index of all keys in memory, and SQLite a copy of each value. The functions
 may be called by any thread.
@@ -29,9 +29,10 @@ from typing import TypeAlias
 
 from daskbatch.errors import SpecError
 
-#: What a value's content may be given as.
+#: The types of a value's buffers.
 AnyBuffer: TypeAlias = bytes | bytearray | memoryview | PickleBuffer
 
+#: What a file begins with, the version of its format, and what a record and the end begin with.
 _MAGIC = b"\x89daskbatch snapshot\n"
 _VERSION = 1
 _RECORD, _END = b"R", b"E"
@@ -40,7 +41,8 @@ _NUMBER = struct.Struct("<I")  # the version, the checksums
 _COUNT = struct.Struct("<Q")
 _SIZES = struct.Struct("<QQI")  # of the key, of the value; the number of buffers
 
-#: How much of the file's name is in that of the temporary file, to recognize it.
+#: How many characters of the file's name are in the name of the temporary file, so that users
+#: recognize it.
 _NAME_PREFIX_CHARS = 40
 
 
@@ -97,7 +99,7 @@ def _write_whole(
         file.close()
         os.replace(unfinished, target)
     except BaseException:
-        # `close` tries to write what remains, and would fail as the writing before has.
+        # `close` tries to write what is still buffered, and may fail for the same reason.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -150,13 +152,13 @@ def read_snapshot(
         while (record := reader.read_record()) is not None:
             count += 1
             yield record
-            # A record may be large: it must not live on while the next one is read.
+            # A record may be large: it must not stay in memory while the next one is read.
             del record
         reader.check_end(count)
 
 
 def _require_regular_file(path: str | os.PathLike[str]) -> None:
-    """Refuse to replace something that is not a regular file: a pipe, or a device."""
+    """Raise OSError if the path exists and is not a regular file, but a pipe, for example."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -168,7 +170,7 @@ def _require_regular_file(path: str | os.PathLike[str]) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a renaming survive a crash of the machine."""
+    """Write a directory to disk, so that a renaming survives a crash of the machine."""
     try:
         number = os.open(directory, os.O_RDONLY)
         try:
@@ -182,6 +184,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 class _Writer:
+    """Writes a snapshot to an open file, and computes its checksums."""
+
     def __init__(self, file: BufferedWriter) -> None:
         self._file = file
         self._checksum = 0
@@ -216,6 +220,8 @@ class _Writer:
 
 
 class _Reader:
+    """Reads a snapshot from an open file, and checks its checksums."""
+
     def __init__(self, file: BufferedReader, name: str) -> None:
         self._file = file
         self._name = name
@@ -227,22 +233,22 @@ class _Reader:
         self._remaining -= len(magic)
         self._checksum = zlib.crc32(magic)
         if not magic or not _MAGIC.startswith(magic):
-            raise self._wrong("is not a snapshot of a DDict")
+            raise self._error("is not a snapshot of a DDict")
         if magic != _MAGIC:
-            raise self._wrong("is cut short")
+            raise self._error("is cut short")
         version: int = _NUMBER.unpack(self._read(_NUMBER.size))[0]
         if version != _VERSION:
-            raise self._wrong(
+            raise self._error(
                 f"is a snapshot of format {version}; this version of daskbatch reads {_VERSION}"
             )
 
     def read_record(self) -> tuple[bytes, bytes, list[bytearray]] | None:
         """Read the next record; None at the end."""
-        mark = self._read(1)
-        if mark == _END:
+        tag = self._read(1)
+        if tag == _END:
             return None
-        if mark != _RECORD:
-            raise self._wrong("is damaged")
+        if tag != _RECORD:
+            raise self._error("is damaged")
         key_size, value_size, buffers = _SIZES.unpack(self._read(_SIZES.size))
         sizes = struct.unpack(f"<{buffers}Q", self._read(buffers * _COUNT.size))
         self._check()
@@ -255,19 +261,19 @@ class _Reader:
         (expected,) = _COUNT.unpack(self._read(_COUNT.size))
         self._check()
         if expected != count or self._remaining:
-            raise self._wrong("is damaged")
+            raise self._error("is damaged")
 
     def _check(self) -> None:
         expected = self._checksum
         if _NUMBER.unpack(self._read(_NUMBER.size))[0] != expected:
-            raise self._wrong("is damaged")
+            raise self._error("is damaged")
         self._checksum = expected  # checksums cover the content, not the checksums before them
 
     def _read(self, size: int) -> bytes:
         self._expect(size)
         data = self._file.read(size)
         if len(data) != size:
-            raise self._wrong("is cut short")
+            raise self._error("is cut short")
         self._checksum = zlib.crc32(data, self._checksum)
         return data
 
@@ -279,7 +285,7 @@ class _Reader:
             while done < size:
                 got = self._file.readinto(view[done:])
                 if not got:
-                    raise self._wrong("is cut short")
+                    raise self._error("is cut short")
                 done += got
         self._checksum = zlib.crc32(data, self._checksum)
         return data
@@ -287,8 +293,8 @@ class _Reader:
     def _expect(self, size: int) -> None:
         # A damaged size must not allocate memory for bytes that cannot be there.
         if size > self._remaining:
-            raise self._wrong("is cut short or damaged")
+            raise self._error("is cut short or damaged")
         self._remaining -= size
 
-    def _wrong(self, what: str) -> SpecError:
+    def _error(self, what: str) -> SpecError:
         return SpecError(f"{self._name!r} {what}")

@@ -25,7 +25,7 @@ class ResultToConfirm:
     result : object
         The result.
     settle : callable
-        Called once with whether the client has received the result.
+        Called once, with True if the client has received the result, else with False.
     """
 
     __slots__ = ("result", "settle")
@@ -53,20 +53,31 @@ class Answer(NamedTuple):
     settle: Callable[[bool], None] | None = None
 
 
-#: Executes a request, and returns its result, which may be a `ResultToConfirm`. What it raises is
-#: sent to the client. Its second argument returns whether the client has gone meanwhile.
+#: Executes a request, and returns its result, which may be a `ResultToConfirm`. An exception that
+#: it raises is sent to the client. Its second argument is a function that returns whether the
+#: client has gone meanwhile.
 Handler: TypeAlias = Callable[[Request, Callable[[], bool]], Any]
 
 
 def answer_to(
     handler: Handler, request: Request, is_gone: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """Call a handler, and return the answer."""
+    """Call a handler, and return the answer.
+
+    Parameters
+    ----------
+    handler : callable
+        A `Handler`.
+    request : Request
+        Its first argument.
+    is_gone : callable, optional
+        Its second argument.
+    """
     try:
         result = handler(request, is_gone)
     except Exception as error:
         return Answer(FAILED, encode_error(error))
-    except BaseException as error:  # of a key or a value, which may run anything
+    except BaseException as error:  # unpickling a key or a value may run any code
         message = f"{type(error).__name__} was raised where it is kept: {error}"
         return Answer(FAILED, encode_error(BatchError(message)))
     if type(result) is ResultToConfirm:

@@ -18,11 +18,12 @@ from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.rpc.socket_transport import IdleCheck, SocketTransport
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
+#: How long it may take to connect, the proofs of both sides included.
 _CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class RequestFailed(Exception):
-    """The answer is an exception, which is the argument."""
+    """The server answered with an exception, which is the argument."""
 
 
 class RpcClient:
@@ -32,7 +33,7 @@ class RpcClient:
     another server: so the request takes effect once (exactly-once RPC: Birrell & Nelson 1984;
     Lee et al., RIFL, 2015). The caller increments `seq` before each new request.
 
-    For one thread at a time.
+    Not thread-safe: one thread at a time may use it.
     """
 
     def __init__(self) -> None:
@@ -63,20 +64,20 @@ class RpcClient:
         operation : str
             The operation's name.
         wait : float
-            Seconds that the server may wait until it can do it.
+            Seconds that the server may wait until it can execute the operation.
         arguments : tuple
             The operation's arguments.
         idle_check : callable, optional
-            Called now and then while there is no answer; it may raise.
+            Called every `STOP_POLL_SECONDS` while there is no answer; it may raise to end the wait.
         local_server : RpcServer, optional
             The server itself, if it is in this process.
 
         Raises
         ------
         RequestFailed
-            The server has tried, and failed.
+            The server has executed the request, and that raised an exception.
         OSError
-            The connection is broken; the server may have done it, or not.
+            The connection is broken; the server may have executed the request, or not.
         """
         if self._connection is None or self._address != address:
             self.close()
@@ -95,7 +96,7 @@ class RpcClient:
             if status == CONFIRM:
                 connection.send(True)
         except BaseException:
-            # The next thing to come through this connection would answer another request.
+            # The next message of this connection would be the answer to this request.
             self.close()
             raise
         if status == FAILED:

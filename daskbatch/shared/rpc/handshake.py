@@ -1,4 +1,4 @@
-"""Connects the two sides of an authenticated connection, before anything else is sent.
+"""Connects and authenticates both sides of a connection, before anything else is sent.
 
 Both sides prove that they know the server's secret, by HMAC-SHA256 of the other side's nonce
 (challenge and response: RFC 2104, ISO/IEC 9798-4, as in `multiprocessing.connection`)::
@@ -11,8 +11,8 @@ Neither side unpickles anything before the other one's proof. With TLS, all of t
 and both sides present certificates of the cluster.
 
 `multiprocessing.connection` is not used: it has no TLS; its HMAC is of MD5 up to Python 3.11; its
-listener authenticates in the thread that accepts, so that one silent client holds up all others;
-and it puts together what it receives from pieces, which is one more copy of each large value.
+listener authenticates in the thread that accepts, so that one silent client blocks all others; and
+it joins the pieces that it receives, which makes one more copy of each large value.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ T = TypeVar("T")
 #: The protocol and its version.
 _GREETING = b"daskbatch-1"
 
+#: The sizes of a nonce, and of a proof: that of SHA-256.
 _NONCE_BYTES = 32
 _DIGEST_BYTES = 32
 
-#: How long a server lets a client take to prove itself.
+#: How long a client may take to prove to the server that it knows the secret.
 _ACCEPT_TIMEOUT_SECONDS = 10.0
 
-#: How often the server's side looks whether that time is over.
+#: How often the server checks whether that time is over.
 _ACCEPT_POLL_SECONDS = 1.0
 
-#: A machine that has died does not close its connections: one that has been silent for so long is
-#: probed by the system.
+#: A machine that has died does not close its connections. So the system probes a connection that
+#: has been silent for this time.
 _KEEPALIVE_SECONDS = 15
 
-#: The sockets that a forked child must close. Otherwise the other side would take this process for
-#: alive as long as the child lives.
+#: The sockets that a forked child must close. Otherwise the other side would believe that this
+#: process lives for as long as the child does.
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
@@ -84,14 +85,14 @@ def connect_to_server(
     tls_context : ssl.SSLContext, optional
         The client's certificates, for a server with TLS.
     seconds : float
-        The time limit.
+        How long it may take.
     idle_check : callable, optional
-        Called now and then meanwhile; it may raise.
+        Called every `STOP_POLL_SECONDS` meanwhile; it may raise, to end the wait.
 
     Raises
     ------
     OSError
-        Nothing answers there in time, or it is another server.
+        No server answers there in time, or it does not know the secret.
     """
     deadline = Deadline(seconds)
     sock = socket.create_connection((address.host, address.port), timeout=seconds)
@@ -117,12 +118,14 @@ def connect_to_server(
 def accept_client(
     sock: socket.socket, secret: bytes, tls_context: ssl.SSLContext | None
 ) -> socket.socket | None:
-    """Prepare the server's end of a new connection; None, and closed, if the client is refused.
+    """Authenticate a client that has connected; return the socket for its requests.
+
+    Returns None, and closes the socket, if the client is refused. Raises nothing.
 
     Parameters
     ----------
     sock : socket.socket
-        From `accept`.
+        The socket that `accept` returned.
     secret : bytes
         The server's secret.
     tls_context : ssl.SSLContext, optional
@@ -167,7 +170,10 @@ def authenticate_as_client(
 
 
 def authenticate_as_server(sock: socket.socket, secret: bytes, deadline: Deadline) -> bool:
-    """Have the client prove that it knows the secret, and prove the same; False if it does not."""
+    """Have the client prove that it knows the secret, and prove the same to it.
+
+    Returns False if the client does not know the secret. Raises OSError for a broken connection.
+    """
     nonce = os.urandom(_NONCE_BYTES)
     sock.sendall(_GREETING + nonce)
     received = _receive_exactly(sock, _DIGEST_BYTES + _NONCE_BYTES, deadline)
@@ -178,6 +184,7 @@ def authenticate_as_server(sock: socket.socket, secret: bytes, deadline: Deadlin
 
 
 def _proof(secret: bytes, side: bytes, nonce: bytes) -> bytes:
+    """Return what only a side that knows the secret can compute from the other side's nonce."""
     return hmac.digest(secret, side + nonce, "sha256")
 
 

@@ -1,7 +1,7 @@
 """A connection within a process, with the interface of `SocketTransport`.
 
-Large buffers are copied: the thread that serves at one end must not see what the thread at the
-other end, which may be interrupted at any point, does with its objects afterwards.
+Buffers are copied, so that neither end sees later changes that the other end makes to its objects:
+the user's thread may change them, or be interrupted at any point.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from daskbatch.shared.data.codec import copy_buffers
 from daskbatch.shared.rpc.socket_transport import ConnectionClosed, IdleCheck
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
-#: Each item is a message as a tuple of one; an empty tuple says that an end was closed.
+#: Each item is a tuple with one message; an empty tuple means that an end was closed.
 _Messages = SimpleQueue[tuple[Any, ...]]
 
 

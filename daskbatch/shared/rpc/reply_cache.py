@@ -2,7 +2,7 @@
 
 This is the server's half of exactly-once RPC by client and sequence number (Birrell & Nelson
 1984; Lee et al., RIFL, 2015). A client has one request at a time: so its last reply is enough,
-and a new request says that the replies before it have arrived.
+and a new request means that the client has received all earlier replies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
-#: How many clients are remembered: those that have made a request last.
+#: Of how many clients the last reply is kept: of those with the latest requests.
 _MAX_CLIENTS = 1 << 14
 
 #: Replies of more than `_LARGE_REPLY_BYTES` are kept while they are at most
@@ -22,6 +22,8 @@ _LARGE_REPLY_BYTES = 1 << 10
 
 
 class _Marker(Enum):
+    """The type of `DROPPED`: an enum member stays one object when it is pickled."""
+
     DROPPED = "dropped"
 
 
@@ -51,13 +53,16 @@ class ReplyCache:
     def find(self, client_id: bytes, seq: int) -> CachedReply | None:
         """Return the last reply to a client, if it is for this request or a later one.
 
-        If it is for a later one, nothing waits for the reply to this request any longer.
+        If it is for a later one, the client no longer waits for the reply to this request.
         """
         found = self._replies.get(client_id)
         return found if found is not None and found.seq >= seq else None
 
     def record(self, client_id: bytes, seq: int, reply: Any = None) -> None:
-        """Record that a request was executed; one without a client id is never repeated."""
+        """Record the reply to an executed request.
+
+        A request without a client id is not recorded, since it is never repeated.
+        """
         if not client_id:
             return
         self._replies[client_id] = CachedReply(seq, reply)
@@ -79,7 +84,7 @@ class ReplyCache:
                 self._replies[oldest] = self._replies[oldest]._replace(reply=DROPPED)
 
     def entries(self) -> Iterator[tuple[bytes, int, Any]]:
-        """Return the clients, with the number of their last request and its reply."""
+        """Yield each client with the sequence number of its last request and the reply."""
         return ((client_id, *found) for client_id, found in self._replies.items())
 
     def clear(self) -> None:

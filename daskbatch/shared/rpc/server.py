@@ -23,8 +23,8 @@ from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransp
 
 _Transport: TypeAlias = SocketTransport | LocalTransport
 
-#: How often the server looks whether it is still needed; and how long it waits before it accepts
-#: connections again after an error.
+#: How often the server checks whether it is still needed; and the pause after an error before it
+#: accepts connections again.
 _POLL_INTERVAL_SECONDS = 1.0
 
 
@@ -40,7 +40,8 @@ class RpcServer:
     handler : callable
         Answers requests; called by many threads at once.
     is_needed : callable
-        Called now and then; when it returns False, the server closes itself.
+        Called every second while no client connects; when it returns False, the server closes
+        itself.
     tls_context : ssl.SSLContext, optional
         The server's certificates, to encrypt all connections.
     """
@@ -89,7 +90,7 @@ class RpcServer:
             except OSError:
                 if self._closed:
                     return
-                sleep(_POLL_INTERVAL_SECONDS)  # there are too many open files, say
+                sleep(_POLL_INTERVAL_SECONDS)  # there may be too many open files
                 continue
             threading.Thread(
                 target=self._accept, args=[sock], name="daskbatch-rpc-serve", daemon=True
@@ -104,7 +105,7 @@ class RpcServer:
     def connect_locally(self) -> LocalTransport:
         """Connect from within this process.
 
-        This connection has a thread of the server, too: unlike a task's thread, it is never
+        A thread of the server serves this connection, too: unlike a task's thread, it is never
         interrupted in the middle of a request.
 
         Raises
@@ -142,7 +143,7 @@ class RpcServer:
         while True:
             request = Request._make(connection.receive())
             status, result, settle = answer_to(self._handler, request, connection.peer_has_closed)
-            # What is large must not live on while this waits for the next request.
+            # Large objects must not stay in memory while this waits for the next request.
             del request
             if settle is None:
                 _send(connection, status, result)

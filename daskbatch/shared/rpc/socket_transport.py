@@ -1,4 +1,4 @@
-"""Sends and receives messages over a socket, large buffers without a copy.
+"""Sends and receives messages over a socket; does not copy large buffers.
 
 A message is a pickle of protocol 5 and its out-of-band buffers::
 
@@ -23,15 +23,16 @@ from daskbatch.shared.data.codec import allocate
 
 #: The number of buffers, and the size of the pickle; the sizes of the buffers follow.
 _HEADER = struct.Struct("=Iq")
+#: The size of a buffer.
 _SIZE = struct.Struct("=q")
 
-#: How much is read at once as long as the size of the message is not known.
+#: How much is read at once while the size of the message is not known.
 _READ_BYTES = 1 << 16
 
-#: How many buffers one `sendmsg` takes, at most.
+#: How many buffers one call of `sendmsg` sends, at most.
 _MAX_BUFFERS_AT_ONCE = 512
 
-#: Called again and again while a caller waits for a connection. It may raise, to end the wait.
+#: Called again and again while a caller waits for the other side. It may raise, to end the wait.
 IdleCheck: TypeAlias = Callable[[], None]
 
 
@@ -40,7 +41,7 @@ class ConnectionClosed(ConnectionError):
 
 
 def encode(message: object) -> list[Any]:
-    """Return the buffers to be written one after another for a message."""
+    """Return the buffers of a message, to be written one after another."""
     buffers: list[PickleBuffer] = []
     data = pickle.dumps(message, 5, buffer_callback=buffers.append)
     if not buffers:
@@ -58,12 +59,13 @@ class SocketTransport:
     Parameters
     ----------
     sock : socket.socket
-        Connected. If it has a timeout, `idle_check` is called that often while nothing moves.
+        A connected socket. If it has a timeout, `idle_check` is called at this interval while no
+        data arrives or can be sent.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        #: What was read beyond the last message.
+        #: The bytes that were read beyond the end of the last message.
         self._rest = b""
         self._has_sendmsg = type(sock) is socket.socket
 
@@ -150,7 +152,7 @@ class SocketTransport:
         return pickle.loads(main, buffers=buffers)
 
     def _at_least(self, size: int, data: bytes, idle_check: IdleCheck | None) -> bytes:
-        """Read until there are `size` bytes, with those that were read before."""
+        """Read until there are `size` bytes or more, `data` included; return them."""
         while len(data) < size:
             try:
                 more = self.sock.recv(_READ_BYTES)
@@ -164,6 +166,7 @@ class SocketTransport:
         return data
 
     def _fill(self, room: memoryview, idle_check: IdleCheck | None) -> None:
+        """Read until a buffer is full."""
         while room:
             try:
                 count = self.sock.recv_into(room)

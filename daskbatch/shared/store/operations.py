@@ -1,8 +1,8 @@
 """The operations of shards and queues: names, effects, arguments and replies, in one place.
 
 `shared.dict_client` and `shared.queue` request them, `Shard` and `QueueState` execute them, and
-`shared.proxy` decides by their effect where. Keys are encoded, and values packed, by
-`shared.data.codec`.
+`shared.proxy` decides by the effect whether the calling thread executes one itself. Keys
+are encoded, and values packed, by `shared.data.codec`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 
 class Effect(Enum):
-    """What an operation does, and so who may execute it, and how often."""
+    """What an operation does: it decides which thread may execute it, and how often."""
 
     #: It changes nothing, and takes no lock of the shard: a task on the shard's own worker executes
     #: it in its own thread, and may be interrupted at any point.
     READ = "read"
 
-    #: It changes the contents: on the backups first, and once, however often it is requested.
+    #: It changes the contents: on the backups first, and once, even if the request is repeated.
     CHANGE = "change"
 
-    #: All others: a thread of the server executes it, and it may take effect more than once.
+    #: Any other operation: a thread of the server executes it; if the request is repeated, it takes
+    #: effect again.
     CONTROL = "control"
 
 
@@ -36,9 +37,9 @@ class Operation(NamedTuple):
     effect : Effect
         What it does.
     arguments : tuple of str
-        What the request has as arguments.
+        The names of the arguments in the request.
     reply : str
-        What it returns.
+        What it returns, in words.
     """
 
     name: str
@@ -108,8 +109,8 @@ QUEUE_OPERATIONS = (QUEUE_PUT, QUEUE_GET, TASK_DONE, JOIN, QSIZE, QUEUE_STATS)
 
 # -- changes ------------------------------------------------------------------------------
 
-#: A change of a shard, as its primary sends it to its backups: one of the kinds below, and the
-#: rest of a tuple. A tuple, and not a record, since a `put_some` has up to 10,000 of them.
+#: A change of a shard, as its primary sends it to its backups: a tuple that begins with one of the
+#: kinds below. A plain tuple, and not a record, since a `put_some` has up to 10,000 of them.
 Change = tuple[Any, ...]
 
 #: ``(SET, key, value)``, ``(DELETE, key)``, ``(CLEAR_ALL,)``, ``(SET_FROZEN, bool)``, and

@@ -1,7 +1,8 @@
 """The items of a queue, on the worker that has it.
 
-An item that was handed out is only gone once its consumer has confirmed that it has received it.
-If that does not happen, the item is the first in the queue again.
+An item that is sent to a consumer leaves the queue for good only when the consumer has confirmed
+that it has received the item. Otherwise the item returns to its place in the queue. Any number of
+threads may use a `QueueState`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class QueueState:
     store : SpillStore
         Where items are kept.
     maxsize : int
-        The maximum number of items; 0 means unlimited. An item that was handed out leaves room at
-        once: its consumer goes on a moment before the confirmation arrives here, and another task
-        that it notifies may count on the room by then. So there may be more items for a while,
-        when consumers have died and their items are back.
+        The maximum number of items; 0 means unlimited. An item makes room when it is sent to its
+        consumer, not when the consumer confirms it: the consumer continues before the confirmation
+        arrives here, and may tell another task that there is room. So there may be more items for a
+        while, when consumers have died and their items have returned.
     """
 
     def __init__(self, description: str, store: SpillStore, maxsize: int) -> None:
@@ -50,6 +51,7 @@ class QueueState:
         self.store = store
         self._maxsize = maxsize
         self._items: deque[StoredValue] = deque()
+        #: How many items are not done; see `_task_done`.
         self._unfinished = 0
         self.closed = False
         self._lock = threading.Lock()
@@ -59,7 +61,7 @@ class QueueState:
         #: The number of the item that was put last.
         self._last_number = 0
         self._replies = ReplyCache()
-        # Each is called with the request, and what returns whether the client has gone.
+        # Each is called with the request, and a function that returns whether the client has gone.
         self._handlers: dict[str, Callable[[Request, Callable[[], bool]], Any]] = by_name(
             {
                 QUEUE_PUT: self._put,
@@ -89,7 +91,7 @@ class QueueState:
             raise closed_error(self._description)
 
     def _put(self, request: Request, is_gone: Callable[[], bool]) -> bool:
-        """Append an item; False if there is no room, also after a wait."""
+        """Append an item; False if there is no room, even after a wait."""
         value: Value = request.arguments[0]
         with self._lock:
             if request.wait > 0 and self._is_full():
@@ -113,7 +115,7 @@ class QueueState:
         return 0 < self._maxsize <= len(self._items)
 
     def _get(self, request: Request, is_gone: Callable[[], bool]) -> Any:
-        """Hand out the first item; None if there is none, also after a wait."""
+        """Remove and return the first item, to be confirmed; None if there is none after a wait."""
         with self._lock:
             if request.wait > 0 and not self._items:
                 self._not_empty.wait_for(lambda: self._items or self.closed, request.wait)
@@ -141,7 +143,7 @@ class QueueState:
             raise
 
     def _put_back(self, item: StoredValue) -> None:
-        """Insert an item where it was, though others may have come back before it."""
+        """Insert an item at its place by number: other items may have returned, too."""
         place = 0
         while place < len(self._items) and self._items[place].key < item.key:
             place += 1
@@ -164,7 +166,7 @@ class QueueState:
             return True
 
     def _join(self, request: Request, is_gone: Callable[[], bool]) -> bool:
-        """Return whether all items are done, also after a wait."""
+        """Wait until all items are done; return whether they are."""
         with self._lock:
             self._all_done.wait_for(lambda: not self._unfinished or self.closed, request.wait)
             self._require_open()

@@ -30,18 +30,18 @@ from daskbatch.shared.store.shard import Shard
 from daskbatch.shared.store.spill import StoredValue
 from daskbatch.timeouts import Deadline
 
-#: How long a backup may take to make changes, before it is removed.
+#: How long a backup may take to make changes; then the primary has it removed.
 _FOLLOW_TIMEOUT_SECONDS = 10.0
 
-#: How much is copied to a new backup at once, while nothing can write.
+#: How much is copied to a new backup at once; clients cannot write meanwhile.
 _COPY_PIECE_BYTES = 4 << 20
 
-#: How often, and with what pause, the scheduler is asked whether a new backup counts.
+#: How often, and at what interval, the primary asks the scheduler whether a new backup counts.
 _MAX_LAYOUT_ATTEMPTS, _LAYOUT_RETRY_SECONDS = 30, 1.0
 
 
-class _Late(Exception):
-    pass
+class _FollowTimeout(Exception):
+    """A backup has not made changes in time."""
 
 
 class _Backup:
@@ -60,22 +60,22 @@ class _Backup:
         Raises
         ------
         OSError
-            It is gone, or does not answer in time.
+            The backup is gone, or does not answer in time.
         RequestFailed
-            It has refused, or failed.
+            The backup has refused the changes, or failed to make them.
         """
         deadline = Deadline(_FOLLOW_TIMEOUT_SECONDS)
 
         def idle_check() -> None:
             if deadline.passed:
-                raise _Late
+                raise _FollowTimeout
 
         arguments = epoch, changes, client_id, seq, reply
         try:
             self._client.call(
                 self.replica.server, self._tls_context, FOLLOW.name, 0.0, arguments, idle_check
             )
-        except _Late:
+        except _FollowTimeout:
             raise TimeoutError(f"{self.replica.worker} does not answer") from None
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class _Backup:
 class Replicator:
     """The backups of a shard; implements `shard.Backups`.
 
-    Any number of threads may use it. `send`, and what calls it, holds the shard's `write_lock`.
+    Any number of threads may use it. The caller of `send` holds the shard's `write_lock`.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Replicator:
         self._shard = shard
         self._tls_context = tls_context
         self._call_scheduler = call_scheduler
-        #: Dask's key of the actor that is here.
+        #: Dask's key of this replica's actor.
         self._own_key = ""
         self.epoch = 0
         self._backups: list[_Backup] = []
@@ -124,7 +124,7 @@ class Replicator:
         layout : Layout
             Which replicas have the shard.
         own_key : str
-            Dask's key of the actor that is here.
+            Dask's key of this replica's actor.
         """
         with self._lock:
             if layout.epoch < self.epoch:
@@ -168,7 +168,8 @@ class Replicator:
             except RequestFailed as failed:
                 if not isinstance(failed.args[0], NotServing):
                     raise failed.args[0] from None
-                # It follows another primary, or has received a newer layout before this one has.
+                # The backup follows another primary, or has received a newer layout before this
+                # replica has.
                 assert backup is not None
                 if not self._refresh_layout():
                     self._remove(backup)
@@ -187,7 +188,7 @@ class Replicator:
         Raises
         ------
         NotServing
-            Another replica is the primary by now.
+            Another replica is the primary now.
         """
         before = self.epoch
         layout = self._call_scheduler(routes.AWAIT_LAYOUT, epoch=before, seconds=0.0)
@@ -220,12 +221,12 @@ class Replicator:
         Parameters
         ----------
         make : callable
-            Makes an empty replica there.
+            Makes an empty replica there, and returns it.
 
         Raises
         ------
         Exception
-            It did not work.
+            The backup could not be built.
         """
         backup = _Backup(make(), self._tls_context)
         try:
@@ -258,7 +259,7 @@ class Replicator:
             raise
 
     def _join(self, replica: Replica) -> None:
-        """Have a new backup count; nothing may write until it is known whether it does."""
+        """Have the scheduler add a new backup to the layout; no client may write meanwhile."""
         try:
             layout = self._call_scheduler(routes.ADD_BACKUP, epoch=self.epoch, replica=replica)
         except NotServing:
@@ -269,6 +270,7 @@ class Replicator:
         self.apply_layout(layout, self._own_key)
 
     def _layout_after_error(self) -> Layout:
+        """Ask the scheduler for the layout, until it answers; stop serving if it never does."""
         for attempt in range(_MAX_LAYOUT_ATTEMPTS):
             try:
                 return self._call_scheduler(routes.AWAIT_LAYOUT, epoch=self.epoch, seconds=0.0)
@@ -276,17 +278,19 @@ class Replicator:
                 raise
             except Exception:
                 if attempt == _MAX_LAYOUT_ATTEMPTS - 1:
-                    # Better no primary at all than one that leaves out a backup that counts.
+                    # Without a primary nothing is lost; a primary that does not send its changes
+                    # to a backup of the layout could lose some.
                     self._shard.serves = False
                     raise
                 sleep(_LAYOUT_RETRY_SECONDS)
         raise AssertionError
 
     def _copy(self, backup: _Backup, piece: Sequence[StoredValue]) -> None:
+        """Send some of the older values to a new backup."""
         with self._shard.write_lock:
             if self._joining is not backup:
                 raise NotServing
-            # What was written or removed meanwhile, the backup has received as a change.
+            # The backup has received later writes and removals as changes.
             changes = [
                 (SET, stored.key, prepare_to_send(stored.value))
                 for stored in piece
@@ -302,4 +306,5 @@ class Replicator:
 
 
 def _prepare_change(change: Change) -> Change:
+    """Return a change in the form in which it is sent without a copy of its value."""
     return (SET, change[1], prepare_to_send(change[2])) if change[0] == SET else change

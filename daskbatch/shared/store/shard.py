@@ -1,8 +1,8 @@
 """A shard of a dictionary, on one worker: executes the operations on its keys.
 
-Every change is made on the backups first, and only then here: so whatever a client has seen is
-not lost with this worker alone. The shard decodes keys, to compare them, but never values, but for
-`ADD`.
+Every change is made on the backups first, and only then here, so that nothing that a client has
+seen is lost with this worker alone. The shard decodes keys, to compare them. Of the operations,
+only `ADD` decodes values. Any number of threads may call a `Shard`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ from daskbatch.shared.store.operations import (
 )
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
-#: How long all shards may be held at one point.
+#: How long a client may keep others from writing, and how long it may wait for that.
 _HOLD_TIMEOUT_SECONDS = 10.0
 
-#: How long a view is kept for a reader that does not ask for more of it.
+#: How long a view is kept after its reader has asked for a page.
 _VIEW_LIFETIME_SECONDS = 600.0
 
-#: A page of values ends when it has more than this.
+#: A page of values ends when it has more bytes than this.
 _PAGE_BYTES = 4 << 20
 
+#: In globals, since the shard compares with them for each request.
 _GET = operations.GET.name
 _FREEZE = operations.FREEZE.name
 
@@ -56,7 +57,14 @@ class Backups(Protocol):
     """The backups of a shard, on other workers."""
 
     def send(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
-        """Make changes on all backups; returns once they are made there.
+        """Make changes on all backups; return once they are made there.
+
+        Parameters
+        ----------
+        changes : sequence of Change
+            The changes.
+        client_id, seq, reply
+            The request that makes them, and its reply; see `ReplyCache.record`.
 
         Raises
         ------
@@ -92,13 +100,13 @@ class Shard:
         #: Held by a thread while it changes anything.
         self.write_lock = threading.Lock()
         self._replies = ReplyCache()
-        #: What waits for keys that are not there yet.
+        #: By decoded key: the events of threads that wait until it is written.
         self._waiters: dict[Any, list[threading.Event]] = {}
         #: Protects `_waiters`, and the end of a hold.
         self._lock = threading.Lock()
-        #: The token of the client that holds `write_lock` from afar, and what ends that in time.
+        #: The token of the client that holds `write_lock` by `HOLD`; the timer that releases it.
         self._held: tuple[bytes, threading.Timer] | None = None
-        #: By token: the values at one moment, and when they were asked for last.
+        #: By token: when the view was last used, and the values at the moment when it was made.
         self._views: dict[bytes, tuple[float, list[StoredValue]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = operations.by_name(
             {
@@ -137,7 +145,7 @@ class Shard:
         return self._handlers[operation](*arguments)
 
     def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Execute an operation of the effect READ; it does not wait."""
+        """Execute an operation of the effect READ, in any thread; it does not wait."""
         self._require_serving()
         return self._handlers[operation.name](*arguments)
 
@@ -155,11 +163,13 @@ class Shard:
         stored = self._values.get(decoded)
         if stored is None and wait > 0:
             stored = self._await(decoded, wait)
-        # Since the request came, this may have become a backup that no primary sends changes to.
+        # After the request arrived, this replica may have been removed from the layout: then it no
+        # longer receives changes.
         self._require_serving()
         return None if stored is None else prepare_to_send(stored.value)
 
     def _await(self, key: Any, seconds: float) -> StoredValue | None:
+        """Wait until a key is written; None if it is not in time."""
         event = threading.Event()
         with self._lock:
             self._waiters.setdefault(key, []).append(event)
@@ -176,6 +186,7 @@ class Shard:
         return stored
 
     def _wake(self, key: Any) -> None:
+        """Wake the threads that wait for a key."""
         with self._lock:
             for event in self._waiters.pop(key, ()):
                 event.set()
@@ -232,20 +243,20 @@ class Shard:
                 raise LifecycleError(f"{self._description} is frozen; unfreeze() it to write to it")
             changes, reply = self._handlers[operation](*arguments)
             if changes:
-                # First all that may fail, which is here; then the backups; then what readers see.
+                # First what may fail, which is here; then the backups; then the change for readers.
                 prepared = self._prepare(changes)
                 if self.backups is not None:
                     self.backups.send(changes, client_id, seq, reply)
                 self._apply(prepared)
-                # A request that has changed nothing may be executed once more.
+                # Only now: a request that has changed nothing may be executed again.
                 self._replies.record(client_id, seq, reply)
             return reply
 
     def follow(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
-        """Make the changes of the primary, as its backup."""
+        """Make the changes of the primary, as its backup; see `Backups.send`."""
         with self.write_lock:
             self._apply(self._prepare(changes))
-            # The reply may have to be sent from here, if this becomes the primary.
+            # If this replica becomes the primary, it sends the reply to a repeated request.
             self._replies.record(client_id, seq, prepare_to_resend(reply))
 
     def _prepare(self, changes: Sequence[Change]) -> list[tuple[Any, ...]]:
@@ -255,12 +266,12 @@ class Shard:
         keep = self.store.keep
         for change in changes:
             if change[0] == SET:
-                _, sent, value = change
-                key = decode_key(sent)
+                _, encoded, value = change
+                key = decode_key(encoded)
                 # The first of equal keys stays, as in a dict.
                 before = self._values.get(key) or new.get(key)
-                sent = sent if before is None else before.key
-                stored = new[key] = keep(sent, value)
+                encoded = encoded if before is None else before.key
+                stored = new[key] = keep(encoded, value)
                 stored.decoded = key
                 prepared.append((SET, key, stored))
             elif change[0] == DELETE:
@@ -270,6 +281,7 @@ class Shard:
         return prepared
 
     def _apply(self, prepared: Sequence[tuple[Any, ...]]) -> None:
+        """Make changes that `_prepare` has returned; the caller holds `write_lock`."""
         for change in prepared:
             if change[0] == SET:
                 self._values[change[1]] = change[2]
@@ -312,12 +324,12 @@ class Shard:
         stored = self._values[next(reversed(self._values))]
         return [(DELETE, stored.key)], (stored.key, prepare_to_send(stored.value))
 
-    def _delete_by_content(self, sent: Any) -> None:
-        """Remove a key that is equal to nothing, not even to a copy of itself: a NaN, say."""
-        content = sent.data if type(sent) is PickledKey else repr(sent)
+    def _delete_by_content(self, encoded: Any) -> None:
+        """Remove a key that is not even equal to a copy of itself, such as a NaN."""
+        content = encoded.data if type(encoded) is PickledKey else repr(encoded)
         for key in reversed(list(self._values)):
             other = self._values[key].key
-            if type(other) is type(sent) and content == (
+            if type(other) is type(encoded) and content == (
                 other.data if type(other) is PickledKey else repr(other)
             ):
                 del self._values[key]
@@ -347,7 +359,7 @@ class Shard:
     # -- one moment of all shards ---------------------------------------------------------
 
     def _hold(self, token: bytes) -> None:
-        """Let nothing be changed until `_release`, or until the time limit."""
+        """Let no client change anything until `_release`, or until the time limit."""
         if not self.write_lock.acquire(timeout=_HOLD_TIMEOUT_SECONDS):
             raise TimeoutError("a shard cannot be held: clients write to it all the time")
         timer = threading.Timer(_HOLD_TIMEOUT_SECONDS, self._release, [token])
@@ -414,7 +426,7 @@ class Shard:
 
     def is_current(self, stored: StoredValue) -> bool:
         """Return whether a value is still the one of its key."""
-        # By the decoded key: some keys are equal to themselves alone.
+        # By the decoded key: some keys, such as NaN, are equal only to the same object.
         return self._values.get(stored.decoded) is stored
 
     # -- the end --------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Keeps values in memory up to a limit, and the others on disk.
 
-A value stays as long as something refers to its `StoredValue`. It never changes; once it is on
-disk, it is read from there: to bring it back into memory would move others to disk.
+A value is kept as long as something refers to its `StoredValue`, and never changes. A value on disk
+is read from there each time, since moving it back into memory would move others to disk. Any number
+of threads may use a `SpillStore`.
 
-`zict.Buffer` is not used, since it maps keys to values: here a snapshot or a reader may still use
-a value whose key has been written again. The files are those of `zict.File`.
+`zict.Buffer` is not used, since it has one value per key: here a snapshot or a reader may still use
+an old value of a key. `zict.File` writes and reads the files.
 
 See Also
 --------
@@ -26,10 +27,11 @@ from zict import File
 
 from daskbatch.shared.data.codec import Value, independent_part, size_of
 
+#: In a file: the number of buffers, and the size of each; 0 buffers for a plain pickle.
 _COUNT = struct.Struct("=I")
 _SIZE = struct.Struct("=q")
 
-#: How many more references than values there may be, before those of dropped values are removed.
+#: How many references to dropped values there may be before they are removed.
 _MAX_DEAD_REFERENCES = 10_000
 
 
@@ -47,16 +49,15 @@ class StoredValue:
 
     Notes
     -----
-    Any number of threads may read it while one moves it to disk. Reader and writer take no common
-    lock. What makes it right is the order in which `leave_memory` writes the two attributes that
-    `value` reads:
+    Any number of threads may read it while one moves it to disk, without a common lock. This is
+    correct because of the order in which `leave_memory` sets the two attributes that `value` reads:
 
-    1. Thread 1 reads a value, and finds it in `_value`: then it has a reference, whatever happens
+    1. Thread 1 finds the value in `_value`: then it has a reference to it, whatever happens
        afterwards.
     2. Thread 2 moves the value to disk: it writes the file, sets `file`, and only then sets
        `_value` to None.
-    3. Thread 1 reads it again, and finds None in `_value`: then `file` has been set before, and
-       the file is complete. In the other order, it could find neither.
+    3. Thread 1 finds None in `_value` the next time: then `file` was set before, and the file is
+       complete. In the other order, thread 1 could find neither.
     """
 
     __slots__ = (
@@ -74,11 +75,11 @@ class StoredValue:
         self._store = store
         self._value: Value | None = value
         self.key = key
-        #: The object that is the key in the mapping that the value is in, if it is in one.
+        #: The decoded key, as the very object that the shard's dict has; None in a queue.
         self.decoded: Any = None
         self.file: str | None = None
         self.size = size_of(value)
-        #: What the store knows of the value after it is gone.
+        #: How the store knows the size and file of the value after it has been dropped.
         self.reference: _Reference | None = None
 
     @property
@@ -96,7 +97,7 @@ class StoredValue:
 
 
 class _Reference(weakref.ref[StoredValue]):
-    """A weak reference to a value that knows the value's size and file after it is gone."""
+    """A weak reference that keeps the size and file of a value that has been dropped."""
 
     __slots__ = ("file", "size")
 
@@ -120,14 +121,14 @@ class SpillStore:
     limit : int
         How many bytes of values there may be in memory.
     directory : Path
-        Where the others go. It exists only while it is needed.
+        The directory of the files of the others. It exists only while it is needed.
 
     Notes
     -----
-    Any number of threads may use it; a lock protects its accounts. A value is dropped by the thread
-    that drops the last reference to it. That thread may hold this lock, or any other, and it may be
-    interrupted at any point. So it only appends to a deque, which is one step in C; the next thread
-    that takes the lock does the rest.
+    Any number of threads may use it; a lock protects its counters. The thread that drops the last
+    reference to a value may hold this lock, or any other, and it may be interrupted at any point.
+    So it only appends to a deque, which is one step in C; the next thread that takes the lock
+    updates the counters and removes the file.
     """
 
     def __init__(self, limit: int, directory: Path) -> None:
@@ -135,17 +136,24 @@ class SpillStore:
         self._directory = directory
         self._disk: File | None = None
         self._lock = threading.Lock()
-        #: The values in memory, the oldest first; some of them may be gone.
+        #: The values in memory, the oldest first; some of them may have been dropped.
         self._in_memory: deque[_Reference] = deque()
         self._last_file_number = 0
         self._count = 0
         self._memory_bytes = 0
         self._disk_bytes = 0
-        #: References to values that are gone, and are not yet taken off the accounts.
+        #: References to dropped values that the counters still include.
         self._dropped: deque[weakref.ref[StoredValue]] = deque()
 
     def keep(self, key: Any, value: Value) -> StoredValue:
-        """Store a value. If there is no room in memory, the oldest go to disk before this returns.
+        """Store a value; if memory is full, the oldest values go to disk before this returns.
+
+        Parameters
+        ----------
+        key : object
+            See `StoredValue`.
+        value : Value
+            The value.
 
         Raises
         ------
@@ -163,13 +171,14 @@ class SpillStore:
         return stored
 
     def sweep(self) -> None:
-        """Remove the files of values that are gone."""
+        """Remove the files of dropped values."""
         if self._dropped and self._disk is not None:
             with self._lock:
-                self._account_dropped()
+                self._remove_dropped()
 
     def _make_room(self) -> None:
-        self._account_dropped()
+        """Write the oldest values to disk until the others fit; with the lock held."""
+        self._remove_dropped()
         while self._memory_bytes > self._limit and self._in_memory:
             stored = self._in_memory.popleft()()
             if stored is None:
@@ -183,8 +192,8 @@ class SpillStore:
             self._memory_bytes -= stored.size
             self._disk_bytes += stored.size
 
-    def _account_dropped(self) -> None:
-        """Take the values that are gone off the accounts, and remove their files."""
+    def _remove_dropped(self) -> None:
+        """Subtract dropped values from the counters, and remove their files; with the lock held."""
         while self._dropped:
             reference = self._dropped.popleft()
             assert isinstance(reference, _Reference)
@@ -199,6 +208,7 @@ class SpillStore:
             self._in_memory = deque(each for each in self._in_memory if each() is not None)
 
     def _write(self, stored: StoredValue) -> None:
+        """Write a value to a file: the number and sizes of its buffers, then the buffers."""
         if self._disk is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._disk = File(self._directory)
@@ -233,13 +243,13 @@ class SpillStore:
     def sizes(self) -> tuple[int, int]:
         """Return the bytes of values in memory, and on disk."""
         with self._lock:
-            self._account_dropped()
+            self._remove_dropped()
             return self._memory_bytes, self._disk_bytes
 
     def tidy(self) -> None:
-        """Remove the files of values that are gone, and the directory if it is empty then."""
+        """Remove the files of dropped values, and the directory if it is empty then."""
         with self._lock:
-            self._account_dropped()
+            self._remove_dropped()
             if self._disk is not None and not len(self._disk):
                 self._disk = None
                 with contextlib.suppress(OSError):

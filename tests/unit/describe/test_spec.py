@@ -20,8 +20,8 @@ from daskbatch.describe.spec import (
     Call,
     function_call,
     make_options,
+    positive_seconds,
     process_call,
-    seconds,
 )
 from daskbatch.errors import ProcessFailed, SerializationError, SpecError
 from daskbatch.serialization import pickling
@@ -126,7 +126,7 @@ def test_a_thread_has_no_directory_and_no_environment_of_its_own() -> None:
 )
 def test_a_span_is_seconds_or_a_timedelta(given: Any, meant: float) -> None:
     assert make_options(timeout=given).timeout == meant
-    assert type(seconds(given, "timeout=")) is float
+    assert type(positive_seconds(given, "timeout=")) is float
 
 
 @pytest.mark.parametrize(

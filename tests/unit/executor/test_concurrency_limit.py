@@ -54,7 +54,7 @@ def test_no_more_than_so_many_may_run(
 
 
 def chains(records: list[TaskRecord]) -> list[list[TaskRecord]]:
-    """Return the sequences: lists of calls of which each waits for the previous one."""
+    """Return the chains: lists of calls of which each waits for the previous one."""
     found: list[list[TaskRecord]] = []
     for record in records:
         before = [before for before, _ in record.waits]
@@ -66,7 +66,7 @@ def chains(records: list[TaskRecord]) -> list[list[TaskRecord]]:
     return found
 
 
-def two_sequences_of_short_calls(
+def two_chains_of_short_calls(
     clock: Clock,
 ) -> tuple[ConcurrencyLimit, list[TaskRecord], list[TaskRecord]]:
     limit = ConcurrencyLimit(2, clock)
@@ -88,8 +88,8 @@ def end(records: list[TaskRecord], seconds: float = 0.001) -> None:
 
 def test_what_waits_behind_a_call_that_takes_long_goes_where_nothing_is_left() -> None:
     clock = Clock()
-    limit, (first, *behind), others = two_sequences_of_short_calls(clock)
-    assert limit.seconds_to_wait() is None, "no sequence is empty"
+    limit, (first, *behind), others = two_chains_of_short_calls(clock)
+    assert limit.seconds_to_wait() is None, "no chain is empty"
     end(others)
     assert not limit.divert(), "it has just begun"
     seconds = limit.seconds_to_wait()
@@ -124,7 +124,7 @@ def test_it_goes_to_all_sequences_that_are_empty() -> None:
 
 def test_what_it_takes_the_result_of_a_diverted_call_waits_for() -> None:
     clock = Clock()
-    limit, (first, second, *behind), others = two_sequences_of_short_calls(clock)
+    limit, (first, second, *behind), others = two_chains_of_short_calls(clock)
     second.waits = (
         (first, ARG),
     )  # as the dispatcher sets it, if one takes the result of the other

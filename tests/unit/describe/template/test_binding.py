@@ -115,7 +115,7 @@ def test_a_process() -> None:
         (),
         (),
     )
-    assert made.steady
+    assert made.has_constant_options
 
 
 def test_a_job_of_several() -> None:
@@ -410,7 +410,7 @@ def test_an_environment_that_is_known_at_import_is_as_it_was_then() -> None:
 )
 def test_whether_all_calls_share_their_options(rest: str, steady: bool) -> None:
     text = f"import_args: [target, known, str]\nargs: [i]\ntype: function\n{rest}"
-    assert bind(text, print, "x", str).steady is steady
+    assert bind(text, print, "x", str).has_constant_options is steady
 
 
 # -- arguments ----------------------------------------------------------------------------
