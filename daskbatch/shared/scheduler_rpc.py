@@ -20,7 +20,12 @@ from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
 
-from daskbatch.cluster.connection import for_client, learn_security, open_client, security_of
+from daskbatch.cluster.connection import (
+    as_client_security,
+    open_client,
+    remember_security,
+    security_of,
+)
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
@@ -96,7 +101,7 @@ def _security(scheduler: str) -> Security:
     context = current()
     if context is not None and context.security is not None and context.scheduler == scheduler:
         # A child process has its worker's.
-        learn_security(scheduler, for_client(pickle.loads(context.security)))
+        remember_security(scheduler, as_client_security(pickle.loads(context.security)))
     return security_of(scheduler)
 
 
@@ -164,7 +169,7 @@ def current_scheduler() -> str:
 def temporary_client(scheduler: str) -> Iterator[Client]:
     """Yield a new Dask client of a scheduler, which is closed in the background afterwards."""
     _security(scheduler)
-    client = called_aside(lambda: open_client(scheduler, was_there=True))
+    client = called_aside(lambda: open_client(scheduler, existed_before=True))
     try:
         yield client
     finally:
