@@ -113,12 +113,12 @@ class TaskRecord:
         self.phase = Phase.CREATED
         #: The pickled function, as it was at the start; or why it cannot be pickled.
         self.function: bytes | SerializationError = b""
-        #: Its position among all started records: after those that it waits for.
+        #: Its position among all started records; larger than those of records it waits for.
         self.rank = -1
         #: The records that it waits for, with the reasons as bits. If this task is over before
         #: they are, those that are not over stay here: see `unfinished_waits`.
         self.waits: tuple[tuple[TaskRecord, int], ...] = ()
-        #: The records that must not share a block with it.
+        #: The records that read what it overwrites, and must not share a block with it.
         self.overwrites: tuple[TaskRecord, ...] = ()
         #: The block that it was submitted in, and its position there. It is kept after the end
         #: if the value stays on the worker.
@@ -189,7 +189,9 @@ class TaskRecord:
 
 
 class Group:
-    """The members of a compiled task or of an executor, as a count of unfinished ones.
+    """Counts the members of a compiled task or of an executor that are not over.
+
+    The dispatcher changes it, with its lock held.
 
     Parameters
     ----------
@@ -217,7 +219,7 @@ class BlockFuture(Protocol):
 
 
 class SubmittedBlock:
-    """A block that has been, or is about to be, submitted.
+    """A block that has been, or is about to be, submitted; changed with the dispatcher's lock.
 
     Parameters
     ----------
