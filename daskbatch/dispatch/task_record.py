@@ -17,7 +17,7 @@ from daskbatch.describe.spec import DEFAULT, Call, Options
 from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.outcome import BlockResult
-from daskbatch.worker.execution.task_context import called_aside
+from daskbatch.worker.execution.task_context import call_releasing_slot
 
 #: The key of a block in a Dask graph: the name of its submission, and a number.
 BlockKey = tuple[str, int]
@@ -298,7 +298,7 @@ class SubmittedBlock:
             )
         future = self.future
         try:
-            result = called_aside(lambda: future.result(timeout))
+            result = call_releasing_slot(lambda: future.result(timeout))
         except TimeoutError:
             raise
         except Exception as error:

@@ -29,7 +29,7 @@ from daskbatch.cluster.connection import (
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
-from daskbatch.worker.execution.task_context import called_aside, current, in_thread
+from daskbatch.worker.execution.task_context import call_in_thread, call_releasing_slot, current
 
 #: How long the scheduler may take to answer, beyond the time that it was asked to wait.
 _ANSWER_TIMEOUT_SECONDS = 30.0
@@ -84,7 +84,7 @@ def _call(
 
     try:
         # In another thread: this one may have a running event loop, as in a notebook.
-        return in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
+        return call_in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
     except OSError as error:
         raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
 
@@ -169,7 +169,7 @@ def current_scheduler() -> str:
 def temporary_client(scheduler: str) -> Iterator[Client]:
     """Yield a new Dask client of a scheduler, which is closed in the background afterwards."""
     _security(scheduler)
-    client = called_aside(lambda: open_client(scheduler, existed_before=True))
+    client = call_releasing_slot(lambda: open_client(scheduler, existed_before=True))
     try:
         yield client
     finally:
