@@ -1,4 +1,7 @@
-"""What clients of a Batch do in processes of their own, and tasks that are clients themselves."""
+"""Functions for other processes that are clients of a Batch, and for tasks that are clients.
+
+The first part runs in processes that a test starts; the second part, "tasks", runs on workers.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ context.set_forkserver_preload(["daskbatch.batch.batch", "support.clients"])
 
 @contextmanager
 def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
-    """Run a function in another process, which is over, one way or the other, at the end."""
+    """Run a function in another process; at the end it has ended, or is killed."""
     running = context.Process(target=function, args=args)
     running.start()
     try:
@@ -38,15 +41,15 @@ def process(function: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for what no event tells of."""
+    """Wait until a condition holds that no event reports."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
 
 
 def pid_in(path: Path) -> int:
-    """Wait for a process to have written its number."""
+    """Wait until a process has written its number to a file, and return the number."""
     until(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(path.read_text())
 
@@ -55,7 +58,7 @@ def pid_in(path: Path) -> int:
 
 
 def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, end: Any) -> None:
-    """Run many tasks at the same time as others do, and leave when told."""
+    """Run many tasks at the same time as others do, and leave when `end` is set."""
     tasks = [batch.function(pow, number, 2) for number in range(first, first + count)]
     program = batch.compile(tasks)
     begin.wait(30)
@@ -67,7 +70,7 @@ def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, 
 
 
 def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
-    """Start tasks that run until they are stopped, and one that never gets to run."""
+    """Start tasks that run until they are stopped; record each `ServiceLost` by a file."""
     if ttl is not None:
         dask.config.set({"daskbatch.client-ttl": ttl})
     tasks = [
@@ -88,7 +91,7 @@ def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
 
 
 def spin(path: Path) -> None:
-    """Run until stopped, and leave a trace of that."""
+    """Run until stopped; write a file at the beginning, and one at the end."""
     path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
     try:
         while True:
@@ -98,13 +101,13 @@ def spin(path: Path) -> None:
 
 
 def use_and_leave(batch: Batch, path: Path) -> None:
-    """Start what takes a moment, close, and end at once."""
+    """Start a task that takes a moment, close, and end at once."""
     batch.function(touch_later, path).start()
     batch.close()
 
 
 def fork_and_run_for_ever(batch: Batch, directory: Path) -> None:
-    """Be one of two processes: the other one has all that this one has open."""
+    """Fork, so that another process has open all that this one has open."""
     batch.function(spin, directory / "task").start()
     until((directory / "task.begun").exists)
     if os.fork() == 0:
@@ -130,12 +133,12 @@ def square_there(batch: Batch, answers: Any) -> None:
 
 
 def take_from(queue: Any, answers: Any) -> None:
-    """Use what comes by a queue."""
+    """Run one task of a Batch that comes from a queue."""
     square_there(queue.get(timeout=30), answers)
 
 
 def wait_for_ever(batch: Batch, path: Path, answers: Any) -> None:
-    """Wait for a task that does not end, and tell what comes of that and of all after it."""
+    """Wait for a task that does not end; send which exceptions that and later calls raise."""
     task = batch.function(spin, path)
     task.start()
     told: list[str] = []
@@ -164,7 +167,7 @@ def wait_for(path: Path) -> str:
 
 
 def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
-    """Have a task do the same one level less deep, and wait for it."""
+    """Call this function in a task, with one level less, and wait for the task."""
     if not levels:
         return [batch.client_id]
     task = batch.options(isolation=isolation).function(go_down, batch, levels - 1, isolation)
@@ -173,7 +176,7 @@ def go_down(batch: Batch, levels: int, isolation: str) -> list[int]:
 
 
 def square(batch: Batch, number: int) -> tuple[int, int]:
-    """Have another task square a number; never closes."""
+    """Square a number in another task; does not close."""
     task = batch.function(pow, number, 2)
     task.run()
     return task.get(), batch.client_id
@@ -197,7 +200,7 @@ async def _await(task: Task) -> Any:
 
 
 def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
-    """Wait in threads of one's own."""
+    """Use the Batch in several threads of this task."""
     found: list[int] = []
     clients: set[int] = set()
 
@@ -216,24 +219,24 @@ def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
 
 
 def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
-    """Find out whether another task computes at the same time, before or after having waited."""
-    met = 0
+    """Count how often another task computes at the same time, before and after a wait."""
+    overlaps = 0
     for part in range(2):
         try:
             (directory / "computing").mkdir()
             time.sleep(0.01)
             (directory / "computing").rmdir()
         except FileExistsError:
-            met += 1
+            overlaps += 1
         if levels and not part:
             task = batch.function(alone, batch, directory, levels - 1)
             task.start()
-            met += task.get()
-    return met
+            overlaps += task.get()
+    return overlaps
 
 
 def fork_and_square(batch: Batch) -> tuple[int, int]:
-    """Have a process that is forked be a client, which is no task."""
+    """Use the Batch in a forked process, which is a client but not a task."""
     number = batch.client_id
     answers = multiprocessing.get_context("fork").SimpleQueue()
     child = os.fork()
@@ -258,7 +261,7 @@ def make_another() -> tuple[int, int, bool]:
 
 
 def wait_and_tell(batch: Batch, directory: Path) -> Any:
-    """Wait for another, and say in which process."""
+    """Wait for another task; write the number of this process to a file first."""
     task = batch.function(wait_for, directory / "go")
     task.start()
     with (directory / "waiting").open("a") as file:
@@ -275,7 +278,7 @@ def start_and_fail(batch: Batch, path: Path) -> None:
     task = batch.function(spin, path)
     task.start()
     while not path.with_suffix(".begun").exists():
-        # Only who waits like this leaves the slot to others.
+        # A wait like this one releases the slot for another task.
         with suppress(TimeoutError):
             task.wait(timeout=0.1)
     raise KeyError("mine")
@@ -297,7 +300,7 @@ def use_after_close(batch: Batch) -> str:
 
 
 def large(batch: Batch) -> int:
-    """Take what stays on its worker."""
+    """Take a result that is so large that it stays on its worker."""
     task = batch.function(bytes, 300_000)
     task.run()
     return len(task.get())

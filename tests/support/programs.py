@@ -1,4 +1,4 @@
-"""Random programs on real files, and what a sequential run of them gives."""
+"""Random programs on real files, and the outcome of their sequential run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTORIES = ("sub", "sub/deep")
 
 @dataclass(frozen=True)
 class Step:
-    """A task of a random program: positions and paths only, so that it can be sent."""
+    """A task of a random program. It has only numbers and paths, so that it can be pickled."""
 
     number: int
     reads: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Step:
 
 
 def act(root: str, step: Step, *values: Any) -> str:
-    """Do what a step says: the same whenever it is run on the same state."""
+    """Do what a step says; the result depends on the step and on the files alone."""
     state = [repr(values), str(step.number)]
     for name in step.reads:
         state += _contents(Path(root, name))
@@ -62,7 +62,7 @@ def _contents(path: Path) -> list[str]:
 
 
 def _files_below(directory: Path) -> list[Path]:
-    # By the list of names, not by what exists: a file may be there already or not yet.
+    # By the list of names, not by what exists: a file may or may not exist already.
     return [directory / Path(name).relative_to(directory.name) for name in _names_below(directory)]
 
 
@@ -78,7 +78,9 @@ def make_root(root: Path) -> Path:
 
 
 def random_program(rng: random.Random, length: int, seconds: float = 0.0) -> list[Step]:
-    """Make up a program: short and long chains, wide and narrow places, some failures."""
+    """Return a random program: with short and long chains, much and little to do in parallel,
+    and some failures.
+    """
     steps: list[Step] = []
     busy = rng.choice([0.2, 0.5, 0.9])
     for number in range(length):
@@ -102,14 +104,14 @@ def random_program(rng: random.Random, length: int, seconds: float = 0.0) -> lis
 
 @dataclass
 class Outcome:
-    """What is left of a run: a result for each step, and the files."""
+    """The outcome of a run: a result for each step, and the contents of the files."""
 
     results: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
 
 def run_sequentially(root: Path, steps: Sequence[Step], cancelled: Container[int] = ()) -> Outcome:
-    """Run a program one step after another, in this process: what must come out."""
+    """Run a program one step after another, in this process; return the expected outcome."""
     outcome = Outcome()
     values: dict[int, str] = {}
     for step in steps:
@@ -130,7 +132,7 @@ def run_sequentially(root: Path, steps: Sequence[Step], cancelled: Container[int
 
 
 def last_writers(steps: Sequence[Step], reader: Step) -> set[int]:
-    """Find whose writes a step reads, by looking at all that came before."""
+    """Return the steps whose writes a step reads, by a search of all earlier steps."""
     needed = set()
     for read in reader.reads:
         for writer in steps[: reader.number]:
@@ -166,7 +168,7 @@ def snapshot(root: Path) -> dict[str, str]:
 def make_tasks(
     batch: Batch, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
 ) -> list[Task]:
-    """Make the tasks of a program, wired by reads, writes and arguments alone."""
+    """Make the tasks of a program, ordered by their reads, writes and arguments alone."""
     tasks: list[Task] = []
     for step in steps:
         tasks.append(
@@ -191,7 +193,7 @@ def run_as_batch(batch: Batch, root: Path, steps: Sequence[Step]) -> Outcome:
 
 
 def result_of(task: Task) -> str:
-    """Put into words what became of a task."""
+    """Return the outcome of a task as a text."""
     try:
         return str(task.result.get(timeout=30))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Which clients a Batch has, and which connections have been silent for too long."""
+"""The registry says which clients a Batch has, and which connections are silent for too long."""
 
 from __future__ import annotations
 

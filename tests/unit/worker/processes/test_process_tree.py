@@ -76,7 +76,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def told(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
+def read_pids(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
     """Read the kinds and pids that the processes of a tree print."""
     lines = [pipe.readline().split() for _ in range(count)]
     return {kind.decode(): int(pid) for kind, pid in lines}
@@ -103,7 +103,7 @@ class Starter:
     def tree(self, **options: Any) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
         process = self(sys.executable, "-c", TREE, **options)
         assert process.stdout is not None
-        pids = told(process.stdout)
+        pids = read_pids(process.stdout)
         assert set(pids) == KINDS
         assert all(map(is_running, pids.values()))
         return process, pids

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from unit.worker.processes.test_process_tree import KINDS, TREE, is_running, told, wait_until
+from unit.worker.processes.test_process_tree import KINDS, TREE, is_running, read_pids, wait_until
 
 from daskbatch.worker.processes import reaper as module
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, sweep_all
@@ -102,7 +102,7 @@ def ended(worker: Worker, pids: dict[str, int]) -> None:
 def test_all_that_a_killed_worker_has_started_is_ended() -> None:
     program = f"start(sys.executable, '-c', {TREE!r})" + STAY
     with Worker(program) as worker:
-        pids = told(worker.stdout)
+        pids = read_pids(worker.stdout)
         assert set(pids) == KINDS
         assert len(reapers_of(worker.owner)) == 1
         worker.process.kill()
@@ -117,7 +117,7 @@ def test_executables_end_with_their_worker(tmp_path: Path) -> None:
     program = f"execute(['sh', '-c', {script!r}], '/', {{}}, None, True, None)"
     with Worker(program) as worker:
         with told_in.open("rb") as pipe:
-            pids = told(pipe, 2)
+            pids = read_pids(pipe, 2)
         assert all(map(is_running, pids.values()))
         worker.process.kill()
         worker.process.wait()
@@ -127,7 +127,7 @@ def test_executables_end_with_their_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGABRT, signal.SIGINT])
 def test_all_signals_are_the_same_to_it(number: signal.Signals) -> None:
     with Worker("start('sh', '-c', 'echo root $$; sleep 300')" + STAY) as worker:
-        pids = told(worker.stdout, 1)
+        pids = read_pids(worker.stdout, 1)
         # A signal may be sent to all processes of the worker.
         for each in reapers_of(worker.owner):
             each.send_signal(number) if number != signal.SIGABRT else None
@@ -138,7 +138,7 @@ def test_all_signals_are_the_same_to_it(number: signal.Signals) -> None:
 
 def test_a_worker_that_just_ends_is_the_same_to_it() -> None:
     with Worker("start('sh', '-c', 'echo root $$; sleep 300')") as worker:
-        pids = told(worker.stdout, 1)
+        pids = read_pids(worker.stdout, 1)
         ended(worker, pids)
 
 
@@ -152,7 +152,7 @@ def test_the_children_of_a_worker_do_not_keep_its_warden_from_seeing_its_end() -
         "start('sh', '-c', 'echo root $$; sleep 300')" + STAY
     )
     with Worker(program) as worker:
-        pids = told(worker.stdout, 2)
+        pids = read_pids(worker.stdout, 2)
         fork = pids.pop("fork")
         others = psutil.Process(worker.process.pid).children()
         worker.process.kill()
@@ -177,7 +177,7 @@ print("root", os.getpid(), flush=True)
         + STAY
     )
     with Worker(program) as worker:
-        told(worker.stdout, 1)
+        read_pids(worker.stdout, 1)
         wait_until(lambda: len(psutil.Process(worker.process.pid).children()) > 10, "few start")
         worker.process.kill()
         worker.process.wait()
@@ -190,7 +190,7 @@ def test_the_warden_of_a_worker_within_a_task_outlives_the_task() -> None:
     marker = os.urandom(8).hex()
     program = "start('env', '-u', 'DASKBATCH_TASK', 'sh', '-c', 'echo root $$; sleep 300')" + STAY
     with Worker(program, **{MARKER: marker, OWNER: marker}) as worker:
-        pids = told(worker.stdout, 1)
+        pids = read_pids(worker.stdout, 1)
         (guard,) = reapers_of(worker.owner)
         assert guard.parent() not in psutil.Process(worker.process.pid).children()
         assert not {MARKER, OWNER} & set(guard.environ())
