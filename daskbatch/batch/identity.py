@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
-from daskbatch.cluster.connection import for_client, learn_security
+from daskbatch.cluster.connection import as_client_security, remember_security
 from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.forking import after_fork, keep_inherited, make_rlock
@@ -163,7 +163,7 @@ class Identity:
             # Use the address under which the worker reaches the scheduler.
             scheduler = context.scheduler
         if context.security is not None and context.scheduler == scheduler:
-            learn_security(scheduler, for_client(loads(context.security)))
+            remember_security(scheduler, as_client_security(loads(context.security)))
         return Session(batch, scheduler, within=context, grows=grows)
 
     def reset_after_fork(self) -> None:

@@ -1,7 +1,7 @@
 """Keeps which clients each Batch on a scheduler has, and which connections have gone silent.
 
 A Batch exists from when its creator registers until its last client is removed; a client that
-registers later is refused. The scheduler's event loop calls all of it.
+registers later is refused. Not thread-safe: the scheduler's event loop makes all calls.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class RegisteredClient:
         Its process and machine, for messages.
     number : int
         Unique in its Batch: 0 for the creator.
+    closed : bool
+        Whether it starts no more tasks.
     """
 
     topic: str
@@ -49,7 +51,11 @@ class RegisteredClient:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
+    """A Batch that has not ended."""
+
+    #: The numbers of its clients, from 0.
     numbers: Iterator[int]
+    #: The topics of its clients.
     topics: set[str] = field(default_factory=set)
     #: The connections that have, or had, clients of it, apart from its creator's.
     connections: set[str] = field(default_factory=set)
@@ -58,7 +64,7 @@ class _Batch:
 
 
 class ClientRegistry:
-    """The clients of all Batches."""
+    """The clients of all Batches. Not thread-safe."""
 
     def __init__(self) -> None:
         self._batches: dict[str, _Batch] = {}
@@ -85,7 +91,7 @@ class ClientRegistry:
         return sorted(clients, key=lambda client: client.number)
 
     def register(
-        self, topic: str, batch: str, connection: str, where: str, founds: bool
+        self, topic: str, batch: str, connection: str, where: str, is_creator: bool
     ) -> RegisteredClient | None:
         """Register a client; returns None if its Batch does not exist or has ended.
 
@@ -93,18 +99,18 @@ class ClientRegistry:
         ----------
         topic, batch, connection, where
             See `RegisteredClient`.
-        founds : bool
+        is_creator : bool
             Whether it is the creator of the Batch.
         """
         found = self._batches.get(batch)
-        if founds and found is None:
+        if is_creator and found is None:
             found = self._batches[batch] = _Batch(iter(range(1 << 62)))
         if found is None:
             return None
         client = RegisteredClient(topic, batch, connection, where, next(found.numbers))
         self._clients[topic] = client
         found.topics.add(topic)
-        if not founds:
+        if not is_creator:
             found.connections.add(connection)
         return client
 

@@ -29,13 +29,27 @@ from distributed.security import Security
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
 from daskbatch.errors import BatchError, ServiceLost, SpecError
+from daskbatch.forking import after_fork
 
 #: The interval at which a client sends its messages to the scheduler. Dask's own 10 ms would be
 #: twice as long as a whole call takes.
 _SEND_INTERVAL_SECONDS = 0.001
 
-#: How long the scheduler may take to say goodbye to a client that closes.
+#: How long the scheduler may take to confirm that a client closes.
 _CLOSE_TIMEOUT_SECONDS = 2
+
+#: The timeout of the first attempt to reach a scheduler that existed before; it is then doubled.
+_FIRST_ATTEMPT_TIMEOUT_SECONDS = 1.0
+
+#: How much longer than the attempt the answer may take.
+_ANSWER_TIMEOUT_SECONDS = 5.0
+
+#: The TLS settings that this process has connected to schedulers with, by their addresses. They
+#: are never sent anywhere.
+_security: dict[str, Security] = {}
+
+#: The Dask clients that this module has made, and not the user.
+_owned: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 class Connection:
@@ -93,9 +107,9 @@ def connect(
     Parameters
     ----------
     cluster : str, Client, Cluster or None
-        See `Batch`.
+        See `daskbatch.Batch`.
     num_workers : int, optional
-        The task slots of an embedded cluster.
+        The number of task slots of an embedded cluster.
     directory : str
         The working directory of an embedded cluster's workers.
     environment : mapping, optional
@@ -104,7 +118,7 @@ def connect(
     Raises
     ------
     SpecError
-        `cluster` is none of these, or `num_workers` is wrong.
+        `cluster` is none of these, or `num_workers` is not a number from 1.
     ServiceLost
         No scheduler answers at this address.
     """
@@ -129,7 +143,7 @@ def connect(
             raise SpecError("cluster= must not be an asynchronous Client")
         if cluster.status != "running":
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
-        learn_security(cluster.scheduler.address, cluster.security)
+        remember_security(cluster.scheduler.address, cluster.security)
         return Connection(cluster, owns_client=False)
     if isinstance(cluster, (str, Cluster)):
         return Connection(open_client(cluster), owns_client=True)
@@ -164,41 +178,30 @@ def register(client: Client, *plugins: object) -> None:
         ) from error
 
 
-#: The timeout of the first attempt to reach a scheduler that existed before; it is then doubled.
-_FIRST_ATTEMPT_TIMEOUT_SECONDS = 1.0
-
-#: How much longer than the attempt the answer may take.
-_ANSWER_TIMEOUT_SECONDS = 5.0
-
-#: The TLS settings that this process has connected to schedulers with, by their addresses. They
-#: are never sent anywhere.
-_security: dict[str, Security] = {}
-
-
-def learn_security(address: str, security: Security) -> None:
+def remember_security(address: str, security: Security) -> None:
     """Remember the TLS settings for connections to a scheduler."""
     _security[address] = security
 
 
 def security_of(address: str) -> Security:
     """Return the TLS settings for connections to a scheduler, as far as this process has them."""
-    found = _security.get(address) or _of_worker(address)
+    found = _security.get(address) or _security_of_worker(address)
     return found or _maybe_call_security_loader(address) or Security()
 
 
-def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
+def open_client(cluster: str | Cluster, existed_before: bool = False) -> Client:
     """Return a new client of a cluster.
 
-    With an address, the keys and certificates are those that this process, or its worker, has
-    connected there with before; otherwise those of Dask's configuration.
+    For an address, the client uses the keys and certificates with which this process, or its
+    worker, has connected to that address before; otherwise those of Dask's configuration.
 
     Parameters
     ----------
     cluster : str or Cluster
         The scheduler's address, or a cluster object.
-    was_there : bool
-        Whether the scheduler existed before: then it is not just starting, and an attempt that
-        is refused is not repeated.
+    existed_before : bool
+        Whether the scheduler existed before. Then a refused attempt means that the scheduler is
+        gone, and is not repeated; otherwise the scheduler may be just starting.
 
     Raises
     ------
@@ -211,9 +214,9 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
     try:
         if isinstance(cluster, str):
             security = security_of(cluster)
-            _await_scheduler(cluster, security, seconds, was_there)
+            _await_scheduler(cluster, security, seconds, existed_before)
         client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
-        # Many tasks are submitted at once anyway; a task submitted alone should not have to wait.
+        # Many tasks are submitted at once anyway; a task that is submitted alone should not wait.
         client.scheduler_comm.interval = _SEND_INTERVAL_SECONDS
     except Exception as error:
         # Any exception: another program may listen there, and Dask may not understand it.
@@ -227,12 +230,8 @@ def open_client(cluster: str | Cluster, was_there: bool = False) -> Client:
                 "it needs TLS: set distributed.comm.tls in Dask's configuration in this process"
             )
         raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {reason}") from error
-    learn_security(client.scheduler.address, client.security)
+    remember_security(client.scheduler.address, client.security)
     return client
-
-
-#: The clients that were made here.
-_owned: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 def close_in_child(client: Client) -> None:
@@ -252,24 +251,22 @@ def close_in_child(client: Client) -> None:
                     stream.socket.close()
 
 
-def _renew_offload() -> None:
-    # Its thread is the parent's: here it would be waited for in vain.
+@after_fork
+def _renew_offload_executor() -> None:
+    # Dask's executor has a thread, which the child does not have: a call of it would never end.
     distributed.utils._offload_executor = ThreadPoolExecutor(1, "Dask-Offload")
 
 
-os.register_at_fork(after_in_child=_renew_offload)
-
-
-def _of_worker(address: str) -> Security | None:
+def _security_of_worker(address: str) -> Security | None:
     """Return the TLS settings of this process's worker, if the scheduler is the worker's."""
     try:
         worker = get_worker()
     except ValueError:
         return None
-    return for_client(worker.security) if worker.scheduler.address == address else None
+    return as_client_security(worker.security) if worker.scheduler.address == address else None
 
 
-def for_client(security: Security) -> Security:
+def as_client_security(security: Security) -> Security:
     """Return TLS settings that use a worker's certificate where there is none for clients."""
     if security.tls_client_cert is None and security.tls_worker_cert is not None:
         security = copy.copy(security)
@@ -278,8 +275,10 @@ def for_client(security: Security) -> Security:
     return security
 
 
-def _await_scheduler(address: str, security: Security, seconds: float, was_there: bool) -> None:
-    """Wait until a scheduler identifies itself, with a limit: a Dask client would wait for ever."""
+def _await_scheduler(
+    address: str, security: Security, seconds: float, existed_before: bool
+) -> None:
+    """Wait until a scheduler identifies itself; a Dask client would wait without a limit."""
 
     async def ask(seconds: float) -> None:
         connection = security.get_connection_args("client")
@@ -287,10 +286,10 @@ def _await_scheduler(address: str, security: Security, seconds: float, was_there
             await scheduler.identity(n_workers=0)
 
     async def ask_in_time() -> None:
-        # Dask repeats attempts even if they are refused because nothing listens any longer. So
-        # it may try for a short time only at first, then for longer, unless it was refused.
+        # Dask repeats an attempt even if it is refused, because no program listens any longer.
+        # So the first attempt is short, and each next one longer, unless one was refused.
         attempt = _FIRST_ATTEMPT_TIMEOUT_SECONDS
-        while was_there and attempt < seconds:
+        while existed_before and attempt < seconds:
             try:
                 return await asyncio.wait_for(ask(attempt), attempt + _ANSWER_TIMEOUT_SECONDS)
             except Exception as error:
@@ -305,6 +304,7 @@ def _await_scheduler(address: str, security: Security, seconds: float, was_there
 
 
 def _was_refused(error: BaseException | None) -> bool:
+    """Return whether an error, or one of its causes, is a refused connection."""
     while error is not None and not isinstance(error, ConnectionRefusedError):
         error = error.__cause__ or error.__context__
     return error is not None

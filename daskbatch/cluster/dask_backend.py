@@ -43,13 +43,13 @@ from daskbatch.worker.cores import CoresPlugin
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
-#: Dask warns of graphs over 10 MB, with advice that does not apply to ours.
+#: Switches off Dask's warning of graphs over 10 MB: its advice does not apply to ours.
 _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 
 _logger = logging.getLogger("daskbatch")
 
-#: Dask's configuration is one for all threads.
-_setting_config = make_lock()
+#: Held while Dask's configuration is changed, since all threads share it.
+_config_lock = make_lock()
 
 # A thread of the parent may hold Dask's own lock at a fork.
 after_fork(dask.config.config_lock._at_fork_reinit)
@@ -57,11 +57,11 @@ after_fork(dask.config.config_lock._at_fork_reinit)
 #: Graphs that are submitted within this time of each other are of one generation.
 _SAME_GENERATION = "1 h"
 
-#: How long a future is kept that is no longer needed: to release it at once would delay what is
-#: submitted next.
+#: How long a future is kept that is no longer needed. If it were released at once, that would
+#: delay the next submission.
 _LINGER_SECONDS = 0.05
 
-#: How long an answer may be on its way from the scheduler.
+#: How long an answer of the scheduler may take to arrive.
 _ANSWER_TIMEOUT_SECONDS = 5.0
 
 
@@ -74,23 +74,23 @@ class ClusterBackend:
         The connection to it.
     topic : str
         The topic of the events for this client.
-    within : object, optional
-        The key of the Dask task that is this client. What it submits is served before what
-        has been submitted since that task was.
+    task_key : object, optional
+        The key of the Dask task that this client is, if it is one. Dask serves what the task
+        submits before all that was submitted after the task itself.
     """
 
-    def __init__(self, client: Client, topic: str, within: Any = None) -> None:
+    def __init__(self, client: Client, topic: str, task_key: Any = None) -> None:
         self.client = client
         self.slots = 0
         self.membership = Membership(client, topic)
-        self._within = within
+        self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._topic = topic
         self._questions = itertools.count()
         self._callbacks: dict[int, RevokeCallback] = {}
         self._listener: Listener | None = None
-        #: The futures of keys that are over, for a moment.
+        #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
 
     def prepare(self) -> None:
@@ -101,7 +101,7 @@ class ClusterBackend:
         self,
         listener: Listener,
         batch: str,
-        founds: bool,
+        is_creator: bool,
         on_loss: Callable[[ServiceLost], None],
     ) -> int:
         """Register as a client of a Batch; returns its number there.
@@ -110,11 +110,11 @@ class ClusterBackend:
         ----------
         listener : Listener
             Receives what happens to blocks and workers.
-        batch, founds, on_loss
+        batch, is_creator, on_loss
             See `Membership.register`, also for the exceptions.
         """
         self._listener = listener
-        number, self.slots = self.membership.register(batch, founds, self._receive, on_loss)
+        number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
@@ -125,6 +125,7 @@ class ClusterBackend:
         self.membership.unregister(idle)
 
     def _receive(self, event: tuple[float, Any]) -> None:
+        """Pass an event of the scheduler to the listener; called on Dask's event loop."""
         message = decode(event[1])
         listener = self._listener
         if isinstance(message, SlotsChanged):
@@ -133,24 +134,25 @@ class ClusterBackend:
             return
         match message:
             case BlockReported(report):
-                self._guard(listener.report, report)
+                self._call_guarded(listener.report, report)
             case MembersRevoked(question, not_begun, stopping):
                 self._answer(question, not_begun, stopping)
             case ValuesLost(keys):
-                self._guard(listener.values_lost, keys)
+                self._call_guarded(listener.values_lost, keys)
             case WorkerDied(keys, details, traces):
                 found = None if traces is None else pickle.loads(traces)
-                self._guard(listener.worker_died, keys, details, found)
+                self._call_guarded(listener.worker_died, keys, details, found)
             case SlotsChanged() | BatchEnded():
                 pass
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         """Submit a graph and set the future of each block; see `Submitter.submit`."""
         keys = [*lowered.blocks, *lowered.buffers]
-        within = {} if self._within is None else {"key": self._within}
-        with _setting_config, dask.config.set(_NO_WARNING), set_thread_state(**within):
-            # Dask serves one generation of graphs after the other. A new generation each time
-            # means first come, first served, except for what was submitted before.
+        parent = {} if self._task_key is None else {"key": self._task_key}
+        with _config_lock, dask.config.set(_NO_WARNING), set_thread_state(**parent):
+            # Dask serves one generation of graphs after the other. Each graph is a new
+            # generation: first come, first served. But tasks that were submitted before keep
+            # their turn.
             timeout = _SAME_GENERATION if again else 0
             futures = dict(
                 zip(
@@ -183,7 +185,7 @@ class ClusterBackend:
                 return
             with contextlib.suppress(*UNREACHABLE_ERRORS):
                 found = await self.client.scheduler.daskbatch_capacities()
-                self._guard(then, [Capacity(*each) for each in found])
+                self._call_guarded(then, [Capacity(*each) for each in found])
 
         self.client.loop.add_callback(ask)
 
@@ -194,35 +196,35 @@ class ClusterBackend:
     async def _watch(self, block: SubmittedBlock, future: Any) -> None:
         """Wait for a key on the client's event loop, and notify the listener of its end.
 
-        `Future.add_done_callback` would call from a thread pool, which does nothing any
-        longer when the interpreter ends.
+        `Future.add_done_callback` would call from a thread pool, which no longer runs anything
+        when the interpreter ends.
         """
         while future.status in ("pending", "lost"):
             await future._state.wait()
         result: BlockResult | None = None
         error: BaseException | None = None
         if future.status == "error":
-            error = _as_own(await future.exception())
+            error = _as_batch_error(await future.exception())
         elif future.status != "finished":
-            # If it was not released here, then only the end of the cluster cancels it.
+            # Unless this client has released it, only the end of the cluster cancels it.
             if block.future is not None:
-                self._guard(self.membership.check)
+                self._call_guarded(self.membership.check)
                 error = ServiceLost(f"its key is {future.status}")
         elif block.unfinished:
             # Not every member was reported; the key has all outcomes.
             try:
                 result = await future
             except Exception as failure:
-                error = _as_own(failure)
+                error = _as_batch_error(failure)
         if not self._lingering:
             self.client.loop.call_later(_LINGER_SECONDS, self._lingering.clear)
         self._lingering.append(future)
         if self._listener is not None:
-            self._guard(self._listener.key_finished, block, result, error)
+            self._call_guarded(self._listener.key_finished, block, result, error)
 
-    def _guard(self, function: Callable[..., None], *args: Any) -> None:
-        # Dask's event loop would only log an error of ours, and threads that wait for tasks
-        # would wait for ever.
+    def _call_guarded(self, function: Callable[..., None], *args: Any) -> None:
+        # If a function of ours raised, Dask's event loop would only log that, and threads that
+        # wait for tasks would wait for ever.
         try:
             function(*args)
         except Exception as error:
@@ -247,16 +249,17 @@ class ClusterBackend:
                     status=int(status),
                     begun=begun,
                 )
-            # By then the answer has arrived, unless the scheduler is gone, or this client is no
-            # longer registered there.
+            # The answer arrives as an event. After this time it will not arrive: the scheduler is
+            # gone, or this client is no longer registered there.
             self.client.loop.call_later(_ANSWER_TIMEOUT_SECONDS, self._answer, question, {}, {})
 
         self.client.loop.add_callback(ask)
 
     def _answer(self, question: int, not_begun: Members, stopping: Members) -> None:
+        """Call the callback of a revocation, once."""
         then = self._callbacks.pop(question, None)
         if then is not None:
-            self._guard(then, not_begun, stopping)
+            self._call_guarded(then, not_begun, stopping)
 
     def release(self, block: SubmittedBlock) -> None:
         """Drop this client's interest in a block; see `Backend.release`."""
@@ -273,11 +276,11 @@ class ClusterBackend:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function on Dask's event loop after some seconds."""
         loop = self.client.loop
-        loop.add_callback(loop.call_later, seconds, self._guard, function)
+        loop.add_callback(loop.call_later, seconds, self._call_guarded, function)
 
 
-def _as_own(error: BaseException) -> BaseException:
-    """Return an exception of daskbatch for a key that Dask gave up."""
+def _as_batch_error(error: BaseException) -> BaseException:
+    """Return `WorkerLost` if Dask has given a key up, else the error itself."""
     if isinstance(error, KilledWorker):
         last = "" if error.last_worker is None else f", the last at {error.last_worker.address}"
         lost = WorkerLost(f"{error.allowed_failures + 1} workers died under it{last}")

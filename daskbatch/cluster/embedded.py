@@ -34,17 +34,23 @@ from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 
-_START = "import sys, json; s = json.loads(sys.stdin.readline()); sys.path[:] = s['path']; \
-from daskbatch.cluster.embedded import run_cluster; run_cluster(s)"
+#: The program of the cluster process.
+_CLUSTER_PROGRAM = """\
+import json, sys
+settings = json.loads(sys.stdin.readline())
+sys.path[:] = settings["path"]
+from daskbatch.cluster.embedded import run_cluster
+run_cluster(settings)
+"""
 
-_START_TIMEOUT_SECONDS = 60.0
-_END_TIMEOUT_SECONDS = 10.0
+#: How long the cluster process may take to start, and to end once its pipe is closed.
+_START_TIMEOUT_SECONDS, _END_TIMEOUT_SECONDS = 60.0, 10.0
 
 #: The longest path of a directory for sockets. The path of a socket may have 107 bytes, on macOS
 #: 103, and `multiprocessing` needs 32 of them.
 _MAX_SOCKET_DIRECTORY_BYTES = 70
 
-#: The interval at which nannies that have given up are replaced.
+#: The interval at which the cluster process looks for nannies that have given up.
 _CHECK_INTERVAL_SECONDS = 0.5
 
 #: As Dask's nannies do: one thread for each linear algebra call, because every core has a
@@ -71,7 +77,7 @@ _CONFIG = {
 
 
 class EmbeddedCluster:
-    """A scheduler and workers on this machine.
+    """A scheduler and workers on this machine. Any thread may use it.
 
     Parameters
     ----------
@@ -97,11 +103,11 @@ class EmbeddedCluster:
             for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "DASK_INTERNAL_INHERIT_CONFIG")
             if name not in wanted
         ]
-        scratch, sockets = _make_places()
+        scratch, sockets = _make_directories()
         receive, send = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", _START],
+                [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", _CLUSTER_PROGRAM],
                 stdin=subprocess.PIPE,
                 pass_fds=[send],
                 cwd=directory,
@@ -116,7 +122,7 @@ class EmbeddedCluster:
             )
         except BaseException:
             os.close(receive)
-            _remove_places(scratch, sockets)
+            _remove_directories(scratch, sockets)
             raise
         finally:
             os.close(send)
@@ -141,6 +147,7 @@ class EmbeddedCluster:
             raise
 
     def _await_address(self, receive: int) -> str:
+        """Wait until the cluster process writes the scheduler's address to a pipe."""
         # In a thread, because a pipe cannot be read with a timeout. The pipe closes when the
         # cluster process ends.
         lines: list[str] = []
@@ -178,7 +185,7 @@ def _leave_to_parent() -> None:
     _clusters.clear()
 
 
-def _make_places() -> tuple[str, str]:
+def _make_directories() -> tuple[str, str]:
     """Make a directory for the workers' files, and one for sockets, whose path must be short."""
     scratch = tempfile.mkdtemp(prefix="daskbatch-")
     if len(os.fsencode(scratch)) <= _MAX_SOCKET_DIRECTORY_BYTES:
@@ -186,16 +193,17 @@ def _make_places() -> tuple[str, str]:
     try:
         return scratch, tempfile.mkdtemp(prefix="daskbatch-", dir="/tmp")
     except BaseException:
-        _remove_places(scratch)
+        _remove_directories(scratch)
         raise
 
 
-def _remove_places(*places: str) -> None:
-    for place in places:
-        shutil.rmtree(place, ignore_errors=True)
+def _remove_directories(*directories: str) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _end(process: subprocess.Popen[str], pipe: IO[str], *places: str) -> None:
+def _end(process: subprocess.Popen[str], pipe: IO[str], *directories: str) -> None:
+    """Close the pipe, wait until the cluster process has ended, and remove its directories."""
     with contextlib.suppress(OSError):
         pipe.close()
     try:
@@ -203,7 +211,7 @@ def _end(process: subprocess.Popen[str], pipe: IO[str], *places: str) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    _remove_places(*places)
+    _remove_directories(*directories)
 
 
 # -- in the cluster process -------------------------------------------------------------
@@ -240,15 +248,15 @@ async def _serve(settings: dict[str, Any]) -> None:
     replacing = asyncio.create_task(_replace_workers(cluster, settings["workers"]))
     await asyncio.to_thread(sys.stdin.read)
     replacing.cancel()
-    # Nobody needs the workers any longer. To close them in order would take longer, and they
-    # would log that they miss each other.
+    # The creator is gone, so the workers are no longer needed. To close them in order would take
+    # longer, and they would log that they have lost each other.
     _kill_children()
-    _remove_places(settings["scratch"], settings["sockets"])
+    _remove_directories(settings["scratch"], settings["sockets"])
     os._exit(0)
 
 
 async def _replace_workers(cluster: Any, workers: int) -> None:
-    """Start workers anew where Dask does not: a nanny gives up if its worker dies at the start."""
+    """Replace nannies that have given up: a nanny does so if its worker dies at the start."""
     from distributed.core import Status
 
     while True:

@@ -1,6 +1,7 @@
 """Registers a client with its Batch, notices when the registration is lost, and ends it.
 
-Any thread may use it, except Dask's event loop where a method waits for the scheduler.
+Any thread may use it. But Dask's event loop must not call a method that waits for the scheduler:
+`register`, `wait_until_alone`, and `unregister` unless `wait` is False.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _LATE_MESSAGES_SECONDS = 10.0
 #: How long after an interrupted registration the client is unregistered.
 _UNREGISTER_DELAY_SECONDS = 1.0
 
-#: What a request to a scheduler raises that is gone.
+#: What a request raises if the scheduler is gone.
 UNREACHABLE_ERRORS = (OSError, CommClosedError)
 
 
 class Membership:
-    """The registration of one client of a Batch.
+    """The registration of one client of a Batch. Any thread may use it.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class Membership:
     def register(
         self,
         batch: str,
-        founds: bool,
+        is_creator: bool,
         on_event: Callable[[tuple[float, Any]], None],
         on_loss: Callable[[ServiceLost], None],
     ) -> Registration:
@@ -64,7 +65,7 @@ class Membership:
         ----------
         batch : str
             The Batch.
-        founds : bool
+        is_creator : bool
             Whether this client creates the Batch.
         on_event : callable
             Called, on Dask's event loop, with each event of the topic.
@@ -87,7 +88,7 @@ class Membership:
                 topic=self._topic,
                 batch=batch,
                 where=f"process {os.getpid()} on {socket.gethostname()}",
-                founds=founds,
+                founds=is_creator,
             )
         except UNREACHABLE_ERRORS as error:
             raise ServiceLost(f"the cluster at {self._address} is gone: {error}") from error
@@ -119,14 +120,14 @@ class Membership:
             raise ServiceLost(self._lost)
 
     def check(self) -> None:
-        """Find out whether the registration is lost."""
+        """Find out whether the registration is lost, and record it; does not raise."""
         if self._client.status != "running":
             self.lose(
                 f"the cluster at {self._address} is gone, or it has closed this client, which was "
                 "silent for too long; make another Batch to go on"
             )
         elif self._client.scheduler_comm is not self._stream:
-            # Dask has connected again; but to the scheduler, a lost connection is a closed client.
+            # Dask has connected again. But the scheduler removes a client with its connection.
             self.lose(f"the connection to {self._address} was lost; make another Batch to go on")
 
     def lose(self, why: str) -> None:
@@ -136,11 +137,11 @@ class Membership:
             self._on_loss(ServiceLost(why))
 
     def announce_closed(self) -> None:
-        """Tell the scheduler, without waiting, that this client starts no more tasks."""
+        """Report to the scheduler, without waiting, that this client starts no more tasks."""
         self._request("daskbatch_close")
 
     def announce_idle(self) -> None:
-        """Unregister, without waiting, with all tasks over; results can still be fetched."""
+        """Unregister without waiting, once all tasks are over; results can still be fetched."""
         self._request("daskbatch_unregister", idle=True)
 
     def _request(self, handler: str, **arguments: Any) -> None:
@@ -186,7 +187,7 @@ class Membership:
         if not wait:
             self._request("daskbatch_unregister", idle=idle)
             return
-        # If the scheduler ends at this very moment, it has nothing to forget any longer.
+        # If the scheduler ends at this moment, the registration ends with it.
         with contextlib.suppress(*UNREACHABLE_ERRORS):
             self._client.sync(
                 self._client.scheduler.daskbatch_unregister, topic=self._topic, idle=idle

@@ -1,7 +1,7 @@
 """The nannies' plugin of daskbatch: reports what a dead worker had done, and how it ended.
 
 Before it answers, it makes sure that the worker, and every process that the worker had started,
-is gone. Only then may tasks that ran there run elsewhere.
+is gone. Only then may tasks that ran there run elsewhere. The nanny's event loop calls it.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
         #: The exit codes of workers, in order.
         self._exitcodes: list[int] = []
         nanny.handlers["daskbatch_fate"] = self._fate
-        inner = nanny._on_worker_exit_sync
+        on_exit = nanny._on_worker_exit_sync
 
-        def note(exitcode: int) -> None:
+        def record_exit(exitcode: int) -> None:
             self._exitcodes.append(exitcode)
-            inner(exitcode)
+            on_exit(exitcode)
 
         # The nanny forgets how a worker ended as soon as it starts the next one.
-        nanny._on_worker_exit_sync = note
+        nanny._on_worker_exit_sync = record_exit
         if nanny.process is not None:
-            nanny.process.on_exit = note
+            nanny.process.on_exit = record_exit
 
     async def _fate(self, pid: int, owner: str, directory: str) -> WorkerFate:
         """End a worker and its processes, and return what it has left."""
@@ -71,7 +71,7 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
 
 
 def _end(pid: int, owner: str) -> None:
-    """End a worker, which may only have lost its scheduler, and what it has started."""
+    """End a worker, and what it has started: it may have lost its scheduler, and still run."""
     with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess, psutil.TimeoutExpired):
         process = psutil.Process(pid)
         os.kill(pid, signal.SIGKILL)

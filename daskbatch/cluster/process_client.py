@@ -1,7 +1,7 @@
-"""One Dask client per cluster for this process, which owns shared objects.
+"""Keeps one Dask client per cluster for this process, to own shared objects.
 
-It owns the objects that were created from an address or a cluster object. It is closed at exit,
-and the objects end with it. Any thread may use this.
+The client owns the objects that were created from an address or a cluster object. It is closed at
+exit, and the objects end with it. Any thread may use this.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from daskbatch.forking import after_fork, keep_inherited, make_lock
 
 #: By the scheduler's address, and by the address that the caller used for it.
 _connections: dict[str, Connection] = {}
-_connecting = make_lock()
+#: Held while a client is looked up or connected.
+_lock = make_lock()
 
 
 def process_client(cluster: str | Cluster) -> Client:
-    """Return this process's client of a cluster; connects if there is none yet.
+    """Return this process's client of a cluster, connected if it was not yet.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def process_client(cluster: str | Cluster) -> Client:
         No scheduler answers at this address.
     """
     address = cluster.scheduler_address if isinstance(cluster, Cluster) else cluster
-    with _connecting:
+    with _lock:
         found = _connections.get(address) if isinstance(address, str) else None
         if found is not None and _is_connected(found.client):
             return found.client
@@ -52,6 +53,8 @@ def _is_connected(client: Client) -> bool:
 
 
 def _keep(connection: Connection, names: set[str]) -> None:
+    """Keep a connection under its addresses, until it is lost."""
+
     async def drop() -> None:
         # Without the lock: a thread that holds it may wait for this loop.
         for name in names:

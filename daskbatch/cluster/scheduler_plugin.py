@@ -56,7 +56,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     Handlers that clients call:
 
     - ``daskbatch_register(client, topic, batch, where, founds)`` registers a client of a
-      Batch; returns a `Registration`, or None if the Batch does not exist or has ended.
+      Batch, its creator if `founds` is set; returns a `Registration`, or None if the Batch
+      does not exist or has ended.
     - ``daskbatch_unregister(topic, idle)`` removes a client. Returns nothing.
     - ``daskbatch_close(topic)`` records that a client starts no more tasks. Returns nothing.
     - ``daskbatch_join(topic, seconds)`` waits until a client is alone in its Batch, and then
@@ -87,7 +88,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._clients = ClientRegistry()
         self._checks_silence = False
-        #: The revocations that workers which join are sent: topic -> block -> member -> status.
+        #: The revocations to send to workers that join: topic -> block -> member -> status.
         self._revoked: dict[str, dict[int, dict[int, int]]] = {}
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
@@ -97,7 +98,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._worker_losses.hello,
+                "daskbatch-hello": self._worker_losses.record_process,
             }
         )
         scheduler.handlers.update(
@@ -118,7 +119,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _register(
         self, client: str, topic: str, batch: str, where: str, founds: bool
     ) -> Registration | None:
-        """Register a client of a Batch, which its creator founds."""
+        """Register a client of a Batch; the Batch begins when its creator registers."""
         registered = self._clients.register(topic, batch, client, where, founds)
         if registered is None:
             return None
@@ -154,12 +155,12 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         await _wait_ended(ending)
 
     def _remove(self, topic: str, idle: bool = False) -> list[asyncio.Task[None]]:
-        """Remove a client; returns what ends the shared objects of its Batch, if that ends."""
+        """Remove a client; if its Batch ends with it, returns the tasks that end shared objects."""
         client = self._clients.remove(topic)
         if client is None:
             return []
-        # What was revoked must not run, though nobody waits for it any longer. And the creator
-        # of a Batch may have left something in the processes of the workers.
+        # Revoked members must not run, though the client no longer waits for them. And the
+        # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
             self._send_to_workers({"op": "daskbatch-end", "topic": topic})
         return self._end_batch(client.batch) if self._clients.is_empty(client.batch) else []
@@ -194,15 +195,15 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._run_in_background(self._check_silence())
 
     async def _check_silence(self) -> None:
-        """Treat clients that are silent for too long as crashed."""
+        """Close the connections that are silent for too long, as if the clients had crashed."""
         while (seconds := self._clients.seconds_to_next_silence()) is not None:
-            # Not longer: a client with a shorter limit may register meanwhile.
+            # Not for longer at once: a client with a shorter limit may register meanwhile.
             await asyncio.sleep(min(seconds, _MAX_CHECK_INTERVAL_SECONDS))
             for connection in self._clients.silent_connections():
                 self._clients.disconnected(connection)
                 comm = self._scheduler.client_comms.get(connection)
                 if comm is not None:
-                    # As if it had crashed; the client notices this if it ever goes on.
+                    # As if it had crashed. If the client still runs, it notices this.
                     comm.abort()
         self._checks_silence = False
 
@@ -237,7 +238,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._send_slots()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        """Answer for a worker that has left, and report its death; called by Dask."""
+        """Complete the answers of a worker that has left, and report its death; called by Dask."""
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
@@ -262,19 +263,19 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def log_event(self, topic: str, msg: Any) -> None:
         """Note a worker's death before Dask does anything about its keys; called by Dask."""
         if topic == "worker-restart-memory":
-            self._worker_losses.ran_out_of_memory(msg["worker"], msg["rss"])
+            self._worker_losses.record_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
             reset_suspicion(self._scheduler, msg["processing-tasks"])
             began = mark_lost(self._scheduler, msg["processing-tasks"])
             lost = mark_lost(self._scheduler, msg["lost-computed-tasks"])
-            self._worker_losses.died(msg["worker"], began)
+            self._worker_losses.record_death(msg["worker"], began)
             for topic, keys in lost.items():
                 self._notify(topic, ValuesLost(keys))
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again; called by Dask."""
         if start == "memory" and finish == "released":
-            # No client needs the result; the loss of a token of it is no reason to run it.
+            # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
 
     async def _report_death(self, worker: str) -> None:
@@ -303,10 +304,11 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     ) -> None:
         """Revoke members of blocks, and send the client which of them will not run.
 
-        Every worker is told, and so is each worker that joins later. Wherever Dask has sent,
-        will send, or will steal a block, its members are then not begun. A member that cannot
-        be revoked has begun on a worker that says so, or is over; in that case its report is
-        sent to the client before the answer, because the answer takes the way of the reports.
+        Every worker receives the revocation, and so does each worker that joins later. So no
+        worker begins the members, wherever Dask has sent, will send, or will move the block.
+        If a member cannot be revoked, it has begun on a worker that answers so, or it is over.
+        Then the client receives its report before the answer, because both travel on the same
+        stream, in order.
         """
         waiting: dict[int, list[asyncio.Future[_RevokeAnswer]]] = {}
         for block, some in members.items():

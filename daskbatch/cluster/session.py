@@ -1,7 +1,7 @@
-"""One client's stay on a cluster, from the connection to the end.
+"""Holds one client's stay on a cluster, from the connection to the end.
 
 A `Session` puts together the connection, the backend, the dispatcher and the queued tasks of
-one client of a Batch, and ends them in order.
+one client of a Batch, and ends them in order. Any thread may use it.
 """
 
 from __future__ import annotations
@@ -95,17 +95,17 @@ class Session:
             self.client = connection.client
             self.topic = make_topic(batch)
         try:
-            key = None if within is None else within.key
-            self._backend = ClusterBackend(self.client, self.topic, key)
+            task_key = None if within is None else within.key
+            self._backend = ClusterBackend(self.client, self.topic, task_key)
             self.dispatcher = Dispatcher(self._backend, _setting(self.topic))
             self.dispatcher.outcomes.context = within
-            #: What this client has not started yet.
+            #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
-            #: The numbers of its tasks.
+            #: Yields the numbers of its tasks.
             self.numbers = itertools.count()
             #: Which client of the Batch this is: 0 has created it; -1 until it is registered.
             self.number = -1
-            #: What its tasks belong to.
+            #: The id that its tasks carry.
             self.client_id = batch
             if connection is not None:
                 self._backend.prepare()
@@ -124,15 +124,15 @@ class Session:
             _end_with_multiprocessing()
 
     def _publish(self) -> None:
-        """Register with the Batch, seen by the shared connection and the task's context."""
+        """Show the session to the shared connection and the task's context, and register it."""
         if self._shared is not None:
             self._shared.subscribe(self)
         if self._within is not None:
             # From here on it ends with the task, whatever happens.
             self._within.resources[self.batch] = self
-        founds = self._connection is not None
-        self.number = self._backend.connect(self.dispatcher, self.batch, founds, self._on_loss)
-        self.client_id = make_client_id(self.batch, 0 if founds else self.number)
+        is_creator = self._connection is not None
+        self.number = self._backend.connect(self.dispatcher, self.batch, is_creator, self._on_loss)
+        self.client_id = make_client_id(self.batch, 0 if is_creator else self.number)
 
     def submit(self, records: Sequence[TaskRecord], name: str, group: Group | None) -> None:
         """Start tasks; see `Dispatcher.submit`.
@@ -156,11 +156,19 @@ class Session:
     def _watch_requirements(
         self, records: Sequence[TaskRecord], unmet_before: set[TaskRecord]
     ) -> None:
-        """Refuse tasks that no worker can run at two checks in a row: workers come and go."""
+        """Refuse tasks that no worker can run at two checks in a row: workers come and go.
+
+        Parameters
+        ----------
+        records : sequence of TaskRecord
+            The tasks to check until they are over.
+        unmet_before : set of TaskRecord
+            Those that no worker could run at the last check.
+        """
 
         def check(workers: list[Capacity]) -> None:
-            refused = _refused([c for c in records if c.phase == Phase.WAITING], workers)
-            self.dispatcher.refuse({c: why for c, why in refused.items() if c in unmet_before})
+            refused = _refused([r for r in records if r.phase == Phase.WAITING], workers)
+            self.dispatcher.refuse({r: why for r, why in refused.items() if r in unmet_before})
             unfinished = [record for record in records if not record.over]
             if unfinished:
                 self._watch_requirements(unfinished, set(refused))
@@ -262,7 +270,7 @@ class Session:
         """End without waiting: a finalizer calls this, in any thread."""
         if self._ended:
             return
-        # To start the queued tasks would take locks that a finalizer must not take.
+        # The queued tasks are not started: that takes locks that a finalizer must not take.
         self.background.backlog.forget()
         if self._shared is not None:
             # As if it had been closed: the tasks that it has started are still needed.
@@ -287,14 +295,14 @@ class Session:
         self.end()
 
     def give_up(self) -> None:
-        """Stop what the task has started, because the task has failed or is being stopped."""
+        """Stop what the task has started: the task has failed or is being stopped."""
         with contextlib.suppress(Exception):
             self.background.drop()
             records = self.dispatcher.unfinished()
             self.dispatcher.cancel(records)
-            # What runs after the task must not meet what the task has started.
+            # What runs after the task must not run beside what the task has started.
             self.dispatcher.outcomes.wait(
-                lambda: all(c.over for c in records), _STOP_TIMEOUT_SECONDS
+                lambda: all(record.over for record in records), _STOP_TIMEOUT_SECONDS
             )
         self.end()
 
@@ -343,7 +351,7 @@ def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict
     return {record: why for record in records if (why := reasons[record.options]) is not None}
 
 
-#: The sessions that have not ended and are not a task's. Those left at exit are ended then.
+#: The sessions that have not ended and do not belong to a task; ended at exit.
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 

@@ -1,4 +1,4 @@
-"""One Dask client per scheduler and process, shared by all copies of Batches that others created.
+"""Shares one Dask client per scheduler among the copies of Batches that others created.
 
 A thousand tasks that each use a copy of a Batch share the connection of their worker. Each of
 them is still a client of the Batch by itself. Any thread may use this, and finalizers too.
@@ -38,7 +38,7 @@ class ConnectionUser(Protocol):
 
 
 class SharedConnection:
-    """A connection of this process that several clients of Batches use.
+    """A connection of this process that several clients of Batches use. Any thread may use it.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class SharedConnection:
 
     def __init__(self, address: str) -> None:
         ttl = config.get_seconds("client-ttl")
-        self.client: Client = open_client(address, was_there=True)
+        self.client: Client = open_client(address, existed_before=True)
         self._connection = Connection(self.client, owns_client=True)
         self._address = address
         #: The users that are notified of the end of their Batch or of the connection.
@@ -80,19 +80,20 @@ class SharedConnection:
         for user in list(self._users):
             if user.batch == message.batch:
                 user.lose("this Batch has been joined or terminated by its creator")
-        with _changing:
+        with _lock:
             self._expected.discard(message.batch)
             self._close_if_unused()
 
     def acquire(self, batch: str, expect_more: bool) -> None:
-        """Take a share of the connection; the caller holds the lock `_changing`.
+        """Take a share of the connection; the caller holds `_lock`.
 
         Parameters
         ----------
         batch : str
             The Batch that the user is a client of.
         expect_more : bool
-            Whether other clients of this Batch are likely to follow when this one has left.
+            Whether other clients of this Batch are likely to follow after this one: then the
+            connection stays open until the Batch ends.
         """
         self._shares += 1
         if expect_more:
@@ -100,12 +101,12 @@ class SharedConnection:
 
     def subscribe(self, user: ConnectionUser) -> None:
         """Notify a user, from now on, when its Batch or the connection has ended."""
-        with _changing:
+        with _lock:
             self._users.add(user)
 
     def release(self, user: ConnectionUser) -> None:
         """Return a user's share; with the last one, an unexpected connection is closed."""
-        with _changing:
+        with _lock:
             self._users.discard(user)
             self._shares -= 1
             self._close_if_unused()
@@ -120,8 +121,9 @@ class SharedConnection:
 #: By the scheduler's address.
 _shared: dict[str, SharedConnection] = {}
 
-#: Finalizers take it, too, whatever their thread is doing: hence it is reentrant.
-_changing = make_rlock()
+#: Held while shares change. Finalizers take it, too, and may run while their thread holds it:
+#: so it is reentrant.
+_lock = make_rlock()
 
 
 def share_connection(address: str, batch: str, expect_more: bool) -> SharedConnection:
@@ -139,7 +141,7 @@ def share_connection(address: str, batch: str, expect_more: bool) -> SharedConne
     ServiceLost
         No scheduler answers at this address.
     """
-    with _changing:
+    with _lock:
         found = _shared.get(address)
         if found is None or found.client.status != "running":
             found = _shared[address] = SharedConnection(address)

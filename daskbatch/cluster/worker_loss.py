@@ -31,7 +31,7 @@ _NO_TRACES = pickle.dumps([], 5)
 
 
 def lost() -> BlockResult:
-    """Return the result of a block of which the cluster knows nothing any longer."""
+    """Return the result of a block whose outcomes the cluster has lost."""
     return BlockResult(b"")
 
 
@@ -77,7 +77,7 @@ def reset_suspicion(scheduler: Scheduler, keys: Iterable[Any]) -> None:
 
 @dataclass(slots=True)
 class _Worker:
-    """What is needed of a worker once it is dead."""
+    """What the tracker records of a worker while it lives, for when it is dead."""
 
     state: Any
     nanny: str | None
@@ -85,12 +85,14 @@ class _Worker:
     pid: int = -1
     owner: str = ""
     directory: str = ""
+    #: How much memory it used when it was killed for that; 0 if it was not.
     out_of_memory_bytes: int = 0
+    #: The keys that it may have begun when it died, by topic.
     began: dict[str, list[BlockKey]] = field(default_factory=dict)
 
 
 class WorkerLossTracker:
-    """The workers, and what those that died had begun.
+    """The workers, and what those that died had begun. Not thread-safe.
 
     Parameters
     ----------
@@ -109,18 +111,18 @@ class WorkerLossTracker:
         state = self._scheduler.workers[address]
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
-    def hello(self, pid: int, owner: str, directory: str, worker: str) -> None:
+    def record_process(self, pid: int, owner: str, directory: str, worker: str) -> None:
         """Record the process of a worker, and where it keeps its journals."""
         self.add_worker(worker)
         found = self._workers[worker]
         found.pid, found.owner, found.directory = pid, owner, directory
 
-    def ran_out_of_memory(self, address: str, size: int) -> None:
+    def record_out_of_memory(self, address: str, size: int) -> None:
         """Record that a worker is being killed because it uses `size` bytes."""
         if address in self._workers:
             self._workers[address].out_of_memory_bytes = size
 
-    def died(self, address: str, began: dict[str, list[BlockKey]]) -> None:
+    def record_death(self, address: str, began: dict[str, list[BlockKey]]) -> None:
         """Record that a worker has died, and the keys that it may have begun, by topic."""
         if address in self._workers:
             self._workers[address].began = began
@@ -148,9 +150,9 @@ class WorkerLossTracker:
     async def _ask_nanny(self, worker: _Worker) -> WorkerFate:
         if worker.nanny is None or not worker.directory:
             return WorkerFate()
-        # Whatever goes wrong there: the clients wait for the report.
+        # Any error of the nanny: the clients wait for the report, and must receive one.
         with contextlib.suppress(Exception):
-            # Also if no block ran there: what the worker has started must not outlive it.
+            # Also if no block ran there: the worker's processes must not outlive it.
             answer = await asyncio.wait_for(
                 self._scheduler.rpc(worker.nanny).daskbatch_fate(
                     pid=worker.pid, owner=worker.owner, directory=worker.directory

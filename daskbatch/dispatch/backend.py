@@ -22,27 +22,35 @@ RevokeCallback = Callable[[Members, Members], None]
 
 
 class Listener(Protocol):
-    """The receiver of what happens on the cluster: a `Dispatcher`. Any thread may call it."""
+    """The receiver of what happens on the cluster: a `Dispatcher`. Any thread may call it.
 
-    def report(self, data: bytes) -> None: ...
+    `Dispatcher` explains the parameters.
+    """
+
+    def report(self, data: bytes) -> None:
+        """A worker has sent a report of a block."""
 
     def key_finished(
         self,
         block: SubmittedBlock,
         result: BlockResult | None = None,
         error: BaseException | None = None,
-    ) -> None: ...
+    ) -> None:
+        """The key of a block is finished, or has failed as a whole."""
 
-    def values_lost(self, keys: Sequence[BlockKey]) -> None: ...
+    def values_lost(self, keys: Sequence[BlockKey]) -> None:
+        """The results of finished blocks were lost with a worker."""
 
     def worker_died(
         self,
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
-    ) -> None: ...
+    ) -> None:
+        """A worker has died."""
 
-    def give_up(self, error: BaseException | None = None) -> None: ...
+    def give_up(self, error: BaseException | None = None) -> None:
+        """No further report will arrive: all unfinished tasks have to be settled."""
 
 
 class Backend(Submitter, Protocol):
@@ -53,8 +61,16 @@ class Backend(Submitter, Protocol):
     ) -> None:
         """Withdraw members of blocks.
 
-        `then(not_started, stopping)` is called exactly once, from any thread. With status
-        CANCELLED and `begun`, running members are stopped as well.
+        Parameters
+        ----------
+        members : mapping
+            The members, by the numbers of their blocks.
+        status : Status
+            What they get instead of being run: CANCELLED or DEFERRED.
+        then : callable
+            Called exactly once, from any thread: `then(not_begun, stopping)`.
+        begun : bool
+            Whether members that have begun are stopped as well, if the status is CANCELLED.
         """
 
     def require_alive(self) -> None:

@@ -1,6 +1,6 @@
 """Holds what one client has not started yet: queued template tasks and executors' calls.
 
-Any thread may use it. A thread that needs one of these tasks has it started here.
+Any thread may use it. A thread that needs one of these tasks has `Background` start it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from daskbatch.dispatch.backlog import Backlog
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 
-#: With fewer queued template tasks it is not worth looking for those that are over. The
-#: number itself does not matter.
+#: With fewer queued template tasks, the list of them is not searched for those that are over. Any
+#: number of this size would do.
 _MIN_QUEUED_TO_PRUNE = 1000
 
 
 class ExecutorPool(Protocol):
-    """An executor's queue of calls, which a thread of the executor submits."""
+    """An executor's queue of calls, which a thread of the executor submits.
+
+    Any thread may use it.
+    """
 
     @property
     def waiting(self) -> list[TaskRecord]:
         """The calls that have not been submitted."""
 
     def flush(self) -> None:
-        """Have all queued calls submitted now; returns at once."""
+        """Have the thread submit all queued calls now; does not wait for it."""
 
     def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of the tasks that are calls of this executor have been submitted."""
@@ -37,7 +40,7 @@ class ExecutorPool(Protocol):
 
 
 class Background:
-    """The queued tasks of one client.
+    """The queued tasks of one client. Any thread may use it.
 
     Parameters
     ----------
@@ -60,12 +63,12 @@ class Background:
         self.name = "batch"
         self._dispatcher = dispatcher
         self._start = start
-        #: The template tasks that may not be over. A waiting task may refer to its Batch, which
-        #: this must not keep alive.
+        #: The template tasks that may not be over: weakly, since a waiting task may refer to its
+        #: Batch, which this client must not keep alive.
         self._queued: list[weakref.ref[TaskRecord]] = []
-        #: With this many, references to tasks that are over are dropped.
+        #: Once the list has this many entries, those of tasks that are over are dropped.
         self._prune_at = _MIN_QUEUED_TO_PRUNE
-        self._pruning = threading.Lock()
+        self._pruning_lock = threading.Lock()
 
     @property
     def backlog(self) -> Backlog:
@@ -76,8 +79,8 @@ class Background:
     def lend(self) -> Backlog:
         """Return the backlog and keep only a weak reference to it.
 
-        The Batch then keeps it: a waiting task may refer to its Batch, and must not keep it
-        alive by way of this client.
+        From then on the Batch keeps the backlog. A waiting task may refer to its Batch: if this
+        client kept the task, the task would keep the Batch alive.
         """
         backlog, self._own_backlog = self.backlog, None
         return backlog
@@ -101,8 +104,8 @@ class Background:
         return found
 
     def _prune_queued(self) -> list[TaskRecord]:
-        with self._pruning:
-            # Other threads append behind these meanwhile.
+        with self._pruning_lock:
+            # Other threads may append to the list meanwhile: only this part is replaced.
             queued = list(self._queued)
             unfinished = [
                 record for each in queued if (record := each()) is not None and not record.over
@@ -118,7 +121,7 @@ class Background:
             return list(self.pools)
 
     def flush(self, needed: Sequence[TaskRecord] | None = None) -> None:
-        """Start the template tasks that wait: at least the needed ones, by default all."""
+        """Start the queued template tasks: at least those in `needed`, by default all."""
         if len(self.backlog):
             self._dispatcher.outcomes.require_own_process()
             fail = self._dispatcher.settle_unstarted
@@ -134,7 +137,7 @@ class Background:
 
     def unfinished(self, predicate: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
         """Start all unfinished tasks that match a predicate, and return them."""
-        # In the order in which tasks move on; otherwise one could be missed.
+        # In the order in which a task moves on; in another order, one could be missed.
         found = [record for record in self.backlog.records if predicate(record)]
         for pool in self.executor_pools:
             found += [record for record in pool.waiting if predicate(record)]

@@ -1,7 +1,7 @@
 """Holds tasks that wait in the background until the first of their results is needed.
 
-When one task is needed, all are started, so that they run in parallel: in the order that their
-reads and writes require, also relative to tasks that were started before, back to a fence.
+When one task is needed, all are started, so that they run in parallel. They run in the order that
+their reads and writes require, also relative to the tasks that were started since the last fence.
 Any thread may use it.
 """
 
@@ -18,7 +18,7 @@ from daskbatch.errors import LifecycleError
 
 
 class Backlog:
-    """The queued template tasks of one client.
+    """The queued template tasks of one client. Any thread may use it.
 
     Parameters
     ----------
@@ -35,24 +35,24 @@ class Backlog:
         #: dispatcher's lock may be taken while this one is held, never the other way round. No
         #: thread waits for another one while it holds this lock, and no code of the user runs,
         #: except comparisons of channels.
-        self._changing = threading.RLock()
+        self._lock = threading.RLock()
         #: The threads that are pickling functions.
         self._pickling: set[int] = set()
 
     def __len__(self) -> int:
-        with self._changing:
+        with self._lock:
             return sum(not record.over for record in self._records)
 
     @property
     def records(self) -> list[TaskRecord]:
         """The tasks that wait. All others are in the dispatcher's table."""
-        with self._changing:
+        with self._lock:
             return list(self._records)
 
     def add(self, record: TaskRecord) -> None:
         """Add a task after the others; no other thread may have it yet."""
-        # Without the lock, which would take longer than all the rest. Once the task is in the
-        # list, another thread may start it.
+        # Without the lock, which would take longer than the rest of this method. Once the task is
+        # in the list, another thread may start it.
         self._set_phase(record, Phase.QUEUED)
         self._records.append(record)
 
@@ -70,7 +70,7 @@ class Backlog:
         start : callable
             Starts tasks, each after those that it waits for.
         fail : callable
-            Settles tasks that cannot be started as failed of an error.
+            Settles tasks that cannot be started: they fail with an error.
         wait_submitted : callable
             Waits until tasks that are queued elsewhere, the calls of an executor, are started.
         needed : sequence of TaskRecord, optional
@@ -88,35 +88,35 @@ class Backlog:
             needed = self.records
         while True:
             self._pickle(self.records)
-            with self._changing:
+            with self._lock:
                 ready = self._ready()
                 if ready:
                     with uninterrupted():
                         del self._records[: len(ready)]
                         self._start(ready, start, fail)
-                if not any(_is_here(record) for record in needed):
+                if not any(_is_in_backlog(record) for record in needed):
                     return
                 awaited = _queued_elsewhere(self._records[0])
             wait_submitted(awaited)
 
     def start_over(self) -> None:
         """Forget what finished tasks have read and written."""
-        with self._changing:
+        with self._lock:
             self._epoch.start_over()
 
     def drop(self) -> list[TaskRecord]:
         """Remove the tasks that wait without starting them, and return them."""
-        with self._changing:
+        with self._lock:
             records = list(self._records)
             del self._records[: len(records)]
             return records
 
     def forget(self) -> None:
-        """Remove tasks that nobody can reach any longer. It takes no lock."""
+        """Remove all tasks, which no thread can reach any longer. It takes no lock."""
         self._records.clear()
 
     def _pickle(self, records: Iterable[TaskRecord]) -> None:
-        # This may run any code, and Ctrl-C may interrupt it: then nothing has been started.
+        # Pickling may run any code, and Ctrl-C may interrupt it: then nothing has been started.
         thread = threading.get_ident()
         self._pickling.add(thread)
         try:
@@ -148,7 +148,8 @@ class Backlog:
             fail([*ordered, *records], error)
 
 
-def _is_here(record: TaskRecord) -> bool:
+def _is_in_backlog(record: TaskRecord) -> bool:
+    """Return whether a task is queued in a backlog, not in an executor."""
     return record.phase == Phase.QUEUED and record.group is None
 
 

@@ -1,6 +1,6 @@
 """Waits for tasks, and calls back when they are over.
 
-The `Condition` that protects all records of a client lives here.
+The `Condition` that protects all records of a client is here. Any thread may use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CompletionTracker:
         self.context: TaskContext | None = None
 
     def call_back(self, record: TaskRecord) -> None:
-        """Call the functions that wait for a task that is over; the caller holds the lock."""
+        """Call the functions that wait for a task, which is over; the caller holds the lock."""
         for callback in self._callbacks.pop(record, ()):
             callback()
         if self._idle_callbacks and not self.unfinished:
@@ -50,7 +50,7 @@ class CompletionTracker:
         Raises
         ------
         LifecycleError
-            This process was forked from the one that does.
+            This process was forked from the one that receives them.
         """
         if os.getpid() != self._process:
             raise LifecycleError(

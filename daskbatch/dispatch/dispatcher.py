@@ -3,10 +3,10 @@
 Does not know Dask: a `Backend` submits, revokes and calls back. The dispatcher owns the lock
 under which the state of started tasks changes.
 
-A started task that is not over is always in one block (`TaskRecord.block`), and only what is
-reported of that block counts. So a *deferred* task, one that a block returns without running
-it, is simply placed again, now that more is known of how long such tasks take; whatever the old
-block still reports of it is ignored. The tasks after it come back by themselves: a block whose
+A started task that is not over is always in one block (`TaskRecord.block`), and only the reports of
+that block count. A *deferred* task is one that a block returns without running it. The dispatcher
+places it again, in another block, now that more is known of how long such tasks take. It ignores
+what the old block still reports of the task. The tasks after it come back, too: a block whose
 input was deferred defers them.
 """
 
@@ -83,7 +83,8 @@ class Dispatcher:
         pickle_functions(records)
         with uninterrupted(), self._changed:
             new = [record for record in records if record.phase < Phase.WAITING]
-            # A record that is over was cancelled before the start; else it was started twice.
+            # A record that was cancelled, or has failed, before the start is left out. One that
+            # waits, runs or is done was started before.
             twice = len(new) < len(records) and any(
                 Phase.WAITING <= record.phase <= Phase.DONE for record in records
             )
@@ -106,7 +107,7 @@ class Dispatcher:
         self._backend.call_later(seconds, function)
 
     def settle_unstarted(self, records: Iterable[TaskRecord], error: Exception | None) -> None:
-        """Settle tasks that could not be started: as failed of an error, or as cancelled."""
+        """Settle tasks that were not started: as failed with an error, or as cancelled."""
         with self._changed:
             for record in records:
                 if record.phase < Phase.WAITING:
@@ -121,11 +122,13 @@ class Dispatcher:
         """Return the started tasks, of a group or all, that are not over; in program order."""
         with self._changed:
             members = [block.unfinished_members() for block in self.table.live.values()]
-        records = [c for some in members for c in some if group is None or c.group is group]
+        records = [
+            record for some in members for record in some if group is None or record.group is group
+        ]
         return sorted(records, key=lambda record: record.rank)
 
     def give_up(self, error: BaseException | None = None) -> None:
-        """Settle all unfinished tasks: as failed of an error, or as cancelled."""
+        """Settle all unfinished tasks: as failed with an error, or as cancelled."""
         with self._changed:
             for block in self.table.live.values():
                 for record in block.unfinished_members():
@@ -139,10 +142,11 @@ class Dispatcher:
             self._changed.notify_all()
 
     def fetch(self, record: TaskRecord, timeout: float | None = None) -> None:
-        """Store here what a finished task left on its worker; see `SubmittedBlock.fetch`.
+        """Store in its record what a finished task left on its worker.
 
-        If it was lost with the worker, the task is started again, if it may run again.
-        Otherwise the value is lost for good, and the record has no block.
+        If that was lost with the worker, the task is started again, if it may run again;
+        otherwise the value is lost for good, and the record has no block. See
+        `SubmittedBlock.fetch` for the exceptions.
         """
         block = record.block
         if block is None:
@@ -175,7 +179,7 @@ class Dispatcher:
         self._revocation.refuse(reasons)
 
     def place_anew(self, records: Iterable[TaskRecord]) -> None:
-        """Place those of the tasks that have not begun in new blocks: they wait for less now."""
+        """Place the tasks that have not begun in new blocks: they wait for fewer tasks now."""
         self._revocation.place_anew(records)
 
     # -- calls of the backend: implements `backend.Listener` -------------------------------
@@ -238,7 +242,7 @@ class Dispatcher:
             self._changed.notify_all()
 
     def _death_not_reported(self, block: SubmittedBlock) -> None:
-        """Go on without a report of what had run of a block: all of it may have run."""
+        """Continue without a report of which members of a block had run: all may have."""
         if self.table.live.get(block.number) is block:
             self.worker_died([block.key], {}, None)
 
@@ -292,13 +296,14 @@ class Dispatcher:
         self._revocation.forget(block)
 
     def _key_failed(self, block: SubmittedBlock, error: BaseException) -> list[TaskRecord]:
-        # Dask does not run what depends on a failed key, though these tasks may be allowed to
-        # run: then they are placed again, without that key.
-        innocent = any(other.failed for other in block.waits)
+        """Settle or requeue the members of a block whose key failed; returns the requeued ones."""
+        # Dask does not run a key that depends on a failed key. But the tasks of this block may
+        # still be allowed to run: then they are placed again, without the failed key.
+        other_failed = any(other.failed for other in block.waits)
         block.failed = True
         requeued = []
         for record in block.unfinished_members():
-            if innocent:
+            if other_failed:
                 self.table.requeue(block, record)
                 requeued.append(record)
             else:
@@ -310,6 +315,7 @@ class Dispatcher:
 
 
 def _as_failure(record: TaskRecord, error: BaseException) -> BatchError:
+    """Return the exception for one task, from the error of its Batch or block."""
     for kind, what in ((ServiceLost, "was lost with its Batch"), (WorkerLost, "was lost")):
         if isinstance(error, kind):
             return kind(f"task {record.label} {what}: {error}")

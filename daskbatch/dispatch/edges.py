@@ -43,8 +43,8 @@ def wire(graph: Graph, records: Sequence[TaskRecord], client_id: str) -> list[Ta
 def wait_for_producers(records: Iterable[TaskRecord]) -> None:
     """Make records wait for the started tasks whose results they take as arguments.
 
-    The order within a program is inferred from its list of tasks. Tasks that were started
-    apart are ordered by their arguments only, and are in no graph.
+    Within a program the order is inferred from its list of tasks. Tasks that are started in
+    separate calls are not in one graph: only their arguments order them.
     """
     for record in records:
         producers = record.producers

@@ -2,7 +2,7 @@
 
 All tasks between two fences (`Epoch.start_over`) are one program: a later task waits for an
 earlier one according to what both read and write. It does so even if the earlier task is over,
-because that task may have failed. Not thread-safe: the `Backlog` holds its lock.
+because that task may have failed. Not thread-safe: the `Backlog` calls it with its lock held.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.hazards import WAR, HazardTracker, Waits
 from daskbatch.plan.program import may_run_again, without_implied
 
-#: With this many tasks, done or not, the epoch first drops the references to those done.
+#: The first number of tasks at which an epoch drops its references to those that are done.
 _MIN_RECORDS_TO_PRUNE = 32
 
 
 class Epoch:
-    """The tasks since the last fence, and their accesses. All are of one client."""
+    """The tasks of one client since the last fence, and their accesses. Not thread-safe."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        # Barriers are numbered apart: the tracker compares the numbers of tasks.
+        # Barriers have negative numbers: the tracker compares the numbers of tasks.
         self._barrier_numbers = itertools.count(-1, -1)
+        #: The list that receives the tasks and barriers of the current call of `add`.
         self._ordered: list[TaskRecord] = []
         #: The client of the tasks that are being added, for the barriers between them.
         self._client_id = ""
@@ -35,8 +36,8 @@ class Epoch:
         self._tracker = HazardTracker(self._new_barrier)
         #: The tasks that accesses may refer to, by their nodes.
         self._records: dict[int, TaskRecord] = {}
-        #: The tasks that are done. Later tasks need not wait for them, and the user's handles
-        #: keep their results. But a task whose result was lost may be running again.
+        #: The tasks that are done, weakly: later tasks need not wait for them, and the user's
+        #: handles keep them. But a task whose result was lost may be running again.
         self._done: WeakValueDictionary[int, TaskRecord] = WeakValueDictionary()
         self._waits: dict[int, Waits] = {}
         self._prune_at = _MIN_RECORDS_TO_PRUNE
@@ -62,8 +63,8 @@ class Epoch:
 
     def start_over(self) -> None:
         """Forget the tasks that are over: later tasks do not depend on how they ended."""
-        # Another thread may have started more. And a cancelled task was over before the tasks
-        # that it had waited for; others wait for those through the cancelled task only.
+        # Another thread may have started more tasks. And a cancelled task may be over before the
+        # tasks that it waits for: later tasks wait for those through the cancelled task only.
         unfinished = {
             node: record for node, record in self._records.items() if not _is_past(record)
         }
@@ -114,4 +115,5 @@ class Epoch:
 
 
 def _is_past(record: TaskRecord) -> bool:
+    """Return whether a task is over, and all that it waited for."""
     return record.over and not record.unfinished_waits()

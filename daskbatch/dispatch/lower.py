@@ -2,7 +2,7 @@
 
 A block that takes a value from another block depends on the other's key. A block that only
 comes after another one depends on a small *token* of it, because Dask sends the whole value of
-every dependency to the worker that runs the dependent.
+every dependency to the worker that runs the dependent. The dispatcher calls it with its lock held.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.outcome import token
+
+#: The longest name that is shown on the dashboard.
+_MAX_NAME_CHARACTERS = 60
 
 #: A key of a Dask graph: of a block, a token or a buffer.
 GraphKey = str | BlockKey
@@ -94,6 +97,8 @@ def lower(
 
 
 class _Lowering:
+    """Makes one graph: `add` lowers each block, `finish` returns the graph."""
+
     def __init__(
         self, name: str, nonce: str, setting: Setting, existing: Mapping[str, Any], count: int
     ) -> None:
@@ -101,8 +106,9 @@ class _Lowering:
         self._nonce = nonce
         self._setting = setting
         self._existing = existing
-        # Among equals, dask.order starts with the key whose text is last. So count down, in
-        # numbers of one width: then what comes first in the program starts first.
+        # Of keys that are equal otherwise, dask.order starts the one whose text sorts last. So the
+        # numbers count down, and all have the same width: then what comes first in the program
+        # starts first.
         self._next = 2 * 10 ** len(str(count)) - 1
         self._layers: dict[Hashable, dict[GraphKey, GraphNode]] = {}
         self._options: dict[Hashable, Options] = {}
@@ -127,15 +133,16 @@ class _Lowering:
             ),
             *map(TaskRef, block.buffer_keys),
         ]
-        # Dask runs a task on the worker that has its inputs. With no large inputs, any free
-        # slot is better: then Dask assigns such tasks one by one as slots become free.
-        free = not any(inputs.blocks.values())
+        # Dask runs a task on the worker that has its inputs. Without large inputs, any free slot
+        # is better: Dask assigns tasks that are marked as data producers one by one, as slots
+        # become free.
+        takes_no_values = not any(inputs.blocks.values())
         self._layer(options)[key] = Task(
             key,
             self._setting.entry,
             pickling.dumps(spec),
             *references,
-            _data_producer=free,
+            _data_producer=takes_no_values,
         )
         self._blocks[key] = block
 
@@ -144,6 +151,7 @@ class _Lowering:
         return self._layers.setdefault(options.placement_key, {})
 
     def _token(self, block: SubmittedBlock) -> GraphKey:
+        """Return the key of a block's token, which is added to the graph if it is not there."""
         key = self._tokens.get(block)
         if key is None:
             key = self._tokens[block] = (f"{TOKEN}-{self._nonce}", block.number)
@@ -151,6 +159,7 @@ class _Lowering:
         return key
 
     def _spec(self, block: SubmittedBlock, inputs: _Inputs) -> BlockSpec:
+        """Return what a worker receives of a block; collects the inputs that it needs."""
         functions: dict[bytes, int] = {}
         calls: list[tuple[int, bytes]] = []
         links: dict[int, Link] = {}
@@ -164,10 +173,10 @@ class _Lowering:
                 assert isinstance(record.function, bytes)
                 index = functions.setdefault(record.function, len(functions))
                 calls.append((index, record.call.data))
-                o = record.options
-                if o.retries or o.timeout or o.cwd or o.env:
+                options = record.options
+                if options.retries or options.timeout or options.cwd or options.env:
                     # One object for equal limits: then pickle writes it once.
-                    found = Limits(o.retries, o.timeout, o.cwd, o.env)
+                    found = Limits(options.retries, options.timeout, options.cwd, options.env)
                     limits[member] = equal.setdefault(found, found)
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
@@ -208,11 +217,13 @@ class _Lowering:
         return len(inputs.blocks) + self._shared(data, inputs)
 
     def _shared(self, buffer: pickling.Buffer, inputs: _Inputs) -> int:
+        """Return the position of a buffer among the inputs; adds it to the graph if needed."""
         if buffer_key(buffer) not in self._existing:
             self._buffers[buffer_key(buffer)] = buffer
         return inputs.buffer(buffer)
 
     def _link(self, record: TaskRecord, block: SubmittedBlock, inputs: _Inputs) -> Link:
+        """Return where a member finds what it takes from its predecessors."""
         needs: list[Source] = []
         after: list[Source] = []
         for before, why in record.unfinished_waits().items():
@@ -221,7 +232,7 @@ class _Lowering:
         positions: list[int] = []
         if record.call is not None:
             for producer, part in record.call.references:
-                values.append(_value(producer, part, block, inputs))
+                values.append(_argument(producer, part, block, inputs))
             for buffer in record.call.buffers:
                 positions.append(self._shared(buffer, inputs))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
@@ -269,6 +280,7 @@ class _Inputs:
         return self._positions.setdefault(other, len(self.blocks) - 1), record.member
 
     def buffer(self, buffer: pickling.Buffer) -> int:
+        """Return the position of a buffer among the buffers."""
         self.buffers[buffer.digest] = buffer
         return self._positions.setdefault(buffer.digest, len(self.buffers) - 1)
 
@@ -280,10 +292,10 @@ class _Inputs:
         return link._replace(buffers=tuple(first + position for position in link.buffers))
 
 
-def _value(
+def _argument(
     producer: TaskRecord, part: str, block: SubmittedBlock, inputs: _Inputs
 ) -> BlockMember | bytes | str:
-    """Return an argument: the value itself, if only the client has it, else where it is."""
+    """Return an argument: the value itself if only the client has it, else its source."""
     if producer.over and (producer.block is None or producer.block.lost):
         if part == "result" and producer.value is not None:
             return producer.value
@@ -310,5 +322,5 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
 
 def _dashboard_name(name: str) -> str:
     """Return a name that Dask's dashboard shows whole: it cuts at other characters."""
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:60]
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:_MAX_NAME_CHARACTERS]
     return plain if plain[:1].isalpha() else f"task_{plain}"

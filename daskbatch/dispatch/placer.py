@@ -98,8 +98,8 @@ class Placer:
             block.long = any(candidates[position].long for position in positions)
             blocks.append(block)
         futures = dict(self._buffers)
-        # The dashboard cuts off what looks like a hexadecimal number at the end of a name. The
-        # number is long, because Dask takes equal keys for one key, even of different clients.
+        # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
+        # because Dask takes equal keys for one key, even if they are of different clients.
         lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, futures)
         futures.update(self._submitter.submit(lowered, again))
         for block in blocks:
@@ -111,8 +111,16 @@ class Placer:
         return blocks
 
     def learn(self, ran: Sequence[TaskRecord], sizes: Sequence[int]) -> None:
-        """Record how long tasks ran, and the bytes of their results; -1 stands for many."""
-        many = self._setting.share_limit + 1
+        """Record how long tasks ran, and how large their results are.
+
+        Parameters
+        ----------
+        ran : sequence of TaskRecord
+            The tasks.
+        sizes : sequence of int
+            For each the bytes of its result; -1 for one that is too large to be reported.
+        """
+        large = self._setting.share_limit + 1
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
         largest: dict[Hashable, int] = {}
@@ -122,13 +130,14 @@ class Placer:
                 calls[family] = calls.get(family, 0) + 1
                 seconds[family] = seconds.get(family, 0.0) + record.seconds
                 if size < 0:
-                    size = many
+                    size = large
                 if size > largest.get(family, 0):
                     largest[family] = size
         for family, count in calls.items():
             self._durations.add(family, count, seconds[family], largest.get(family, 0))
 
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
+        """Return what the packer needs to know of each task."""
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}
         candidates = []
         for record in records:
@@ -152,6 +161,7 @@ class Placer:
         )
 
     def _is_small(self, block: SubmittedBlock) -> bool:
+        """Return whether the result of a block may travel along order-only edges."""
         size = 0
         for record in block.records:
             if record.call is not None:
@@ -163,6 +173,7 @@ class Placer:
 
 
 def _with_waits(candidate: Candidate, record: TaskRecord) -> Candidate:
+    """Return a candidate with what its task still waits for."""
     unfinished = record.unfinished_waits()
     if not unfinished:
         return candidate
@@ -198,7 +209,7 @@ def pickle_functions(records: Iterable[TaskRecord]) -> None:
         found = pickled.get(id(function))
         if found is None:
             try:
-                # Tasks that are started together are of one executor, or of none.
+                # Tasks that are started together belong to one executor, or to none.
                 prepare = record.options.prepare
                 found = pickling.dumps(function) if prepare is None else prepare.dumps(function)
             except KeyboardInterrupt:

@@ -22,7 +22,7 @@ MAX_WORKER_DEATHS = 3
 
 
 class LastWriters:
-    """For each channel, the rank of the last started task that writes it."""
+    """For each channel, the rank of the last started task that writes it. Not thread-safe."""
 
     def __init__(self) -> None:
         self._last: dict[Channel, int] = {}
@@ -88,7 +88,7 @@ def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord])
     deaths : int
         The number of workers that have died while they ran the task.
     beside : iterable of TaskRecord
-        Tasks that may or may not have run since.
+        Tasks of the same block that may have run since.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def lost_with_worker(
     details : mapping
         What is known of the worker's death: keyword arguments of `WorkerLost`; may be empty.
     """
-    worker = f" {_describe(**details)}" if details else ""
+    worker = f" {_describe_worker(**details)}" if details else ""
     return WorkerLost(
         f"task {record.label} was lost with its worker{worker}, and does not run again: {reason}",
         attempt=attempt,
@@ -137,7 +137,7 @@ def lost_with_worker(
     )
 
 
-def _describe(
+def _describe_worker(
     worker: str,
     exitcode: int | None,
     memory: int | None,

@@ -1,6 +1,6 @@
-"""Says which of a task's requirements no worker meets.
+"""Finds out which of a task's requirements no worker meets.
 
-The caller decides when to check: a cluster may still grow workers that meet them.
+The caller decides when to check: workers that meet them may still join the cluster.
 """
 
 from __future__ import annotations
@@ -40,13 +40,16 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     allowed = [
         worker
         for worker in workers
-        if not options.workers or any(_is_at(worker, place) for place in options.workers)
+        if not options.workers or any(_is_named(worker, name) for name in options.workers)
     ]
     if options.workers and not allowed:
         existing = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
         return f"may run only at {', '.join(options.workers)}; the workers are: {existing}"
     required = dict(options.resources)
-    if any(all(w.resources.get(n, 0) >= a for n, a in required.items()) for w in allowed):
+    if any(
+        all(worker.resources.get(name, 0) >= amount for name, amount in required.items())
+        for worker in allowed
+    ):
         return None
     if not required:
         return None
@@ -57,5 +60,6 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     return f"asks for the resources {required}; the largest worker has {largest}"
 
 
-def _is_at(worker: Capacity, place: str) -> bool:
-    return place in (worker.address, worker.host, worker.name, worker.address.partition("://")[2])
+def _is_named(worker: Capacity, name: str) -> bool:
+    """Return whether a name is one of a worker: its address, its machine, or its own name."""
+    return name in (worker.address, worker.host, worker.name, worker.address.partition("://")[2])

@@ -1,7 +1,7 @@
 """Withdraws started tasks from the cluster: to cancel them, to refuse them, or to place them anew.
 
-The backend prevents members from running and answers which it could prevent. Several threads
-may use it, without the lock except where stated.
+The backend prevents members from running, and answers which members it could prevent. Any thread
+may use it. A caller must not hold the lock, except where a docstring says that it does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHECK_INTERVAL_SECONDS = 0.2
 
 
 class Revocation:
-    """Withdraws the tasks of a table.
+    """Withdraws the tasks of a table. Any thread may use it.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Revocation:
         self._revoked: set[int] = set()
 
     def cancel(self, records: Sequence[TaskRecord], begun: bool = True) -> list[TaskRecord]:
-        """Cancel what is not over; returns the tasks that will not complete, once that is known.
+        """Cancel tasks that are not over, and wait for the answer.
 
         Parameters
         ----------
@@ -59,6 +59,11 @@ class Revocation:
             The tasks.
         begun : bool
             Whether running tasks are stopped as well.
+
+        Returns
+        -------
+        list of TaskRecord
+            The tasks that will not complete.
         """
         self._table.outcomes.require_own_process()
         with self._changed:
@@ -73,7 +78,7 @@ class Revocation:
             started = self._cancel_started(started, begun)
         stopping = self._table.stopping
         with self._changed:
-            return [c for c in records if c.phase == Phase.CANCELLED or c in stopping]
+            return [each for each in records if each.phase == Phase.CANCELLED or each in stopping]
 
     def count_stopping(self, group: Group) -> int:
         """Return the number of members of a group that run and are being stopped."""
@@ -101,7 +106,7 @@ class Revocation:
             self._backend.revoke(members, Status.CANCELLED, then)
 
     def place_anew(self, records: Iterable[TaskRecord]) -> None:
-        """Place those of the tasks that have not begun in new blocks: they wait for less now."""
+        """Place the tasks that have not begun in new blocks: they wait for fewer tasks now."""
         with self._changed:
             members = members_by_block(
                 record for record in records if record.phase == Phase.WAITING
@@ -111,9 +116,10 @@ class Revocation:
             self._backend.revoke(members, Status.DEFERRED, self._place_withdrawn)
 
     def unstick(self, block: SubmittedBlock) -> None:
-        """Withdraw what waits for a block's key, but perhaps for none of its running members.
+        """Withdraw the tasks in blocks that wait for a block's key, to place them anew.
 
-        The caller holds the lock; the tasks are withdrawn a moment later.
+        The block has expired: its key will not finish soon, but a waiting task may need only
+        members that are over. The caller holds the lock; the tasks are withdrawn a moment later.
         """
         block.long = True
         if not self._stuck:
@@ -128,7 +134,7 @@ class Revocation:
             self._backend.forget([block.number])
 
     def _cancel_started(self, records: Iterable[TaskRecord], begun: bool) -> list[TaskRecord]:
-        """Cancel what is not over; returns the tasks that moved to other blocks meanwhile."""
+        """Cancel started tasks; returns those that moved to other blocks meanwhile."""
         answered = threading.Event()
         revoked: Members = {}
         stopping: Members = {}
@@ -147,7 +153,7 @@ class Revocation:
             return []
         self._backend.revoke(members, Status.CANCELLED, then, begun)
         while not answered.wait(_CHECK_INTERVAL_SECONDS):
-            # A thread that ended the client meanwhile has settled them all.
+            # If another thread has ended the client meanwhile, it has settled all tasks.
             if all(record.over for record in asked):
                 return []
         with self._changed:
@@ -158,14 +164,18 @@ class Revocation:
                 # The tasks after these must wait until these have really ended.
                 self._table.stopping.update(live[number].unfinished_members(stopped))
             self._changed.notify_all()
-            moved = [c for c, block in asked.items() if not c.over and c.block is not block]
+            moved = [
+                record
+                for record, block in asked.items()
+                if not record.over and record.block is not block
+            ]
         self._release_empty(live[number] for number in revoked)
         return moved
 
     def _release_empty(self, blocks: Iterable[SubmittedBlock]) -> None:
         """Withdraw what waits for blocks without unfinished members, and release the blocks.
 
-        Nobody knows whether these blocks would ever have run.
+        Such a block may never run, so the tasks behind it must not wait for its key.
         """
         with self._changed:
             empty = [block for block in set(blocks) if not block.unfinished]
@@ -178,11 +188,12 @@ class Revocation:
 
     def _release_if_empty(self, block: SubmittedBlock) -> None:
         if not block.unfinished and all(record.block is not block for record in block.records):
-            # It still runs if other blocks need its key: what was revoked stays revoked.
+            # It still runs if other blocks need its key. So the backend keeps its revocations.
             self._revoked.discard(block.number)
             self._backend.release(block)
 
     def _withdraw_behind_stuck(self) -> None:
+        """Withdraw the tasks of all blocks that wait for a stuck one."""
         with self._changed:
             behind = dependent_blocks(self._stuck, self._table.live.values())
             self._stuck.clear()
@@ -194,6 +205,7 @@ class Revocation:
             self._backend.revoke(members, Status.DEFERRED, self._place_withdrawn)
 
     def _place_withdrawn(self, revoked: Members, _: Members) -> None:
+        """Place tasks in new blocks, once the backend has confirmed that they will not run."""
         live = self._table.live
         with self._changed:
             requeued: list[TaskRecord] = []
@@ -204,7 +216,7 @@ class Revocation:
                     self._table.requeue(block, record)
                     requeued.append(record)
                     names.add(block.name)
-            # All at once, because one may wait for another.
+            # All in one call, because one may wait for another.
             requeued.sort(key=lambda record: record.rank)
             self._table.place(requeued, names.pop() if len(names) == 1 else "batch")
             self._changed.notify_all()

@@ -17,7 +17,7 @@ from daskbatch.describe.spec import DEFAULT, Call, Options
 from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.outcome import BlockResult
-from daskbatch.worker.execution.task_context import called_aside
+from daskbatch.worker.execution.task_context import call_releasing_slot
 
 #: The key of a block in a Dask graph: the name of its submission, and a number.
 BlockKey = tuple[str, int]
@@ -113,12 +113,12 @@ class TaskRecord:
         self.phase = Phase.CREATED
         #: The pickled function, as it was at the start; or why it cannot be pickled.
         self.function: bytes | SerializationError = b""
-        #: Its position among all started records: after those that it waits for.
+        #: Its position among all started records; larger than those of records it waits for.
         self.rank = -1
         #: The records that it waits for, with the reasons as bits. If this task is over before
         #: they are, those that are not over stay here: see `unfinished_waits`.
         self.waits: tuple[tuple[TaskRecord, int], ...] = ()
-        #: The records that must not share a block with it.
+        #: The records that read what it overwrites, and must not share a block with it.
         self.overwrites: tuple[TaskRecord, ...] = ()
         #: The block that it was submitted in, and its position there. It is kept after the end
         #: if the value stays on the worker.
@@ -189,7 +189,9 @@ class TaskRecord:
 
 
 class Group:
-    """The members of a compiled task or of an executor, as a count of unfinished ones.
+    """Counts the members of a compiled task or of an executor that are not over.
+
+    The dispatcher changes it, with its lock held.
 
     Parameters
     ----------
@@ -217,7 +219,7 @@ class BlockFuture(Protocol):
 
 
 class SubmittedBlock:
-    """A block that has been, or is about to be, submitted.
+    """A block that has been, or is about to be, submitted; changed with the dispatcher's lock.
 
     Parameters
     ----------
@@ -296,7 +298,7 @@ class SubmittedBlock:
             )
         future = self.future
         try:
-            result = called_aside(lambda: future.result(timeout))
+            result = call_releasing_slot(lambda: future.result(timeout))
         except TimeoutError:
             raise
         except Exception as error:

@@ -37,7 +37,7 @@ from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import Status
 
-#: The phase of a task for each `Status` of its member.
+#: The phase of a task, by the `Status` of its member; a deferred one has none.
 _PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
 
 # Looking up a member of an enum takes a large part of the time of `set_phase`.
@@ -67,7 +67,7 @@ class TaskTable:
         self.stopping: set[TaskRecord] = set()
         self._ranks = itertools.count()
         self._writers = LastWriters()
-        #: The number of workers that have died while they ran a task.
+        #: For each task the number of workers that have died while they ran it.
         self._deaths: Counter[TaskRecord] = Counter()
         #: The blocks whose results may still be needed, by their keys.
         self._blocks: WeakValueDictionary[BlockKey, SubmittedBlock] = WeakValueDictionary()
@@ -157,7 +157,7 @@ class TaskTable:
     # -- blocks ---------------------------------------------------------------------------
 
     def place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
-        """Submit tasks in blocks; tasks that must not run are settled instead.
+        """Submit tasks in blocks; settle those that must not run.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class TaskTable:
             others = self.outcomes.unfinished - len(ready)
             blocks = self._placer.place(ready, name, others, again)
         except Exception as error:
-            # Threads wait for these tasks: they must learn of it.
+            # Threads wait for these tasks: each of them must receive the error.
             data = pack_error(error, name)
             for record in ready:
                 self.settle(record, Phase.FAILED, data)
@@ -220,7 +220,17 @@ class TaskTable:
     def apply_report(
         self, block: SubmittedBlock, report: OutcomeReport, timed: bool = True
     ) -> list[TaskRecord]:
-        """Settle the members that a report covers; returns those to be placed again."""
+        """Settle the members that a report covers; returns those to be placed again.
+
+        Parameters
+        ----------
+        block : SubmittedBlock
+            The block.
+        report : OutcomeReport
+            The outcomes of some of its members.
+        timed : bool
+            Whether the report says how long the members ran.
+        """
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []

@@ -21,7 +21,7 @@ from distributed import Worker, get_worker
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.cluster.connection import for_client, learn_security
+from daskbatch.cluster.connection import as_client_security, remember_security
 from daskbatch.forking import after_fork
 from daskbatch.shared.actor_creation import make_actors
 from daskbatch.shared.data import routes
@@ -66,7 +66,7 @@ class SharedActor:
         address = worker.address
         server_context = None
         # Threads that belong to no task connect from here later, and need the certificates.
-        learn_security(spec.scheduler, for_client(worker.security))
+        remember_security(spec.scheduler, as_client_security(worker.security))
         if address.startswith(("tls", "wss")):
             server_context = worker.security.get_listen_args("worker")["ssl_context"]
         store = _store_of(worker, spec)

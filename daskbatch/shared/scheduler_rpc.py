@@ -20,11 +20,16 @@ from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
 from distributed.security import Security
 
-from daskbatch.cluster.connection import for_client, learn_security, open_client, security_of
+from daskbatch.cluster.connection import (
+    as_client_security,
+    open_client,
+    remember_security,
+    security_of,
+)
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
-from daskbatch.worker.execution.task_context import called_aside, current, in_thread
+from daskbatch.worker.execution.task_context import call_in_thread, call_releasing_slot, current
 
 #: How long the scheduler may take to answer, in addition to the time that a request lets it wait.
 _ANSWER_TIMEOUT_SECONDS = 30.0
@@ -79,7 +84,7 @@ def _call(
 
     try:
         # In another thread: this one may have a running event loop, as in a notebook.
-        return in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
+        return call_in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
     except OSError as error:
         raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
 
@@ -96,7 +101,7 @@ def _security(scheduler: str) -> Security:
     context = current()
     if context is not None and context.security is not None and context.scheduler == scheduler:
         # In a child process, the context has the certificates of its worker.
-        learn_security(scheduler, for_client(pickle.loads(context.security)))
+        remember_security(scheduler, as_client_security(pickle.loads(context.security)))
     return security_of(scheduler)
 
 
@@ -164,7 +169,7 @@ def current_scheduler() -> str:
 def temporary_client(scheduler: str) -> Iterator[Client]:
     """Yield a new Dask client of a scheduler, which is closed in the background afterwards."""
     _security(scheduler)
-    client = called_aside(lambda: open_client(scheduler, was_there=True))
+    client = call_releasing_slot(lambda: open_client(scheduler, existed_before=True))
     try:
         yield client
     finally:

@@ -1,4 +1,4 @@
-"""Offers the threads of a Dask worker as a resource, of which a call can take several.
+"""Offers the threads of a Dask worker as a resource: a call can take several of them.
 
 The client registers the plugin with all workers. The event loop of a worker calls `setup`.
 """
@@ -18,4 +18,5 @@ class CoresPlugin(WorkerPlugin):  # type: ignore[misc]
     idempotent = True
 
     async def setup(self, worker: Worker) -> None:
+        """Set the resource to the number of the worker's threads; called by Dask."""
         await worker.set_resources(**{CORES: float(worker.state.nthreads)})

@@ -1,4 +1,4 @@
-"""The function that the Dask task of a block calls: it runs the block in a thread or a child.
+"""Runs a block in a thread or in a child: the function that the Dask task of a block calls.
 
 Does not know Dask: `plugin.run_on_worker` and the in-process backend of the tests call it, from
 any thread.
@@ -16,13 +16,16 @@ from daskbatch.worker.isolation.isolated_run import IsolatedRun
 
 
 class Reporter(Protocol):
-    """Is notified when a block begins and ends; meanwhile it may ask the run for reports."""
+    """Is notified of the start and the end of each block; in between it may ask for reports.
+
+    Several threads, one for each block, may call it.
+    """
 
     def begin(self, run: Progress) -> None:
-        """Called by the thread that runs the block, before that."""
+        """Called by the thread of the block before it runs the block."""
 
     def end(self, run: Progress) -> None:
-        """Called by the thread that has run the block, after that."""
+        """Called by the thread of the block after it has run the block."""
 
 
 def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) -> BlockResult:
@@ -35,7 +38,7 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
     *inputs : BlockResult or bytes
         The results of the blocks that this one depends on, and large buffers.
     reporter : Reporter, optional
-        Is notified of the begin and the end.
+        Is notified of the start and the end.
     """
     spec = pickling.loads(payload)
     run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)

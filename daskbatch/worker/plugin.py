@@ -1,7 +1,8 @@
 """The part of daskbatch that lives on a Dask worker: entry point, reports, revocations.
 
 Together with `cluster.scheduler_plugin` on the scheduler it carries reports up to the client,
-and revocations down to the blocks.
+and revocations down to the blocks. The worker's event loop calls the plugin, except for `begin`
+and `end`, which the threads of blocks call.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.processes.reaper import get_reaper
 
-PLUGIN = "daskbatch-worker"
+PLUGIN_NAME = "daskbatch-worker"
 
-#: How often a running block is looked at: for reports, and for its budget.
-_TICK_SECONDS = 0.02
+#: The interval at which the event loop asks running blocks for reports, and checks their budgets.
+_TICK_INTERVAL_SECONDS = 0.02
 
-#: Values up to this size are kept for the case that the worker is killed.
+#: Values up to this size are kept in journals, for the case that the worker is killed.
 _MAX_JOURNALED_BYTES = 1 << 16
 
 
@@ -55,12 +56,12 @@ def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
     *inputs : BlockResult or bytes
         The results of the Dask tasks that this one depends on.
     """
-    plugin = get_worker().plugins[PLUGIN]
+    plugin = get_worker().plugins[PLUGIN_NAME]
     return run_block(payload, *inputs, reporter=plugin)
 
 
 class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
-    """Runs on a worker: knows its blocks, sends their reports, and passes revocations to them.
+    """The worker's part of every Batch: sends reports of blocks, passes revocations to them.
 
     The thread of a block only appends to the block's log. The worker's event loop asks the
     block for reports, at intervals and at the end, and sends them.
@@ -70,20 +71,23 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     `daskbatch-revoked`.
     """
 
-    name = PLUGIN
+    name = PLUGIN_NAME
     idempotent = True
 
     def setup(self, worker: Worker) -> None:
+        """Register the handlers, and report where the journals are; called by Dask."""
         self._worker = worker
-        #: For children: they are not workers, and have no `Security` themselves.
+        #: The pickled `Security` of the worker, for children: they have none themselves.
         self._security: bytes | None = None
         if worker.scheduler.address.startswith("tls"):
             with contextlib.suppress(Exception):  # then children cannot use the worker's
                 self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
         if worker.nanny is not None:
-            _note_added_environment()
+            _record_added_environment()
+        #: The blocks that run, by topic and number.
         self._runs: dict[tuple[str, int], Progress] = {}
+        #: What members were given instead of being run, by topic and number of their block.
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics of clients that have ended.
         self._ended: set[str] = set()
@@ -97,6 +101,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             remove_old(scratch)
             self._directory = scratch / f"{PREFIX}{worker.id}"
             self._directory.mkdir(exist_ok=True)
+        #: Held while blocks and revocations are recorded.
         self._lock = threading.Lock()
         self._helper = get_helper_thread()
         self._ticking = False
@@ -113,21 +118,23 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         )
 
     def teardown(self, worker: Worker) -> None:
+        """Stop all tasks, and end what this worker has started; called by Dask."""
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
-        # A worker that leaves, or has lost its scheduler, must not continue its tasks.
+        # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
         if not self._runs:
-            get_reaper().close()  # else it would end what a task has left running on purpose
+            get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._directory is not None:
             remove(self._directory)
 
     # -- the threads that run blocks (this is an `entry.Reporter`) ------------------------
 
     def begin(self, run: Progress) -> None:
+        """Record that a block begins, and apply earlier revocations to it."""
         key = _key(run.spec)
         journal = self._take_journal()
         if journal is not None:
@@ -165,19 +172,21 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         )
 
     def end(self, run: Progress) -> None:
+        """Record that a block is over, and have the event loop send its last reports."""
         slot = None if run.context is None else run.context.slot
         if isinstance(slot, PoolSlot):
-            # By this the pool decides whether the thread ends.
+            # The pool reads this to decide whether the thread ends.
             pool_state.proceed = slot.finish()
         if run.journal is not None:
             run.journal.set_running(-1)
             self._journals.append(run.journal)
-        # On the loop this runs before what Dask does there when the key is done. A request to
-        # revoke members of the block is answered either before this, saying that they have
-        # begun, or after the report that they are over.
+        # On the event loop this runs before Dask's own work for a finished key. So a request to
+        # revoke members of the block is answered either before this, and the answer says that
+        # they have begun, or after the report that they are over.
         self._worker.loop.add_callback(self._finish, run)
 
     def _take_journal(self) -> Journal | None:
+        """Return a free journal or a new one; None if this worker keeps none."""
         if self._directory is None:
             return None
         try:
@@ -188,7 +197,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     # -- the event loop -------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
-        self._worker.loop.call_later(_TICK_SECONDS, self._tick)
+        self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
 
     def _finish(self, run: Progress) -> None:
         self._send(run)
@@ -205,7 +214,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             run.tick()
             self._send(run)
         if runs:
-            self._worker.loop.call_later(_TICK_SECONDS, self._tick)
+            self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
 
     def _send(self, run: Progress) -> None:
         for report in run.reports():
@@ -234,7 +243,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         )
 
     def _end(self, topic: str) -> None:
-        """Begin no other task of a client that has ended."""
+        """Stop the tasks of a client that has ended, and begin no other one."""
         with self._lock:
             self._ended.add(topic)
             for run in self._runs.values():
@@ -255,8 +264,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 def _survive_interrupts() -> None:
     """Keep an embedded worker alive if a task sends SIGINT to its own process.
 
-    An embedded worker has no terminal, from which somebody could send SIGINT on purpose. And
-    Dask would assume that the worker wants to leave, and would not start another one.
+    An embedded worker has no terminal, so that no user can send it SIGINT on purpose. But Dask
+    would assume that the worker is to be closed, and would not start another one.
     """
     embedded = ADDED_VARIABLE in os.environ
     if embedded and threading.current_thread() is threading.main_thread():
@@ -264,8 +273,8 @@ def _survive_interrupts() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-def _note_added_environment() -> None:
-    """Note which variables the nanny has set for its worker alone: OMP_NUM_THREADS, say.
+def _record_added_environment() -> None:
+    """Record which variables the nanny has set for its worker alone, as OMP_NUM_THREADS.
 
     Variables that the nanny's own environment had already are the user's.
     """

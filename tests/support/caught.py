@@ -1,4 +1,4 @@
-"""Calls that are made in other threads, and may wait."""
+"""Makes calls in other threads, where they may wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 class Caught(threading.Thread):
-    """Calls a function in a thread; keeps what it returned or raised."""
+    """Calls a function in a new thread; keeps what it returned or raised.
+
+    `result` waits for the call and returns that, an exception too.
+    """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -30,7 +33,7 @@ class Caught(threading.Thread):
 
 
 def blocked(*waiting: Caught) -> None:
-    """Check that calls wait, after the time that they need to begin to."""
+    """Check that calls still wait, after a time in which each must have begun to wait."""
     for each in waiting:
         each.join(0.3)
         assert each.is_alive(), each.found

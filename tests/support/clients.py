@@ -201,19 +201,19 @@ def use_in_threads(batch: Batch) -> tuple[list[int], set[int]]:
 
 def alone(batch: Batch, directory: Path, levels: int = 1) -> int:
     """Count how often another task computes at the same time, before and after this one waits."""
-    met = 0
+    overlaps = 0
     for part in range(2):
         try:
             (directory / "computing").mkdir()
             time.sleep(0.01)
             (directory / "computing").rmdir()
         except FileExistsError:
-            met += 1
+            overlaps += 1
         if levels and not part:
             task = batch.function(alone, batch, directory, levels - 1)
             task.start()
-            met += task.get()
-    return met
+            overlaps += task.get()
+    return overlaps
 
 
 def fork_and_square(batch: Batch) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class Point:
 
 
 class Folded:
-    """Equal to another one whatever the case; its hash differs from process to process."""
+    """Equal to another one regardless of case; its hash differs from process to process."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -66,7 +66,7 @@ class Folded:
 
 
 class Plain:
-    """Equal to nothing but itself."""
+    """Equal to itself only."""
 
 
 def _groups() -> dict[str, list[Hashable]]:
@@ -136,7 +136,7 @@ def _groups() -> dict[str, list[Hashable]]:
     }
 
 
-#: Groups of equal keys by a name; keys of different groups are not equal.
+#: Groups of equal keys, by a name. Keys of different groups are not equal.
 GROUPS = _groups()
 
 
@@ -146,7 +146,7 @@ def write_first(d: DDict) -> None:
 
 
 def misread(d: DDict) -> list[str]:
-    """Read by all keys of this process, and return those that lead to another value."""
+    """Read all keys of this process; return those that lead to a wrong value."""
     wrong = [
         f"{name}: {key!r} -> {d.get(key)!r}"
         for name, keys in GROUPS.items()
@@ -179,7 +179,7 @@ def read(d: DDict, key: Any) -> Any:
 
 
 def read_late(d: DDict, key: Any, path: Path) -> Any:
-    """Create a file, and read a key that is not there yet."""
+    """Create a file, and then read a key that does not exist yet."""
     path.touch()
     return d[key]
 
@@ -309,7 +309,7 @@ def outcome(function: Callable[..., object], *args: Any) -> str:
 
 
 def write_in_order(d: DDict, first: Any, then: Any, stop: Path) -> int:
-    """Write numbers, each to one key and then to another, until a file is there."""
+    """Write numbers, each to one key and then to another, until a file exists."""
     number = 0
     while not stop.exists():
         number += 1
@@ -338,7 +338,10 @@ def _refuse() -> None:
 
 
 class Telling:
-    """A key, equal to all others, that calls `tell` when it is unpickled here: once."""
+    """A key that is equal to all others of its class, and calls `tell` when it is unpickled.
+
+    It does so in this process only, and once.
+    """
 
     tell: ClassVar[Callable[[], object] | None] = None
 
@@ -369,7 +372,7 @@ def use_in_process(d: DDict, answers: Any) -> None:
 
 
 def make_and_wait(address: str, fork: bool, answers: Any, end: Any) -> None:
-    """Make dictionaries at an address, and wait until told to end."""
+    """Make dictionaries at an address, and wait until `end` has an item."""
     made = [make_at(address), make_at(address)]
     make_at(address, "stays, too")
     if fork and os.fork() == 0:

@@ -21,7 +21,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 
 
 class Result:
-    """The part of a Dask future that the dispatcher needs."""
+    """The part of a Dask future that the dispatcher uses: a `BlockFuture`."""
 
     def __init__(self) -> None:
         self.status = "pending"
@@ -44,12 +44,14 @@ class Result:
 class InProcessBackend:
     """Runs each submission in another thread, once the inputs of its blocks exist.
 
+    Any thread may use it.
+
     Parameters
     ----------
     slots : int
-        Threads for the blocks of a submission; with one, they run one after another.
+        The number of threads for the blocks of a submission; with one, they run one after another.
     reports : bool
-        Whether reports are sent, or the dispatcher has nothing but the keys' results.
+        Whether reports are sent; otherwise the dispatcher receives only the keys' results.
     """
 
     def __init__(self, slots: int = 1, reports: bool = True) -> None:
@@ -68,7 +70,7 @@ class InProcessBackend:
     def entry(self, payload: bytes, *inputs: Any) -> BlockResult:
         return run_block(payload, *inputs, reporter=self)
 
-    # As a reporter:
+    # As a `worker.entry.Reporter`:
 
     def begin(self, run: BlockRun) -> None:
         with self._lock:
@@ -81,7 +83,7 @@ class InProcessBackend:
             for report in run.reports():
                 self.dispatcher.report(pickle.dumps(report))
 
-    # As a backend:
+    # As a `dispatch.backend.Backend`:
 
     def require_alive(self) -> None:
         pass

@@ -15,7 +15,7 @@ Call = tuple[bytes, bytes]
 BARRIER: Call = (b"", b"")
 
 
-class Stand:
+class TaskPlaceholder:
     """A placeholder for a task among arguments."""
 
     def __reduce__(self) -> Any:

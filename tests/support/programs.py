@@ -62,7 +62,7 @@ def _contents(path: Path) -> list[str]:
 
 
 def _files_below(directory: Path) -> list[Path]:
-    # By the list of names, not by what exists: a file may be there already or not yet.
+    # By the list of names, not by what exists: a file may or may not exist already.
     return [directory / Path(name).relative_to(directory.name) for name in _names_below(directory)]
 
 
@@ -78,7 +78,9 @@ def make_root(root: Path) -> Path:
 
 
 def random_program(rng: random.Random, length: int, seconds: float = 0.0) -> list[Step]:
-    """Make up a program: short and long chains, wide and narrow places, some failures."""
+    """Return a random program: with short and long chains, much and little to do in parallel,
+    and some failures.
+    """
     steps: list[Step] = []
     busy = rng.choice([0.2, 0.5, 0.9])
     for number in range(length):
@@ -166,7 +168,7 @@ def snapshot(root: Path) -> dict[str, str]:
 def make_tasks(
     batch: Batch, root: Path, steps: Sequence[Step], act: Callable[..., str] = act
 ) -> list[Task]:
-    """Make the tasks of a program, wired by reads, writes and arguments alone."""
+    """Make the tasks of a program, ordered by their reads, writes and arguments alone."""
     tasks: list[Task] = []
     for step in steps:
         tasks.append(

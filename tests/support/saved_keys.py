@@ -36,7 +36,7 @@ class Colour(enum.Enum):
     GREEN = "green"
 
 
-#: The contents of the file, but for an array.
+#: The contents of the file, except for an array.
 CONTENTS: dict[Hashable, Any] = {
     "text": "plain",
     2: [1, 2.5, None],

@@ -1,6 +1,6 @@
 """The records that travel between a client and a worker about a block of tasks.
 
-The client sends a `BlockSpec`; the worker sends reports while the block runs.
+The client sends a `BlockSpec`; the worker sends reports while the block runs. They never change.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
-#: or `LOCAL` for the block itself; then the number of the member there.
+#: or `LOCAL` for the block itself; then the number of the member in that block.
 Source = tuple[int, int]
 LOCAL = -1
 
@@ -72,6 +72,10 @@ class Limits(NamedTuple):
     env: tuple[tuple[str, str], ...] = ()
 
 
+#: The limits of a member without options.
+NO_LIMITS = Limits()
+
+
 class BlockSpec(NamedTuple):
     """A block: a list of tasks, its members, to run one after another.
 
@@ -98,9 +102,9 @@ class BlockSpec(NamedTuple):
         Whether their outcomes must be known even if the worker dies: a member may have
         written something that must not be written again.
     budget : float
-        After this time the members that have not begun are deferred. Seconds.
+        After this time, the members that have not begun are deferred. Seconds.
     share_limit : int
-        After values of more than this in total, likewise. Bytes.
+        Once the values of members exceed this in total, likewise. Bytes.
     inline_limit : int
         Larger values stay on the worker until the client asks for them. Bytes.
     output_limit : int
@@ -174,7 +178,7 @@ class RunningReport(NamedTuple):
 
 
 class ExpiredReport(NamedTuple):
-    """Reports that a block has given away its rest, while a member runs that may take long.
+    """Reports that a block has deferred its rest, while a member runs that may take long.
 
     A block sends this at most once.
 

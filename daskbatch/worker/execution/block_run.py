@@ -25,7 +25,7 @@ from daskbatch.errors import (
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error, safe_str
-from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
+from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
 from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
 from daskbatch.worker.execution.initialized_function import InitializedFunction
@@ -35,21 +35,22 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
 
 _NO_LINK = Link()
-_NO_LIMITS = Limits()
-_NONE = pickling.dumps(None)
+_PICKLED_NONE = pickling.dumps(None)
 
-# What is being done when an exception is not raised by the task's function: before its call.
+# What is being done when an exception is raised outside of the task's function.
+#: Before its call:
 _LOADING_FUNCTION = "its function could not be loaded on the worker"
 _LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
-#: And after its call.
+#: After its call:
 SENDING_RESULT = "its result cannot be sent"
 
 
 class BlockRun(Progress):
     """A block whose members are run one after another by the thread that calls it.
 
-    The loop is the same for all runs. Subclasses override the hooks below it: how a function
-    is called, and what they must know or do at certain points.
+    The loop is the same for all runs. Subclasses override the hooks below it, which say how a
+    function is called, and what else is done at certain points. `Progress` says what other
+    threads may call.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ class BlockRun(Progress):
     claims : Claims, optional
         Decides which members are run; else a `LocalClaims`.
     log : OutcomeLog, optional
-        Where outcomes are recorded, and those of the first members may be; else a new one.
+        Receives the outcomes, and may hold those of the first members already; else a new one.
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class BlockRun(Progress):
                 if journal is not None:
                     journal.set_running(member)
                 if claim != RUN:
-                    # The members behind it take it, once it is over, as proof that all that
-                    # it waits for is over. So if that was deferred, this member is deferred,
-                    # too, even if it was cancelled.
+                    # Once this member is over, the members behind it conclude that all that it
+                    # waits for is over, too. So if one of those was deferred, this member is
+                    # deferred, even if it was cancelled.
                     if status != Status.DEFERRED:
                         status = claim
                 elif status == Status.DONE:
@@ -124,6 +125,7 @@ class BlockRun(Progress):
     owns_process = False
 
     def _capturing(self) -> AbstractContextManager[Capture]:
+        """Capture what members write, within a `with` statement."""
         return capturing(self.spec.output_limit)
 
     def _before_call(self) -> None:
@@ -132,9 +134,11 @@ class BlockRun(Progress):
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
+        """Call a member's function."""
         return function(*args, **kwargs)
 
     def _may_retry(self, member: int) -> bool:
+        """Return whether a member that has failed may be tried again, if attempts remain."""
         return True
 
     def _before_retry(self) -> None:
@@ -143,11 +147,12 @@ class BlockRun(Progress):
     # -- one member -------------------------------------------------------------------------
 
     def _status_of(self, source: Source) -> int:
+        """Return the status of a predecessor."""
         position, member = source
         if position == LOCAL:
             return self.log.statuses[member]
         result: BlockResult = self.inputs[position]
-        # Lost outcomes have to be produced again, or given up: the client decides that.
+        # The client decides whether a lost outcome is produced again or given up.
         return Status.DEFERRED if result.lost else result.statuses[member]
 
     def _ready(self, link: Link) -> int:
@@ -171,6 +176,7 @@ class BlockRun(Progress):
         return status
 
     def _part(self, part: BlockMember | bytes | str) -> bytes | str:
+        """Return the value or text that fills a placeholder."""
         if not isinstance(part, BlockMember):
             return part
         (position, member), name = part
@@ -185,10 +191,11 @@ class BlockRun(Progress):
         return texts[name == "stderr"]
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
+        """Run a member, with its retries; return its status, and its value or exception."""
         index, data = self.spec.calls[member]
         if index < 0:
-            return Status.DONE, _NONE
-        attempts = self.spec.limits.get(member, _NO_LIMITS).retries
+            return Status.DONE, _PICKLED_NONE
+        attempts = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
         while True:
@@ -213,7 +220,7 @@ class BlockRun(Progress):
 
                     value = self._call(member, asyncio.run, (value,), {})
                 if context is not None and context.resources:
-                    # The tasks that it has submitted are part of it.
+                    # The task is over once the tasks that it has submitted are over.
                     self._call(member, context.finish, (), {})
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
@@ -236,6 +243,7 @@ class BlockRun(Progress):
         return InitializedFunction(self.spec.topic, setup, pickling.loads(data))
 
     def _content(self, given: bytes | int) -> bytes:
+        """Return data that is given itself, or by the position of the input that holds it."""
         return self.inputs[given] if isinstance(given, int) else given
 
     def _arguments(self, data: bytes, link: Link) -> Any:
@@ -255,7 +263,10 @@ def load_function(data: bytes) -> Callable[..., Any]:
 def as_task_error(
     error: BaseException, doing: str, label: str, value: object = None
 ) -> BaseException:
-    """Return an error that names the task, for one that the task's function has not raised.
+    """Return the error that a task fails with, for one that was raised while it ran.
+
+    An error that the function has raised stays as it is, as far as possible. Any other one gets
+    a type that says what failed, and a message that names the task.
 
     Parameters
     ----------
@@ -271,7 +282,8 @@ def as_task_error(
     Returns
     -------
     BaseException
-        `error` itself, if the function has raised it.
+        `error` itself, if the function has raised it; but `TaskCrashed` for `SystemExit` and
+        `KeyboardInterrupt`.
     """
     cause = f"{type(error).__name__}: {safe_str(error)}"
     made: TaskError

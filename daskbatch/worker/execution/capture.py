@@ -2,7 +2,7 @@
 
 A context variable says where the writes of this thread, or of this coroutine, go. Threads that
 a task starts itself do not have its context; what they write goes where it would go without
-this module.
+this module. Any number of threads may capture at the same time.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class BoundedText:
         self.clear()
 
     def clear(self) -> None:
+        """Forget all that was written."""
         self._head = bytearray()
         self._tail = bytearray()
         self.size = 0
@@ -73,7 +74,7 @@ class BoundedText:
 
 
 class Capture:
-    """The two streams of the task that runs in a context.
+    """The two streams of the task that runs in a context. Used by one thread at a time.
 
     Parameters
     ----------
@@ -88,10 +89,12 @@ class Capture:
         self.stderr = BoundedText(limit)
 
     def clear(self) -> None:
+        """Forget all that was written."""
         self.stdout.clear()
         self.stderr.clear()
 
     def texts(self) -> tuple[str, str]:
+        """Return the texts of stdout and stderr."""
         return self.stdout.text(), self.stderr.text()
 
 
@@ -118,8 +121,8 @@ def capturing(limit: int) -> Iterator[Capture]:
         current_capture.reset(token)
 
 
-class _Binary(io.RawIOBase):
-    """Replaces `sys.stdout.buffer`: bytes that a task writes are its output, too."""
+class _BinaryRouter(io.RawIOBase):
+    """Replaces the `buffer` of sys.stdout or sys.stderr: what is written there is output, too."""
 
     def __init__(self, text: _Router) -> None:
         self._text = text
@@ -145,7 +148,7 @@ class _Router(io.TextIOBase):
     def __init__(self, name: str) -> None:
         self.name = name
         self.original: TextIO = getattr(sys, name)
-        self.buffer = _Binary(self)
+        self.buffer = _BinaryRouter(self)
 
     def sink(self) -> BoundedText | None:
         capture = current_capture.get()
@@ -166,7 +169,7 @@ class _Router(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        # Python flushes this when it is garbage, and the original may be closed by then.
+        # Python flushes a stream when it is collected; the original may be closed by then.
         if current_capture.get() is None and not getattr(self.original, "closed", False):
             self.original.flush()
 
@@ -195,11 +198,14 @@ class _Router(io.TextIOBase):
 
 
 _lock = threading.Lock()
+#: The number of blocks that capture now.
 _users = 0
+#: By "stdout" and "stderr".
 _routers: dict[str, _Router] = {}
 
 
 def _install() -> None:
+    """Replace stdout and stderr of this process, unless another block has done so."""
     global _users
     with _lock:
         _users += 1
@@ -217,20 +223,21 @@ def _install() -> None:
 
 
 def _uninstall() -> None:
+    """Restore stdout and stderr when the last block that captures ends."""
     global _users
     with _lock:
         _users -= 1
         if _users:
             return
         for name, router in _routers.items():
-            # Somebody may have set another stream meanwhile: it stays.
+            # A task may have set another stream meanwhile: then that stays.
             if getattr(sys, name) is router:
                 setattr(sys, name, router.original)
             _redirect_handlers(router.original, router)
 
 
 def _redirect_handlers(stream: Any, former: Any) -> None:
-    """Let those log handlers write to `stream` that have written to `former`."""
+    """Make all log handlers that write to the stream `former` write to `stream`."""
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
             if isinstance(handler, logging.StreamHandler) and handler.stream is former:

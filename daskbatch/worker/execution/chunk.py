@@ -1,6 +1,7 @@
 """Runs several calls of one function as one task; each call has its own outcome.
 
-The executor sends several calls of `map` as one task. Raises only `Stopped`.
+The executor sends several calls of `map` as one task. The calls run in the thread of the task;
+`run_chunk` raises only `Stopped`.
 """
 
 from __future__ import annotations

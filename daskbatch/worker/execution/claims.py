@@ -1,7 +1,7 @@
-"""Decides who has a member of a block: the thread that runs it, or a thread that revokes it.
+"""Decides whether a member of a block is run or revoked: the first claim on it holds.
 
-Safe for any number of threads. `isolation.shared_claims` has the claims that two processes
-share.
+Safe for any number of threads: the one that runs the block, and those that revoke members.
+`isolation.shared_claims` has the claims that two processes share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RUN = -1
 class Claims(Protocol):
     """The claims on the members of one block.
 
-    A member belongs to the first thread that claims it: either to run it, or to give it a
+    The first thread that claims a member decides: it either runs the member, or gives it a
     status instead. This never changes afterwards. Safe for any number of threads.
     """
 
@@ -32,7 +32,7 @@ class Claims(Protocol):
         """
 
     def revoke(self, members: Iterable[int], status: Status) -> list[int]:
-        """Give a status to those members that nobody has claimed yet.
+        """Give a status to those members that no thread has claimed yet.
 
         Returns
         -------
@@ -41,9 +41,9 @@ class Claims(Protocol):
         """
 
     def given(self, member: int) -> int:
-        """Return the status that a member was given; RUN if it was claimed to be run.
+        """Return the status that a member was given.
 
-        Without either, the result is DONE.
+        RUN if a thread has claimed it to run it; DONE if no thread has claimed it.
         """
 
 

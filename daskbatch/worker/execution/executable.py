@@ -1,7 +1,7 @@
 """Runs an executable to its end: its output, its exit code, its time limit, and stopping it.
 
 What the executable writes goes to the capture of the current context. If this process dies,
-its reaper ends the executable.
+its reaper ends the executable. Any number of threads may run executables.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from daskbatch.worker.execution import capture
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
-#: How much of its output is read with one system call; and how many reads are made at most
-#: once it was ended.
+#: How much of the output is read with one system call; and how many reads are made at most
+#: once the process was ended.
 _READ_BYTES, _MAX_FINAL_READS = 1 << 16, 16
 
 #: How long a process and its children may take to end after SIGTERM.
@@ -36,30 +36,34 @@ _TERMINATION_GRACE_SECONDS = 2.0
 #: may hold the pipes open for ever.
 _FINAL_OUTPUT_SECONDS = 0.2
 
-#: How often to look whether a process has ended, on systems where that cannot be waited for.
+#: How often to look whether a process has ended, on systems that offer no way to wait for it.
 _POLL_INTERVAL_SECONDS = 0.05
 
 #: Names the environment variables that were set for the worker alone, when it was started.
 ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
 
-#: What an MPI launcher sets for the ranks that it starts. If this worker is one, an MPI
-#: program that inherits them takes itself for that rank, and ends at once.
+#: How the variables begin that an MPI launcher sets for the ranks that it starts. If this worker is
+#: a rank, an MPI program that inherits them takes itself for that rank, and ends at once.
 _MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
 #: A process that has one of these is a rank. Without them, the others are the user's settings.
-_MPI_RANKS = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
+_MPI_RANK_VARIABLES = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 
 #: `poll` does not accept much longer times.
-_MAX_WAIT_SECONDS = 86400.0
+MAX_POLL_SECONDS = 86400.0
 
-#: How much of its output a message has at most.
+#: How much of the output a message contains at most.
 _MAX_MESSAGE_LINES, _MAX_MESSAGE_CHARACTERS = 10, 2000
 
 #: The exit codes that a shell returns.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
-#: Characters that have a meaning only to a shell.
-_SHELLS = frozenset("|&;<>()$`*?~'\"\\")
+#: How much of each stream is kept where no capture is active.
+_DEFAULT_OUTPUT_BYTES = 1 << 20
 
+#: Characters that have a meaning only to a shell.
+_SHELL_CHARACTERS = frozenset("|&;<>()$`*?~'\"\\")
+
+#: Makes the markers of this process's executables different.
 _launches = itertools.count()
 
 
@@ -83,7 +87,7 @@ class RunningExecutable:
         self._read, self._write = os.pipe()
 
     def stop(self) -> bool:
-        """Have it ended with all that it has started; does not wait for that.
+        """Request that it is ended, with all that it has started; does not wait for that.
 
         Returns
         -------
@@ -116,7 +120,7 @@ class RunningExecutable:
             raise ProcessStopped from None
 
 
-#: What each thread is waiting for in `execute`.
+#: The executable that each thread waits for in `execute`.
 running_by_thread: dict[int, RunningExecutable] = {}
 
 
@@ -166,13 +170,13 @@ def execute(
     argv = [_text(each) for each in command]
     sink = capture.current_capture.get()
     if sink is None:
-        sink = capture.Capture(1 << 20)
-    with _source(stdin, cwd) as source:
+        sink = capture.Capture(_DEFAULT_OUTPUT_BYTES)
+    with _open_stdin(stdin, cwd) as source:
         code = _run(argv, cwd, env, source, timeout, sink)
     if code and check:
         stderr = sink.stderr.text()
         raise ProcessFailed(
-            _describe(argv, code, stderr), returncode=code, command=argv, stderr=stderr
+            _describe_end(argv, code, stderr), returncode=code, command=argv, stderr=stderr
         )
     return code
 
@@ -181,7 +185,7 @@ def _text(value: Any) -> str:
     return os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value)
 
 
-def _describe(argv: Sequence[str], code: int, stderr: str) -> str:
+def _describe_end(argv: Sequence[str], code: int, stderr: str) -> str:
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"{argv[0]} was ended by {signal.Signals(-code).name}"
@@ -190,7 +194,7 @@ def _describe(argv: Sequence[str], code: int, stderr: str) -> str:
 
 
 @contextlib.contextmanager
-def _source(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
+def _open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
     """Yield a file with the process's input: a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
@@ -217,6 +221,7 @@ def _run(
     timeout: float | None,
     sink: capture.Capture,
 ) -> int:
+    """Start the process, wait for its end, and return its exit code."""
     reaper = get_reaper()
     reaper.ensure()
     marker = f"{reaper.owner}-{next(_launches)}"
@@ -238,7 +243,7 @@ def _run(
             if not os.path.isdir(cwd):  # then the directory is missing
                 raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
-            hint = _no_shell(argv) if is_missing else ""
+            hint = _shell_hint(argv) if is_missing else ""
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
             return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
         assert process.stdout is not None
@@ -265,13 +270,13 @@ def _run(
         )
 
 
-def _no_shell(argv: Sequence[str]) -> str:
-    """Return what to write instead, if the target is a line for a shell."""
+def _shell_hint(argv: Sequence[str]) -> str:
+    """Return what to write instead, if the executable is a line for a shell."""
     target = argv[0]
     if not any(map(str.isspace, target)):
         return ""
     advice, command = "pass the arguments separately", [*target.split(), *argv[1:]]
-    if not _SHELLS.isdisjoint(target):
+    if not _SHELL_CHARACTERS.isdisjoint(target):
         advice, command = "call one", ["sh", "-c", " ".join(argv)]
     return f"; there is no shell: {advice}: process({', '.join(map(repr, command))})"
 
@@ -284,10 +289,10 @@ def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
     more : mapping
         What to add.
     """
-    # As bytes: decoding and encoding all of it would be costly for many short processes.
+    # As bytes: to decode and encode all of it would be costly for many short processes.
     added = os.environb.get(os.fsencode(ADDED_VARIABLE), b"").split(b",")
     clean = {name: value for name, value in os.environb.items() if name not in added}
-    if any(name in clean for name in _MPI_RANKS):
+    if any(name in clean for name in _MPI_RANK_VARIABLES):
         clean = {n: value for n, value in clean.items() if not n.startswith(_MPI_PREFIXES)}
     clean.pop(os.fsencode(ADDED_VARIABLE), None)
     clean.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
@@ -295,6 +300,7 @@ def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
 
 
 def _last_output(sink: capture.Capture) -> str:
+    """Return the end of the output, for a message."""
     message = ""
     for stream, text in zip(("output", "errors"), sink.texts(), strict=True):
         last = "\n".join(text.splitlines()[-_MAX_MESSAGE_LINES:])[-_MAX_MESSAGE_CHARACTERS:]
@@ -329,7 +335,7 @@ def _collect(
                     else min(remaining, _POLL_INTERVAL_SECONDS)
                 )
             if remaining is not None:
-                remaining = min(remaining, _MAX_WAIT_SECONDS)
+                remaining = min(remaining, MAX_POLL_SECONDS)
             for key, _ in selector.select(remaining):
                 if key.data is running:
                     return False

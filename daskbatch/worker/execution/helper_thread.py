@@ -1,7 +1,7 @@
-"""A helper thread for operations that must not be interrupted halfway.
+"""Runs operations that must not be interrupted halfway, in a helper thread.
 
-The caller may be interrupted, by an exception that another thread throws, at any bytecode.
-So the hand-over uses only locks and queues that are implemented in C.
+The calling thread may be interrupted, by an exception that another thread throws, at any bytecode.
+So it uses only locks and queues that are implemented in C.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class HelperThread:
             del function, done
 
 
+#: The helper thread of this process, once there is one.
 _helper: HelperThread | None = None
 _helper_lock = make_lock()
 

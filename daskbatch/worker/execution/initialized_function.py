@@ -21,7 +21,10 @@ class InitializerFailed(ServiceLost):
 
 
 class _Initialization:
-    """Whether this process has been initialized for the functions of one executor."""
+    """Whether this process has been initialized for the functions of one executor.
+
+    Safe for any number of threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,8 +1,8 @@
-"""Keeps in files what a slot has done, to be read if its worker is killed.
+"""Keeps a record in files of what a slot has done, to be read if its worker is killed.
 
 The worker writes through memory that is mapped to a file. That costs no system call, and what
-is written stays if the process is killed at any moment. There are two files, used by turns,
-so that old blocks are dropped at some time: they have been reported long since.
+is written stays if the process is killed at any moment. There are two files, used by turns, so
+that old blocks are dropped at some time: the worker has reported them long before.
 
 A file is a header and then records, each a length and a pickle: `(topic, block)` where a block
 begins, and an `Entry` for each member of it that is over.
@@ -21,17 +21,17 @@ from pathlib import Path
 
 from daskbatch.worker.execution.block import OutcomeReport
 
-#: How large each of the two files may become.
+#: The size of each of the two files.
 _FILE_BYTES = 4 << 20
 
 #: How the names of the directories begin in which workers keep their journals.
 PREFIX = "daskbatch-"
 
-#: A directory that nobody has changed for this long was left behind.
+#: A directory that has not changed for this long was left behind.
 _MAX_AGE_SECONDS = 7 * 24 * 3600.0
 
-#: The header: the number of the turn, how many bytes are used, and the member that runs. The
-#: other three are the parts of it that change, and what precedes a record.
+#: The header: the number of the turn, how many bytes are used, and the member that runs. Then the
+#: two parts of it that are changed alone, with their offsets, and the length before a record.
 _HEADER = struct.Struct("<QQi")
 _USED, _USED_OFFSET = struct.Struct("<Q"), 8
 _RUNNING, _RUNNING_OFFSET = struct.Struct("<i"), 16
@@ -52,9 +52,10 @@ class Journal:
     path : Path
         The files are named after it.
     value_limit : int
-        Of larger values and outputs only the member's status is kept. Bytes.
+        A larger value or output is left out of the member's entry. Bytes.
     block : (str, int), optional
-        Continue what another process has begun there: with this topic and block.
+        The topic and number of the block that another process has begun in these files, and
+        this one continues; else the files are new.
     """
 
     def __init__(self, path: Path, value_limit: int, block: tuple[str, int] | None = None) -> None:
@@ -76,15 +77,15 @@ class Journal:
         _HEADER.pack_into(self._map, 0, self._turn, self._used, -1)
 
     def location(self) -> tuple[str, int]:
-        """Return the path and the limit, for the `Journal` of another process."""
+        """Return the path and the limit, to make the `Journal` of another process."""
         return str(self._path), self._value_limit
 
     def resume(self) -> None:
-        """Continue behind the records of another process, which does not write any longer."""
+        """Continue after the records of another process, which no longer writes."""
         self._turn, self._used, _ = max(_HEADER.unpack_from(each, 0) for each in self._maps)
         self._map = self._maps[self._turn % 2]
         if self._used == _RECORDS_OFFSET:
-            # It may have been killed when it had just turned to this file.
+            # That process may have been killed just after it had turned to this file.
             self._append(self._block)
 
     def begin(self, topic: str, block: int) -> None:
@@ -131,7 +132,7 @@ class Journal:
 
 @dataclass(slots=True)
 class JournaledBlock:
-    """What a journal says of a block.
+    """The record of a block in a journal.
 
     Parameters
     ----------
@@ -165,7 +166,7 @@ class JournaledBlock:
 
 
 def read_journals(directory: Path) -> list[JournaledBlock]:
-    """Read what the slots of a worker that has died have done."""
+    """Read what the slots of a dead worker have done."""
     files: dict[str, list[tuple[int, int, bytes]]] = {}
     for path in sorted(directory.glob("*.journal")):
         content = path.read_bytes()
@@ -206,7 +207,7 @@ def remove(directory: Path) -> None:
 
 
 def remove_old(scratch: Path) -> None:
-    """Delete journals that were left behind, because nobody was there to delete them."""
+    """Delete old journals that neither a worker nor a nanny has deleted."""
     for directory in scratch.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             files = [directory, *directory.iterdir()]

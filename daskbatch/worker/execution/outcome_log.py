@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import BlockResult
 
-#: A report is closed once it has this many bytes of values.
-_REPORT_BYTES = 512 * 1024
+#: A report ends once it has more than this many bytes of values.
+_MAX_REPORT_BYTES = 512 * 1024
 
 
 class OutcomeLog:
@@ -99,7 +99,7 @@ class OutcomeLog:
         block : int
             The block's number.
         stop : int
-            How many members are over, as far as this call is concerned.
+            The number of members to report on: later ones are left for the next call.
         limit : int
             Larger values and outputs are left out. Bytes.
         """
@@ -117,7 +117,7 @@ class OutcomeLog:
             values.append(value if inline else None)
             if inline:
                 size += len(value)  # type: ignore[arg-type]
-                if size > _REPORT_BYTES:
+                if size > _MAX_REPORT_BYTES:
                     stop = start + len(values)
                     break
         return OutcomeReport(

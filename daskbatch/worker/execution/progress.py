@@ -1,4 +1,4 @@
-"""A block while it runs, as other threads see it: they report on it, revoke and stop members.
+"""Shows a running block to other threads, which report on it, and revoke and stop its members.
 
 The thread that runs the block, and any other threads, use it at the same time.
 """
@@ -41,7 +41,7 @@ class Progress(ABC):
     context : TaskContext, optional
         The context of the members, where there is one. Set before the call.
     began : float
-        When this was made; `perf_counter`.
+        When this object was made, by `perf_counter`.
     running : int
         The member that runs now, or -1.
     """
@@ -66,7 +66,7 @@ class Progress(ABC):
     # -- other threads --------------------------------------------------------------------
 
     def defer_rest(self) -> None:
-        """Give away the members that have not begun."""
+        """Defer the members that have not begun: they run elsewhere."""
         self.claims.revoke(range(self.running + 1, len(self.spec.calls)), Status.DEFERRED)
         self._expired = True
 
@@ -83,7 +83,7 @@ class Progress(ABC):
         return self.claims.revoke(members, status)
 
     def stop(self, members: Iterable[int]) -> list[int]:
-        """Cancel members, begun or not; return those that will complete, or have."""
+        """Cancel members, begun or not; return those that will complete or have completed."""
         return [m for m in self.revoke(members, Status.CANCELLED) if not self.stop_running(m)]
 
     def stop_all(self) -> None:
@@ -104,8 +104,9 @@ class Progress(ABC):
                 self._reported_expired = True
                 behind = range(running + 1, len(self.spec.calls))
                 rest = bytes(max(self.claims.given(member), Status.DONE) for member in behind)
-            # The client gets what is left out here when the block is over. While a member
-            # runs that may take some time; and so far little has been returned.
+            # The client receives what a report leaves out when the block is over. While a member
+            # runs, that may take some time. So the limit is larger then: less than `share_limit`
+            # has been returned so far.
             limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
             reports: list[Report] = [*self.log.new_reports(self.spec.block, done, limit)]
             if expired:

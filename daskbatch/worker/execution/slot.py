@@ -1,7 +1,8 @@
-"""A worker's slot: the place of a thread in its pool, which a waiting task releases.
+"""Releases and regains a worker's slot: the place of a task's thread in Dask's pool.
 
 This does to Dask's thread pool what Dask's `secede` and `rejoin` do, but for any thread, and
-without blocking: a task that waits for a slot must be able to be stopped.
+without blocking: it must be possible to stop a task that waits for a slot. Safe for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 class Rejoining:
     """A thread's wait for a place in Dask's thread pool, which it has left before.
 
-    To make one does what Dask's `rejoin` does, without waiting: the pool takes back the first
-    thread in its list when another one has nothing to do, and lets that one end. An empty task
-    makes sure that there is such a moment soon. Safe for any number of threads.
+    Its constructor does what Dask's `rejoin` does, without waiting. When a thread of the pool has
+    nothing to do, the pool takes back the first thread in its list, and the idle thread ends. An
+    empty task makes sure that such a moment comes soon. Safe for any number of threads.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class Rejoining:
             self.pool_runs = False
 
     def has_place(self, seconds: float = 0.0) -> bool:
-        """Say whether the thread is in the pool again; wait for this at most some seconds."""
+        """Return whether the thread is in the pool again; wait for this at most some seconds."""
         return self._has_place.wait(seconds) if seconds > 0 else self._has_place.is_set()
 
     def withdraw(self) -> bool:
@@ -57,15 +58,15 @@ class Rejoining:
 
 
 def _nothing() -> None:
-    pass
+    """Do nothing, as the empty task."""
 
 
 class PoolSlot:
     """The place that the current thread has in its pool; a `WorkerSlot`.
 
-    Safe for any number of threads. The thread of the task may be interrupted at any moment;
-    what changes the pool is therefore done by another thread: else the pool would count, say,
-    a thread that never came.
+    Safe for any number of threads. The thread of the task may be interrupted at any moment. So
+    another thread makes all changes to the pool: otherwise a change could be made by half, and
+    the pool would count, for example, a thread that is not in it.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ class PoolSlot:
         Held while the set of its threads is changed.
     on_release : callable
         Called each time the slot has been released.
-    run_aside : callable
+    run_in_helper : callable
         Calls a function in a thread that is never interrupted, and waits for it.
     """
 
@@ -84,12 +85,12 @@ class PoolSlot:
         pool: Any,
         threads_lock: threading.Lock,
         on_release: Callable[[], None],
-        run_aside: Callable[[Callable[[], None]], None],
+        run_in_helper: Callable[[Callable[[], None]], None],
     ) -> None:
         self._pool = pool
         self._threads_lock = threads_lock
         self._on_release = on_release
-        self._run_aside = run_aside
+        self._run_in_helper = run_in_helper
         self._thread = threading.current_thread()
         self._lock = threading.Lock()
         self._rejoining: Rejoining | None = None
@@ -97,7 +98,7 @@ class PoolSlot:
 
     def release(self) -> None:
         """Leave the pool, which may start another thread."""
-        self._run_aside(self._release)
+        self._run_in_helper(self._release)
 
     def _release(self) -> None:
         with self._lock:
@@ -112,8 +113,8 @@ class PoolSlot:
         self._on_release()
 
     def request(self) -> None:
-        """Ask for a place in the pool: the next thread that has nothing to do makes way."""
-        self._run_aside(self._request)
+        """Request a place in the pool: the next idle thread of the pool ends for it."""
+        self._run_in_helper(self._request)
 
     def _request(self) -> None:
         with self._lock:
@@ -124,7 +125,7 @@ class PoolSlot:
                 self._finished = True
 
     def is_held(self) -> bool:
-        """Say whether the thread is in the pool; also True if it never can be again."""
+        """Return whether the thread is in the pool; also True if it never can be again."""
         if self._finished:
             return True
         rejoining = self._rejoining

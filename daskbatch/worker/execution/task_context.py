@@ -1,6 +1,7 @@
-"""The context of the running task: its worker slot, and the resources that end with it.
+"""Holds the context of the running task: its worker slot, and the resources that end with it.
 
-A task that waits releases its slot meanwhile, so that another task can use it.
+A task that waits releases its slot meanwhile, so that another task can use it. Safe for any number
+of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from daskbatch.worker.execution.client_names import batch_of_topic
 
 T = TypeVar("T")
 
-#: How long a waiting task waits at most before it runs Python code, where it can be stopped.
+#: A waiting task runs Python code at this interval: only there can it be stopped.
 STOP_POLL_SECONDS = 0.05
 
 #: The first and the longest pause between two looks at whether the slot is free.
@@ -27,26 +28,29 @@ _MIN_SLOT_POLL_SECONDS, _MAX_SLOT_POLL_SECONDS = 0.0005, 0.02
 
 
 class WorkerSlot(Protocol):
-    """The right to compute on a worker, which has fewer of them than tasks may want."""
+    """A place for a running task on a worker. Any thread may use it."""
 
     def release(self) -> None:
         """Release it: another task may have it."""
 
     def request(self) -> None:
-        """Ask to have it again; does not wait for this."""
+        """Request it again; does not wait for this."""
 
     def is_held(self) -> bool:
-        """Say whether the task has it."""
+        """Return whether the task has it."""
 
 
 class TaskResource(Protocol):
-    """Something that a task uses while it runs, and that must end with the task."""
+    """Something that a task uses while it runs, and that must end with the task.
+
+    The thread of the task calls it.
+    """
 
     def finish(self) -> None:
-        """The task has returned: wait until this has completed."""
+        """Wait until this has completed: the task has returned."""
 
     def give_up(self) -> None:
-        """The task has failed, or was stopped: end this at once."""
+        """End at once: the task has failed, or was stopped."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -83,7 +87,7 @@ class TaskContext:
     security: bytes | None = None
     resources: dict[str, TaskResource] = field(default_factory=dict)
     task_number: int = 0
-    _waiting: int = 0  # how many of its threads wait
+    _waiting: int = 0  # the number of its threads that wait
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -117,7 +121,7 @@ class TaskContext:
         while not (self._waiting or self.slot.is_held()):
             if deadline is not None and monotonic() > deadline:
                 return
-            # No lock: the thread must be able to be stopped.
+            # Without a lock, so that the thread can be stopped.
             sleep(pause)
             pause = min(2 * pause, _MAX_SLOT_POLL_SECONDS)
 
@@ -138,15 +142,15 @@ class TaskContext:
         """Record that another task begins."""
         self.task_number += 1
         if self._waiting:
-            # A thread that the last task has left behind.
+            # A thread that the last task has left behind still waits.
             self._waiting = 0
             self.slot.request()
 
 
-#: By thread.
+#: The contexts of running tasks, by the thread that runs the task.
 _contexts: dict[int, TaskContext] = {}
 
-#: For all threads of a process that runs one task at a time.
+#: The context for all threads of a process that runs one task at a time.
 _process_context: TaskContext | None = None
 
 
@@ -157,14 +161,14 @@ def current() -> TaskContext | None:
 
 @contextmanager
 def active_context(context: TaskContext | None, whole_process: bool = False) -> Iterator[None]:
-    """Make a context that of this thread.
+    """Make a context the current one of this thread, for the body of a `with` statement.
 
     Parameters
     ----------
     context : TaskContext, optional
-        With None nothing changes.
+        The context; with None nothing changes.
     whole_process : bool
-        Make it that of all other threads, too: this process runs no other tasks.
+        Whether it becomes that of all other threads, too: this process runs no other tasks.
     """
     global _process_context
     if context is None:
@@ -222,14 +226,15 @@ def wait_releasing_slot(
     wait: Callable[[float | None], bool],
     timeout: float | None = None,
 ) -> bool:
-    """Wait for something, with the slot released; False if the timeout has passed.
+    """Wait for something with the slot released; return False if the timeout has passed.
 
     Parameters
     ----------
     context : TaskContext, optional
         The task's context; None outside of tasks.
     wait : callable
-        Waits at most this many seconds, or without a limit; returns whether the wait is over.
+        Takes the seconds that it may wait, or None for no limit; returns whether the wait is
+        over.
     timeout : float, optional
         Seconds to wait at most.
     """
@@ -269,16 +274,19 @@ async def waiting_in_loop() -> AsyncIterator[None]:
     await asyncio.get_running_loop().run_in_executor(None, context.await_slot, None)
 
 
-def called_aside(function: Callable[[], T]) -> T:
-    """Call a function that may take long and cannot be stopped, with the slot released."""
+def call_releasing_slot(function: Callable[[], T]) -> T:
+    """Call a function that may take long, in a new thread, with the slot released.
+
+    Outside of tasks it is called in this thread.
+    """
     context = current()
     if context is None:
         return function()
     with waiting(context):
-        return in_thread(function)
+        return call_in_thread(function)
 
 
-def in_thread(function: Callable[[], T]) -> T:
+def call_in_thread(function: Callable[[], T]) -> T:
     """Call a function in a new thread, while this thread waits and can be stopped."""
     done: Future[T] = Future()
 

@@ -24,25 +24,26 @@ from daskbatch.worker.execution.outcome import Status
 class ThreadRun(BlockRun):
     """A block whose members run in the thread that calls it.
 
-    To stop a member may take a while, since code that is not Python's is not interrupted:
-    `tick` tries again until the member is over.
+    To stop a member may take a while, since only Python code is interrupted: `tick` tries again
+    until the member is over. `Progress` says what other threads may call.
     """
 
     def __init__(self, spec: BlockSpec, inputs: Sequence[Any]) -> None:
         super().__init__(spec, inputs)
         self._thread = 0
         self._caller = StoppableCaller()
-        # A second decision for each member, after the claim on it: the claim says whether it
-        # begins, this says how it ends. It is made once, by `dict.setdefault`, which is atomic:
-        # either the member's status when it is over, or CANCELLED. If the end comes first,
-        # `stop_running` returns False; if the cancelling does, the result does not count. A
-        # `Claims` would not do: its `revoke` does not give a status to a member that has begun.
+        # There are two decisions on each member. The claim on it decides whether it begins; this
+        # one decides how it ends. It is made once, by `dict.setdefault`, which is atomic: the
+        # entry is either the member's status when it is over, or CANCELLED. If the member ends
+        # first, `stop_running` returns False; if the cancelling is first, the result does not
+        # count. A `Claims` cannot do this: its `revoke` gives no status to a member that has
+        # begun.
         self._decided: dict[int, int] = {}
-        #: The running member, if it has a time limit, and when that passes.
+        #: The running member and when its time limit passes, if it has one.
         self._due: tuple[int, float] | None = None
-        #: The member that was interrupted since its time limit had passed.
+        #: The member that was interrupted because its time limit had passed.
         self._timed_out = -1
-        #: The member whose executable runs. The lock keeps it the same while it is stopped.
+        #: The member whose executable runs; it stays the same while the lock is held to stop it.
         self._executing = -1
         self._stop_lock = threading.Lock()
 

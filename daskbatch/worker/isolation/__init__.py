@@ -1,8 +1,8 @@
 """A block of tasks, run in a child process that can be killed at any moment.
 
 A thread of the worker runs the block (`IsolatedRun`), and a child process runs its members,
-one after another. If the child dies, or is killed since a member is late or was cancelled,
-another child continues behind that member. Each arrow goes from the part that writes something
+one after another. If the child dies, or is killed because a member is late or was cancelled,
+another child continues after that member. Each arrow goes from the part that writes something
 to the part that reads it::
 
     worker process                                          child process

@@ -1,7 +1,7 @@
-"""The program of a child process: it runs the blocks that its worker requests.
+"""Runs the blocks that a worker requests, in a child process: its program.
 
 See the package's docstring for what each part writes and reads. The process may be killed at any
-moment: before a member begins, the outcomes of all members before it have been written.
+moment. So before a member begins, the outcomes of all members before it have been written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NoReturn
 from daskbatch.forking import after_fork
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import BlockSpec, Limits, Link
+from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.journal import Journal
@@ -34,16 +34,17 @@ from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
 
-_NO_LIMITS = Limits()
-
-#: The option of prctl(2).
+#: The option of prctl(2) that has a process killed when its parent's thread ends.
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
 
 
 class FlushingClaims(SharedClaims):
-    """Claims that send the frames of all earlier members before a member begins."""
+    """Claims that write the frames of all earlier members before a member begins.
+
+    The thread that runs the block claims; see `SharedClaims` for other threads.
+    """
 
     def __init__(self, count: int, file: int, frames: FrameWriter) -> None:
         super().__init__(count, file)
@@ -56,7 +57,10 @@ class FlushingClaims(SharedClaims):
 
 
 class RemoteSlot:
-    """The slot of the worker's thread that watches this process; a `WorkerSlot`."""
+    """The slot of the worker's thread that watches this process; a `WorkerSlot`.
+
+    Any thread of the running member may use it.
+    """
 
     def __init__(self, claims: SharedClaims, control: socket.socket) -> None:
         self._claims = claims
@@ -75,7 +79,7 @@ class RemoteSlot:
 
 
 class SendingLog(OutcomeLog):
-    """A log that also sends each outcome to the worker."""
+    """A log that also sends each outcome to the worker. Used by the thread of the block."""
 
     __slots__ = ("_frames",)
 
@@ -126,7 +130,7 @@ class ChildRun(BlockRun):
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         try:
-            limits = self.spec.limits.get(member, _NO_LIMITS)
+            limits = self.spec.limits.get(member, NO_LIMITS)
             if limits.env or limits.cwd is not None:
                 try:
                     self._process_state.enter(limits, self.spec.label(member))
@@ -171,19 +175,20 @@ class ChildServer:
             try:
                 self._run(request, claims)
             except BlockHalted:
-                # The worker will kill this process, or closes the socket when it ends.
+                # The worker kills this process, or closes the socket when the worker ends.
                 continue
             del request
             self._claims = None
             self._control.send(BLOCK_OVER)
 
     def _run(self, request: BlockRequest, claims: int) -> None:
+        """Run a block; `claims` is the descriptor of the memory of its claims."""
         sys.path[:] = request.path
         spec: BlockSpec = pickling.loads(request.payload)
         limits = spec.limits
         if request.retries is not None:
             start = len(request.statuses)
-            first = limits.get(start, _NO_LIMITS)._replace(retries=request.retries)
+            first = limits.get(start, NO_LIMITS)._replace(retries=request.retries)
             limits = {**limits, start: first}
         spec = spec._replace(limits=limits, budget=request.budget, share_limit=request.share_limit)
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
@@ -200,7 +205,7 @@ class ChildServer:
             run.journal.close()
 
     def _close_in_forked_process(self) -> None:
-        """Close all that leads to the worker, in a process that a member has forked."""
+        """Close what connects to the worker, in a process that a member has forked."""
         self._frames.close()
         self._control.close()
         if self._claims is not None:
@@ -219,7 +224,7 @@ def main(control: int, pipe: int, parent: int) -> NoReturn:
     """
     code = 1
     try:
-        _end_with(parent)
+        _end_with_parent(parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         server = ChildServer(control, pipe)
         faulthandler.enable(2)
@@ -230,12 +235,12 @@ def main(control: int, pipe: int, parent: int) -> NoReturn:
     finally:
         with contextlib.suppress(Exception):
             sys.stderr.flush()
-        # Not by returning: the interpreter would wait for threads that members have started.
+        # Not by a return: the interpreter would wait for threads that members have started.
         os._exit(code)
 
 
-def _end_with(parent: int) -> None:
-    """Have the system kill this process when the thread ends that has started it."""
+def _end_with_parent(parent: int) -> None:
+    """Have the system kill this process when the thread that has started it ends."""
     with contextlib.suppress(AttributeError, OSError):
         if sys.platform == "linux":
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

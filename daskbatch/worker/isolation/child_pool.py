@@ -1,4 +1,4 @@
-"""Keeps the child processes of a worker: started when needed, kept for reuse, ended with it.
+"""Starts the child processes of a worker, keeps them for reuse, and ends them with the worker.
 
 Safe for any number of threads. `ChildLost` is raised if a child cannot be started.
 """
@@ -17,7 +17,7 @@ from daskbatch.worker.processes.reaper import get_reaper
 
 
 class ChildPool:
-    """The children of this process: one for each block that runs in one, and idle ones.
+    """The children of this process: those that run a block, and idle ones.
 
     Safe for any number of threads.
     """
@@ -26,14 +26,17 @@ class ChildPool:
         self.pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[ChildProcess] = []
+        #: The threads that wait in `take`.
         self._waiting: list[Future[ChildProcess]] = []
+        #: The number of children that are being started.
         self._starting = 0
+        #: An entry for each child to start.
         self._start_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def take(self) -> ChildProcess:
-        """Return a child that waits for requests; waits until one is there.
+        """Return a child that is idle, or a new one; waits until there is one.
 
         Raises
         ------
@@ -95,15 +98,17 @@ class ChildPool:
             child.end()
 
     def _hand_out(self, child: ChildProcess) -> None:
+        """Pass a child to the first waiting thread, or keep it; with the lock held."""
         if self._waiting:
             self._waiting.pop(0).set_result(child)
         else:
             self._idle.append(child)
 
     def _start(self) -> None:
+        """Have the thread that starts children start one; with the lock held."""
         self._starting += 1
-        # One thread starts all children: the system ends a child (PR_SET_PDEATHSIG) when the
-        # thread ends that has started it.
+        # One thread, which does not end, starts all children: the system kills a child when the
+        # thread that has started it ends (PR_SET_PDEATHSIG).
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._start_children, name="daskbatch-children", daemon=True
@@ -133,6 +138,7 @@ class ChildPool:
             del child, error
 
 
+#: The pool of this process, once there is one.
 _pool: ChildPool | None = None
 _pool_lock = make_lock()
 
@@ -141,7 +147,7 @@ def get_child_pool() -> ChildPool:
     """Return the pool of this process."""
     global _pool
     with _pool_lock:
-        # A pool that a forked process has from its parent has the parent's children.
+        # In a forked process, the inherited pool has the parent's children.
         if _pool is None or _pool.pid != os.getpid():
             _pool = ChildPool()
             atexit.register(_pool.close)

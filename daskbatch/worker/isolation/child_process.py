@@ -1,7 +1,7 @@
-"""A child process as its worker sees it: started, sent requests, waited for, ended.
+"""Starts a child process, sends it requests, waits for its messages, and ends it.
 
-The thread of the block that uses a child calls it; any thread may call `wake`. Raises `ChildLost`
-if the child does not start; if it ends later, `has_gone` says so.
+The thread of the block that uses a child calls it; any thread may call `wake`. It raises
+`ChildLost` if the child does not start; if the child ends later, `has_gone` says so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from daskbatch.worker.isolation.unnamed_file import new_file, write_file
 from daskbatch.worker.processes import process_tree
 from daskbatch.worker.processes.reaper import get_reaper
 
+#: What the interpreter of a child runs.
 _PROGRAM = """\
 import sys
 sys.path[:] = {path!r}
@@ -31,7 +32,7 @@ from daskbatch.worker.isolation.child_main import main
 main({control}, {pipe}, {parent})
 """
 
-#: The size that is asked for the frames pipe; by default the system allows no more.
+#: The size that is requested for the frames pipe; by default the system allows no more.
 _PIPE_BYTES = 1 << 20
 
 #: How long the start of a child may take.
@@ -43,11 +44,8 @@ _KILL_TIMEOUT_SECONDS = 5.0
 #: How long a child that has closed its socket or pipe may take to end by itself.
 _EXIT_TIMEOUT_SECONDS = 1.0
 
-#: How often a child is looked at, on systems where its end cannot be waited for.
+#: How often to look whether a child has ended, on systems that offer no way to wait for it.
 _POLL_INTERVAL_SECONDS = 0.05
-
-#: `poll` does not accept much longer times.
-_MAX_WAIT_SECONDS = 86400.0
 
 #: How much of a child's stderr is read for a message.
 _MAX_ERROR_BYTES = 1 << 16
@@ -60,15 +58,15 @@ class ChildLost(Exception):
 class ChildProcess:
     """A child process, seen from outside.
 
-    The thread of the block that uses the child calls all methods, but `wake`, which any
-    thread may call, and `memory_bytes`.
+    The thread of the block that uses the child calls all methods. Any thread may call `wake` and
+    `memory_bytes`.
 
     Attributes
     ----------
     marker : str
         The value of `MARKER` in the environment of the child and of all that it starts.
     files : (int, int)
-        The files that are its stdout and stderr.
+        The descriptors of the files that are its stdout and stderr.
     frames : FrameReader
         What it sends.
     initialized : set of str
@@ -133,6 +131,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
+        """The number of the process."""
         return self._process.pid
 
     # -- messages -------------------------------------------------------------------------
@@ -158,6 +157,7 @@ class ChildProcess:
         self._is_ready = True
 
     def _error_text(self) -> str:
+        """Return what it has written to stderr, for a message."""
         with contextlib.suppress(OSError):
             data = os.pread(self.files[1], _MAX_ERROR_BYTES, 0)
             text = data.decode("utf-8", "replace").strip()
@@ -189,9 +189,9 @@ class ChildProcess:
         Parameters
         ----------
         seconds : float, optional
-            Not for longer than this.
+            How long to wait at most; None for no limit.
         frames : bool
-            Whether to return when frames arrive, too.
+            Whether to return also when frames arrive.
 
         Returns
         -------
@@ -210,7 +210,7 @@ class ChildProcess:
             )
         messages = b""
         if seconds is not None:
-            seconds = min(max(0.0, seconds), _MAX_WAIT_SECONDS)
+            seconds = min(max(0.0, seconds), executable.MAX_POLL_SECONDS)
         for file, _ in self._poll.poll(None if seconds is None else seconds * 1000 + 1):
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 if file == self._wake_read:
@@ -231,11 +231,11 @@ class ChildProcess:
     # -- the process ----------------------------------------------------------------------
 
     def has_gone(self) -> bool:
-        """Say whether nothing more can come from it: it has ended, or is about to."""
+        """Return whether it sends nothing more: it has ended, or is about to."""
         return self.control_closed or self.frames.ended or self.has_ended()
 
     def has_ended(self) -> bool:
-        """Say whether it has ended."""
+        """Return whether it has ended."""
         if self._pidfd is None:
             return self._process.poll() is not None
         poll = select.poll()
@@ -243,7 +243,7 @@ class ChildProcess:
         return bool(poll.poll(0))
 
     def wait_for_end(self) -> None:
-        """Wait a moment for its end: killed before that, its exit code would not be its own."""
+        """Wait a moment for its end: if it were killed now, that would hide its exit code."""
         deadline = Deadline(_EXIT_TIMEOUT_SECONDS)
         poll = select.poll()
         if self._pidfd is not None:

@@ -1,8 +1,8 @@
-"""The messages on the control socket between a child and its worker.
+"""Defines the messages on the control socket between a child and its worker.
 
 The child sends single bytes, so that the worker can take several of them with one read, in
 any order. The worker sends requests: the size of the request's data, together with two file
-descriptors, of the memory of the `SharedClaims` and of a file with the data (`SCM_RIGHTS`).
+descriptors (`SCM_RIGHTS`): the memory of the `SharedClaims`, and a file with the data.
 """
 
 from __future__ import annotations

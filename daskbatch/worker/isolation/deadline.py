@@ -1,6 +1,6 @@
-"""The time limit of the member that runs in a child, as its worker sees it.
+"""Finds out when a member that runs in a child has passed its time limit.
 
-Safe for any number of threads. It says when a member is late; `isolated_run` ends the member.
+Safe for any number of threads. `isolated_run` ends the member then.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Sized
 from time import perf_counter
 
-from daskbatch.worker.execution.block import BlockSpec, Limits
+from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: How much longer than its time limit a member may take until its function is called: each
-#: child imports the modules that this needs only once.
+#: How much longer than its time limit a member may take until its function is called: the child
+#: may have to import modules first, which each child does only once.
 _LOADING_SECONDS = 60.0
-
-_NO_LIMITS = Limits()
 
 
 class MemberDeadline:
@@ -39,10 +37,11 @@ class MemberDeadline:
         self._done = done
 
     def _timeout(self) -> float | None:
+        """Return the time limit of the member that runs; None without one."""
         member = self._claims.running
         if member < len(self._done):
             return None
-        return self._limits.get(member, _NO_LIMITS).timeout
+        return self._limits.get(member, NO_LIMITS).timeout
 
     def remaining(self) -> float | None:
         """Return how many seconds remain, below 0 if the deadline has passed; None without one."""
@@ -53,12 +52,15 @@ class MemberDeadline:
         return self._claims.began + timeout + loading - perf_counter()
 
     def has_passed(self) -> bool:
-        """Say whether the member should be over by now."""
+        """Return whether the member should be over by now."""
         remaining = self.remaining()
         return remaining is not None and remaining <= 0
 
     def seconds_to_wait(self, longest: float | None) -> float | None:
-        """Return how long the deadline can certainly not pass, but no more than `longest`."""
+        """Return a time in which the deadline cannot pass, but no more than `longest`.
+
+        None if neither limits it. Seconds.
+        """
         timeout, remaining = self._timeout(), self.remaining()
         if timeout is None or remaining is None:
             return longest

@@ -1,6 +1,7 @@
 """Produces the outcomes of members that no child runs, and the errors of those that ended one.
 
-Such members are skipped, deferred or cancelled, or no child could be started for them.
+A member that no child runs is skipped, deferred or cancelled, or no child could be started for
+it. The thread of the block calls this.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from daskbatch.worker.execution.outcome_log import OutcomeLog
 
 
 class FallbackRun(BlockRun):
-    """A block of which the members that remain get outcomes, and none is run.
+    """Gives the remaining members of a block their outcomes, and runs none of them.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ class FallbackRun(BlockRun):
         log: OutcomeLog,
         error: Exception | None,
     ) -> None:
+        # Without a budget, all members after the first one that could run are deferred.
         super().__init__(spec._replace(budget=-1.0), inputs, claims, log)
         self._error = error
 
@@ -51,7 +53,7 @@ class FallbackRun(BlockRun):
 
 
 def timed_out(label: str, timeout: float, ran: float) -> TaskTimeout:
-    """Return the error of a member that was ended since its time limit had passed.
+    """Return the error of a member that was ended because its time limit had passed.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""The frames in which a child sends outcomes to its worker: format, decoder, reader, writer.
+"""Encodes and decodes the frames in which a child sends outcomes to its worker.
 
 A frame is a header of fixed size, which has the sizes of what follows: the value, stdout,
-stderr. The child may be killed at any moment. What has arrived of an unfinished frame is
-then never decoded, so that a frame is either received whole or not at all.
+stderr. The child may be killed at any moment. A frame that has arrived in part only is never
+decoded, so that the worker receives a frame either whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 from daskbatch.worker.isolation.control import PIPE_FULL
 
-# The member, its status, the seconds; then how many bytes its value has, its stdout and its
-# stderr; -1 for none.
+#: The header: the member, its status, the seconds; then the bytes of its value, of its stdout and
+#: of its stderr; -1 for none.
 _HEADER = struct.Struct("=iBfqqq")
 
 #: How much is read from a pipe with one system call.
 _READ_BYTES = 1 << 20
 
-#: How often a pipe is read before the caller does other things.
-_READS_AT_ONCE = 16
+#: How many times one call of `FrameReader.read` reads the pipe at most.
+_MAX_READS = 16
 
 #: Pieces up to this size are joined before they are written.
-_JOINED_BYTES = 1 << 16
+_MAX_JOINED_BYTES = 1 << 16
 
 
 class Frame(NamedTuple):
@@ -111,7 +111,7 @@ class FrameReader:
     Attributes
     ----------
     ended : bool
-        Whether no process has the write end open any longer.
+        Whether no process has the write end open.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -120,9 +120,9 @@ class FrameReader:
         self.ended = False
 
     def read(self) -> tuple[list[Frame], bool]:
-        """Return the frames that have arrived, without waiting, and whether there may be more."""
+        """Return the frames that have arrived, and whether there may be more; does not wait."""
         frames: list[Frame] = []
-        for _ in range(_READS_AT_ONCE):
+        for _ in range(_MAX_READS):
             try:
                 data = os.read(self._pipe, _READ_BYTES)
             except BlockingIOError:
@@ -158,14 +158,14 @@ class FrameWriter:
         self._pieces += encode(frame)
 
     def flush(self) -> None:
-        """Write the frames; return when the worker can read all of them."""
+        """Write the frames; return once all of them are in the pipe."""
         pieces = self._pieces
         if not pieces:
             return
         self._pieces = []
         small: list[bytes] = []
         for piece in pieces:
-            if len(piece) > _JOINED_BYTES:
+            if len(piece) > _MAX_JOINED_BYTES:
                 self._write(b"".join(small))
                 small.clear()
                 self._write(piece)
@@ -179,7 +179,7 @@ class FrameWriter:
             try:
                 done += os.write(self.pipe, memoryview(data)[done:] if done else data)
             except BlockingIOError:
-                # Without this the worker reads the pipe only now and then.
+                # Without this message, the worker would read the pipe only at intervals.
                 self._control.send(PIPE_FULL)
                 poll = select.poll()
                 poll.register(self.pipe, select.POLLOUT)

@@ -14,7 +14,7 @@ from typing import Any
 
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import BlockSpec, Limits
+from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
@@ -27,14 +27,14 @@ from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: While outcomes arrive in quick succession, the pipe is read at these intervals and not for
-#: each of them.
+#: While outcomes arrive in quick succession, the pipe is read at intervals, and not for each of
+#: them: the shortest and the longest interval.
 _MIN_READ_INTERVAL_SECONDS, _MAX_READ_INTERVAL_SECONDS = 0.002, 0.05
 
 #: How many children in a row may end before they begin a member.
 _MAX_FAILED_STARTS = 3
 
-#: How much of the output of the last of them goes into the message. Characters.
+#: How much of the output of the last of them the message contains.
 _MAX_MESSAGE_CHARACTERS = 2000
 
 #: How often a member that has finished waiting looks for a free slot.
@@ -43,11 +43,9 @@ _SLOT_POLL_SECONDS = 0.005
 #: How often the memory of a child is measured.
 _MEMORY_INTERVAL_SECONDS = 0.1
 
-_NO_LIMITS = Limits()
-
 
 class _End(Enum):
-    """Why a child does not continue with a block."""
+    """Why the worker no longer waits for a child to run a block."""
 
     BLOCK_OVER = 1
     #: A member was cancelled.
@@ -60,6 +58,8 @@ class _End(Enum):
 
 class IsolatedRun(Progress):
     """A block whose members are run one after another by a child process.
+
+    `Progress` says what other threads may call.
 
     Parameters
     ----------
@@ -84,8 +84,9 @@ class IsolatedRun(Progress):
         self._inputs = inputs
         self._payload = pickling.dumps(spec) if payload is None else payload
         self._pool = get_child_pool() if pool is None else pool
-        #: Held while outcomes are recorded, or decided.
+        #: Held while outcomes are recorded, or decided, and while `_child` changes.
         self._outcome_lock = Lock()
+        #: The child that runs the block now.
         self._child: ChildProcess | None = None
         #: Members that were cancelled while they ran: their results do not count.
         self._stopped: set[int] = set()
@@ -112,7 +113,7 @@ class IsolatedRun(Progress):
     # -- the thread that runs the block ---------------------------------------------------
 
     def _continue_block(self) -> None:
-        """Run the members that remain, as far as one child gets."""
+        """Run the remaining members in one child, until it has run all or has ended."""
         start = len(self.log.statuses)
         budget = self.began + self.spec.budget - perf_counter()
         if start > 0 and (budget < 0 or self._share_limit < 0):
@@ -146,7 +147,7 @@ class IsolatedRun(Progress):
             self._end_child(child, end)
 
     def _is_ready(self, child: ChildProcess) -> bool:
-        """Wait until a child has started; False if it has not, and another one may."""
+        """Wait until a child has started; False if it has ended, and another may be tried."""
         try:
             child.wait_until_ready()
         except ChildLost:
@@ -158,6 +159,7 @@ class IsolatedRun(Progress):
         return True
 
     def _packed_request(self, child: ChildProcess, start: int, budget: float) -> bytes:
+        """Return the request for the members from `start` on."""
         request = make_request(self.spec, self._payload, self._inputs, self.log.result())
         request = request._replace(
             budget=budget, share_limit=self._share_limit, retries=self._retries.get(start)
@@ -173,7 +175,7 @@ class IsolatedRun(Progress):
         return pack_request(request)
 
     def _attach(self, child: ChildProcess, start: int) -> bool:
-        """Show the child to other threads; False if the member that it would run was stopped."""
+        """Let other threads use the child; False if the member that it would run was stopped."""
         with self._outcome_lock:
             if start in self._stopped:
                 self._record_without_child(start, Status.CANCELLED, None, None)
@@ -187,6 +189,7 @@ class IsolatedRun(Progress):
 
     def _watch(self, child: ChildProcess) -> _End:
         """Record outcomes until the child is done, or gone, or must be killed."""
+        # Whether the pipe is read at intervals, or as soon as frames arrive.
         paced, pace = True, _MIN_READ_INTERVAL_SECONDS
         while True:
             longest = pace if paced else _SLOT_POLL_SECONDS if self._exchange_slot() else None
@@ -204,7 +207,7 @@ class IsolatedRun(Progress):
                 return _End.GONE
             if self._halt_if_late(child):
                 return _End.LATE
-            # Either more is likely to come soon, or the next member is about to begin.
+            # Either more outcomes are likely to arrive soon, or the next member is about to begin.
             soon = done > before or self.claims.running < done
             paced = soon and not more and PIPE_FULL not in messages
             pace = (
@@ -214,7 +217,7 @@ class IsolatedRun(Progress):
             )
 
     def _record_frames(self, child: ChildProcess) -> bool:
-        """Record outcomes that have arrived; return whether there may be more at once."""
+        """Record outcomes that have arrived; return whether more may have arrived."""
         frames, more = child.frames.read()
         for member, status, seconds, value, output in frames:
             if member in self._stopped:
@@ -249,11 +252,11 @@ class IsolatedRun(Progress):
     # -- time limits ----------------------------------------------------------------------
 
     def _halt_if_late(self, child: ChildProcess) -> bool:
-        """If the time limit of the running member has passed, let no other member begin."""
+        """If the running member has passed its time limit, halt the block; return whether."""
         if not self._deadline.has_passed():
             return False
         with self._outcome_lock, self.claims.locked():
-            # Look again: it may be over by now, or tried again, or another one has begun.
+            # Look again: by now it may be over or tried again, or another one may have begun.
             self._record_frames(child)
             if not self._deadline.has_passed():
                 return False
@@ -263,7 +266,7 @@ class IsolatedRun(Progress):
     # -- the end of a child ---------------------------------------------------------------
 
     def _end_child(self, child: ChildProcess, end: _End) -> None:
-        """End a child, and decide what that means for the member that ran."""
+        """End a child, and record the outcome of the member that ran, or have it tried again."""
         ran = perf_counter() - self.claims.began
         self._pool.replace()
         if end is _End.GONE:
@@ -278,12 +281,12 @@ class IsolatedRun(Progress):
             attempt = self.claims.attempt
             self.claims.reset()
             if not has_begun:
-                # This member did not cause it, and the one before it is over.
+                # The member did not cause the end, and the one before it is over.
                 self._failed_starts += end is _End.GONE
             elif member in self._stopped:
                 self._record_without_child(member, Status.CANCELLED, None, output)
             else:
-                limits = self.spec.limits.get(member, _NO_LIMITS)
+                limits = self.spec.limits.get(member, NO_LIMITS)
                 retries = self._retries.get(member, limits.retries) - attempt
                 self._retries[member] = retries - 1
                 if retries <= 0:
@@ -308,7 +311,7 @@ class IsolatedRun(Progress):
     def _record_without_child(
         self, member: int, status: int, value: bytes | None, output: tuple[str, str] | None
     ) -> None:
-        """Record an outcome that no child sends; while no child writes to the journal."""
+        """Record an outcome that no child sends; called while no child uses the journal."""
         if self.journal is not None:
             self.journal.resume()
             if self.spec.journaled:
@@ -316,7 +319,7 @@ class IsolatedRun(Progress):
         self.log.record(member, status, value, perf_counter() - self.claims.began, output)
 
     def _run_fallback(self, error: Exception | None) -> None:
-        """Continue without a child: there is nothing to run, or no child can be started."""
+        """Continue without a child: no member can be run, or no child can be started."""
         with self._outcome_lock:
             if len(self.log.statuses) in self._stopped:
                 member = len(self.log.statuses)
@@ -337,7 +340,7 @@ class IsolatedRun(Progress):
                 self.running = self.claims.running
                 if self._outputs.are_large(child.files):
                     with self.claims.locked() as held:
-                        # While this has the lock, no other member begins to write.
+                        # While the lock is held, no other member begins to write.
                         if held:
                             self._outputs.shorten(child.files)
                 if perf_counter() > self._measured_at + _MEMORY_INTERVAL_SECONDS:
@@ -348,7 +351,7 @@ class IsolatedRun(Progress):
         if member < len(self.log.statuses):
             return member in self._stopped
         with self._outcome_lock, self.claims.locked() as held:
-            # While this has the lock, the running member stays the same.
+            # While the lock is held, the running member stays the same.
             if not held or self.claims.running != member:
                 return member in self._stopped
             if self._child is not None:

@@ -1,7 +1,8 @@
 """Reads from files what a member in a child process has written to stdout and stderr.
 
-The child reads them when a member is over, its worker when it has killed the child. While a
-member writes far more than is kept, the worker frees the room of the middle of the file.
+The child reads the files when a member is over; its worker reads them when it has killed the
+child. While a member writes far more than is kept, the worker frees the space of the middle of
+the file. The thread of the block and the event loop may use it at the same time.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import sys
 from daskbatch.worker.execution.capture import BoundedText, Capture
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: A file is large when it takes more room than this many times the limit, plus spare bytes.
+#: A file is large when it takes more space than this many times the limit, plus spare bytes.
 _LARGE_FACTOR, _SPARE_BYTES = 4, 1 << 20
 
+#: How much is read with one system call.
 _READ_BYTES = 1 << 20
 
-#: The units in which a file's room is counted (`st_blocks`), and in which it is freed.
+#: The units in which a file's space is counted (`st_blocks`), and in which it is freed.
 _SECTOR_BYTES, _PAGE_BYTES = 512, 1 << 12
 
-#: Flags of fallocate(2): free the room; the file keeps its size.
+#: Flags of fallocate(2): free the space; the file keeps its size.
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 
 #: The fcntl command on macOS that does the same.
@@ -49,21 +51,21 @@ class OutputFiles:
         self._limit = limit
 
     def are_large(self, files: tuple[int, int]) -> bool:
-        """Say whether the files take far more room than what is kept needs."""
-        room = _LARGE_FACTOR * self._limit + _SPARE_BYTES
+        """Return whether the files take far more space than what is kept needs."""
+        space = _LARGE_FACTOR * self._limit + _SPARE_BYTES
         return any(
-            os.fstat(file).st_blocks * _SECTOR_BYTES - start > room
+            os.fstat(file).st_blocks * _SECTOR_BYTES - start > space
             for file, start in zip(files, self._claims.output_starts, strict=True)
         )
 
     def shorten(self, files: tuple[int, int]) -> None:
-        """Free the room between the head and the tail that are kept; with the claims locked."""
+        """Free the space between the head and the tail that are kept; with the claims locked."""
         for file, start in zip(files, self._claims.output_starts, strict=True):
             begin = start + self._limit + _PAGE_BYTES
             end = os.lseek(file, 0, os.SEEK_END) - self._limit
             begin, end = begin - begin % _PAGE_BYTES, end - end % _PAGE_BYTES
             if begin < end:
-                _free_room(file, begin, end - begin)
+                _free_space(file, begin, end - begin)
 
     def texts(self, files: tuple[int, int]) -> tuple[str, str] | None:
         """Return the output of the member that ran last, if it has written anything."""
@@ -75,8 +77,8 @@ class OutputFiles:
         return capture.texts() if wrote else None
 
 
-def _free_room(file: int, begin: int, size: int) -> None:
-    """Free the room of a part of a file; nothing happens where the system cannot do this."""
+def _free_space(file: int, begin: int, size: int) -> None:
+    """Free the space of a part of a file; does nothing on a system that cannot do this."""
     with contextlib.suppress(OSError, AttributeError):
         if sys.platform == "darwin":
             fcntl.fcntl(file, _F_PUNCHHOLE, struct.pack("IIqq", 0, 0, begin, size))
@@ -86,7 +88,7 @@ def _free_room(file: int, begin: int, size: int) -> None:
 
 
 def add_output(file: int, start: int, text: BoundedText, limit: int) -> int:
-    """Add what a file holds from `start` on; return the file's size.
+    """Add the contents of a file from `start` on to a text; return the file's size.
 
     Only the parts that the text keeps are read.
 
@@ -97,7 +99,7 @@ def add_output(file: int, start: int, text: BoundedText, limit: int) -> int:
     start : int
         Where to begin.
     text : BoundedText
-        What to add to.
+        The text to add to.
     limit : int
         How many bytes the text keeps.
     """
@@ -112,6 +114,7 @@ def add_output(file: int, start: int, text: BoundedText, limit: int) -> int:
 
 
 def _add(file: int, start: int, end: int, text: BoundedText) -> int:
+    """Add a part of a file to a text; return how many bytes could be read."""
     done = 0
     with contextlib.suppress(OSError):
         while start + done < end:

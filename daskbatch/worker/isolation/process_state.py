@@ -1,7 +1,7 @@
-"""The state of a child process that members may change: streams, directory, environment.
+"""Sets and restores what members may change in a child process: streams, directory, environment.
 
 What members write to the streams goes to files, even if C code or another process writes it.
-Whatever a member changes is restored after it.
+The main thread of the child calls it, before and after each member.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.isolation.output_files import add_output
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
-#: A file of output is emptied when it is larger than this, and its contents are not needed.
+#: A file of output that is larger than this is emptied after it was read.
 _MAX_FILE_BYTES = 1 << 20
 
 #: `_IOLBF` of setvbuf(3).
@@ -30,6 +30,8 @@ _libc = ctypes.CDLL(None)
 
 class FileCapture(Capture):
     """The two streams of the running member, read from the files that they are written to.
+
+    Used by the main thread of a child.
 
     Parameters
     ----------
@@ -99,7 +101,8 @@ class ProcessState:
         self.stdout, self.stderr = _text_stream(1), _text_stream(2)
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.stderr  # type: ignore[misc]
-        # If this process is killed, what is in the buffer of C's own stream is lost.
+        # If this process is killed, what is in the buffer of C's stdout is lost: so it is written
+        # after each line.
         with contextlib.suppress(ValueError, AttributeError):
             stream = ctypes.c_void_p.in_dll(_libc, "stdout")
             _libc.setvbuf(stream, None, _LINE_BUFFERED, ctypes.c_size_t(0))

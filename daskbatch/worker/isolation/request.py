@@ -1,6 +1,6 @@
-"""The request that a worker sends to a child: a block, or the members of it that remain.
+"""Makes the request that a worker sends to a child: a block, or its remaining members.
 
-Pure functions, but for `sys.path`, which goes with a request.
+The functions are pure, except that `make_request` reads `sys.path`, which is a part of a request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def unpack_request(data: Any) -> BlockRequest:
 def make_request(
     spec: BlockSpec, payload: bytes, inputs: Sequence[Any], done: BlockResult
 ) -> BlockRequest:
-    """Make a request for the members that remain, with no more data than they take.
+    """Make a request for the remaining members, with no more data than they take.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def without_setup(request: BlockRequest, spec: BlockSpec) -> BlockRequest:
 
 
 def _taken_members(links: Iterable[Link]) -> Mapping[int, set[int]]:
-    """Return of which members values or outputs are taken, by the position of their block."""
+    """Return the members whose values or outputs are taken, by the position of their block."""
     taken: dict[int, set[int]] = {}
     for link in links:
         for part in link.values:

@@ -1,7 +1,7 @@
-"""Claims on the members of a block that two processes share, in a file that both have mapped.
+"""Lets two processes share the claims on the members of a block, in a file that both have mapped.
 
-One of the processes may be killed at any moment: its lock on the file ends with it, so that
-the file cannot stay locked.
+One of the processes may be killed at any moment. Its lock on the file ends with it, so that the
+file cannot stay locked. Safe for any number of threads of both processes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.isolation.unnamed_file import new_file
 
-#: The byte of a member that nobody has claimed; of one that was claimed to be run. Any other
+#: The byte of a member that is not claimed; of one that was claimed to be run. Any other
 #: byte is the status that the member was given, plus 1.
 _FREE, _BEGUN = 0, 255
 
-#: How long to wait for the lock. It takes longer only if its holder was stopped by a signal.
+#: How long to wait for the lock. Only if a signal has stopped its holder, it takes longer.
 _LOCK_TIMEOUT_SECONDS = 1.0
 
 #: The first and the longest pause between two attempts to get the lock.
 _MIN_LOCK_POLL_SECONDS, _MAX_LOCK_POLL_SECONDS = 1e-5, 0.001
 
-#: The positions of the integers, and where in the file the time, the two sizes and the bytes
-#: of the members begin.
+#: The positions of the integers, which begin the file; then where in the file the time, the two
+#: sizes, and the bytes of the members begin.
 _RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT = range(6)
-_TIMES, _SIZES, _MEMBERS = 32, 40, 64
+_TIMES_OFFSET, _SIZES_OFFSET, _MEMBERS_OFFSET = 32, 40, 64
 
 
 class BlockHalted(BaseException):
@@ -42,16 +42,16 @@ class BlockHalted(BaseException):
 class SharedClaims:
     """Claims among the threads of two processes; a `Claims`.
 
-    The child runs the members, and the worker watches it. All that decides who has a member,
-    or that no member may begin any longer, is one short section under a lock on the file.
-    C code that does not let other threads run cannot be in such a section, so neither process
-    can block the other. Safe for any number of threads of both processes; the part "written
-    by the child" by one thread of the child.
+    The child runs the members, and the worker watches it. What decides whether a member is run
+    or revoked, or that no member may begin any longer, is one short section of code under a lock
+    on the file. C code that does not let other threads run cannot be in such a section, so
+    neither process can block the other. Safe for any number of threads of both processes; but
+    only one thread of the child may call the methods that the child calls.
 
     Parameters
     ----------
     count : int
-        How many members there are.
+        The number of members.
     file : int, optional
         The file's descriptor, from the other process; this object closes it.
 
@@ -66,12 +66,12 @@ class SharedClaims:
         self._lock = threading.Lock()
         self._lock_timeout = _LOCK_TIMEOUT_SECONDS
         if file is None:
-            os.ftruncate(self.file, _MEMBERS + count)
-        whole = memoryview(mmap.mmap(self.file, _MEMBERS + count))
-        self._members = whole[_MEMBERS:]
-        self._integers = whole[:_TIMES].cast("i")
-        self._times = whole[_TIMES:_SIZES].cast("d")
-        self._sizes = whole[_SIZES:_MEMBERS].cast("q")
+            os.ftruncate(self.file, _MEMBERS_OFFSET + count)
+        whole = memoryview(mmap.mmap(self.file, _MEMBERS_OFFSET + count))
+        self._members = whole[_MEMBERS_OFFSET:]
+        self._integers = whole[:_TIMES_OFFSET].cast("i")
+        self._times = whole[_TIMES_OFFSET:_SIZES_OFFSET].cast("d")
+        self._sizes = whole[_SIZES_OFFSET:_MEMBERS_OFFSET].cast("q")
         if file is None:
             self._integers[_RUNNING] = -1
             self._integers[_SLOT] = 1
@@ -84,7 +84,7 @@ class SharedClaims:
         with self._lock:
             if self.file < 0:
                 return
-            # A thread that reads at this moment has the old views, which live until then.
+            # A thread that reads at this moment has the old views, which live until it is done.
             self._members = memoryview(bytearray(self._members))
             self._integers = memoryview(array("i", self._integers))
             self._times = memoryview(array("d", self._times))
@@ -119,7 +119,7 @@ class SharedClaims:
                 break
             except (BlockingIOError, PermissionError):
                 if monotonic() > end:
-                    # The next attempt will hardly succeed either: it does not wait.
+                    # The next attempt is not likely to succeed either: so it does not wait.
                     self._lock_timeout = 0.0
                     self._lock.release()
                     return False
@@ -148,7 +148,7 @@ class SharedClaims:
         BlockHalted
             `halt` was called.
         """
-        # No lock for a member that has a status: it keeps it.
+        # No lock for a member that has a status: that does not change.
         if self.has_status(member):
             return self._members[member] - 1
         with self._lock:
@@ -177,7 +177,7 @@ class SharedClaims:
             `halt` was called.
         """
         with self._lock:
-            # The worker holds the lock for moments only, so this may wait without a limit.
+            # The worker holds the lock for moments only, so this waits without a limit.
             fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
                 self._require_not_halted()
@@ -202,12 +202,13 @@ class SharedClaims:
     # -- the worker, which watches --------------------------------------------------------
 
     def revoke(self, members: Iterable[int], status: Status) -> list[int]:
-        """Give a status to those members that nobody has claimed yet.
+        """Give a status to those members that have not been claimed yet.
 
         Returns
         -------
         list of int
-            The members that have begun; without the lock, also those that may have begun.
+            The members that have begun; if the lock could not be acquired, also those that may
+            have begun.
         """
         with self.locked() as held:
             found = self._members
@@ -232,7 +233,7 @@ class SharedClaims:
         return _FREE in found or _BEGUN in found
 
     def halt(self) -> None:
-        """Let no other member begin; with the lock held."""
+        """Let no other member begin; the caller holds the lock."""
         self._integers[_HALT] = 1
 
     def reset(self) -> None:
@@ -253,7 +254,7 @@ class SharedClaims:
 
     @property
     def attempt(self) -> int:
-        """How often the child that runs it has tried it before."""
+        """The number of times that its child has tried it before."""
         return self._integers[_ATTEMPT]
 
     @property

@@ -1,4 +1,4 @@
-"""Files without a name, in memory where possible; processes share them by descriptor.
+"""Makes files without a name, in memory where possible; processes share them by descriptor.
 
 Safe for any number of threads. The caller closes the descriptors.
 """
@@ -23,7 +23,7 @@ def new_file() -> int:
 
 
 def write_file(file: int, data: bytes) -> None:
-    """Write all of the data."""
+    """Write all of the data to a file, however many system calls that takes."""
     with memoryview(data) as view:
         done = 0
         while done < len(view):

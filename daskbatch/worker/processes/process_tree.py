@@ -1,8 +1,8 @@
 """Ends processes with all that they have started, even what has left their process tree.
 
-A tree is identified by a process, and by a value that the process has in its environment:
-descendants inherit it. Only a process that has left the tree and has also cleaned its
-environment is not found.
+A tree is identified by a process, and by a value in the environment of the process, which its
+descendants inherit. Only a process that has left the tree and has also cleaned its environment
+is not found. Any number of threads may use it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from daskbatch.worker.processes.reaper import HAS_PROC, MARKER, OWNER, carriers,
 
 __all__ = ["MARKER", "OWNER", "end_of", "kill_tree", "sweep", "sweep_all"]
 
-#: How long to wait for the end of processes that were sent SIGKILL, and how long to sweep.
+#: How long to wait for the end of processes after SIGKILL, and how long to sweep.
 _KILL_TIMEOUT_SECONDS = 2.0
 
-#: In the middle of an exec a process shows no environment. So this many sweeps in a row must
-#: find nothing, with this pause between them.
+#: In the middle of an exec, the environment of a process cannot be seen. So this many sweeps in a
+#: row must find nothing, with this pause between them.
 _REQUIRED_MISSES, _SWEEP_INTERVAL_SECONDS = 3, 0.01
 
 #: The first and the longest pause between two looks at whether processes have ended.
@@ -43,7 +43,7 @@ def sweep(name: str, value: str) -> list[int]:
     list of int
         The processes that were sent SIGKILL.
     """
-    return kill_carriers(name, value, _find(name, value))
+    return kill_carriers(name, value, _find_carriers(name, value))
 
 
 def sweep_all(name: str, value: str) -> list[int]:
@@ -71,7 +71,7 @@ def sweep_all(name: str, value: str) -> list[int]:
     return sorted(killed)
 
 
-def _find(name: str, value: str) -> Iterator[int]:
+def _find_carriers(name: str, value: str) -> Iterator[int]:
     return carriers(name, value) if HAS_PROC else _find_by_psutil(name, value)
 
 
@@ -85,29 +85,29 @@ def _find_by_psutil(name: str, value: str) -> Iterator[int]:
 def kill_tree(pid: int, marker: str, grace: float) -> None:
     """End a process and all its descendants, and wait until they have ended.
 
-    The process should not have been waited for yet, so that no other process can have its
-    number. A process that is neither a child of this one nor has the marker is assumed to be
-    another one that has got the number since, and is left alone.
+    The caller should not have waited for the process yet: as long as it is a zombie, no other
+    process can get its number. If the process with this number is not a child of this one, and
+    does not have the marker, then another process has got the number. It is left alone.
 
     Parameters
     ----------
     pid : int
         The process. If it leads a process group, the whole group is ended.
     marker : str
-        The value of `MARKER` in its environment: all other processes that have it are ended,
-        too.
+        The value of `MARKER` in its environment. All other processes that have this value are
+        ended, too.
     grace : float
-        How long they may take to end after SIGTERM. With 0 they get SIGKILL only. Seconds.
+        How long they may take to end after SIGTERM; with 0 they receive only SIGKILL. Seconds.
     """
     root = _find_process(pid, marker)
     leads = root is not None and _leads_group(pid)
     tree: list[psutil.Process] = []
     if grace > 0:
-        tree = _members(root, marker)
+        tree = _tree_processes(root, marker)
         _signal(tree, signal.SIGTERM)
         _wait(tree, grace)
-    # Again, for processes that they have started since, or that had no parent in the tree.
-    tree += _members(root, marker)
+    # Search again, for processes that were started since, or that had no parent in the tree.
+    tree += _tree_processes(root, marker)
     tree += [found for each in set(tree) for found in _descendants(each)]
     _signal(tree, signal.SIGKILL)
     if leads and _find_process(pid, marker) == root:
@@ -134,14 +134,15 @@ def _leads_group(pid: int) -> bool:
     return False
 
 
-def _members(root: psutil.Process | None, marker: str) -> list[psutil.Process]:
+def _tree_processes(root: psutil.Process | None, marker: str) -> list[psutil.Process]:
     """Return a process, its descendants, and all processes that have its marker.
 
     Parents come before their children: a shell that is sent SIGTERM after its child would
     first continue with its next command.
     """
-    members = [] if root is None else [root, *_descendants(root)]
-    return members + [each for each in _processes(_find(MARKER, marker)) if each not in members]
+    found = [] if root is None else [root, *_descendants(root)]
+    marked = _processes(_find_carriers(MARKER, marker))
+    return found + [each for each in marked if each not in found]
 
 
 def _processes(pids: Iterable[int]) -> list[psutil.Process]:
@@ -167,7 +168,7 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
 
 def _wait(processes: Iterable[psutil.Process], seconds: float) -> None:
     """Wait until processes have ended; zombies have."""
-    # Not by `psutil.wait_procs`: it reaps children, whose exit codes others wait for.
+    # Not by `psutil.wait_procs`: it reaps children, and other threads need their exit codes.
     deadline = time.monotonic() + seconds
     pause = _MIN_POLL_SECONDS
     running = [each for each in processes if not _has_ended(each)]

@@ -1,9 +1,9 @@
 """Ends what a worker's tasks have started when the worker dies, for whatever reason.
 
-The reaper is a small process beside each worker that starts executables. It has the read end
-of a pipe, and only the worker has the write end. When the reaper reads the end of the file,
-the worker has died, even if it was sent SIGKILL. Then the reaper ends all processes that have
-the worker's name in their environment, and itself.
+The reaper is a small process beside each worker that starts executables or children. It has the
+read end of a pipe, and only the worker has the write end. When the reaper reads the end of the
+file, the worker has died, even if by SIGKILL. Then the reaper ends all processes that have the
+worker's name in their environment, and itself.
 
 The reaper process runs this very file by its path, without the package and its imports. So
 this module uses the standard library only, and of that no more than it needs.
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 #: The environment variables of each process that is started for a task. The value of the first
-#: one is different for each start, that of the second one names the worker process.
+#: one is different for each start; the value of the second one names the worker process.
 MARKER = "DASKBATCH_TASK"
 OWNER = "DASKBATCH_WORKER"
 
@@ -29,8 +29,8 @@ HAS_PROC = os.path.exists("/proc/self/environ")
 
 _FILE = os.path.abspath(__file__)
 
-#: Between fork and exec a process does not have the worker's name yet. So the reaper ends only
-#: if it has found no process for this time.
+#: Between fork and exec, a process does not have the worker's name yet. So the reaper ends only
+#: when it has found no process for this time.
 _QUIET_SECONDS = 1.0
 
 #: The pause between two searches that find nothing.
@@ -74,7 +74,7 @@ def _carries(pid: int, name: str, value: str) -> bool:
 
 
 def kill_carriers(name: str, value: str, pids: Iterable[int]) -> list[int]:
-    """Send SIGKILL to those of some processes that still have `name=value`; return these."""
+    """Send SIGKILL to the given processes that still have `name=value`; return those."""
     killed = []
     for pid in pids:
         try:
@@ -138,7 +138,7 @@ class Reaper:
             self._close_pipe()
 
     def _has_gone(self, seconds: float) -> bool:
-        """Say whether no process has the read end of the pipe open."""
+        """Return whether no process has the read end of the pipe open; wait at most `seconds`."""
         assert self._pipe is not None
         poll = select.poll()
         poll.register(self._pipe, 0)
@@ -179,11 +179,12 @@ class Reaper:
         self._pipe = write
         _pipes.add(write)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # If it takes longer, it does its work nevertheless.
+            # If its start takes longer, it does its work all the same.
             starter.wait(_PROCESS_TIMEOUT_SECONDS)
 
 
 _lock = threading.RLock()
+#: The write ends of pipes to reapers that are open in this process.
 _pipes: set[int] = set()
 _reaper: Reaper | None = None
 
@@ -201,7 +202,8 @@ def get_reaper() -> Reaper:
 
 
 def _after_fork_in_child() -> None:
-    # A child that outlives the worker must not keep the pipe open, nor end the worker's reaper.
+    # A forked process that outlives the worker must not keep the pipe open; and it must not end
+    # the worker's reaper.
     global _reaper
     _reaper = None
     for each in _pipes:

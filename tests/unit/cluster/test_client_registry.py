@@ -1,4 +1,4 @@
-"""Which clients a Batch has, and which connections have been silent for too long."""
+"""The registry says which clients a Batch has, and which connections are silent for too long."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from daskbatch.cluster.client_registry import ClientRegistry, RegisteredClient
 
 
 def register(
-    registry: ClientRegistry, topic: str, founds: bool = False, connection: str = ""
+    registry: ClientRegistry, topic: str, is_creator: bool = False, connection: str = ""
 ) -> RegisteredClient | None:
-    return registry.register(topic, "batch", connection or topic, "process 1 on here", founds)
+    return registry.register(topic, "batch", connection or topic, "process 1 on here", is_creator)
 
 
 def test_a_batch_exists_from_its_creator_to_its_end() -> None:
     registry = ClientRegistry()
     assert register(registry, "early") is None
-    creator, other = register(registry, "creator", founds=True), register(registry, "other")
+    creator, other = register(registry, "creator", is_creator=True), register(registry, "other")
     assert creator is not None
     assert other is not None
     assert (creator.number, other.number) == (0, 1)
@@ -30,7 +30,7 @@ def test_a_batch_exists_from_its_creator_to_its_end() -> None:
 
 def test_a_batch_of_which_the_last_client_is_removed_is_empty() -> None:
     registry = ClientRegistry()
-    creator = register(registry, "creator", founds=True)
+    creator = register(registry, "creator", is_creator=True)
     assert not registry.is_empty("batch")
     assert registry.remove("creator") is creator
     assert registry.is_empty("batch")
@@ -40,7 +40,7 @@ def test_a_batch_of_which_the_last_client_is_removed_is_empty() -> None:
 def test_waiting_ends_when_the_last_other_client_is_removed() -> None:
     async def wait() -> tuple[list[RegisteredClient], list[RegisteredClient]]:
         registry = ClientRegistry()
-        register(registry, "creator", founds=True)
+        register(registry, "creator", is_creator=True)
         register(registry, "other")
         at_once = await registry.wait_until_alone("creator", 0)
         waiting = asyncio.create_task(registry.wait_until_alone("creator", 60))

@@ -55,7 +55,7 @@ def test_an_event_arrives_as_it_was_sent(event: ClientEvent) -> None:
 
 
 def test_a_report_is_passed_on_in_a_few_bytes_more() -> None:
-    """Reports are the most frequent events: their encoding adds next to nothing."""
+    """Reports are the most frequent events: their encoding adds only a few bytes."""
     report = bytes(100)
     size = sum(len(frame) for frame in dumps(encode(BlockReported(report))))
     assert size <= sum(len(frame) for frame in dumps(report)) + 2

@@ -208,7 +208,7 @@ def _offline_batch() -> Batch:
 def run_in_pieces(
     root: Path, steps: Sequence[Step], rng: random.Random, cancelled: set[int]
 ) -> Outcome:
-    """Run a program as a Batch does that receives it in pieces, in any order that is allowed."""
+    """Run a program as a Batch does that receives it in pieces; its tasks in any allowed order."""
     epoch = Epoch()
     tasks = make_tasks(_offline_batch(), root, steps)
     records = [task._record for task in tasks]
@@ -342,7 +342,7 @@ def test_a_task_that_runs_a_second_time_is_waited_for_again() -> None:
         another = record(number, ["/b"])
         add(epoch, another)
         end(another)
-    TABLE.set_phase(reader, Phase.WAITING)  # its result was lost, and is needed
+    TABLE.set_phase(reader, Phase.WAITING)  # its result was lost, and is needed again
     writer = record(100, [], ["/a"])
     add(epoch, writer)
     assert set(writer.unfinished_waits()) == {reader}

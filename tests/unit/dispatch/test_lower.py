@@ -341,7 +341,7 @@ def test_options_are_annotations(options: Options, annotations: dict[str, Any]) 
 
 
 def test_retries_are_for_the_task_and_not_for_its_key() -> None:
-    # Dask would run all that shares the key again.
+    # Otherwise Dask would run all tasks that share the key again.
     tries: list[int] = []
 
     def third_time_lucky() -> int:

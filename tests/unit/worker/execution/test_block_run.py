@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.payloads import BARRIER, Call, Stand, call, spec
+from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
 
 from daskbatch.errors import ProcessFailed, SerializationError, TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
@@ -307,7 +307,7 @@ def test_slots_are_filled_with_fresh_copies_from_the_block_and_from_inputs() -> 
         number: Link(needs=(part.source,), values=(part,))
         for number, part in enumerate([from_input, from_input, from_block, from_block])
     }
-    calls = [call(append, Stand(), number) for number in range(4)]
+    calls = [call(append, TaskPlaceholder(), number) for number in range(4)]
     result = run(*calls, links=links, inputs=[given])
     assert [value(result, n) for n in range(4)] == [[0, 0], [0, 1], [0, 0, 2], [0, 0, 3]]
 
@@ -322,7 +322,7 @@ def test_slots_take_values_texts_and_outputs() -> None:
         BlockMember((0, 1), "stdout"),
         BlockMember((LOCAL, 0), "stdout"),
     )
-    calls = [call(say, "said"), call(note, [Stand() for _ in values])]
+    calls = [call(say, "said"), call(note, [TaskPlaceholder() for _ in values])]
     result = run(*calls, links={1: Link(values=values)}, inputs=[given])
     assert value(result, 1) == [{"a": 1}, "a text", "out", "err", "", "said"]
 

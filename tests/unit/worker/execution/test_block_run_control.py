@@ -87,7 +87,7 @@ def of_outcomes(reports: Sequence[Report]) -> list[OutcomeReport]:
     return found
 
 
-def told(reports: Sequence[Report]) -> list[Status]:
+def reported_statuses(reports: Sequence[Report]) -> list[Status]:
     """Join the statuses of reports, which must follow one another without gaps."""
     found: list[Status] = []
     for report in of_outcomes(reports):
@@ -185,7 +185,7 @@ def test_the_first_revocation_counts() -> None:
 
 
 def test_one_that_is_revoked_behind_a_deferred_one_is_deferred_with_it() -> None:
-    # The members behind it take it, once it is over, as proof that all it waits for is over.
+    # Once it is over, the members behind it conclude that all that it waits for is over.
     given = BlockResult(bytes([DEFERRED]), [None])
     for link in (Link(after=((0, 0),)), Link(needs=((0, 0),))):
         run = BlockRun(spec(call(note, 0), links={0: link}), [given])
@@ -220,7 +220,7 @@ def test_each_member_runs_or_is_revoked_and_never_both() -> None:
         GO.set()
         member = 0
         while member < count - 1:
-            # The next member that the other thread is about to begin, as far as this one sees.
+            # The member that the other thread begins next, as far as this thread can see.
             member = min(max(member, len(SEEN) + len(revoked)) + 1, count - 1)
             (began if running.run.revoke([member], CANCELLED) else revoked).add(member)
     found = running.finish()
@@ -262,7 +262,7 @@ def test_reports_come_in_pieces_that_are_not_too_large_and_leave_nothing_out() -
     run = BlockRun(spec(*calls, share_limit=1 << 30, output_limit=10), [])
     result = run()
     reports = of_outcomes(run.reports())
-    assert told(reports) == statuses(result) == [DONE] * len(sizes)
+    assert reported_statuses(reports) == statuses(result) == [DONE] * len(sizes)
     assert [value for report in reports for value in report.values] == list(result.values)
     for report in reports:
         assert sum(len(value or b"") for value in report.values) < 1 << 20
@@ -311,7 +311,7 @@ def test_members_that_did_not_run_are_told_without_a_value() -> None:
     run = BlockRun(spec(call(note, 0), call(note, 1), budget=0.0), [])
     run()
     (report,) = of_outcomes(run.reports())
-    assert (told([report]), report.values[1]) == ([DONE, DEFERRED], None)
+    assert (reported_statuses([report]), report.values[1]) == ([DONE, DEFERRED], None)
 
 
 def test_durations_are_told_in_seconds() -> None:
@@ -343,7 +343,10 @@ def test_whoever_asks_at_the_same_time_is_told_each_member_once() -> None:
             thread.start()
         for thread in threads:
             thread.join(30)
-    assert told(sorted(of_outcomes(reports), key=lambda report: report.start)) == [DONE] * count
+    assert (
+        reported_statuses(sorted(of_outcomes(reports), key=lambda report: report.start))
+        == [DONE] * count
+    )
 
 
 def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:
@@ -355,7 +358,7 @@ def test_reports_taken_while_a_block_runs_leave_nothing_out() -> None:
         while running.result is None:
             reports += running.run.reports()
         found = running.finish()
-    assert told([*reports, *running.run.reports()]) == found == [DONE] * count
+    assert reported_statuses([*reports, *running.run.reports()]) == found == [DONE] * count
 
 
 class Listener:
@@ -379,4 +382,4 @@ def test_a_reporter_is_told_of_the_begin_and_the_end() -> None:
     result = run_block(pickling.dumps(block), reporter=listener)
     assert len(listener.began) == 1
     assert listener.began[0].spec.block == 7
-    assert told(listener.reports) == statuses(result) == [DONE, FAILED, DONE]
+    assert reported_statuses(listener.reports) == statuses(result) == [DONE, FAILED, DONE]

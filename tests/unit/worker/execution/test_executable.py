@@ -390,11 +390,11 @@ def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
 # -- being stopped ------------------------------------------------------------------------
 
 
-#: What each thread is about to run.
+#: The executable that each thread is about to run.
 starting: dict[int, Executing] = {}
 
 
-class Told(RunningExecutable):
+class NotifyingExecutable(RunningExecutable):
     """Notifies the test as soon as it can be stopped: it may end before the test looks."""
 
     def __enter__(self) -> RunningExecutable:
@@ -408,8 +408,8 @@ class Told(RunningExecutable):
 
 
 @pytest.fixture(autouse=True)
-def _told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RunningExecutable", Told)
+def _notify_of_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RunningExecutable", NotifyingExecutable)
 
 
 class Executing:

@@ -21,8 +21,8 @@ import pytest
 from daskbatch.worker.execution import interrupt
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
-#: After this time a test fails that waits for something that must happen. Seconds.
-PATIENCE = 60
+#: How long a test waits for something that must happen, before it fails.
+TIMEOUT_SECONDS = 60
 
 
 class Thread(threading.Thread):
@@ -42,17 +42,17 @@ class Thread(threading.Thread):
             self.future.set_exception(error)
 
     def result(self) -> Any:
-        return self.future.result(PATIENCE)
+        return self.future.result(TIMEOUT_SECONDS)
 
     def error(self) -> BaseException | None:
-        return self.future.exception(PATIENCE)
+        return self.future.exception(TIMEOUT_SECONDS)
 
 
 class Waiting(threading.Event):
-    """Wait for an event that must be set."""
+    """An event that must be set in time."""
 
     def must(self) -> None:
-        assert self.wait(PATIENCE)
+        assert self.wait(TIMEOUT_SECONDS)
 
 
 def spin(begun: threading.Event) -> None:
@@ -127,7 +127,7 @@ def test_c_code_is_stopped_when_it_returns() -> None:
 def test_a_call_of_c_code_is_stopped_though_it_returns_late() -> None:
     interruption, gate = StoppableCaller(), threading.Lock()
     gate.acquire()
-    thread = Thread(interruption.call, 1, gate.acquire, (), {"timeout": PATIENCE})
+    thread = Thread(interruption.call, 1, gate.acquire, (), {"timeout": TIMEOUT_SECONDS})
     while not interruption.stop(1):
         pass
     gate.release()
@@ -435,12 +435,16 @@ FUNCTIONS: list[Callable[..., Any]] = [
 
 
 class Race:
-    """A thread that calls, and one that stops.
+    """Two threads: one makes calls, and the other one stops them.
 
     Parameters
     ----------
+    calls : int
+        The number of calls.
     hesitant : bool
-        The thread that stops lets the other one run at each line of `stop`.
+        Whether the thread that stops lets the other one run at each line of `stop`.
+    seed : int
+        The seed of the random choices.
     """
 
     def __init__(self, calls: int, hesitant: bool, seed: int = 1) -> None:
@@ -456,8 +460,8 @@ class Race:
 
     def call(self) -> None:
         call = self.interruption.call
-        # A stray Stopped could be raised anywhere here, even as if it were the next call's:
-        # then `said` does not agree with it.
+        # A Stopped that hits other code could be raised anywhere here, even in the next call:
+        # then `said` does not agree with `ended`.
         try:
             for number in range(self.calls):
                 self.now = number

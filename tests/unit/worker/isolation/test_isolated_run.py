@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.payloads import BARRIER, Call, Stand, call, spec
+from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
 from support.waiting import read_pid
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 
 class Gate:
-    """Where a member in another process says that it has begun, and waits until `open`."""
+    """Lets a member in another process report that it has begun, and wait until `open`."""
 
     def __init__(self, directory: Path) -> None:
         self.began, self.go = directory / "began", directory / "go"
@@ -151,15 +151,15 @@ def test_outcomes_are_the_same_wherever_a_block_runs(where: bool) -> None:
         8: Link(values=(BlockMember((LOCAL, 5), "stdout"),)),
     }
     result = run(
-        call(add, Stand(), 1),
-        call(add, Stand(), 2),
+        call(add, TaskPlaceholder(), 1),
+        call(add, TaskPlaceholder(), 2),
         call(len, ""),
-        call(list, [Stand(), Stand(), Stand()]),
+        call(list, [TaskPlaceholder(), TaskPlaceholder(), TaskPlaceholder()]),
         call(fail),
         call(say, "said"),
         BARRIER,
         call(later, 7),
-        call(str, Stand()),
+        call(str, TaskPlaceholder()),
         call(sys.exit, 3),
         call(threading.Lock),
         links=links,
@@ -261,7 +261,7 @@ def kill(number: int) -> None:
 )
 def test_a_crash_is_the_members_own(crashes: Call, exitcode: int, words: str) -> None:
     links = {3: Link(needs=((LOCAL, 1),)), 4: Link(values=(BlockMember((LOCAL, 0), "result"),))}
-    calls = [call(len, "abc"), crashes, call(len, "d"), call(len, ""), call(abs, Stand())]
+    calls = [call(len, "abc"), crashes, call(len, "d"), call(len, ""), call(abs, TaskPlaceholder())]
     result = run(*calls, links=links)
     assert statuses(result) == [DONE, FAILED, DONE, SKIPPED, DONE]
     assert value(result, 4) == 3

@@ -114,7 +114,7 @@ print("".join("x" if claims.claim(n) == -1 else "." for n in range({count})), fl
         process.stdin.flush()
         begun, revoked, member = set(), set(), 0
         while member < count - 1:
-            # The next member that the other process is about to begin, as far as this one sees.
+            # The member that the other process begins next, as far as this process can see.
             member = min(max(member, shared.running) + 1, count - 1)
             (begun if shared.revoke([member], CANCELLED) else revoked).add(member)
         ran = line(process)
