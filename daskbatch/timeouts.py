@@ -51,7 +51,7 @@ class Deadline:
 
     Examples
     --------
-    >>> Deadline(None).left() is None, Deadline(0).left(), Deadline(0).passed
+    >>> Deadline(None).remaining() is None, Deadline(0).remaining(), Deadline(0).passed
     (True, 0.0, True)
     """
 
@@ -60,7 +60,7 @@ class Deadline:
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else monotonic() + seconds
 
-    def left(self, at_most: float | None = None) -> float | None:
+    def remaining(self, at_most: float | None = None) -> float | None:
         """Return the seconds until the deadline, never negative; None if it never passes.
 
         Parameters

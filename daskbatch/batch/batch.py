@@ -720,7 +720,7 @@ class Batch:
         self.fence(timeout)
         if session.ended:
             return
-        others = session.wait_until_alone(deadline.left())
+        others = session.wait_until_alone(deadline.remaining())
         if others:
             raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
         session.end()

@@ -16,7 +16,7 @@ from daskbatch.batch.handle import Handle
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
 from daskbatch.batch.visualize import draw
-from daskbatch.dispatch.edges import wire
+from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
@@ -138,7 +138,7 @@ class CompiledTask(Task):
             )
         if self.tasks and self._is_over():
             raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
-        records = wire(self.graph, self._records, self._record.client_id)
+        records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
 
     def _require_not_started(self) -> None:
@@ -178,7 +178,7 @@ class CompiledTask(Task):
         timeout = parse_timeout(timeout)
         deadline = Deadline(timeout)
         self.wait(timeout)
-        values = [task._get_part(part, deadline.left()) for task in self.tasks]
+        values = [task._get_part(part, deadline.remaining()) for task in self.tasks]
         return values if part == "result" else "\n".join(filter(None, values))
 
     def _reduce_part(self, part: str) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from daskbatch.batch.task import Task
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Access, Channel, Mode
 from daskbatch.describe.spec import (
-    DEFAULT,
+    DEFAULT_OPTIONS,
     Call,
     Options,
     function_call,
@@ -46,7 +46,7 @@ class TaskSettings(NamedTuple):
         Their name; None for the name of the function or executable.
     """
 
-    options: Options = DEFAULT
+    options: Options = DEFAULT_OPTIONS
     reads: tuple[Channel, ...] = ()
     writes: tuple[Channel, ...] = ()
     name: str | None = None

@@ -16,7 +16,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.forking import after_fork, keep_inherited, make_rlock
 from daskbatch.serialization.pickling import loads
-from daskbatch.worker.execution.task_context import TaskContext, current
+from daskbatch.worker.execution.task_context import TaskContext, current_context
 
 
 class Address(NamedTuple):
@@ -54,7 +54,7 @@ class Identity:
         self._closed = False
         # The slot's context and the number of the task in it, if a task creates this object. A copy
         # that is unpickled as an argument of a task also serves the threads of that task.
-        context = current()
+        context = current_context()
         self._created_in = None if context is None else (weakref.ref(context), context.task_number)
         _identities.add(self)
 
@@ -72,7 +72,7 @@ class Identity:
             ended.
         """
         own = self._own
-        if own is not None and current() is None:
+        if own is not None and current_context() is None:
             return own
         context = self._task_context()
         with _attach_lock:
@@ -136,7 +136,7 @@ class Identity:
 
     def _task_context(self) -> TaskContext | None:
         """Return the context of the task that uses this object, or None outside of tasks."""
-        context = current()
+        context = current_context()
         if self._own is not None:
             # The task that created a Batch is its creator, and not a copy.
             created_here = context is not None and self._created_in == (

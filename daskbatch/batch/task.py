@@ -327,7 +327,7 @@ class Task:
             timeout = parse_timeout(timeout)
             deadline = Deadline(timeout)
             self.wait(timeout)
-            timeout = deadline.left()
+            timeout = deadline.remaining()
         if part != "result":
             self._fetch(lambda: record.output is None, timeout)
             if record.output is None:
@@ -350,7 +350,7 @@ class Task:
         """Fetch a value from its worker; if it was lost there, wait for the task to run again."""
         deadline = Deadline(timeout)
         while is_missing() and self._record.block is not None:
-            remaining = deadline.left()
+            remaining = deadline.remaining()
             self._dispatcher.fetch(self._record, remaining)
             self.wait(remaining)
 

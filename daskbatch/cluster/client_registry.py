@@ -147,7 +147,7 @@ class ClientRegistry:
                 return others
             removed = self._batches[batch].client_removed
             try:
-                await asyncio.wait_for(removed.wait(), deadline.left())
+                await asyncio.wait_for(removed.wait(), deadline.remaining())
             except TimeoutError:
                 continue
 

@@ -166,7 +166,7 @@ class Membership:
                 others = self._client.sync(
                     self._client.scheduler.daskbatch_join,
                     topic=self._topic,
-                    seconds=deadline.left(at_most=_JOIN_REQUEST_SECONDS),
+                    seconds=deadline.remaining(at_most=_JOIN_REQUEST_SECONDS),
                 )
             if not others or deadline.passed:
                 return list(others or ())

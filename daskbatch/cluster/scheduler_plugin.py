@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -237,15 +237,6 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                     )
         self._send_slots()
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        """Complete the answers of a worker that has left, and report its death; called by Dask."""
-        for (_, address), answer in self._answers.items():
-            # A member that had begun on a worker that died will not complete there.
-            if address == worker and not answer.done():
-                answer.set_result(((), ()))
-        self._send_slots()
-        self._run_in_background(self._report_death(worker))
-
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
@@ -259,28 +250,48 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         ]
 
     # -- deaths ---------------------------------------------------------------------------
+    #
+    # In this order: Dask logs that it removes the worker (`log_event`), before it decides what
+    # becomes of the worker's keys; then it calls `remove_worker`; then the nanny is asked what
+    # the worker had done (`_report_death`).
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Note a worker's death before Dask does anything about its keys; called by Dask."""
+        """Learn of a worker's death before Dask does anything about its keys; called by Dask."""
         if topic == "worker-restart-memory":
             self._worker_losses.record_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
-            reset_suspicion(self._scheduler, msg["processing-tasks"])
-            began = mark_lost(self._scheduler, msg["processing-tasks"])
-            lost = mark_lost(self._scheduler, msg["lost-computed-tasks"])
-            self._worker_losses.record_death(msg["worker"], began)
-            for topic, keys in lost.items():
-                self._notify(topic, ValuesLost(keys))
+            self._protect_keys(
+                msg["worker"], began=msg["processing-tasks"], computed=msg["lost-computed-tasks"]
+            )
+
+    def _protect_keys(self, worker: str, began: Iterable[Any], computed: Iterable[Any]) -> None:
+        """Keep Dask from running the blocks of a dead worker again, and report lost values."""
+        reset_suspicion(self._scheduler, began)
+        began_keys = mark_lost(self._scheduler, began)
+        lost_values = mark_lost(self._scheduler, computed)
+        self._worker_losses.record_death(worker, began_keys)
+        for topic, keys in lost_values.items():
+            self._notify(topic, ValuesLost(keys))
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Complete the answers of a worker that has left, and report its death; called by Dask."""
+        for (_, address), answer in self._answers.items():
+            # A member that had begun on a worker that died will not complete there.
+            if address == worker and not answer.done():
+                answer.set_result(((), ()))
+        self._send_slots()
+        self._run_in_background(self._report_death(worker))
+
+    async def _report_death(self, worker: str) -> None:
+        """Ask the worker's nanny what the worker had done, and tell each client concerned."""
+        for topic, event in (await self._worker_losses.events_of_death(worker)).items():
+            self._notify(topic, event)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again; called by Dask."""
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
-
-    async def _report_death(self, worker: str) -> None:
-        for topic, event in (await self._worker_losses.report(worker)).items():
-            self._notify(topic, event)
 
     # -- slots ----------------------------------------------------------------------------
 

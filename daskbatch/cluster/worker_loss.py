@@ -30,7 +30,7 @@ _FATE_TIMEOUT_SECONDS = 15.0
 _NO_TRACES = pickle.dumps([], 5)
 
 
-def lost() -> BlockResult:
+def make_lost_result() -> BlockResult:
     """Return the result of a block whose outcomes the cluster has lost."""
     return BlockResult(b"")
 
@@ -57,8 +57,8 @@ def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Block
         state = scheduler.tasks[key]
         # A key that was already replaced has not run since; its loss is, or has been, reported
         # for the worker that ran it. A worker that had only the replacement knows nothing of it.
-        if getattr(state.run_spec, "func", None) is not lost:
-            state.run_spec = Task(key, lost)
+        if getattr(state.run_spec, "func", None) is not make_lost_result:
+            state.run_spec = Task(key, make_lost_result)
             marked.setdefault(topic, []).append(key)
     return marked
 
@@ -127,7 +127,7 @@ class WorkerLossTracker:
         if address in self._workers:
             self._workers[address].began = began
 
-    async def report(self, address: str) -> dict[str, WorkerDied]:
+    async def events_of_death(self, address: str) -> dict[str, WorkerDied]:
         """Find out what a worker that died had done; returns the event for each topic."""
         worker = self._workers.pop(address, None)
         if worker is None:

@@ -68,7 +68,7 @@ class Options:
 
 
 #: The options of a task for which the user sets none.
-DEFAULT = Options()
+DEFAULT_OPTIONS = Options()
 
 
 def make_options(

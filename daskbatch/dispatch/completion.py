@@ -11,7 +11,11 @@ from collections.abc import Callable
 
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError
-from daskbatch.worker.execution.task_context import TaskContext, current, wait_releasing_slot
+from daskbatch.worker.execution.task_context import (
+    TaskContext,
+    current_context,
+    wait_releasing_slot,
+)
 
 
 class CompletionTracker:
@@ -87,7 +91,7 @@ class CompletionTracker:
             This process was forked, and would wait for ever.
         """
         self.require_own_process()
-        return current() or self.context
+        return current_context() or self.context
 
     def when_over(self, record: TaskRecord, callback: Callable[[], None]) -> None:
         """Call a function, in any thread, once a task is over. It must not raise."""

@@ -12,7 +12,7 @@ from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG
 
 
-def wire(graph: Graph, records: Sequence[TaskRecord], client_id: str) -> list[TaskRecord]:
+def set_waits(graph: Graph, records: Sequence[TaskRecord], client_id: str) -> list[TaskRecord]:
     """Set the waits of the records of a program.
 
     Parameters

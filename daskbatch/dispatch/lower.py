@@ -15,7 +15,7 @@ from typing import Any
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
-from daskbatch.describe.spec import DEFAULT, Options
+from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
@@ -155,7 +155,7 @@ class _Lowering:
         key = self._tokens.get(block)
         if key is None:
             key = self._tokens[block] = (f"{TOKEN}-{self._nonce}", block.number)
-            self._layer(DEFAULT)[key] = Task(key, token, TaskRef(block.key))
+            self._layer(DEFAULT_OPTIONS)[key] = Task(key, token, TaskRef(block.key))
         return key
 
     def _spec(self, block: SubmittedBlock, inputs: _Inputs) -> BlockSpec:
@@ -239,7 +239,7 @@ class _Lowering:
 
     def finish(self) -> Lowered:
         if self._buffers:
-            layer = self._layer(DEFAULT)
+            layer = self._layer(DEFAULT_OPTIONS)
             for key, buffer in self._buffers.items():
                 layer[key] = DataNode(key, buffer.content)
         layers = {

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from daskbatch.describe.access import Channel
-from daskbatch.describe.spec import DEFAULT, Call, Options
+from daskbatch.describe.spec import DEFAULT_OPTIONS, Call, Options
 from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.outcome import BlockResult
@@ -94,7 +94,7 @@ class TaskRecord:
         number: int,
         name: str,
         call: Call | None,
-        options: Options = DEFAULT,
+        options: Options = DEFAULT_OPTIONS,
         reads: tuple[Channel, ...] = (),
         writes: tuple[Channel, ...] = (),
     ) -> None:

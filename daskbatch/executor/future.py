@@ -18,7 +18,7 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import TaskCrashed
 from daskbatch.worker.execution.task_context import (
     TaskContext,
-    current,
+    current_context,
     wait_releasing_slot,
     waiting_in_loop,
 )
@@ -153,7 +153,7 @@ class BatchPoolFuture(Future[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait without blocking the event loop; return or raise what `result` does."""
-        if current() is None or self.done():
+        if current_context() is None or self.done():
             return asyncio.wrap_future(self).__await__()
         return self._await_in_task().__await__()
 

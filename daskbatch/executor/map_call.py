@@ -198,9 +198,9 @@ class MapCall:
                 self._fill()
                 # No local variable keeps a result that has been yielded.
                 if is_chunk:
-                    yield from self._unpack(record, self._get(record, deadline.left()))
+                    yield from self._unpack(record, self._get(record, deadline.remaining()))
                 else:
-                    yield self._get(record, deadline.left())
+                    yield self._get(record, deadline.remaining())
         finally:
             self.cancel_remaining()
 

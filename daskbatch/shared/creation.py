@@ -29,7 +29,7 @@ from daskbatch.shared.registry import SharedRegistry
 from daskbatch.shared.scheduler_rpc import call_scheduler, current_scheduler, temporary_client
 from daskbatch.shared.waiting import without_slot
 from daskbatch.timeouts import Deadline
-from daskbatch.worker.execution.task_context import current
+from daskbatch.worker.execution.task_context import current_context
 
 #: By default a dictionary has one shard per worker, and at most this number.
 _MAX_DEFAULT_SHARDS = 32
@@ -94,7 +94,7 @@ def owner_context(cluster: ClusterArgument, name: str | None = None) -> Iterator
     if cluster is not None and hasattr(cluster, "_owner_context"):
         yield cluster._owner_context()
         return
-    task = current()
+    task = current_context()
     target = current_scheduler() if cluster is None else cluster
     if isinstance(target, Client):
         connect(target, None, "")  # this checks it, and remembers its security

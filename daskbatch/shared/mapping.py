@@ -282,7 +282,7 @@ class DictMapping(MutableMapping[Any, Any]):
         if missing and self._wait_for_keys:
             deadline = Deadline(self._timeout)
             for key in missing:
-                found[key] = self._client.get_waiting(key, deadline.left())
+                found[key] = self._client.get_waiting(key, deadline.remaining())
         elif missing:
             raise KeyError(*missing)
         return {key: found[key] for key in wanted}

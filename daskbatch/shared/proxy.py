@@ -40,7 +40,7 @@ from daskbatch.shared.rpc.answer import FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.scheduler_rpc import call_scheduler, relay_request, tls_context
 from daskbatch.shared.store.operations import Effect, Operation
-from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current
+from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current_context
 
 #: A request that has had no answer for this time asks the scheduler for a new layout, again and
 #: again.
@@ -141,7 +141,7 @@ class ObjectProxy:
                 return call_scheduler(self.scheduler, route, uid=self.uid, **arguments)
             except ServiceLost:
                 # A task may reach the same scheduler by another address.
-                context = current()
+                context = current_context()
                 if context is None or context.scheduler == self.scheduler:
                     raise
                 answer = call_scheduler(context.scheduler, route, uid=self.uid, **arguments)

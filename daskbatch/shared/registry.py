@@ -210,7 +210,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             if found.layouts[index].epoch > epoch or deadline.passed:
                 return found.layouts[index]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(found.changed.wait(), deadline.left())
+                await asyncio.wait_for(found.changed.wait(), deadline.remaining())
 
     async def _close(self, uid: str) -> None:
         found = self._objects.get(uid)

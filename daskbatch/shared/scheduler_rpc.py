@@ -29,7 +29,11 @@ from daskbatch.cluster.connection import (
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
-from daskbatch.worker.execution.task_context import call_in_thread, call_releasing_slot, current
+from daskbatch.worker.execution.task_context import (
+    call_in_thread,
+    call_releasing_slot,
+    current_context,
+)
 
 #: How long the scheduler may take to answer, in addition to the time that a request lets it wait.
 _ANSWER_TIMEOUT_SECONDS = 30.0
@@ -98,7 +102,7 @@ def _probe(address: str) -> None:
 
 
 def _security(scheduler: str) -> Security:
-    context = current()
+    context = current_context()
     if context is not None and context.security is not None and context.scheduler == scheduler:
         # In a child process, the context has the certificates of its worker.
         remember_security(scheduler, as_client_security(pickle.loads(context.security)))
@@ -144,7 +148,7 @@ def current_scheduler() -> str:
     LifecycleError
         It is connected to none, or to several.
     """
-    context = current()
+    context = current_context()
     if context is not None:
         return context.scheduler
     with contextlib.suppress(ValueError):

@@ -17,7 +17,7 @@ from distributed import get_worker, rejoin, secede
 from distributed.threadpoolexecutor import thread_state as pool_state
 
 from daskbatch.worker.execution.slot import Rejoining
-from daskbatch.worker.execution.task_context import current, waiting
+from daskbatch.worker.execution.task_context import current_context, waiting
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def without_slot(deadline: float | None) -> Iterator[None]:
         A time of `monotonic`. After it the task no longer waits to regain the slot, but continues
         without one. None waits without limit.
     """
-    context = current()
+    context = current_context()
     if context is None and getattr(pool_state, "proceed", False) and _is_dask_task():
         secede()
         try:

@@ -252,7 +252,7 @@ def _run(
         ended = False
         try:
             deadline = None if timeout is None else began + timeout
-            ended = _collect(process, deadline, streams, running)
+            ended = _read_until_end(process, deadline, streams, running)
             if ended:
                 return process.wait()
         finally:
@@ -309,7 +309,7 @@ def _last_output(sink: capture.Capture) -> str:
     return message
 
 
-def _collect(
+def _read_until_end(
     process: subprocess.Popen[bytes],
     deadline: float | None,
     streams: Mapping[IO[bytes], capture.BoundedText],

@@ -154,7 +154,7 @@ _contexts: dict[int, TaskContext] = {}
 _process_context: TaskContext | None = None
 
 
-def current() -> TaskContext | None:
+def current_context() -> TaskContext | None:
     """Return the context of the task that runs in this thread; None outside of tasks."""
     return _contexts.get(get_ident(), _process_context) if _contexts else _process_context
 
@@ -259,7 +259,7 @@ def wait_releasing_slot(
 @asynccontextmanager
 async def waiting_in_loop() -> AsyncIterator[None]:
     """Release the task's slot while a coroutine of the task waits."""
-    context = current()
+    context = current_context()
     if context is None:
         yield
         return
@@ -279,7 +279,7 @@ def call_releasing_slot(function: Callable[[], T]) -> T:
 
     Outside of tasks it is called in this thread.
     """
-    context = current()
+    context = current_context()
     if context is None:
         return function()
     with waiting(context):

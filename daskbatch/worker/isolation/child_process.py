@@ -147,7 +147,7 @@ class ChildProcess:
         if self._is_ready:
             return
         deadline = Deadline(_START_TIMEOUT_SECONDS)
-        while READY not in self.wait(deadline.left(), frames=False):
+        while READY not in self.wait(deadline.remaining(), frames=False):
             if self.has_ended() or self.control_closed:
                 raise ChildLost(f"it ended at once{self._error_text()}")
             if deadline.passed:

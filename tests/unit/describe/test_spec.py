@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from daskbatch.describe.spec import (
-    DEFAULT,
+    DEFAULT_OPTIONS,
     Call,
     function_call,
     make_options,
@@ -28,7 +28,7 @@ from daskbatch.serialization import pickling
 from daskbatch.worker.execution.capture import capturing
 
 
-class Stand:
+class TaskPlaceholder:
     """Stands for a task among the arguments."""
 
     def __init__(self, name: str) -> None:
@@ -56,9 +56,13 @@ def run(call: Call, *values: Any) -> Any:
 
 
 def test_nothing_asked_for_is_the_default() -> None:
-    assert make_options() == DEFAULT
-    assert (DEFAULT.timeout, DEFAULT.retries, DEFAULT.priority) == (None, 0, 0)
-    assert (DEFAULT.resources, DEFAULT.workers) == ((), ())
+    assert make_options() == DEFAULT_OPTIONS
+    assert (DEFAULT_OPTIONS.timeout, DEFAULT_OPTIONS.retries, DEFAULT_OPTIONS.priority) == (
+        None,
+        0,
+        0,
+    )
+    assert (DEFAULT_OPTIONS.resources, DEFAULT_OPTIONS.workers) == ((), ())
 
 
 def test_options_keep_what_was_asked_for() -> None:
@@ -82,11 +86,11 @@ def test_placement_differs_where_tasks_cannot_share_a_dask_key() -> None:
         make_options(resources={"GPU": 2}).placement_key,
         make_options(workers="a").placement_key,
         make_options(priority=1).placement_key,
-        DEFAULT.placement_key,
+        DEFAULT_OPTIONS.placement_key,
     ]
     assert len(set(keys)) == len(keys)
-    assert make_options(retries=3).placement_key == DEFAULT.placement_key
-    assert make_options(isolation="process").placement_key != DEFAULT.placement_key
+    assert make_options(retries=3).placement_key == DEFAULT_OPTIONS.placement_key
+    assert make_options(isolation="process").placement_key != DEFAULT_OPTIONS.placement_key
 
 
 @pytest.mark.parametrize(
@@ -232,12 +236,30 @@ def test_whatever_can_be_called_can_be_a_function(function: Any, args: Any, resu
 @pytest.mark.parametrize(
     ("function", "args", "kwargs", "found"),
     [
-        pytest.param(scale, (Stand("a"),), {"factor": Stand("b")}, "ab", id="function"),
-        pytest.param(partial(scale, Stand("a")), (Stand("b"),), {}, "ab", id="partial"),
-        pytest.param(partial(scale, factor=Stand("a")), (Stand("b"),), {}, "ab", id="keyword"),
-        pytest.param(Machine(Stand("a")).scaled, (Stand("b"),), {}, "ab", id="method"),
-        pytest.param(Machine(Stand("a")), (Stand("b"),), {}, "ab", id="object"),
-        pytest.param(partial(Machine(Stand("a")).scaled, Stand("b")), (), {}, "ab", id="both"),
+        pytest.param(
+            scale, (TaskPlaceholder("a"),), {"factor": TaskPlaceholder("b")}, "ab", id="function"
+        ),
+        pytest.param(
+            partial(scale, TaskPlaceholder("a")), (TaskPlaceholder("b"),), {}, "ab", id="partial"
+        ),
+        pytest.param(
+            partial(scale, factor=TaskPlaceholder("a")),
+            (TaskPlaceholder("b"),),
+            {},
+            "ab",
+            id="keyword",
+        ),
+        pytest.param(
+            Machine(TaskPlaceholder("a")).scaled, (TaskPlaceholder("b"),), {}, "ab", id="method"
+        ),
+        pytest.param(Machine(TaskPlaceholder("a")), (TaskPlaceholder("b"),), {}, "ab", id="object"),
+        pytest.param(
+            partial(Machine(TaskPlaceholder("a")).scaled, TaskPlaceholder("b")),
+            (),
+            {},
+            "ab",
+            id="both",
+        ),
     ],
 )
 def test_tasks_are_found_in_the_arguments_and_in_what_is_called(
@@ -324,7 +346,7 @@ def test_check_decides_whether_an_exit_code_is_an_error() -> None:
 
 
 def test_tasks_are_found_among_the_arguments_and_as_input() -> None:
-    call = process("cat", ["-", Stand("a")], stdin=Stand("b"))
+    call = process("cat", ["-", TaskPlaceholder("a")], stdin=TaskPlaceholder("b"))
     assert sorted(call.references) == [("a", "result"), ("b", "result")]
 
 

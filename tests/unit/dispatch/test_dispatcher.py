@@ -16,7 +16,7 @@ from daskbatch.describe.access import Mode, make_access
 from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
-from daskbatch.dispatch.edges import wire
+from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
@@ -93,7 +93,7 @@ def test_programs_end_as_their_sequential_run(
         root = make_root(tmp_path / f"{seed}-found")
         dispatcher, backend = make_dispatcher(slots, budget)
         records = records_of(steps, root)
-        run_records(dispatcher, wire(build_graph(records), records, "client"))
+        run_records(dispatcher, set_waits(build_graph(records), records, "client"))
         backend.join()
         assert [outcome_of(each) for each in records] == expected.results, f"seed {seed}"
         assert snapshot(root) == expected.files, f"seed {seed}"
@@ -105,7 +105,7 @@ def test_without_reports_the_results_of_the_keys_will_do(tmp_path: Path) -> None
     root = make_root(tmp_path / "found")
     dispatcher, backend = make_dispatcher(reports=False)
     records = records_of(steps, root)
-    run_records(dispatcher, wire(build_graph(records), records, "client"))
+    run_records(dispatcher, set_waits(build_graph(records), records, "client"))
     backend.join()
     assert [outcome_of(each) for each in records] == expected.results
 

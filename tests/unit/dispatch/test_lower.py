@@ -15,8 +15,8 @@ from dask.task_spec import DataNode
 from dask.utils import key_split
 
 from daskbatch.describe.access import Channel, Mode, make_access
-from daskbatch.describe.spec import DEFAULT, Options, function_call, make_options
-from daskbatch.dispatch.edges import wire
+from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call, make_options
+from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.program import build_graph
@@ -49,7 +49,7 @@ class Program:
         *args: Any,
         reads: str = "",
         writes: str = "",
-        options: Options = DEFAULT,
+        options: Options = DEFAULT_OPTIONS,
     ) -> TaskRecord:
         call = function_call(function, args, {})
         record = TaskRecord("client", len(self.records), function.__name__, call, options)
@@ -67,7 +67,7 @@ class Program:
         entry: Callable[..., Any] = run_block,
     ) -> Lowered:
         """Lower the program; `sharing` are the tasks that share a block."""
-        records = wire(build_graph(self.records), self.records, "client")
+        records = set_waits(build_graph(self.records), self.records, "client")
         for each in records:
             if each.call is not None and each.phase == Phase.CREATED:
                 each.function = pickling.dumps(each.call.function)

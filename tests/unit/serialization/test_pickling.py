@@ -24,7 +24,7 @@ from daskbatch.serialization import pickling
 LARGE = pickling.MIN_SHARED_BUFFER_BYTES
 
 
-class Stand:
+class TaskPlaceholder:
     """Stands for a task: found by `pack`, and replaced by a value by `unpack`."""
 
     def __init__(self, name: str) -> None:
@@ -105,23 +105,23 @@ def fill(obj: object, *values: object) -> Any:
     ],
 )
 def test_a_task_is_found_and_replaced_wherever_it_stands(wrap: Any, unwrap: Any) -> None:
-    assert unwrap(fill(wrap(Stand("a")), "the value")) == "the value"
+    assert unwrap(fill(wrap(TaskPlaceholder("a")), "the value")) == "the value"
 
 
 def test_tasks_are_found_in_the_order_of_their_slots() -> None:
-    obj = [Stand("a"), {"x": Stand("b")}, Record(Stand("c"))]
+    obj = [TaskPlaceholder("a"), {"x": TaskPlaceholder("b")}, Record(TaskPlaceholder("c"))]
     assert pickling.pack(obj)[1] == ("a", "b", "c")
     first, second, third = fill(obj, 1, 2, 3)
     assert (first, second["x"], third.value) == (1, 2, 3)
 
 
 def test_a_text_stands_for_itself() -> None:
-    data, _, _ = pickling.pack([Stand("a"), Stand("b")])
+    data, _, _ = pickling.pack([TaskPlaceholder("a"), TaskPlaceholder("b")])
     assert pickling.unpack(data, ["plain text", pickling.dumps(2)]) == ["plain text", 2]
 
 
 def test_each_slot_is_filled_with_a_copy_of_its_own() -> None:
-    data, _, _ = pickling.pack([Stand("a"), Stand("b")])
+    data, _, _ = pickling.pack([TaskPlaceholder("a"), TaskPlaceholder("b")])
     value = pickling.dumps([1])
     first, second = pickling.unpack(data, [value, value])
     third, _ = pickling.unpack(data, [value, value])
@@ -139,12 +139,12 @@ def test_without_tasks_nothing_is_found() -> None:
 def test_outside_of_pack_there_is_no_reference() -> None:
     assert pickling.reference("a") is None
     with pytest.raises(TypeError):
-        pickling.dumps(Stand("a"))
+        pickling.dumps(TaskPlaceholder("a"))
 
 
 def test_after_a_failed_pack_there_is_no_reference() -> None:
     with pytest.raises(SerializationError):
-        pickling.pack([Stand("a"), threading.Lock()])
+        pickling.pack([TaskPlaceholder("a"), threading.Lock()])
     assert pickling.reference("a") is None
 
 
@@ -155,12 +155,14 @@ class PacksItself:
     """Packs something else while it is packed, as a task does that is made while pickling."""
 
     def __reduce__(self) -> Any:
-        data, found, _ = pickling.pack([Stand("inner")])
+        data, found, _ = pickling.pack([TaskPlaceholder("inner")])
         return tuple, ((data, found),)
 
 
 def test_a_pack_within_a_pack_finds_its_own_and_leaves_the_other_alone() -> None:
-    first, (inner, found), second = fill([Stand("a"), PacksItself(), Stand("b")], 1, 2)
+    first, (inner, found), second = fill(
+        [TaskPlaceholder("a"), PacksItself(), TaskPlaceholder("b")], 1, 2
+    )
     assert (first, found, second) == (1, ("inner",), 2)
     assert pickling.unpack(inner, [pickling.dumps("x")]) == ["x"]
 
@@ -172,7 +174,7 @@ def test_a_failed_pack_within_a_pack_does_not_disturb_it() -> None:
                 pickling.pack(threading.Lock())
             return str, ("done",)
 
-    assert fill([Stand("a"), Fails(), Stand("b")], 1, 2) == [1, "done", 2]
+    assert fill([TaskPlaceholder("a"), Fails(), TaskPlaceholder("b")], 1, 2) == [1, "done", 2]
 
 
 @dataclass
@@ -182,13 +184,15 @@ class Unpacks:
     value: Any
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        data, found, _ = pickling.pack(Stand("inner"))
+        data, found, _ = pickling.pack(TaskPlaceholder("inner"))
         assert found == ("inner",)
         self.value = state["value"], pickling.unpack(data, ["inner"])
 
 
 def test_an_unpack_within_an_unpack_does_not_disturb_it() -> None:
-    first, middle, last = fill([Stand("a"), Unpacks(Stand("b")), Stand("c")], 1, 2, 3)
+    first, middle, last = fill(
+        [TaskPlaceholder("a"), Unpacks(TaskPlaceholder("b")), TaskPlaceholder("c")], 1, 2, 3
+    )
     assert (first, middle.value, last) == (1, (2, "inner"), 3)
 
 
@@ -207,7 +211,9 @@ def test_threads_that_pack_at_once_do_not_see_each_others_tasks() -> None:
 
     def pack(name: str) -> None:
         array = np.full(LARGE, ord(name), np.uint8)
-        results[name] = pickling.pack([Stand(name + "1"), MeetsOthers(), Stand(name + "2"), array])
+        results[name] = pickling.pack(
+            [TaskPlaceholder(name + "1"), MeetsOthers(), TaskPlaceholder(name + "2"), array]
+        )
 
     threads = [threading.Thread(target=pack, args=(name,)) for name in "xy"]
     for thread in threads:
@@ -252,7 +258,7 @@ def test_a_buffer_has_the_content_of_the_moment() -> None:
 
 def test_the_buffers_are_in_the_order_in_which_unpack_takes_them() -> None:
     arrays = [np.full(LARGE, number, np.uint8) for number in (3, 1, 3, 2)]
-    again = fill([*arrays, Stand("a")], "value")
+    again = fill([*arrays, TaskPlaceholder("a")], "value")
     assert [each[0] for each in again[:4]] == [3, 1, 3, 2]
     assert again[4] == "value"
 
@@ -312,11 +318,11 @@ SCALE = 10
 def scaled(point):
     return SCALE * point.x
 
-class Stand:
+class TaskPlaceholder:
     def __reduce__(self):
         return pickling.reference("a")
 
-data, found, _ = pickling.pack((scaled, Point(4), [Stand()]))
+data, found, _ = pickling.pack((scaled, Point(4), [TaskPlaceholder()]))
 assert found == ("a",), found
 sys.stdout.buffer.write(pickling.dumps((pickling.dumps(scaled), Point(3), data)))
 """
@@ -345,7 +351,7 @@ def test_modules_registered_with_cloudpickle_travel_by_value(
         cloudpickle.register_pickle_by_value(only_here)
         try:
             by_value = pickling.dumps(only_here.answer)
-            packed, found, _ = pickling.pack([only_here.answer, Stand("a")])
+            packed, found, _ = pickling.pack([only_here.answer, TaskPlaceholder("a")])
         finally:
             cloudpickle.unregister_pickle_by_value(only_here)
             del sys.modules["only_here"]
@@ -361,7 +367,7 @@ def test_modules_registered_with_cloudpickle_travel_by_value(
 
 def test_what_plain_pickle_has_found_before_it_gave_up_does_not_count_twice() -> None:
     array = np.ones(LARGE, np.uint8)
-    obj = [Stand("a"), array, lambda: 5, Stand("b")]
+    obj = [TaskPlaceholder("a"), array, lambda: 5, TaskPlaceholder("b")]
     _, found, buffers = pickling.pack(obj)
     assert found == ("a", "b")
     assert len(buffers) == 1
