@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+# Not for the session: files of other folders run in the same process, between those of this one.
+@pytest.fixture(scope="module", autouse=True)
 def _no_cluster() -> Iterator[None]:
     """Fail each test that starts an `EmbeddedCluster`."""
     from daskbatch.cluster.embedded import EmbeddedCluster
