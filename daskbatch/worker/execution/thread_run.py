@@ -39,10 +39,15 @@ class ThreadRun(BlockRun):
         # count. A `Claims` cannot do this: its `revoke` gives no status to a member that has
         # begun.
         self._decided: dict[int, int] = {}
-        #: The running member and when its time limit passes, if it has one.
-        self._due: tuple[int, float] | None = None
-        #: The member that was interrupted because its time limit had passed.
-        self._timed_out = -1
+        # A member with a time limit may be called several times: for each attempt, and to run a
+        # coroutine. Each such call has a number that no other has, below 0, so that a stop that
+        # comes too late does not hit the next call.
+        #: The number of the last call with a time limit.
+        self._limited_call = -1
+        #: The running call with a time limit: its number, its member, and when the limit passes.
+        self._due: tuple[int, int, float] | None = None
+        #: The call that was interrupted because its time limit had passed.
+        self._timed_out = 0
         #: The member whose executable runs; it stays the same while the lock is held to stop it.
         self._executing = -1
         self._stop_lock = threading.Lock()
@@ -64,18 +69,18 @@ class ThreadRun(BlockRun):
         if limits is None or limits.timeout is None:
             return self._caller.call(member, function, args, kwargs)
         began = perf_counter()
-        self._due = member, began + limits.timeout
+        number = self._limited_call = self._limited_call - 1
+        self._due = number, member, began + limits.timeout
         try:
-            value = self._caller.call(member, function, args, kwargs)
+            value = self._caller.call(number, function, args, kwargs)
         except Stopped:
-            if self._timed_out != member or member in self._decided:
+            if self._timed_out != number or member in self._decided:
                 raise
         else:
             if perf_counter() - began <= limits.timeout:
                 return value
         finally:
             self._due = None
-            self._timed_out = -1
         raise TaskTimeout(
             f"it ran for longer than its timeout of {limits.timeout:g} s: "
             f"it was stopped after {perf_counter() - began:.1f} s"
@@ -110,15 +115,16 @@ class ThreadRun(BlockRun):
     def tick(self) -> None:
         super().tick()
         due, running = self._due, self.running
-        if due is not None and perf_counter() > due[1]:
+        if due is not None and perf_counter() > due[2]:
             self._timed_out = due[0]
-            self._interrupt(due[0])
+            self._caller.stop(due[0])
         elif self._decided.get(running) == Status.CANCELLED:
             self._interrupt(running)
 
     def _interrupt(self, member: int) -> None:
         with self._stop_lock:
             if self._executing != member:
-                self._caller.stop(member)
+                due = self._due
+                self._caller.stop(member if due is None or due[1] != member else due[0])
             elif (running := executable.running_by_thread.get(self._thread)) is not None:
                 running.stop()
