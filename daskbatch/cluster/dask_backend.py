@@ -14,7 +14,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 from distributed import Client
@@ -64,6 +64,12 @@ _LINGER_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 
 
+class WorkerListener(Protocol):
+    """Something that is told when workers have come or gone, on Dask's event loop."""
+
+    def workers_changed(self) -> None: ...
+
+
 class ClusterBackend:
     """A Dask cluster as a `backend.Backend`.
 
@@ -90,6 +96,8 @@ class ClusterBackend:
         self._questions = itertools.count()
         self._asked: dict[int, Answered] = {}
         self._listener: Listener | None = None
+        #: Told when workers have come or gone.
+        self.worker_watches: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
         #: Futures of keys that are over, for a while.
         self._lingering: list[Any] = []
 
@@ -129,6 +137,8 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, int):
             self.slots = message
+            for watch in list(self.worker_watches):
+                self._guard(watch.workers_changed)
         elif listener is None:
             return
         elif isinstance(message, bytes):

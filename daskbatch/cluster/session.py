@@ -21,7 +21,7 @@ from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, connect, leave_to_parent
-from daskbatch.cluster.dask_backend import ClusterBackend
+from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
 from daskbatch.cluster.shared_connection import SharedConnection, take_share
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
@@ -173,6 +173,10 @@ class Session:
     def slots(self) -> int:
         """How many tasks run at once."""
         return self._backend.slots
+
+    def watch_workers(self, watch: WorkerListener) -> None:
+        """Tell an object, as long as it lives, when workers have come or gone."""
+        self._backend.worker_watches.add(watch)
 
     def reserve_cores(self) -> None:
         """Have each worker offer as many cores as it has threads, as a resource."""

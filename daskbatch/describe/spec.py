@@ -47,6 +47,10 @@ class Options:
         What is added to its environment.
     prepare : Initializer, optional
         What its process does before.
+    other_workers : bool
+        Whether it may run elsewhere where none of `workers` is there.
+    apart : hashable
+        Tasks that differ in this do not share a block.
     """
 
     timeout: float | None = None
@@ -58,11 +62,16 @@ class Options:
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     prepare: Initializer | None = None
+    other_workers: bool = False
+    apart: Hashable = None
     #: What a Dask key has one of: tasks that differ here cannot share a block.
     placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        key = (self.resources, self.workers, self.priority, self.isolated, self.prepare)
+        key = (
+            *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
+            *(self.other_workers, self.apart),
+        )
         if any(key):
             object.__setattr__(self, "placement_key", key)
 

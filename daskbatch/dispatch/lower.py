@@ -300,6 +300,8 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
         found["resources"] = dict(options.resources)
     if options.workers:
         found["workers"] = list(options.workers)
+    if options.other_workers:
+        found["allow_other_workers"] = True
     if options.priority:
         found["priority"] = options.priority
     return found

@@ -80,7 +80,7 @@ class Interruption:
     Any thread may make it. One call at a time: it cannot be called by what it calls.
     """
 
-    __slots__ = ("_fired", "_lock", "_number", "_stopping", "_thread")
+    __slots__ = ("_fired", "_lock", "_number", "_stopping", "_thread", "thrown")
 
     def __init__(self) -> None:
         self._lock = Lock()  # whoever stops has it; `call` never takes it
@@ -88,6 +88,8 @@ class Interruption:
         self._number: int | None = None  # of the call that may be thrown at
         self._stopping = False  # somebody is in stop()
         self._fired = False  # something was thrown at this call
+        #: What `stop` throws. To be changed only while no call runs.
+        self.thrown: type[Stopped] = Stopped
 
     def call(
         self,
@@ -184,7 +186,7 @@ class Interruption:
                 if running is None or (number is not None and number != running):
                     return False
                 self._fired = True
-                _throw(self._thread, Stopped)
+                _throw(self._thread, self.thrown)
                 return True
             finally:
                 self._stopping = False

@@ -55,6 +55,8 @@ class ThreadRun(BlockRun):
     ) -> Any:
         if function is process.execute:
             return self._execute(member, kwargs)
+        # A function may say in which form it wants to be stopped.
+        self._interruption.thrown = getattr(function, "stopped_by", Stopped)
         limits = self.spec.limits.get(member)
         if limits is None or limits.timeout is None:
             return self._interruption.call(member, function, args, kwargs)

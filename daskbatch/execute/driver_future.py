@@ -1,0 +1,110 @@
+"""Futures that complete tasks on the driver's side.
+
+Any thread may use them. Callbacks come from the thread that completes the future.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from daskbatch import errors
+from daskbatch.errors import SpecError
+from daskbatch.execute.engine import Ending, Engine, EngineCall
+from daskbatch.execute.helper_threads import HelperThreads
+
+
+def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) -> None:
+    """Have a function called with the value, or the exception, of a future that is done.
+
+    Parameters
+    ----------
+    future : future
+        Of `concurrent.futures`, of Dask, or anything like them; or an object that offers one by
+        a method ``as_future``.
+    tell : callable
+        Called once, in any thread.
+    """
+    offered = getattr(future, "as_future", None)
+    if offered is not None:
+        future = offered()
+    if not callable(getattr(future, "add_done_callback", None)):
+        error = SpecError(f"execute() must return a future or None, not {future!r}")
+        tell(None, error)
+        return
+    future.add_done_callback(partial(_tell, tell))
+
+
+def _tell(tell: Callable[[Any, BaseException | None], None], future: Any) -> None:
+    try:
+        if future.cancelled():
+            tell(None, errors.TaskCancelled("the future of the task was cancelled"))
+            return
+        value = future.result()
+    except BaseException as error:
+        tell(None, error)
+    else:
+        tell(value, None)
+
+
+class DriverFuture(Future[Any]):
+    """A method that was called on a worker by `Scheduler.call`."""
+
+    _engine: Engine
+    _record: Any
+    _helpers: HelperThreads
+
+    @classmethod
+    def start(
+        cls, engine: Engine, call: EngineCall, all_: set[DriverFuture], helpers: HelperThreads
+    ) -> DriverFuture:
+        """Call a method.
+
+        Parameters
+        ----------
+        engine : Engine
+            Calls it.
+        call : EngineCall
+            What is called.
+        all_ : set
+            Has the future as long as it is not done.
+        helpers : HelperThreads
+            Do what takes long.
+        """
+        future = cls()
+        future._engine, future._helpers = engine, helpers
+        all_.add(future)
+
+        def over(_: int, record: Any) -> None:
+            helpers.do(partial(future._settle, record, all_))
+
+        try:
+            (future._record,) = engine.start([(call, None)], over)
+        except BaseException:
+            all_.discard(future)
+            raise
+        return future
+
+    def cancel(self) -> bool:
+        """Stop the method, if it is not over; returns whether it will not complete."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.set_running_or_notify_cancel()
+            self._helpers.do(partial(self._engine.cancel, [self._record]))
+        return cancelled
+
+    def _settle(self, record: Any, all_: set[DriverFuture]) -> None:
+        all_.discard(self)
+        outcome = self._engine.outcome(record)
+        if self.cancelled() or not self.set_running_or_notify_cancel():
+            return
+        if outcome.ending == Ending.RETURNED:
+            self.set_result(outcome.value)
+        elif outcome.ending == Ending.CANCELLED:
+            self.set_exception(errors.TaskCancelled(f"{record.label} was cancelled"))
+        elif outcome.ending == Ending.LOST and not isinstance(outcome.error, errors.WorkerLost):
+            self.set_exception(errors.WorkerLost(f"{record.label} was lost with its worker"))
+        else:
+            self.set_exception(outcome.error)

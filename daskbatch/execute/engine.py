@@ -1,0 +1,221 @@
+"""Runs methods on chosen workers by the engine of `Batch`; all that jobs need of its inside.
+
+Any thread may call an `Engine`. What is over is told on Dask's event loop, while the engine's
+lock is held: the listener must only note it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple
+
+from daskbatch.batch.batch import Batch
+from daskbatch.batch.options import make_record
+from daskbatch.batch.task import Task as BatchTask
+from daskbatch.cluster.session import Session
+from daskbatch.describe.spec import DEFAULT, Call, Options
+from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
+from daskbatch.execute.remote_method import Misplaced, RemoteMethod
+from daskbatch.serialization import pickling
+
+
+class EngineCall(NamedTuple):
+    """A method to be called on a worker.
+
+    Parameters
+    ----------
+    worker : str
+        The address of the worker.
+    lane : hashable
+        Calls of different lanes run at the same time if the worker can; calls of one lane run
+        one after another.
+    releases_slot : bool
+        See `RemoteMethod`.
+    method, args, kwargs
+        What is called.
+    name : str
+        What messages call it.
+    """
+
+    worker: str
+    lane: Hashable
+    releases_slot: bool
+    method: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    name: str
+
+
+class Ending(Enum):
+    """How a call has ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    CANCELLED = "cancelled"
+    #: It was lost with its worker, or never came to it.
+    LOST = "lost"
+    #: There is no cluster any more.
+    SERVICE_LOST = "service lost"
+
+
+class CallOutcome(NamedTuple):
+    """What a call has come to.
+
+    Parameters
+    ----------
+    ending : Ending
+        How it has ended.
+    value : object
+        What it returned.
+    error : Exception, optional
+        What it raised, or what else has become of it.
+    seconds : float
+        How long it ran.
+    deaths : int
+        How many workers have died while they ran it.
+    """
+
+    ending: Ending
+    value: Any = None
+    error: BaseException | None = None
+    seconds: float = 0.0
+    deaths: int = 0
+
+
+def kind_of(method: Callable[..., Any]) -> Hashable:
+    """Return what calls have in common that can be expected to take the same time."""
+    inner = getattr(method, "__func__", getattr(method, "func", method))
+    return getattr(inner, "__code__", None) or (
+        getattr(inner, "__module__", None),
+        getattr(inner, "__qualname__", type(inner).__qualname__),
+    )
+
+
+class Engine:
+    """Runs the calls of one job.
+
+    Parameters
+    ----------
+    batch : Batch
+        Runs them.
+    name : str
+        What Dask's dashboard calls them.
+    """
+
+    def __init__(self, batch: Batch, name: str) -> None:
+        self._batch = batch
+        # Resolved by the thread that executes the job: in a task this is a client of its own.
+        self.session: Session = batch._session
+        self._dispatcher = self.session.dispatcher
+        self._name = name
+        self._options: dict[tuple[str, Hashable], Options] = {}
+        # With the methods, or their numbers could be those of others later.
+        self._methods: dict[tuple[int, str, bool], tuple[Callable[..., Any], RemoteMethod]] = {}
+
+    def start(
+        self,
+        calls: Sequence[tuple[EngineCall, TaskRecord | None]],
+        over: Callable[[int, TaskRecord], None],
+    ) -> list[TaskRecord]:
+        """Start calls.
+
+        Parameters
+        ----------
+        calls : sequence of (EngineCall, TaskRecord or None)
+            The calls, each with the one before it in its lane, if that is not over. Those of
+            one lane follow each other; None stands for "the one before in this sequence".
+        over : callable
+            Called with the position and the record of each call that is over.
+
+        Raises
+        ------
+        ServiceLost, LifecycleError
+            The cluster is gone, or the Batch was closed.
+        """
+        records: list[TaskRecord] = []
+        last: dict[Hashable, TaskRecord] = {}
+        for call, before in calls:
+            record = self._record(call)
+            lane = call.worker, call.lane
+            previous = last.get(lane, before)
+            if previous is not None:
+                # After it, however it ends.
+                record.waits = ((previous, 0),)
+            last[lane] = record
+            records.append(record)
+        self._dispatcher.submit(records, self._name)
+        outcomes = self._dispatcher.outcomes
+        with outcomes.changed:
+            for position, record in enumerate(records):
+                outcomes.when_over(record, partial(over, position, record))
+        return records
+
+    def _record(self, call: EngineCall) -> TaskRecord:
+        where = call.worker, call.lane
+        options = self._options.get(where)
+        if options is None:
+            options = self._options[where] = replace(
+                DEFAULT, workers=(call.worker,), other_workers=True, apart=where
+            )
+        key = id(call.method), call.worker, call.releases_slot
+        found = self._methods.get(key)
+        if found is None:
+            remote = RemoteMethod(call.method, call.worker, call.releases_slot)
+            found = self._methods[key] = call.method, remote
+        function, family = found[1], kind_of(call.method)
+        arguments = call.args, call.kwargs
+        if not call.kwargs and pickling.are_plain(call.args):
+            described = Call(function, family, pickling.dumps_plain(arguments))
+        else:
+            try:
+                described = Call(function, family, *pickling.pack(arguments))
+            except SerializationError as error:
+                described = Call(function, family, b"", failure=error)
+        return make_record(self._batch, self.session, described, call.name, options, (), ())
+
+    def is_far(self, record: TaskRecord) -> bool:
+        """Return whether the value of a call that is over has to be brought from its worker."""
+        return record.phase == Phase.DONE and record.value is None and record.block is not None
+
+    def outcome(self, record: TaskRecord) -> CallOutcome:
+        """Return what a call that is over has come to; waits while a large value is brought."""
+        deaths = self._dispatcher._deaths.get(record, 0)
+        if record.phase == Phase.CANCELLED:
+            return CallOutcome(Ending.CANCELLED, deaths=deaths)
+        far = self.is_far(record)
+        value, error = BatchTask(self._batch, record, self.session)._outcome()
+        seconds = record.seconds
+        if error is None:
+            return CallOutcome(Ending.RETURNED, value, None, seconds)
+        if isinstance(error, (Misplaced, WorkerLost)):
+            deaths += isinstance(error, WorkerLost) and not deaths
+            return CallOutcome(Ending.LOST, None, error, seconds, deaths)
+        if isinstance(error, ServiceLost) or (far and isinstance(error, LifecycleError)):
+            return CallOutcome(Ending.SERVICE_LOST, None, error)
+        return CallOutcome(Ending.RAISED, None, error, seconds)
+
+    def cancel(self, records: Iterable[TaskRecord], begun: bool = True) -> None:
+        """Cancel calls, and return when it is known which will not complete.
+
+        Parameters
+        ----------
+        records : iterable of TaskRecord
+            The calls.
+        begun : bool
+            Whether those that have begun are stopped.
+        """
+        left = [record for record in records if not record.over]
+        if left:
+            self._dispatcher.cancel(left, begun)
+
+    def was_cancelled(self, record: TaskRecord) -> bool:
+        """Return whether a call has not completed since it was cancelled."""
+        return record.phase == Phase.CANCELLED
+
+    def has_moved(self, record: TaskRecord, block: Any) -> bool:
+        """Return whether a call is no longer in the block that it was in."""
+        return record.block is not block
