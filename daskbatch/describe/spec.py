@@ -50,7 +50,9 @@ class Options:
     other_workers : bool
         Whether it may run elsewhere where none of `workers` is there.
     apart : hashable
-        Tasks that differ in this do not share a block.
+        Tasks that differ in this do not share a block. Those that agree and are started together
+        do: they run one after another, and are not placed anew when one of them takes long or
+        waits. Their caller takes them back then.
     """
 
     timeout: float | None = None

@@ -9,6 +9,7 @@ dependency to where the dependent runs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ class _Lowering:
             limits=limits,
             isolated=block.records[0].options.isolated,
             journaled=any(record.writes for record in block.records),
-            budget=setting.budget,
+            budget=setting.budget if block.records[0].options.apart is None else math.inf,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,

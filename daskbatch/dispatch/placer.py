@@ -126,7 +126,10 @@ class Placer:
             else:
                 like = record.call.family, record.options.placement_key
                 found = alike.get(like)
-                if found is None:
+                if found is None and record.options.apart is not None:
+                    # How many of them go together is decided already.
+                    found = alike[like] = Candidate(0.0, kind=("placed", like[1]))
+                elif found is None:
                     found = alike[like] = self._candidate(*like)
                 candidate = found
             candidates.append(_with_waits(candidate, record) if record.waits else candidate)

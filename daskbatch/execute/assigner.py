@@ -67,6 +67,8 @@ class Assigner:
         For each task what its duration is learnt by; None if it has a lane to itself.
     concurrency : int
         How many tasks run at a time on each worker.
+    durations : Durations, optional
+        What is known already of how long tasks take.
 
     Examples
     --------
@@ -78,13 +80,17 @@ class Assigner:
     """
 
     def __init__(
-        self, ranks: Sequence[int], kinds: Sequence[Hashable], concurrency: int
+        self,
+        ranks: Sequence[int],
+        kinds: Sequence[Hashable],
+        concurrency: int,
+        durations: Durations | None = None,
     ) -> None:
         self._ranks = ranks
         self._kinds = kinds
         self._queue = ReadyQueue()
         self._lanes = Lanes(concurrency)
-        self.durations = Durations()
+        self.durations = Durations() if durations is None else durations
         self.workers: list[Any] = []
         self._localities: dict[int, dict[Any, int]] = {}
         self._failed_on: defaultdict[int, list[Any]] = defaultdict(list)
@@ -184,18 +190,19 @@ class Assigner:
         assigned: list[Execution] = []
         if not self._queue:
             return assigned
+        ready = len(self._queue)
         # Preferences of all workers first, then whatever keeps them busy.
         for preferred in (True, False):
             for lane in self._lanes.with_room(now):
                 if not self._queue:
                     return assigned
-                assigned += self._fill(lane, preferred, now)
+                assigned += self._fill(lane, preferred, ready, now)
         return assigned
 
-    def _fill(self, lane: Lane, preferred: bool, now: float) -> list[Execution]:
+    def _fill(self, lane: Lane, preferred: bool, ready: int, now: float) -> list[Execution]:
         found: list[Execution] = []
         queue, worker = self._queue, lane.worker
-        most, room = self._lanes.most_at_once(len(queue)), lane.room(now)
+        room, most = lane.room(now), 1
         was_empty = not lane.items
         while room > 0 and len(found) < most:
             task = (
@@ -208,6 +215,8 @@ class Assigner:
             if seconds is None and lane.items:
                 self.add([task])  # it needs a lane to itself
                 break
+            if not found:
+                most = self._lanes.most_at_once(ready, seconds)
             execution = Execution(
                 task, lane, kind, _ALONE_SECONDS if seconds is None else seconds
             )
@@ -216,12 +225,9 @@ class Assigner:
             room -= execution.estimate
         return found
 
-    def over(self, execution: Execution, now: float) -> Execution | None:
-        """Take an execution out of its lane; returns the first of the lane if that is another."""
-        lane = execution.lane
-        lane.remove(execution, now)
-        head: Execution | None = lane.head
-        return head
+    def over(self, execution: Execution, now: float) -> None:
+        """Take an execution out of its lane."""
+        execution.lane.remove(execution, now)
 
     # -- taking back ----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.execute.engine import Engine
 from daskbatch.execute.job import Job
+from daskbatch.execute.lanes import Durations
 from daskbatch.execute.lifecycle import Lifecycle
 from daskbatch.execute.results import JobResults
 from daskbatch.execute.scheduler import Scheduler, require_count
@@ -87,6 +88,8 @@ class ExecutionContext(Lifecycle):
         self._watches: weakref.WeakKeyDictionary[Session, WorkerWatch] = (
             weakref.WeakKeyDictionary()
         )
+        #: What is known of how long tasks take, from all jobs.
+        self._durations = Durations()
         self._profilers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.signal_start()

@@ -81,7 +81,7 @@ class DriverFuture(Future[Any]):
             helpers.do(partial(future._settle, record, all_))
 
         try:
-            (future._record,) = engine.start([(call, None)], over)
+            (future._record,) = engine.start([(call, ())], over)
         except BaseException:
             all_.discard(future)
             raise

@@ -23,6 +23,10 @@ from daskbatch.execute.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
 
 
+#: Calls with larger values are started one by one, so that none is held up by others' values.
+_LARGE_BYTES = 1 << 18
+
+
 class EngineCall(NamedTuple):
     """A method to be called on a worker.
 
@@ -39,6 +43,8 @@ class EngineCall(NamedTuple):
         What is called.
     name : str
         What messages call it.
+    kind : hashable
+        Calls of one kind can be expected to take the same time.
     """
 
     worker: str
@@ -48,6 +54,7 @@ class EngineCall(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     name: str
+    kind: Hashable
 
 
 class Ending(Enum):
@@ -118,16 +125,16 @@ class Engine:
 
     def start(
         self,
-        calls: Sequence[tuple[EngineCall, TaskRecord | None]],
+        calls: Sequence[tuple[EngineCall, Sequence[TaskRecord]]],
         over: Callable[[int, TaskRecord], None],
     ) -> list[TaskRecord]:
         """Start calls.
 
         Parameters
         ----------
-        calls : sequence of (EngineCall, TaskRecord or None)
-            The calls, each with the one before it in its lane, if that is not over. Those of
-            one lane follow each other; None stands for "the one before in this sequence".
+        calls : sequence of (EngineCall, sequence of TaskRecord)
+            The calls, each with those before it in its lane that were started earlier, and are
+            not over. Those of one lane run in the order in which they stand here.
         over : callable
             Called with the position and the record of each call that is over.
 
@@ -137,15 +144,11 @@ class Engine:
             The cluster is gone, or the Batch was closed.
         """
         records: list[TaskRecord] = []
-        last: dict[Hashable, TaskRecord] = {}
         for call, before in calls:
             record = self._record(call)
-            lane = call.worker, call.lane
-            previous = last.get(lane, before)
-            if previous is not None:
-                # After it, however it ends.
-                record.waits = ((previous, 0),)
-            last[lane] = record
+            if before:
+                # After them, however they end.
+                record.waits = tuple((each, 0) for each in before)
             records.append(record)
         self._dispatcher.submit(records, self._name)
         outcomes = self._dispatcher.outcomes
@@ -166,7 +169,7 @@ class Engine:
         if found is None:
             remote = RemoteMethod(call.method, call.worker, call.releases_slot)
             found = self._methods[key] = call.method, remote
-        function, family = found[1], kind_of(call.method)
+        function, family = found[1], call.kind
         arguments = call.args, call.kwargs
         if not call.kwargs and pickling.are_plain(call.args):
             described = Call(function, family, pickling.dumps_plain(arguments))
@@ -181,8 +184,19 @@ class Engine:
         """Return whether the value of a call that is over has to be brought from its worker."""
         return record.phase == Phase.DONE and record.value is None and record.block is not None
 
+    def is_large(self, record: TaskRecord) -> bool:
+        """Return whether the value of a call that was brought here is large."""
+        return record.value is not None and len(record.value) > _LARGE_BYTES
+
     def outcome(self, record: TaskRecord) -> CallOutcome:
         """Return what a call that is over has come to; waits while a large value is brought."""
+        if record.phase == Phase.DONE and record.value is not None:
+            try:
+                return CallOutcome(
+                    Ending.RETURNED, pickling.loads(record.value), None, record.seconds
+                )
+            except BaseException:
+                pass  # loading it again below makes the error that says so
         deaths = self._dispatcher._deaths.get(record, 0)
         if record.phase == Phase.CANCELLED:
             return CallOutcome(Ending.CANCELLED, deaths=deaths)

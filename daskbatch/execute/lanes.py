@@ -19,6 +19,9 @@ _LOW_SECONDS = 0.05
 #: A lane whose first task has not been over for this long is held up. Seconds.
 HELD_UP_SECONDS = 0.1
 
+#: It takes about this long to give a lane more. Seconds.
+_SOON_SECONDS = 0.01
+
 #: How much a new duration counts beside those before.
 _WEIGHT = 0.3
 
@@ -35,6 +38,7 @@ class Durations:
 
     def __init__(self) -> None:
         self._means: dict[Hashable, float] = {}
+        self._large: set[Hashable] = set()
 
     def learn(self, kind: Hashable, seconds: float) -> None:
         """Note how long a task of a kind has taken. Seconds."""
@@ -44,9 +48,13 @@ class Durations:
                 seconds if mean is None else mean + _WEIGHT * (seconds - mean)
             )
 
+    def learn_large(self, kind: Hashable) -> None:
+        """Note that a task of a kind has returned much: its like have a lane to themselves."""
+        self._large.add(kind)
+
     def expect(self, kind: Hashable) -> float | None:
-        """Return how long a task of a kind takes; None if nobody knows."""
-        return None if kind is None else self._means.get(kind)
+        """Return how long a task of a kind takes; None if it is to have a lane to itself."""
+        return None if kind is None or kind in self._large else self._means.get(kind)
 
 
 class Lane:
@@ -85,8 +93,8 @@ class Lane:
     def remove(self, item: LaneItem, now: float) -> None:
         """Remove a task that is over, or was taken back."""
         if item in self.items:
-            if item is self.head:
-                self.since = now
+            # Even if it was not the first: then it was taken back, and others may be soon.
+            self.since = now if next(iter(self.items)) is item else self.since
             del self.items[item]
             self.load -= item.estimate
 
@@ -139,9 +147,20 @@ class Lanes:
         found = [lane for lane in self if lane.room(now) > 0]
         return sorted(found, key=lambda lane: bool(lane.items))
 
-    def most_at_once(self, ready: int) -> int:
-        """Return how many of the tasks that are ready one lane takes at most."""
-        return max(1, ready // (2 * max(1, len(self))))
+    def most_at_once(self, ready: int, seconds: float | None) -> int:
+        """Return how many of the tasks that are ready one lane takes at most.
+
+        Parameters
+        ----------
+        ready : int
+            How many are ready.
+        seconds : float, optional
+            How long one of them is expected to take.
+        """
+        lanes = max(1, len(self))
+        # What is done in no time is divided evenly: another round would take longer.
+        soon = 0 if seconds is None else int(_SOON_SECONDS / max(seconds, 1e-6))
+        return max(1, ready // (2 * lanes), min(-(-ready // lanes), soon))
 
     def has_empty(self) -> bool:
         """Return whether a lane has nothing to do."""

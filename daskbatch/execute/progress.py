@@ -130,6 +130,8 @@ class JobProgress:
         self.unfinished -= 1
         self._completed[task] = next(self._clock)
         self._blockers.pop(task, None)
+        if not self._blockers:
+            return []
         after: Iterable[int] = self._graph.dependents.get(task, ())
         if task in self._waiting_again:
             after = {*after, *self._waiting_again.pop(task)}

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import takewhile
 from time import monotonic
 from typing import Any
 
@@ -25,6 +26,7 @@ from daskbatch.execute.engine import CallOutcome, Ending, EngineCall, kind_of
 from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency
 from daskbatch.execute.graph import TaskGraph
 from daskbatch.execute.helper_threads import HelperThreads
+from daskbatch.execute.lanes import Lane
 from daskbatch.execute.progress import Change, JobProgress, Stage
 from daskbatch.execute.rmi_task import RmiTask
 from daskbatch.execute.task import Task, TaskState
@@ -104,15 +106,16 @@ class Scheduler:
             isinstance(task, RmiTask) and type(task).execute is RmiTask.execute
             for task in self._tasks
         ]
-        kinds = [
+        self._kinds = [
             kind_of(task.method) if isinstance(task, RmiTask) and plain else None
             for task, plain in zip(self._tasks, self._plain, strict=True)
         ]
-        self._assigner = Assigner(self._graph.ranks, kinds, concurrency)
         self._asks = [type(task).locality is not Task.locality for task in self._tasks]
         context = next((task.ctx for task in self._tasks if task.ctx is not None), None)
         self._given = None if workers is None else list(workers)
         self._engine = self._watch = None
+        durations = None if context is None else context._durations
+        self._assigner = Assigner(self._graph.ranks, self._kinds, concurrency, durations)
         if context is not None:
             self._engine, self._watch = context._open_engine(_name_of(self._tasks))
         elif not self._given:
@@ -129,6 +132,8 @@ class Scheduler:
         self._orphans: dict[Execution, Deadline] = {}
         self._calls: set[DriverFuture] = set()
         self._told: set[int] = set()
+        #: The lanes of which something was over since the last look.
+        self._advanced: set[Lane] = set()
         self._failure: BaseException | None = None
         self._unplaced: Deadline | None = None
         self._ended = False
@@ -200,14 +205,16 @@ class Scheduler:
             tuple(args),
             dict(kwargs or {}),
             name or getattr(method, "__name__", type(method).__name__),
+            kind_of(method),
         )
         return DriverFuture.start(self._engine, described, self._calls, self._helpers)
 
     # -- the thread of `run` --------------------------------------------------------------
 
     def _begin(self) -> None:
-        for position, task in enumerate(self._tasks):
-            task._observer = partial(_put, weakref.ref(self), position)
+        observer = partial(_put, weakref.ref(self))
+        for task in self._tasks:
+            task._observer = observer
         if self._watch is not None:
             self._watch.add_listener(self._workers_listener)
             self._take_workers(self._watch.current())
@@ -250,6 +257,7 @@ class Scheduler:
                 event = self._inbox.get_nowait()
             except queue.Empty:
                 break
+        self._note_advanced()
         if self._orphans:
             self._look()
 
@@ -313,13 +321,13 @@ class Scheduler:
     def _start_remote(self, executions: Sequence[Execution]) -> None:
         assert self._engine is not None
         calls = []
-        before: dict[Any, Any] = {}
+        before: dict[Lane, bool] = {}
         for execution in executions:
             task = self._tasks[execution.task]
             assert isinstance(task, RmiTask)
             lane = execution.lane
-            if lane not in before:
-                before[lane] = _record_before(execution)
+            earlier = () if lane in before else _records_before(execution)
+            before[lane] = True
             call = EngineCall(
                 lane.worker.address,
                 lane.number,
@@ -328,8 +336,9 @@ class Scheduler:
                 task.args,
                 task.kwargs,
                 str(task.name),
+                self._kinds[execution.task],
             )
-            calls.append((call, before[lane]))
+            calls.append((call, earlier))
         put, take = self._inbox.put, self._take_over
 
         def over(position: int, record: Any) -> None:
@@ -370,7 +379,7 @@ class Scheduler:
         deaths = 0
         if isinstance(error, WorkerLost):
             ending, deaths = Ending.LOST, 1
-        outcome = CallOutcome(ending, value, error, -1.0, deaths)
+        outcome = CallOutcome(ending, value, error, 0.0, deaths)
         self._inbox.put((self._take_outcome, execution, outcome))
 
     # -- events ---------------------------------------------------------------------------
@@ -393,24 +402,33 @@ class Scheduler:
 
     def _take_over(self, execution: Execution) -> None:
         """Handle that a call of the engine is over."""
-        self._orphans.pop(execution, None)
-        head = self._assigner.over(execution, monotonic())
-        if self._current.get(execution.task) is execution:
-            engine = self._engine
-            assert engine is not None
-            if not (execution.taken_back and engine.was_cancelled(execution.record)):
-                self._note_begun(execution)
-            if engine.is_far(execution.record):
-                self._helpers.do(partial(self._fetch, execution))
-            else:
-                self._take_outcome(execution, engine.outcome(execution.record))
-        if head is not None:
-            self._note_begun(head)
+        if self._orphans:
+            self._orphans.pop(execution, None)
+        self._assigner.over(execution, monotonic())
+        self._advanced.add(execution.lane)
+        if self._current.get(execution.task) is not execution:
+            return
+        engine = self._engine
+        assert engine is not None
+        if engine.is_far(execution.record):
+            self._note_begun(execution)
+            self._helpers.do(partial(self._fetch, execution))
+        else:
+            self._take_outcome(execution, engine.outcome(execution.record))
+
+    def _note_advanced(self) -> None:
+        """Count what is the first of its lane by now as executing."""
+        for lane in self._advanced:
+            if lane.head is not None:
+                self._note_begun(lane.head)
+        self._advanced.clear()
 
     def _fetch(self, execution: Execution) -> None:
         """Bring a large value here; in a helper thread."""
         assert self._engine is not None
         outcome = self._engine.outcome(execution.record)
+        if self._engine.is_large(execution.record):
+            self._assigner.durations.learn_large(execution.kind)
         self._inbox.put((self._take_outcome, execution, outcome))
 
     def _take_outcome(self, execution: Execution, outcome: CallOutcome) -> None:
@@ -419,14 +437,24 @@ class Scheduler:
             return
         self._drop(execution)
         task = self._tasks[position]
-        if outcome.ending == Ending.RETURNED:
-            if outcome.seconds >= 0:
+        if outcome.ending is Ending.RETURNED:
+            if execution.record is None:
+                task._complete(outcome.value, None, TaskState.SUCCEEDED)
+            else:
                 self._assigner.durations.learn(execution.kind, outcome.seconds)
-            seconds = outcome.seconds if outcome.seconds >= 0 else None
-            task._complete(outcome.value, None, TaskState.SUCCEEDED, seconds=seconds)
+                self._last_worker[position] = execution.worker
+                if execution.begun:
+                    task._complete(
+                        outcome.value, None, TaskState.SUCCEEDED, seconds=outcome.seconds
+                    )
+                else:
+                    task._complete_at_once(execution.worker, outcome.value, outcome.seconds)
             if task.succeeded:
                 self._succeed(position)
-        elif outcome.ending == Ending.RAISED:
+            return
+        if execution.record is not None and outcome.ending is not Ending.CANCELLED:
+            self._note_begun(execution)
+        if outcome.ending == Ending.RAISED:
             assert outcome.error is not None
             self._fail(position, outcome.error, execution.worker)
         elif outcome.ending == Ending.LOST or execution.taken_back:
@@ -661,20 +689,16 @@ def require_count(name: str, value: object) -> None:
         raise SpecError(f"{name}= must be a whole number from 1, not {value!r}")
 
 
-def _put(this: weakref.ref[Scheduler], position: int, _: Task) -> None:
+def _put(this: weakref.ref[Scheduler], task: Task) -> None:
     scheduler = this()
     if scheduler is not None:
-        scheduler._inbox.put((scheduler._take_mark, position))
+        scheduler._inbox.put((scheduler._take_mark, scheduler._graph.positions[task.id]))
 
 
-def _record_before(execution: Execution) -> Any:
-    """Return the record of the execution before one in its lane, if that has one."""
-    before = None
-    for each in execution.lane.items:
-        if each is execution:
-            break
-        before = each
-    return None if before is None else before.record  # type: ignore[attr-defined]
+def _records_before(execution: Execution) -> list[Any]:
+    """Return the records of the first and the last execution before one in its lane."""
+    before: list[Any] = list(takewhile(lambda each: each is not execution, execution.lane.items))
+    return [each.record for each in dict.fromkeys((*before[:1], *before[-1:])) if each.record]
 
 
 def _is_given(worker: Worker, given: Sequence[Any]) -> bool:

@@ -17,7 +17,7 @@ from daskbatch.errors import LifecycleError
 from daskbatch.execute.exceptions import FailedDependency
 from daskbatch.execute.lifecycle import Lifecycle
 from daskbatch.execute.worker import Worker
-from daskbatch.forking import after_fork
+from daskbatch.forking import make_lock
 from daskbatch.timeouts import parse_timeout
 from daskbatch.worker.execution.task_context import current, wait_releasing_slot
 
@@ -25,15 +25,12 @@ if TYPE_CHECKING:
     from daskbatch.execute.context import ExecutionContext
     from daskbatch.execute.scheduler import Scheduler
 
-#: Held while the state of any task changes; notified when a task is over. One for all tasks:
-#: a change takes a microsecond, and a condition for each of ten thousand tasks takes memory.
-_changed = threading.Condition()
+#: Held while the state of any task changes. One for all tasks: a change takes a microsecond,
+#: and a lock for each of ten thousand tasks takes memory.
+_lock = make_lock()
 
-
-@after_fork
-def _renew_lock() -> None:
-    global _changed
-    _changed = threading.Condition()
+#: Notified when a task is over for which somebody waits.
+_changed = threading.Condition(_lock)
 
 
 class TaskState(IntEnum):
@@ -170,7 +167,7 @@ class Task(Lifecycle):
         LifecycleError
             It is executing already.
         """
-        with _changed:
+        with _lock:
             self._require_not_cancelled()
             if self._state == TaskState.EXECUTING:
                 raise LifecycleError(f"{self.name} is executing already")
@@ -320,7 +317,7 @@ class Task(Lifecycle):
 
     def release(self) -> None:
         """Forget the result, the dependencies and the listeners of a task that is done."""
-        with _changed:
+        with _lock:
             if not self.done:
                 return
             self._value = None
@@ -344,8 +341,8 @@ class Task(Lifecycle):
         seconds: float | None = None,
     ) -> bool:
         """Note what became of it and call the listeners; False if it was done already."""
-        with _changed:
-            if self.done and not again:
+        with _lock:
+            if self._state > TaskState.EXECUTING and not again:
                 return False
             self._state = state
             self._error = error
@@ -359,12 +356,24 @@ class Task(Lifecycle):
             elif self.started_on is None:
                 self.started_on = now
             _changed.notify_all()
-        self.signal_stop()
+        if self._stopped_listeners:
+            self.signal_stop()
         return True
+
+    def _complete_at_once(self, worker: Worker, value: Any, seconds: float) -> None:
+        """Note that it has been executed on a worker, before anybody had heard that it began."""
+        if self._started_listeners:
+            self.set_executing(worker)
+        else:
+            with _lock:
+                if not self.cancelled and self._state != TaskState.EXECUTING:
+                    self._state = TaskState.EXECUTING
+                    self.executed_on.append(worker.name)
+        self._complete(value, None, TaskState.SUCCEEDED, seconds=seconds)
 
     def _withdraw(self) -> None:
         """Have it executed again: it was on a worker that is gone, say."""
-        with _changed:
+        with _lock:
             if self._state == TaskState.EXECUTING:
                 self._state = TaskState.NEW
 

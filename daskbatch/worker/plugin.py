@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import pickle
 import signal
@@ -147,8 +148,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         slot: NoSlot | PoolSlot = NoSlot()
 
         def given() -> None:
-            # What is behind the member that waits may be what it waits for.
-            run.defer_rest()
+            if run.spec.budget != math.inf:
+                # What is behind the member that waits may be what it waits for.
+                run.defer_rest()
             event = SecedeEvent(
                 key=dask_key, compute_duration=time() - began, stimulus_id=f"secede-{time()}"
             )

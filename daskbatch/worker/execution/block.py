@@ -77,7 +77,8 @@ class BlockSpec(NamedTuple):
         Whether their outcomes must not be forgotten when the worker dies: one may have
         written what may not be written again.
     budget : float
-        After so many seconds what has not begun is deferred.
+        After so many seconds what has not begun is deferred. If it is infinite, nothing is
+        deferred either when a member waits.
     share_limit : int
         After a value of more bytes, likewise.
     inline_limit : int
