@@ -6,6 +6,7 @@ locality are handed in. One thread at a time uses an `Assigner`.
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,12 +192,27 @@ class Assigner:
         if not self._queue:
             return assigned
         ready = len(self._queue)
-        # Preferences of all workers first, then whatever keeps them busy.
-        for preferred in (True, False):
-            for lane in self._lanes.with_room(now):
-                if not self._queue:
-                    return assigned
-                assigned += self._fill(lane, preferred, ready, now)
+        # Preferences of all workers first, the strongest before the others; then whatever keeps
+        # them busy.
+        lanes = self._lanes.with_room(now)
+        if self._localities:
+            best_degree = self._queue.best_degree
+            heap = [(-best_degree(lane.worker), n, lane) for n, lane in enumerate(lanes)]
+            heapq.heapify(heap)
+            while heap:
+                degree, number, lane = heap[0]
+                found = -best_degree(lane.worker)
+                if found != degree:
+                    heapq.heapreplace(heap, (found, number, lane))  # another has taken it
+                    continue
+                if not degree:
+                    break
+                heapq.heappop(heap)
+                assigned += self._fill(lane, True, ready, now)
+        for lane in lanes:
+            if not self._queue:
+                break
+            assigned += self._fill(lane, False, ready, now)
         return assigned
 
     def _fill(self, lane: Lane, preferred: bool, ready: int, now: float) -> list[Execution]:

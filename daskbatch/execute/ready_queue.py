@@ -86,15 +86,23 @@ class ReadyQueue:
         """Remove a task, if it is there."""
         self._current.pop(task, None)
 
-    def take_preferred(self, worker: Hashable) -> int | None:
-        """Take the next task that prefers a worker, if there is one."""
+    def best_degree(self, worker: Hashable) -> int:
+        """Return how much the next task that prefers a worker prefers it; 0 if there is none."""
         heap = self._preferred.get(worker)
         while heap:
-            _, _, entry, task = heapq.heappop(heap)
+            degree, _, entry, task = heap[0]
             if self._current.get(task) == entry:
-                del self._current[task]
-                return task
-        return None
+                return -degree
+            heapq.heappop(heap)
+        return 0
+
+    def take_preferred(self, worker: Hashable) -> int | None:
+        """Take the next task that prefers a worker, if there is one."""
+        if not self.best_degree(worker):
+            return None
+        task = heapq.heappop(self._preferred[worker])[3]
+        del self._current[task]
+        return task
 
     def take_other(self, worker: Hashable, strangers: bool = True) -> int | None:
         """Take the next task that a worker may run, preferred or not, if there is one.
