@@ -233,9 +233,7 @@ class Assigner:
                 break
             if not found:
                 most = self._lanes.most_at_once(ready, seconds)
-            execution = Execution(
-                task, lane, kind, _ALONE_SECONDS if seconds is None else seconds
-            )
+            execution = Execution(task, lane, kind, _ALONE_SECONDS if seconds is None else seconds)
             lane.put(execution, now)
             found.append(execution)
             room -= execution.estimate

@@ -85,9 +85,7 @@ class ExecutionContext(Lifecycle):
         self._config = config
         #: The jobs that were executed so far, or are being executed.
         self.jobs: list[Job] = []
-        self._watches: weakref.WeakKeyDictionary[Session, WorkerWatch] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._watches: weakref.WeakKeyDictionary[Session, WorkerWatch] = weakref.WeakKeyDictionary()
         #: What is known of how long tasks take, from all jobs.
         self._durations = Durations()
         self._profilers: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -44,9 +44,7 @@ class Durations:
         """Note how long a task of a kind has taken. Seconds."""
         if kind is not None:
             mean = self._means.get(kind)
-            self._means[kind] = (
-                seconds if mean is None else mean + _WEIGHT * (seconds - mean)
-            )
+            self._means[kind] = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
 
     def learn_large(self, kind: Hashable) -> None:
         """Note that a task of a kind has returned much: its like have a lane to themselves."""

@@ -154,7 +154,9 @@ class JobResults(Generator[Task, None, None]):
 
         def wait(seconds: float | None) -> bool:
             try:
-                found.append(self._messages.get(timeout=seconds) if seconds else self._messages.get_nowait())
+                found.append(
+                    self._messages.get(timeout=seconds) if seconds else self._messages.get_nowait()
+                )
             except queue.Empty:
                 return False
             return True

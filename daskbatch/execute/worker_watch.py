@@ -85,7 +85,9 @@ class WorkerWatch:
             identity = await self._client.scheduler.identity(n_workers=-1)
         except Exception as error:
             if first:
-                raise ServiceLost(f"the scheduler does not say which workers there are: {error}") from error
+                raise ServiceLost(
+                    f"the scheduler does not say which workers there are: {error}"
+                ) from error
             return
         self._take(identity["workers"], first)
 

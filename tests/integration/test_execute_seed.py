@@ -449,9 +449,7 @@ def test_task_cancelled_is_raised_in_a_worker_when_a_task_is_cancelled_by_the_dr
     task = RmiTask(ctx, 0, spin, (tmp_path / "task",))
     job = Job(ctx, [task])
     execution = ctx.execute(job)
-    threading.Thread(
-        target=lambda: (until((tmp_path / "task.begun").exists), job.cancel())
-    ).start()
+    threading.Thread(target=lambda: (until((tmp_path / "task.begun").exists), job.cancel())).start()
     with pytest.raises(CancelledError):
         next(execution)
     until((tmp_path / "task.cancelled").exists)

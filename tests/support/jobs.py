@@ -13,7 +13,14 @@ from typing import Any
 
 from distributed import get_worker
 
-from daskbatch.execute import DependenciesFailed, Job, RmiTask, Task, TaskCancelled
+from daskbatch.execute import (
+    DependenciesFailed,
+    FailedDependency,
+    Job,
+    RmiTask,
+    Task,
+    TaskCancelled,
+)
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -156,6 +163,24 @@ def miss_half(stage: int, number: int, directory: Path) -> tuple[int, int]:
     return stage, number
 
 
+def pair(stage: int, number: int) -> tuple[int, int]:
+    return stage, number
+
+
+def miss_once(path: Path, worker: str, ids: list[Any]) -> str:
+    if not path.exists():
+        path.touch()
+        raise DependenciesFailed({worker: ids})
+    return "found"
+
+
+def miss_itself_once(path: Path) -> str:
+    if not path.exists():
+        path.touch()
+        raise FailedDependency()
+    return "found"
+
+
 def always_miss(path: Path, name: object) -> None:
     note(path, "looked")
     raise DependenciesFailed({None: [name]})
@@ -271,6 +296,11 @@ def meet(name: str, parties: int) -> int:
     return barrier.wait(20)
 
 
+def wait_for_if(path: Path | None) -> None:
+    if path is not None:
+        wait_for(path)
+
+
 def wait_for(path: Path) -> str:
     while not path.exists():
         time.sleep(0.005)
@@ -285,7 +315,9 @@ def nested(ctx: Any, count: int) -> list[Any]:
 
 def drop_nested(ctx: Any, path: Path) -> str:
     """Begin a job, and leave it."""
-    for task in ctx.execute(Job(ctx, [RmiTask(ctx, 0, identity, (0,)), RmiTask(ctx, 1, spin, (path,))])):
+    for task in ctx.execute(
+        Job(ctx, [RmiTask(ctx, 0, identity, (0,)), RmiTask(ctx, 1, spin, (path,))])
+    ):
         return str(task.id)
     return "none"
 
