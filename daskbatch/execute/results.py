@@ -63,6 +63,9 @@ class JobResults(Generator[Task, None, None]):
         if self._finished:
             raise StopIteration
         try:
+            if self._thread is None and not self._job.tasks:
+                self._finished = True
+                raise StopIteration
             if self._thread is None:
                 self._begin()
             task = self._take()

@@ -5,6 +5,7 @@ Any thread may use it. Listeners are called on Dask's event loop: they must only
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import weakref
@@ -18,6 +19,9 @@ from daskbatch.execute.worker import Worker
 
 #: Of what Dask says of a worker: it takes tasks.
 _RUNNING = "running"
+
+#: Between two looks whether a worker that does not take tasks does now. Seconds.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.02, 1.0
 
 #: A worker that was there at the first look connected long ago, as far as anybody knows.
 _LONG_AGO = float("-inf")
@@ -58,8 +62,12 @@ class WorkerWatch:
         #: Notified when workers have come or gone.
         self.changed = threading.Condition()
         self._refreshing = self._stale = False
+        #: Whether a worker is there that does not take tasks: it starts, or is paused.
+        self._waits = False
         session.watch_workers(self)
         self._client.sync(self._look, True)
+        if self._waits:
+            self.workers_changed()
 
     def current(self) -> WorkerSet:
         """Return the workers that are there, as far as has been heard."""
@@ -81,6 +89,7 @@ class WorkerWatch:
         self._client.loop.add_callback(_refresh, this)
 
     async def _look(self, first: bool = False) -> None:
+        """Ask the scheduler which workers there are."""
         try:
             identity = await self._client.scheduler.identity(n_workers=-1)
         except Exception as error:
@@ -89,7 +98,9 @@ class WorkerWatch:
                     f"the scheduler does not say which workers there are: {error}"
                 ) from error
             return
-        self._take(identity["workers"], first)
+        infos = identity["workers"]
+        self._waits = any(info.get("status", _RUNNING) != _RUNNING for info in infos.values())
+        self._take(infos, first)
 
     def _take(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
         threads = {
@@ -115,14 +126,22 @@ async def _refresh(this: weakref.ref[WorkerWatch]) -> None:
     watch = this()
     if watch is None:
         return
+    watch._stale = True
     if watch._refreshing:
-        watch._stale = True
         return
     watch._refreshing = True
-    try:
-        watch._stale = True
-        while watch._stale:
-            watch._stale = False
-            await watch._look()
-    finally:
+    pause = _FIRST_PAUSE_SECONDS
+    while watch is not None and (watch._stale or watch._waits):
+        if watch._stale:
+            pause = _FIRST_PAUSE_SECONDS
+        watch._stale = False
+        await watch._look()
+        if watch._stale or not watch._waits:
+            continue
+        # Nobody tells when it begins to take tasks.
+        watch = None
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        watch = this()
+    if watch is not None:
         watch._refreshing = False
