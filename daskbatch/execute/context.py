@@ -5,6 +5,7 @@ Any number of threads may use a context, each with jobs of its own.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 import weakref
@@ -33,6 +34,8 @@ from daskbatch.worker.execution.task_context import current, waiting
 if TYPE_CHECKING:
     from daskbatch.execute.cpu_profiling import CpuProfiling
     from daskbatch.execute.memory_profiling import MemoryProfiling
+
+_logger = logging.getLogger("daskbatch")
 
 _SETTINGS = ("concurrency", "attempts")
 
@@ -285,7 +288,10 @@ class ExecutionContext(Lifecycle):
         for job in jobs:
             job.cancel()
         for profiler in profilers:
-            profiler.stop()
+            try:
+                profiler.stop()
+            except Exception:
+                _logger.exception("a profiler could not be stopped in good order")
         self.signal_stop()
         if self._owned:
             self._batch.terminate()

@@ -22,7 +22,6 @@ from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, Wo
 from daskbatch.execute.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
 
-
 #: Calls with larger values are started one by one, so that none is held up by others' values.
 _LARGE_BYTES = 1 << 18
 

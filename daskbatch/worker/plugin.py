@@ -36,6 +36,7 @@ from daskbatch.worker.execution.slot import NoSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import children
 from daskbatch.worker.processes.reaper import warden
+from daskbatch.worker.profiling.remote import forget_later
 
 PLUGIN = "daskbatch-worker"
 
@@ -241,6 +242,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
         prepare.forget(topic)
+        forget_later(topic)
         children().let_go(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:

@@ -18,7 +18,6 @@ from support.jobs import (
     count_where,
     doubled,
     fail,
-    fail_on,
     fail_times,
     forget_running,
     identity,

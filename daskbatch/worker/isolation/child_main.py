@@ -39,6 +39,7 @@ from daskbatch.worker.isolation.frames import (
 from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_order
 from daskbatch.worker.isolation.shared_claims import Halted, SharedClaims
+from daskbatch.worker.profiling.child_profiles import obey
 
 #: Frames up to this size are put together before they are written.
 _SMALL = 1 << 16
@@ -226,6 +227,7 @@ class ChildServer:
 
     def _run(self, order: BlockRequest, board: int) -> None:
         sys.path[:] = order.path
+        obey(order.profile)
         spec: BlockSpec = pickling.loads(order.payload)
         limits = spec.limits
         if order.retries is not None:

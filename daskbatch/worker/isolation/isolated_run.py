@@ -25,6 +25,7 @@ from daskbatch.worker.isolation.frames import FULL, OVER
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_order, pack_order, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
+from daskbatch.worker.profiling import child_profiles
 
 #: While outcomes come in quick succession it is looked for them no more often. Seconds.
 _PACE, _LONGEST_PACE = 0.002, 0.05
@@ -132,7 +133,10 @@ class IsolatedRun(Progress):
                 return
             retries = self._retries.get(start)
             order = make_order(self.spec, self._payload, self._inputs, self.result())._replace(
-                budget=budget, share_limit=self._room, retries=retries
+                budget=budget,
+                share_limit=self._room,
+                retries=retries,
+                profile=child_profiles.order(),
             )
             if self.spec.topic in child.prepared:
                 order = without_setup(order, self.spec)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.profiling.child_profiles import ChildOrder
 
 
 class BlockRequest(NamedTuple):
@@ -37,6 +38,8 @@ class BlockRequest(NamedTuple):
         The worker's `sys.path`.
     host : tuple, optional
         What the members have around them, but for the slot: see `running.Host`.
+    profile : ChildOrder, optional
+        Which profilers are to run.
     """
 
     payload: bytes
@@ -50,6 +53,7 @@ class BlockRequest(NamedTuple):
     journal: tuple[str, int] | None
     path: Sequence[str]
     host: tuple[str, Any, str, bytes | None] | None = None
+    profile: ChildOrder | None = None
 
 
 def pack_order(order: BlockRequest) -> bytes:
