@@ -204,6 +204,9 @@ class Engine:
         seconds = record.seconds
         if error is None:
             return CallOutcome(Ending.RETURNED, value, None, seconds)
+        if record.phase == Phase.CANCELLED:
+            # Its value was lost, and it was taken back when it was about to be made again.
+            return CallOutcome(Ending.CANCELLED, deaths=deaths)
         if isinstance(error, (Misplaced, WorkerLost)):
             deaths += isinstance(error, WorkerLost) and not deaths
             return CallOutcome(Ending.LOST, None, error, seconds, deaths)

@@ -7,6 +7,7 @@ no lock is held when listeners, or other code of the user's, are called. Any thr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import weakref
@@ -355,10 +356,9 @@ class Scheduler:
             return
         execution.begun = True
         self._last_worker[execution.task] = execution.worker
-        try:
+        # If it was cancelled or marked meanwhile, an event says so.
+        with contextlib.suppress(errors.TaskCancelled, LifecycleError):
             self._tasks[execution.task].set_executing(execution.worker)
-        except (errors.TaskCancelled, LifecycleError):
-            pass  # it was cancelled, or marked, meanwhile: an event says so
 
     def _execute_here(self, execution: Execution) -> None:
         """Execute a task of the user's own; in a helper thread."""

@@ -101,15 +101,14 @@ def test_print_stats_takes_all_of_the_parameters(ctx: ExecutionContext) -> None:
     assert len(rows) == 10
     assert all(row.startswith("daskbatch.") for row in rows)
     assert len(printed(max_rows=None)) > 101 or len(printed(max_rows=None)) == len(printed())
-    (row,) = printed(include=["support.profiled"], exclude=["support.other"])[1:]
-    assert row.split()[0].startswith("support.profiled:")
-    assert row.split()[1:3] == ["burn", "3"]
+    rows = printed(include=["support.profiled"], exclude=["support.other"])[1:]
+    assert all(row.startswith("support.profiled:") for row in rows)
+    assert ["burn", "3"] in [row.split()[1:3] for row in rows]
     assert not any("daskbatch" in line for line in printed(exclude=["daskbatch"]))
     names = [line.split()[0] for line in printed(sort_by="name", columns=[("name", 200)])[1:]]
     assert names == sorted(names)
-    calls = [
-        int(line) for line in printed(sort_by="ncall", sort_dir="asc", columns=[("ncall", 9)])[1:]
-    ]
+    _, *rows = printed(sort_by="ncall", sort_dir="asc", columns=[("ncall", 9)])
+    calls = [int(row) for row in rows]
     assert calls == sorted(calls)
     for synonym in ("subtime", "tottime", "tavg"):
         assert len(printed(sort_by=synonym)) > 10

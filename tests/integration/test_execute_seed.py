@@ -1,4 +1,4 @@
-"""Every sentence of the second seed, `bndl.execute`: each test quotes the sentence that it holds."""
+"""Every sentence of the seed on `bndl.execute`: each test quotes the one that it holds."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_mark_done_since_its_side_effect_is_already_available(ctx: ExecutionCont
 def test_mark_failed_since_the_worker_which_holds_the_result_has_failed(
     ctx: ExecutionContext,
 ) -> None:
-    """''Externally' mark the task as failed. E.g. because the worker which holds the tasks' ...'."""
+    """''Externally' mark the task as failed. E.g. because the worker ... has failed'."""
     task, promised = RmiTask(ctx, 0, identity, ("again",)), Promised(ctx, 1)
     after([promised], [task])
     execution = ctx.execute(Job(ctx, [task, promised]))
@@ -351,7 +351,7 @@ def test_mark_failed_since_the_worker_which_holds_the_result_has_failed(
 def test_an_rmi_task_executes_a_method_with_positional_and_keyword_arguments(
     ctx: ExecutionContext,
 ) -> None:
-    """'A task which performs a Remote Method Invocation to execute a method with positional ...'."""
+    """'... to execute a method with positional and keyword arguments'."""
     tasks: list[Task] = [
         RmiTask(ctx, 0, int, ("ff",), {"base": 16}, name="hex", desc="of ff", group="numbers"),
         RmiTask(ctx, 1, doubled, (4,)),
@@ -476,7 +476,7 @@ def test_task_cancelled_is_raised_in_the_running_thread_also_if_it_was_swallowed
 def test_dependencies_failed_causes_the_dependencies_to_be_re_executed(
     ctx: ExecutionContext, tmp_path: Path
 ) -> None:
-    """'This will cause the dependencies to be re-executed and the task which raises ... once ...'."""
+    """'This will cause the dependencies to be re-executed and the task which raises ...'."""
     path, order = tmp_path / "output", tmp_path / "order"
     make = RmiTask(ctx, 0, make_noting, (path, tmp_path / "first", order))
     other = RmiTask(ctx, 1, note, (order, "other"))
@@ -488,7 +488,7 @@ def test_dependencies_failed_causes_the_dependencies_to_be_re_executed(
 
 
 def test_failures_is_a_mapping_from_worker_names_to_a_sequence_of_task_ids() -> None:
-    """'The failures attribute is a mapping from worker names (strings) to a sequence of task_ids'."""
+    """'failures ... is a mapping from worker names (strings) to a sequence of task_ids'."""
     assert DependenciesFailed({"w": (1, 2)}).failures == {"w": [1, 2]}
 
 
