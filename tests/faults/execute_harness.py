@@ -118,9 +118,7 @@ def stages(ctx: ExecutionContext, chance: random.Random, _: Path) -> Example:
 
 
 def shuffle(ctx: ExecutionContext, chance: random.Random, directory: Path) -> Example:
-    maps = [
-        RmiTask(ctx, n, put_output, (directory, n, chance.uniform(0, 0.05))) for n in range(10)
-    ]
+    maps = [RmiTask(ctx, n, put_output, (directory, n, chance.uniform(0, 0.05))) for n in range(10)]
     barrier = Barrier(ctx, 10)
     reduces = []
     right: dict[Any, Any] = {n: n * n for n in range(10)}
@@ -205,9 +203,7 @@ def pids(ctx: ExecutionContext) -> list[int]:
     return list(ctx.batch.client.run(os.getpid, on_error="ignore").values())
 
 
-def run_example(
-    ctx: ExecutionContext, make: Any, seed: int, directory: Path, tally: Tally
-) -> None:
+def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, tally: Tally) -> None:
     """Execute a job, kill a worker meanwhile, and check what comes of it."""
     chance = random.Random(f"{seed}-{make.__name__}")
     directory.mkdir(parents=True)
