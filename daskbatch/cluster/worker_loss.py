@@ -58,6 +58,9 @@ def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Key]]
         # told, or was, and a worker that only had what came instead knows nothing of it.
         if getattr(state.run_spec, "func", None) is not lost:
             state.run_spec = Task(key, lost)
+            # To say so takes no certain worker: the one that it was meant for may be gone for good.
+            state.worker_restrictions = state.host_restrictions = None
+            state.resource_restrictions = None
             struck.setdefault(topic, []).append(key)
     return struck
 

@@ -53,8 +53,19 @@ class DriverFuture(Future[Any]):
     """A method that was called on a worker by `Scheduler.call`."""
 
     _engine: Engine
-    _record: Any
+    _address: str
     _helpers: HelperThreads
+    #: What it is for the engine, and the block that it was in at first; see `Execution`.
+    record: Any = None
+    block: Any = None
+    begun = True
+    died = False
+    taken_back = False
+
+    @property
+    def worker(self) -> str:
+        """The address of the worker that it was meant for."""
+        return self._address
 
     @classmethod
     def start(
@@ -75,13 +86,15 @@ class DriverFuture(Future[Any]):
         """
         future = cls()
         future._engine, future._helpers = engine, helpers
+        future._address = call.worker
         all_.add(future)
 
         def over(_: int, record: Any) -> None:
             helpers.do(partial(future._settle, record, all_))
 
         try:
-            (future._record,) = engine.start([(call, ())], over)
+            (future.record,) = engine.start([(call, ())], over)
+            future.block = future.record.block
         except BaseException:
             all_.discard(future)
             raise
@@ -92,7 +105,7 @@ class DriverFuture(Future[Any]):
         cancelled = super().cancel()
         if cancelled:
             self.set_running_or_notify_cancel()
-            self._helpers.do(partial(self._engine.cancel, [self._record]))
+            self._helpers.do(partial(self._engine.cancel, [self.record]))
         return cancelled
 
     def _settle(self, record: Any, all_: set[DriverFuture]) -> None:
@@ -102,9 +115,11 @@ class DriverFuture(Future[Any]):
             return
         if outcome.ending == Ending.RETURNED:
             self.set_result(outcome.value)
-        elif outcome.ending == Ending.CANCELLED:
+        elif outcome.ending == Ending.CANCELLED and not self.taken_back:
             self.set_exception(errors.TaskCancelled(f"{record.label} was cancelled"))
-        elif outcome.ending == Ending.LOST and not isinstance(outcome.error, errors.WorkerLost):
+        elif not isinstance(outcome.error, errors.WorkerLost) and (
+            outcome.ending in (Ending.LOST, Ending.CANCELLED)
+        ):
             self.set_exception(errors.WorkerLost(f"{record.label} was lost with its worker"))
         else:
             self.set_exception(outcome.error)

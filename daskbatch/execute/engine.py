@@ -204,7 +204,7 @@ class Engine:
         seconds = record.seconds
         if error is None:
             return CallOutcome(Ending.RETURNED, value, None, seconds)
-        if record.phase == Phase.CANCELLED:
+        if self.was_cancelled(record):
             # Its value was lost, and it was taken back when it was about to be made again.
             return CallOutcome(Ending.CANCELLED, deaths=deaths)
         if isinstance(error, (Misplaced, WorkerLost)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 W = TypeVar("W", bound=Hashable)
@@ -47,7 +47,7 @@ class ReadyQueue:
     def __len__(self) -> int:
         return len(self._current)
 
-    def __iter__(self) -> Iterable[int]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[int]:
         return iter(list(self._current))
 
     def __contains__(self, task: object) -> bool:

@@ -129,7 +129,7 @@ class Scheduler:
         self._last_worker: dict[int, Any] = {}
         self._threads: dict[Any, int | None] = {}
         #: The executions whose workers are gone, and since when.
-        self._orphans: dict[Execution, Deadline] = {}
+        self._orphans: dict[Execution | DriverFuture, Deadline] = {}
         self._calls: set[DriverFuture] = set()
         self._told: set[int] = set()
         #: The lanes of which something was over since the last look.
@@ -204,10 +204,12 @@ class Scheduler:
             method,
             tuple(args),
             dict(kwargs or {}),
-            name or getattr(method, "__name__", type(method).__name__),
+            name or str(getattr(method, "__name__", type(method).__name__)),
             kind_of(method),
         )
-        return DriverFuture.start(self._engine, described, self._calls, self._helpers)
+        future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
+        self._inbox.put((self._take_call, future))
+        return future
 
     # -- the thread of `run` --------------------------------------------------------------
 
@@ -281,7 +283,8 @@ class Scheduler:
         if held_up and self._engine is not None:
             self._take_back(held_up)
         for execution, deadline in list(self._orphans.items()):
-            assert self._engine is not None
+            if self._engine is None or execution.record is None:
+                continue
             told = self._engine.has_moved(execution.record, execution.block)
             if told or deadline.passed:
                 del self._orphans[execution]
@@ -291,7 +294,7 @@ class Scheduler:
             names = ", ".join(str(self._tasks[each].name) for each in self._assigner.ready()[:5])
             self._failure = WorkerLost(f"no worker has come that may execute {names}")
 
-    def _take_back(self, executions: Sequence[Execution]) -> None:
+    def _take_back(self, executions: Sequence[Execution | DriverFuture]) -> None:
         """Ask for executions back that have not begun; the answer is that they are cancelled."""
         records = []
         for execution in executions:
@@ -391,6 +394,10 @@ class Scheduler:
         for task in self._tasks:
             if not task.done:
                 task.cancel()
+
+    def _take_call(self, future: DriverFuture) -> None:
+        if future.worker not in {worker.address for worker in self._assigner.workers}:
+            self._orphans[future] = Deadline(_TOLD_SECONDS)
 
     def _take_executing(self, execution: Execution) -> None:
         """Count a task of the user's own as executing, if it has not said so itself."""
@@ -499,6 +506,9 @@ class Scheduler:
         }
         for worker in [each for each in self._assigner.workers if each not in there]:
             self._assigner.remove_worker(worker)
+            for call in list(self._calls):
+                if call.worker == worker.address:
+                    self._orphans[call] = Deadline(_TOLD_SECONDS)
             for execution in self._current.values():
                 if execution.worker == worker and execution.record is not None:
                     self._orphans[execution] = Deadline(_TOLD_SECONDS)
