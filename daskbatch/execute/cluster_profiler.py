@@ -9,18 +9,16 @@ import contextlib
 import threading
 import uuid
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from distributed import Client
 
+from daskbatch.cluster.session import Session
 from daskbatch.errors import BatchError, LifecycleError
 from daskbatch.execute.worker import Worker
 from daskbatch.execute.worker_watch import WorkerSet, WorkerWatch
 from daskbatch.worker.profiling import remote
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
 
 #: What profiling found on each worker, and in its children; pickled.
 Found = list[tuple[Worker, list[bytes]]]
@@ -33,14 +31,14 @@ class ClusterProfiler:
 
     Parameters
     ----------
-    ctx : ExecutionContext
-        Whose workers.
+    connect : callable
+        Gives what knows the workers, and the connection to them.
     kind : str
         Which profiler; see `worker.profiling.profilers`.
     """
 
-    def __init__(self, ctx: ExecutionContext, kind: str) -> None:
-        self._ctx = ctx
+    def __init__(self, connect: Callable[[], tuple[WorkerWatch, Session]], kind: str) -> None:
+        self._connect = connect
         self._kind = kind
         self._lock = threading.Lock()
         self._watch: WorkerWatch | None = None
@@ -64,8 +62,7 @@ class ClusterProfiler:
         with self._lock:
             if self._watch is not None:
                 return
-            watch = self._ctx._watch()
-            session = self._ctx.batch._session
+            watch, session = self._connect()
             # The workers stop what begins with the topic of a client that is gone.
             self._owner = f"{session.topic}/{uuid.uuid4().hex}"
             self._client: Client = session.client

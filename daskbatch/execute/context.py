@@ -248,6 +248,10 @@ class ExecutionContext(Lifecycle):
         return len(watch.current().threads)
 
     def _watch(self) -> WorkerWatch:
+        return self._connect()[0]
+
+    def _connect(self) -> tuple[WorkerWatch, Session]:
+        """Return what knows the workers, and the connection: here, in this process and task."""
         self._require_running()
         session = self._batch._session
         with self._lock:
@@ -256,7 +260,7 @@ class ExecutionContext(Lifecycle):
             made = WorkerWatch(session)
             with self._lock:
                 found = self._watches.setdefault(session, made)
-        return found
+        return found, session
 
     # -- profiling ------------------------------------------------------------------------
 

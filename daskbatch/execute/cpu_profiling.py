@@ -9,16 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.execute.cluster_profiler import ClusterProfiler, Found
 from daskbatch.execute.module_names import ModuleFilter, module_name
 from daskbatch.execute.worker import Worker
 from daskbatch.worker.profiling.profilers import CPU
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
 
 #: The names of columns, by all the names that they may be sorted by.
 _SORTS = {
@@ -66,8 +63,8 @@ class CpuProfiling:
     ['name', 'ncall', 'tsub', 'ttot', 'tavg']
     """
 
-    def __init__(self, ctx: ExecutionContext) -> None:
-        self._profiler = ClusterProfiler(ctx, CPU)
+    def __init__(self, ctx: Any) -> None:
+        self._profiler = ClusterProfiler(ctx._connect, CPU)
         self._last: Found | None = None
         ctx._profilers.add(self)
 

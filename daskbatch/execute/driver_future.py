@@ -61,6 +61,8 @@ class DriverFuture(Future[Any]):
     begun = True
     died = False
     taken_back = False
+    #: Under how many deaths of workers it ran.
+    deaths = 0
 
     @property
     def worker(self) -> str:
@@ -102,6 +104,8 @@ class DriverFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Stop the method, if it is not over; returns whether it will not complete."""
+        if self.cancelled():
+            return True
         cancelled = super().cancel()
         if cancelled:
             self.set_running_or_notify_cancel()
@@ -111,6 +115,7 @@ class DriverFuture(Future[Any]):
     def _settle(self, record: Any, all_: set[DriverFuture]) -> None:
         all_.discard(self)
         outcome = self._engine.outcome(record)
+        self.deaths = outcome.deaths or int(self.died)
         if self.cancelled() or not self.set_running_or_notify_cancel():
             return
         if outcome.ending == Ending.RETURNED:

@@ -64,7 +64,7 @@ class Ending(Enum):
     CANCELLED = "cancelled"
     #: It was lost with its worker, or never came to it.
     LOST = "lost"
-    #: There is no cluster any more.
+    #: The cluster is gone.
     SERVICE_LOST = "service lost"
 
 
@@ -83,6 +83,8 @@ class CallOutcome(NamedTuple):
         How long it ran.
     deaths : int
         How many workers have died while they ran it.
+    large : bool
+        Whether the value is large.
     """
 
     ending: Ending
@@ -90,6 +92,7 @@ class CallOutcome(NamedTuple):
     error: BaseException | None = None
     seconds: float = 0.0
     deaths: int = 0
+    large: bool = False
 
 
 def kind_of(method: Callable[..., Any]) -> Hashable:

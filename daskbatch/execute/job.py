@@ -8,15 +8,11 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from daskbatch.errors import LifecycleError
 from daskbatch.execute.lifecycle import Lifecycle
 from daskbatch.execute.task import Task
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
-    from daskbatch.execute.scheduler import Scheduler
 
 _ids = itertools.count(1)
 
@@ -50,7 +46,7 @@ class Job(Lifecycle):
 
     def __init__(
         self,
-        ctx: ExecutionContext | None,
+        ctx: Any,
         tasks: Iterable[Task],
         name: str | None = None,
         desc: str | None = None,
@@ -59,7 +55,7 @@ class Job(Lifecycle):
         super().__init__(f"job {self.id}" if name is None else name, desc)
         self.ctx = ctx
         self.tasks: list[Task] = list(tasks)
-        self._scheduler: weakref.ref[Scheduler] | None = None
+        self._scheduler: weakref.ref[Any] | None = None
 
     def group(self, name: str) -> list[Task]:
         """Return the tasks that have a group's name.
@@ -88,7 +84,7 @@ class Job(Lifecycle):
             scheduler.cancel(f"{self.name} was cancelled")
         return True
 
-    def _begin(self, scheduler: Scheduler) -> None:
+    def _begin(self, scheduler: Any) -> None:
         if self._scheduler is not None:
             raise LifecycleError(f"{self.name} is being executed already")
         self._scheduler = weakref.ref(scheduler)

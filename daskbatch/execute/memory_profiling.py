@@ -9,16 +9,13 @@ import pickle
 import sys
 import tracemalloc
 from collections.abc import Iterable, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from daskbatch.errors import SpecError
 from daskbatch.execute.cluster_profiler import ClusterProfiler
 from daskbatch.execute.module_names import ModuleFilter, module_name
 from daskbatch.execute.worker import Worker
 from daskbatch.worker.profiling.profilers import MEMORY
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
 
 _GROUPS = ("lineno", "filename", "traceback")
 
@@ -46,8 +43,8 @@ class MemoryProfiling:
     True
     """
 
-    def __init__(self, ctx: ExecutionContext) -> None:
-        self._profiler = ClusterProfiler(ctx, MEMORY)
+    def __init__(self, ctx: Any) -> None:
+        self._profiler = ClusterProfiler(ctx._connect, MEMORY)
         ctx._profilers.add(self)
 
     def start(self) -> None:

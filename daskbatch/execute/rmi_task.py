@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daskbatch.errors import SpecError
 from daskbatch.execute.task import Task
 from daskbatch.execute.worker import Worker
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
-    from daskbatch.execute.scheduler import Scheduler
 
 
 class RmiTask(Task):
@@ -44,7 +40,7 @@ class RmiTask(Task):
 
     def __init__(
         self,
-        ctx: ExecutionContext | None,
+        ctx: Any,
         task_id: Hashable,
         method: Callable[..., Any],
         args: Sequence[Any] = (),
@@ -62,7 +58,7 @@ class RmiTask(Task):
         self.args = tuple(args)
         self.kwargs = dict(kwargs or {})
 
-    def execute(self, scheduler: Scheduler, worker: Worker) -> Future[Any]:
+    def execute(self, scheduler: Any, worker: Worker) -> Future[Any]:
         """Call the method on a worker; a subclass may do more around it.
 
         Parameters
@@ -71,7 +67,10 @@ class RmiTask(Task):
             See `Task.execute`.
         """
         self.set_executing(worker)
-        return scheduler.call(worker, self.method, self.args, self.kwargs, name=self.name)
+        future: Future[Any] = scheduler.call(
+            worker, self.method, self.args, self.kwargs, name=self.name
+        )
+        return future
 
     def release(self) -> None:
         """Forget the arguments, too; see `Task.release`."""

@@ -1,33 +1,39 @@
-"""Executes the tasks of one job: what happens, and what follows from it.
+"""Executes the tasks of one job: waits for events, and does what follows from them.
 
 `run` does everything in the thread that calls it, and is told of all that happens by a queue. So
 no lock is held when listeners, or other code of the user's, are called. Any thread may call
-`abort` and `call`.
+`abort`, `cancel` and `call`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import takewhile
 from time import monotonic
 from typing import Any
 
 from daskbatch import config, errors
-from daskbatch.errors import GraphError, LifecycleError, SpecError, WorkerLost
-from daskbatch.execute.assigner import Assigner, Execution
-from daskbatch.execute.driver_future import DriverFuture, when_done
+from daskbatch.errors import LifecycleError, SpecError, WorkerLost
+from daskbatch.execute.assigner import Execution
 from daskbatch.execute.engine import CallOutcome, Ending, EngineCall, kind_of
-from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency
-from daskbatch.execute.graph import TaskGraph
-from daskbatch.execute.helper_threads import HelperThreads
+from daskbatch.execute.events import (
+    Aborted,
+    CallOver,
+    CallStarted,
+    Event,
+    ExecuteReturned,
+    OutcomeKnown,
+    TaskMarked,
+    WorkersChanged,
+)
+from daskbatch.execute.job_state import JobState
 from daskbatch.execute.lanes import Lane
-from daskbatch.execute.progress import Change, JobProgress, Stage
+from daskbatch.execute.launcher import Launcher
+from daskbatch.execute.progress import Stage
 from daskbatch.execute.rmi_task import RmiTask
 from daskbatch.execute.task import Task, TaskState
 from daskbatch.execute.worker import Worker
@@ -41,9 +47,6 @@ _LOOK_SECONDS = 0.05
 
 #: Between two looks whether a worker has come for tasks that wait for one. Seconds.
 _SLOW_LOOK_SECONDS = 1.0
-
-#: How long the engine may take to say what a worker that is gone had done. Seconds.
-_TOLD_SECONDS = 2.0
 
 #: How long tasks that are cancelled are given to end. Seconds.
 _STOP_SECONDS = 0.5
@@ -99,42 +102,38 @@ class Scheduler:
         self._tasks = list(tasks)
         self._done = done
         self._concurrency = concurrency
-        self._graph = TaskGraph(self._tasks)
-        most = int(config.get("execute.max-reexecutions"))
-        self._progress = JobProgress(self._graph, attempts, most)
-        self._plain = [
-            isinstance(task, RmiTask) and type(task).execute is RmiTask.execute
-            for task in self._tasks
-        ]
-        self._kinds = [
-            kind_of(task.method) if isinstance(task, RmiTask) and plain else None
-            for task, plain in zip(self._tasks, self._plain, strict=True)
-        ]
-        self._asks = [type(task).locality is not Task.locality for task in self._tasks]
-        context = next((task.ctx for task in self._tasks if task.ctx is not None), None)
         self._given = None if workers is None else list(workers)
-        self._engine = self._watch = None
+        kinds = [_kind(task) for task in self._tasks]
+        context = next((task.ctx for task in self._tasks if task.ctx is not None), None)
         durations = None if context is None else context._durations
-        self._assigner = Assigner(self._graph.ranks, self._kinds, concurrency, durations)
+        self._state = JobState(self._tasks, kinds, concurrency, attempts, durations, done)
+        engine = self._watch = None
         if context is not None:
-            self._engine, self._watch = context._open_engine(_name_of(self._tasks))
+            engine, self._watch = context._open_engine(_name_of(self._tasks))
         elif not self._given:
             raise LifecycleError("no workers are available")
         elif any(isinstance(task, RmiTask) for task in self._tasks):
             raise LifecycleError("an RmiTask needs a context: give it as ctx")
-        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._helpers = HelperThreads("daskbatch-job-helper")
-        #: The execution of each task that is given to a worker.
-        self._current: dict[int, Execution] = {}
-        self._last_worker: dict[int, Any] = {}
+        self._assigner = self._state.assigner
+        self._progress = self._state.progress
+        # A queue that even a finalizer may put to, whatever its thread was doing.
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._launcher = Launcher(
+            self._tasks, kinds, engine, self._state.last_worker, self._inbox.put
+        )
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            CallOver: self._take_over,
+            OutcomeKnown: self._take_outcome,
+            ExecuteReturned: self._take_returned,
+            CallStarted: self._take_call,
+            TaskMarked: self._take_mark,
+            WorkersChanged: self._take_workers,
+            Aborted: self._take_abort,
+        }
         self._threads: dict[Any, int | None] = {}
-        #: The executions whose workers are gone, and since when.
-        self._orphans: dict[Execution | DriverFuture, Deadline] = {}
-        self._calls: set[DriverFuture] = set()
-        self._told: set[int] = set()
         #: The lanes of which something was over since the last look.
         self._advanced: set[Lane] = set()
-        self._failure: BaseException | None = None
+        #: Until when tasks wait for a worker that may execute them.
         self._unplaced: Deadline | None = None
         self._ended = False
 
@@ -144,12 +143,12 @@ class Scheduler:
         """Execute the tasks, and return when all are over or the job is given up."""
         try:
             self._begin()
-            while self._progress.unfinished and self._failure is None:
+            while self._progress.unfinished and self._state.failure is None:
                 self._step()
         except Exception as error:
-            self._failure = error
+            self._state.failure = error
         except BaseException as error:
-            self._failure = error
+            self._state.failure = error
             raise
         finally:
             self._end()
@@ -162,12 +161,18 @@ class Scheduler:
         exc : Exception, optional
             What `done` is called with; by default a `concurrent.futures.CancelledError`.
         """
-        # A queue that even a finalizer may put to, whatever its thread was doing.
-        self._inbox.put((self._take_abort, exc or errors.TaskCancelled("the job was cancelled")))
+        error = exc or errors.TaskCancelled("the job was cancelled")
+        self._inbox.put(Aborted(error, cancels_tasks=False))
 
     def cancel(self, why: str) -> None:
-        """Give the job up with a `concurrent.futures.CancelledError`; see `abort`."""
-        self._inbox.put((self._take_cancel, errors.TaskCancelled(why)))
+        """Give the job up, and count all tasks that are not done as cancelled; see `abort`.
+
+        Parameters
+        ----------
+        why : str
+            The message of the `concurrent.futures.CancelledError`.
+        """
+        self._inbox.put(Aborted(errors.TaskCancelled(why), cancels_tasks=True))
 
     def call(
         self,
@@ -192,462 +197,210 @@ class Scheduler:
         -------
         concurrent.futures.Future
             Of what the method returns. To cancel it stops the method.
+
+        Raises
+        ------
+        LifecycleError
+            No task of the job has a context.
+        TaskCancelled
+            The job has ended.
         """
-        if self._engine is None:
-            raise LifecycleError("a method is called on a worker by a task that has a context")
         if self._ended:
             raise errors.TaskCancelled("the job has ended")
+        threads = self._threads.get(worker)
         described = EngineCall(
-            worker.address,
-            object(),
-            self._releases_slot(worker),
-            method,
-            tuple(args),
-            dict(kwargs or {}),
-            name or str(getattr(method, "__name__", type(method).__name__)),
-            kind_of(method),
+            worker=worker.address,
+            lane=object(),
+            releases_slot=threads is not None and self._concurrency > threads,
+            method=method,
+            args=tuple(args),
+            kwargs=dict(kwargs or {}),
+            name=name or str(getattr(method, "__name__", type(method).__name__)),
+            kind=kind_of(method),
         )
-        future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
-        self._inbox.put((self._take_call, future))
-        return future
+        return self._launcher.call(described)
 
     # -- the thread of `run` --------------------------------------------------------------
 
     def _begin(self) -> None:
-        observer = partial(_put, weakref.ref(self))
+        observer = partial(_post_mark, weakref.ref(self))
         for task in self._tasks:
             task._observer = observer
         if self._watch is not None:
-            self._watch.add_listener(self._workers_listener)
-            self._take_workers(self._watch.current())
+            self._watch.add_listener(self._hear_of_workers)
+            self._take_workers(WorkersChanged(self._watch.current()))
         else:
             for worker in self._given or ():
                 self._add_worker(worker, None)
         if not self._assigner.workers and self._given is not None:
             raise LifecycleError("none of the workers that the job was given is there")
-        for task in self._tasks:
-            task._require_not_cancelled()
-        done = [position for position, task in enumerate(self._tasks) if task.succeeded]
-        ready = self._progress.begin(done)
-        for position in done:
-            self._tell(position)
-        asking = [
-            position
-            for position, asks in enumerate(self._asks)
-            if asks and self._progress.stages[position] != Stage.DONE
-        ]
-        for position in asking:
-            self._ask_locality(position, self._assigner.workers)
-            if self._assigner.workers and self._assigner.is_forbidden_everywhere(position):
-                self._refuse(position)
-                return
-        self._assigner.add(ready)
+        self._state.begin()
 
     def _step(self) -> None:
-        self._start(self._assigner.assign(monotonic()))
+        executions = self._assigner.assign(monotonic())
+        for execution in executions:
+            self._progress.executing(execution.task)
+        self._launcher.start(self, executions)
         try:
             event = self._inbox.get(timeout=self._seconds_to_wait())
         except queue.Empty:
             self._look()
             return
         while True:
-            handle, *args = event
-            handle(*args)
-            if self._failure is not None:
+            self._handlers[type(event)](event)
+            if self._state.failure is not None:
                 return
             try:
                 event = self._inbox.get_nowait()
             except queue.Empty:
                 break
-        self._note_advanced()
-        if self._orphans:
+        for lane in self._advanced:
+            if lane.head is not None:
+                self._launcher.note_begun(lane.head)
+        self._advanced.clear()
+        if self._launcher.orphans:
             self._look()
 
     def _seconds_to_wait(self) -> float | None:
-        if self._orphans or self._assigner.may_be_held_up():
+        if self._launcher.orphans or self._assigner.may_be_held_up():
             return _LOOK_SECONDS
-        waits = not self._current and bool(self._assigner.ready())
+        waits = not self._launcher.current and bool(self._assigner.ready())
         if not waits and not self._assigner.stranded:
             self._unplaced = None
             return None
         if self._unplaced is None:
-            seconds = config.get("unmet-timeout")
-            self._unplaced = Deadline(
-                None if seconds is None else config.get_seconds("unmet-timeout")
-            )
+            never = config.get("unmet-timeout") is None
+            self._unplaced = Deadline(None if never else config.get_seconds("unmet-timeout"))
         return self._unplaced.left(_SLOW_LOOK_SECONDS)
 
     def _look(self) -> None:
         """Do what is due without an event."""
-        held_up = self._assigner.held_up(monotonic())
-        if held_up and self._engine is not None:
-            self._take_back(held_up)
-        for execution, deadline in list(self._orphans.items()):
-            if self._engine is None or execution.record is None:
-                continue
-            told = self._engine.has_moved(execution.record, execution.block)
-            if told or deadline.passed:
-                del self._orphans[execution]
-                execution.died = execution.begun and not told
-                self._take_back([execution])
+        self._launcher.take_back(self._assigner.held_up(monotonic()))
+        self._launcher.look_after_orphans()
         if self._unplaced is not None and self._unplaced.passed:
             names = ", ".join(str(self._tasks[each].name) for each in self._assigner.ready()[:5])
-            self._failure = WorkerLost(f"no worker has come that may execute {names}")
-
-    def _take_back(self, executions: Sequence[Execution | DriverFuture]) -> None:
-        """Ask for executions back that have not begun; the answer is that they are cancelled."""
-        records = []
-        for execution in executions:
-            execution.taken_back = True
-            if execution.record is not None:
-                records.append(execution.record)
-        if records and self._engine is not None:
-            self._helpers.do(partial(self._engine.cancel, records, False))
-
-    # -- starting -------------------------------------------------------------------------
-
-    def _start(self, executions: Sequence[Execution]) -> None:
-        remote: list[Execution] = []
-        for execution in executions:
-            position = execution.task
-            self._progress.executing(position)
-            self._current[position] = execution
-            if self._plain[position]:
-                remote.append(execution)
-            else:
-                execution.begun = True
-                self._last_worker[position] = execution.worker
-                self._helpers.do(partial(self._execute_here, execution))
-        if remote:
-            self._start_remote(remote)
-
-    def _start_remote(self, executions: Sequence[Execution]) -> None:
-        assert self._engine is not None
-        calls = []
-        before: dict[Lane, bool] = {}
-        for execution in executions:
-            task = self._tasks[execution.task]
-            assert isinstance(task, RmiTask)
-            lane = execution.lane
-            earlier = () if lane in before else _records_before(execution)
-            before[lane] = True
-            call = EngineCall(
-                lane.worker.address,
-                lane.number,
-                not lane.bulk,
-                task.method,
-                task.args,
-                task.kwargs,
-                str(task.name),
-                self._kinds[execution.task],
-            )
-            calls.append((call, earlier))
-        put, take = self._inbox.put, self._take_over
-
-        def over(position: int, record: Any) -> None:
-            put((take, executions[position]))
-
-        records = self._engine.start(calls, over)
-        for execution, record in zip(executions, records, strict=True):
-            execution.record, execution.block = record, record.block
-            if execution.lane.head is execution:
-                self._note_begun(execution)
-
-    def _note_begun(self, execution: Execution) -> None:
-        """Count an execution as executing: it is the first of its lane."""
-        if execution.begun:
-            return
-        execution.begun = True
-        self._last_worker[execution.task] = execution.worker
-        # If it was cancelled or marked meanwhile, an event says so.
-        with contextlib.suppress(errors.TaskCancelled, LifecycleError):
-            self._tasks[execution.task].set_executing(execution.worker)
-
-    def _execute_here(self, execution: Execution) -> None:
-        """Execute a task of the user's own; in a helper thread."""
-        task = self._tasks[execution.task]
-        try:
-            execution.future = task.execute(self, execution.worker)
-        except BaseException as error:
-            self._inbox.put((self._take_executing, execution))
-            self._put_outcome(execution, None, error)
-            return
-        self._inbox.put((self._take_executing, execution))
-        if execution.future is not None:
-            when_done(execution.future, partial(self._put_outcome, execution))
-
-    def _put_outcome(self, execution: Execution, value: Any, error: BaseException | None) -> None:
-        ending = Ending.RETURNED if error is None else Ending.RAISED
-        deaths = 0
-        if isinstance(error, WorkerLost):
-            ending, deaths = Ending.LOST, 1
-        outcome = CallOutcome(ending, value, error, 0.0, deaths)
-        self._inbox.put((self._take_outcome, execution, outcome))
+            self._state.failure = WorkerLost(f"no worker has come that may execute {names}")
 
     # -- events ---------------------------------------------------------------------------
 
-    def _take_abort(self, error: BaseException) -> None:
-        self._failure = error
-
-    def _take_cancel(self, error: BaseException) -> None:
-        self._failure = error
-        for task in self._tasks:
-            if not task.done:
+    def _take_abort(self, event: Aborted) -> None:
+        self._state.failure = event.error
+        if event.cancels_tasks:
+            for task in self._tasks:
                 task.cancel()
 
-    def _take_call(self, future: DriverFuture) -> None:
-        if future.worker not in {worker.address for worker in self._assigner.workers}:
-            self._orphans[future] = Deadline(_TOLD_SECONDS)
+    def _take_call(self, event: CallStarted) -> None:
+        addresses = {getattr(worker, "address", None) for worker in self._assigner.workers}
+        if event.future.worker not in addresses:
+            self._launcher.adopt(event.future)
 
-    def _take_executing(self, execution: Execution) -> None:
+    def _take_returned(self, event: ExecuteReturned) -> None:
         """Count a task of the user's own as executing, if it has not said so itself."""
+        execution = event.execution
         task = self._tasks[execution.task]
-        current = self._current.get(execution.task) is execution
+        current = self._launcher.current.get(execution.task) is execution
         if current and not (task.pending or task.succeeded or task.cancelled):
             task.set_executing(execution.worker)
 
-    def _take_over(self, execution: Execution) -> None:
-        """Handle that a call of the engine is over."""
-        if self._orphans:
-            self._orphans.pop(execution, None)
+    def _take_over(self, event: CallOver) -> None:
+        execution = event.execution
+        if self._launcher.orphans:
+            self._launcher.orphans.pop(execution, None)
         self._assigner.over(execution, monotonic())
         self._advanced.add(execution.lane)
-        if self._current.get(execution.task) is not execution:
-            return
-        engine = self._engine
-        assert engine is not None
-        if engine.is_far(execution.record):
-            self._note_begun(execution)
-            self._helpers.do(partial(self._fetch, execution))
-        else:
-            self._take_outcome(execution, engine.outcome(execution.record))
+        if self._launcher.current.get(execution.task) is execution:
+            outcome = self._launcher.outcome(execution)
+            if outcome is not None:
+                self._end_execution(execution, outcome)
 
-    def _note_advanced(self) -> None:
-        """Count what is the first of its lane by now as executing."""
-        for lane in self._advanced:
-            if lane.head is not None:
-                self._note_begun(lane.head)
-        self._advanced.clear()
+    def _take_outcome(self, event: OutcomeKnown) -> None:
+        if self._launcher.current.get(event.execution.task) is event.execution:
+            self._end_execution(event.execution, event.outcome)
 
-    def _fetch(self, execution: Execution) -> None:
-        """Bring a large value here; in a helper thread."""
-        assert self._engine is not None
-        outcome = self._engine.outcome(execution.record)
-        if self._engine.is_large(execution.record):
-            self._assigner.durations.learn_large(execution.kind)
-        self._inbox.put((self._take_outcome, execution, outcome))
-
-    def _take_outcome(self, execution: Execution, outcome: CallOutcome) -> None:
+    def _end_execution(self, execution: Execution, outcome: CallOutcome) -> None:
         position = execution.task
-        if self._current.get(position) is not execution:
-            return
-        self._drop(execution)
+        del self._launcher.current[position]
+        if execution.record is None:
+            self._assigner.over(execution, monotonic())
         task = self._tasks[position]
         if outcome.ending is Ending.RETURNED:
-            if execution.record is None:
-                task._complete(outcome.value, None, TaskState.SUCCEEDED)
-            else:
-                self._assigner.durations.learn(execution.kind, outcome.seconds)
-                self._last_worker[position] = execution.worker
-                if execution.begun:
-                    task._complete(
-                        outcome.value, None, TaskState.SUCCEEDED, seconds=outcome.seconds
-                    )
-                else:
-                    task._complete_at_once(execution.worker, outcome.value, outcome.seconds)
+            self._complete(execution, task, outcome)
             if task.succeeded:
-                self._succeed(position)
+                self._state.succeed(position)
             return
         if execution.record is not None and outcome.ending is not Ending.CANCELLED:
-            self._note_begun(execution)
-        if outcome.ending == Ending.RAISED:
+            self._launcher.note_begun(execution)
+        if outcome.ending is Ending.RAISED:
             assert outcome.error is not None
-            self._fail(position, outcome.error, execution.worker)
-        elif outcome.ending == Ending.LOST or execution.taken_back:
-            self._lose(execution, outcome)
-        elif outcome.ending == Ending.SERVICE_LOST:
-            self._failure = outcome.error
+            self._state.fail(position, outcome.error, execution.worker)
+        elif outcome.ending is Ending.LOST or execution.taken_back:
+            self._state.lose(position, outcome.deaths or int(execution.died), outcome.error)
+            if outcome.ending is Ending.LOST and self._watch is not None:
+                self._watch.workers_changed()
+        elif outcome.ending is Ending.SERVICE_LOST:
+            self._state.failure = outcome.error
         elif not task.cancelled:
-            self._failure = errors.TaskCancelled("the Batch of the job has ended")
+            self._state.failure = errors.TaskCancelled("the Batch of the job has ended")
 
-    def _take_mark(self, position: int) -> None:
-        """Handle that a task was marked or cancelled from outside."""
-        task, stage = self._tasks[position], self._progress.stages[position]
+    def _complete(self, execution: Execution, task: Task, outcome: CallOutcome) -> None:
+        if execution.record is None:
+            task._complete(outcome.value, None, TaskState.SUCCEEDED)
+            return
+        durations = self._assigner.durations
+        durations.learn(execution.kind, outcome.seconds)
+        if outcome.large:
+            durations.learn_large(execution.kind)
+        self._state.last_worker[execution.task] = execution.worker
+        if execution.begun:
+            task._complete(outcome.value, None, TaskState.SUCCEEDED, seconds=outcome.seconds)
+        else:
+            task._complete_at_once(execution.worker, outcome.value, outcome.seconds)
+
+    def _take_mark(self, event: TaskMarked) -> None:
+        position = event.position
+        task, done = self._tasks[position], self._progress.stages[position] == Stage.DONE
         state, error = task._state, task._error
         if state in (TaskState.NEW, TaskState.EXECUTING):
             return  # it has been started again meanwhile
+        if state == TaskState.CANCELLED:
+            self._state.tell(position)
+            self._state.failure = errors.TaskCancelled(f"{task.name} was cancelled")
+            return
+        if state == TaskState.SUCCEEDED and done:
+            return
+        execution = self._launcher.revoke(position)
+        if execution is not None and execution.record is None:
+            self._assigner.over(execution, monotonic())
         if state == TaskState.SUCCEEDED:
-            if stage != Stage.DONE:
-                self._revoke(position)
-                self._assigner.discard(position)
-                self._succeed(position)
-        elif state == TaskState.CANCELLED:
-            self._tell(position)
-            self._failure = errors.TaskCancelled(f"{task.name} was cancelled")
-        elif isinstance(error, FailedDependency):
-            worker = self._last_worker.get(position)
-            if worker is not None and error.worker_failed == worker.name:
-                self._assigner.lose_worker(worker)
-            self._revoke(position)
-            self._apply(position, self._progress.dependency_failed(position), error)
+            self._assigner.discard(position)
+            self._state.succeed(position)
         else:
             assert error is not None
-            self._revoke(position)
-            self._assigner.discard(position)
-            for blocked in self._progress.undone(position):
-                self._assigner.discard(blocked)
-            self._apply(position, self._progress.failed(position), error)
+            self._state.mark_failed(position, error)
 
-    def _take_workers(self, workers: WorkerSet) -> None:
+    def _hear_of_workers(self, workers: WorkerSet) -> None:
+        self._inbox.put(WorkersChanged(workers))
+
+    def _take_workers(self, event: WorkersChanged) -> None:
         there = {
             worker: threads
-            for worker, threads in workers.threads.items()
+            for worker, threads in event.workers.threads.items()
             if self._given is None or _is_given(worker, self._given)
         }
         for worker in [each for each in self._assigner.workers if each not in there]:
             self._assigner.remove_worker(worker)
-            for call in list(self._calls):
-                if call.worker == worker.address:
-                    self._orphans[call] = Deadline(_TOLD_SECONDS)
-            for execution in self._current.values():
-                if execution.worker == worker and execution.record is not None:
-                    self._orphans[execution] = Deadline(_TOLD_SECONDS)
+            self._launcher.worker_gone(worker)
         joined = [worker for worker in there if worker not in self._threads]
         for worker in joined:
             self._add_worker(worker, there[worker])
         self._threads = dict(there)
         if joined:
-            for position in self._assigner.ready():
-                if self._asks[position]:
-                    self._ask_locality(position, joined, more=True)
-                    self._assigner.add([position])
+            self._state.ask_again(joined)
             self._unplaced = None
 
     def _add_worker(self, worker: Any, threads: int | None) -> None:
         self._threads[worker] = threads
         self._assigner.add_worker(worker, bulk=threads is None or self._concurrency <= threads)
-
-    def _releases_slot(self, worker: Worker) -> bool:
-        threads = self._threads.get(worker)
-        return threads is not None and self._concurrency > threads
-
-    # -- what follows ---------------------------------------------------------------------
-
-    def _succeed(self, position: int) -> None:
-        ready = self._progress.succeeded(position)
-        self._tell(position)
-        if ready:
-            self._make_ready(ready)
-
-    def _fail(self, position: int, error: BaseException, worker: Any) -> None:
-        if isinstance(error, DependenciesFailed):
-            self._fail_dependencies(position, error)
-        elif isinstance(error, FailedDependency):
-            if worker is not None and error.worker_failed == getattr(worker, "name", None):
-                self._assigner.lose_worker(worker)
-            self._apply(position, self._progress.dependency_failed(position), error)
-        else:
-            if worker is not None:
-                self._assigner.failed_on(position, worker)
-            self._apply(position, self._progress.failed(position), error)
-
-    def _lose(self, execution: Execution, outcome: CallOutcome) -> None:
-        position = execution.task
-        gone = execution.worker not in self._assigner.workers
-        deaths = outcome.deaths or int(execution.died)
-        change = self._progress.lost(position, deaths)
-        task = self._tasks[position]
-        if change.given_up:
-            error = outcome.error
-            if not isinstance(error, WorkerLost):
-                error = WorkerLost(f"{task.name} was lost: workers have died while they ran it")
-            self._apply(position, change, error)
-            return
-        task._withdraw()
-        if outcome.ending == Ending.LOST and not gone and self._watch is not None:
-            self._watch.workers_changed()
-        self._make_ready(change.ready)
-
-    def _fail_dependencies(self, position: int, error: DependenciesFailed) -> None:
-        """Have the tasks executed again whose results another one misses."""
-        ancestors = self._graph.ancestors(position)
-        named: list[int] = []
-        marks: dict[int, str | None] = {}
-        for worker_name, ids in error.failures.items():
-            for each in ids:
-                found = self._graph.positions.get(each)
-                if found not in ancestors or found is None:
-                    unknown = GraphError(
-                        f"{self._tasks[position].name} says that the result of task {each!r} is "
-                        "missing, which is not one of its dependencies"
-                    )
-                    unknown.__cause__ = error
-                    self._tasks[position]._complete(None, unknown, TaskState.FAILED)
-                    self._tell(position)
-                    self._failure = unknown
-                    return
-                last = self._last_worker.get(found)
-                if worker_name is not None and last is not None:
-                    if getattr(last, "name", None) != worker_name:
-                        continue  # it has been executed elsewhere since
-                    self._assigner.lose_worker(last)
-                named.append(found)
-                marks[found] = worker_name
-        change = self._progress.dependencies_failed(position, named)
-        for each in change.redone:
-            mark = FailedDependency(marks[each])
-            self._tasks[each]._complete(None, mark, TaskState.FAILED, again=True)
-        self._apply(position, change, error)
-
-    def _apply(self, position: int, change: Change, error: BaseException) -> None:
-        """Do what follows from the failure of a task."""
-        task = self._tasks[position]
-        task._complete(None, error, TaskState.FAILED)
-        if change.given_up:
-            self._tell(position)
-            self._failure = error
-            return
-        for each in change.blocked:
-            self._assigner.discard(each)
-        self._make_ready(change.ready)
-
-    def _make_ready(self, positions: Sequence[int]) -> None:
-        for position in positions:
-            if self._asks[position]:
-                self._ask_locality(position, self._assigner.workers)
-        self._assigner.add(positions)
-
-    def _ask_locality(self, position: int, workers: Sequence[Any], more: bool = False) -> None:
-        found = self._tasks[position].locality(tuple(workers))
-        self._assigner.set_locality(position, found or (), more)
-
-    def _refuse(self, position: int) -> None:
-        task = self._tasks[position]
-        error = SpecError(f"{task.name} is forbidden on every worker, by its locality")
-        task._complete(None, error, TaskState.FAILED)
-        self._tell(position)
-        self._failure = error
-
-    def _revoke(self, position: int) -> None:
-        """Stop the execution of a task, if it has one: its outcome counts no longer."""
-        execution = self._current.get(position)
-        if execution is None:
-            return
-        self._drop(execution)
-        if execution.future is not None:
-            execution.future.cancel()
-        if execution.record is not None and self._engine is not None:
-            self._helpers.do(partial(self._engine.cancel, [execution.record]))
-
-    def _drop(self, execution: Execution) -> None:
-        self._current.pop(execution.task, None)
-        if execution.record is None:
-            self._assigner.over(execution, monotonic())
-
-    def _tell(self, position: int) -> None:
-        if position not in self._told:
-            self._told.add(position)
-            self._done(self._tasks[position])
 
     # -- the end --------------------------------------------------------------------------
 
@@ -662,34 +415,21 @@ class Scheduler:
             if task.pending:
                 task._complete(None, None, TaskState.CANCELLED)
         if self._watch is not None:
-            self._watch.remove_listener(self._workers_listener)
-        self._helpers.close()
-        if self._failure is not None:
-            self._done(self._failure)
+            self._watch.remove_listener(self._hear_of_workers)
+        self._launcher.close()
+        if self._state.failure is not None:
+            self._done(self._state.failure)
         self._done(None)
 
     def _stop_all(self) -> None:
         """Cancel what runs, and give it a moment to end."""
-        records = []
-        for execution in self._current.values():
-            if execution.future is not None:
-                execution.future.cancel()
-            if execution.record is not None:
-                records.append(execution.record)
-        for call in list(self._calls):
-            call.cancel()
-        if not records or self._engine is None:
-            return
-        self._engine.cancel(records)
+        records = self._launcher.cancel_all()
         deadline = Deadline(_STOP_SECONDS)
         while not all(record.over for record in records) and not deadline.passed:
             try:
                 self._inbox.get(timeout=deadline.left(_LOOK_SECONDS))
             except queue.Empty:
                 continue
-
-    def _workers_listener(self, workers: WorkerSet) -> None:
-        self._inbox.put((self._take_workers, workers))
 
 
 def require_count(name: str, value: object) -> None:
@@ -698,16 +438,17 @@ def require_count(name: str, value: object) -> None:
         raise SpecError(f"{name}= must be a whole number from 1, not {value!r}")
 
 
-def _put(this: weakref.ref[Scheduler], task: Task) -> None:
+def _kind(task: Task) -> Any:
+    """Return the kind of a task that the engine runs by itself; None for another."""
+    if isinstance(task, RmiTask) and type(task).execute is RmiTask.execute:
+        return kind_of(task.method)
+    return None
+
+
+def _post_mark(this: weakref.ref[Scheduler], task: Task) -> None:
     scheduler = this()
     if scheduler is not None:
-        scheduler._inbox.put((scheduler._take_mark, scheduler._graph.positions[task.id]))
-
-
-def _records_before(execution: Execution) -> list[Any]:
-    """Return the records of the first and the last execution before one in its lane."""
-    before: list[Any] = list(takewhile(lambda each: each is not execution, execution.lane.items))
-    return [each.record for each in dict.fromkeys((*before[:1], *before[-1:])) if each.record]
+        scheduler._inbox.put(TaskMarked(scheduler._state.graph.positions[task.id]))
 
 
 def _is_given(worker: Worker, given: Sequence[Any]) -> bool:

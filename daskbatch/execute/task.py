@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daskbatch import errors
 from daskbatch.errors import LifecycleError
@@ -20,10 +20,6 @@ from daskbatch.execute.worker import Worker
 from daskbatch.forking import make_lock
 from daskbatch.timeouts import parse_timeout
 from daskbatch.worker.execution.task_context import current, wait_releasing_slot
-
-if TYPE_CHECKING:
-    from daskbatch.execute.context import ExecutionContext
-    from daskbatch.execute.scheduler import Scheduler
 
 #: Held while the state of any task changes. One for all tasks: a change takes a microsecond,
 #: and a lock for each of ten thousand tasks takes memory.
@@ -86,7 +82,7 @@ class Task(Lifecycle):
 
     def __init__(
         self,
-        ctx: ExecutionContext | None,
+        ctx: Any,
         task_id: Hashable,
         *,
         priority: Any = None,
@@ -112,7 +108,7 @@ class Task(Lifecycle):
 
     # -- for subclasses -------------------------------------------------------------------
 
-    def execute(self, scheduler: Scheduler, worker: Worker) -> Future[Any] | None:
+    def execute(self, scheduler: Any, worker: Worker) -> Future[Any] | None:
         """Execute the task; subclasses override this.
 
         It is called on the driver's side, in a thread that may be held up. It may register the

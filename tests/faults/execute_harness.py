@@ -218,9 +218,10 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
         if over.wait(chance.uniform(0.0, 0.4)):
             return
         for _ in range(chance.choice([1, 1, 2])):
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                os.kill(victims.pop(chance.randrange(len(victims))), signal.SIGKILL)
-                tally.counts["killed"] += 1
+            with contextlib.suppress(ProcessLookupError):
+                if victims:
+                    os.kill(victims.pop(chance.randrange(len(victims))), signal.SIGKILL)
+                    tally.counts["killed"] += 1
 
     killer = threading.Thread(target=kill)
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
@@ -282,11 +283,19 @@ def context(seed: int) -> Iterator[ExecutionContext]:
 def run_seed(seed: int, directory: Path) -> Tally:
     """Execute all examples of a seed on one cluster."""
     tally = Tally()
-    with context(seed) as ctx:
-        for make in EXAMPLES:
-            run_example(ctx, make, seed, directory / f"{seed}-{make.__name__}", tally)
-            # Whatever was killed comes back.
-            until(lambda: ctx.worker_count >= 2, 60)
+    left = list(EXAMPLES)
+    while left:
+        with context(seed) as ctx:
+            while left:
+                make = left.pop(0)
+                run_example(ctx, make, seed, directory / f"{seed}-{make.__name__}", tally)
+                try:
+                    # What was killed comes back; but a nanny may give a worker up that is
+                    # killed while it starts.
+                    until(lambda: ctx.worker_count >= 2, 15)
+                except AssertionError:
+                    tally.counts["another cluster"] += 1
+                    break
     return tally
 
 
