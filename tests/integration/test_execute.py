@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -11,6 +13,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import LocalCluster
 from support.jobs import (
@@ -612,12 +615,88 @@ def test_a_job_is_executed_once_at_a_time(ctx: ExecutionContext, tmp_path: Path)
     thread.join()
 
 
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from daskbatch.execute import ExecutionContext, Job, RmiTask
+
+path = Path(sys.argv[1])
+
+def spin():
+    path.touch()
+    try:
+        while True:
+            time.sleep(0.005)
+    finally:
+        path.with_suffix(".ended").touch()
+
+def interrupt():
+    while not path.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+with ExecutionContext() as ctx:
+    tasks = [RmiTask(ctx, 0, spin), *(RmiTask(ctx, n, abs, (-n,)) for n in range(1, 4))]
+    job = Job(ctx, tasks)
+    threading.Thread(target=interrupt).start()
+    try:
+        print(list(ctx.execute(job)))
+    except KeyboardInterrupt:
+        print("interrupted", tasks[0].cancelled, job.running)
+    while not path.with_suffix(".ended").exists():
+        time.sleep(0.01)
+    print([task.result() for task in ctx.execute(Job(ctx, [RmiTask(ctx, 0, abs, (-5,))]))])
+    print([each.name for each in threading.enumerate() if each.name.startswith("daskbatch-job")])
+"""
+
+
+def test_ctrl_c_ends_the_job_and_the_consumer_and_the_context_goes_on(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", INTERRUPTED, tmp_path / "spin"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["interrupted True False", "[5]", "[]"]
+    assert run.stderr == ""
+
+
+def test_nothing_is_left_of_a_context_with_a_cluster_of_its_own_that_was_dropped() -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    ctx = ExecutionContext()
+    assert results(ctx, [RmiTask(ctx, 0, identity, (1,))]) == [1]
+    assert {process.pid for process in psutil.Process().children(recursive=True)} > before
+    del ctx
+    gc.collect()
+    until(lambda: {each.pid for each in psutil.Process().children(recursive=True)} <= before)
+
+
 # -- contexts on workers ------------------------------------------------------------------
 
 
 def test_a_task_executes_a_job_with_the_context_that_it_was_given(ctx: ExecutionContext) -> None:
     tasks: list[Task] = [RmiTask(ctx, n, nested, (ctx, 5)) for n in range(4)]
     assert results(ctx, tasks) == [list(range(5))] * 4
+
+
+def test_a_function_in_a_child_process_executes_a_job_too(ctx: ExecutionContext) -> None:
+    task = ctx.batch.options(isolation="process").function(nested, ctx, 5)
+    task.run(timeout=60)
+    assert task.get() == list(range(5))
+
+
+def test_several_jobs_are_executed_at_a_time(ctx: ExecutionContext) -> None:
+    found: dict[int, list[Any]] = {}
+
+    def execute(number: int) -> None:
+        tasks: list[Task] = [RmiTask(ctx, n, identity, ((number, n),)) for n in range(100)]
+        found[number] = results(ctx, tasks)
+
+    threads = [in_thread(lambda number=number: execute(number)) for number in range(5)]
+    for thread in threads:
+        thread.join()
+    assert found == {number: [(number, n) for n in range(100)] for number in range(5)}
 
 
 def test_what_a_task_has_begun_and_left_ends_with_it(ctx: ExecutionContext, tmp_path: Path) -> None:
@@ -646,6 +725,9 @@ def test_await_workers_without_any_is_an_error() -> None:
             ctx.await_workers(connect_timeout=0.1)
         cluster.scale(1)
         assert ctx.await_workers(1, connect_timeout=60) == 1
+        # It has just come; more may, for all that anybody knows.
+        with pytest.warns(UserWarning, match="has not settled within 0.2 s"):
+            assert ctx.await_workers(5, connect_timeout=60, stable_timeout=0.2) == 1
 
 
 def test_a_failed_dependency_may_be_raised_from_outside_with_its_worker(
