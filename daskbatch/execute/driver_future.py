@@ -5,6 +5,7 @@ Any thread may use them. Callbacks come from the thread that completes the futur
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 from daskbatch import errors
 from daskbatch.errors import SpecError
-from daskbatch.execute.engine import Ending, Engine, EngineCall
+from daskbatch.execute.engine import Ending, Engine, LaneCalls
 from daskbatch.execute.helper_threads import HelperThreads
 
 
@@ -71,7 +72,7 @@ class DriverFuture(Future[Any]):
 
     @classmethod
     def start(
-        cls, engine: Engine, call: EngineCall, all_: set[DriverFuture], helpers: HelperThreads
+        cls, engine: Engine, call: LaneCalls, all_: set[DriverFuture], helpers: HelperThreads
     ) -> DriverFuture:
         """Call a method.
 
@@ -79,8 +80,8 @@ class DriverFuture(Future[Any]):
         ----------
         engine : Engine
             Calls it.
-        call : EngineCall
-            What is called.
+        call : LaneCalls
+            What is called: one method.
         all_ : set
             Has the future as long as it is not done.
         helpers : HelperThreads
@@ -90,16 +91,22 @@ class DriverFuture(Future[Any]):
         future._engine, future._helpers = engine, helpers
         future._address = call.worker
         all_.add(future)
+        started = threading.Event()
 
-        def over(_: int, record: Any) -> None:
-            helpers.do(partial(future._settle, record, all_))
+        def settle() -> None:
+            started.wait()
+            future._settle(all_)
 
+        (described,) = call.calls
+        described = described._replace(told=partial(helpers.do, settle))
         try:
-            (future.record,) = engine.start([(call, ())], over)
+            (future.record,) = engine.start([call._replace(calls=[described])])
             future.block = future.record.block
         except BaseException:
             all_.discard(future)
             raise
+        finally:
+            started.set()
         return future
 
     def cancel(self) -> bool:
@@ -112,8 +119,9 @@ class DriverFuture(Future[Any]):
             self._helpers.do(partial(self._engine.cancel, [self.record]))
         return cancelled
 
-    def _settle(self, record: Any, all_: set[DriverFuture]) -> None:
+    def _settle(self, all_: set[DriverFuture]) -> None:
         all_.discard(self)
+        record = self.record
         outcome = self._engine.outcome(record)
         self.deaths = outcome.deaths or int(self.died)
         if self.cancelled() or not self.set_running_or_notify_cancel():

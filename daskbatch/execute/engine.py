@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
-from functools import partial
 from typing import Any, NamedTuple
 
 from daskbatch.batch.batch import Batch
@@ -27,33 +26,50 @@ _LARGE_BYTES = 1 << 18
 
 
 class EngineCall(NamedTuple):
-    """A method to be called on a worker.
+    """A method to be called.
 
     Parameters
     ----------
-    worker : str
-        The address of the worker.
-    lane : hashable
-        Calls of different lanes run at the same time if the worker can; calls of one lane run
-        one after another.
-    releases_slot : bool
-        See `RemoteMethod`.
     method, args, kwargs
         What is called.
     name : str
         What messages call it.
     kind : hashable
         Calls of one kind can be expected to take the same time.
+    told : callable
+        Called, without arguments, when the call is over.
     """
 
-    worker: str
-    lane: Hashable
-    releases_slot: bool
     method: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     name: str
     kind: Hashable
+    told: Callable[[], None]
+
+
+class LaneCalls(NamedTuple):
+    """Calls that run one after another, on one worker.
+
+    Parameters
+    ----------
+    worker : str
+        The address of the worker.
+    lane : hashable
+        Calls of different lanes run at the same time if the worker can.
+    releases_slot : bool
+        See `RemoteMethod`.
+    before : sequence of TaskRecord
+        What was started in the lane before, and is not over.
+    calls : list of EngineCall
+        In the order in which they run.
+    """
+
+    worker: str
+    lane: Hashable
+    releases_slot: bool
+    before: Sequence[TaskRecord]
+    calls: list[EngineCall]
 
 
 class Ending(Enum):
@@ -95,6 +111,10 @@ class CallOutcome(NamedTuple):
     large: bool = False
 
 
+#: A method, since its number could be that of another later; and what a worker is sent of it.
+_Known = tuple[Callable[..., Any], RemoteMethod]
+
+
 def kind_of(method: Callable[..., Any]) -> Hashable:
     """Return what calls have in common that can be expected to take the same time."""
     inner = getattr(method, "__func__", getattr(method, "func", method))
@@ -122,23 +142,16 @@ class Engine:
         self._dispatcher = self.session.dispatcher
         self._name = name
         self._options: dict[tuple[str, Hashable], Options] = {}
-        # With the methods, or their numbers could be those of others later.
-        self._methods: dict[tuple[int, str, bool], tuple[Callable[..., Any], RemoteMethod]] = {}
+        #: By worker, and whether they release its slot.
+        self._methods: dict[tuple[str, bool], dict[int, _Known]] = {}
 
-    def start(
-        self,
-        calls: Sequence[tuple[EngineCall, Sequence[TaskRecord]]],
-        over: Callable[[int, TaskRecord], None],
-    ) -> list[TaskRecord]:
-        """Start calls.
+    def start(self, lanes: Iterable[LaneCalls]) -> list[TaskRecord]:
+        """Start calls; returns their records in the same order.
 
         Parameters
         ----------
-        calls : sequence of (EngineCall, sequence of TaskRecord)
-            The calls, each with those before it in its lane that were started earlier, and are
-            not over. Those of one lane run in the order in which they stand here.
-        over : callable
-            Called with the position and the record of each call that is over.
+        lanes : iterable of LaneCalls
+            The calls.
 
         Raises
         ------
@@ -146,40 +159,48 @@ class Engine:
             The cluster is gone, or the Batch was closed.
         """
         records: list[TaskRecord] = []
-        for call, before in calls:
-            record = self._record(call)
-            if before:
+        told: list[Callable[[], None]] = []
+        for lane in lanes:
+            first = len(records)
+            options, methods = self._where(lane)
+            for call in lane.calls:
+                records.append(self._record(call, options, methods, lane))
+                told.append(call.told)
+            if lane.before:
                 # After them, however they end.
-                record.waits = tuple((each, 0) for each in before)
-            records.append(record)
+                records[first].waits = tuple((each, 0) for each in lane.before)
         self._dispatcher.submit(records, self._name)
         outcomes = self._dispatcher.outcomes
         with outcomes.changed:
-            for position, record in enumerate(records):
-                outcomes.when_over(record, partial(over, position, record))
+            for record, tell in zip(records, told, strict=True):
+                outcomes.when_over(record, tell)
         return records
 
-    def _record(self, call: EngineCall) -> TaskRecord:
-        where = call.worker, call.lane
+    def _where(self, lane: LaneCalls) -> tuple[Options, dict[int, _Known]]:
+        """Return the options of a lane's calls, and the methods that its worker was sent."""
+        where = lane.worker, lane.lane
         options = self._options.get(where)
         if options is None:
             options = self._options[where] = replace(
-                DEFAULT, workers=(call.worker,), other_workers=True, apart=where
+                DEFAULT, workers=(lane.worker,), other_workers=True, apart=where
             )
-        key = id(call.method), call.worker, call.releases_slot
-        found = self._methods.get(key)
-        if found is None:
-            remote = RemoteMethod(call.method, call.worker, call.releases_slot)
-            found = self._methods[key] = call.method, remote
-        function, family = found[1], call.kind
-        arguments = call.args, call.kwargs
-        if not call.kwargs and pickling.are_plain(call.args):
-            described = Call(function, family, pickling.dumps_plain(arguments))
+        return options, self._methods.setdefault((lane.worker, lane.releases_slot), {})
+
+    def _record(
+        self, call: EngineCall, options: Options, methods: dict[int, _Known], lane: LaneCalls
+    ) -> TaskRecord:
+        method, args, kwargs = call.method, call.args, call.kwargs
+        known = methods.get(id(method))
+        if known is None:
+            remote = RemoteMethod(method, lane.worker, lane.releases_slot)
+            known = methods[id(method)] = method, remote
+        if not kwargs and pickling.are_plain(args):
+            described = Call(known[1], call.kind, pickling.dumps_plain((args, kwargs)))
         else:
             try:
-                described = Call(function, family, *pickling.pack(arguments))
+                described = Call(known[1], call.kind, *pickling.pack((args, kwargs)))
             except SerializationError as error:
-                described = Call(function, family, b"", failure=error)
+                described = Call(known[1], call.kind, b"", failure=error)
         return make_record(self._batch, self.session, described, call.name, options, (), ())
 
     def is_far(self, record: TaskRecord) -> bool:

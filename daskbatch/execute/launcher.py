@@ -16,7 +16,7 @@ from daskbatch import errors
 from daskbatch.errors import LifecycleError, WorkerLost
 from daskbatch.execute.assigner import Execution
 from daskbatch.execute.driver_future import DriverFuture, when_done
-from daskbatch.execute.engine import CallOutcome, Ending, Engine, EngineCall
+from daskbatch.execute.engine import CallOutcome, Ending, Engine, EngineCall, LaneCalls
 from daskbatch.execute.events import CallOver, CallStarted, Event, ExecuteReturned, OutcomeKnown
 from daskbatch.execute.helper_threads import HelperThreads
 from daskbatch.execute.lanes import Lane
@@ -51,7 +51,7 @@ class Launcher:
         kinds: Sequence[Hashable],
         engine: Engine | None,
         last_worker: dict[int, Any],
-        post: Callable[[Event], object],
+        post: Callable[[Event], None],
     ) -> None:
         self._tasks = tasks
         self._kinds = kinds
@@ -83,29 +83,29 @@ class Launcher:
 
     def _start_remote(self, executions: Sequence[Execution]) -> None:
         assert self._engine is not None
-        calls = []
-        seen: set[Lane] = set()
+        lanes: dict[Lane, LaneCalls] = {}
+        ordered: dict[Lane, list[Execution]] = {}
         for execution in executions:
             task, lane = self._tasks[execution.task], execution.lane
             assert isinstance(task, RmiTask)
-            earlier = () if lane in seen else _records_before(execution)
-            seen.add(lane)
-            call = EngineCall(
-                *(lane.worker.address, lane.number, not lane.bulk),
-                *(task.method, task.args, task.kwargs),
-                *(str(task.name), self._kinds[execution.task]),
+            if lane not in lanes:
+                before = _records_before(execution)
+                lanes[lane] = LaneCalls(lane.worker.address, lane.number, not lane.bulk, before, [])
+                ordered[lane] = []
+            ordered[lane].append(execution)
+            told = partial(self._post, CallOver(execution))
+            lanes[lane].calls.append(
+                EngineCall(
+                    *(task.method, task.args, task.kwargs),
+                    *(str(task.name), execution.kind, told),
+                )
             )
-            calls.append((call, earlier))
-        post = self._post
-
-        def over(position: int, record: Any) -> None:
-            post(CallOver(executions[position]))
-
-        records = self._engine.start(calls, over)
-        for execution, record in zip(executions, records, strict=True):
-            execution.record, execution.block = record, record.block
-            if execution.lane.head is execution:
-                self.note_begun(execution)
+        records = iter(self._engine.start(lanes.values()))
+        for lane, some in ordered.items():
+            for execution, record in zip(some, records, strict=False):
+                execution.record, execution.block = record, record.block
+            if lane.head is some[0]:
+                self.note_begun(some[0])
 
     def note_begun(self, execution: Execution) -> None:
         """Count an execution as executing: it is the first of its lane."""
@@ -137,7 +137,7 @@ class Launcher:
             ending, deaths = Ending.LOST, getattr(execution.future, "deaths", 1)
         self._post(OutcomeKnown(execution, CallOutcome(ending, value, error, 0.0, deaths)))
 
-    def call(self, described: EngineCall) -> DriverFuture:
+    def call(self, described: LaneCalls) -> DriverFuture:
         """Call a method on a worker for a task of the user's own; in any thread."""
         if self._engine is None:
             raise LifecycleError("a method is called on a worker by a task that has a context")

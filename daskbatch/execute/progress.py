@@ -113,14 +113,17 @@ class JobProgress:
         ready = [
             task
             for task, stage in enumerate(self.stages)
-            if stage == Stage.BLOCKED and self._queue(task)
+            if stage == Stage.BLOCKED and (not self._graph.dependencies or self._queue(task))
         ]
+        for task in ready:
+            self.stages[task] = Stage.READY
         return self._by_priority(ready)
 
     def executing(self, task: int) -> None:
         """Note that a task that was ready is given to a worker."""
         self.stages[task] = Stage.RUNNING
-        self._began[task] = next(self._clock)
+        if self._graph.dependencies:
+            self._began[task] = next(self._clock)
 
     def succeeded(self, task: int) -> list[int]:
         """Note that a task is done; returns those that may run now."""

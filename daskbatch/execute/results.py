@@ -5,6 +5,7 @@ One thread at a time consumes it. Its job runs in a thread of its own, which end
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -21,6 +22,25 @@ from daskbatch.worker.execution.task_context import current, wait_releasing_slot
 _END_SECONDS = 5.0
 
 _Message = Task | BaseException | None
+
+
+class Outbox:
+    """What a scheduler tells, passed on many at a time; the thread of the scheduler uses it."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[list[_Message]] = queue.SimpleQueue()
+        self._waiting: list[_Message] = []
+
+    def __call__(self, message: _Message) -> None:
+        self._waiting.append(message)
+        if not isinstance(message, Task):
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what has been told."""
+        if self._waiting:
+            self.queue.put(self._waiting)
+            self._waiting = []
 
 
 class JobResults(Generator[Task, None, None]):
@@ -48,7 +68,7 @@ class JobResults(Generator[Task, None, None]):
         self._job = job
         self._make_scheduler = make_scheduler
         self._ordered = order_results
-        self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._outbox = Outbox()
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
         self._finished = False
@@ -104,8 +124,8 @@ class JobResults(Generator[Task, None, None]):
             scheduler.abort()
 
     def _begin(self) -> None:
-        job, messages = self._job, self._messages
-        scheduler = self._make_scheduler(messages.put)
+        job = self._job
+        scheduler = self._make_scheduler(self._outbox)
         job._begin(scheduler)
         self._scheduler = scheduler
 
@@ -119,50 +139,38 @@ class JobResults(Generator[Task, None, None]):
         self._thread.start()
 
     def _take(self) -> Task | None:
+        tasks, over = self._job.tasks, self._over
         while True:
-            if self._ordered:
-                tasks = self._job.tasks
-                if self._next < len(tasks) and tasks[self._next] in self._over:
-                    task = tasks[self._next]
-                    del self._over[task]
-                    self._next += 1
-                    return task
-            elif self._over:
-                task = next(iter(self._over))
-                del self._over[task]
+            task: Task | None = None
+            if not self._ordered:
+                task = next(iter(over), None)
+            elif self._next < len(tasks) and tasks[self._next] in over:
+                task = tasks[self._next]
+                self._next += 1
+            if task is not None:
+                del over[task]
                 return task
-            if not self._receive(self._message()):
-                return None
+            for message in self._receive():
+                if message is None:
+                    return None
+                if isinstance(message, BaseException):
+                    raise message
+                # The exception of one that has failed follows.
+                if message._has_value:
+                    over[message] = None
 
-    def _receive(self, message: _Message) -> bool:
-        """Note what the scheduler says; False if that was the last."""
-        if message is None:
-            return False
-        if isinstance(message, BaseException):
-            raise message
-        if not message.succeeded and not message._has_value:
-            return True  # its exception follows
-        self._over[message] = None
-        return True
-
-    def _message(self) -> _Message:
-        try:
-            return self._messages.get_nowait()
-        except queue.Empty:
-            pass
+    def _receive(self) -> list[_Message]:
+        """Wait for what the scheduler says; a task that waits releases its slot."""
+        messages = self._outbox.queue
         context = current()
         if context is None:
-            return self._messages.get()
-        found: list[_Message] = []
+            return messages.get()
+        found: list[list[_Message]] = []
 
         def wait(seconds: float | None) -> bool:
-            try:
-                found.append(
-                    self._messages.get(timeout=seconds) if seconds else self._messages.get_nowait()
-                )
-            except queue.Empty:
-                return False
-            return True
+            with contextlib.suppress(queue.Empty):
+                found.append(messages.get(timeout=seconds) if seconds else messages.get_nowait())
+            return bool(found)
 
         wait_releasing_slot(context, wait)
         return found[0]

@@ -19,7 +19,7 @@ from typing import Any
 from daskbatch import config, errors
 from daskbatch.errors import LifecycleError, SpecError, WorkerLost
 from daskbatch.execute.assigner import Execution
-from daskbatch.execute.engine import CallOutcome, Ending, EngineCall, kind_of
+from daskbatch.execute.engine import CallOutcome, Ending, EngineCall, LaneCalls, kind_of
 from daskbatch.execute.events import (
     Aborted,
     CallOver,
@@ -136,6 +136,8 @@ class Scheduler:
         #: Until when tasks wait for a worker that may execute them.
         self._unplaced: Deadline | None = None
         self._ended = False
+        #: Has what was told passed on, if that is done many at a time.
+        self._flush: Callable[[], object] = getattr(done, "flush", _nothing)
 
     # -- any thread -----------------------------------------------------------------------
 
@@ -208,17 +210,14 @@ class Scheduler:
         if self._ended:
             raise errors.TaskCancelled("the job has ended")
         threads = self._threads.get(worker)
-        described = EngineCall(
-            worker=worker.address,
-            lane=object(),
-            releases_slot=threads is not None and self._concurrency > threads,
-            method=method,
-            args=tuple(args),
-            kwargs=dict(kwargs or {}),
+        called = EngineCall(
+            *(method, tuple(args), dict(kwargs or {})),
             name=name or str(getattr(method, "__name__", type(method).__name__)),
             kind=kind_of(method),
+            told=_nothing,
         )
-        return self._launcher.call(described)
+        releases_slot = threads is not None and self._concurrency > threads
+        return self._launcher.call(LaneCalls(worker.address, object(), releases_slot, (), [called]))
 
     # -- the thread of `run` --------------------------------------------------------------
 
@@ -235,6 +234,7 @@ class Scheduler:
         if not self._assigner.workers and self._given is not None:
             raise LifecycleError("none of the workers that the job was given is there")
         self._state.begin()
+        self._flush()
 
     def _step(self) -> None:
         executions = self._assigner.assign(monotonic())
@@ -258,6 +258,7 @@ class Scheduler:
             if lane.head is not None:
                 self._launcher.note_begun(lane.head)
         self._advanced.clear()
+        self._flush()
         if self._launcher.orphans:
             self._look()
 
@@ -334,7 +335,9 @@ class Scheduler:
             assert outcome.error is not None
             self._state.fail(position, outcome.error, execution.worker)
         elif outcome.ending is Ending.LOST or execution.taken_back:
-            self._state.lose(position, outcome.deaths or int(execution.died), outcome.error)
+            # The engine may have tried it elsewhere, where it could only find that it was misplaced.
+            deaths = int(execution.died or outcome.deaths > 0)
+            self._state.lose(position, deaths, outcome.error)
             if outcome.ending is Ending.LOST and self._watch is not None:
                 self._watch.workers_changed()
         elif outcome.ending is Ending.SERVICE_LOST:
@@ -436,6 +439,10 @@ def require_count(name: str, value: object) -> None:
     """Raise `SpecError` if a number is not a whole number from 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SpecError(f"{name}= must be a whole number from 1, not {value!r}")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _kind(task: Task) -> Any:

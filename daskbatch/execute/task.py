@@ -5,6 +5,7 @@ Any thread may use a task. Listeners are called while no lock is held.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
@@ -359,13 +360,22 @@ class Task(Lifecycle):
     def _complete_at_once(self, worker: Worker, value: Any, seconds: float) -> None:
         """Note that it has been executed on a worker, before anybody had heard that it began."""
         if self._started_listeners:
-            self.set_executing(worker)
-        else:
-            with _lock:
-                if not self.cancelled and self._state != TaskState.EXECUTING:
-                    self._state = TaskState.EXECUTING
-                    self.executed_on.append(worker.name)
-        self._complete(value, None, TaskState.SUCCEEDED, seconds=seconds)
+            with contextlib.suppress(errors.TaskCancelled, LifecycleError):
+                self.set_executing(worker)
+            self._complete(value, None, TaskState.SUCCEEDED, seconds=seconds)
+            return
+        now = datetime.now()
+        with _lock:
+            # Only what was cancelled or marked meanwhile is done; it may have failed before.
+            if self.cancelled or self._state == TaskState.SUCCEEDED:
+                return
+            self._state, self._error = TaskState.SUCCEEDED, None
+            self._value, self._has_value = value, True
+            self.executed_on.append(worker.name)
+            self.started_on, self.stopped_on = now - timedelta(seconds=seconds), now
+            _changed.notify_all()
+        if self._stopped_listeners:
+            self.signal_stop()
 
     def _withdraw(self) -> None:
         """Have it executed again: it was on a worker that is gone, say."""

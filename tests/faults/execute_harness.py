@@ -28,7 +28,7 @@ from typing import Any
 from distributed import LocalCluster
 from support.jobs import Barrier, Prefers, after, large, until
 
-from daskbatch import Batch
+from daskbatch import Batch, WorkerLost
 from daskbatch.execute import DependenciesFailed, ExecutionContext, Job, RmiTask, Task
 
 #: Within so many seconds a job has to be over.
@@ -211,7 +211,7 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
     example = make(ctx, chance, directory)
     ordered = chance.random() < 0.5
     concurrency = chance.choice([1, 1, 2, 3])
-    victims = pids(ctx)
+    victims, workers = pids(ctx), ctx.worker_count
     over = threading.Event()
 
     def kill() -> None:
@@ -248,7 +248,10 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
         tally.violations.append(f"{what}: a task was yielded twice")
     if error is None and example.error is not None:
         tally.violations.append(f"{what}: the exception of the user's was not raised")
-    if error is not None and (example.error is None or type(error) is not example.error):
+    if isinstance(error, WorkerLost) and ctx.worker_count < workers:
+        # Only this one was allowed to the tasks, and its nanny has given it up.
+        tally.counts["lost for good"] += 1
+    elif error is not None and (example.error is None or type(error) is not example.error):
         tally.violations.append(f"{what}: {type(error).__name__}: {error}")
     if error is None and len(yielded) < len(example.job.tasks):
         tally.violations.append(f"{what}: {len(yielded)} tasks were yielded")
