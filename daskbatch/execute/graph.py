@@ -21,6 +21,9 @@ class Node(Protocol):
     dependencies: set[Any]
     dependents: set[Any]
 
+    @property
+    def _is_connected(self) -> bool: ...
+
 
 class TaskGraph:
     """The tasks of a job by their position, with edges in both directions.
@@ -79,12 +82,14 @@ class TaskGraph:
         return ranks
 
     def _connect(self) -> None:
-        for task in self.tasks:
+        for task in [task for task in self.tasks if task._is_connected]:
             for before in list(task.dependencies):
                 before.dependents.add(task)
             for after in list(task.dependents):
                 after.dependencies.add(task)
         for position, task in enumerate(self.tasks):
+            if not task._is_connected:
+                continue
             for found, others in (
                 (self.dependencies, task.dependencies),
                 (self.dependents, task.dependents),

@@ -67,12 +67,10 @@ class JobProgress:
 
     Examples
     --------
-    >>> class Node:
-    ...     def __init__(self, id, *before):
-    ...         self.id = self.priority = self.name = id
-    ...         self.dependencies, self.dependents = set(before), set()
-    >>> a = Node(1)
-    >>> progress = JobProgress(TaskGraph([a, Node(2, a)]), attempts=1, most_reexecutions=16)
+    >>> from daskbatch.execute.task import Task
+    >>> first, second = Task(None, 1), Task(None, 2)
+    >>> second.dependencies.add(first)
+    >>> progress = JobProgress(TaskGraph([first, second]), attempts=1, most_reexecutions=16)
     >>> progress.begin([])
     [0]
     >>> progress.executing(0)

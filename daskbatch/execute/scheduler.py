@@ -335,7 +335,7 @@ class Scheduler:
             assert outcome.error is not None
             self._state.fail(position, outcome.error, execution.worker)
         elif outcome.ending is Ending.LOST or execution.taken_back:
-            # The engine may have tried it elsewhere, where it could only find that it was misplaced.
+            # Once at most: the engine may have placed it elsewhere, where it cannot have run.
             deaths = int(execution.died or outcome.deaths > 0)
             self._state.lose(position, deaths, outcome.error)
             if outcome.ending is Ending.LOST and self._watch is not None:

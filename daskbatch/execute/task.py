@@ -60,11 +60,10 @@ class Task(Lifecycle):
 
     Attributes
     ----------
-    dependencies : set of Task
-        The tasks that must be done before this one. They put tasks in order; results do not
-        travel along them.
-    dependents : set of Task
-        The tasks that wait for this one. A side that was left out is added when the job starts.
+    dependencies, dependents : set of Task
+        The tasks that must be done before this one, and those that wait for it. They put tasks in
+        order; results do not travel along them. A side that was left out is added when the job
+        starts.
     executed_on : list of str
         The names of the workers that have executed it, one for each execution.
 
@@ -96,8 +95,9 @@ class Task(Lifecycle):
         self.id = task_id
         self.priority = task_id if priority is None else priority
         self.group = group
-        self.dependencies: set[Task] = set()
-        self.dependents: set[Task] = set()
+        # Made when they are asked for: many tasks have neither.
+        self._dependencies: set[Task] | None = None
+        self._dependents: set[Task] | None = None
         self.executed_on: list[str] = []
         self._state = TaskState.NEW
         self._value: Any = None
@@ -173,6 +173,32 @@ class Task(Lifecycle):
         self.signal_start()
 
     # -- what it is -----------------------------------------------------------------------
+
+    @property
+    def dependencies(self) -> set[Task]:
+        """The tasks that must be done before this one: a set to be filled."""
+        if self._dependencies is None:
+            self._dependencies = set()
+        return self._dependencies
+
+    @dependencies.setter
+    def dependencies(self, tasks: Iterable[Task]) -> None:
+        self._dependencies = set(tasks)
+
+    @property
+    def dependents(self) -> set[Task]:
+        """The tasks that wait for this one: a set to be filled."""
+        if self._dependents is None:
+            self._dependents = set()
+        return self._dependents
+
+    @dependents.setter
+    def dependents(self, tasks: Iterable[Task]) -> None:
+        self._dependents = set(tasks)
+
+    @property
+    def _is_connected(self) -> bool:
+        return bool(self._dependencies or self._dependents)
 
     @property
     def attempts(self) -> int:
@@ -318,7 +344,7 @@ class Task(Lifecycle):
             if not self.done:
                 return
             self._value = None
-            self.dependencies, self.dependents = set(), set()
+            self._dependencies = self._dependents = None
             self._started_listeners = self._stopped_listeners = ()
             self.executed_on = self.executed_on[-1:]
 
