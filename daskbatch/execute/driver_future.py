@@ -122,7 +122,7 @@ class DriverFuture(Future[Any]):
     def _settle(self, all_: set[DriverFuture]) -> None:
         all_.discard(self)
         record = self.record
-        outcome = self._engine.outcome(record)
+        outcome = self._engine.bring(record, self.cancelled)
         self.deaths = outcome.deaths or int(self.died)
         if self.cancelled() or not self.set_running_or_notify_cancel():
             return

@@ -6,6 +6,7 @@ lock is held: the listener must only note it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -20,6 +21,9 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
 from daskbatch.execute.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
+
+#: After this many seconds it is seen whether a large value is still wanted; then twice as many.
+_FETCH_SECONDS = 5.0
 
 #: Calls with larger values are started one by one, so that none is held up by others' values.
 _LARGE_BYTES = 1 << 18
@@ -211,8 +215,36 @@ class Engine:
         """Return whether the value of a call that was brought here is large."""
         return record.value is not None and len(record.value) > _LARGE_BYTES
 
+    def bring(self, record: TaskRecord, stopped: Callable[[], bool]) -> CallOutcome:
+        """Bring a large value here, and return what the call has come to.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The call.
+        stopped : callable
+            Whether nobody wants the value any longer.
+        """
+        seconds = _FETCH_SECONDS
+        try:
+            while (self.is_far(record) or not record.over) and not stopped():
+                with contextlib.suppress(TimeoutError):
+                    if record.over:
+                        self._dispatcher.fetch(record, seconds)
+                    else:  # it was lost, and is made again
+                        self._dispatcher.outcomes.wait(lambda: record.over, seconds)
+                seconds *= 2  # what was under way begins anew
+        except WorkerLost as error:
+            return CallOutcome(Ending.LOST, None, error)
+        except LifecycleError as error:
+            return CallOutcome(Ending.SERVICE_LOST, None, error)
+        if stopped():
+            return CallOutcome(Ending.CANCELLED)
+        outcome = self.outcome(record)
+        return outcome._replace(large=self.is_large(record))
+
     def outcome(self, record: TaskRecord) -> CallOutcome:
-        """Return what a call that is over has come to; waits while a large value is brought."""
+        """Return what a call that is over has come to; a large value must be here."""
         if record.phase == Phase.DONE and record.value is not None:
             try:
                 return CallOutcome(
@@ -223,7 +255,6 @@ class Engine:
         deaths = self._dispatcher._deaths.get(record, 0)
         if record.phase == Phase.CANCELLED:
             return CallOutcome(Ending.CANCELLED, deaths=deaths)
-        far = self.is_far(record)
         value, error = BatchTask(self._batch, record, self.session)._outcome()
         seconds = record.seconds
         if error is None:
@@ -234,7 +265,7 @@ class Engine:
         if isinstance(error, (Misplaced, WorkerLost)):
             deaths += isinstance(error, WorkerLost) and not deaths
             return CallOutcome(Ending.LOST, None, error, seconds, deaths)
-        if isinstance(error, ServiceLost) or (far and isinstance(error, LifecycleError)):
+        if isinstance(error, ServiceLost):
             return CallOutcome(Ending.SERVICE_LOST, None, error)
         return CallOutcome(Ending.RAISED, None, error, seconds)
 

@@ -64,6 +64,7 @@ class Launcher:
         #: What was given to workers that are gone, and until when to wait for news of it.
         self.orphans: dict[Execution | DriverFuture, Deadline] = {}
         self._calls: set[DriverFuture] = set()
+        self._closed = False
 
     # -- starting -------------------------------------------------------------------------
 
@@ -160,9 +161,8 @@ class Launcher:
     def _fetch(self, execution: Execution) -> None:
         """Bring a large value here; in a helper thread."""
         assert self._engine is not None
-        outcome = self._engine.outcome(execution.record)
-        large = self._engine.is_large(execution.record)
-        self._post(OutcomeKnown(execution, outcome._replace(large=large)))
+        outcome = self._engine.bring(execution.record, lambda: self._closed)
+        self._post(OutcomeKnown(execution, outcome))
 
     # -- taking back ----------------------------------------------------------------------
 
@@ -228,6 +228,7 @@ class Launcher:
 
     def close(self) -> None:
         """End the threads once they have done their work."""
+        self._closed = True
         self._helpers.close()
 
 

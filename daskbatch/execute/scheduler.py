@@ -263,23 +263,23 @@ class Scheduler:
             self._look()
 
     def _seconds_to_wait(self) -> float | None:
-        if self._launcher.orphans or self._assigner.may_be_held_up():
-            return _LOOK_SECONDS
-        waits = not self._launcher.current and bool(self._assigner.ready())
-        if not waits and not self._assigner.stranded:
+        needs_worker = not self._assigner.workers or bool(self._assigner.stranded)
+        if not needs_worker:
             self._unplaced = None
-            return None
-        if self._unplaced is None:
+        elif self._unplaced is None:
             never = config.get("unmet-timeout") is None
             self._unplaced = Deadline(None if never else config.get_seconds("unmet-timeout"))
-        return self._unplaced.left(_SLOW_LOOK_SECONDS)
+        if self._launcher.orphans or self._assigner.may_be_held_up():
+            return _LOOK_SECONDS
+        return None if self._unplaced is None else self._unplaced.left(_SLOW_LOOK_SECONDS)
 
     def _look(self) -> None:
         """Do what is due without an event."""
         self._launcher.take_back(self._assigner.held_up(monotonic()))
         self._launcher.look_after_orphans()
         if self._unplaced is not None and self._unplaced.passed:
-            names = ", ".join(str(self._tasks[each].name) for each in self._assigner.ready()[:5])
+            some = [*self._launcher.current, *self._assigner.ready()][:5]
+            names = ", ".join(str(self._tasks[each].name) for each in some)
             self._state.failure = WorkerLost(f"no worker has come that may execute {names}")
 
     # -- events ---------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import LocalCluster
 from support.jobs import Barrier, Prefers, after, large, until
 
@@ -33,6 +34,9 @@ from daskbatch.execute import DependenciesFailed, ExecutionContext, Job, RmiTask
 
 #: Within so many seconds a job has to be over.
 PATIENCE = 90.0
+
+#: How long a job waits for a worker that may execute its tasks.
+UNMET = "20s"
 
 
 # -- what tasks do ----------------------------------------------------------------------
@@ -288,7 +292,7 @@ def run_seed(seed: int, directory: Path) -> Tally:
     tally = Tally()
     left = list(EXAMPLES)
     while left:
-        with context(seed) as ctx:
+        with dask.config.set({"daskbatch.unmet-timeout": UNMET}), context(seed) as ctx:
             while left:
                 make = left.pop(0)
                 run_example(ctx, make, seed, directory / f"{seed}-{make.__name__}", tally)

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -713,6 +714,19 @@ def test_a_task_under_which_workers_keep_dying_is_given_up() -> None:
         with pytest.raises(WorkerLost, match="deadly"):
             results(ctx, [task])
         assert results(ctx, [RmiTask(ctx, 0, identity, ("goes on",))]) == ["goes on"]
+
+
+def test_a_job_whose_workers_are_gone_waits_for_others_but_not_for_ever(tmp_path: Path) -> None:
+    with (
+        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
+        thread = in_thread(lambda: (until((tmp_path / "task.begun").exists), cluster.scale(0)))
+        with pytest.raises(WorkerLost, match="no worker has come that may execute alone"):
+            results(ctx, [task])
+        thread.join()
 
 
 def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
