@@ -13,7 +13,7 @@ import logging
 import pickle
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 from distributed import Client
@@ -65,6 +65,13 @@ _LINGER_SECONDS = 0.05
 _ANSWER_TIMEOUT_SECONDS = 5.0
 
 
+class WorkerListener(Protocol):
+    """An object that is notified when workers have joined or left."""
+
+    def workers_changed(self) -> None:
+        """Note that workers have joined or left; called on Dask's event loop."""
+
+
 class ClusterBackend:
     """A Dask cluster as a `backend.Backend`. Any thread may use it.
 
@@ -90,6 +97,8 @@ class ClusterBackend:
         self._questions = itertools.count()
         self._callbacks: dict[int, RevokeCallback] = {}
         self._listener: Listener | None = None
+        #: The objects that are notified when workers have joined or left.
+        self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
 
@@ -130,6 +139,8 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            for each in list(self.worker_listeners):
+                self._call_guarded(each.workers_changed)
         if listener is None:
             return
         match message:

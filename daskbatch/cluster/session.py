@@ -22,7 +22,7 @@ from distributed.deploy import Cluster
 
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
-from daskbatch.cluster.dask_backend import ClusterBackend
+from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
@@ -189,6 +189,10 @@ class Session:
     def slots(self) -> int:
         """The number of tasks that run at once."""
         return self._backend.slots
+
+    def add_worker_listener(self, listener: WorkerListener) -> None:
+        """Notify an object, as long as it lives, when workers have joined or left."""
+        self._backend.worker_listeners.add(listener)
 
     def reserve_cores(self) -> None:
         """Make each worker offer its threads as the resource `CORES`."""

@@ -59,6 +59,10 @@ def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Block
         # for the worker that ran it. A worker that had only the replacement knows nothing of it.
         if getattr(state.run_spec, "func", None) is not make_lost_result:
             state.run_spec = Task(key, make_lost_result)
+            # Any worker can run the replacement. The worker that the key was restricted to may
+            # never return.
+            state.worker_restrictions = state.host_restrictions = None
+            state.resource_restrictions = None
             marked.setdefault(topic, []).append(key)
     return marked
 

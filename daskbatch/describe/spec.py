@@ -47,6 +47,12 @@ class Options:
         Variables that are added to the environment of an isolated function.
     prepare : Initializer, optional
         The initializer that each process calls once, before the first task with these options.
+    other_workers : bool
+        Whether the task may run on another worker if none of `workers` is there.
+    apart : hashable
+        The caller decides which tasks share a block: tasks that are equal in this and are started
+        together share one, others do not. The members of this block run one after another. They
+        are not deferred when one of them takes long or waits; the caller revokes them then.
     """
 
     timeout: float | None = None
@@ -58,11 +64,16 @@ class Options:
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     prepare: Initializer | None = None
+    other_workers: bool = False
+    apart: Hashable = None
     #: The options that hold for a whole Dask key: tasks that differ here cannot share a block.
     placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        key = (self.resources, self.workers, self.priority, self.isolated, self.prepare)
+        key = (
+            *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
+            *(self.other_workers, self.apart),
+        )
         if any(key):
             object.__setattr__(self, "placement_key", key)
 

@@ -7,6 +7,7 @@ every dependency to the worker that runs the dependent. The dispatcher calls it 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -195,7 +196,7 @@ class _Lowering:
             limits=limits,
             isolated=block.records[0].options.isolated,
             journaled=any(record.writes for record in block.records),
-            budget=setting.budget,
+            budget=setting.budget if block.records[0].options.apart is None else math.inf,
             share_limit=setting.share_limit,
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,
@@ -315,6 +316,8 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
         found["resources"] = dict(options.resources)
     if options.workers:
         found["workers"] = list(options.workers)
+    if options.other_workers:
+        found["allow_other_workers"] = True
     if options.priority:
         found["priority"] = options.priority
     return found

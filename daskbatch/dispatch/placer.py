@@ -146,7 +146,10 @@ class Placer:
             else:
                 kind = record.call.family, record.options.placement_key
                 found = alike.get(kind)
-                if found is None:
+                if found is None and record.options.apart is not None:
+                    # The caller has decided already which tasks share a block.
+                    found = alike[kind] = Candidate(0.0, kind=("placed", kind[1]))
+                elif found is None:
                     found = alike[kind] = self._candidate(*kind)
                 candidate = found
             candidates.append(_with_waits(candidate, record) if record.waits else candidate)

@@ -68,7 +68,7 @@ class TaskTable:
         self._ranks = itertools.count()
         self._writers = LastWriters()
         #: For each task the number of workers that have died while they ran it.
-        self._deaths: Counter[TaskRecord] = Counter()
+        self.deaths: Counter[TaskRecord] = Counter()
         #: The blocks whose results may still be needed, by their keys.
         self._blocks: WeakValueDictionary[BlockKey, SubmittedBlock] = WeakValueDictionary()
         #: Whether the result of any block was ever lost.
@@ -294,11 +294,11 @@ class TaskTable:
                 self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
-                self._deaths[record] += 1
+                self.deaths[record] += 1
                 beside = [r for r in unfinished if r is not record] if running is None else ()
-                reason = rerun_refusal(record, self._deaths[record], beside)
+                reason = rerun_refusal(record, self.deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self._deaths[record], details)
+                    error = lost_with_worker(record, reason, self.deaths[record], details)
                     failure = pack_error(error, record.label)
                     self.settle_member(block, record, Status.FAILED, failure)
                     continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import pickle
 import signal
@@ -36,6 +37,7 @@ from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.processes.reaper import get_reaper
+from daskbatch.worker.profiling.remote import forget_later
 
 PLUGIN_NAME = "daskbatch-worker"
 
@@ -158,8 +160,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         slot: FixedSlot | PoolSlot = FixedSlot()
 
         def on_release() -> None:
-            # The member that waits may wait for one of the members behind it.
-            run.defer_rest()
+            if run.spec.budget != math.inf:
+                # The member that waits may wait for one of the members behind it.
+                run.defer_rest()
             event = SecedeEvent(
                 key=dask_key, compute_duration=time() - began, stimulus_id=f"secede-{time()}"
             )
@@ -252,6 +255,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             for key in [key for key in self._revoked if key[0] == topic]:
                 del self._revoked[key]
         initialized_function.forget(topic)
+        forget_later(topic)
         get_child_pool().end_initialized(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:

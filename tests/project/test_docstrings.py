@@ -19,6 +19,7 @@ from daskbatch.batch.handle import Handle
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction
+from daskbatch.execute import ExecutionContext
 from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.plan.graph import Graph
 
@@ -111,6 +112,9 @@ def test_examples(name: str, request: pytest.FixtureRequest) -> None:
         if any("executor." in example.source for example in test.examples):
             shared = daskbatch.as_executor(request.getfixturevalue("batch"))
             test.globs.setdefault("executor", shared)
+        if any("ctx" in example.source for example in test.examples):
+            test.globs.setdefault("batch", request.getfixturevalue("batch"))
+            test.globs.setdefault("ctx", ExecutionContext(request.getfixturevalue("batch")))
         runner = doctest.DocTestRunner()
         said: list[str] = []
         runner.run(test, out=said.append)

@@ -43,3 +43,16 @@ def test_an_example_prints_what_it_found(name: str, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == PRINTED[name]
     assert run.stderr == ""
+
+
+def test_the_shuffle_has_a_lost_output_made_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", EXAMPLES / "execute_shuffle.py", "--files", "60"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        "60 files, 6 map tasks, 6 reduce tasks",
+        "made again: map 0",
+        "the most frequent word: self",
+        "as counted one by one: True",
+    ]
+    assert run.stderr == ""

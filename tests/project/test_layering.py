@@ -25,6 +25,7 @@ GROUND = {"_version", "errors", "config", "timeouts", "forking"}
 #: Each part, and the parts of daskbatch that it may import, besides itself. From top to bottom:
 #: a part never imports one that stands above it.
 MAY_IMPORT = {
+    "execute": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "executor": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "batch": {
         *(*GROUND, "shared", "cluster", "dispatch", "plan", "describe", "worker"),
@@ -47,6 +48,7 @@ MAY_IMPORT = {
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
     *("cluster", "worker/plugin.py", "worker/cores.py", "batch/batch.py", "executor/executor.py"),
+    *("execute/remote_method.py", "execute/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),
     *("shared/creation.py", "shared/scheduler_rpc.py", "shared/waiting.py", "shared/registry.py"),
 }

@@ -1,4 +1,4 @@
-"""The private names of Dask, CPython and cloudpickle that daskbatch uses still exist.
+"""The private names of Dask, CPython, yappi and cloudpickle that daskbatch uses still exist.
 
 An upgrade of a dependency that removes or changes one of them fails here by its name. To use
 another private name, add a line to `NAMES`: the name, the file that uses it, and what the file
@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import re
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -156,6 +157,14 @@ NAMES = [
         lambda make: make()._at_fork_reinit,
         word="_at_fork_reinit",
     ),
+    Use(
+        "tracemalloc:Snapshot.traces",
+        "execute/memory_profiling.py",
+        lambda _: tracemalloc.Snapshot(((0, 1, (("file", 1),), 1),), 1).traces._traces,  # type: ignore[attr-defined, arg-type]
+        word="_traces",
+    ),
+    # -- yappi ------------------------------------------------------------------------------
+    Use("yappi:YFuncStats._clock_type", "worker/profiling/profilers.py"),
     # -- cloudpickle ------------------------------------------------------------------------
     Use(
         f"{_CLOUDPICKLE}:_DYNAMIC_CLASS_TRACKER_BY_ID",

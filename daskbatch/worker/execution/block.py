@@ -102,7 +102,8 @@ class BlockSpec(NamedTuple):
         Whether their outcomes must be known even if the worker dies: a member may have
         written something that must not be written again.
     budget : float
-        After this time, the members that have not begun are deferred. Seconds.
+        After this time, the members that have not begun are deferred. Seconds. If it is infinite,
+        they are not deferred when a member waits either.
     share_limit : int
         Once the values of members exceed this in total, likewise. Bytes.
     inline_limit : int

@@ -85,7 +85,7 @@ class StoppableCaller:
     must not use the caller that calls it. Any other thread may call `stop`.
     """
 
-    __slots__ = ("_fired", "_lock", "_number", "_stopping", "_thread")
+    __slots__ = ("_fired", "_lock", "_number", "_stopping", "_thread", "thrown")
 
     def __init__(self) -> None:
         self._lock = Lock()  # held by stop(); `call` never acquires it
@@ -93,6 +93,8 @@ class StoppableCaller:
         self._number: int | None = None  # the number of the call that may be stopped
         self._stopping = False  # a thread is in stop()
         self._fired = False  # an exception was thrown at this call
+        #: The exception that `stop` throws. It may be changed only while no call runs.
+        self.thrown: type[Stopped] = Stopped
 
     def call(
         self,
@@ -195,7 +197,7 @@ class StoppableCaller:
                 if running is None or (number is not None and number != running):
                     return False
                 self._fired = True
-                _throw(self._thread, Stopped)
+                _throw(self._thread, self.thrown)
                 return True
             finally:
                 self._stopping = False

@@ -26,6 +26,7 @@ from daskbatch.worker.isolation.fallback_run import FallbackRun, crashed, timed_
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
+from daskbatch.worker.profiling import child_profiles
 
 #: While outcomes arrive in quick succession, the pipe is read at intervals, and not for each of
 #: them: the shortest and the longest interval.
@@ -162,7 +163,10 @@ class IsolatedRun(Progress):
         """Return the request for the members from `start` on."""
         request = make_request(self.spec, self._payload, self._inputs, self.log.result())
         request = request._replace(
-            budget=budget, share_limit=self._share_limit, retries=self._retries.get(start)
+            budget=budget,
+            share_limit=self._share_limit,
+            retries=self._retries.get(start),
+            profile=child_profiles.order(),
         )
         if self.spec.topic in child.initialized:
             request = without_setup(request, self.spec)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.profiling.child_profiles import ChildOrder
 
 _NO_MEMBERS: frozenset[int] = frozenset()
 
@@ -40,6 +41,8 @@ class BlockRequest(NamedTuple):
         The worker's `sys.path`.
     context : tuple, optional
         The fields of the members' `TaskContext`, without the slot.
+    profile : ChildOrder, optional
+        The profilers that are to run in the child.
     """
 
     payload: bytes
@@ -53,6 +56,7 @@ class BlockRequest(NamedTuple):
     journal: tuple[str, int] | None
     path: Sequence[str]
     context: tuple[str, Any, str, bytes | None] | None = None
+    profile: ChildOrder | None = None
 
 
 def pack_request(request: BlockRequest) -> bytes:

@@ -96,6 +96,25 @@ def test_a_looping_function_is_stopped() -> None:
     assert isinstance(thread.error(), Stopped)
 
 
+def test_what_is_thrown_may_be_a_kind_of_stopped_that_a_function_catches() -> None:
+    class Asked(Stopped, Exception):
+        """What the function wants to catch."""
+
+    caught: list[str] = []
+
+    def spin_and_catch(begun: Waiting) -> None:
+        try:
+            spin(begun)
+        except Exception as error:
+            caught.append(type(error).__name__)
+
+    interruption, thread = started(spin_and_catch)
+    interruption.thrown = Asked
+    assert interruption.stop()
+    assert isinstance(thread.error(), Stopped)  # though the function has returned
+    assert caught == ["Asked"]
+
+
 def test_the_stopped_says_where_the_function_was() -> None:
     interruption, thread = started(spin)
     assert interruption.stop(1)

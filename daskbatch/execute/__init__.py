@@ -1,0 +1,61 @@
+"""Jobs of tasks that form a graph, run on the workers of a Dask cluster.
+
+An `ExecutionContext` executes a `Job`; its tasks run in the order of their dependencies, on the
+workers that they prefer, and again where that is needed. docs/execute.md is the guide.
+
+The names are imported when they are first asked for: what runs on a worker must not import all
+that a driver needs.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskbatch.execute.context import ExecutionContext
+    from daskbatch.execute.cpu_profiling import CpuProfiling
+    from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency, TaskCancelled
+    from daskbatch.execute.job import Job
+    from daskbatch.execute.memory_profiling import MemoryProfiling
+    from daskbatch.execute.rmi_task import RmiTask
+    from daskbatch.execute.scheduler import Scheduler
+    from daskbatch.execute.task import Task
+    from daskbatch.execute.worker import Worker
+
+__all__ = [
+    "CpuProfiling",
+    "DependenciesFailed",
+    "ExecutionContext",
+    "FailedDependency",
+    "Job",
+    "MemoryProfiling",
+    "RmiTask",
+    "Scheduler",
+    "Task",
+    "TaskCancelled",
+    "Worker",
+]
+
+_MODULES = {
+    "CpuProfiling": "cpu_profiling",
+    "DependenciesFailed": "exceptions",
+    "ExecutionContext": "context",
+    "FailedDependency": "exceptions",
+    "Job": "job",
+    "MemoryProfiling": "memory_profiling",
+    "RmiTask": "rmi_task",
+    "Scheduler": "scheduler",
+    "Task": "task",
+    "TaskCancelled": "exceptions",
+    "Worker": "worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

@@ -1,0 +1,218 @@
+"""CPU profiling across a cluster, by yappi.
+
+Any thread may use a `CpuProfiling`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.execute.cluster_profiler import ClusterProfiler, Found
+from daskbatch.execute.module_names import ModuleFilter, module_name
+from daskbatch.execute.worker import Worker
+from daskbatch.worker.profiling.profilers import CPU
+
+#: The names of columns, by all the names that they may be sorted by.
+_SORTS = {
+    **dict.fromkeys(("name",), "name"),
+    **dict.fromkeys(("ncall", "callcount", "ncalls"), "ncall"),
+    **dict.fromkeys(("tsub", "subtime"), "tsub"),
+    **dict.fromkeys(("ttot", "totaltime", "tottime"), "ttot"),
+    **dict.fromkeys(("tavg", "avgtime"), "tavg"),
+}
+
+
+class _Row(NamedTuple):
+    """A function, as it is printed."""
+
+    name: str
+    module: str
+    ncall: int
+    tsub: float
+    ttot: float
+    tavg: float
+
+
+class CpuProfiling:
+    """Profiles the CPU time of functions on all workers and in their children, by ``yappi``.
+
+    It needs the extra ``profiling``, here and on the workers. Children take part from the
+    next task on that they run. All that runs there is measured, whoever has started it.
+
+    Parameters
+    ----------
+    ctx : ExecutionContext
+        Whose workers.
+
+    Examples
+    --------
+    >>> import io
+    >>> profiling = ctx.cpu_profiling
+    >>> profiling.start()
+    >>> task = ctx.batch.function(sorted, range(1000), key=lambda number: -number)
+    >>> task.run()
+    >>> profiling.stop()
+    >>> table = io.StringIO()
+    >>> profiling.print_stats(3, sort_by="ttot", file=table)
+    >>> table.getvalue().split("\\n")[0].split()
+    ['name', 'ncall', 'tsub', 'ttot', 'tavg']
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._profiler = ClusterProfiler(ctx._connect, CPU)
+        self._last: Found | None = None
+        ctx._profilers.add(self)
+
+    def start(self) -> None:
+        """Start profiling on all workers; nothing if it runs.
+
+        Raises
+        ------
+        BatchError
+            ``yappi`` is not installed on a worker.
+        """
+        self._last = None
+        self._profiler.start()
+
+    def stop(self) -> None:
+        """Stop profiling; what was found is kept here."""
+        if self._profiler.running:
+            try:
+                self._last = self._profiler.collect()
+            finally:
+                self._profiler.stop()
+
+    def get_stats(self, per_worker: bool = False) -> Any:
+        """Return what was found: so far, or until `stop`.
+
+        Parameters
+        ----------
+        per_worker : bool
+            Whether to keep workers apart.
+
+        Returns
+        -------
+        yappi.YFuncStats, or list of (Worker, yappi.YFuncStats)
+            Merged over all workers and their children; or those of each worker.
+
+        Raises
+        ------
+        LifecycleError
+            It was never started.
+        """
+        found = self._last
+        if found is None:
+            if not self._profiler.running:
+                raise LifecycleError("nothing was profiled: start() it first")
+            found = self._profiler.collect()
+        if per_worker:
+            return [(worker, _merge(pieces)) for worker, pieces in found]
+        return _merge([piece for _, pieces in found for piece in pieces])
+
+    def print_stats(
+        self,
+        max_rows: int | None = 100,
+        sort_by: str | None = None,
+        sort_dir: str | None = None,
+        columns: Sequence[tuple[str, int]] = (
+            ("name", 84),
+            ("ncall", 12),
+            ("tsub", 8),
+            ("ttot", 8),
+            ("tavg", 8),
+        ),
+        per_worker: bool = False,
+        strip_dirs: bool = True,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        file: IO[str] | None = None,
+    ) -> None:
+        """Print the top CPU consumers. Times are seconds.
+
+        Parameters
+        ----------
+        max_rows : int or None
+            The maximum number of rows to print; None for all.
+        sort_by : str, optional
+            What to sort by: ``name``, ``ncall``, ``tsub`` (or ``subtime``), ``ttot`` (or
+            ``tottime``) or ``tavg``; by default ``ttot``.
+        sort_dir : str, optional
+            ``asc`` or ``desc``; by default ``desc``, of names ``asc``.
+        columns : sequence of (str, int)
+            The names and widths, in characters, of the columns to print.
+        per_worker : bool
+            Whether to print the workers one by one.
+        strip_dirs : bool
+            Whether to show modules, not files.
+        include, exclude : str or sequence of str
+            The root modules to print alone, and not to print. They need `strip_dirs`.
+        file : file object, optional
+            Where to print to; by default ``sys.stdout``.
+
+        Raises
+        ------
+        SpecError
+            A parameter is wrong.
+        LifecycleError
+            It was never started.
+        """
+        shown = ModuleFilter(include, exclude, strip_dirs)
+        key = _SORTS.get(sort_by or "ttot")
+        if key is None:
+            raise SpecError(f"sort_by= is one of {', '.join(_SORTS)}, not {sort_by!r}")
+        if sort_dir not in (None, "asc", "desc"):
+            raise SpecError(f"sort_dir= is 'asc' or 'desc', not {sort_dir!r}")
+        unknown = [name for name, _ in columns if name not in _Row._fields or name == "module"]
+        if unknown:
+            raise SpecError(f"columns= names {unknown[0]!r}, which is not a column")
+        down = sort_dir == "desc" if sort_dir else key != "name"
+        out = sys.stdout if file is None else file
+        stats = self.get_stats(per_worker)
+        parts: list[tuple[Worker | None, Any]] = stats if per_worker else [(None, stats)]
+        for worker, each in parts:
+            if worker is not None:
+                print(f"Worker {worker.name} ({worker.address})", file=out)
+            rows = [row for row in _rows(each, strip_dirs) if shown.shows(row.module)]
+            rows.sort(key=lambda row: getattr(row, key), reverse=down)
+            _print_table(rows[:max_rows], columns, out)
+
+
+def _merge(pieces: Iterable[bytes]) -> Any:
+    import yappi
+
+    with tempfile.TemporaryDirectory() as directory:
+        paths = []
+        for number, piece in enumerate(pieces):
+            path = Path(directory) / str(number)
+            path.write_bytes(piece)
+            paths.append(str(path))
+        return yappi.YFuncStats(paths)
+
+
+def _rows(stats: Any, strip_dirs: bool) -> list[_Row]:
+    rows = []
+    for each in stats:
+        module = module_name(each.module) if strip_dirs else each.module
+        name = f"{module}.{each.name}" if each.builtin else f"{module}:{each.lineno} {each.name}"
+        rows.append(_Row(name, module, each.ncall, each.tsub, each.ttot, each.tavg))
+    return rows
+
+
+def _print_table(rows: Sequence[_Row], columns: Sequence[tuple[str, int]], out: IO[str]) -> None:
+    print("  ".join(_cell(name, name, width) for name, width in columns).rstrip(), file=out)
+    for row in rows:
+        cells = (_cell(name, getattr(row, name), width) for name, width in columns)
+        print("  ".join(cells).rstrip(), file=out)
+
+
+def _cell(column: str, value: object, width: int) -> str:
+    text = f"{value:.6f}" if isinstance(value, float) else str(value)
+    if column == "name":
+        # The end of a long name tells more than its beginning.
+        return (text if len(text) <= width else f"..{text[2 - width :]}").ljust(width)
+    return text[:width].rjust(width)

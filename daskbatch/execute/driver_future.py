@@ -1,0 +1,138 @@
+"""Futures that complete tasks on the driver's side.
+
+Any thread may use them. Callbacks come from the thread that completes the future.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from daskbatch import errors
+from daskbatch.errors import SpecError
+from daskbatch.execute.engine import Ending, Engine, LaneCalls
+from daskbatch.execute.helper_threads import HelperThreads
+
+
+def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) -> None:
+    """Have a function called with the value, or the exception, of a future that is done.
+
+    Parameters
+    ----------
+    future : future
+        Of `concurrent.futures`, of Dask, or anything like them; or an object that offers one by
+        a method ``as_future``.
+    tell : callable
+        Called once, in any thread.
+    """
+    offered = getattr(future, "as_future", None)
+    if offered is not None:
+        future = offered()
+    if not callable(getattr(future, "add_done_callback", None)):
+        error = SpecError(f"execute() must return a future or None, not {future!r}")
+        tell(None, error)
+        return
+    future.add_done_callback(partial(_tell, tell))
+
+
+def _tell(tell: Callable[[Any, BaseException | None], None], future: Any) -> None:
+    try:
+        if future.cancelled():
+            tell(None, errors.TaskCancelled("the future of the task was cancelled"))
+            return
+        value = future.result()
+    except BaseException as error:
+        tell(None, error)
+    else:
+        tell(value, None)
+
+
+class DriverFuture(Future[Any]):
+    """A method that was called on a worker by `Scheduler.call`."""
+
+    _engine: Engine
+    _address: str
+    _helpers: HelperThreads
+    #: What it is for the engine, and the block that it was in at first; see `Execution`.
+    record: Any = None
+    block: Any = None
+    begun = True
+    died = False
+    taken_back = False
+    #: Under how many deaths of workers it ran.
+    deaths = 0
+
+    @property
+    def worker(self) -> str:
+        """The address of the worker that it was meant for."""
+        return self._address
+
+    @classmethod
+    def start(
+        cls, engine: Engine, call: LaneCalls, all_: set[DriverFuture], helpers: HelperThreads
+    ) -> DriverFuture:
+        """Call a method.
+
+        Parameters
+        ----------
+        engine : Engine
+            Calls it.
+        call : LaneCalls
+            What is called: one method.
+        all_ : set
+            Has the future as long as it is not done.
+        helpers : HelperThreads
+            Do what takes long.
+        """
+        future = cls()
+        future._engine, future._helpers = engine, helpers
+        future._address = call.worker
+        all_.add(future)
+        started = threading.Event()
+
+        def settle() -> None:
+            started.wait()
+            future._settle(all_)
+
+        (described,) = call.calls
+        described = described._replace(told=partial(helpers.do, settle))
+        try:
+            (future.record,) = engine.start([call._replace(calls=[described])])
+            future.block = future.record.block
+        except BaseException:
+            all_.discard(future)
+            raise
+        finally:
+            started.set()
+        return future
+
+    def cancel(self) -> bool:
+        """Stop the method, if it is not over; returns whether it will not complete."""
+        if self.cancelled():
+            return True
+        cancelled = super().cancel()
+        if cancelled:
+            self.set_running_or_notify_cancel()
+            self._helpers.do(partial(self._engine.cancel, [self.record]))
+        return cancelled
+
+    def _settle(self, all_: set[DriverFuture]) -> None:
+        all_.discard(self)
+        record = self.record
+        outcome = self._engine.bring(record, self.cancelled)
+        self.deaths = outcome.deaths or int(self.died)
+        if self.cancelled() or not self.set_running_or_notify_cancel():
+            return
+        if outcome.ending == Ending.RETURNED:
+            self.set_result(outcome.value)
+        elif outcome.ending == Ending.CANCELLED and not self.taken_back:
+            self.set_exception(errors.TaskCancelled(f"{record.label} was cancelled"))
+        elif not isinstance(outcome.error, errors.WorkerLost) and (
+            outcome.ending in (Ending.LOST, Ending.CANCELLED)
+        ):
+            self.set_exception(errors.WorkerLost(f"{record.label} was lost with its worker"))
+        else:
+            self.set_exception(outcome.error)

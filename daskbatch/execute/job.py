@@ -1,0 +1,103 @@
+"""Jobs: tasks that are executed together.
+
+Any thread may use a job; to cancel it from another thread than the consumer's is its use.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from daskbatch.errors import LifecycleError
+from daskbatch.execute.lifecycle import Lifecycle
+from daskbatch.execute.task import Task
+
+_ids = itertools.count(1)
+
+
+class Job(Lifecycle):
+    """A set of tasks that can be executed on a cluster of workers.
+
+    Parameters
+    ----------
+    ctx : ExecutionContext
+        Where it is executed.
+    tasks : iterable of Task
+        The tasks, in the order in which their results are wanted.
+    name, desc : str, optional
+        A name, by default ``job`` and the id; and a description.
+
+    Attributes
+    ----------
+    id : int
+        A number that no other job of this process has.
+    tasks : list of Task
+        The tasks.
+
+    Examples
+    --------
+    >>> from daskbatch.execute import RmiTask
+    >>> job = Job(None, [RmiTask(None, n, abs, (-n,), group="even"[n % 2 :]) for n in range(4)])
+    >>> [task.id for task in job.group("even")], job.running
+    ([0, 2], False)
+    """
+
+    def __init__(
+        self,
+        ctx: Any,
+        tasks: Iterable[Task],
+        name: str | None = None,
+        desc: str | None = None,
+    ) -> None:
+        self.id = next(_ids)
+        super().__init__(f"job {self.id}" if name is None else name, desc)
+        self.ctx = ctx
+        self.tasks: list[Task] = list(tasks)
+        self._scheduler: weakref.ref[Any] | None = None
+
+    def group(self, name: str) -> list[Task]:
+        """Return the tasks that have a group's name.
+
+        Parameters
+        ----------
+        name : str
+            The name.
+        """
+        return [task for task in self.tasks if task.group == name]
+
+    def cancel(self) -> bool:
+        """Cancel the job, if it runs: all that is not done of it ends.
+
+        Whoever consumes its results gets a `concurrent.futures.CancelledError`.
+
+        Returns
+        -------
+        bool
+            Whether it ran.
+        """
+        scheduler = self._scheduler() if self._scheduler is not None else None
+        if not super().cancel():
+            return False
+        if scheduler is not None:
+            scheduler.cancel(f"{self.name} was cancelled")
+        return True
+
+    def _begin(self, scheduler: Any) -> None:
+        if self._scheduler is not None:
+            raise LifecycleError(f"{self.name} is being executed already")
+        self._scheduler = weakref.ref(scheduler)
+        self.cancelled = False
+        self.signal_start()
+
+    def _end(self) -> None:
+        self._scheduler = None
+        if not self.stopped:
+            self.signal_stop()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name}, {len(self.tasks)} tasks>"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_scheduler": None}

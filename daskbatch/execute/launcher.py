@@ -1,0 +1,238 @@
+"""Starts executions, on workers and on the driver's side, and stops them or takes them back.
+
+The thread of the scheduler uses it; `call` may come from any thread. What happens is told by
+events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+from daskbatch import errors
+from daskbatch.errors import LifecycleError, WorkerLost
+from daskbatch.execute.assigner import Execution
+from daskbatch.execute.driver_future import DriverFuture, when_done
+from daskbatch.execute.engine import CallOutcome, Ending, Engine, EngineCall, LaneCalls
+from daskbatch.execute.events import CallOver, CallStarted, Event, ExecuteReturned, OutcomeKnown
+from daskbatch.execute.helper_threads import HelperThreads
+from daskbatch.execute.lanes import Lane
+from daskbatch.execute.rmi_task import RmiTask
+from daskbatch.execute.task import Task
+from daskbatch.timeouts import Deadline
+
+#: How long the engine may take to say what a worker that is gone had done. Seconds.
+_TOLD_SECONDS = 2.0
+
+
+class Launcher:
+    """The executions of a job that are under way.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        The tasks of the job.
+    kinds : sequence
+        For each task that the engine runs by itself its kind; None for the others.
+    engine : Engine, optional
+        Calls methods on workers.
+    last_worker : dict
+        Is told where each task is executed.
+    post : callable
+        Takes events.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        kinds: Sequence[Hashable],
+        engine: Engine | None,
+        last_worker: dict[int, Any],
+        post: Callable[[Event], None],
+    ) -> None:
+        self._tasks = tasks
+        self._kinds = kinds
+        self._engine = engine
+        self._last_worker = last_worker
+        self._post = post
+        self._helpers = HelperThreads("daskbatch-job-helper")
+        #: The execution of each task that was given to a worker.
+        self.current: dict[int, Execution] = {}
+        #: What was given to workers that are gone, and until when to wait for news of it.
+        self.orphans: dict[Execution | DriverFuture, Deadline] = {}
+        self._calls: set[DriverFuture] = set()
+        self._closed = False
+
+    # -- starting -------------------------------------------------------------------------
+
+    def start(self, scheduler: Any, executions: Sequence[Execution]) -> None:
+        """Start executions; those of one lane in the order in which they run."""
+        remote: list[Execution] = []
+        for execution in executions:
+            self.current[execution.task] = execution
+            if self._kinds[execution.task] is not None:
+                remote.append(execution)
+            else:
+                execution.begun = True
+                self._last_worker[execution.task] = execution.worker
+                self._helpers.do(partial(self._execute_here, scheduler, execution))
+        if remote:
+            self._start_remote(remote)
+
+    def _start_remote(self, executions: Sequence[Execution]) -> None:
+        assert self._engine is not None
+        lanes: dict[Lane, LaneCalls] = {}
+        ordered: dict[Lane, list[Execution]] = {}
+        for execution in executions:
+            task, lane = self._tasks[execution.task], execution.lane
+            assert isinstance(task, RmiTask)
+            if lane not in lanes:
+                before = _records_before(execution)
+                lanes[lane] = LaneCalls(lane.worker.address, lane.number, not lane.bulk, before, [])
+                ordered[lane] = []
+            ordered[lane].append(execution)
+            told = partial(self._post, CallOver(execution))
+            lanes[lane].calls.append(
+                EngineCall(
+                    *(task.method, task.args, task.kwargs),
+                    *(str(task.name), execution.kind, told),
+                )
+            )
+        records = iter(self._engine.start(lanes.values()))
+        for lane, some in ordered.items():
+            for execution, record in zip(some, records, strict=False):
+                execution.record, execution.block = record, record.block
+            if lane.head is some[0]:
+                self.note_begun(some[0])
+
+    def note_begun(self, execution: Execution) -> None:
+        """Count an execution as executing: it is the first of its lane."""
+        if execution.begun:
+            return
+        execution.begun = True
+        self._last_worker[execution.task] = execution.worker
+        # If it was cancelled or marked meanwhile, an event says so.
+        with contextlib.suppress(errors.TaskCancelled, LifecycleError):
+            self._tasks[execution.task].set_executing(execution.worker)
+
+    def _execute_here(self, scheduler: Any, execution: Execution) -> None:
+        """Execute a task of the user's own; in a helper thread."""
+        task = self._tasks[execution.task]
+        try:
+            execution.future = task.execute(scheduler, execution.worker)
+        except BaseException as error:
+            self._post(ExecuteReturned(execution))
+            self._post_outcome(execution, None, error)
+            return
+        self._post(ExecuteReturned(execution))
+        if execution.future is not None:
+            when_done(execution.future, partial(self._post_outcome, execution))
+
+    def _post_outcome(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        ending = Ending.RETURNED if error is None else Ending.RAISED
+        deaths = 0
+        if isinstance(error, WorkerLost):
+            ending, deaths = Ending.LOST, getattr(execution.future, "deaths", 1)
+        self._post(OutcomeKnown(execution, CallOutcome(ending, value, error, 0.0, deaths)))
+
+    def call(self, described: LaneCalls) -> DriverFuture:
+        """Call a method on a worker for a task of the user's own; in any thread."""
+        if self._engine is None:
+            raise LifecycleError("a method is called on a worker by a task that has a context")
+        future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
+        self._post(CallStarted(future))
+        return future
+
+    # -- what they come to ----------------------------------------------------------------
+
+    def outcome(self, execution: Execution) -> CallOutcome | None:
+        """Return what a call has come to that is over; None if an event will say it."""
+        engine = self._engine
+        assert engine is not None
+        if not engine.is_far(execution.record):
+            return engine.outcome(execution.record)
+        self.note_begun(execution)
+        self._helpers.do(partial(self._fetch, execution))
+        return None
+
+    def _fetch(self, execution: Execution) -> None:
+        """Bring a large value here; in a helper thread."""
+        assert self._engine is not None
+        outcome = self._engine.bring(execution.record, lambda: self._closed)
+        self._post(OutcomeKnown(execution, outcome))
+
+    # -- taking back ----------------------------------------------------------------------
+
+    def take_back(self, executions: Iterable[Execution | DriverFuture]) -> None:
+        """Ask for what has not begun; the answer is that it is cancelled."""
+        records = []
+        for execution in executions:
+            execution.taken_back = True
+            if execution.record is not None:
+                records.append(execution.record)
+        if records and self._engine is not None:
+            self._helpers.do(partial(self._engine.cancel, records, False))
+
+    def worker_gone(self, worker: Any) -> None:
+        """Look after what was given to a worker that is gone."""
+        for execution in self.current.values():
+            if execution.worker == worker and execution.record is not None:
+                self.adopt(execution)
+        for call in list(self._calls):
+            if call.worker == getattr(worker, "address", None):
+                self.adopt(call)
+
+    def adopt(self, execution: Execution | DriverFuture) -> None:
+        """Look after what was given to a worker that is gone."""
+        self.orphans[execution] = Deadline(_TOLD_SECONDS)
+
+    def look_after_orphans(self) -> None:
+        """Take back what the engine has placed anew, or says nothing of."""
+        for execution, deadline in list(self.orphans.items()):
+            if self._engine is None or execution.record is None:
+                continue
+            told = self._engine.has_moved(execution.record, execution.block)
+            if told or deadline.passed:
+                del self.orphans[execution]
+                execution.died = execution.begun and not told
+                self.take_back([execution])
+
+    # -- stopping -------------------------------------------------------------------------
+
+    def revoke(self, position: int) -> Execution | None:
+        """Stop the execution of a task, if it has one: its outcome counts no longer."""
+        execution = self.current.pop(position, None)
+        if execution is not None:
+            if execution.future is not None:
+                execution.future.cancel()
+            if execution.record is not None and self._engine is not None:
+                self._helpers.do(partial(self._engine.cancel, [execution.record]))
+        return execution
+
+    def cancel_all(self) -> list[Any]:
+        """Cancel what is under way; returns the records of what the engine still runs."""
+        records = []
+        for execution in self.current.values():
+            if execution.future is not None:
+                execution.future.cancel()
+            if execution.record is not None:
+                records.append(execution.record)
+        for call in list(self._calls):
+            call.cancel()
+        if records and self._engine is not None:
+            self._engine.cancel(records)
+        return records
+
+    def close(self) -> None:
+        """End the threads once they have done their work."""
+        self._closed = True
+        self._helpers.close()
+
+
+def _records_before(execution: Execution) -> list[Any]:
+    """Return the records of the first and the last execution before one in its lane."""
+    before: list[Any] = list(takewhile(lambda each: each is not execution, execution.lane.items))
+    return [each.record for each in dict.fromkeys((*before[:1], *before[-1:])) if each.record]

@@ -1,0 +1,180 @@
+"""Memory profiling across a cluster, by tracemalloc.
+
+Any thread may use a `MemoryProfiling`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tracemalloc
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+from daskbatch.errors import SpecError
+from daskbatch.execute.cluster_profiler import ClusterProfiler
+from daskbatch.execute.module_names import ModuleFilter, module_name
+from daskbatch.execute.worker import Worker
+from daskbatch.worker.profiling.profilers import MEMORY
+
+_GROUPS = ("lineno", "filename", "traceback")
+
+Snapshots = tracemalloc.Snapshot | list[tuple[Worker, tracemalloc.Snapshot]]
+
+
+class MemoryProfiling:
+    """Profiles what the workers and their children have allocated, by ``tracemalloc``.
+
+    What was allocated before the start is not known. Children take part from the next
+    task on that they run.
+
+    Parameters
+    ----------
+    ctx : ExecutionContext
+        Whose workers.
+
+    Examples
+    --------
+    >>> profiling = ctx.memory_profiling
+    >>> profiling.start()
+    >>> before = profiling.take_snapshot()
+    >>> profiling.stop()
+    >>> sum(stat.size for stat in before.statistics("filename")) >= 0
+    True
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._profiler = ClusterProfiler(ctx._connect, MEMORY)
+        ctx._profilers.add(self)
+
+    def start(self) -> None:
+        """Start profiling on all workers; nothing if it runs."""
+        self._profiler.start()
+
+    def stop(self) -> None:
+        """Stop profiling; nothing if it does not run."""
+        self._profiler.stop()
+
+    def take_snapshot(self, per_worker: bool = False) -> Snapshots:
+        """Return what is allocated now, and where that was done.
+
+        Parameters
+        ----------
+        per_worker : bool
+            Whether to keep workers apart.
+
+        Returns
+        -------
+        tracemalloc.Snapshot, or list of (Worker, tracemalloc.Snapshot)
+            Of all workers and their children; or those of each worker.
+
+        Raises
+        ------
+        LifecycleError
+            It does not run.
+        """
+        found = self._profiler.collect()
+        if per_worker:
+            return [(worker, _merge(pieces)) for worker, pieces in found]
+        return _merge([piece for _, pieces in found for piece in pieces])
+
+    def print_top(
+        self,
+        group_by: str = "lineno",
+        limit: int = 30,
+        compare_to: tracemalloc.Snapshot | None = None,
+        per_worker: bool = False,
+        strip_dirs: bool = True,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        file: IO[str] | None = None,
+    ) -> Snapshots:
+        """Take a snapshot across the cluster and print the top memory allocations.
+
+        Parameters
+        ----------
+        group_by : str
+            ``lineno``, ``filename`` or ``traceback``.
+        limit : int
+            The number of lines to print.
+        compare_to : tracemalloc.Snapshot, optional
+            A snapshot to compare the memory usage to; not with `per_worker`.
+        per_worker : bool
+            Whether to print the workers one by one.
+        strip_dirs : bool
+            Whether to show modules, not files.
+        include, exclude : str or sequence of str
+            The root modules to print alone, and not to print. They need `strip_dirs`.
+        file : file object, optional
+            Where to print to; by default ``sys.stdout``.
+
+        Returns
+        -------
+        tracemalloc.Snapshot, or list of (Worker, tracemalloc.Snapshot)
+            The snapshot; see `take_snapshot`.
+
+        Raises
+        ------
+        SpecError
+            A parameter is wrong.
+        LifecycleError
+            It does not run.
+        """
+        shown = ModuleFilter(include, exclude, strip_dirs)
+        if group_by not in _GROUPS:
+            raise SpecError(f"group_by= is one of {', '.join(_GROUPS)}, not {group_by!r}")
+        if compare_to is not None and per_worker:
+            raise SpecError("compare_to= is a snapshot of all workers: give it without per_worker")
+        out = sys.stdout if file is None else file
+        snapshots = self.take_snapshot(per_worker)
+        parts: list[tuple[Worker | None, tracemalloc.Snapshot]] = (
+            list(snapshots) if isinstance(snapshots, list) else [(None, snapshots)]
+        )
+        for worker, snapshot in parts:
+            if worker is not None:
+                print(f"Worker {worker.name} ({worker.address})", file=out)
+            current = _named(snapshot, shown, strip_dirs)
+            statistics: Sequence[Any]
+            if compare_to is None:
+                statistics = current.statistics(group_by)
+            else:
+                before = _named(compare_to, shown, strip_dirs)
+                statistics = current.compare_to(before, group_by)
+            _print(statistics, limit, out)
+        return snapshots
+
+
+def _merge(pieces: Iterable[bytes]) -> tracemalloc.Snapshot:
+    traces: list[Any] = []
+    limit = 1
+    for piece in pieces:
+        snapshot = pickle.loads(piece)
+        traces += snapshot.traces._traces
+        limit = max(limit, snapshot.traceback_limit)
+    return tracemalloc.Snapshot(traces, limit)
+
+
+def _named(
+    snapshot: tracemalloc.Snapshot, shown: ModuleFilter, strip_dirs: bool
+) -> tracemalloc.Snapshot:
+    """Return a snapshot with modules in place of files, and without what is not shown."""
+    traces = []
+    for domain, size, frames, total in snapshot.traces._traces:  # type: ignore[attr-defined]
+        if frames and frames[0][0] == tracemalloc.__file__:
+            continue  # its own
+        if strip_dirs:
+            frames = tuple((module_name(path), line) for path, line in frames)
+        if not frames or shown.shows(frames[0][0]):
+            traces.append((domain, size, frames, total))
+    return tracemalloc.Snapshot(traces, snapshot.traceback_limit)
+
+
+def _print(statistics: Sequence[Any], limit: int, out: IO[str]) -> None:
+    for number, each in enumerate(statistics[:limit], 1):
+        print(f"#{number}: {each}", file=out)
+    rest = statistics[limit:]
+    if rest:
+        size = sum(each.size for each in rest) / 1024
+        print(f"{len(rest)} others: {size:.1f} KiB", file=out)
+    total = sum(each.size for each in statistics) / 1024
+    print(f"Total allocated size: {total:.1f} KiB", file=out)

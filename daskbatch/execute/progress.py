@@ -1,0 +1,269 @@
+"""How far a job is: which tasks are ready, run, are done, and run again after failures. Pure.
+
+Nothing here knows threads, workers or time. Tasks are positions in a `TaskGraph`. One thread at
+a time uses a `JobProgress`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from daskbatch.execute.graph import TaskGraph
+
+#: Under the death of this many workers a task is given up.
+MOST_DEATHS = 3
+
+
+class Stage(IntEnum):
+    """Where a task of a job is."""
+
+    BLOCKED = 0
+    READY = 1
+    RUNNING = 2
+    DONE = 3
+    FAILED = 4
+
+
+class Change(NamedTuple):
+    """What a failure leads to.
+
+    Parameters
+    ----------
+    ready : list of int
+        Tasks that may run now.
+    blocked : list of int
+        Tasks that were ready, and must wait now.
+    redone : list of int
+        Tasks that were done, and are executed again.
+    given_up : bool
+        Whether the task that failed may not be executed again; then nothing has changed for
+        the others.
+    """
+
+    ready: list[int]
+    blocked: list[int]
+    redone: list[int]
+    given_up: bool = False
+
+
+_GIVEN_UP = Change([], [], [], given_up=True)
+
+
+class JobProgress:
+    """The stages of a job's tasks.
+
+    Parameters
+    ----------
+    graph : TaskGraph
+        The tasks.
+    attempts : int
+        How often a task is tried that fails by itself.
+    most_reexecutions : int
+        How often a task is executed again because of missing results.
+
+    Examples
+    --------
+    >>> from daskbatch.execute.task import Task
+    >>> first, second = Task(None, 1), Task(None, 2)
+    >>> second.dependencies.add(first)
+    >>> progress = JobProgress(TaskGraph([first, second]), attempts=1, most_reexecutions=16)
+    >>> progress.begin([])
+    [0]
+    >>> progress.executing(0)
+    >>> progress.succeeded(0)
+    [1]
+    """
+
+    def __init__(self, graph: TaskGraph, attempts: int, most_reexecutions: int) -> None:
+        self._graph = graph
+        self._attempts = attempts
+        self._most_reexecutions = most_reexecutions
+        count = len(graph.tasks)
+        self.stages = [Stage.BLOCKED] * count
+        #: How many tasks are not done.
+        self.unfinished = count
+        self._blockers: dict[int, set[int]] = {}
+        #: What waits for a task besides its dependents: it has found its result missing.
+        self._waiting_again: defaultdict[int, set[int]] = defaultdict(set)
+        self._failures: Counter[int] = Counter()
+        self._reexecutions: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()
+        # Numbers instead of times: what was first.
+        self._clock = itertools.count(1)
+        self._began: dict[int, int] = {}
+        self._completed: dict[int, int] = {}
+
+    def begin(self, done: Iterable[int]) -> list[int]:
+        """Begin the job; returns the tasks that may run, by priority.
+
+        Parameters
+        ----------
+        done : iterable of int
+            Tasks that are done already.
+        """
+        for task in done:
+            self.stages[task] = Stage.DONE
+            self.unfinished -= 1
+        ready = [
+            task
+            for task, stage in enumerate(self.stages)
+            if stage == Stage.BLOCKED and (not self._graph.dependencies or self._queue(task))
+        ]
+        for task in ready:
+            self.stages[task] = Stage.READY
+        return self._by_priority(ready)
+
+    def executing(self, task: int) -> None:
+        """Note that a task that was ready is given to a worker."""
+        self.stages[task] = Stage.RUNNING
+        if self._graph.dependencies:
+            self._began[task] = next(self._clock)
+
+    def succeeded(self, task: int) -> list[int]:
+        """Note that a task is done; returns those that may run now."""
+        if self.stages[task] == Stage.DONE:
+            return []
+        self.stages[task] = Stage.DONE
+        self.unfinished -= 1
+        self._completed[task] = next(self._clock)
+        self._blockers.pop(task, None)
+        if not self._blockers:
+            return []
+        after: Iterable[int] = self._graph.dependents.get(task, ())
+        if task in self._waiting_again:
+            after = {*after, *self._waiting_again.pop(task)}
+        ready = []
+        for each in after:
+            blockers = self._blockers.get(each)
+            if blockers is not None:
+                blockers.discard(task)
+                if not blockers:
+                    del self._blockers[each]
+                    self.stages[each] = Stage.READY
+                    ready.append(each)
+        return self._by_priority(ready)
+
+    def failed(self, task: int) -> Change:
+        """Note that a task has failed by itself, which counts as an attempt."""
+        self._failures[task] += 1
+        if self._failures[task] >= self._attempts:
+            self.stages[task] = Stage.FAILED
+            return _GIVEN_UP
+        return self.again(task)
+
+    def lost(self, task: int, deaths: int) -> Change:
+        """Note that a task was lost with its worker, or never came there.
+
+        Parameters
+        ----------
+        task : int
+            The task.
+        deaths : int
+            How many workers have died while they ran it, by this loss.
+        """
+        self._deaths[task] += deaths
+        if self._deaths[task] >= MOST_DEATHS:
+            self.stages[task] = Stage.FAILED
+            return _GIVEN_UP
+        return self.again(task)
+
+    def again(self, task: int) -> Change:
+        """Have a task that was running executed again."""
+        return Change([task], [], []) if self._queue(task) else Change([], [], [])
+
+    def dependencies_failed(self, task: int, named: Iterable[int]) -> Change:
+        """Note that a task misses the results of others, which are executed again before it.
+
+        A result that has been made again since the task began is left alone: the task looks
+        again.
+
+        Parameters
+        ----------
+        task : int
+            The task that has failed because of that.
+        named : iterable of int
+            The tasks whose results are missing, each an ancestor of the task.
+        """
+        began = self._began.get(task, 0)
+        redone = [
+            each
+            for each in named
+            if self.stages[each] == Stage.DONE and self._completed.get(each, 0) <= began
+        ]
+        if any(self._reexecutions[each] >= self._most_reexecutions for each in (task, *redone)):
+            self.stages[task] = Stage.FAILED
+            return _GIVEN_UP
+        self._reexecutions[task] += 1
+        change = self._redo(redone)
+        for each in named:
+            if self.stages[each] != Stage.DONE:
+                self._waiting_again[each].add(task)
+        if self._queue(task, more=named):
+            change.ready.append(task)
+        return change
+
+    def dependency_failed(self, task: int) -> Change:
+        """Note that the result of a task is missing; it is executed again."""
+        if self._reexecutions[task] >= self._most_reexecutions:
+            if self.stages[task] == Stage.DONE:
+                self.unfinished += 1
+            self.stages[task] = Stage.FAILED
+            return _GIVEN_UP
+        if self.stages[task] == Stage.RUNNING:
+            self._reexecutions[task] += 1
+            return self.again(task)
+        if self.stages[task] != Stage.DONE:
+            return Change([], [], [])  # it is executed again as it is
+        return self._redo([task])
+
+    def undone(self, task: int) -> list[int]:
+        """Note that a task that was done counts as running: it was marked as failed.
+
+        Returns the tasks that were ready, and must wait now.
+        """
+        if self.stages[task] != Stage.DONE:
+            return []
+        self.stages[task] = Stage.RUNNING
+        self.unfinished += 1
+        return self._block_dependents(task)
+
+    def _redo(self, tasks: list[int]) -> Change:
+        """Count tasks that were done as not done, and those that wait for them as blocked."""
+        for task in tasks:
+            self.stages[task] = Stage.BLOCKED
+            self.unfinished += 1
+            self._reexecutions[task] += 1
+        blocked: list[int] = []
+        for task in tasks:
+            blocked += self._block_dependents(task)
+        ready = [task for task in tasks if self._queue(task)]
+        return Change(self._by_priority(ready), blocked, list(tasks))
+
+    def _block_dependents(self, task: int) -> list[int]:
+        blocked = []
+        for after in self._graph.dependents.get(task, ()):
+            if self.stages[after] == Stage.READY:
+                self.stages[after] = Stage.BLOCKED
+                blocked.append(after)
+            if self.stages[after] == Stage.BLOCKED:
+                self._blockers.setdefault(after, set()).add(task)
+        return blocked
+
+    def _queue(self, task: int, more: Iterable[int] = ()) -> bool:
+        """Make a task ready, or blocked by what it waits for; returns whether it is ready."""
+        before = self._graph.dependencies.get(task, ())
+        blockers = {each for each in (*before, *more) if self.stages[each] != Stage.DONE}
+        if blockers:
+            self._blockers[task] = blockers
+            self.stages[task] = Stage.BLOCKED
+            return False
+        self._blockers.pop(task, None)
+        self.stages[task] = Stage.READY
+        return True
+
+    def _by_priority(self, tasks: list[int]) -> list[int]:
+        return sorted(tasks, key=self._graph.ranks.__getitem__)

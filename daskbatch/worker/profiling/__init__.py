@@ -1,0 +1,4 @@
+"""Profilers of processes that run tasks: a worker, and its children.
+
+A driver starts and asks them by Dask; see `remote`.
+"""

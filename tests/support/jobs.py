@@ -1,0 +1,333 @@
+"""What the tasks of jobs do on workers, and tasks that run on the driver's side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from distributed import get_worker
+from support.waiting import wait_for_file
+
+from daskbatch.execute import (
+    DependenciesFailed,
+    FailedDependency,
+    Job,
+    RmiTask,
+    Task,
+    TaskCancelled,
+)
+
+# -- on the driver's side ---------------------------------------------------------------
+
+
+class Barrier(Task):
+    """Stands for all tasks before it; notes where they were executed."""
+
+    def execute(self, scheduler: Any, worker: Any) -> None:
+        self.set_executing(worker)
+        self.mark_done({task.id: task.executed_on_last() for task in self.dependencies})
+
+
+class Prefers(RmiTask):
+    """A method with a locality: by the names of workers."""
+
+    def __init__(self, *args: Any, degrees: dict[str, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.degrees = degrees
+        self.asked: list[list[str]] = []
+
+    def locality(self, workers: Any) -> list[tuple[Any, int]]:
+        self.asked.append([worker.name for worker in workers])
+        return [
+            (worker, self.degrees.get(worker.name, self.degrees.get("*", 0))) for worker in workers
+        ]
+
+
+class Promised(Task):
+    """Returns a future that somebody else completes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.future: Future[Any] = Future()
+
+    def execute(self, scheduler: Any, worker: Any) -> Future[Any]:
+        self.set_executing(worker)
+        return self.future
+
+
+def after(tasks: Iterable[Task], before: Iterable[Task]) -> None:
+    """Have some tasks wait for others."""
+    before = list(before)
+    for task in tasks:
+        for each in before:
+            task.dependencies.add(each)
+            each.dependents.add(task)
+
+
+def three_stages(ctx: Any, method: Callable[..., Any], size: int = 5, *args: Any) -> Job:
+    """Make the job of the original's tests: a, a barrier, b, a barrier, c."""
+    groups = [
+        [
+            RmiTask(ctx, (stage, number), method, (stage, number, *args), group="abc"[stage])
+            for number in range(size)
+        ]
+        for stage in (0, 2, 4)
+        for stage in [stage // 2]
+    ]
+    barriers = [Barrier(ctx, (stage, size), group="barrier") for stage in range(2)]
+    tasks: list[Task] = []
+    for stage, group in enumerate(groups):
+        tasks += group
+        if stage:
+            after(group, [barriers[stage - 1]])
+        if stage < 2:
+            after([barriers[stage]], group)
+            tasks.append(barriers[stage])
+    return Job(ctx, tasks)
+
+
+# -- on workers -------------------------------------------------------------------------
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def where(*_: Any) -> str:
+    """Return the name of the worker."""
+    return str(get_worker().name)
+
+
+def where_after(seconds: float) -> str:
+    time.sleep(seconds)
+    return where()
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def note(path: Path, text: object) -> None:
+    """Add a line to a file, whole."""
+    with path.open("a") as file:
+        file.write(f"{text}\n")
+
+
+def note_and_return(path: Path, text: object) -> object:
+    note(path, text)
+    return text
+
+
+def fail_on(names: list[str]) -> str:
+    """Fail on some workers."""
+    if where() in names:
+        raise ValueError(f"not on {where()}")
+    return where()
+
+
+def fail_times(path: Path, times: int) -> str:
+    """Fail a number of times, and note where it was."""
+    note(path, where())
+    if len(path.read_text().splitlines()) <= times:
+        raise ValueError(f"attempt {len(path.read_text().splitlines())}")
+    return where()
+
+
+def fail_once(stage: int, number: int, path: Path) -> tuple[int, int]:
+    if (stage, number) == (1, 2) and not path.exists():
+        path.touch()
+        raise ValueError("transient")
+    return stage, number
+
+
+def miss_half(stage: int, number: int, directory: Path) -> tuple[int, int]:
+    """Miss, once in each stage, half of the stage before."""
+    mark = directory / f"missed-{stage}"
+    if stage and number == 1 and not mark.exists():
+        mark.touch()
+        raise DependenciesFailed({None: [(stage - 1, each) for each in range(0, 5, 2)]})
+    return stage, number
+
+
+def pair(stage: int, number: int) -> tuple[int, int]:
+    return stage, number
+
+
+def miss_once(path: Path, worker: str, ids: list[Any]) -> str:
+    if not path.exists():
+        path.touch()
+        raise DependenciesFailed({worker: ids})
+    return "found"
+
+
+def miss_itself_once(path: Path) -> str:
+    if not path.exists():
+        path.touch()
+        raise FailedDependency()
+    return "found"
+
+
+def always_miss(path: Path, name: object) -> None:
+    note(path, "looked")
+    raise DependenciesFailed({None: [name]})
+
+
+def read_or_miss(path: Path, ids: list[Any], worker: str | None = None) -> str:
+    """Read a file that others have made; if it is missing, say whose result that is."""
+    if not path.exists():
+        raise DependenciesFailed({worker: ids})
+    return path.read_text()
+
+
+def make_on_second(path: Path, first: Path) -> str:
+    """Make a file, but not the first time."""
+    if first.exists():
+        path.write_text("made")
+    first.touch()
+    return "made"
+
+
+def make_noting(path: Path, first: Path, order: Path) -> str:
+    note(order, "make")
+    return make_on_second(path, first)
+
+
+def read_noting(path: Path, order: Path) -> str:
+    note(order, "read" if path.exists() else "miss")
+    return read_or_miss(path, [0])
+
+
+def kill_once(path: Path, value: Any) -> Any:
+    """End the worker's process the first time."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def kill_always() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spin(path: Path) -> None:
+    """Run until cancelled, and leave a trace of how that came."""
+    path.with_suffix(".begun").touch()
+    try:
+        while True:
+            time.sleep(0.005)
+    except TaskCancelled:
+        path.with_suffix(".cancelled").touch()
+        raise
+
+
+def spin_and_fail(directory: Path, number: int, seconds: float) -> None:
+    """Fail after some time, with its number; note what has become of it."""
+    note(directory / "executed", number)
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.005)
+    except TaskCancelled:
+        note(directory / "cancelled", number)
+        raise
+    note(directory / "failed", number)
+    raise ValueError(number)
+
+
+def swallow(path: Path) -> str:
+    """Catch the cancelling, and go on for a while."""
+    path.with_suffix(".begun").touch()
+    for _ in range(3):
+        try:
+            while True:
+                time.sleep(0.005)
+        except Exception as error:
+            note(path, type(error).__name__)
+    return "returned"
+
+
+_running = 0
+_most = 0
+_lock = threading.Lock()
+
+
+def count_running(seconds: float) -> int:
+    """Return how many of these have run at once in this process, at the most."""
+    global _running, _most
+    with _lock:
+        _running += 1
+        _most = max(_most, _running)
+    time.sleep(seconds)
+    with _lock:
+        _running -= 1
+    return _most
+
+
+def count_where(seconds: float) -> tuple[str, int]:
+    return where(), count_running(seconds)
+
+
+def forget_running() -> None:
+    global _most
+    _most = 0
+
+
+_meetings: dict[str, threading.Barrier] = {}
+
+
+def meet(name: str, parties: int) -> int:
+    """Wait until as many are here, in this process, as are expected."""
+    with _lock:
+        barrier = _meetings.setdefault(name, threading.Barrier(parties))
+    return barrier.wait(20)
+
+
+def wait_for_if(path: Path | None) -> None:
+    if path is not None:
+        wait_for_file(path)
+
+
+def nested(ctx: Any, count: int) -> list[Any]:
+    """Execute a job from within a task."""
+    tasks = [RmiTask(ctx, number, identity, (number,)) for number in range(count)]
+    return [task.result() for task in ctx.execute(Job(ctx, tasks))]
+
+
+def drop_nested(ctx: Any, path: Path) -> str:
+    """Begin a job, and leave it."""
+    for task in ctx.execute(
+        Job(ctx, [RmiTask(ctx, 0, identity, (0,)), RmiTask(ctx, 1, spin, (path,))])
+    ):
+        return str(task.id)
+    return "none"
+
+
+async def doubled(number: int) -> int:
+    return 2 * number
+
+
+def large(size: int) -> bytes:
+    return bytes(size)
+
+
+_kept: dict[Any, Any] = {}
+
+
+def keep(key: Any, value: Any) -> str:
+    """Keep a value in this process, as a worker keeps the output of a map task."""
+    _kept[key] = value
+    return where()
+
+
+def sum_kept(keys: list[Any], locations: dict[Any, str]) -> Any:
+    """Add up what is kept in this process of some keys; what is not here is missing."""
+    missing = [key for key in keys if key not in _kept]
+    if missing:
+        raise DependenciesFailed({None: missing})
+    return sum(_kept[key] for key in keys)

@@ -1,0 +1,31 @@
+"""What profiled tasks do, and what is left in a process of profiling."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+
+_held: list[bytearray] = []
+
+
+def burn() -> int:
+    return sum(number * number for number in range(100_000))
+
+
+def hold(size: int) -> None:
+    _held.append(bytearray(size))
+
+
+def let_go() -> None:
+    _held.clear()
+
+
+def is_profiling() -> bool:
+    yappi = sys.modules.get("yappi")
+    return tracemalloc.is_tracing() or (yappi is not None and yappi.is_running())
+
+
+def profile_directories() -> bool:
+    from daskbatch.worker.profiling import child_profiles
+
+    return child_profiles._directory is not None
