@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import struct
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +60,8 @@ def order() -> ChildOrder | None:
         return None
     with _lock:
         if _directory is None:
+            import tempfile  # not at the top: a child starts faster without it
+
             _directory = tempfile.mkdtemp(prefix="daskbatch-profile-")
     return ChildOrder(_directory, wanted)
 
@@ -80,6 +80,8 @@ def forget(owners: str) -> None:
         pass
     with _lock:
         if _directory is not None and not profilers.active():
+            import shutil  # not at the top, as above
+
             shutil.rmtree(_directory, ignore_errors=True)
             _directory = None
 
