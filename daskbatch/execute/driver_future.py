@@ -128,8 +128,6 @@ class DriverFuture(Future[Any]):
             return
         if outcome.ending == Ending.RETURNED:
             self.set_result(outcome.value)
-        elif outcome.ending == Ending.CANCELLED and not self.taken_back:
-            self.set_exception(errors.TaskCancelled(f"{record.label} was cancelled"))
         elif not isinstance(outcome.error, errors.WorkerLost) and (
             outcome.ending in (Ending.LOST, Ending.CANCELLED)
         ):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, NamedTuple
 
+from daskbatch import errors
 from daskbatch.batch.batch import Batch
 from daskbatch.batch.factory import TaskSettings, make_record
 from daskbatch.batch.task import Task as BatchTask
@@ -232,7 +233,9 @@ class Engine:
                 with contextlib.suppress(TimeoutError):
                     if record.over:
                         self._dispatcher.fetch(record, seconds)
-                    else:  # it was lost, and is made again
+                    else:
+                        # It was lost, and is to be made again: where, that is for the job to say.
+                        self.cancel([record], begun=False)
                         self._dispatcher.outcomes.wait(lambda: record.over, seconds)
                 seconds *= 2  # what was under way begins anew
         except WorkerLost as error:
@@ -255,7 +258,10 @@ class Engine:
                 pass  # loading it again below makes the error that says so
         deaths = self._dispatcher.table.deaths.get(record, 0)
         if record.phase == Phase.CANCELLED:
-            return CallOutcome(Ending.CANCELLED, deaths=deaths)
+            # By its job; or with the Batch, or by a worker that leaves in good order.
+            ending = Ending.SERVICE_LOST if self.session.ended else Ending.CANCELLED
+            gone = errors.TaskCancelled("the Batch of the job has ended")
+            return CallOutcome(ending, None, gone, deaths=deaths)
         value, error = BatchTask(self._context, record, self.session)._value_or_error()
         seconds = record.seconds
         if error is None:

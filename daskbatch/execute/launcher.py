@@ -192,12 +192,17 @@ class Launcher:
     def look_after_orphans(self) -> None:
         """Take back what the engine has placed anew, or says nothing of."""
         for execution, deadline in list(self.orphans.items()):
-            if self._engine is None or execution.record is None:
+            record = execution.record
+            if self._engine is None or record is None:
                 continue
-            told = self._engine.has_moved(execution.record, execution.block)
-            if told or deadline.passed:
+            told = self._engine.has_moved(record, execution.block)
+            if record.over:
                 del self.orphans[execution]
-                execution.died = execution.begun and not told
+            elif deadline.passed or (told and not execution.taken_back):
+                if not execution.taken_back:
+                    execution.died = execution.begun and not told
+                # Again, if there is no answer until then.
+                self.orphans[execution] = Deadline(_TOLD_SECONDS)
                 self.take_back([execution])
 
     # -- stopping -------------------------------------------------------------------------

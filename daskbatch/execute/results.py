@@ -71,7 +71,7 @@ class JobResults(Generator[Task, None, None]):
         self._outbox = Outbox()
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
-        self._finished = False
+        self._finished = self._all_told = False
         #: The tasks that are over; the position of the next one in the order of the job.
         self._over: dict[Task, None] = {}
         self._next = 0
@@ -150,13 +150,14 @@ class JobResults(Generator[Task, None, None]):
             if task is not None:
                 del over[task]
                 return task
+            if self._all_told:
+                return None
             for message in self._receive():
                 if message is None:
-                    return None
-                if isinstance(message, BaseException):
+                    self._all_told = True
+                elif isinstance(message, BaseException):
                     raise message
-                # The exception of one that has failed follows.
-                if message._has_value:
+                elif message._has_value:  # of one that has failed the exception follows
                     over[message] = None
 
     def _receive(self) -> list[_Message]:

@@ -334,16 +334,14 @@ class Scheduler:
         if outcome.ending is Ending.RAISED:
             assert outcome.error is not None
             self._state.fail(position, outcome.error, execution.worker)
-        elif outcome.ending is Ending.LOST or execution.taken_back:
+        elif outcome.ending is not Ending.SERVICE_LOST:
             # Once at most: the engine may have placed it elsewhere, where it cannot have run.
             deaths = int(execution.died or outcome.deaths > 0)
             self._state.lose(position, deaths, outcome.error)
             if outcome.ending is Ending.LOST and self._watch is not None:
                 self._watch.workers_changed()
-        elif outcome.ending is Ending.SERVICE_LOST:
+        else:
             self._state.failure = outcome.error
-        elif not task.cancelled:
-            self._state.failure = errors.TaskCancelled("the Batch of the job has ended")
 
     def _complete(self, execution: Execution, task: Task, outcome: CallOutcome) -> None:
         if execution.record is None:

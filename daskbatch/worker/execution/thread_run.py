@@ -66,7 +66,7 @@ class ThreadRun(BlockRun):
         if function is executable.execute:
             return self._execute(member, kwargs)
         # A function may name the exception that stops it, so that it can catch it.
-        self._caller.thrown = getattr(function, "stopped_by", Stopped)
+        self._caller.thrown = getattr(type(function), "stopped_by", Stopped)
         limits = self.spec.limits.get(member)
         if limits is None or limits.timeout is None:
             return self._caller.call(member, function, args, kwargs)
