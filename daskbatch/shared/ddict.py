@@ -392,7 +392,9 @@ def _unpickle(
 
 def _require_count(parameter: str, number: Any) -> int:
     try:
-        count = 0 if isinstance(number, bool) else operator.index(number)
+        # NumPy before 2.3 takes its booleans for numbers.
+        is_bool = isinstance(number, bool) or getattr(number, "dtype", None) == bool
+        count = 0 if is_bool else operator.index(number)
     except TypeError:
         count = 0
     if count < 1:
