@@ -101,7 +101,8 @@ class Assigner:
         self.workers: list[Any] = []
         self._localities: dict[int, dict[Any, int]] = {}
         self._failed_on: defaultdict[int, list[Any]] = defaultdict(list)
-        #: The workers that a failed task has named as lost; they are avoided.
+        #: The workers that a `DependenciesFailed` or `FailedDependency` has named as lost; the
+        #: job avoids them.
         self.lost: set[Any] = set()
         #: The ready tasks that no connected worker may run.
         self.stranded: set[int] = set()
@@ -121,7 +122,7 @@ class Assigner:
         self._requeue_constrained()
 
     def lose_worker(self, worker: Any) -> None:
-        """Avoid a worker from now on, because a failed task has named it as lost."""
+        """Avoid a worker from now on, because an exception of a task has named it as lost."""
         if worker not in self.lost:
             self.lost.add(worker)
             self.add([*self._queue, *self.stranded])
@@ -212,7 +213,9 @@ class Assigner:
                 degree, number, lane = heap[0]
                 found = -best_degree(lane.worker)
                 if found != degree:
-                    heapq.heapreplace(heap, (found, number, lane))  # another lane has taken that task
+                    heapq.heapreplace(
+                        heap, (found, number, lane)
+                    )  # another lane has taken that task
                     continue
                 if not degree:
                     break
@@ -242,7 +245,9 @@ class Assigner:
                 break
             if not found:
                 most = self._lanes.most_at_once(ready, seconds)
-            execution = Execution(task, lane, kind, _EXCLUSIVE_TASK_SECONDS if seconds is None else seconds)
+            execution = Execution(
+                task, lane, kind, _EXCLUSIVE_TASK_SECONDS if seconds is None else seconds
+            )
             lane.put(execution, now)
             found.append(execution)
             room -= execution.estimate
