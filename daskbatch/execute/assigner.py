@@ -213,9 +213,7 @@ class Assigner:
                 degree, number, lane = heap[0]
                 found = -best_degree(lane.worker)
                 if found != degree:
-                    heapq.heapreplace(
-                        heap, (found, number, lane)
-                    )  # another lane has taken that task
+                    heapq.heapreplace(heap, (found, number, lane))  # another lane took it
                     continue
                 if not degree:
                     break

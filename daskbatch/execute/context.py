@@ -266,7 +266,7 @@ class ExecutionContext(Lifecycle):
         return self._connect()[0]
 
     def _connect(self) -> tuple[WorkerWatch, Session]:
-        """Return the watch of the workers and the session, for this process and the current task."""
+        """Return the watch of the workers and the session, for this process and task."""
         self._require_running()
         session = self._batch._session
         with self._lock:

@@ -65,7 +65,7 @@ class LaneCalls(NamedTuple):
         The address of the worker.
     lane : hashable
         Identifies the sequence of calls. The worker runs calls with different values of `lane`
-        at the same time if it has enough free slots.
+        at the same time if it can.
     releases_slot : bool
         Whether the calls release the slot of the worker while they run; see `RemoteMethod`.
     before : sequence of TaskRecord
@@ -122,7 +122,7 @@ class CallOutcome(NamedTuple):
 
 #: A method and the `RemoteMethod` that is sent to a worker in its place. The reference keeps the
 #: method alive, so that no other object gets its `id`, by which it is looked up.
-_SentMethod = tuple[Callable[..., Any], RemoteMethod]
+_Sent = tuple[Callable[..., Any], RemoteMethod]
 
 
 def kind_of(method: Callable[..., Any]) -> Hashable:
@@ -156,7 +156,7 @@ class Engine:
         self._name = name
         self._settings: dict[tuple[str, Hashable], TaskSettings] = {}
         #: The methods sent so far, by worker and by whether the calls release its slot.
-        self._methods: dict[tuple[str, bool], dict[int, _SentMethod]] = {}
+        self._methods: dict[tuple[str, bool], dict[int, _Sent]] = {}
 
     def start(self, lanes: Iterable[LaneCalls]) -> list[TaskRecord]:
         """Start calls and return their records in the same order.
@@ -189,7 +189,7 @@ class Engine:
                 outcomes.when_over(record, tell)
         return records
 
-    def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _SentMethod]]:
+    def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _Sent]]:
         """Return the settings of a lane's calls, and the methods that were sent to its worker."""
         where = lane.worker, lane.lane
         settings = self._settings.get(where)
@@ -204,21 +204,21 @@ class Engine:
         self,
         call: EngineCall,
         settings: TaskSettings,
-        methods: dict[int, _SentMethod],
+        methods: dict[int, _Sent],
         lane: LaneCalls,
     ) -> TaskRecord:
         method, args, kwargs = call.method, call.args, call.kwargs
-        known = methods.get(id(method))
-        if known is None:
+        sent = methods.get(id(method))
+        if sent is None:
             remote = RemoteMethod(method, lane.worker, lane.releases_slot)
-            known = methods[id(method)] = method, remote
+            sent = methods[id(method)] = method, remote
         if not kwargs and pickling.are_plain(args):
-            described = Call(known[1], call.kind, pickling.dumps_plain((args, kwargs)))
+            described = Call(sent[1], call.kind, pickling.dumps_plain((args, kwargs)))
         else:
             try:
-                described = Call(known[1], call.kind, *pickling.pack((args, kwargs)))
+                described = Call(sent[1], call.kind, *pickling.pack((args, kwargs)))
             except SerializationError as error:
-                described = Call(known[1], call.kind, b"", failure=error)
+                described = Call(sent[1], call.kind, b"", failure=error)
         return make_record(self._context, self.session, described, call.name, settings)
 
     def is_far(self, record: TaskRecord) -> bool:

@@ -62,7 +62,7 @@ class HelperThreads:
                 work()
             except BaseException:
                 _logger.exception(
-                    "work in a helper thread of a job has raised an exception; this is a bug in daskbatch"
+                    "a helper thread of a job met an exception; this is a bug in daskbatch"
                 )
             del work
             with self._lock:

@@ -89,9 +89,7 @@ class Job(Lifecycle):
 
     def _begin(self, scheduler: Any) -> None:
         if self._scheduler is not None:
-            raise LifecycleError(
-                f"{self.name} is already being executed: wait for its end or create another job"
-            )
+            raise LifecycleError(f"{self.name} is already being executed: wait until it ends")
         self._scheduler = weakref.ref(scheduler)
         self.cancelled = False
         self.signal_start()

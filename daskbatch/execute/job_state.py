@@ -77,9 +77,7 @@ class JobState:
                 self._ask_locality(position, workers)
                 if workers and self.assigner.is_forbidden_everywhere(position):
                     name = self.tasks[position].name
-                    error = SpecError(
-                        f"{name} is forbidden on every worker by its method locality()"
-                    )
+                    error = SpecError(f"{name} is forbidden on every worker by its locality()")
                     self.give_up(position, error)
                     return
         self.assigner.add(ready)
@@ -133,9 +131,7 @@ class JobState:
         change = self.progress.lost(position, deaths)
         if change.given_up:
             if not isinstance(error, WorkerLost):
-                error = WorkerLost(
-                    f"{task.name} was lost: too many workers have died while they ran it"
-                )
+                error = WorkerLost(f"{task.name} was lost: too many workers died while they ran it")
             self.give_up(position, error)
             return
         task._withdraw()

@@ -17,14 +17,14 @@ _LANE_CAPACITY_SECONDS = 0.1
 #: A lane whose tasks take less than this together receives more before it is empty. Seconds.
 _REFILL_BELOW_SECONDS = 0.05
 
-#: A lane is blocked when its first task has been running for this time. Seconds.
+#: A lane is held up when its first task has been the first, and unfinished, for this time. Seconds.
 HELD_UP_SECONDS = 0.1
 
 #: The time that it takes to send more tasks to a lane, approximately. Seconds.
 _REFILL_DELAY_SECONDS = 0.01
 
 #: The weight of a new duration in the moving average of the durations.
-_NEW_DURATION_WEIGHT = 0.3
+_UPDATE_WEIGHT = 0.3
 
 
 class LaneItem(Protocol):
@@ -46,7 +46,7 @@ class Durations:
         if kind is not None:
             mean = self._means.get(kind)
             self._means[kind] = (
-                seconds if mean is None else mean + _NEW_DURATION_WEIGHT * (seconds - mean)
+                seconds if mean is None else mean + _UPDATE_WEIGHT * (seconds - mean)
             )
 
     def learn_large(self, kind: Hashable) -> None:

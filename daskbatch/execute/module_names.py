@@ -58,9 +58,7 @@ class ModuleFilter:
         self._include = _names(include)
         self._exclude = _names(exclude)
         if (self._include or self._exclude) and not strip_dirs:
-            raise SpecError(
-                "include= and exclude= are names of modules and require strip_dirs=True"
-            )
+            raise SpecError("include= and exclude= are module names and require strip_dirs=True")
 
     def shows(self, module: str) -> bool:
         """Return whether a module is shown."""
