@@ -1,8 +1,9 @@
 """Runs methods on chosen workers by means of a `Batch`.
 
-Only this module of the package uses the internals of `Batch`. Any thread may call an `Engine`.
-The end of a call is reported in the thread of Dask's event loop, while the lock of the
-dispatcher's outcomes is held. So the callback must only record it, and must not block.
+It contains everything that the execution of calls needs from the internals of `Batch`. Any thread
+may call an `Engine`. The end of a call is reported in the thread of Dask's event loop, while the
+lock of all task records (`CompletionTracker.changed`) is held. So the callback must only record
+the end, and must not block.
 """
 
 from __future__ import annotations
@@ -172,21 +173,21 @@ class Engine:
             The connection to the cluster has ended, or the Batch was closed.
         """
         records: list[TaskRecord] = []
-        told: list[Callable[[], None]] = []
+        callbacks: list[Callable[[], None]] = []
         for lane in lanes:
             first = len(records)
             settings, methods = self._where(lane)
             for call in lane.calls:
                 records.append(self._record(call, settings, methods, lane))
-                told.append(call.told)
+                callbacks.append(call.told)
             if lane.before:
                 # The first call runs after the earlier calls of the lane, even if these fail.
                 records[first].waits = tuple((each, 0) for each in lane.before)
         self._dispatcher.submit(records, self._name)
         outcomes = self._dispatcher.outcomes
         with outcomes.changed:
-            for record, tell in zip(records, told, strict=True):
-                outcomes.when_over(record, tell)
+            for record, callback in zip(records, callbacks, strict=True):
+                outcomes.when_over(record, callback)
         return records
 
     def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _Sent]]:
@@ -274,8 +275,8 @@ class Engine:
             # The call was cancelled by its job, by the end of the Batch, or by a worker that was
             # closed in the regular way.
             ending = Ending.SERVICE_LOST if self.session.ended else Ending.CANCELLED
-            gone = errors.TaskCancelled("the Batch of the job has ended")
-            return CallOutcome(ending, None, gone, deaths=deaths)
+            cancelled = errors.TaskCancelled("the Batch of the job has ended")
+            return CallOutcome(ending, None, cancelled, deaths=deaths)
         value, error = BatchTask(self._context, record, self.session)._value_or_error()
         seconds = record.seconds
         if error is None:

@@ -17,7 +17,7 @@ _LANE_CAPACITY_SECONDS = 0.1
 #: A lane whose tasks take less than this together receives more before it is empty. Seconds.
 _REFILL_BELOW_SECONDS = 0.05
 
-#: A lane is held up when its first task has been the first, and unfinished, for this time. Seconds.
+#: A lane is held up when the same unfinished task has been its first for this time. Seconds.
 HELD_UP_SECONDS = 0.1
 
 #: The time that it takes to send more tasks to a lane, approximately. Seconds.
