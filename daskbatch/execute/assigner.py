@@ -1,7 +1,7 @@
-"""Decides which ready task goes into which lane of which worker. Pure.
+"""Assigns the ready tasks of a job to the workers: decides which task goes into which `Lane`.
 
-Nothing here knows threads, clocks or what a task does: the time and what tasks say of their
-locality are handed in. One thread at a time uses an `Assigner`.
+Pure: the caller passes the current time and the localities of the tasks. Only one thread at a
+time may use an `Assigner`. A lane is a queue of tasks that a worker runs one after another.
 """
 
 from __future__ import annotations
@@ -15,61 +15,67 @@ from typing import Any
 from daskbatch.execute.lanes import HELD_UP_SECONDS, Durations, Lane, Lanes
 from daskbatch.execute.ready_queue import INDIFFERENT, ReadyQueue, allowed_workers
 
-#: What a task counts for that has a lane to itself. Seconds.
-_ALONE_SECONDS = 1e9
+#: The estimated duration of a task that must be the only task in its lane: larger than any
+#: lane's capacity. Seconds.
+_EXCLUSIVE_TASK_SECONDS = 1e9
 
 
 @dataclass(eq=False, slots=True)
 class Execution:
-    """One execution of a task: given to a lane, and perhaps not begun.
+    """One execution of a task that is assigned to a lane; it may not have started yet.
 
     Parameters
     ----------
     task : int
-        The task.
+        The position of the task in the job.
     lane : Lane
-        Where it is.
+        The lane that holds the execution.
     kind : hashable
-        What its duration is learnt by; None for a task that has a lane to itself.
+        Tasks of the same kind are expected to take the same time. None for a task that must be
+        the only task in its lane.
     estimate : float
-        How long it is expected to take. Seconds.
+        The expected duration. Seconds.
     """
 
     task: int
     lane: Lane
     kind: Hashable
     estimate: float
-    #: Whether it counts as executing: it is the first of its lane, or was.
+    #: Whether the task counts as executing: it is, or was, the first task of its lane.
     begun: bool = False
-    #: Whether it was asked for back.
+    #: Whether the scheduler has tried to take the task back from the worker.
     taken_back: bool = False
-    #: Whether its worker is taken to have died while it ran, and nobody could say.
+    #: Whether the scheduler assumes, without confirmation, that the worker died while the task
+    #: ran.
     died: bool = False
-    #: What it is for the engine, and the block that it was in at first.
+    #: The engine's record of the call, and the block that the call was first part of.
     record: Any = None
     block: Any = None
-    #: What completes it, if it runs on the driver's side.
+    #: The future that completes the task, if the task runs on the driver's side.
     future: Any = None
 
     @property
     def worker(self) -> Any:
-        """The worker that it was given to."""
+        """The worker that the task is assigned to."""
         return self.lane.worker
 
 
 class Assigner:
-    """The ready tasks of a job, and the lanes of its workers.
+    """Holds the ready tasks of a job and assigns them to the lanes of its workers.
+
+    Only one thread at a time may use it.
 
     Parameters
     ----------
     ranks : sequence of int
-        For each task its place by priority.
+        The rank of each task by priority; the smallest runs first.
     kinds : sequence
-        For each task what its duration is learnt by; None if it has a lane to itself.
+        The kind of each task, by which its duration is estimated; None for a task that must be
+        the only task in its lane.
     concurrency : int
-        How many tasks run at a time on each worker.
+        How many tasks run at the same time on each worker.
     durations : Durations, optional
-        What is known already of how long tasks take.
+        The durations measured so far, for example by earlier jobs.
 
     Examples
     --------
@@ -95,35 +101,37 @@ class Assigner:
         self.workers: list[Any] = []
         self._localities: dict[int, dict[Any, int]] = {}
         self._failed_on: defaultdict[int, list[Any]] = defaultdict(list)
-        #: The workers that were named as lost.
+        #: The workers that a `DependenciesFailed` or `FailedDependency` has named as lost; the
+        #: job avoids them.
         self.lost: set[Any] = set()
-        #: The ready tasks that no worker may take.
+        #: The ready tasks that no connected worker may run.
         self.stranded: set[int] = set()
 
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, worker: Any, bulk: bool = True) -> None:
-        """Add a worker; see `Lane` for `bulk`."""
+        """Add a worker; `Lane` describes `bulk`."""
         self.workers.append(worker)
         self._lanes.add(worker, bulk)
         self._requeue_constrained()
 
     def remove_worker(self, worker: Any) -> None:
-        """Remove a worker that is gone."""
+        """Remove a worker that has left the cluster."""
         self.workers.remove(worker)
         self._lanes.remove(worker)
         self._requeue_constrained()
 
     def lose_worker(self, worker: Any) -> None:
-        """Avoid a worker from now on, since it was named as lost."""
+        """Avoid a worker from now on, because an exception of a task has named it as lost."""
         if worker not in self.lost:
             self.lost.add(worker)
             self.add([*self._queue, *self.stranded])
 
     def set_locality(self, task: int, locality: Iterable[tuple[Any, int]], more: bool) -> None:
-        """Note what a task says of some workers; if `more`, besides what it has said.
+        """Record the locality of a task: its degree of preference for some workers.
 
-        The next `add` of the task takes account of it.
+        If `more` is true, add it to the recorded locality; otherwise replace that. The next `add`
+        of the task applies the change.
         """
         found = {worker: degree for worker, degree in locality if degree}
         known = self._localities.get(task, {}) if more else {}
@@ -133,18 +141,18 @@ class Assigner:
             self._localities.pop(task, None)
 
     def failed_on(self, task: int, worker: Any) -> None:
-        """Note that a task has failed on a worker."""
+        """Record that a task has failed on a worker."""
         self._failed_on[task].append(worker)
 
     def is_forbidden_everywhere(self, task: int) -> bool:
-        """Return whether no worker that is there may take a task."""
+        """Return whether the locality of a task forbids every connected worker."""
         locality = self._localities.get(task)
         return locality is not None and all(locality.get(w, 0) < 0 for w in self.workers)
 
     # -- tasks ----------------------------------------------------------------------------
 
     def add(self, tasks: Iterable[int]) -> None:
-        """Add tasks that are ready, or put them where they belong now."""
+        """Add ready tasks to the queue; tasks that are in it already are queued anew."""
         for task in tasks:
             locality: Mapping[Any, int] = self._localities.get(task, INDIFFERENT)
             if not (locality or self.lost or task in self._failed_on):
@@ -161,11 +169,11 @@ class Assigner:
             self._queue.add(task, self._ranks[task], locality, forbidden)
 
     def ready(self) -> list[int]:
-        """Return the tasks that wait for a lane."""
+        """Return the ready tasks that are not assigned to a lane yet."""
         return [*self._queue, *self.stranded]
 
     def discard(self, task: int) -> None:
-        """Remove a task that may not run now."""
+        """Remove a task that must not run at present."""
         self._queue.discard(task)
         self.stranded.discard(task)
 
@@ -178,22 +186,24 @@ class Assigner:
                 task for task in waiting if task in self._localities or task in self._failed_on
             )
 
-    # -- what goes where ------------------------------------------------------------------
+    # -- assignment -----------------------------------------------------------------------
 
     def assign(self, now: float) -> list[Execution]:
-        """Give ready tasks to lanes that have room; each lane's in the order in which they run.
+        """Assign ready tasks to the lanes that have room.
+
+        The tasks of one lane are returned in the order in which they run.
 
         Parameters
         ----------
         now : float
-            The time. Seconds, of any clock that goes on.
+            The current time of a monotonic clock. Seconds.
         """
         assigned: list[Execution] = []
         if not self._queue:
             return assigned
         ready = len(self._queue)
-        # Preferences of all workers first, the strongest before the others; then whatever keeps
-        # them busy.
+        # First assign the tasks that prefer a worker, the strongest preference first. Then assign
+        # any other tasks, so that no worker is idle.
         lanes = self._lanes.with_room(now)
         if self._localities:
             best_degree = self._queue.best_degree
@@ -203,7 +213,7 @@ class Assigner:
                 degree, number, lane = heap[0]
                 found = -best_degree(lane.worker)
                 if found != degree:
-                    heapq.heapreplace(heap, (found, number, lane))  # another has taken it
+                    heapq.heapreplace(heap, (found, number, lane))  # another lane took it
                     continue
                 if not degree:
                     break
@@ -229,33 +239,35 @@ class Assigner:
             kind = self._kinds[task]
             seconds = self.durations.expect(kind) if lane.bulk else None
             if seconds is None and lane.items:
-                self.add([task])  # it needs a lane to itself
+                self.add([task])  # the task must be the only task in its lane
                 break
             if not found:
                 most = self._lanes.most_at_once(ready, seconds)
-            execution = Execution(task, lane, kind, _ALONE_SECONDS if seconds is None else seconds)
+            execution = Execution(
+                task, lane, kind, _EXCLUSIVE_TASK_SECONDS if seconds is None else seconds
+            )
             lane.put(execution, now)
             found.append(execution)
             room -= execution.estimate
         return found
 
     def over(self, execution: Execution, now: float) -> None:
-        """Take an execution out of its lane."""
+        """Remove an execution that is over from its lane."""
         execution.lane.remove(execution, now)
 
     # -- taking back ----------------------------------------------------------------------
 
     def may_be_held_up(self) -> bool:
-        """Return whether tasks wait behind others while a lane has nothing to do."""
+        """Return whether tasks wait behind others in a lane while another lane is empty."""
         return not self._queue and self._lanes.has_empty() and bool(self._lanes.with_waiting())
 
     def held_up(self, now: float) -> list[Execution]:
-        """Return executions to take back: they wait behind a task that takes long.
+        """Return the executions to take back, because they wait behind a long task.
 
         Parameters
         ----------
         now : float
-            The time, of the same clock.
+            The current time, of the clock used for `assign`. Seconds.
         """
         if not self.may_be_held_up():
             return []

@@ -1,6 +1,6 @@
-"""The entry point: executes jobs on the workers of a cluster.
+"""The entry point of this package: executes jobs on the workers of a cluster.
 
-Any number of threads may use a context, each with jobs of its own.
+Several threads may use one context at the same time; each thread executes different jobs.
 """
 
 from __future__ import annotations
@@ -39,29 +39,34 @@ _logger = logging.getLogger("daskbatch")
 
 _SETTINGS = ("concurrency", "attempts")
 
-#: Between two looks whether the workers have settled: they do so by time alone. Seconds.
-_LOOK_SECONDS = 0.1
+#: The interval between two checks whether the number of workers is stable. It becomes stable
+#: merely by the passing of time, so no event reports it. Seconds.
+_POLL_INTERVAL_SECONDS = 0.1
 
 
 class ExecutionContext(Lifecycle):
     """Executes jobs across the workers of a cluster.
 
-    A context can be sent to a worker, where a task can execute jobs with it.
+    A context can be pickled and sent to a worker, where a task can execute jobs with it. Several
+    threads may use one context, each for different jobs.
 
     Parameters
     ----------
     cluster : Batch, str, distributed.Client, cluster object or None
-        Where: a Batch, which is used and never closed; or what `daskbatch.Batch` takes, None
-        for a cluster on this machine, which ends with the context.
+        The cluster that runs the jobs: a Batch, which the context uses but never closes; or any
+        value that `daskbatch.Batch` accepts. None starts a cluster on this machine, which is
+        closed with the context.
     config : mapping, optional
-        ``concurrency`` and ``attempts``, for jobs that do not say otherwise; by default
+        The default ``concurrency`` and ``attempts`` of `execute`; if not given,
         ``daskbatch.execute.concurrency`` and ``daskbatch.execute.attempts`` of Dask's
         configuration.
 
     Raises
     ------
-    SpecError, ServiceLost
-        A parameter is wrong; or there is no cluster.
+    SpecError
+        A parameter is wrong.
+    ServiceLost
+        There is no cluster.
 
     Examples
     --------
@@ -79,17 +84,17 @@ class ExecutionContext(Lifecycle):
                 raise SpecError(f"config= may hold {' and '.join(_SETTINGS)}, not {name!r}")
             require_count(name, value)
         owned = not isinstance(cluster, Batch)
-        self._be(Batch(cluster) if owned else cluster, owned, config)
+        self._set_up(Batch(cluster) if owned else cluster, owned, config)
 
-    def _be(self, batch: Batch, owned: bool, config: dict[str, Any]) -> None:
+    def _set_up(self, batch: Batch, owned: bool, config: dict[str, Any]) -> None:
         super().__init__("execution context")
         self._batch = batch
         self._owned = owned
         self._config = config
-        #: The jobs that were executed so far, or are being executed.
+        #: The jobs that have been executed or are being executed.
         self.jobs: list[Job] = []
         self._watches: weakref.WeakKeyDictionary[Session, WorkerWatch] = weakref.WeakKeyDictionary()
-        #: What is known of how long tasks take, from all jobs.
+        #: The durations of tasks, measured in all jobs of this context.
         self._durations = Durations()
         self._profilers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -116,39 +121,48 @@ class ExecutionContext(Lifecycle):
         concurrency: int | None = None,
         attempts: int | None = None,
     ) -> JobResults:
-        """Execute a job, and yield each task as it is executed.
+        """Execute a job and yield its tasks as they finish.
 
-        It starts with the first task that is asked for. The first task that fails for good
-        raises its exception here, and cancels the others. To close or to drop the generator
-        cancels the others, too; so does Ctrl-C while it waits.
+        The execution starts when the caller requests the first task of the generator. When a
+        task fails permanently, the generator raises its exception and the other tasks are
+        cancelled. They are also cancelled when the generator is closed or deleted, and by Ctrl-C
+        while the generator waits.
 
         Parameters
         ----------
         job : Job
-            The job.
+            The job to execute.
         workers : sequence of Worker, optional
-            Where to execute it; by default on all workers, also those that join meanwhile.
+            The workers that execute the job; by default all workers, including those that join
+            during the execution.
         order_results : bool
-            Whether the tasks are yielded in the order of ``job.tasks``; else as they are done.
+            Whether the tasks are yielded in the order of ``job.tasks``; otherwise in the order in
+            which they finish.
         concurrency : int, optional
-            How many tasks to execute at a time on each worker, whatever its threads.
+            How many tasks each worker executes at the same time, independent of its number of
+            threads.
         attempts : int, optional
-            How often a task is tried that fails. Neither the loss of a worker nor
-            `DependenciesFailed` counts.
+            How many times a failing task is tried at most. The loss of a worker and
+            `DependenciesFailed` do not count as attempts.
 
         Returns
         -------
         generator of Task
-            Each task once; its `Task.result` is there.
+            Yields each task once; its `Task.result` is available.
 
         Raises
         ------
         SpecError
-            A parameter is wrong; or, as it starts, the tasks are no graph.
+            A parameter is wrong; or, when the execution starts, the job has no task, an id is
+            used twice, or priorities cannot be compared.
+        GraphError
+            When the execution starts: tasks wait for each other in a circle, or for a task of
+            another job.
         LifecycleError
-            The context has been stopped; or, as it starts, the job is being executed already.
+            The context has been stopped; or, when the execution starts, the job is already being
+            executed.
         RuntimeError
-            As it starts: no worker has come within five seconds.
+            When the execution starts: no worker has connected within five seconds.
         """
         self._require_running()
         if not isinstance(job, Job):
@@ -177,7 +191,7 @@ class ExecutionContext(Lifecycle):
         return int(value)
 
     def _open_engine(self, name: str) -> tuple[Engine, WorkerWatch]:
-        """Return what runs the tasks of a job, and what knows the workers for it."""
+        """Return a new engine for a job, and the watch of the workers of the cluster."""
         self._require_running()
         return Engine(self._batch, name), self._watch()
 
@@ -185,7 +199,7 @@ class ExecutionContext(Lifecycle):
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that are connected, by name."""
+        """The connected workers, sorted by name."""
         return list(self._watch().current().threads)
 
     @property
@@ -199,31 +213,32 @@ class ExecutionContext(Lifecycle):
         connect_timeout: float = 5,
         stable_timeout: float = 60,
     ) -> int:
-        """Wait for workers to be there, and for their number to settle.
+        """Wait until workers are connected and their number is stable.
 
-        With one worker that has just connected, that is when no other has within
-        `connect_timeout`. With several, it is when none has for twice as long as the longest time
-        between two of them.
+        The number of one worker is stable when no other worker connects within
+        `connect_timeout`. The number of several workers is stable when no other worker connects
+        for twice the longest time that passed between the connections of two of them.
 
         Parameters
         ----------
         worker_count : int, optional
-            How many workers are expected: with exactly so many, this returns at once.
+            The expected number of workers. When exactly this number is connected, the method
+            returns at once.
         connect_timeout : float
-            Seconds to wait at most for the first worker.
+            How many seconds to wait at most for the first worker.
         stable_timeout : float
-            Seconds to wait at most for the number to settle; if it has not by then, that is a
-            warning.
+            How many seconds to wait at most for a stable number; after that, the method issues a
+            warning and returns.
 
         Returns
         -------
         int
-            How many workers there are.
+            The number of connected workers.
 
         Raises
         ------
         RuntimeError
-            There is no worker within `connect_timeout`.
+            No worker has connected within `connect_timeout`.
         """
         watch = self._watch()
         connect, stable = Deadline(connect_timeout), Deadline(stable_timeout)
@@ -231,7 +246,7 @@ class ExecutionContext(Lifecycle):
             while not watch.current().threads:
                 if connect.passed:
                     raise RuntimeError("no workers available")
-                _await_change(watch, connect.remaining(_LOOK_SECONDS))
+                _await_change(watch, connect.remaining(_POLL_INTERVAL_SECONDS))
             while True:
                 found = watch.current()
                 if len(found.threads) == worker_count or is_stable(
@@ -240,7 +255,7 @@ class ExecutionContext(Lifecycle):
                     return len(found.threads)
                 if stable.passed:
                     break
-                _await_change(watch, stable.remaining(_LOOK_SECONDS))
+                _await_change(watch, stable.remaining(_POLL_INTERVAL_SECONDS))
         if stable_timeout:
             warnings.warn(
                 f"the number of workers has not settled within {stable_timeout:g} s", stacklevel=2
@@ -251,7 +266,7 @@ class ExecutionContext(Lifecycle):
         return self._connect()[0]
 
     def _connect(self) -> tuple[WorkerWatch, Session]:
-        """Return what knows the workers, and the connection: here, in this process and task."""
+        """Return the watch of the workers and the session, for this process and task."""
         self._require_running()
         session = self._batch._session
         with self._lock:
@@ -278,12 +293,12 @@ class ExecutionContext(Lifecycle):
 
         return MemoryProfiling(self)
 
-    # -- the end --------------------------------------------------------------------------
+    # -- closing --------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Cancel the jobs that run, stop the profilers, and leave the cluster; twice does no harm.
+        """Cancel the running jobs, stop the profilers, and disconnect from the cluster.
 
-        A Batch that the context was given goes on.
+        A Batch that was passed to the context stays open. A second call has no effect.
         """
         with self._lock:
             if not self.running:
@@ -295,17 +310,17 @@ class ExecutionContext(Lifecycle):
             try:
                 profiler.stop()
             except Exception:
-                _logger.exception("a profiler could not be stopped in good order")
+                _logger.exception("stopping a profiler of the execution context has failed")
         self.signal_stop()
         if self._owned:
             self._batch.terminate()
 
     def _require_running(self) -> None:
         if not self.running:
-            raise LifecycleError("this context has been stopped: make another")
+            raise LifecycleError("this context has been stopped: create another ExecutionContext")
 
     def __enter__(self) -> ExecutionContext:
-        """Return the context, which is stopped at the end of the block."""
+        """Return the context; it is stopped at the end of the ``with`` block."""
         self._require_running()
         return self
 
@@ -325,7 +340,7 @@ def _await_change(watch: WorkerWatch, seconds: float | None) -> None:
 
 
 def _copy(batch: Batch, config: dict[str, Any]) -> ExecutionContext:
-    """Make what a pickled context becomes elsewhere."""
+    """Create the copy of a pickled context; the copy does not close the Batch."""
     context: ExecutionContext = ExecutionContext.__new__(ExecutionContext)
-    context._be(batch, False, config)
+    context._set_up(batch, False, config)
     return context

@@ -1,6 +1,6 @@
 """Futures that complete tasks on the driver's side.
 
-Any thread may use them. Callbacks come from the thread that completes the future.
+Any thread may use these futures. The thread that completes a future runs its callbacks.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from daskbatch.execute.helper_threads import HelperThreads
 
 
 def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) -> None:
-    """Have a function called with the value, or the exception, of a future that is done.
+    """Call a function with the value or the exception of a future when the future is done.
 
     Parameters
     ----------
     future : future
-        Of `concurrent.futures`, of Dask, or anything like them; or an object that offers one by
-        a method ``as_future``.
+        A future of `concurrent.futures` or of Dask, or any object with the same methods; or an
+        object whose method ``as_future`` returns one.
     tell : callable
-        Called once, in any thread.
+        The function. It is called once, in any thread, with the value and the exception; one of
+        them is None.
     """
     offered = getattr(future, "as_future", None)
     if offered is not None:
@@ -35,10 +36,10 @@ def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) ->
         error = SpecError(f"execute() must return a future or None, not {future!r}")
         tell(None, error)
         return
-    future.add_done_callback(partial(_tell, tell))
+    future.add_done_callback(partial(_report, tell))
 
 
-def _tell(tell: Callable[[Any, BaseException | None], None], future: Any) -> None:
+def _report(tell: Callable[[Any, BaseException | None], None], future: Any) -> None:
     try:
         if future.cancelled():
             tell(None, errors.TaskCancelled("the future of the task was cancelled"))
@@ -51,41 +52,45 @@ def _tell(tell: Callable[[Any, BaseException | None], None], future: Any) -> Non
 
 
 class DriverFuture(Future[Any]):
-    """A method that was called on a worker by `Scheduler.call`."""
+    """The future of a method that `Scheduler.call` runs on a worker.
+
+    Any thread may use it.
+    """
 
     _engine: Engine
     _address: str
     _helpers: HelperThreads
-    #: What it is for the engine, and the block that it was in at first; see `Execution`.
+    #: The engine's record of the call, and the block that the call was first part of; see
+    #: `Execution`.
     record: Any = None
     block: Any = None
     begun = True
     died = False
     taken_back = False
-    #: Under how many deaths of workers it ran.
+    #: How many workers have died while they ran the method.
     deaths = 0
 
     @property
     def worker(self) -> str:
-        """The address of the worker that it was meant for."""
+        """The address of the worker that the method was sent to."""
         return self._address
 
     @classmethod
     def start(
         cls, engine: Engine, call: LaneCalls, all_: set[DriverFuture], helpers: HelperThreads
     ) -> DriverFuture:
-        """Call a method.
+        """Call a method on a worker and return its future.
 
         Parameters
         ----------
         engine : Engine
-            Calls it.
+            Runs the call.
         call : LaneCalls
-            What is called: one method.
+            Contains the one method to call.
         all_ : set
-            Has the future as long as it is not done.
+            Contains the future until the future is done.
         helpers : HelperThreads
-            Do what takes long.
+            Run the steps that may block, such as fetching a large value.
         """
         future = cls()
         future._engine, future._helpers = engine, helpers
@@ -110,7 +115,7 @@ class DriverFuture(Future[Any]):
         return future
 
     def cancel(self) -> bool:
-        """Stop the method, if it is not over; returns whether it will not complete."""
+        """Stop the method if it is not over; return whether the future is cancelled."""
         if self.cancelled():
             return True
         cancelled = super().cancel()

@@ -1,7 +1,9 @@
-"""Runs methods on chosen workers by the engine of `Batch`; all that jobs need of its inside.
+"""Runs methods on chosen workers by means of a `Batch`.
 
-Any thread may call an `Engine`. What is over is told on Dask's event loop, while the engine's
-lock is held: the listener must only note it.
+It contains everything that the execution of calls needs from the internals of `Batch`. Any thread
+may call an `Engine`. The end of a call is reported in the thread of Dask's event loop, while the
+lock of all task records (`CompletionTracker.changed`) is held. So the callback must only record
+the end, and must not block.
 """
 
 from __future__ import annotations
@@ -23,26 +25,28 @@ from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, Wo
 from daskbatch.execute.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
 
-#: After this many seconds it is seen whether a large value is still wanted; then twice as many.
-_FETCH_SECONDS = 5.0
+#: After this time, a waiting fetch of a large value checks whether the value is still wanted. The
+#: time doubles with every check. Seconds.
+_FIRST_FETCH_TIMEOUT_SECONDS = 5.0
 
-#: Calls with larger values are started one by one, so that none is held up by others' values.
-_LARGE_BYTES = 1 << 18
+#: A value of more bytes is large. Calls that return large values are started one by one, so that
+#: no call has to wait for the values of others.
+_MAX_SMALL_VALUE_BYTES = 1 << 18
 
 
 class EngineCall(NamedTuple):
-    """A method to be called.
+    """A method to call on a worker.
 
     Parameters
     ----------
     method, args, kwargs
-        What is called.
+        The method and its arguments.
     name : str
-        What messages call it.
+        The name of the call in messages.
     kind : hashable
-        Calls of one kind can be expected to take the same time.
+        Calls of the same kind are expected to take the same time.
     told : callable
-        Called, without arguments, when the call is over.
+        Called without arguments when the call is over. It must not block.
     """
 
     method: Callable[..., Any]
@@ -54,20 +58,21 @@ class EngineCall(NamedTuple):
 
 
 class LaneCalls(NamedTuple):
-    """Calls that run one after another, on one worker.
+    """Calls that one worker runs one after another.
 
     Parameters
     ----------
     worker : str
         The address of the worker.
     lane : hashable
-        Calls of different lanes run at the same time if the worker can.
+        Identifies the sequence of calls. The worker runs calls with different values of `lane`
+        at the same time if it can.
     releases_slot : bool
-        See `RemoteMethod`.
+        Whether the calls release the slot of the worker while they run; see `RemoteMethod`.
     before : sequence of TaskRecord
-        What was started in the lane before, and is not over.
+        The calls of the same lane that were started earlier and are not over.
     calls : list of EngineCall
-        In the order in which they run.
+        The calls, in the order in which they run.
     """
 
     worker: str
@@ -78,34 +83,34 @@ class LaneCalls(NamedTuple):
 
 
 class Ending(Enum):
-    """How a call has ended."""
+    """The ways in which a call can end."""
 
     RETURNED = "returned"
     RAISED = "raised"
     CANCELLED = "cancelled"
-    #: It was lost with its worker, or never came to it.
+    #: The call was lost with its worker, or did not reach it.
     LOST = "lost"
-    #: The cluster is gone.
+    #: The connection to the cluster has ended.
     SERVICE_LOST = "service lost"
 
 
 class CallOutcome(NamedTuple):
-    """What a call has come to.
+    """The outcome of a call that is over.
 
     Parameters
     ----------
     ending : Ending
-        How it has ended.
+        How the call has ended.
     value : object
-        What it returned.
+        The value that it returned, or None.
     error : Exception, optional
-        What it raised, or what else has become of it.
+        The exception that it raised, or the exception that explains why it did not complete.
     seconds : float
-        How long it ran.
+        The duration of the call.
     deaths : int
-        How many workers have died while they ran it.
+        How many workers have died while they ran the call.
     large : bool
-        Whether the value is large.
+        Whether the value is large: more than 256 KiB when pickled.
     """
 
     ending: Ending
@@ -116,12 +121,13 @@ class CallOutcome(NamedTuple):
     large: bool = False
 
 
-#: A method, since its number could be that of another later; and what a worker is sent of it.
-_Known = tuple[Callable[..., Any], RemoteMethod]
+#: A method and the `RemoteMethod` that is sent to a worker in its place. The reference keeps the
+#: method alive, so that no other object gets its `id`, by which it is looked up.
+_Sent = tuple[Callable[..., Any], RemoteMethod]
 
 
 def kind_of(method: Callable[..., Any]) -> Hashable:
-    """Return what calls have in common that can be expected to take the same time."""
+    """Return the kind of the calls of a method; calls of one kind take about the same time."""
     inner = getattr(method, "__func__", getattr(method, "func", method))
     return getattr(inner, "__code__", None) or (
         getattr(inner, "__module__", None),
@@ -130,28 +136,31 @@ def kind_of(method: Callable[..., Any]) -> Hashable:
 
 
 class Engine:
-    """Runs the calls of one job.
+    """Runs the calls of one job on the workers.
+
+    Any thread may use it.
 
     Parameters
     ----------
     batch : Batch
-        Runs them.
+        The Batch that runs the calls.
     name : str
-        What Dask's dashboard calls them.
+        The name of the calls in Dask's dashboard.
     """
 
     def __init__(self, batch: Batch, name: str) -> None:
         self._context = batch._context
-        # Resolved by the thread that executes the job: in a task this is a client of its own.
+        # Read in the thread that executes the job: inside a task, the session is the session of
+        # that task and not the one of the process.
         self.session: Session = batch._session
         self._dispatcher = self.session.dispatcher
         self._name = name
         self._settings: dict[tuple[str, Hashable], TaskSettings] = {}
-        #: By worker, and whether they release its slot.
-        self._methods: dict[tuple[str, bool], dict[int, _Known]] = {}
+        #: The methods sent so far, by worker and by whether the calls release its slot.
+        self._methods: dict[tuple[str, bool], dict[int, _Sent]] = {}
 
     def start(self, lanes: Iterable[LaneCalls]) -> list[TaskRecord]:
-        """Start calls; returns their records in the same order.
+        """Start calls and return their records in the same order.
 
         Parameters
         ----------
@@ -161,28 +170,28 @@ class Engine:
         Raises
         ------
         ServiceLost, LifecycleError
-            The cluster is gone, or the Batch was closed.
+            The connection to the cluster has ended, or the Batch was closed.
         """
         records: list[TaskRecord] = []
-        told: list[Callable[[], None]] = []
+        callbacks: list[Callable[[], None]] = []
         for lane in lanes:
             first = len(records)
             settings, methods = self._where(lane)
             for call in lane.calls:
                 records.append(self._record(call, settings, methods, lane))
-                told.append(call.told)
+                callbacks.append(call.told)
             if lane.before:
-                # After them, however they end.
+                # The first call runs after the earlier calls of the lane, even if these fail.
                 records[first].waits = tuple((each, 0) for each in lane.before)
         self._dispatcher.submit(records, self._name)
         outcomes = self._dispatcher.outcomes
         with outcomes.changed:
-            for record, tell in zip(records, told, strict=True):
-                outcomes.when_over(record, tell)
+            for record, callback in zip(records, callbacks, strict=True):
+                outcomes.when_over(record, callback)
         return records
 
-    def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _Known]]:
-        """Return the settings of a lane's calls, and the methods that its worker was sent."""
+    def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _Sent]]:
+        """Return the settings of a lane's calls, and the methods that were sent to its worker."""
         where = lane.worker, lane.lane
         settings = self._settings.get(where)
         if settings is None:
@@ -193,51 +202,56 @@ class Engine:
         return settings, self._methods.setdefault((lane.worker, lane.releases_slot), {})
 
     def _record(
-        self, call: EngineCall, settings: TaskSettings, methods: dict[int, _Known], lane: LaneCalls
+        self,
+        call: EngineCall,
+        settings: TaskSettings,
+        methods: dict[int, _Sent],
+        lane: LaneCalls,
     ) -> TaskRecord:
         method, args, kwargs = call.method, call.args, call.kwargs
-        known = methods.get(id(method))
-        if known is None:
+        sent = methods.get(id(method))
+        if sent is None:
             remote = RemoteMethod(method, lane.worker, lane.releases_slot)
-            known = methods[id(method)] = method, remote
+            sent = methods[id(method)] = method, remote
         if not kwargs and pickling.are_plain(args):
-            described = Call(known[1], call.kind, pickling.dumps_plain((args, kwargs)))
+            described = Call(sent[1], call.kind, pickling.dumps_plain((args, kwargs)))
         else:
             try:
-                described = Call(known[1], call.kind, *pickling.pack((args, kwargs)))
+                described = Call(sent[1], call.kind, *pickling.pack((args, kwargs)))
             except SerializationError as error:
-                described = Call(known[1], call.kind, b"", failure=error)
+                described = Call(sent[1], call.kind, b"", failure=error)
         return make_record(self._context, self.session, described, call.name, settings)
 
     def is_far(self, record: TaskRecord) -> bool:
-        """Return whether the value of a call that is over has to be brought from its worker."""
+        """Return whether the value of a call that is over must be fetched from its worker."""
         return record.phase == Phase.DONE and record.value is None and record.block is not None
 
     def is_large(self, record: TaskRecord) -> bool:
-        """Return whether the value of a call that was brought here is large."""
-        return record.value is not None and len(record.value) > _LARGE_BYTES
+        """Return whether a call has a value in this process and the value is large."""
+        return record.value is not None and len(record.value) > _MAX_SMALL_VALUE_BYTES
 
     def bring(self, record: TaskRecord, stopped: Callable[[], bool]) -> CallOutcome:
-        """Bring a large value here, and return what the call has come to.
+        """Fetch the value of a call if it is still on a worker, and return the call's outcome.
 
         Parameters
         ----------
         record : TaskRecord
-            The call.
+            The record of the call.
         stopped : callable
-            Whether nobody wants the value any longer.
+            Returns whether the value is no longer wanted.
         """
-        seconds = _FETCH_SECONDS
+        seconds = _FIRST_FETCH_TIMEOUT_SECONDS
         try:
             while (self.is_far(record) or not record.over) and not stopped():
                 with contextlib.suppress(TimeoutError):
                     if record.over:
                         self._dispatcher.fetch(record, seconds)
                     else:
-                        # It was lost, and is to be made again: where, that is for the job to say.
+                        # The value was lost, and the dispatcher is about to run the call again.
+                        # Cancel that: the job decides where the call runs again.
                         self.cancel([record], begun=False)
                         self._dispatcher.outcomes.wait(lambda: record.over, seconds)
-                seconds *= 2  # what was under way begins anew
+                seconds *= 2  # a fetch that timed out starts again from the beginning
         except WorkerLost as error:
             return CallOutcome(Ending.LOST, None, error)
         except LifecycleError as error:
@@ -248,26 +262,27 @@ class Engine:
         return outcome._replace(large=self.is_large(record))
 
     def outcome(self, record: TaskRecord) -> CallOutcome:
-        """Return what a call that is over has come to; a large value must be here."""
+        """Return the outcome of a call that is over; its value must be in this process."""
         if record.phase == Phase.DONE and record.value is not None:
             try:
                 return CallOutcome(
                     Ending.RETURNED, pickling.loads(record.value), None, record.seconds
                 )
             except BaseException:
-                pass  # loading it again below makes the error that says so
+                pass  # the value is loaded again below, and the error of that is returned
         deaths = self._dispatcher.table.deaths.get(record, 0)
         if record.phase == Phase.CANCELLED:
-            # By its job; or with the Batch, or by a worker that leaves in good order.
+            # The call was cancelled by its job, by the end of the Batch, or by a worker that was
+            # closed in the regular way.
             ending = Ending.SERVICE_LOST if self.session.ended else Ending.CANCELLED
-            gone = errors.TaskCancelled("the Batch of the job has ended")
-            return CallOutcome(ending, None, gone, deaths=deaths)
+            cancelled = errors.TaskCancelled("the Batch of the job has ended")
+            return CallOutcome(ending, None, cancelled, deaths=deaths)
         value, error = BatchTask(self._context, record, self.session)._value_or_error()
         seconds = record.seconds
         if error is None:
             return CallOutcome(Ending.RETURNED, value, None, seconds)
         if self.was_cancelled(record):
-            # Its value was lost, and it was taken back when it was about to be made again.
+            # The value was lost, and the call was cancelled when it was about to run again.
             return CallOutcome(Ending.CANCELLED, deaths=deaths)
         if isinstance(error, (Misplaced, WorkerLost)):
             deaths += isinstance(error, WorkerLost) and not deaths
@@ -277,23 +292,23 @@ class Engine:
         return CallOutcome(Ending.RAISED, None, error, seconds)
 
     def cancel(self, records: Iterable[TaskRecord], begun: bool = True) -> None:
-        """Cancel calls, and return when it is known which will not complete.
+        """Cancel calls; return when it is certain which of them will not complete.
 
         Parameters
         ----------
         records : iterable of TaskRecord
-            The calls.
+            The records of the calls.
         begun : bool
-            Whether those that have begun are stopped.
+            Whether to stop also the calls that have started.
         """
-        left = [record for record in records if not record.over]
-        if left:
-            self._dispatcher.cancel(left, begun)
+        unfinished = [record for record in records if not record.over]
+        if unfinished:
+            self._dispatcher.cancel(unfinished, begun)
 
     def was_cancelled(self, record: TaskRecord) -> bool:
-        """Return whether a call has not completed since it was cancelled."""
+        """Return whether a call was cancelled and therefore has not completed."""
         return record.phase == Phase.CANCELLED
 
     def has_moved(self, record: TaskRecord, block: Any) -> bool:
-        """Return whether a call is no longer in the block that it was in."""
+        """Return whether a call is no longer part of the given block."""
         return record.block is not block

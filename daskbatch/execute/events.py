@@ -1,6 +1,6 @@
-"""What a scheduler is told, by itself and by others: one record for each kind of event.
+"""The events that a scheduler processes: one record class for each kind of event.
 
-Records that never change: any thread may make them.
+The records are immutable. Any thread may create them; the thread of the scheduler processes them.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from daskbatch.execute.worker_watch import WorkerSet
 
 
 class CallOver(NamedTuple):
-    """The engine's call of an execution is over."""
+    """The call that the engine runs for an execution is over."""
 
     execution: Execution
 
 
 class OutcomeKnown(NamedTuple):
-    """It is known what an execution has come to."""
+    """The outcome of an execution is available."""
 
     execution: Execution
     outcome: CallOutcome
 
 
 class ExecuteReturned(NamedTuple):
-    """The `execute` of a task of the user's own has returned."""
+    """The method `execute` of a task of a user-defined class has returned."""
 
     execution: Execution
 
 
 class CallStarted(NamedTuple):
-    """A task of the user's own has called a method on a worker."""
+    """A task of a user-defined class has called a method on a worker."""
 
     future: DriverFuture
 
 
 class TaskMarked(NamedTuple):
-    """A task was marked or cancelled from outside."""
+    """A task was marked as failed or cancelled by code outside of the scheduler."""
 
     position: int
 
 
 class WorkersChanged(NamedTuple):
-    """Workers have come or gone."""
+    """Workers have joined or left the cluster."""
 
     workers: WorkerSet
 
 
 class Aborted(NamedTuple):
-    """The job is given up."""
+    """The job ends early, because of an error or a cancellation."""
 
     error: BaseException
-    #: Whether the tasks that are not done count as cancelled, also those that have not begun.
+    #: Whether all unfinished tasks count as cancelled, including those that have not started.
     cancels_tasks: bool
 
 

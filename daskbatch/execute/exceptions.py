@@ -1,6 +1,6 @@
-"""The exceptions by which tasks of a job say that something else than themselves has failed.
+"""The exceptions that stop a task of a job, or that report missing results of other tasks.
 
-They are raised on workers and on the driver, and survive pickling.
+They are raised on workers and on the driver, and can be pickled.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from daskbatch.worker.execution.interrupt import Stopped
 class TaskCancelled(errors.TaskCancelled, Stopped):
     """The driver cancels the task that runs in this thread.
 
-    It is thrown into the method of an `RmiTask` while that runs, by CPython's
-    ``PyThreadState_SetAsyncExc``: at the next line of Python. A method may catch it to tidy up.
-    The task stays cancelled, whatever the method does then; if the method goes on, the exception
-    is thrown again.
+    The worker raises it in the running method of an `RmiTask`, by CPython's
+    ``PyThreadState_SetAsyncExc``: at the next line of Python code. The method may catch it to
+    clean up. The task stays cancelled, whatever the method does after that. If the method
+    continues, the exception is raised again.
 
     Examples
     --------
@@ -30,20 +30,20 @@ class TaskCancelled(errors.TaskCancelled, Stopped):
 class DependenciesFailed(Exception):
     """A task cannot run, because results of tasks that it depends on are not available.
 
-    The scheduler executes these dependencies again, and then the task that raised this. Neither
-    counts as an attempt.
+    The scheduler executes these dependencies again, and then the task that raised this
+    exception. Neither execution counts as an attempt.
 
     Parameters
     ----------
     failures : mapping
-        From the name of a worker to the ids of the tasks whose results are missing there. The
-        worker counts as lost: the job avoids it. None in place of a name blames no worker. The
-        tasks may be direct or indirect dependencies.
+        Maps the name of a worker to the ids of the tasks whose results are missing there. The
+        worker counts as lost, and the job avoids it. With None instead of a name, no worker
+        counts as lost. The tasks may be direct or indirect dependencies.
 
     Attributes
     ----------
     failures : dict
-        The same.
+        A copy of the parameter, with lists of ids.
 
     Examples
     --------
@@ -66,15 +66,15 @@ class DependenciesFailed(Exception):
 
 
 class FailedDependency(Exception):
-    """A finished task was marked as failed afterwards, by the execution of another task.
+    """A finished task was marked as failed later, by the execution of another task.
 
-    It is what `Task.exception` returns of such a task until it has been executed again. A
-    task may also be marked with it from outside, by `Task.mark_failed`.
+    `Task.exception` returns it until the task has been executed again. User code may also mark a
+    task with it, by `Task.mark_failed`.
 
     Parameters
     ----------
     worker_failed : str, optional
-        The name of the worker that executed the task, if the worker is to count as lost.
+        The name of the worker that executed the task, if the job must treat this worker as lost.
 
     Examples
     --------

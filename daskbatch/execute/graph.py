@@ -1,6 +1,6 @@
-"""The graph of a job: its tasks by position, and which waits for which. Pure.
+"""The graph of a job: the dependencies between its tasks, which are identified by position.
 
-Nothing here knows threads, workers or time; a graph never changes once it is made.
+Pure. A graph never changes after its creation, so several threads may read it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from daskbatch.errors import GraphError, SpecError
 
 
 class Node(Protocol):
-    """What of a task the graph needs."""
+    """The attributes of a task that the graph uses."""
 
     id: Hashable
     name: str | None
@@ -31,36 +31,39 @@ class TaskGraph:
     Parameters
     ----------
     tasks : sequence of Task
-        In the order in which results are wanted. An edge that stands on one side alone is
-        added to the other.
+        The tasks, in the order in which their results are yielded. If only one of two tasks
+        names the other as its dependency or dependent, the edge is added to the other task, too.
 
     Attributes
     ----------
     positions : dict
-        From a task's id to its position.
+        Maps the id of a task to its position.
     dependencies, dependents : dict of int to tuple of int
-        Of the tasks that have any.
+        Maps the position of a task to the positions of its dependencies or dependents. Tasks
+        without any are not contained.
     ranks : list of int
-        For each task its place by priority: the smallest runs first.
+        The rank of each task by priority; the smallest runs first.
 
     Raises
     ------
     SpecError
-        There is no task, an id is there twice, or priorities cannot be compared.
+        There is no task, two tasks have the same id, or priorities cannot be compared.
     GraphError
-        Tasks wait for each other in a circle, or for a task of another job; the message names
-        them.
+        Tasks depend on each other in a circle, or on a task of another job; the message
+        names them.
     """
 
     def __init__(self, tasks: Sequence[Node]) -> None:
         if not tasks:
-            raise SpecError("a job needs at least one task to be scheduled")
+            raise SpecError("a job without tasks cannot be executed: add at least one task")
         self.tasks = tasks
         self.positions = {task.id: position for position, task in enumerate(tasks)}
         if len(self.positions) < len(tasks):
             seen: set[Hashable] = set()
             twice = next(t.id for t in tasks if t.id in seen or seen.add(t.id))  # type: ignore[func-returns-value]
-            raise SpecError(f"the id {twice!r} is there twice: each task of a job needs its own")
+            raise SpecError(
+                f"two tasks of the job have the id {twice!r}: each task needs a different id"
+            )
         self.ranks = self._rank()
         self.dependencies: dict[int, tuple[int, ...]] = {}
         self.dependents: dict[int, tuple[int, ...]] = {}
@@ -73,8 +76,8 @@ class TaskGraph:
             order = sorted(range(len(tasks)), key=lambda position: tasks[position].priority)
         except TypeError as error:
             raise SpecError(
-                f"the priorities of the tasks cannot be compared ({error}); they are the ids "
-                "where priority= was not given: give one to each task"
+                f"the priorities of the tasks cannot be compared ({error}). The priority of a task "
+                "is its id if priority= is not given: pass a comparable priority= to each task"
             ) from error
         ranks = [0] * len(tasks)
         for rank, position in enumerate(order):
@@ -113,7 +116,7 @@ class TaskGraph:
         except CycleError as error:
             names = [str(self.tasks[position].name) for position in error.args[1]]
             raise GraphError(
-                f"these tasks wait for each other in a circle: {' -> '.join(names)}"
+                f"these tasks depend on each other in a circle: {' -> '.join(names)}"
             ) from None
 
     def ancestors(self, position: int) -> set[int]:

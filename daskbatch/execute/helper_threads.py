@@ -1,6 +1,6 @@
-"""Threads that do what may be held up, so that the thread of a scheduler is not.
+"""Threads that run work which may block, so that the thread of a scheduler does not block.
 
-Any thread may hand work to them.
+Any thread may submit work to them.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ Work = Callable[[], object]
 
 
 class HelperThreads:
-    """As many threads as there is work at a time; they are kept until `close`.
+    """A pool of threads with one thread for each unfinished piece of work.
+
+    Threads are started when they are needed and kept until `close`. Any thread may use the pool.
 
     Parameters
     ----------
     name : str
-        What the threads are called.
+        The name of the threads.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        #: How many threads there are, and how much work is waiting or under way.
+        #: The number of threads, and the number of pieces of work that wait or run.
         self._threads = 0
         self._busy = 0
         self._closed = False
 
     def do(self, work: Work) -> None:
-        """Have something done soon; nothing after `close`."""
+        """Run a function in a helper thread; do nothing after `close`."""
         with self._lock:
             if self._closed:
                 return
@@ -42,12 +44,12 @@ class HelperThreads:
             more = self._busy > self._threads
             self._threads += more
         if more:
-            # Daemons: what the user's code waits for must not hold up the interpreter's end.
+            # Daemon threads: user code that blocks must not delay the exit of the interpreter.
             threading.Thread(target=self._run, name=self._name, daemon=True).start()
         self._work.put(work)
 
     def close(self) -> None:
-        """End the threads once they have done their work, without waiting for that."""
+        """Let the threads end after their submitted work; do not wait for that."""
         with self._lock:
             self._closed = True
             threads = self._threads
@@ -59,7 +61,9 @@ class HelperThreads:
             try:
                 work()
             except BaseException:
-                _logger.exception("a helper thread of a job met an error; this is a bug")
+                _logger.exception(
+                    "a helper thread of a job met an exception; this is a bug in daskbatch"
+                )
             del work
             with self._lock:
                 self._busy -= 1

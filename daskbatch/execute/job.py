@@ -1,6 +1,7 @@
 """Jobs: tasks that are executed together.
 
-Any thread may use a job; to cancel it from another thread than the consumer's is its use.
+Any thread may use a job. `Job.cancel` is meant for another thread than the one that consumes
+the results.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ _ids = itertools.count(1)
 class Job(Lifecycle):
     """A set of tasks that can be executed on a cluster of workers.
 
+    Any thread may use it, in particular to cancel it.
+
     Parameters
     ----------
     ctx : ExecutionContext
-        Where it is executed.
+        The context that executes the job.
     tasks : iterable of Task
-        The tasks, in the order in which their results are wanted.
+        The tasks, in the order in which their results are yielded by default.
     name, desc : str, optional
-        A name, by default ``job`` and the id; and a description.
+        A name, by default ``job`` followed by the id; and a description.
 
     Attributes
     ----------
     id : int
-        A number that no other job of this process has.
+        A number that is unique in this process.
     tasks : list of Task
-        The tasks.
+        The tasks of the job.
 
     Examples
     --------
@@ -58,24 +61,24 @@ class Job(Lifecycle):
         self._scheduler: weakref.ref[Any] | None = None
 
     def group(self, name: str) -> list[Task]:
-        """Return the tasks that have a group's name.
+        """Return the tasks of a group.
 
         Parameters
         ----------
         name : str
-            The name.
+            The name of the group.
         """
         return [task for task in self.tasks if task.group == name]
 
     def cancel(self) -> bool:
-        """Cancel the job, if it runs: all that is not done of it ends.
+        """Cancel the job if it is being executed: all unfinished tasks end.
 
-        Whoever consumes its results gets a `concurrent.futures.CancelledError`.
+        The thread that consumes the results receives a `concurrent.futures.CancelledError`.
 
         Returns
         -------
         bool
-            Whether it ran.
+            Whether the job was being executed.
         """
         scheduler = self._scheduler() if self._scheduler is not None else None
         if not super().cancel():
@@ -86,7 +89,7 @@ class Job(Lifecycle):
 
     def _begin(self, scheduler: Any) -> None:
         if self._scheduler is not None:
-            raise LifecycleError(f"{self.name} is being executed already")
+            raise LifecycleError(f"{self.name} is already being executed: wait until it ends")
         self._scheduler = weakref.ref(scheduler)
         self.cancelled = False
         self.signal_start()

@@ -1,7 +1,7 @@
-"""The tasks of a job that is executed, and what follows from what becomes of each.
+"""Holds the state of a job that is being executed, and updates it when a task ends.
 
-The thread of the scheduler uses it; code of the user's, such as listeners and localities, is
-called by it, while no lock is held.
+Only the thread of the scheduler uses it. It calls user code (listeners and localities) while no
+lock is held.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from daskbatch.execute.task import Task, TaskState
 
 
 class JobState:
-    """The tasks of a job, how far each is, and where the ready ones may go.
+    """The tasks of a job, the stage of each, and the workers that may run the ready ones.
+
+    Only the thread of the scheduler may use it.
 
     Parameters
     ----------
     tasks : sequence of Task
-        The tasks.
+        The tasks of the job.
     kinds : sequence
-        See `Assigner`.
+        The kind of each task; see `Assigner`.
     concurrency, attempts : int
-        See `Scheduler`.
+        How many tasks run at the same time on each worker, and how many times a failing task is
+        tried at most; see `Scheduler`.
     durations : Durations, optional
-        What is known of how long tasks take.
+        The durations measured so far.
     done : callable
-        Called with each task that is over, once.
+        Called once with each task that is over.
     """
 
     def __init__(
@@ -47,21 +50,21 @@ class JobState:
     ) -> None:
         self.tasks = tasks
         self.graph = TaskGraph(tasks)
-        most = int(config.get("execute.max-reexecutions"))
-        self.progress = JobProgress(self.graph, attempts, most)
+        max_reexecutions = int(config.get("execute.max-reexecutions"))
+        self.progress = JobProgress(self.graph, attempts, max_reexecutions)
         self.assigner = Assigner(self.graph.ranks, kinds, concurrency, durations)
-        #: Why the job is given up.
+        #: The exception that ended the job; None if none has.
         self.failure: BaseException | None = None
-        #: Where each task was executed last.
+        #: The worker that executed each task last.
         self.last_worker: dict[int, Any] = {}
-        self._asks = [type(task).locality is not Task.locality for task in tasks]
+        self._has_locality = [type(task).locality is not Task.locality for task in tasks]
         self._done = done
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
-    # -- the beginning, and workers that join ----------------------------------------------
+    # -- start, and workers that join ------------------------------------------------------
 
     def begin(self) -> None:
-        """Make ready what may run; nothing is, if a task may run nowhere."""
+        """Make the tasks ready that may run; end the job if a task may run on no worker."""
         for task in self.tasks:
             task._require_not_cancelled()
         done = [position for position, task in enumerate(self.tasks) if task.succeeded]
@@ -69,20 +72,20 @@ class JobState:
         for position in done:
             self.tell(position)
         workers = self.assigner.workers
-        for position, asks in enumerate(self._asks):
-            if asks and self.progress.stages[position] != Stage.DONE:
+        for position, has_locality in enumerate(self._has_locality):
+            if has_locality and self.progress.stages[position] != Stage.DONE:
                 self._ask_locality(position, workers)
                 if workers and self.assigner.is_forbidden_everywhere(position):
                     name = self.tasks[position].name
-                    error = SpecError(f"{name} is forbidden on every worker, by its locality")
+                    error = SpecError(f"{name} is forbidden on every worker by its locality()")
                     self.give_up(position, error)
                     return
         self.assigner.add(ready)
 
     def ask_again(self, joined: Sequence[Any]) -> None:
-        """Ask the ready tasks what they say of workers that have joined."""
+        """Request the localities of the ready tasks for workers that have joined."""
         for position in self.assigner.ready():
-            if self._asks[position]:
+            if self._has_locality[position]:
                 self._ask_locality(position, joined, more=True)
                 self.assigner.add([position])
 
@@ -90,29 +93,29 @@ class JobState:
         found = self.tasks[position].locality(tuple(workers))
         self.assigner.set_locality(position, found or (), more)
 
-    # -- what becomes of tasks -------------------------------------------------------------
+    # -- ends of tasks ---------------------------------------------------------------------
 
     def tell(self, position: int) -> None:
-        """Tell that a task is over, if that was not told."""
-        if position not in self._told:
-            self._told.add(position)
+        """Report that a task is over, unless that has been reported already."""
+        if position not in self._reported:
+            self._reported.add(position)
             self._done(self.tasks[position])
 
     def give_up(self, position: int, error: BaseException) -> None:
-        """Give the job up, because of a task that has failed for good."""
+        """End the job, because a task has failed permanently."""
         self.tasks[position]._complete(None, error, TaskState.FAILED)
         self.tell(position)
         self.failure = error
 
     def succeed(self, position: int) -> None:
-        """Handle that a task is done."""
+        """Process the success of a task."""
         ready = self.progress.succeeded(position)
         self.tell(position)
         if ready:
             self._make_ready(ready)
 
     def fail(self, position: int, error: BaseException, worker: Any) -> None:
-        """Handle that an execution has raised."""
+        """Process an exception that an execution has raised."""
         if isinstance(error, DependenciesFailed):
             self._fail_dependencies(position, error)
         elif isinstance(error, FailedDependency):
@@ -123,19 +126,19 @@ class JobState:
             self._apply(position, self.progress.failed(position), error)
 
     def lose(self, position: int, deaths: int, error: BaseException | None) -> None:
-        """Handle that an execution was lost with its worker, or taken back from it."""
+        """Process an execution that was lost with its worker, or taken back from the worker."""
         task = self.tasks[position]
         change = self.progress.lost(position, deaths)
         if change.given_up:
             if not isinstance(error, WorkerLost):
-                error = WorkerLost(f"{task.name} was lost: workers have died while they ran it")
+                error = WorkerLost(f"{task.name} was lost: too many workers died while they ran it")
             self.give_up(position, error)
             return
         task._withdraw()
         self._make_ready(change.ready)
 
     def mark_failed(self, position: int, error: BaseException) -> None:
-        """Handle that a task was marked as failed from outside; it does not run."""
+        """Process that user code has marked a task as failed; the task is not running."""
         if isinstance(error, FailedDependency):
             self._lose_if_named(position, error)
             self._apply(position, self.progress.dependency_failed(position), error)
@@ -151,7 +154,7 @@ class JobState:
             self.assigner.lose_worker(worker)
 
     def _fail_dependencies(self, position: int, error: DependenciesFailed) -> None:
-        """Have the tasks executed again whose results another one misses."""
+        """Execute the tasks again whose results are missing for another task."""
         ancestors = self.graph.ancestors(position)
         marks: dict[int, str | None] = {}
         for name, ids in error.failures.items():
@@ -159,7 +162,7 @@ class JobState:
                 found = self.graph.positions.get(each)
                 if found is None or found not in ancestors:
                     unknown = GraphError(
-                        f"{self.tasks[position].name} says that the result of task {each!r} is "
+                        f"{self.tasks[position].name} reports that the result of task {each!r} is "
                         "missing, which is not one of its dependencies"
                     )
                     unknown.__cause__ = error
@@ -168,7 +171,7 @@ class JobState:
                 last = self.last_worker.get(found)
                 if name is not None and last is not None:
                     if getattr(last, "name", None) != name:
-                        continue  # it has been executed elsewhere since
+                        continue  # another worker has executed the task in the meantime
                     self.assigner.lose_worker(last)
                 marks[found] = name
         change = self.progress.dependencies_failed(position, list(marks))
@@ -178,7 +181,7 @@ class JobState:
         self._apply(position, change, error)
 
     def _apply(self, position: int, change: Change, error: BaseException) -> None:
-        """Do what follows from the failure of a task."""
+        """Apply the consequences of the failure of a task."""
         if change.given_up:
             self.give_up(position, error)
             return
@@ -189,6 +192,6 @@ class JobState:
 
     def _make_ready(self, positions: Sequence[int]) -> None:
         for position in positions:
-            if self._asks[position]:
+            if self._has_locality[position]:
                 self._ask_locality(position, self.assigner.workers)
         self.assigner.add(positions)

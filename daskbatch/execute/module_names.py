@@ -1,6 +1,6 @@
-"""The names of modules by the files that they are in, for tables of profilers.
+"""Derives the names of modules from the paths of their files, for the tables of profilers.
 
-Pure: no file is looked at, since it may be on another machine.
+Pure: it does not read the files, because they may be on another machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+)/")
 
 @lru_cache(maxsize=4096)
 def module_name(path: str) -> str:
-    """Return the name of a module, by its file, which may be on another machine.
+    """Return the name of a module by the path of its file, which may be on another machine.
 
     Examples
     --------
@@ -36,19 +36,20 @@ def module_name(path: str) -> str:
 
 
 class ModuleFilter:
-    """Says which modules are shown.
+    """Decides which modules a table shows.
 
     Parameters
     ----------
     include, exclude : str or sequence of str
-        Root modules to show alone, and not to show.
+        The names of root modules. If `include` is not empty, only modules below these are shown.
+        Modules below those of `exclude` are not shown.
     strip_dirs : bool
-        Whether modules are shown by their names, which both need.
+        Whether the table shows modules by name. `include` and `exclude` require this.
 
     Raises
     ------
     SpecError
-        There is one of the two without `strip_dirs`.
+        `include` or `exclude` is given without `strip_dirs`.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ModuleFilter:
         self._include = _names(include)
         self._exclude = _names(exclude)
         if (self._include or self._exclude) and not strip_dirs:
-            raise SpecError("include= and exclude= are names of modules: they need strip_dirs=True")
+            raise SpecError("include= and exclude= are module names and require strip_dirs=True")
 
     def shows(self, module: str) -> bool:
         """Return whether a module is shown."""

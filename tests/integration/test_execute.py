@@ -363,7 +363,7 @@ def test_what_is_wrong_with_a_job_is_said(ctx: ExecutionContext) -> None:
     one, other = RmiTask(ctx, 1, identity, (1,)), RmiTask(ctx, "a", identity, (1,))
     with pytest.raises(SpecError, match="cannot be compared"):
         results(ctx, [one, other])
-    with pytest.raises(SpecError, match="the id 1 is there twice"):
+    with pytest.raises(SpecError, match="two tasks of the job have the id 1"):
         results(ctx, [one, RmiTask(ctx, 1, identity, (1,))])
     one.dependencies.add(other)
     with pytest.raises(SpecError, match="not a task of this job"):

@@ -57,7 +57,7 @@ def test_a_task_must_not_wait_for_itself() -> None:
 def test_other_mistakes_are_named() -> None:
     with pytest.raises(SpecError, match="at least one task"):
         TaskGraph([])
-    with pytest.raises(SpecError, match="the id 7 is there twice"):
+    with pytest.raises(SpecError, match="two tasks of the job have the id 7"):
         TaskGraph(tasks(7, 8, 7))
     with pytest.raises(SpecError, match="cannot be compared"):
         TaskGraph(tasks(1, "a"))
