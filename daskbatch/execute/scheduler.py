@@ -115,7 +115,7 @@ class Scheduler:
             engine, self._watch = context._open_engine(_name_of(self._tasks))
         elif not self._allowed:
             raise LifecycleError(
-                "the job has no worker and no context: pass workers, or give the tasks a ctx"
+                "the job has no workers and no context: pass workers, or give the tasks a ctx"
             )
         elif any(isinstance(task, RmiTask) for task in self._tasks):
             raise LifecycleError("an RmiTask needs a context: give it as ctx")
