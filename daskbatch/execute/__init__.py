@@ -1,9 +1,10 @@
 """Jobs of tasks that form a graph, run on the workers of a Dask cluster.
 
 An `ExecutionContext` executes a `Job`; its tasks run in the order of their dependencies, on the
-workers that they prefer, and again where that is needed. docs/execute.md is the guide.
+workers that they prefer. A task is executed again if it fails or its result is lost.
+docs/execute.md is the guide.
 
-The names are imported when they are first asked for: what runs on a worker must not import all
+Each name is imported at its first use: code that runs on a worker must not import everything
 that a driver needs.
 """
 

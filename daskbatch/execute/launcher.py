@@ -1,7 +1,7 @@
-"""Starts executions, on workers and on the driver's side, and stops them or takes them back.
+"""Starts the executions of a job's tasks, on workers or on the driver, stops them, takes them back.
 
-The thread of the scheduler uses it; `call` may come from any thread. What happens is told by
-events.
+The scheduler's thread uses a `Launcher`; any thread may call `call`. The launcher reports what
+happens by events.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from daskbatch.execute.rmi_task import RmiTask
 from daskbatch.execute.task import Task
 from daskbatch.timeouts import Deadline
 
-#: How long the engine may take to say what a worker that is gone had done. Seconds.
-_TOLD_SECONDS = 2.0
+#: How long the engine may take to report what became of the executions on a lost worker.
+_LOST_WORKER_REPORT_TIMEOUT_SECONDS = 2.0
 
 
 class Launcher:
-    """The executions of a job that are under way.
+    """Holds the executions of a job that are not over.
+
+    One thread uses it: the scheduler's. Only `call` may be called by any thread.
 
     Parameters
     ----------
     tasks : sequence of Task
         The tasks of the job.
     kinds : sequence
-        For each task that the engine runs by itself its kind; None for the others.
+        For each task its kind, if the engine calls the task's method directly; None for a task
+        whose own `execute` is called.
     engine : Engine, optional
         Calls methods on workers.
     last_worker : dict
-        Is told where each task is executed.
+        The launcher records here, for each task, the worker that executes it.
     post : callable
-        Takes events.
+        Is called with each event.
     """
 
     def __init__(
@@ -59,9 +62,10 @@ class Launcher:
         self._last_worker = last_worker
         self._post = post
         self._helpers = HelperThreads("daskbatch-job-helper")
-        #: The execution of each task that was given to a worker.
+        #: The current execution of each task that has been assigned to a worker.
         self.current: dict[int, Execution] = {}
-        #: What was given to workers that are gone, and until when to wait for news of it.
+        #: The executions and calls on workers that are lost, each with the deadline for the
+        #: engine's report of it.
         self.orphans: dict[Execution | DriverFuture, Deadline] = {}
         self._calls: set[DriverFuture] = set()
         self._closed = False
@@ -69,7 +73,7 @@ class Launcher:
     # -- starting -------------------------------------------------------------------------
 
     def start(self, scheduler: Any, executions: Sequence[Execution]) -> None:
-        """Start executions; those of one lane in the order in which they run."""
+        """Start executions. Those of one lane are given in the order in which they run."""
         remote: list[Execution] = []
         for execution in executions:
             self.current[execution.task] = execution
@@ -94,32 +98,32 @@ class Launcher:
                 lanes[lane] = LaneCalls(lane.worker.address, lane.number, not lane.bulk, before, [])
                 ordered[lane] = []
             ordered[lane].append(execution)
-            told = partial(self._post, CallOver(execution))
+            post_over = partial(self._post, CallOver(execution))
             lanes[lane].calls.append(
                 EngineCall(
                     *(task.method, task.args, task.kwargs),
-                    *(str(task.name), execution.kind, told),
+                    *(str(task.name), execution.kind, post_over),
                 )
             )
         records = iter(self._engine.start(lanes.values()))
-        for lane, some in ordered.items():
-            for execution, record in zip(some, records, strict=False):
+        for lane, lane_executions in ordered.items():
+            for execution, record in zip(lane_executions, records, strict=False):
                 execution.record, execution.block = record, record.block
-            if lane.head is some[0]:
-                self.note_begun(some[0])
+            if lane.head is lane_executions[0]:
+                self.note_begun(lane_executions[0])
 
     def note_begun(self, execution: Execution) -> None:
-        """Count an execution as executing: it is the first of its lane."""
+        """Mark the task of an execution as executing: the execution is the first of its lane."""
         if execution.begun:
             return
         execution.begun = True
         self._last_worker[execution.task] = execution.worker
-        # If it was cancelled or marked meanwhile, an event says so.
+        # If the task was cancelled or marked meanwhile, an event reports that.
         with contextlib.suppress(errors.TaskCancelled, LifecycleError):
             self._tasks[execution.task].set_executing(execution.worker)
 
     def _execute_here(self, scheduler: Any, execution: Execution) -> None:
-        """Execute a task of the user's own; in a helper thread."""
+        """Call the `execute` that a user's class defines; runs in a helper thread."""
         task = self._tasks[execution.task]
         try:
             execution.future = task.execute(scheduler, execution.worker)
@@ -139,17 +143,19 @@ class Launcher:
         self._post(OutcomeKnown(execution, CallOutcome(ending, value, error, 0.0, deaths)))
 
     def call(self, described: LaneCalls) -> DriverFuture:
-        """Call a method on a worker for a task of the user's own; in any thread."""
+        """Call a method on a worker for a task that defines `execute`; any thread may call this."""
         if self._engine is None:
-            raise LifecycleError("a method is called on a worker by a task that has a context")
+            raise LifecycleError(
+                "only a task that has a context can call a method on a worker: give it as ctx"
+            )
         future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
         self._post(CallStarted(future))
         return future
 
-    # -- what they come to ----------------------------------------------------------------
+    # -- outcomes -------------------------------------------------------------------------
 
     def outcome(self, execution: Execution) -> CallOutcome | None:
-        """Return what a call has come to that is over; None if an event will say it."""
+        """Return the outcome of a call that is over; None if an event will report it later."""
         engine = self._engine
         assert engine is not None
         if not engine.is_far(execution.record):
@@ -159,7 +165,7 @@ class Launcher:
         return None
 
     def _fetch(self, execution: Execution) -> None:
-        """Bring a large value here; in a helper thread."""
+        """Fetch a large value from its worker; runs in a helper thread."""
         assert self._engine is not None
         outcome = self._engine.bring(execution.record, lambda: self._closed)
         self._post(OutcomeKnown(execution, outcome))
@@ -167,7 +173,7 @@ class Launcher:
     # -- taking back ----------------------------------------------------------------------
 
     def take_back(self, executions: Iterable[Execution | DriverFuture]) -> None:
-        """Ask for what has not begun; the answer is that it is cancelled."""
+        """Take executions back that have not begun; the engine reports those as cancelled."""
         records = []
         for execution in executions:
             execution.taken_back = True
@@ -177,7 +183,7 @@ class Launcher:
             self._helpers.do(partial(self._engine.cancel, records, False))
 
     def worker_gone(self, worker: Any) -> None:
-        """Look after what was given to a worker that is gone."""
+        """Watch all executions and calls on a worker that is lost; see `look_after_orphans`."""
         for execution in self.current.values():
             if execution.worker == worker and execution.record is not None:
                 self.adopt(execution)
@@ -186,29 +192,29 @@ class Launcher:
                 self.adopt(call)
 
     def adopt(self, execution: Execution | DriverFuture) -> None:
-        """Look after what was given to a worker that is gone."""
-        self.orphans[execution] = Deadline(_TOLD_SECONDS)
+        """Watch one execution or call on a worker that is lost; see `look_after_orphans`."""
+        self.orphans[execution] = Deadline(_LOST_WORKER_REPORT_TIMEOUT_SECONDS)
 
     def look_after_orphans(self) -> None:
-        """Take back what the engine has placed anew, or says nothing of."""
+        """Take back what the engine has placed on another worker, or has not reported in time."""
         for execution, deadline in list(self.orphans.items()):
             record = execution.record
             if self._engine is None or record is None:
                 continue
-            told = self._engine.has_moved(record, execution.block)
+            moved = self._engine.has_moved(record, execution.block)
             if record.over:
                 del self.orphans[execution]
-            elif deadline.passed or (told and not execution.taken_back):
+            elif deadline.passed or (moved and not execution.taken_back):
                 if not execution.taken_back:
-                    execution.died = execution.begun and not told
-                # Again, if there is no answer until then.
-                self.orphans[execution] = Deadline(_TOLD_SECONDS)
+                    execution.died = execution.begun and not moved
+                # If the engine has not answered by then, it is asked again.
+                self.orphans[execution] = Deadline(_LOST_WORKER_REPORT_TIMEOUT_SECONDS)
                 self.take_back([execution])
 
     # -- stopping -------------------------------------------------------------------------
 
     def revoke(self, position: int) -> Execution | None:
-        """Stop the execution of a task, if it has one: its outcome counts no longer."""
+        """Stop the execution of a task, if it has one, and ignore its outcome; returns it."""
         execution = self.current.pop(position, None)
         if execution is not None:
             if execution.future is not None:
@@ -218,7 +224,7 @@ class Launcher:
         return execution
 
     def cancel_all(self) -> list[Any]:
-        """Cancel what is under way; returns the records of what the engine still runs."""
+        """Cancel all executions and calls; returns the records of those that the engine runs."""
         records = []
         for execution in self.current.values():
             if execution.future is not None:
@@ -232,7 +238,7 @@ class Launcher:
         return records
 
     def close(self) -> None:
-        """End the threads once they have done their work."""
+        """Let the helper threads end when their work is done."""
         self._closed = True
         self._helpers.close()
 

@@ -1,7 +1,7 @@
-"""The life of contexts, jobs and tasks: when they start and stop, and the listeners to that.
+"""Records when contexts, jobs and tasks start and stop, and calls listeners at these moments.
 
-Any thread may add and remove listeners. They are called by the thread that starts or stops the
-object, while it holds no lock.
+Any thread may add and remove listeners. The thread that starts or stops the object calls them,
+while it holds no lock.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ Listener = Callable[[Any], object]
 
 
 class Lifecycle:
-    """Something that starts and stops, with listeners that are called then.
+    """An object that starts and stops, and calls its listeners each time.
+
+    Any thread may use it.
 
     Attributes
     ----------
     name, desc : str or None
         A name, and a description.
     started_on, stopped_on : datetime or None
-        When it started last, and when it stopped after that. Local time.
+        The time of its last start, and of the stop after that. Local time.
     cancelled : bool
         Whether it was cancelled.
 
@@ -46,12 +48,13 @@ class Lifecycle:
         self.started_on: datetime | None = None
         self.stopped_on: datetime | None = None
         self.cancelled = False
-        # Tuples, which are replaced: a job may have many tasks, and few have listeners.
+        # Tuples, which are replaced at a change: the empty tuple takes no memory, and a job may
+        # have many tasks, of which few have listeners.
         self._started_listeners: tuple[Listener, ...] = ()
         self._stopped_listeners: tuple[Listener, ...] = ()
 
     def add_listener(self, started: Listener | None, stopped: Listener | None = None) -> None:
-        """Have functions called when this starts and when it stops.
+        """Add functions to call when this object starts and when it stops.
 
         Parameters
         ----------
@@ -68,7 +71,7 @@ class Lifecycle:
             self._stopped_listeners += (stopped,)
 
     def remove_listener(self, *listeners: Listener) -> None:
-        """Call some functions no longer; unknown ones do no harm.
+        """Remove listeners; a function that is not a listener is ignored.
 
         Parameters
         ----------
@@ -83,14 +86,14 @@ class Lifecycle:
         )
 
     def signal_start(self) -> None:
-        """Note that this starts, perhaps again, and call the listeners."""
+        """Record a start, which may be a repeated one, and call the listeners."""
         self.stopped_on = None
         self.started_on = datetime.now()
         if self._started_listeners:
             self._call(self._started_listeners)
 
     def signal_stop(self) -> None:
-        """Note that this has stopped, and call the listeners."""
+        """Record the stop, and call the listeners."""
         if self.stopped_on is None:
             self.stopped_on = datetime.now()
             if self.started_on is None:
@@ -99,7 +102,7 @@ class Lifecycle:
             self._call(self._stopped_listeners)
 
     def cancel(self) -> bool:
-        """Cancel this, if it runs; returns whether it did."""
+        """Cancel this object if it is running; returns whether it was running."""
         if not self.running:
             return False
         self.cancelled = True
@@ -108,17 +111,17 @@ class Lifecycle:
 
     @property
     def running(self) -> bool:
-        """Whether this has started and not stopped."""
+        """Whether this object has started and not stopped since."""
         return self.started_on is not None and self.stopped_on is None
 
     @property
     def stopped(self) -> bool:
-        """Whether this has stopped."""
+        """Whether this object has stopped."""
         return self.stopped_on is not None
 
     @property
     def duration(self) -> timedelta | None:
-        """How long this ran, or has run by now; None if it has not started."""
+        """The time from start to stop, or to now while it runs; None if it has not started."""
         if self.started_on is None:
             return None
         return (self.stopped_on or datetime.now()) - self.started_on
@@ -133,5 +136,5 @@ class Lifecycle:
             try:
                 listener(self)
             except Exception:
-                # The job must not depend on who listens to it.
+                # An error in a listener must not make the job fail.
                 _logger.exception("a listener of %r raised", self)

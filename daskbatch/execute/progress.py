@@ -1,7 +1,7 @@
-"""How far a job is: which tasks are ready, run, are done, and run again after failures. Pure.
+"""Keeps the stage of each task of a job, and decides what runs again after a failure. Pure.
 
-Nothing here knows threads, workers or time. Tasks are positions in a `TaskGraph`. One thread at
-a time uses a `JobProgress`.
+The code needs no threads, no workers and no clock. A task is given by its position in a
+`TaskGraph`. One thread at a time may use a `JobProgress`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from daskbatch.execute.graph import TaskGraph
 
-#: Under the death of this many workers a task is given up.
+#: A task fails for good once this many workers have died while they ran it.
 MOST_DEATHS = 3
 
 
 class Stage(IntEnum):
-    """Where a task of a job is."""
+    """The stage of a task in its job."""
 
     BLOCKED = 0
     READY = 1
@@ -29,19 +29,19 @@ class Stage(IntEnum):
 
 
 class Change(NamedTuple):
-    """What a failure leads to.
+    """The effects of a failure on the stages of tasks.
 
     Parameters
     ----------
     ready : list of int
         Tasks that may run now.
     blocked : list of int
-        Tasks that were ready, and must wait now.
+        Tasks that were ready, and now wait for others.
     redone : list of int
         Tasks that were done, and are executed again.
     given_up : bool
-        Whether the task that failed may not be executed again; then nothing has changed for
-        the others.
+        Whether the task has failed for good: it may not be executed again. Then the stages of
+        the other tasks have not changed.
     """
 
     ready: list[int]
@@ -50,20 +50,22 @@ class Change(NamedTuple):
     given_up: bool = False
 
 
-_GIVEN_UP = Change([], [], [], given_up=True)
+_FAILED_FOR_GOOD = Change([], [], [], given_up=True)
 
 
 class JobProgress:
     """The stages of a job's tasks.
+
+    Not thread-safe: one thread at a time may use it.
 
     Parameters
     ----------
     graph : TaskGraph
         The tasks.
     attempts : int
-        How often a task is tried that fails by itself.
+        How often a task is executed at most if its own code fails.
     most_reexecutions : int
-        How often a task is executed again because of missing results.
+        How often a task is executed again at most because of missing results.
 
     Examples
     --------
@@ -92,7 +94,7 @@ class JobProgress:
         self._failures: Counter[int] = Counter()
         self._reexecutions: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
-        # Numbers instead of times: what was first.
+        # A counter in place of a clock: only the order of events matters.
         self._clock = itertools.count(1)
         self._began: dict[int, int] = {}
         self._completed: dict[int, int] = {}
@@ -118,13 +120,13 @@ class JobProgress:
         return self._by_priority(ready)
 
     def executing(self, task: int) -> None:
-        """Note that a task that was ready is given to a worker."""
+        """Record that a task that was ready has been assigned to a worker."""
         self.stages[task] = Stage.RUNNING
         if self._graph.dependencies:
             self._began[task] = next(self._clock)
 
     def succeeded(self, task: int) -> list[int]:
-        """Note that a task is done; returns those that may run now."""
+        """Record that a task is done; returns the tasks that may run now."""
         if self.stages[task] == Stage.DONE:
             return []
         self.stages[task] = Stage.DONE
@@ -148,43 +150,43 @@ class JobProgress:
         return self._by_priority(ready)
 
     def failed(self, task: int) -> Change:
-        """Note that a task has failed by itself, which counts as an attempt."""
+        """Record that a task's own code has failed, which counts as an attempt."""
         self._failures[task] += 1
         if self._failures[task] >= self._attempts:
             self.stages[task] = Stage.FAILED
-            return _GIVEN_UP
+            return _FAILED_FOR_GOOD
         return self.again(task)
 
     def lost(self, task: int, deaths: int) -> Change:
-        """Note that a task was lost with its worker, or never came there.
+        """Record that a task was lost with its worker, or never reached the worker.
 
         Parameters
         ----------
         task : int
             The task.
         deaths : int
-            How many workers have died while they ran it, by this loss.
+            How many workers died in this loss while they ran the task.
         """
         self._deaths[task] += deaths
         if self._deaths[task] >= MOST_DEATHS:
             self.stages[task] = Stage.FAILED
-            return _GIVEN_UP
+            return _FAILED_FOR_GOOD
         return self.again(task)
 
     def again(self, task: int) -> Change:
-        """Have a task that was running executed again."""
+        """Queue a task that was running, so that it is executed again."""
         return Change([task], [], []) if self._queue(task) else Change([], [], [])
 
     def dependencies_failed(self, task: int, named: Iterable[int]) -> Change:
-        """Note that a task misses the results of others, which are executed again before it.
+        """Record that results which a task needs are missing: their tasks run again before it.
 
-        A result that has been made again since the task began is left alone: the task looks
-        again.
+        If one of these results was computed again after the task began, its task does not run once
+        more: the task that failed runs again and finds the new result.
 
         Parameters
         ----------
         task : int
-            The task that has failed because of that.
+            The task that has failed because results are missing.
         named : iterable of int
             The tasks whose results are missing, each an ancestor of the task.
         """
@@ -196,7 +198,7 @@ class JobProgress:
         ]
         if any(self._reexecutions[each] >= self._most_reexecutions for each in (task, *redone)):
             self.stages[task] = Stage.FAILED
-            return _GIVEN_UP
+            return _FAILED_FOR_GOOD
         self._reexecutions[task] += 1
         change = self._redo(redone)
         for each in named:
@@ -207,23 +209,23 @@ class JobProgress:
         return change
 
     def dependency_failed(self, task: int) -> Change:
-        """Note that the result of a task is missing; it is executed again."""
+        """Record that the result of a task is missing; the task is executed again."""
         if self._reexecutions[task] >= self._most_reexecutions:
             if self.stages[task] == Stage.DONE:
                 self.unfinished += 1
             self.stages[task] = Stage.FAILED
-            return _GIVEN_UP
+            return _FAILED_FOR_GOOD
         if self.stages[task] == Stage.RUNNING:
             self._reexecutions[task] += 1
             return self.again(task)
         if self.stages[task] != Stage.DONE:
-            return Change([], [], [])  # it is executed again as it is
+            return Change([], [], [])  # it is already going to be executed again
         return self._redo([task])
 
     def undone(self, task: int) -> list[int]:
-        """Note that a task that was done counts as running: it was marked as failed.
+        """Count a task that was done as running, because it was marked as failed.
 
-        Returns the tasks that were ready, and must wait now.
+        Returns the tasks that were ready, and now wait for it.
         """
         if self.stages[task] != Stage.DONE:
             return []
@@ -232,7 +234,7 @@ class JobProgress:
         return self._block_dependents(task)
 
     def _redo(self, tasks: list[int]) -> Change:
-        """Count tasks that were done as not done, and those that wait for them as blocked."""
+        """Count tasks that were done as not done, and block the tasks that depend on them."""
         for task in tasks:
             self.stages[task] = Stage.BLOCKED
             self.unfinished += 1
@@ -254,7 +256,7 @@ class JobProgress:
         return blocked
 
     def _queue(self, task: int, more: Iterable[int] = ()) -> bool:
-        """Make a task ready, or blocked by what it waits for; returns whether it is ready."""
+        """Make a task ready, or blocked by the tasks that it waits for; returns if it is ready."""
         before = self._graph.dependencies.get(task, ())
         blockers = {each for each in (*before, *more) if self.stages[each] != Stage.DONE}
         if blockers:

@@ -1,6 +1,7 @@
-"""Which of the tasks that are ready goes to which worker. Pure.
+"""Decides which ready task a worker takes next, and which workers may take a task. Pure.
 
-Nothing here knows threads, time or what a task does. One thread at a time uses a `ReadyQueue`.
+The code needs no threads, no clock and nothing of what a task does. One thread at a time may use
+a `ReadyQueue`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from typing import TypeVar
 
 W = TypeVar("W", bound=Hashable)
 
-#: Nothing is known of most tasks.
+#: The locality of a task that prefers no worker, as most tasks do.
 INDIFFERENT: Mapping[object, int] = {}
 
-_NOWHERE: frozenset[object] = frozenset()
+_NO_WORKERS: frozenset[object] = frozenset()
 
 
 class ReadyQueue:
     """The tasks that may run, in the order in which each worker takes them.
 
-    A worker takes first what prefers it, the strongest preference first. Then it takes what
-    prefers no worker; then what prefers another one, since a preference must not keep a worker
-    idle. Among equals the smallest rank is the first. What is forbidden is never taken.
+    A worker first takes the tasks that prefer it, the strongest preference first. Then it takes
+    the tasks that prefer no worker. Then it takes the tasks that prefer another worker, since a
+    preference must not keep a worker idle. Among equal tasks it takes the one with the smallest
+    rank. A worker never takes a task for which it is forbidden.
 
-    Adding and taking cost the logarithm of the number of tasks, for each set of workers that
-    tasks are kept from.
+    To add a task costs the logarithm of the number of tasks for each worker that it prefers. To
+    take one costs that logarithm for each different set of forbidden workers. Not thread-safe.
 
     Examples
     --------
@@ -39,7 +41,7 @@ class ReadyQueue:
 
     def __init__(self) -> None:
         self._entries = itertools.count()
-        #: The valid entry of each task; heaps may have older ones.
+        #: The valid entry of each task; the heaps may hold older ones, which are skipped.
         self._current: dict[int, int] = {}
         self._preferred: dict[Hashable, list[tuple[int, int, int, int]]] = {}
         self._others: dict[frozenset[object], list[tuple[bool, int, int, int]]] = {}
@@ -58,18 +60,18 @@ class ReadyQueue:
         task: int,
         rank: int,
         locality: Mapping[W, int] = INDIFFERENT,  # type: ignore[assignment]
-        forbidden: frozenset[W] = _NOWHERE,  # type: ignore[assignment]
+        forbidden: frozenset[W] = _NO_WORKERS,  # type: ignore[assignment]
     ) -> None:
-        """Add a task, or put it elsewhere.
+        """Add a task, or replace its rank and its workers.
 
         Parameters
         ----------
         task : int
             The task.
         rank : int
-            A smaller one is taken first.
+            The task with the smallest rank is taken first.
         locality : mapping
-            The workers that it prefers, with numbers from 1: the more the better.
+            The workers that it prefers, with numbers from 1: a larger one is preferred more.
         forbidden : frozenset
             The workers that must not take it.
         """
@@ -83,11 +85,11 @@ class ReadyQueue:
         heapq.heappush(self._others.setdefault(forbidden, []), (prefers, rank, entry, task))
 
     def discard(self, task: int) -> None:
-        """Remove a task, if it is there."""
+        """Remove a task, if the queue has it."""
         self._current.pop(task, None)
 
     def best_degree(self, worker: Hashable) -> int:
-        """Return how much the next task that prefers a worker prefers it; 0 if there is none."""
+        """Return the strongest preference of a task for a worker; 0 if no task prefers it."""
         heap = self._preferred.get(worker)
         while heap:
             degree, _, entry, task = heap[0]
@@ -112,7 +114,7 @@ class ReadyQueue:
         worker : hashable
             The worker.
         strangers : bool
-            Whether it takes tasks that prefer a worker: another one, usually.
+            Whether it may take a task that prefers a worker, which is usually another one.
         """
         best: list[tuple[bool, int, int, int]] | None = None
         for forbidden, heap in self._others.items():
@@ -142,21 +144,21 @@ def allowed_workers(
     failed_on: Sequence[W],
     lost: Collection[W],
 ) -> list[W]:
-    """Say which workers may take a task.
+    """Return the workers that may take a task.
 
-    A task goes back to a worker on which it has failed, or that was named as lost, only where
-    there is no other.
+    A task goes to a worker on which it has failed, or which was named as lost, only if no other
+    worker may take it.
 
     Parameters
     ----------
     workers : sequence
-        Those that are there.
+        The workers of the job.
     locality : mapping
-        The locality of the task; below 0 is forbidden.
+        The locality of the task; a worker with a number below 0 is forbidden.
     failed_on : sequence
-        Where it has failed by itself, the last one last.
+        The workers on which the task's own code has failed, the latest at the end.
     lost : collection
-        Those that were named as lost.
+        The workers that were named as lost.
 
     Examples
     --------
@@ -170,11 +172,11 @@ def allowed_workers(
     allowed = [worker for worker in workers if locality.get(worker, 0) >= 0]
     kept = [worker for worker in allowed if worker not in lost]
     for avoided in (failed_on, failed_on[-1:], ()):
-        found = [worker for worker in kept if worker not in avoided]
-        if found:
-            return found
+        candidates = [worker for worker in kept if worker not in avoided]
+        if candidates:
+            return candidates
     for avoided in (failed_on, failed_on[-1:]):
-        found = [worker for worker in allowed if worker not in avoided]
-        if found:
-            return found
+        candidates = [worker for worker in allowed if worker not in avoided]
+        if candidates:
+            return candidates
     return allowed

@@ -1,6 +1,6 @@
-"""What a worker calls to execute an `RmiTask`.
+"""The callable that a worker calls to execute an `RmiTask`.
 
-It runs in the task's thread, and raises what the method raises.
+It runs in the task's thread, and raises the exception that the method raises.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from daskbatch.worker.execution.task_context import current_context
 
 
 class Misplaced(Exception):
-    """The task came to another worker than it was meant for, since that one is gone or busy.
+    """Dask ran the task on another worker than the chosen one, which was lost or busy.
 
-    Nothing has run. The scheduler of the job decides anew where the task goes.
+    The method has not been called. The job's scheduler chooses a worker for the task again.
     """
 
 
 class RemoteMethod:
-    """A method, as one worker is to call it.
+    """A method that one given worker must call.
 
     Parameters
     ----------
     method : callable
-        What is called.
+        The method.
     address : str
-        The worker that is to call it.
+        The address of the worker that must call it.
     releases_slot : bool
-        Whether its thread counts no longer as one of the worker's, so that the worker runs more
-        of these at a time than it has threads.
+        Whether the call releases its slot, so that the worker runs more of these calls at a time
+        than it has threads.
     """
 
-    #: What is thrown into the method to cancel it; see `worker.execution.thread_run`.
+    #: The exception that is raised in the method to cancel it; see `worker.execution.thread_run`.
     stopped_by = TaskCancelled
 
     def __init__(self, method: Callable[..., Any], address: str, releases_slot: bool) -> None:
@@ -45,10 +45,10 @@ class RemoteMethod:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if get_worker().address != self.address:
-            raise Misplaced(f"this is not the worker at {self.address}")
+            raise Misplaced(f"the method must be called on the worker at {self.address}, not here")
         if self.releases_slot:
             context = current_context()
             if context is not None:
-                # For good: the slot is not asked for again, and the thread ends with the task.
+                # The slot is never taken again: the thread ends with the task.
                 context.begin_waiting()
         return self.method(*args, **kwargs)

@@ -1,6 +1,7 @@
-"""The tasks of a job that is executed, as they are over: what `ExecutionContext.execute` returns.
+"""Yields the tasks of a running job, each when it is over; `ExecutionContext.execute` returns it.
 
-One thread at a time consumes it. Its job runs in a thread of its own, which ends with it.
+One thread at a time may consume the results. The job runs in a separate thread, which ends when
+the job does.
 """
 
 from __future__ import annotations
@@ -18,45 +19,50 @@ from daskbatch.execute.scheduler import Scheduler
 from daskbatch.execute.task import Task
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
-#: How long a consumer that ends early waits for the job to end. Seconds.
-_END_SECONDS = 5.0
+#: How long a consumer that ends early waits for the job to end.
+_END_TIMEOUT_SECONDS = 5.0
 
 _Message = Task | BaseException | None
 
 
 class Outbox:
-    """What a scheduler tells, passed on many at a time; the thread of the scheduler uses it."""
+    """Collects a scheduler's messages and passes them on many at a time.
+
+    Only the scheduler's thread calls it and `flush`; another thread may read `queue`.
+    """
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[list[_Message]] = queue.SimpleQueue()
-        self._waiting: list[_Message] = []
+        self._unsent: list[_Message] = []
 
     def __call__(self, message: _Message) -> None:
-        self._waiting.append(message)
+        self._unsent.append(message)
         if not isinstance(message, Task):
             self.flush()
 
     def flush(self) -> None:
-        """Pass on what has been told."""
-        if self._waiting:
-            self.queue.put(self._waiting)
-            self._waiting = []
+        """Pass on the messages collected so far."""
+        if self._unsent:
+            self.queue.put(self._unsent)
+            self._unsent = []
 
 
 class JobResults(Generator[Task, None, None]):
     """A generator of the tasks of a job.
 
-    To close it, to drop it, or to interrupt it by Ctrl-C cancels what is not over of the job.
-    Closing waits until that is done; dropping does not.
+    If it is closed, garbage-collected, or interrupted by Ctrl-C, the unfinished tasks of the job
+    are cancelled. `close` waits until that is done; garbage collection does not. One thread at a
+    time may use it.
 
     Parameters
     ----------
     job : Job
-        The job; it starts with the first `next`.
+        The job; the first `next` starts it.
     make_scheduler : callable
-        Makes its scheduler, with the function that is told of what is over.
+        Makes the job's scheduler. Its argument is the function that the scheduler must call with
+        each task that is over.
     order_results : bool
-        Whether the tasks come in the order of the job.
+        Whether the tasks are yielded in the order of the job.
     """
 
     def __init__(
@@ -71,15 +77,16 @@ class JobResults(Generator[Task, None, None]):
         self._outbox = Outbox()
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
-        self._finished = self._all_told = False
-        #: The tasks that are over; the position of the next one in the order of the job.
+        self._finished = self._all_received = False
+        #: The tasks that are over and have not been yielded.
         self._over: dict[Task, None] = {}
+        #: The position of the next task to yield, if they are yielded in the job's order.
         self._next = 0
 
     def send(self, value: None, /) -> Task:
         """Return the next task; see `generator.send`."""
         if value is not None:
-            raise TypeError("nothing can be sent to the results of a job")
+            raise TypeError("the results of a job accept no value: send() takes only None")
         if self._finished:
             raise StopIteration
         try:
@@ -114,11 +121,11 @@ class JobResults(Generator[Task, None, None]):
         raise error
 
     def close(self) -> None:
-        """Cancel what is not over of the job, and wait for that."""
+        """Cancel the unfinished tasks of the job, and wait until the job has ended."""
         self._end(GeneratorExit())
 
     def __del__(self) -> None:
-        # In whichever thread, and whatever that holds: nothing may be waited for.
+        # Any thread may run this, whatever locks it holds, so this must not wait for anything.
         scheduler = getattr(self, "_scheduler", None)
         if scheduler is not None and not self._finished:
             scheduler.abort()
@@ -150,31 +157,31 @@ class JobResults(Generator[Task, None, None]):
             if task is not None:
                 del over[task]
                 return task
-            if self._all_told:
+            if self._all_received:
                 return None
             for message in self._receive():
                 if message is None:
-                    self._all_told = True
+                    self._all_received = True
                 elif isinstance(message, BaseException):
                     raise message
-                elif message._has_value:  # of one that has failed the exception follows
+                elif message._has_value:  # if it failed, the exception follows
                     over[message] = None
 
     def _receive(self) -> list[_Message]:
-        """Wait for what the scheduler says; a task that waits releases its slot."""
+        """Wait for messages of the scheduler; if a task waits here, it releases its slot."""
         messages = self._outbox.queue
         context = current_context()
         if context is None:
             return messages.get()
-        found: list[list[_Message]] = []
+        received: list[list[_Message]] = []
 
         def wait(seconds: float | None) -> bool:
             with contextlib.suppress(queue.Empty):
-                found.append(messages.get(timeout=seconds) if seconds else messages.get_nowait())
-            return bool(found)
+                received.append(messages.get(timeout=seconds) if seconds else messages.get_nowait())
+            return bool(received)
 
         wait_releasing_slot(context, wait)
-        return found[0]
+        return received[0]
 
     def _end(self, error: BaseException | None) -> None:
         """End the job, if it has not ended, and wait for its thread."""
@@ -189,4 +196,4 @@ class JobResults(Generator[Task, None, None]):
             scheduler.abort()
         if thread is threading.current_thread():
             raise LifecycleError("a listener of a job cannot consume its results")
-        thread.join(None if error is None else _END_SECONDS)
+        thread.join(None if error is None else _END_TIMEOUT_SECONDS)

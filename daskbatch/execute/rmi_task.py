@@ -1,4 +1,4 @@
-"""Tasks that call a method on a worker.
+"""Defines the task that calls a method on a worker.
 
 Any thread may use a task. The method and its arguments are pickled at each execution.
 """
@@ -17,15 +17,15 @@ from daskbatch.execute.worker import Worker
 class RmiTask(Task):
     """A task that calls a method with arguments, on a worker, in a thread.
 
-    To cancel the task raises `TaskCancelled` in the method. The method may be a coroutine
-    function.
+    If the task is cancelled, `TaskCancelled` is raised in the method. The method may be a
+    coroutine function. Any thread may use the task.
 
     Parameters
     ----------
     ctx, task_id, priority, name, desc, group
         See `Task`.
     method : callable
-        What is called. It and its arguments are pickled when the task is executed.
+        The method to call. The method and its arguments are pickled when the task is executed.
     args : sequence
         Positional arguments.
     kwargs : mapping, optional
@@ -59,7 +59,7 @@ class RmiTask(Task):
         self.kwargs = dict(kwargs or {})
 
     def execute(self, scheduler: Any, worker: Worker) -> Future[Any]:
-        """Call the method on a worker; a subclass may do more around it.
+        """Call the method on a worker; a subclass may override this, to do more.
 
         Parameters
         ----------
@@ -73,7 +73,7 @@ class RmiTask(Task):
         return future
 
     def release(self) -> None:
-        """Forget the arguments, too; see `Task.release`."""
+        """Release what `Task.release` does, and also the arguments."""
         super().release()
         if self.done:
             self.args, self.kwargs = (), {}

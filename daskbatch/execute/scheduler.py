@@ -1,8 +1,8 @@
-"""Executes the tasks of one job: waits for events, and does what follows from them.
+"""Executes the tasks of one job: waits for events, and acts on each of them.
 
-`run` does everything in the thread that calls it, and is told of all that happens by a queue. So
-no lock is held when listeners, or other code of the user's, are called. Any thread may call
-`abort`, `cancel` and `call`.
+`run` does all the work in the thread that calls it, and receives every event from a queue. So no
+lock is held while it calls listeners or other user code. Any thread may call `abort`, `cancel`
+and `call`.
 """
 
 from __future__ import annotations
@@ -42,42 +42,45 @@ from daskbatch.timeouts import Deadline
 
 _logger = logging.getLogger("daskbatch")
 
-#: Between two looks at what no event tells of. Seconds.
-_LOOK_SECONDS = 0.05
+#: The time between two checks for conditions that no event reports.
+_POLL_INTERVAL_SECONDS = 0.05
 
-#: Between two looks whether a worker has come for tasks that wait for one. Seconds.
-_SLOW_LOOK_SECONDS = 1.0
+#: The longest time between two checks whether tasks have waited too long for a worker.
+_WORKER_POLL_INTERVAL_SECONDS = 1.0
 
-#: How long tasks that are cancelled are given to end. Seconds.
-_STOP_SECONDS = 0.5
+#: How long a job that ends waits for its cancelled tasks to end.
+_STOP_TIMEOUT_SECONDS = 0.5
 
 
 class Scheduler:
-    """Executes tasks with regard to their dependencies, priorities and locality.
+    """Executes tasks in the order of their dependencies and priorities, and by their locality.
 
-    What it costs grows with the number of dependencies. Where each of ``n`` tasks must come
-    before each of ``m`` others, let a task in between, a barrier, stand for all of them: that is
-    ``n + m`` dependencies, not ``n * m``.
+    Its cost grows with the number of dependencies. If each of ``n`` tasks must run before each of
+    ``m`` others, put one task, a barrier, between the two groups: this takes ``n + m``
+    dependencies in place of ``n * m``.
+
+    Any thread may call `abort`, `cancel` and `call`; one thread calls `run`, once.
 
     Parameters
     ----------
     tasks : sequence of Task
         The tasks.
     done : callable
-        Called, in the thread of `run`, with each task that is over, once; then with None. If the
-        job is given up, it is called with the exception before that.
+        Is called, in the thread of `run`, once with each task that is over, and at the end with
+        None. If the job fails, it is called with the exception before it is called with None.
     workers : sequence of Worker, or None
-        Where the tasks may be executed; None for all workers of the tasks' context, also those
-        that join later.
+        The workers that may execute the tasks; None for all workers of the tasks' context,
+        including those that join later.
     concurrency : int
         How many tasks to execute at a time on each worker.
     attempts : int
-        How often a task is tried that fails by itself.
+        How often a task is executed at most if its own code fails.
 
     Raises
     ------
     SpecError
-        A parameter is wrong; it is a `ValueError`. Or the tasks are no graph; see `TaskGraph`.
+        A parameter is wrong, or the tasks do not form a graph; see `TaskGraph`. It is a
+        `ValueError`.
 
     Examples
     --------
@@ -102,7 +105,7 @@ class Scheduler:
         self._tasks = list(tasks)
         self._done = done
         self._concurrency = concurrency
-        self._given = None if workers is None else list(workers)
+        self._allowed = None if workers is None else list(workers)
         kinds = [_kind(task) for task in self._tasks]
         context = next((task.ctx for task in self._tasks if task.ctx is not None), None)
         durations = None if context is None else context._durations
@@ -110,39 +113,42 @@ class Scheduler:
         engine = self._watch = None
         if context is not None:
             engine, self._watch = context._open_engine(_name_of(self._tasks))
-        elif not self._given:
-            raise LifecycleError("no workers are available")
+        elif not self._allowed:
+            raise LifecycleError(
+                "the job has no workers and no context: pass workers, or give the tasks a ctx"
+            )
         elif any(isinstance(task, RmiTask) for task in self._tasks):
             raise LifecycleError("an RmiTask needs a context: give it as ctx")
         self._assigner = self._state.assigner
         self._progress = self._state.progress
-        # A queue that even a finalizer may put to, whatever its thread was doing.
+        # A `SimpleQueue`, since a finalizer may also put to it, at any point of any thread.
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._launcher = Launcher(
             self._tasks, kinds, engine, self._state.last_worker, self._inbox.put
         )
         self._handlers: dict[type, Callable[[Any], None]] = {
-            CallOver: self._take_over,
-            OutcomeKnown: self._take_outcome,
-            ExecuteReturned: self._take_returned,
-            CallStarted: self._take_call,
-            TaskMarked: self._take_mark,
-            WorkersChanged: self._take_workers,
-            Aborted: self._take_abort,
+            CallOver: self._on_call_over,
+            OutcomeKnown: self._on_outcome,
+            ExecuteReturned: self._on_returned,
+            CallStarted: self._on_call_started,
+            TaskMarked: self._on_mark,
+            WorkersChanged: self._on_workers,
+            Aborted: self._on_abort,
         }
         self._threads: dict[Any, int | None] = {}
-        #: The lanes of which something was over since the last look.
-        self._advanced: set[Lane] = set()
-        #: Until when tasks wait for a worker that may execute them.
-        self._unplaced: Deadline | None = None
+        #: The lanes in which an execution has ended in the current step.
+        self._advanced_lanes: set[Lane] = set()
+        #: When the job fails, if by then no worker has joined that may execute its tasks; None
+        #: while no task waits for a worker.
+        self._placement_deadline: Deadline | None = None
         self._ended = False
-        #: Has what was told passed on, if that is done many at a time.
+        #: Passes on the messages to `done`, if `done` collects them; see `results.Outbox`.
         self._flush: Callable[[], object] = getattr(done, "flush", _nothing)
 
     # -- any thread -----------------------------------------------------------------------
 
     def run(self) -> None:
-        """Execute the tasks, and return when all are over or the job is given up."""
+        """Execute the tasks, and return when all are over or the job has failed."""
         try:
             self._begin()
             while self._progress.unfinished and self._state.failure is None:
@@ -156,18 +162,18 @@ class Scheduler:
             self._end()
 
     def abort(self, exc: BaseException | None = None) -> None:
-        """Give the job up: all that is not over is cancelled. Does not wait for that.
+        """End the job: cancel all its unfinished tasks, without waiting until they have ended.
 
         Parameters
         ----------
         exc : Exception, optional
-            What `done` is called with; by default a `concurrent.futures.CancelledError`.
+            The exception to call `done` with; by default a `concurrent.futures.CancelledError`.
         """
         error = exc or errors.TaskCancelled("the job was cancelled")
         self._inbox.put(Aborted(error, cancels_tasks=False))
 
     def cancel(self, why: str) -> None:
-        """Give the job up, and count all tasks that are not done as cancelled; see `abort`.
+        """End the job as `abort` does, and mark all tasks that are not done as cancelled.
 
         Parameters
         ----------
@@ -184,21 +190,21 @@ class Scheduler:
         kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> Future[Any]:
-        """Call a method on a worker; for the `execute` of tasks of one's own.
+        """Call a method on a worker; for a subclass of `Task`, which calls this in `execute`.
 
         Parameters
         ----------
         worker : Worker
             The worker.
         method, args, kwargs
-            What is called.
+            The method to call, and its arguments.
         name : str, optional
-            What messages call it.
+            The name of the call in messages; by default the method's name.
 
         Returns
         -------
         concurrent.futures.Future
-            Of what the method returns. To cancel it stops the method.
+            The future of the method's return value. If it is cancelled, the method is stopped.
 
         Raises
         ------
@@ -226,13 +232,13 @@ class Scheduler:
         for task in self._tasks:
             task._observer = observer
         if self._watch is not None:
-            self._watch.add_listener(self._hear_of_workers)
-            self._take_workers(WorkersChanged(self._watch.current()))
+            self._watch.add_listener(self._post_workers)
+            self._on_workers(WorkersChanged(self._watch.current()))
         else:
-            for worker in self._given or ():
+            for worker in self._allowed or ():
                 self._add_worker(worker, None)
-        if not self._assigner.workers and self._given is not None:
-            raise LifecycleError("none of the workers that the job was given is there")
+        if not self._assigner.workers and self._allowed is not None:
+            raise LifecycleError("none of the workers that the job may use is connected")
         self._state.begin()
         self._flush()
 
@@ -244,7 +250,7 @@ class Scheduler:
         try:
             event = self._inbox.get(timeout=self._seconds_to_wait())
         except queue.Empty:
-            self._look()
+            self._check_overdue()
             return
         while True:
             self._handlers[type(event)](event)
@@ -254,67 +260,75 @@ class Scheduler:
                 event = self._inbox.get_nowait()
             except queue.Empty:
                 break
-        for lane in self._advanced:
+        for lane in self._advanced_lanes:
             if lane.head is not None:
                 self._launcher.note_begun(lane.head)
-        self._advanced.clear()
+        self._advanced_lanes.clear()
         self._flush()
         if self._launcher.orphans:
-            self._look()
+            self._check_overdue()
 
     def _seconds_to_wait(self) -> float | None:
         needs_worker = not self._assigner.workers or bool(self._assigner.stranded)
         if not needs_worker:
-            self._unplaced = None
-        elif self._unplaced is None:
+            self._placement_deadline = None
+        elif self._placement_deadline is None:
             never = config.get("unmet-timeout") is None
-            self._unplaced = Deadline(None if never else config.get_seconds("unmet-timeout"))
+            self._placement_deadline = Deadline(
+                None if never else config.get_seconds("unmet-timeout")
+            )
         if self._launcher.orphans or self._assigner.may_be_held_up():
-            return _LOOK_SECONDS
-        return None if self._unplaced is None else self._unplaced.remaining(_SLOW_LOOK_SECONDS)
+            return _POLL_INTERVAL_SECONDS
+        return (
+            None
+            if self._placement_deadline is None
+            else self._placement_deadline.remaining(_WORKER_POLL_INTERVAL_SECONDS)
+        )
 
-    def _look(self) -> None:
-        """Do what is due without an event."""
+    def _check_overdue(self) -> None:
+        """Act on what no event reports: overdue executions, lost workers, the wait for a worker."""
         self._launcher.take_back(self._assigner.held_up(monotonic()))
         self._launcher.look_after_orphans()
-        if self._unplaced is not None and self._unplaced.passed:
-            some = [*self._launcher.current, *self._assigner.ready()][:5]
-            names = ", ".join(str(self._tasks[each].name) for each in some)
-            self._state.failure = WorkerLost(f"no worker has come that may execute {names}")
+        if self._placement_deadline is not None and self._placement_deadline.passed:
+            waiting = [*self._launcher.current, *self._assigner.ready()][:5]
+            names = ", ".join(str(self._tasks[each].name) for each in waiting)
+            self._state.failure = WorkerLost(
+                f"no worker that may execute {names} has joined within the unmet-timeout"
+            )
 
     # -- events ---------------------------------------------------------------------------
 
-    def _take_abort(self, event: Aborted) -> None:
+    def _on_abort(self, event: Aborted) -> None:
         self._state.failure = event.error
         if event.cancels_tasks:
             for task in self._tasks:
                 task.cancel()
 
-    def _take_call(self, event: CallStarted) -> None:
+    def _on_call_started(self, event: CallStarted) -> None:
         addresses = {getattr(worker, "address", None) for worker in self._assigner.workers}
         if event.future.worker not in addresses:
             self._launcher.adopt(event.future)
 
-    def _take_returned(self, event: ExecuteReturned) -> None:
-        """Count a task of the user's own as executing, if it has not said so itself."""
+    def _on_returned(self, event: ExecuteReturned) -> None:
+        """Mark a task as executing if its own `execute` has not done so."""
         execution = event.execution
         task = self._tasks[execution.task]
         current = self._launcher.current.get(execution.task) is execution
         if current and not (task.pending or task.succeeded or task.cancelled):
             task.set_executing(execution.worker)
 
-    def _take_over(self, event: CallOver) -> None:
+    def _on_call_over(self, event: CallOver) -> None:
         execution = event.execution
         if self._launcher.orphans:
             self._launcher.orphans.pop(execution, None)
         self._assigner.over(execution, monotonic())
-        self._advanced.add(execution.lane)
+        self._advanced_lanes.add(execution.lane)
         if self._launcher.current.get(execution.task) is execution:
             outcome = self._launcher.outcome(execution)
             if outcome is not None:
                 self._end_execution(execution, outcome)
 
-    def _take_outcome(self, event: OutcomeKnown) -> None:
+    def _on_outcome(self, event: OutcomeKnown) -> None:
         if self._launcher.current.get(event.execution.task) is event.execution:
             self._end_execution(event.execution, event.outcome)
 
@@ -335,7 +349,8 @@ class Scheduler:
             assert outcome.error is not None
             self._state.fail(position, outcome.error, execution.worker)
         elif outcome.ending is not Ending.SERVICE_LOST:
-            # Once at most: the engine may have placed it elsewhere, where it cannot have run.
+            # One death at most counts: the engine may also have placed the task on another worker
+            # that died, but the task cannot have run there.
             deaths = int(execution.died or outcome.deaths > 0)
             self._state.lose(position, deaths, outcome.error)
             if outcome.ending is Ending.LOST and self._watch is not None:
@@ -357,12 +372,12 @@ class Scheduler:
         else:
             task._complete_at_once(execution.worker, outcome.value, outcome.seconds)
 
-    def _take_mark(self, event: TaskMarked) -> None:
+    def _on_mark(self, event: TaskMarked) -> None:
         position = event.position
         task, done = self._tasks[position], self._progress.stages[position] == Stage.DONE
         state, error = task._state, task._error
         if state in (TaskState.NEW, TaskState.EXECUTING):
-            return  # it has been started again meanwhile
+            return  # the task has been started again since then
         if state == TaskState.CANCELLED:
             self._state.tell(position)
             self._state.failure = errors.TaskCancelled(f"{task.name} was cancelled")
@@ -379,25 +394,25 @@ class Scheduler:
             assert error is not None
             self._state.mark_failed(position, error)
 
-    def _hear_of_workers(self, workers: WorkerSet) -> None:
+    def _post_workers(self, workers: WorkerSet) -> None:
         self._inbox.put(WorkersChanged(workers))
 
-    def _take_workers(self, event: WorkersChanged) -> None:
-        there = {
+    def _on_workers(self, event: WorkersChanged) -> None:
+        connected = {
             worker: threads
             for worker, threads in event.workers.threads.items()
-            if self._given is None or _is_given(worker, self._given)
+            if self._allowed is None or _is_allowed(worker, self._allowed)
         }
-        for worker in [each for each in self._assigner.workers if each not in there]:
+        for worker in [each for each in self._assigner.workers if each not in connected]:
             self._assigner.remove_worker(worker)
             self._launcher.worker_gone(worker)
-        joined = [worker for worker in there if worker not in self._threads]
+        joined = [worker for worker in connected if worker not in self._threads]
         for worker in joined:
-            self._add_worker(worker, there[worker])
-        self._threads = dict(there)
+            self._add_worker(worker, connected[worker])
+        self._threads = dict(connected)
         if joined:
             self._state.ask_again(joined)
-            self._unplaced = None
+            self._placement_deadline = None
 
     def _add_worker(self, worker: Any, threads: int | None) -> None:
         self._threads[worker] = threads
@@ -410,25 +425,25 @@ class Scheduler:
         try:
             self._stop_all()
         except Exception:
-            _logger.exception("a job could not be stopped in good order")
+            _logger.exception("an error occurred while a job was stopped")
         for task in self._tasks:
             task._observer = None
             if task.pending:
                 task._complete(None, None, TaskState.CANCELLED)
         if self._watch is not None:
-            self._watch.remove_listener(self._hear_of_workers)
+            self._watch.remove_listener(self._post_workers)
         self._launcher.close()
         if self._state.failure is not None:
             self._done(self._state.failure)
         self._done(None)
 
     def _stop_all(self) -> None:
-        """Cancel what runs, and give it a moment to end."""
+        """Cancel all executions, and wait a short time until they have ended."""
         records = self._launcher.cancel_all()
-        deadline = Deadline(_STOP_SECONDS)
+        deadline = Deadline(_STOP_TIMEOUT_SECONDS)
         while not all(record.over for record in records) and not deadline.passed:
             try:
-                self._inbox.get(timeout=deadline.remaining(_LOOK_SECONDS))
+                self._inbox.get(timeout=deadline.remaining(_POLL_INTERVAL_SECONDS))
             except queue.Empty:
                 continue
 
@@ -444,7 +459,7 @@ def _nothing() -> None:
 
 
 def _kind(task: Task) -> Any:
-    """Return the kind of a task that the engine runs by itself; None for another."""
+    """Return a task's kind if the engine calls its method directly; None for other tasks."""
     if isinstance(task, RmiTask) and type(task).execute is RmiTask.execute:
         return kind_of(task.method)
     return None
@@ -456,16 +471,16 @@ def _post_mark(this: weakref.ref[Scheduler], task: Task) -> None:
         scheduler._inbox.put(TaskMarked(scheduler._state.graph.positions[task.id]))
 
 
-def _is_given(worker: Worker, given: Sequence[Any]) -> bool:
-    # A worker that was started anew has the same name, and another address.
+def _is_allowed(worker: Worker, allowed: Sequence[Any]) -> bool:
+    # A worker that was restarted has the same name, and another address.
     return any(
         worker == each or worker.name == getattr(each, "name", each) or worker.address == each
-        for each in given
+        for each in allowed
     )
 
 
 def _name_of(tasks: Sequence[Task]) -> str:
-    """Return what Dask's dashboard calls the tasks of a job."""
+    """Return the name of a job's tasks on Dask's dashboard."""
     for task in tasks:
         if isinstance(task, RmiTask):
             return str(getattr(task.method, "__name__", type(task.method).__name__))

@@ -1,6 +1,6 @@
-"""When a cluster whose workers connect one after another has settled. Pure.
+"""Decides from connect times whether all workers of a cluster have probably connected. Pure.
 
-Nothing here knows workers or reads a clock.
+The code reads no clock: the caller passes all times.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ def is_stable(
 ) -> bool:
     """Return whether no more workers are likely to connect soon.
 
+    That holds once the time since the last worker connected is more than twice the longest time
+    between two recent ones.
+
     Parameters
     ----------
     connected : iterable of float
         When each worker connected. Seconds.
     now : float
-        The time. Seconds, of the same clock.
+        The present time. Seconds, of the same clock.
     connect_timeout : float
-        A single worker that has just connected counts as the only one after this many seconds.
+        If one worker alone has connected recently: how many seconds to wait for a second one.
     stable_timeout : float
-        What connected longer ago than this many seconds tells nothing.
+        Workers that connected this many seconds ago, or earlier, are ignored.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The tasks of a job: their place in the graph, their state, and what became of them.
+"""Defines the tasks of a job: their dependencies, their state, and their result or exception.
 
 Any thread may use a task. Listeners are called while no lock is held.
 """
@@ -22,16 +22,16 @@ from daskbatch.forking import make_lock
 from daskbatch.timeouts import parse_timeout
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
-#: Held while the state of any task changes. One for all tasks: a change takes a microsecond,
-#: and a lock for each of ten thousand tasks takes memory.
-_lock = make_lock()
+#: Held while the state of any task changes. All tasks share one lock: a change takes a
+#: microsecond, and a separate lock for each of ten thousand tasks would take memory.
+_state_lock = make_lock()
 
-#: Notified when a task is over for which somebody waits.
-_changed = threading.Condition(_lock)
+#: Notified when a task is over, for the threads that wait for one.
+_task_over = threading.Condition(_state_lock)
 
 
 class TaskState(IntEnum):
-    """What a task does now."""
+    """The state of a task."""
 
     NEW = 0
     EXECUTING = 1
@@ -41,18 +41,21 @@ class TaskState(IntEnum):
 
 
 class Task(Lifecycle):
-    """One node in the graph of a job. Subclasses say what is done, by `execute`.
+    """One node in the graph of a job. A subclass defines its work by overriding `execute`.
+
+    Any thread may use a task.
 
     Parameters
     ----------
     ctx : ExecutionContext
-        Where its job is executed.
+        The context that executes its job.
     task_id : hashable
-        What no other task of the job has.
+        The id, which no other task of the job may have.
     priority : optional
-        A smaller one runs first; by default the `task_id`.
+        Of the ready tasks, the one with the smallest priority runs first. By default the
+        `task_id`.
     name : str, optional
-        By default ``task`` and the id.
+        The name; by default ``task`` and the id.
     desc : str, optional
         A description.
     group : str, optional
@@ -61,15 +64,15 @@ class Task(Lifecycle):
     Attributes
     ----------
     dependencies, dependents : set of Task
-        The tasks that must be done before this one, and those that wait for it. They put tasks in
-        order; results do not travel along them. A side that was left out is added when the job
-        starts.
+        The tasks that must be done before this one, and the tasks that wait for it. They only
+        define an order; they do not pass results on. It is enough to set one of the two sides:
+        the start of the job adds the other.
     executed_on : list of str
-        The names of the workers that have executed it, one for each execution.
+        The names of the workers that have executed it, one name for each execution.
 
     Examples
     --------
-    A barrier, which has ``n + m`` edges where ``n * m`` would be needed without it:
+    A barrier, which takes ``n + m`` dependencies in place of ``n * m``:
 
     >>> class Barrier(Task):
     ...     def execute(self, scheduler, worker):
@@ -95,7 +98,7 @@ class Task(Lifecycle):
         self.id = task_id
         self.priority = task_id if priority is None else priority
         self.group = group
-        # Made when they are asked for: many tasks have neither.
+        # These sets are made at their first use: many tasks have none.
         self._dependencies: set[Task] | None = None
         self._dependents: set[Task] | None = None
         self.executed_on: list[str] = []
@@ -104,7 +107,7 @@ class Task(Lifecycle):
         #: Whether an execution has succeeded, now or before.
         self._has_value = False
         self._error: BaseException | None = None
-        #: Told of changes that come from outside of the scheduler.
+        #: Called with this task at each change that does not come from the scheduler.
         self._observer: Callable[[Task], None] | None = None
 
     # -- for subclasses -------------------------------------------------------------------
@@ -112,40 +115,42 @@ class Task(Lifecycle):
     def execute(self, scheduler: Any, worker: Worker) -> Future[Any] | None:
         """Execute the task; subclasses override this.
 
-        It is called on the driver's side, in a thread that may be held up. It may register the
-        execution by `set_executing`, and complete at once by `mark_done`; or return a future,
-        whose result becomes the task's; or return None, and have `mark_done` called later.
+        It is called in a separate thread of the driver, which it may block. It may register the
+        execution by `set_executing`. It completes the task in one of three ways: it calls
+        `mark_done`; or it returns a future, whose result becomes the task's; or it returns None,
+        and other code calls `mark_done` later.
 
         Parameters
         ----------
         scheduler : Scheduler
-            Who executes it; `Scheduler.call` runs a function on a worker.
+            The scheduler that executes the task; `Scheduler.call` calls a method on a worker.
         worker : Worker
-            Where it is to be executed, as far as that matters.
+            The worker that the scheduler has chosen for the task.
 
         Returns
         -------
         concurrent.futures.Future or None
-            What completes it.
+            The future that completes the task, if there is one.
         """
         raise NotImplementedError(f"{type(self).__name__} must define execute(scheduler, worker)")
 
     def locality(self, workers: Sequence[Worker]) -> Iterable[tuple[Worker, int]]:
-        """Say on which workers the task is better off; subclasses override this.
+        """Return which workers the task prefers, and which are forbidden; subclasses override it.
 
-        It is asked when the job starts, again when the task has become ready, and for workers
-        that join.
+        The scheduler calls it when the job starts, when the task has become ready, and when
+        workers join.
 
         Parameters
         ----------
         workers : sequence of Worker
-            The workers.
+            The workers to judge.
 
         Returns
         -------
         iterable of (Worker, int)
-            0 is indifferent and can be left out, -1 is forbidden, and the more above 0 the
-            better. A preference never keeps a worker idle; a prohibition always holds.
+            For each worker a number: above 0 the task prefers the worker, a larger number more
+            strongly; 0 means no preference, and can be omitted; -1 forbids the worker. A
+            preference never keeps a worker idle. A forbidden worker never executes the task.
         """
         return ()
 
@@ -162,9 +167,9 @@ class Task(Lifecycle):
         TaskCancelled
             The task has been cancelled. It is a `concurrent.futures.CancelledError`.
         LifecycleError
-            It is executing already.
+            The task is executing already.
         """
-        with _lock:
+        with _state_lock:
             self._require_not_cancelled()
             if self._state == TaskState.EXECUTING:
                 raise LifecycleError(f"{self.name} is executing already")
@@ -172,11 +177,11 @@ class Task(Lifecycle):
             self.executed_on.append(getattr(worker, "name", str(worker)))
         self.signal_start()
 
-    # -- what it is -----------------------------------------------------------------------
+    # -- state and result -----------------------------------------------------------------
 
     @property
     def dependencies(self) -> set[Task]:
-        """The tasks that must be done before this one: a set to be filled."""
+        """The tasks that must be done before this one: a set, to which tasks can be added."""
         if self._dependencies is None:
             self._dependencies = set()
         return self._dependencies
@@ -187,7 +192,7 @@ class Task(Lifecycle):
 
     @property
     def dependents(self) -> set[Task]:
-        """The tasks that wait for this one: a set to be filled."""
+        """The tasks that wait for this one: a set, to which tasks can be added."""
         if self._dependents is None:
             self._dependents = set()
         return self._dependents
@@ -217,7 +222,7 @@ class Task(Lifecycle):
 
     @property
     def done(self) -> bool:
-        """Whether the task has completed execution, however."""
+        """Whether the task has completed: it succeeded, failed or was cancelled."""
         return self._state > TaskState.EXECUTING
 
     @property
@@ -231,14 +236,14 @@ class Task(Lifecycle):
         return self._state == TaskState.FAILED
 
     def executed_on_last(self) -> str | None:
-        """Return the name of the worker that executed it last; None if none has."""
+        """Return the name of the worker of the latest execution; None if there was none."""
         return self.executed_on[-1] if self.executed_on else None
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, and wait for it if the task is executing.
 
-        Once there was a result it stays, also while the task is executed again since it was
-        marked as failed afterwards.
+        Once the task has a result, the result is kept: this method returns it even while the
+        task is executed again because it was marked as failed.
 
         Parameters
         ----------
@@ -248,13 +253,13 @@ class Task(Lifecycle):
         Raises
         ------
         Exception
-            What the task raised.
+            The exception that the task raised.
         TaskCancelled
-            It was cancelled. It is a `concurrent.futures.CancelledError`.
+            The task was cancelled. It is a `concurrent.futures.CancelledError`.
         LifecycleError
-            It has not started.
+            The task has not started.
         TimeoutError
-            The time is up first.
+            The task is not done within `timeout` seconds.
         """
         if self._state != TaskState.SUCCEEDED:
             if self._has_value and (
@@ -268,7 +273,7 @@ class Task(Lifecycle):
         return self._value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the task raised, or None; wait if it is executing.
+        """Return the exception that the task raised, or None; wait if it is executing.
 
         Parameters
         ----------
@@ -286,8 +291,8 @@ class Task(Lifecycle):
             seconds = parse_timeout(timeout)
 
             def wait(seconds: float | None) -> bool:
-                with _changed:
-                    return _changed.wait_for(lambda: self.done, seconds)
+                with _task_over:
+                    return _task_over.wait_for(lambda: self.done, seconds)
 
             if not wait_releasing_slot(current_context(), wait, seconds):
                 raise TimeoutError(f"{self.name} is not done after {seconds:g} s")
@@ -302,45 +307,45 @@ class Task(Lifecycle):
     # -- changes from outside -------------------------------------------------------------
 
     def mark_done(self, result: Any = None) -> None:
-        """Mark the task as done, since its effect is there already; nothing if it is done.
+        """Mark the task as done, because its work is done already; no effect if it is done.
 
         Parameters
         ----------
         result : object
-            What `result` returns from now on.
+            The value that `result` returns from now on.
         """
         if self._complete(result, None, TaskState.SUCCEEDED):
-            self._tell_observer()
+            self._notify_observer()
 
     def mark_failed(self, exc: BaseException) -> None:
-        """Mark the task as failed, also if it had succeeded.
+        """Mark the task as failed, even if it has succeeded.
 
-        A running job executes it again if `exc` is a `FailedDependency`, or if it has attempts
-        left; else the job fails.
+        A running job executes it again if `exc` is a `FailedDependency`, or if the task has
+        attempts remaining. Otherwise the job fails.
 
         Parameters
         ----------
         exc : Exception
-            Why, such as `FailedDependency`.
+            The reason, for example a `FailedDependency`.
         """
         if not isinstance(exc, BaseException):
             raise TypeError(f"mark_failed takes an exception, not {exc!r}")
         self._complete(None, exc, TaskState.FAILED, again=True)
-        self._tell_observer()
+        self._notify_observer()
 
     def cancel(self) -> bool:
-        """Cancel the task, if it is not done; returns whether it will not complete.
+        """Cancel the task if it is not done; returns whether it is cancelled.
 
-        In a running job it counts as failed for good: the consumer gets a
-        `concurrent.futures.CancelledError`.
+        A running job does not execute it again, but fails: the consumer of its results receives
+        a `concurrent.futures.CancelledError`.
         """
         if self._complete(None, None, TaskState.CANCELLED):
-            self._tell_observer()
+            self._notify_observer()
         return self.cancelled
 
     def release(self) -> None:
-        """Forget the result, the dependencies and the listeners of a task that is done."""
-        with _lock:
+        """Drop the result, the dependencies and the listeners, to save memory, if it is done."""
+        with _state_lock:
             if not self.done:
                 return
             self._value = None
@@ -348,7 +353,7 @@ class Task(Lifecycle):
             self._started_listeners = self._stopped_listeners = ()
             self.executed_on = self.executed_on[-1:]
 
-    def _tell_observer(self) -> None:
+    def _notify_observer(self) -> None:
         observer = self._observer
         if observer is not None:
             observer(self)
@@ -363,8 +368,8 @@ class Task(Lifecycle):
         again: bool = False,
         seconds: float | None = None,
     ) -> bool:
-        """Note what became of it and call the listeners; False if it was done already."""
-        with _lock:
+        """Record how the task ended and call the listeners; False if it was done already."""
+        with _state_lock:
             if self._state > TaskState.EXECUTING and not again:
                 return False
             self._state = state
@@ -374,38 +379,39 @@ class Task(Lifecycle):
                 self._value, self._has_value = value, True
             self.stopped_on = now = datetime.now()
             if seconds is not None:
-                # As it was measured where it ran.
+                # The worker that ran the task measured this time.
                 self.started_on = now - timedelta(seconds=seconds)
             elif self.started_on is None:
                 self.started_on = now
-            _changed.notify_all()
+            _task_over.notify_all()
         if self._stopped_listeners:
             self.signal_stop()
         return True
 
     def _complete_at_once(self, worker: Worker, value: Any, seconds: float) -> None:
-        """Note that it has been executed on a worker, before anybody had heard that it began."""
+        """Record a success on a worker whose start has not been recorded before."""
         if self._started_listeners:
             with contextlib.suppress(errors.TaskCancelled, LifecycleError):
                 self.set_executing(worker)
             self._complete(value, None, TaskState.SUCCEEDED, seconds=seconds)
             return
         now = datetime.now()
-        with _lock:
-            # Only what was cancelled or marked meanwhile is done; it may have failed before.
+        with _state_lock:
+            # If the task was cancelled or marked as done since then, that stays. A failure does
+            # not: it may come from an earlier attempt.
             if self.cancelled or self._state == TaskState.SUCCEEDED:
                 return
             self._state, self._error = TaskState.SUCCEEDED, None
             self._value, self._has_value = value, True
             self.executed_on.append(worker.name)
             self.started_on, self.stopped_on = now - timedelta(seconds=seconds), now
-            _changed.notify_all()
+            _task_over.notify_all()
         if self._stopped_listeners:
             self.signal_stop()
 
     def _withdraw(self) -> None:
-        """Have it executed again: it was on a worker that is gone, say."""
-        with _lock:
+        """Reset the state, so that the task can be executed again, as when its worker is lost."""
+        with _state_lock:
             if self._state == TaskState.EXECUTING:
                 self._state = TaskState.NEW
 

@@ -1,6 +1,6 @@
-"""A worker of the cluster, as jobs and tasks name it.
+"""Defines the record by which jobs and tasks name a worker of the cluster.
 
-A record that never changes: any thread may use it.
+The record never changes, so any thread may use it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Worker(NamedTuple):
-    """A worker, by its name and place; equal to another if all three are.
+    """The name, address and machine of a worker. Two are equal if all three fields are equal.
 
     Parameters
     ----------
     name : str
-        The name that the cluster gives it. A worker that a nanny starts anew keeps the name.
+        The name that the cluster gives it. If a nanny restarts the worker, it keeps the name.
     address : str
-        Where it listens. A worker that is started anew has another address.
+        The address at which it listens. A worker that was restarted has another address.
     host : str
         The machine that it runs on.
 

@@ -1,6 +1,7 @@
-"""Knows which workers a cluster has, and tells when that changes.
+"""Watches which workers a cluster has, and notifies listeners when they change.
 
-Any thread may use it. Listeners are called on Dask's event loop: they must only note it.
+Any thread may use a `WorkerWatch`. Listeners are called on Dask's event loop, so they must return
+at once: they record the change, and do nothing else.
 """
 
 from __future__ import annotations
@@ -17,36 +18,39 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import ServiceLost
 from daskbatch.execute.worker import Worker
 
-#: Of what Dask says of a worker: it takes tasks.
-_RUNNING = "running"
+#: The status by which Dask's scheduler marks a worker that accepts tasks.
+_RUNNING_STATUS = "running"
 
-#: Between two looks whether a worker that does not take tasks does now. Seconds.
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.02, 1.0
+#: The first and the longest time between two queries whether a worker accepts tasks by now.
+_MIN_POLL_INTERVAL_SECONDS, _MAX_POLL_INTERVAL_SECONDS = 0.02, 1.0
 
-#: A worker that was there at the first look connected long ago, as far as anybody knows.
-_LONG_AGO = float("-inf")
+#: The connect time of a worker that the first query found: it is unknown, and counts as long ago.
+_UNKNOWN_CONNECT_TIME = float("-inf")
 
 
 class WorkerSet(NamedTuple):
-    """The workers at a moment.
+    """The workers of a cluster at one time.
 
     Parameters
     ----------
     threads : mapping of Worker to int
-        The workers, by name, and how many threads each has.
+        The number of threads of each worker; the workers are sorted by name.
     connected : mapping of Worker to float
-        When each was seen first, of the clock `time.monotonic`; long ago if at the first look.
+        When each was seen first, by the clock `time.monotonic`; minus infinity if the first query
+        found it.
     """
 
     threads: Mapping[Worker, int]
     connected: Mapping[Worker, float]
 
 
-_NONE = WorkerSet({}, {})
+_NO_WORKERS = WorkerSet({}, {})
 
 
 class WorkerWatch:
-    """The workers of a cluster, as they come and go.
+    """The workers that a cluster has now, and the listeners to each change of them.
+
+    Any thread may use it.
 
     Parameters
     ----------
@@ -57,58 +61,60 @@ class WorkerWatch:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._client = session.client
-        self._current = _NONE
+        self._current = _NO_WORKERS
         self._listeners: list[Callable[[WorkerSet], None]] = []
-        #: Notified when workers have come or gone.
+        #: Notified when workers have joined or left.
         self.changed = threading.Condition()
         self._refreshing = self._stale = False
-        #: Whether a worker is there that does not take tasks: it starts, or is paused.
-        self._waits = False
+        #: Whether a connected worker does not accept tasks, because it is starting or paused.
+        self._has_unready_worker = False
         session.add_worker_listener(self)
-        self._client.sync(self._look, True)
-        if self._waits:
+        self._client.sync(self._query, True)
+        if self._has_unready_worker:
             self.workers_changed()
 
     def current(self) -> WorkerSet:
-        """Return the workers that are there, as far as has been heard."""
+        """Return the workers that the latest query found."""
         return self._current
 
     def add_listener(self, listener: Callable[[WorkerSet], None]) -> None:
-        """Have a function called at each change, with the workers."""
+        """Add a function to call at each change, with the workers."""
         with self.changed:
             self._listeners.append(listener)
 
     def remove_listener(self, listener: Callable[[WorkerSet], None]) -> None:
-        """Call a function no longer."""
+        """Remove a listener; a function that is not a listener is ignored."""
         with self.changed, contextlib.suppress(ValueError):
             self._listeners.remove(listener)
 
     def workers_changed(self) -> None:
-        """Hear that workers have come or gone; any thread may call this."""
+        """Query the workers again, because some have joined or left; any thread may call this."""
         this = weakref.ref(self)
         self._client.loop.add_callback(_refresh, this)
 
-    async def _look(self, first: bool = False) -> None:
-        """Ask the scheduler which workers there are."""
+    async def _query(self, first: bool = False) -> None:
+        """Query Dask's scheduler for the workers."""
         try:
             identity = await self._client.scheduler.identity(n_workers=-1)
         except Exception as error:
             if first:
                 raise ServiceLost(
-                    f"the scheduler does not say which workers there are: {error}"
+                    f"Dask's scheduler has not returned the list of workers: {error}"
                 ) from error
             return
         infos = identity["workers"]
-        self._waits = any(info.get("status", _RUNNING) != _RUNNING for info in infos.values())
-        self._take(infos, first)
+        self._has_unready_worker = any(
+            info.get("status", _RUNNING_STATUS) != _RUNNING_STATUS for info in infos.values()
+        )
+        self._update(infos, first)
 
-    def _take(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
+    def _update(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
         threads = {
             Worker(str(info["name"]), address, info["host"]): int(info["nthreads"])
             for address, info in infos.items()
-            if info.get("status", _RUNNING) == _RUNNING
+            if info.get("status", _RUNNING_STATUS) == _RUNNING_STATUS
         }
-        before, now = self._current, _LONG_AGO if first else monotonic()
+        before, now = self._current, _UNKNOWN_CONNECT_TIME if first else monotonic()
         self._current = WorkerSet(
             {worker: threads[worker] for worker in sorted(threads)},
             {worker: before.connected.get(worker, now) for worker in threads},
@@ -130,18 +136,18 @@ async def _refresh(this: weakref.ref[WorkerWatch]) -> None:
     if watch._refreshing:
         return
     watch._refreshing = True
-    pause = _FIRST_PAUSE_SECONDS
-    while watch is not None and (watch._stale or watch._waits):
+    interval = _MIN_POLL_INTERVAL_SECONDS
+    while watch is not None and (watch._stale or watch._has_unready_worker):
         if watch._stale:
-            pause = _FIRST_PAUSE_SECONDS
+            interval = _MIN_POLL_INTERVAL_SECONDS
         watch._stale = False
-        await watch._look()
-        if watch._stale or not watch._waits:
+        await watch._query()
+        if watch._stale or not watch._has_unready_worker:
             continue
-        # Nobody tells when it begins to take tasks.
+        # Dask reports no event when a worker begins to accept tasks.
         watch = None
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(interval)
+        interval = min(2 * interval, _MAX_POLL_INTERVAL_SECONDS)
         watch = this()
     if watch is not None:
         watch._refreshing = False

@@ -727,7 +727,7 @@ def test_a_job_whose_workers_are_gone_waits_for_others_but_not_for_ever(tmp_path
     ):
         task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
         thread = in_thread(lambda: (wait_until((tmp_path / "task.begun").exists), cluster.scale(0)))
-        with pytest.raises(WorkerLost, match="no worker has come that may execute alone"):
+        with pytest.raises(WorkerLost, match="no worker that may execute alone has joined"):
             results(ctx, [task])
         thread.join()
 
