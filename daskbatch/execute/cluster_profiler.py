@@ -25,16 +25,16 @@ Found = list[tuple[Worker, list[bytes]]]
 
 
 class ClusterProfiler:
-    """A profiler on all workers of a context, also on those that join, and in their children.
+    """A profiler on all workers of a context and in their children, also on workers that join.
 
-    It ends with `stop`, with its context, with the Batch, or with this object.
+    It runs until `stop`, or until its context or the Batch ends, or this object is deleted.
 
     Parameters
     ----------
     connect : callable
-        Gives what knows the workers, and the connection to them.
+        Returns the watch over the workers of the context, and the session on the cluster.
     kind : str
-        Which profiler; see `worker.profiling.profilers`.
+        The kind of the profiler; see `worker.profiling.profilers`.
     """
 
     def __init__(self, connect: Callable[[], tuple[WorkerWatch, Session]], kind: str) -> None:
@@ -48,7 +48,7 @@ class ClusterProfiler:
 
     @property
     def running(self) -> bool:
-        """Whether it has started and not stopped."""
+        """Whether the profiler has been started and not stopped."""
         return self._watch is not None
 
     def start(self) -> None:

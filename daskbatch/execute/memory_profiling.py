@@ -126,7 +126,7 @@ class MemoryProfiling:
         if group_by not in _GROUPS:
             raise SpecError(f"group_by= must be one of {', '.join(_GROUPS)}, not {group_by!r}")
         if compare_to is not None and per_worker:
-            raise SpecError("compare_to= is a snapshot of all workers: do not set per_worker with it")
+            raise SpecError("compare_to= is a snapshot of all workers: omit per_worker")
         out = sys.stdout if file is None else file
         snapshots = self.take_snapshot(per_worker)
         parts: list[tuple[Worker | None, tracemalloc.Snapshot]] = (
