@@ -181,10 +181,10 @@ def test_a_scheduler_without_a_cluster() -> None:
     tasks = [Local(None, number) for number in range(6)]
     for number in range(5):
         tasks[number].dependencies.add(tasks[number + 1])
-    told: list[Any] = []
-    Scheduler(tasks, told.append, [HERE, Worker("v", "tcp://v", "v")], concurrency=2).run()
-    assert [task.id for task in told[:-1]] == [5, 4, 3, 2, 1, 0]
-    assert told[-1] is None
+    received: list[Any] = []
+    Scheduler(tasks, received.append, [HERE, Worker("v", "tcp://v", "v")], concurrency=2).run()
+    assert [task.id for task in received[:-1]] == [5, 4, 3, 2, 1, 0]
+    assert received[-1] is None
 
 
 def test_a_scheduler_that_is_aborted_tells_why() -> None:
@@ -193,10 +193,10 @@ def test_a_scheduler_that_is_aborted_tells_why() -> None:
             self.set_executing(worker)
             scheduler.abort(KeyError("why"))
 
-    told: list[Any] = []
+    received: list[Any] = []
     task = Never(None, 0)
-    Scheduler([task], told.append, [HERE]).run()
-    assert [type(each) for each in told] == [KeyError, type(None)]
+    Scheduler([task], received.append, [HERE]).run()
+    assert [type(each) for each in received] == [KeyError, type(None)]
     assert task.cancelled
 
 
