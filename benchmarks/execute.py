@@ -1,8 +1,9 @@
-"""Jobs of `daskbatch.execute` against the same programs by `Batch.compile`, on two workers.
+"""Compares jobs of `daskbatch.execute` with the same programs by `Batch.compile`, on two workers.
 
-10 000 tasks without dependencies, and 100 tasks, a barrier, and 100 tasks: created, executed, all
-results taken. At least a fifth of the rate is asked for. Also, how the time of a job with a
-barrier grows with its tasks, where n * m dependencies would grow by the square.
+The programs: 10 000 tasks without dependencies; and 100 tasks, a barrier, and 100 tasks. Each run
+creates the tasks, executes them and reads all results. A job must reach at least a fifth of the
+rate of `Batch.compile`. The benchmark also measures how the CPU time of a job with a barrier grows
+with the number of its tasks: with n * m dependencies it would grow with the square.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def noop(number: int) -> int:
 
 
 class Barrier(Task):
-    """Stands for all tasks before it."""
+    """A task without work: a task that depends on it depends on all tasks before it."""
 
     def execute(self, scheduler: Any, worker: Any) -> None:
         self.set_executing(worker)
@@ -64,14 +65,17 @@ def stages_by_job(ctx: ExecutionContext, size: int = STAGE) -> None:
 
 
 def in_turns(first: Callable[[], None], second: Callable[[], None], repeat: int) -> float:
-    """Return how the times of two relate that run in turns, whatever else runs here."""
+    """Return the ratio of the times of two functions.
+
+    They run in turns, so that other load on the machine slows both down alike.
+    """
     first()
     second()
     return statistics.median(seconds(first) / seconds(second) for _ in range(repeat))
 
 
 def cpu_seconds(function: Callable[[], Any], repeat: int = 5) -> float:
-    """Return what a function takes of this process's CPU time, at the least."""
+    """Return the least CPU time of this process that a call of a function takes."""
     times = []
     for _ in range(repeat):
         began = time.process_time()

@@ -1,13 +1,12 @@
 """Counts the words of Python's standard library by map, shuffle and reduce, as a job.
 
-Each map task reads some source files and leaves its counts in files of its own, one for each
-reduce task, in a directory of the worker that runs it: to the others these are as good as on
-another machine, and they are asked for them by name. A barrier stands between the tasks of
-both kinds, and notes which map task ran where. Each reduce task prefers the worker that has most
-of what it needs.
+Each map task reads some source files and writes its counts to files, one for each reduce task, in
+the directory of the worker that runs it. This directory stands for the local disk of a machine: the
+other tasks find it by the worker's name. A barrier separates the map tasks from the reduce tasks.
+Each reduce task prefers the worker that has most of the counts that it needs.
 
-When all map tasks are done, one output is deleted on purpose. The reduce tasks that miss it raise
-`DependenciesFailed`; the scheduler has it made again, and then executes them again.
+When all map tasks are done, the barrier deletes one output on purpose. The reduce tasks that need
+it raise `DependenciesFailed`. The scheduler executes the map task again, and then the reduce tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ FILES_PER_MAP = 10
 
 
 def part_of(word: str) -> int:
-    """Say which reduce task counts a word: the same in every process."""
+    """Return the number of the reduce task that counts a word: the same in every process."""
     return sum(word.encode()) % REDUCERS
 
 
@@ -42,7 +41,7 @@ def home(directory: str, worker: str) -> Path:
 
 
 def count_words(number: int, files: list[str], directory: str) -> list[int]:
-    """Map: count the words of some files; leave the counts here, by reduce task."""
+    """Map: count the words of some files; write one file of counts for each reduce task."""
     words: list[Counter[str]] = [Counter() for _ in range(REDUCERS)]
     for file in files:
         text = Path(file).read_text(encoding="utf-8", errors="replace")
@@ -56,7 +55,7 @@ def count_words(number: int, files: list[str], directory: str) -> list[int]:
 
 
 def add_counts(part: int, locations: dict[int, str], directory: str) -> dict[str, int]:
-    """Reduce: add up the counts of one part, from wherever they are."""
+    """Reduce: add up the counts of one part, from the directories of all workers."""
     total: Counter[str] = Counter()
     missing: list[int] = []
     for number, worker in locations.items():
@@ -67,13 +66,13 @@ def add_counts(part: int, locations: dict[int, str], directory: str) -> dict[str
         else:
             total.update(json.loads(text))
     if missing:
-        # No worker is named: each of them is well, only a file is gone.
+        # Name no worker: the workers run, only a file is missing.
         raise DependenciesFailed({None: missing})
     return dict(total)
 
 
 class Mapped(Task):
-    """The barrier between map and reduce: 2 * n dependencies stand for n * m."""
+    """The barrier between map and reduce: n + m dependencies replace n * m."""
 
     def __init__(self, ctx: ExecutionContext, maps: list[RmiTask], directory: str) -> None:
         super().__init__(ctx, len(maps), name="mapped", group="barrier")
@@ -83,7 +82,7 @@ class Mapped(Task):
 
     def execute(self, scheduler: Any, worker: Any) -> None:
         self.set_executing(worker)
-        # The accident, on purpose: the output of the first map task is gone.
+        # Simulate an accident: delete the output of the first map task.
         first = min(self.dependencies, key=lambda task: task.id)
         self.lost = home(self.directory, first.executed_on[-1]) / f"map-{first.id}"
         shutil.rmtree(self.lost)
@@ -91,7 +90,7 @@ class Mapped(Task):
 
 
 class Reduce(RmiTask):
-    """A reduce task, beside most of what it needs."""
+    """A reduce task, which prefers the worker that has most of its input."""
 
     def __init__(
         self, ctx: ExecutionContext, part: int, maps: list[RmiTask], barrier: Mapped
@@ -105,7 +104,7 @@ class Reduce(RmiTask):
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What the method is called with: where the outputs are by now."""
+        """The arguments of the method, with the present locations of the map outputs."""
         locations = {task.id: task.executed_on[-1] for task in self.maps}
         return self.part, locations, self.directory
 
@@ -114,7 +113,7 @@ class Reduce(RmiTask):
         pass
 
     def locality(self, workers: Any) -> list[tuple[Any, int]]:
-        """As many words of this part as were counted there."""
+        """Return, for each worker, the number of words of this part that it has counted."""
         found: Counter[str] = Counter()
         for task in self.maps:
             if task.succeeded:

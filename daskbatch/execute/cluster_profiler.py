@@ -1,6 +1,6 @@
-"""Profiles the processes of a cluster: starts, asks and stops what runs on the workers.
+"""Profiles the processes of a cluster: starts, queries and stops profilers on the workers.
 
-Any thread may use it.
+Several threads may use one `ClusterProfiler`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from daskbatch.execute.worker import Worker
 from daskbatch.execute.worker_watch import WorkerSet, WorkerWatch
 from daskbatch.worker.profiling import remote
 
-#: What profiling found on each worker, and in its children; pickled.
+#: For each worker: the pickled profiles of its process and of its children.
 Found = list[tuple[Worker, list[bytes]]]
 
 
 class ClusterProfiler:
-    """A profiler on all workers of a context, also on those that join, and in their children.
+    """A profiler on all workers of a context and in their children, also on workers that join.
 
-    It ends with `stop`, with its context, with the Batch, or with this object.
+    It runs until `stop`, or until its context or the Batch ends, or this object is deleted.
 
     Parameters
     ----------
     connect : callable
-        Gives what knows the workers, and the connection to them.
+        Returns the watch over the workers of the context, and the session on the cluster.
     kind : str
-        Which profiler; see `worker.profiling.profilers`.
+        The kind of the profiler; see `worker.profiling.profilers`.
     """
 
     def __init__(self, connect: Callable[[], tuple[WorkerWatch, Session]], kind: str) -> None:
@@ -48,22 +48,23 @@ class ClusterProfiler:
 
     @property
     def running(self) -> bool:
-        """Whether it has started and not stopped."""
+        """Whether the profiler has been started and not stopped."""
         return self._watch is not None
 
     def start(self) -> None:
-        """Start on all workers; nothing if it runs.
+        """Start on all workers. If it runs already, do nothing.
 
         Raises
         ------
         BatchError
-            A worker cannot profile: something is not installed there.
+            A worker cannot profile, because a package is not installed there.
         """
         with self._lock:
             if self._watch is not None:
                 return
             watch, session = self._connect()
-            # The workers stop what begins with the topic of a client that is gone.
+            # When a client has disconnected, the workers stop the profilers whose owner begins with
+            # its topic.
             self._owner = f"{session.topic}/{uuid.uuid4().hex}"
             self._client: Client = session.client
             self._started_on = set(watch.current().threads)
@@ -75,7 +76,7 @@ class ClusterProfiler:
         watch.add_listener(self._joined)
 
     def stop(self) -> None:
-        """Stop on all workers; nothing if it does not run."""
+        """Stop on all workers. If it does not run, do nothing."""
         with self._lock:
             watch, self._watch = self._watch, None
             if watch is None:
@@ -83,20 +84,20 @@ class ClusterProfiler:
             watch.remove_listener(self._joined)
             if self._finalizer is not None:
                 self._finalizer.detach()
-            with contextlib.suppress(Exception):  # the cluster may be gone, and all with it
+            with contextlib.suppress(Exception):  # the cluster may have ended, with its profilers
                 self._run(remote.forget, watch.current().threads, owner=self._owner)
 
     def collect(self) -> Found:
-        """Return what each worker and its children have found, each process once.
+        """Return the profiles of each worker and its children, one for each process.
 
         Raises
         ------
         LifecycleError
-            It does not run.
+            The profiler does not run.
         """
         watch = self._watch
         if watch is None:
-            raise LifecycleError("this profiler does not run: start it first")
+            raise LifecycleError("this profiler does not run: call start() first")
         workers = {worker.address: worker for worker in watch.current().threads}
         answers = self._run(remote.report, workers.values(), kind=self._kind)
         seen: set[tuple[str, int]] = set()
@@ -125,7 +126,7 @@ class ClusterProfiler:
                     "with its extra: pip install 'daskbatch[profiling]'"
                 ) from answer
             if isinstance(answer, BaseException):
-                del answers[address]  # it is gone, or about to be
+                del answers[address]  # the worker has ended, or is about to end
         return answers
 
     def _join(self, workers: Sequence[Worker]) -> None:
@@ -152,7 +153,7 @@ class _Joined:
         new = set(workers.threads) - profiler._started_on
         profiler._started_on |= new
         if new:
-            # Not here: this is Dask's event loop.
+            # In another thread: this one runs Dask's event loop, which must not wait.
             threading.Thread(
                 target=profiler._join, args=(sorted(new),), name="daskbatch-profile", daemon=True
             ).start()
@@ -163,5 +164,5 @@ def _forget_later(client: Client, owner: str) -> None:
         with contextlib.suppress(Exception):
             client.run(remote.forget, owner=owner, on_error="ignore")
 
-    with contextlib.suppress(RuntimeError):  # the interpreter ends
+    with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter ends
         threading.Thread(target=forget, name="daskbatch-profile-end", daemon=True).start()

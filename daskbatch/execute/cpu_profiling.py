@@ -1,6 +1,6 @@
-"""CPU profiling across a cluster, by yappi.
+"""Profiles CPU time across a cluster, by yappi.
 
-Any thread may use a `CpuProfiling`.
+Several threads may use one `CpuProfiling`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from daskbatch.execute.module_names import ModuleFilter, module_name
 from daskbatch.execute.worker import Worker
 from daskbatch.worker.profiling.profilers import CPU
 
-#: The names of columns, by all the names that they may be sorted by.
-_SORTS = {
+#: The column to sort by, for each value that the caller may pass as `sort_by`.
+_SORT_COLUMNS = {
     **dict.fromkeys(("name",), "name"),
     **dict.fromkeys(("ncall", "callcount", "ncalls"), "ncall"),
     **dict.fromkeys(("tsub", "subtime"), "tsub"),
@@ -28,7 +28,7 @@ _SORTS = {
 
 
 class _Row(NamedTuple):
-    """A function, as it is printed."""
+    """One row of the printed table: one function."""
 
     name: str
     module: str
@@ -41,13 +41,14 @@ class _Row(NamedTuple):
 class CpuProfiling:
     """Profiles the CPU time of functions on all workers and in their children, by ``yappi``.
 
-    It needs the extra ``profiling``, here and on the workers. Children take part from the
-    next task on that they run. All that runs there is measured, whoever has started it.
+    The extra ``profiling`` must be installed, here and on the workers. The profiling of a
+    child starts with the next task that the child runs. The profiler measures everything that
+    runs in these processes, also the tasks of other clients. Several threads may use this object.
 
     Parameters
     ----------
     ctx : ExecutionContext
-        Whose workers.
+        The context whose workers are profiled.
 
     Examples
     --------
@@ -69,7 +70,7 @@ class CpuProfiling:
         ctx._profilers.add(self)
 
     def start(self) -> None:
-        """Start profiling on all workers; nothing if it runs.
+        """Start profiling on all workers. If it runs already, do nothing.
 
         Raises
         ------
@@ -80,7 +81,7 @@ class CpuProfiling:
         self._profiler.start()
 
     def stop(self) -> None:
-        """Stop profiling; what was found is kept here."""
+        """Stop profiling, and keep the statistics in this object."""
         if self._profiler.running:
             try:
                 self._last = self._profiler.collect()
@@ -88,27 +89,28 @@ class CpuProfiling:
                 self._profiler.stop()
 
     def get_stats(self, per_worker: bool = False) -> Any:
-        """Return what was found: so far, or until `stop`.
+        """Return the statistics: those measured so far, or, after `stop`, until then.
 
         Parameters
         ----------
         per_worker : bool
-            Whether to keep workers apart.
+            Whether to return the statistics of each worker separately.
 
         Returns
         -------
         yappi.YFuncStats, or list of (Worker, yappi.YFuncStats)
-            Merged over all workers and their children; or those of each worker.
+            The statistics merged over all workers and their children; or, with `per_worker`, a
+            list with the statistics of each worker and its children.
 
         Raises
         ------
         LifecycleError
-            It was never started.
+            The profiling was never started.
         """
         found = self._last
         if found is None:
             if not self._profiler.running:
-                raise LifecycleError("nothing was profiled: start() it first")
+                raise LifecycleError("nothing was profiled: call start() first")
             found = self._profiler.collect()
         if per_worker:
             return [(worker, _merge(pieces)) for worker, pieces in found]
@@ -132,44 +134,45 @@ class CpuProfiling:
         exclude: str | Sequence[str] = (),
         file: IO[str] | None = None,
     ) -> None:
-        """Print the top CPU consumers. Times are seconds.
+        """Print the functions that used the most CPU time. Times are in seconds.
 
         Parameters
         ----------
         max_rows : int or None
             The maximum number of rows to print; None for all.
         sort_by : str, optional
-            What to sort by: ``name``, ``ncall``, ``tsub`` (or ``subtime``), ``ttot`` (or
+            The column to sort by: ``name``, ``ncall``, ``tsub`` (or ``subtime``), ``ttot`` (or
             ``tottime``) or ``tavg``; by default ``ttot``.
         sort_dir : str, optional
-            ``asc`` or ``desc``; by default ``desc``, of names ``asc``.
+            The direction, ``asc`` or ``desc``; by default ``asc`` for names, else ``desc``.
         columns : sequence of (str, int)
             The names and widths, in characters, of the columns to print.
         per_worker : bool
-            Whether to print the workers one by one.
+            Whether to print one table for each worker.
         strip_dirs : bool
-            Whether to show modules, not files.
+            Whether to show the names of modules in place of the paths of files.
         include, exclude : str or sequence of str
-            The root modules to print alone, and not to print. They need `strip_dirs`.
+            The only root modules to print, and the root modules not to print. Both require
+            `strip_dirs`.
         file : file object, optional
-            Where to print to; by default ``sys.stdout``.
+            The file to print to; by default ``sys.stdout``.
 
         Raises
         ------
         SpecError
             A parameter is wrong.
         LifecycleError
-            It was never started.
+            The profiling was never started.
         """
         shown = ModuleFilter(include, exclude, strip_dirs)
-        key = _SORTS.get(sort_by or "ttot")
+        key = _SORT_COLUMNS.get(sort_by or "ttot")
         if key is None:
-            raise SpecError(f"sort_by= is one of {', '.join(_SORTS)}, not {sort_by!r}")
+            raise SpecError(f"sort_by= must be one of {', '.join(_SORT_COLUMNS)}, not {sort_by!r}")
         if sort_dir not in (None, "asc", "desc"):
-            raise SpecError(f"sort_dir= is 'asc' or 'desc', not {sort_dir!r}")
+            raise SpecError(f"sort_dir= must be 'asc' or 'desc', not {sort_dir!r}")
         unknown = [name for name, _ in columns if name not in _Row._fields or name == "module"]
         if unknown:
-            raise SpecError(f"columns= names {unknown[0]!r}, which is not a column")
+            raise SpecError(f"columns= contains {unknown[0]!r}, which is not a column")
         down = sort_dir == "desc" if sort_dir else key != "name"
         out = sys.stdout if file is None else file
         stats = self.get_stats(per_worker)
@@ -213,6 +216,6 @@ def _print_table(rows: Sequence[_Row], columns: Sequence[tuple[str, int]], out: 
 def _cell(column: str, value: object, width: int) -> str:
     text = f"{value:.6f}" if isinstance(value, float) else str(value)
     if column == "name":
-        # The end of a long name tells more than its beginning.
+        # The end of a long name is more informative than its beginning: cut the beginning.
         return (text if len(text) <= width else f"..{text[2 - width :]}").ljust(width)
     return text[:width].rjust(width)

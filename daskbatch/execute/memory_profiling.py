@@ -1,6 +1,6 @@
-"""Memory profiling across a cluster, by tracemalloc.
+"""Profiles memory across a cluster, by tracemalloc.
 
-Any thread may use a `MemoryProfiling`.
+Several threads may use one `MemoryProfiling`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Snapshots = tracemalloc.Snapshot | list[tuple[Worker, tracemalloc.Snapshot]]
 
 
 class MemoryProfiling:
-    """Profiles what the workers and their children have allocated, by ``tracemalloc``.
+    """Profiles the memory that the workers and their children allocate, by ``tracemalloc``.
 
-    What was allocated before the start is not known. Children take part from the next
-    task on that they run.
+    The profiler does not see memory that was allocated before the start. The profiling of a
+    child starts with the next task that the child runs. Several threads may use this object.
 
     Parameters
     ----------
     ctx : ExecutionContext
-        Whose workers.
+        The context whose workers are profiled.
 
     Examples
     --------
@@ -48,30 +48,31 @@ class MemoryProfiling:
         ctx._profilers.add(self)
 
     def start(self) -> None:
-        """Start profiling on all workers; nothing if it runs."""
+        """Start profiling on all workers. If it runs already, do nothing."""
         self._profiler.start()
 
     def stop(self) -> None:
-        """Stop profiling; nothing if it does not run."""
+        """Stop profiling. If it does not run, do nothing."""
         self._profiler.stop()
 
     def take_snapshot(self, per_worker: bool = False) -> Snapshots:
-        """Return what is allocated now, and where that was done.
+        """Return the memory that is allocated now, with the places in the code that allocated it.
 
         Parameters
         ----------
         per_worker : bool
-            Whether to keep workers apart.
+            Whether to return the snapshot of each worker separately.
 
         Returns
         -------
         tracemalloc.Snapshot, or list of (Worker, tracemalloc.Snapshot)
-            Of all workers and their children; or those of each worker.
+            One snapshot of all workers and their children; or, with `per_worker`, a list with
+            the snapshot of each worker and its children.
 
         Raises
         ------
         LifecycleError
-            It does not run.
+            The profiling does not run.
         """
         found = self._profiler.collect()
         if per_worker:
@@ -94,19 +95,20 @@ class MemoryProfiling:
         Parameters
         ----------
         group_by : str
-            ``lineno``, ``filename`` or ``traceback``.
+            How to group the allocations: ``lineno``, ``filename`` or ``traceback``.
         limit : int
             The number of lines to print.
         compare_to : tracemalloc.Snapshot, optional
-            A snapshot to compare the memory usage to; not with `per_worker`.
+            A snapshot to compare the memory usage to. It excludes `per_worker`.
         per_worker : bool
-            Whether to print the workers one by one.
+            Whether to print one list for each worker.
         strip_dirs : bool
-            Whether to show modules, not files.
+            Whether to show the names of modules in place of the paths of files.
         include, exclude : str or sequence of str
-            The root modules to print alone, and not to print. They need `strip_dirs`.
+            The only root modules to print, and the root modules not to print. Both require
+            `strip_dirs`.
         file : file object, optional
-            Where to print to; by default ``sys.stdout``.
+            The file to print to; by default ``sys.stdout``.
 
         Returns
         -------
@@ -118,13 +120,13 @@ class MemoryProfiling:
         SpecError
             A parameter is wrong.
         LifecycleError
-            It does not run.
+            The profiling does not run.
         """
         shown = ModuleFilter(include, exclude, strip_dirs)
         if group_by not in _GROUPS:
-            raise SpecError(f"group_by= is one of {', '.join(_GROUPS)}, not {group_by!r}")
+            raise SpecError(f"group_by= must be one of {', '.join(_GROUPS)}, not {group_by!r}")
         if compare_to is not None and per_worker:
-            raise SpecError("compare_to= is a snapshot of all workers: give it without per_worker")
+            raise SpecError("compare_to= is a snapshot of all workers: omit per_worker")
         out = sys.stdout if file is None else file
         snapshots = self.take_snapshot(per_worker)
         parts: list[tuple[Worker | None, tracemalloc.Snapshot]] = (
@@ -157,11 +159,11 @@ def _merge(pieces: Iterable[bytes]) -> tracemalloc.Snapshot:
 def _named(
     snapshot: tracemalloc.Snapshot, shown: ModuleFilter, strip_dirs: bool
 ) -> tracemalloc.Snapshot:
-    """Return a snapshot with modules in place of files, and without what is not shown."""
+    """Return a snapshot with modules in place of files, and without the modules not shown."""
     traces = []
     for domain, size, frames, total in snapshot.traces._traces:  # type: ignore[attr-defined]
         if frames and frames[0][0] == tracemalloc.__file__:
-            continue  # its own
+            continue  # memory that tracemalloc itself uses
         if strip_dirs:
             frames = tuple((module_name(path), line) for path, line in frames)
         if not frames or shown.shows(frames[0][0]):

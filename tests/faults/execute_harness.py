@@ -1,10 +1,11 @@
-"""Executes random jobs while workers are killed in the middle, and checks what comes of them.
+"""Executes random jobs while workers are killed, and checks the results.
 
-``python tests/faults/execute_harness.py --seeds 0-49`` does so for many seeds; a seed gives the
-jobs and the moments of the kills, and so a similar run, though never quite the same.
+``PYTHONPATH=tests python -m faults.execute_harness --seeds 0-49`` does so for many seeds. A seed
+determines the jobs and the times of the kills: runs of one seed are similar, but not equal.
 
-What must hold of each job: its results are right, or the exception of the user's is raised; each
-task is yielded once; nothing hangs; and when it is over nothing of it is left.
+For each job, the harness checks: its results are right, or it raises the exception of the user's
+function; it yields each task once; it does not hang; and after it has ended, no thread and no
+task of it remains.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from support.waiting import wait_until
 from daskbatch import Batch, WorkerLost
 from daskbatch.execute import DependenciesFailed, ExecutionContext, Job, RmiTask, Task
 
-#: Within so many seconds a job has to be over.
-PATIENCE = 90.0
+#: A job must end within this time.
+JOB_TIMEOUT_SECONDS = 90.0
 
-#: How long a job waits for a worker that may execute its tasks.
-UNMET = "20s"
+#: How long a job waits for a worker that may execute its tasks, as Dask's configuration has it.
+UNMET_TIMEOUT = "20s"
 
 
-# -- what tasks do ----------------------------------------------------------------------
+# -- functions of the tasks ----------------------------------------------------------------------
 
 
 def work(seconds: float, value: Any) -> Any:
-    """Take some time, part of it in Python."""
+    """Run for some time, partly in Python code, and return the value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.002)
@@ -52,7 +53,7 @@ def work(seconds: float, value: Any) -> Any:
 
 
 def put_output(directory: Path, number: int, seconds: float) -> int:
-    """Leave an output, whole or not at all, as a map task does."""
+    """Write an output file atomically, as a map task does."""
     value = work(seconds, number * number)
     partial = directory / f"{number}.{os.getpid()}.{time.monotonic_ns()}"
     partial.write_text(str(value))
@@ -61,7 +62,7 @@ def put_output(directory: Path, number: int, seconds: float) -> int:
 
 
 def add_outputs(directory: Path, numbers: Sequence[int], lose: int | None, seconds: float) -> int:
-    """Add outputs up; the first to come loses one, on purpose."""
+    """Add outputs up. The first call deletes the output `lose`, on purpose."""
     work(seconds, None)
     if lose is not None:
         with contextlib.suppress(FileExistsError):
@@ -83,7 +84,7 @@ def fail_after(seconds: float, number: int) -> None:
 
 @dataclass
 class Example:
-    """A job, and what is right of it."""
+    """A job, with its right results by task id, or the exception that it must raise."""
 
     job: Job
     right: dict[Any, Any]
@@ -190,7 +191,7 @@ EXAMPLES: list[Callable[[ExecutionContext, random.Random, Path], Example]] = [
 
 @dataclass
 class Tally:
-    """What has been seen."""
+    """The violations that were found, and the numbers of events."""
 
     violations: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -209,7 +210,7 @@ def pids(ctx: ExecutionContext) -> list[int]:
 
 
 def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, tally: Tally) -> None:
-    """Execute a job, kill a worker meanwhile, and check what comes of it."""
+    """Execute a job, kill workers meanwhile, and check the results."""
     chance = random.Random(f"{seed}-{make.__name__}")
     directory.mkdir(parents=True)
     what = f"seed {seed}, {make.__name__}"
@@ -229,7 +230,7 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
                     tally.counts["killed"] += 1
 
     killer = threading.Thread(target=kill)
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    faulthandler.dump_traceback_later(JOB_TIMEOUT_SECONDS, exit=True)
     yielded: list[Task] = []
     error: BaseException | None = None
     killer.start()
@@ -252,22 +253,22 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
     if len(set(yielded)) < len(yielded):
         tally.violations.append(f"{what}: a task was yielded twice")
     if error is None and example.error is not None:
-        tally.violations.append(f"{what}: the exception of the user's was not raised")
+        tally.violations.append(f"{what}: the exception of the user's function was not raised")
     if isinstance(error, WorkerLost) and ctx.worker_count < workers:
-        # Only this one was allowed to the tasks, and its nanny has given it up.
+        # The tasks were allowed on this worker only, and its nanny does not restart it.
         tally.counts["lost for good"] += 1
     elif error is not None and (example.error is None or type(error) is not example.error):
         tally.violations.append(f"{what}: {type(error).__name__}: {error}")
     if error is None and len(yielded) < len(example.job.tasks):
         tally.violations.append(f"{what}: {len(yielded)} tasks were yielded")
     if error is None and ordered and yielded != example.job.tasks:
-        tally.violations.append(f"{what}: the tasks were not yielded in their order")
+        tally.violations.append(f"{what}: the tasks were not yielded in the order of the job")
     try:
         wait_until(
             lambda: not threads_of_jobs() and not ctx.batch._session.dispatcher.outcomes.unfinished
         )
     except AssertionError:
-        tally.violations.append(f"{what}: something is left: {threads_of_jobs()}")
+        tally.violations.append(f"{what}: threads or tasks remain: {threads_of_jobs()}")
 
 
 def threads_of_jobs() -> list[str]:
@@ -293,15 +294,15 @@ def context(seed: int) -> Iterator[ExecutionContext]:
 def run_seed(seed: int, directory: Path) -> Tally:
     """Execute all examples of a seed on one cluster."""
     tally = Tally()
-    left = list(EXAMPLES)
-    while left:
-        with dask.config.set({"daskbatch.unmet-timeout": UNMET}), context(seed) as ctx:
-            while left:
-                make = left.pop(0)
+    remaining = list(EXAMPLES)
+    while remaining:
+        with dask.config.set({"daskbatch.unmet-timeout": UNMET_TIMEOUT}), context(seed) as ctx:
+            while remaining:
+                make = remaining.pop(0)
                 run_example(ctx, make, seed, directory / f"{seed}-{make.__name__}", tally)
                 try:
-                    # What was killed comes back; but a nanny may give a worker up that is
-                    # killed while it starts.
+                    # A nanny restarts a killed worker, but may fail to if the worker is
+                    # killed while it starts. Then another cluster is needed.
                     wait_until(lambda: ctx.worker_count >= 2, seconds=15)
                 except AssertionError:
                     tally.counts["another cluster"] += 1
@@ -331,7 +332,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Imported, so that the workers import it too, and the functions need not be sent.
+    # Import this module, so that the workers import it too, and no function is sent by value.
     from faults import execute_harness
 
     sys.exit(execute_harness.main())

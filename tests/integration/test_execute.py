@@ -1,4 +1,4 @@
-"""Jobs on real clusters: what the original's own tests hold, and the defects that it had."""
+"""Jobs on real clusters: the cases of the tests of `bndl.execute`, and the defects it had."""
 
 from __future__ import annotations
 

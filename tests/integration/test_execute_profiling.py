@@ -1,4 +1,4 @@
-"""Profiling across a cluster: all processes, merged and one by one, and nothing is left of it."""
+"""Profiling across a cluster: all processes, merged and separate; after it nothing remains."""
 
 from __future__ import annotations
 

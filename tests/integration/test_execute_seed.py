@@ -1,4 +1,4 @@
-"""Every sentence of the seed on `bndl.execute`: each test quotes the one that it holds."""
+"""Every sentence of the seed on `bndl.execute`: each test quotes the sentence that it checks."""
 
 from __future__ import annotations
 

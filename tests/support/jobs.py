@@ -1,4 +1,4 @@
-"""What the tasks of jobs do on workers, and tasks that run on the driver's side."""
+"""Tasks that run on the driver, and functions for tasks that run on workers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from daskbatch.execute import (
     TaskCancelled,
 )
 
-# -- on the driver's side ---------------------------------------------------------------
+# -- on the driver ---------------------------------------------------------------
 
 
 class Barrier(Task):
-    """Stands for all tasks before it; notes where they were executed."""
+    """A barrier after some tasks. Its result says which worker executed each of them last."""
 
     def execute(self, scheduler: Any, worker: Any) -> None:
         self.set_executing(worker)
@@ -35,7 +35,7 @@ class Barrier(Task):
 
 
 class Prefers(RmiTask):
-    """A method with a locality: by the names of workers."""
+    """A task whose locality is given by the names of workers."""
 
     def __init__(self, *args: Any, degrees: dict[str, int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,7 +50,7 @@ class Prefers(RmiTask):
 
 
 class Promised(Task):
-    """Returns a future that somebody else completes."""
+    """A task that returns a future, which the test completes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,7 +62,7 @@ class Promised(Task):
 
 
 def after(tasks: Iterable[Task], before: Iterable[Task]) -> None:
-    """Have some tasks wait for others."""
+    """Make each of `tasks` depend on each of `before`."""
     before = list(before)
     for task in tasks:
         for each in before:
@@ -71,7 +71,7 @@ def after(tasks: Iterable[Task], before: Iterable[Task]) -> None:
 
 
 def three_stages(ctx: Any, method: Callable[..., Any], size: int = 5, *args: Any) -> Job:
-    """Make the job of the original's tests: a, a barrier, b, a barrier, c."""
+    """Make the job of the tests of `bndl.execute`: group a, barrier, group b, barrier, group c."""
     groups = [
         [
             RmiTask(ctx, (stage, number), method, (stage, number, *args), group="abc"[stage])
@@ -114,7 +114,7 @@ def fail(message: str) -> None:
 
 
 def note(path: Path, text: object) -> None:
-    """Add a line to a file, whole."""
+    """Append a line to a file, in one write."""
     with path.open("a") as file:
         file.write(f"{text}\n")
 
@@ -125,14 +125,14 @@ def note_and_return(path: Path, text: object) -> object:
 
 
 def fail_on(names: list[str]) -> str:
-    """Fail on some workers."""
+    """Fail on the workers with these names."""
     if where() in names:
         raise ValueError(f"not on {where()}")
     return where()
 
 
 def fail_times(path: Path, times: int) -> str:
-    """Fail a number of times, and note where it was."""
+    """Fail the first `times` times; append the name of the worker to a file each time."""
     note(path, where())
     if len(path.read_text().splitlines()) <= times:
         raise ValueError(f"attempt {len(path.read_text().splitlines())}")
@@ -147,7 +147,7 @@ def fail_once(stage: int, number: int, path: Path) -> tuple[int, int]:
 
 
 def miss_half(stage: int, number: int, directory: Path) -> tuple[int, int]:
-    """Miss, once in each stage, half of the stage before."""
+    """Report, once in each stage, that the outputs of half of the stage before are missing."""
     mark = directory / f"missed-{stage}"
     if stage and number == 1 and not mark.exists():
         mark.touch()
@@ -179,14 +179,14 @@ def always_miss(path: Path, name: object) -> None:
 
 
 def read_or_miss(path: Path, ids: list[Any], worker: str | None = None) -> str:
-    """Read a file that others have made; if it is missing, say whose result that is."""
+    """Read a file that other tasks have made; if it is missing, report the ids of these tasks."""
     if not path.exists():
         raise DependenciesFailed({worker: ids})
     return path.read_text()
 
 
 def make_on_second(path: Path, first: Path) -> str:
-    """Make a file, but not the first time."""
+    """Make a file, except in the first call."""
     if first.exists():
         path.write_text("made")
     first.touch()
@@ -204,7 +204,7 @@ def read_noting(path: Path, order: Path) -> str:
 
 
 def kill_once(path: Path, value: Any) -> Any:
-    """End the worker's process the first time."""
+    """Kill the worker's process in the first call."""
     if not path.exists():
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -216,7 +216,7 @@ def kill_always() -> None:
 
 
 def spin(path: Path) -> None:
-    """Run until cancelled, and leave a trace of how that came."""
+    """Run until cancelled; make a file at the begin, and another one when cancelled."""
     path.with_suffix(".begun").touch()
     try:
         while True:
@@ -227,7 +227,7 @@ def spin(path: Path) -> None:
 
 
 def spin_and_fail(directory: Path, number: int, seconds: float) -> None:
-    """Fail after some time, with its number; note what has become of it."""
+    """Raise a ValueError with a number after some time; record in files what happened."""
     note(directory / "executed", number)
     try:
         deadline = time.monotonic() + seconds
@@ -241,7 +241,7 @@ def spin_and_fail(directory: Path, number: int, seconds: float) -> None:
 
 
 def swallow(path: Path) -> str:
-    """Catch the cancelling, and go on for a while."""
+    """Catch the cancellation, and continue; return after three exceptions."""
     path.with_suffix(".begun").touch()
     for _ in range(3):
         try:
@@ -253,20 +253,20 @@ def swallow(path: Path) -> str:
 
 
 _running = 0
-_most = 0
+_max_running = 0
 _lock = threading.Lock()
 
 
 def count_running(seconds: float) -> int:
-    """Return how many of these have run at once in this process, at the most."""
-    global _running, _most
+    """Return the largest number of calls that have run at once in this process."""
+    global _running, _max_running
     with _lock:
         _running += 1
-        _most = max(_most, _running)
+        _max_running = max(_max_running, _running)
     time.sleep(seconds)
     with _lock:
         _running -= 1
-    return _most
+    return _max_running
 
 
 def count_where(seconds: float) -> tuple[str, int]:
@@ -274,17 +274,17 @@ def count_where(seconds: float) -> tuple[str, int]:
 
 
 def forget_running() -> None:
-    global _most
-    _most = 0
+    global _max_running
+    _max_running = 0
 
 
-_meetings: dict[str, threading.Barrier] = {}
+_barriers: dict[str, threading.Barrier] = {}
 
 
 def meet(name: str, parties: int) -> int:
-    """Wait until as many are here, in this process, as are expected."""
+    """Wait until `parties` calls with this name run in this process."""
     with _lock:
-        barrier = _meetings.setdefault(name, threading.Barrier(parties))
+        barrier = _barriers.setdefault(name, threading.Barrier(parties))
     return barrier.wait(20)
 
 
@@ -300,7 +300,7 @@ def nested(ctx: Any, count: int) -> list[Any]:
 
 
 def drop_nested(ctx: Any, path: Path) -> str:
-    """Begin a job, and leave it."""
+    """Begin a job from within a task, and drop its generator after the first result."""
     for task in ctx.execute(
         Job(ctx, [RmiTask(ctx, 0, identity, (0,)), RmiTask(ctx, 1, spin, (path,))])
     ):
@@ -326,7 +326,7 @@ def keep(key: Any, value: Any) -> str:
 
 
 def sum_kept(keys: list[Any], locations: dict[Any, str]) -> Any:
-    """Add up what is kept in this process of some keys; what is not here is missing."""
+    """Add up the values that this process keeps for some keys; report the missing keys."""
     missing = [key for key in keys if key not in _kept]
     if missing:
         raise DependenciesFailed({None: missing})

@@ -1,4 +1,4 @@
-"""What profiled tasks do, and what is left in a process of profiling."""
+"""Functions for profiled tasks, and checks whether a process still profiles."""
 
 from __future__ import annotations
 

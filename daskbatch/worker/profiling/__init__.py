@@ -1,4 +1,4 @@
-"""Profilers of processes that run tasks: a worker, and its children.
+"""Profiles the processes that run tasks: a worker and its children.
 
-A driver starts and asks them by Dask; see `remote`.
+A driver starts and queries the profilers through Dask; see `remote`.
 """

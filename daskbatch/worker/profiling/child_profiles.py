@@ -1,7 +1,8 @@
-"""Profiles of a worker's children: they follow their worker, and report by a socket.
+"""Profiles the children of a worker: they run the worker's profilers, and report by a socket.
 
-The worker tells a child with each block which profilers run; from then on a thread of the child
-answers. So a child reports while it runs a task, and after it. Any thread may call these.
+With each block, the worker sends a child the list of the profilers that run. From then on a
+thread of the child answers the worker's requests. So a child reports while it runs a task, and
+also afterwards. Any thread may call these functions.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from typing import NamedTuple
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.worker.profiling import profilers
 
-#: How long a child may take to report: one may be in a long call of C code. Seconds.
-_ANSWER_SECONDS = 10.0
+#: How long a child may take to report: it may be in a long call of C code.
+_REPORT_TIMEOUT_SECONDS = 10.0
 
 _SIZE = struct.Struct("!q")
 
 
 class ChildOrder(NamedTuple):
-    """What a worker tells its children.
+    """What a worker sends to its children: the profilers to run.
 
     Parameters
     ----------
     directory : str
-        Where they listen.
+        The directory in which each child makes its socket.
     wanted : tuple of (str, str)
-        The profilers that are to run, with their owners.
+        The kinds of the profilers to run, with their owners.
     """
 
     directory: str
@@ -53,7 +54,7 @@ def _forget_directory() -> None:
 
 
 def order() -> ChildOrder | None:
-    """Return what a child is to do; None if there has never been a profiler here."""
+    """Return what to send to a child; None if no profiler runs, and no child has to stop one."""
     global _directory
     wanted = profilers.active()
     if not wanted and _directory is None:
@@ -67,14 +68,14 @@ def order() -> ChildOrder | None:
 
 
 def reports(kind: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the process numbers of the children that profile, and what they report."""
+    """Yield the process id and the report of each child that profiles."""
     for path, data in _ask(kind.encode()):
         if data:
             yield int(path.name), data
 
 
 def forget(owners: str) -> None:
-    """Have children stop what belongs to owners; see `profilers.forget`."""
+    """Stop the profilers of some owners in the children; see `profilers.forget`."""
     global _directory
     for _ in _ask(b"-" + owners.encode()):
         pass
@@ -94,21 +95,21 @@ def _ask(question: bytes) -> Iterator[tuple[Path, bytes]]:
         for path in sorted(Path(directory).iterdir()):
             try:
                 with socket.socket(socket.AF_UNIX) as connection:
-                    connection.settimeout(_ANSWER_SECONDS)
+                    connection.settimeout(_REPORT_TIMEOUT_SECONDS)
                     connection.connect(str(path))
                     connection.sendall(_SIZE.pack(len(question)) + question)
                     yield path, _receive(connection)
             except (ConnectionError, FileNotFoundError):
                 path.unlink(missing_ok=True)  # the child has ended
             except OSError:
-                continue  # it does not answer in time
+                continue  # the child does not answer in time
 
 
 def _receive(connection: socket.socket) -> bytes:
     with connection.makefile("rb") as file:
         head = file.read(_SIZE.size)
         if len(head) < _SIZE.size:
-            raise ConnectionError("it was closed")
+            raise ConnectionError("the other process has closed the connection")
         return file.read(_SIZE.unpack(head)[0])
 
 
@@ -118,12 +119,16 @@ _listener: socket.socket | None = None
 
 
 def obey(told: ChildOrder | None) -> None:
-    """Do what the worker has told this child."""
+    """Run exactly the profilers that the worker has sent to this child.
+
+    The first call with profilers also starts the thread that answers the worker.
+    """
     global _listener
     if told is None:
         return
     if _listener is not None and not os.path.exists(_listener.getsockname()):
-        # The worker has done with its profilers; these are new ones.
+        # The worker has stopped all its profilers and removed the directory; this call
+        # starts new profilers, which have another directory.
         _listener.close()
         _listener = None
     if _listener is None and told.wanted:

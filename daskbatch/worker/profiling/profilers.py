@@ -1,6 +1,7 @@
-"""The profilers of this process: started by somebody, reported, and stopped with their last owner.
+"""Starts, reports and stops the profilers of this process.
 
-Any thread may call these. A profiler runs as long as it has an owner; several may have the same.
+A profiler runs as long as it has an owner. Several owners may share one profiler. Any thread may
+call these functions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ CPU, MEMORY = "cpu", "memory"
 
 
 class _Kind(NamedTuple):
-    """How a kind of profiler is started, stopped and asked."""
+    """The functions that start, stop and report one kind of profiler."""
 
     start: Callable[[], None]
     stop: Callable[[], None]
@@ -26,7 +27,7 @@ class _Kind(NamedTuple):
 _owners: dict[str, set[str]] = {CPU: set(), MEMORY: set()}
 _lock = make_lock()
 
-#: Whether the user has started the tracing of memory, who then stops it, too.
+#: Whether the user had already started tracemalloc. Then only the user stops it.
 _users_tracing = False
 
 
@@ -36,7 +37,7 @@ def start(kind: str, owner: str) -> None:
     Raises
     ------
     ImportError
-        What it needs is not installed here.
+        A package that the profiler needs is not installed here.
     """
     with _lock:
         if not _owners[kind]:
@@ -45,19 +46,19 @@ def start(kind: str, owner: str) -> None:
 
 
 def report(kind: str) -> bytes | None:
-    """Return what a profiler has found so far, pickled; None if it does not run."""
+    """Return the pickled profile measured so far; None if the profiler does not run."""
     with _lock:
         return _KINDS[kind].report() if _owners[kind] else None
 
 
 def forget(owners: str) -> None:
-    """Stop what belongs to an owner, or to all whose names begin with this."""
+    """Remove the owners whose names begin with `owners`; stop profilers without an owner."""
     with _lock:
-        for kind, known in _owners.items():
-            left = {each for each in known if not each.startswith(owners)}
-            if known and not left:
+        for kind, names in _owners.items():
+            remaining = {each for each in names if not each.startswith(owners)}
+            if names and not remaining:
                 _KINDS[kind].stop()
-            _owners[kind] = left
+            _owners[kind] = remaining
 
 
 def active() -> tuple[tuple[str, str], ...]:
@@ -65,7 +66,7 @@ def active() -> tuple[tuple[str, str], ...]:
     if not any(_owners.values()):
         return ()
     with _lock:
-        return tuple((kind, each) for kind, known in _owners.items() for each in sorted(known))
+        return tuple((kind, each) for kind, names in _owners.items() for each in sorted(names))
 
 
 def follow(wanted: tuple[tuple[str, str], ...]) -> None:
@@ -100,7 +101,7 @@ def _report_cpu() -> bytes:
     import yappi
 
     stats: Any = yappi.get_func_stats()
-    # As yappi itself saves them.
+    # The format in which yappi itself saves statistics.
     return pickle.dumps((stats, stats._clock_type), 2)
 
 

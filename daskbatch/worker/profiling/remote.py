@@ -1,6 +1,7 @@
-"""What a worker does for a driver that profiles: start, report and stop, with its children.
+"""Starts, reports and stops profilers of a worker and its children, for a driver.
 
-Dask calls these on the worker's event loop, which they do not hold up.
+Dask calls the coroutines on the worker's event loop. They do their work in other threads, so
+that they do not block the loop.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from daskbatch.worker.profiling import child_profiles, profilers
 
 
 class ProcessReport(NamedTuple):
-    """What a profiler has found in a process.
+    """The profile of one process.
 
     Parameters
     ----------
     host, pid : str, int
-        The process.
+        The name of the machine, and the id of the process.
     data : bytes
-        What it has found, pickled.
+        The pickled profile.
     """
 
     host: str
@@ -31,22 +32,22 @@ class ProcessReport(NamedTuple):
 
 
 async def start(kind: str, owner: str) -> None:
-    """Start a profiler in this process, and in its children as they get tasks."""
+    """Start a profiler in this process; a child starts its own with its next task."""
     await asyncio.to_thread(profilers.start, kind, owner)
 
 
 async def report(kind: str) -> list[ProcessReport]:
-    """Return what the profilers of this process and of its children have found so far."""
+    """Return the profiles, measured so far, of this process and of its children."""
     return await asyncio.to_thread(_report, kind)
 
 
 async def forget(owner: str) -> None:
-    """Stop what belongs to an owner."""
+    """Stop the profilers of an owner."""
     await asyncio.to_thread(_forget, owner)
 
 
 def forget_later(owner: str) -> None:
-    """Stop what belongs to owners, without waiting for that; nothing if there is nothing."""
+    """Stop the profilers of an owner in a new thread. If no profiler runs, do nothing."""
     if profilers.active():
         threading.Thread(target=_forget, args=(owner,), name="daskbatch-profile-end").start()
 

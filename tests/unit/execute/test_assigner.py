@@ -1,4 +1,4 @@
-"""Which task goes into which lane, and how many at a time."""
+"""The assigner: which worker receives which tasks, and how many at a time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_short_tasks_are_given_many_at_a_time_and_evenly_in_the_end() -> None:
     assigner = make(100_000, "ab", seconds=1e-4)
     assigner.add(range(100_000))
     given = Counter(places(assigner.assign(0.0)).values())
-    assert all(900 <= count <= 1001 for count in given.values())  # for a tenth of a second
+    assert all(900 <= count <= 1001 for count in given.values())  # enough for a tenth of a second
 
 
 def test_a_task_that_runs_on_the_drivers_side_has_a_lane_to_itself() -> None:
@@ -140,7 +140,7 @@ def test_what_waits_behind_a_long_task_is_taken_back_for_a_lane_that_is_empty() 
         if each.worker == "b":
             assigner.over(each, 0.01)
     assert assigner.may_be_held_up()
-    assert assigner.held_up(0.05) == []  # it may yet be over soon
+    assert assigner.held_up(0.05) == []  # the task before them may still end soon
     assert assigner.held_up(0.2) == mine[1:]
     for each in mine[1:]:
         each.taken_back = True

@@ -1,4 +1,4 @@
-"""The graph of a job: edges on both sides, ranks, and what is wrong with it."""
+"""The graph of a job: edges on both sides, ranks, and errors in the graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a job is: what is ready when, after successes and after failures of all kinds."""
+"""The progress of a job: which tasks are ready after successes and failures of all kinds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(
 
 
 def run(progress: JobProgress, *tasks: int) -> list[int]:
-    """Execute tasks one after another; returns what is ready behind the last."""
+    """Execute tasks one after another; return the tasks that are ready after the last."""
     ready: list[int] = []
     for task in tasks:
         progress.executing(task)
@@ -105,7 +105,7 @@ def test_what_waits_for_a_task_that_is_made_again_is_blocked() -> None:
     progress.executing(2)
     change = progress.dependencies_failed(1, [0])
     assert change.blocked == [3]
-    assert progress.stages[2] == Stage.RUNNING  # let go on
+    assert progress.stages[2] == Stage.RUNNING  # it continues to run
     run(progress, 0)
     assert [progress.stages[n] for n in (1, 3)] == [Stage.READY] * 2
 
@@ -164,11 +164,11 @@ def test_a_mark_on_a_task_that_is_not_done_changes_nothing() -> None:
     progress.begin([])
     assert progress.dependency_failed(1).ready == []
     progress.executing(0)
-    assert progress.dependency_failed(0).ready == [0]  # it runs: again
+    assert progress.dependency_failed(0).ready == [0]  # it runs, so it runs again
 
 
 def test_any_order_of_events_ends_with_all_done() -> None:
-    """Random graphs, random failures: whatever happens, what is ready leads to the end."""
+    """In random graphs with random failures, executing the ready tasks always ends the job."""
     for seed in range(200):
         chance = random.Random(seed)
         count = chance.randrange(2, 12)

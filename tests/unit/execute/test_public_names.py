@@ -1,4 +1,4 @@
-"""The names of `daskbatch.execute` and their parameters are those of the seed."""
+"""The names of `daskbatch.execute` and their parameters are as the seed gives them."""
 
 from __future__ import annotations
 

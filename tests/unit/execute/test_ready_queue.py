@@ -1,4 +1,4 @@
-"""Which ready task goes to which worker: preferences, prohibitions, priorities."""
+"""The ready queue: which worker receives which task, by preferences, prohibitions, priorities."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_each_task_is_taken_once_whoever_takes() -> None:
 
 def test_a_retry_goes_elsewhere_where_there_is_an_elsewhere() -> None:
     assert allowed_workers("abc", {}, "a", "") == ["b", "c"]
-    assert allowed_workers("ab", {}, "ab", "") == ["a"]  # not where it has failed last
+    assert allowed_workers("ab", {}, "ab", "") == ["a"]  # not on the worker where it failed last
     assert allowed_workers("a", {}, "aa", "") == ["a"]
     assert allowed_workers("ab", {"b": -1}, "a", "") == ["a"]
     assert allowed_workers("ab", {"a": -1, "b": -1}, "", "") == []

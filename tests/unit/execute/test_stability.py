@@ -1,4 +1,4 @@
-"""When a cluster has settled: the rule of the original, at given times."""
+"""When the number of workers is stable: the rule of `bndl.execute`, at given times."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from daskbatch.execute.stability import is_stable
     ("connected", "now", "stable"),
     [
         ([], 0.0, True),
-        ([float("-inf")] * 3, 0.0, True),  # there since before anybody looked
-        ([0.0], 4.9, False),  # one that has just connected
+        ([float("-inf")] * 3, 0.0, True),  # connected before the first check
+        ([0.0], 4.9, False),  # one worker, which has just connected
         ([0.0], 5.0, True),
-        ([0.0, 1.0], 3.0, False),  # several: twice the largest gap since the last
+        ([0.0, 1.0], 3.0, False),  # several workers: after the last, twice the largest gap
         ([0.0, 1.0], 3.1, True),
         ([0.0, 3.0, 4.0], 9.9, False),
         ([0.0, 3.0, 4.0], 10.1, True),

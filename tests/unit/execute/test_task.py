@@ -1,4 +1,4 @@
-"""The states of a task, as users and schedulers change them; no cluster."""
+"""The states of a task, as users and schedulers change them, without a cluster."""
 
 from __future__ import annotations
 
@@ -124,25 +124,25 @@ def test_release_forgets_what_a_done_task_has() -> None:
 
 
 def test_listeners() -> None:
-    heard: list[str] = []
+    calls: list[str] = []
     task = Task(None, 0)
 
     def both(it: Any) -> None:
-        heard.append("running" if it.running else "stopped")
+        calls.append("running" if it.running else "stopped")
 
     def only(it: Any) -> None:
-        heard.append("only")
+        calls.append("only")
 
     task.add_listener(both)
     task.add_listener(None, only)
     task.set_executing(HERE)
     task.mark_done()
-    assert heard == ["running", "stopped", "only"]
-    task.mark_failed(ValueError())  # each stop is told
-    assert heard[3:] == ["stopped", "only"]
+    assert calls == ["running", "stopped", "only"]
+    task.mark_failed(ValueError())  # each stop calls the listeners
+    assert calls[3:] == ["stopped", "only"]
     task.remove_listener(both, only, print)
     task.mark_failed(ValueError())
-    assert len(heard) == 5
+    assert len(calls) == 5
 
 
 def test_exceptions_survive_pickling() -> None:
@@ -168,7 +168,7 @@ def test_workers_can_be_compared_hashed_and_sent() -> None:
     assert {HERE: 1}[Worker(*HERE)] == 1
 
 
-# -- a scheduler needs no cluster for tasks of the driver's side --------------------------
+# -- a scheduler needs no cluster for tasks that run on the driver --------------------------
 
 
 class Local(Task):
@@ -181,10 +181,10 @@ def test_a_scheduler_without_a_cluster() -> None:
     tasks = [Local(None, number) for number in range(6)]
     for number in range(5):
         tasks[number].dependencies.add(tasks[number + 1])
-    told: list[Any] = []
-    Scheduler(tasks, told.append, [HERE, Worker("v", "tcp://v", "v")], concurrency=2).run()
-    assert [task.id for task in told[:-1]] == [5, 4, 3, 2, 1, 0]
-    assert told[-1] is None
+    received: list[Any] = []
+    Scheduler(tasks, received.append, [HERE, Worker("v", "tcp://v", "v")], concurrency=2).run()
+    assert [task.id for task in received[:-1]] == [5, 4, 3, 2, 1, 0]
+    assert received[-1] is None
 
 
 def test_a_scheduler_that_is_aborted_tells_why() -> None:
@@ -193,10 +193,10 @@ def test_a_scheduler_that_is_aborted_tells_why() -> None:
             self.set_executing(worker)
             scheduler.abort(KeyError("why"))
 
-    told: list[Any] = []
+    received: list[Any] = []
     task = Never(None, 0)
-    Scheduler([task], told.append, [HERE]).run()
-    assert [type(each) for each in told] == [KeyError, type(None)]
+    Scheduler([task], received.append, [HERE]).run()
+    assert [type(each) for each in received] == [KeyError, type(None)]
     assert task.cancelled
 
 
