@@ -393,8 +393,8 @@ def _unpickle(
 def _require_count(parameter: str, number: Any) -> int:
     try:
         # NumPy before 2.3 takes its booleans for numbers.
-        is_bool = isinstance(number, bool) or getattr(number, "dtype", None) == bool
-        count = 0 if is_bool else operator.index(number)
+        kind = getattr(getattr(number, "dtype", None), "kind", "")
+        count = 0 if isinstance(number, bool) or kind == "b" else operator.index(number)
     except TypeError:
         count = 0
     if count < 1:
