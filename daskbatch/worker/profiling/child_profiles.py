@@ -56,11 +56,14 @@ def _forget_directory() -> None:
 def order() -> ChildOrder | None:
     """Return what to send to a child; None if no profiler runs, and no child has to stop one."""
     global _directory
-    wanted = profilers.active()
-    if not wanted and _directory is None:
+    if not profilers.active() and _directory is None:
         return None
     with _lock:
+        # `forget` removes the directory under this lock, once no profiler is active.
+        wanted = profilers.active()
         if _directory is None:
+            if not wanted:
+                return None
             import tempfile  # not at the top: a child starts faster without it
 
             _directory = tempfile.mkdtemp(prefix="daskbatch-profile-")
@@ -123,9 +126,23 @@ def obey(told: ChildOrder | None) -> None:
 
     The first call with profilers also starts the thread that answers the worker.
     """
-    global _listener
     if told is None:
+        # An order can arrive after the worker has stopped the profilers that it names.
+        if profilers.active():
+            profilers.follow(())
         return
+    try:
+        _listen(told)
+    except FileNotFoundError:
+        # The worker has stopped its profilers, and removed the directory, in the meantime.
+        profilers.follow(())
+    else:
+        profilers.follow(told.wanted)
+
+
+def _listen(told: ChildOrder) -> None:
+    """Start to answer the worker in the directory of an order, unless this child does so."""
+    global _listener
     if _listener is not None and not os.path.exists(_listener.getsockname()):
         # The worker has stopped all its profilers and removed the directory; this call
         # starts new profilers, which have another directory.
@@ -133,13 +150,16 @@ def obey(told: ChildOrder | None) -> None:
         _listener = None
     if _listener is None and told.wanted:
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(os.path.join(told.directory, str(os.getpid())))
+        try:
+            listener.bind(os.path.join(told.directory, str(os.getpid())))
+        except OSError:
+            listener.close()
+            raise
         listener.listen()
         _listener = listener
         threading.Thread(
             target=_serve, args=(listener,), name="daskbatch-profile", daemon=True
         ).start()
-    profilers.follow(told.wanted)
 
 
 def _serve(listener: socket.socket) -> None:
