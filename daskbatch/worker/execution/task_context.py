@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from daskbatch.forking import after_fork
+from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.client_names import batch_of_topic
 
 T = TypeVar("T")
@@ -78,6 +79,8 @@ class TaskContext:
         What the task uses, by Batch.
     task_number : int
         Increases with every task, so that successive tasks can be told apart.
+    allocation : Allocation, optional
+        The slots that the task holds, if it is a gang.
     """
 
     slot: WorkerSlot
@@ -87,6 +90,7 @@ class TaskContext:
     security: bytes | None = None
     resources: dict[str, TaskResource] = field(default_factory=dict)
     task_number: int = 0
+    allocation: Allocation | None = None
     _waiting: int = 0  # the number of its threads that wait
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
