@@ -313,6 +313,7 @@ class Batch:
         workers: str | Sequence[str] | None = None,
         priority: float = 0,
         isolation: str | None = None,
+        cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> TaskFactory:
@@ -333,7 +334,14 @@ class Batch:
         isolation : str, optional
             Where functions run: ``"thread"``, in a thread of the worker, or ``"process"``, in a
             child process, which can be killed and has its own files, environment and directory.
-            By default a process if `timeout`, `cwd` or `env` is given, else a thread.
+            ``"fresh"`` is a child process that nothing has used before, and nothing uses after.
+            By default a process if `timeout`, `cores`, `cwd` or `env` is given, else a thread.
+        cores : int, float or str, optional
+            The number of slots of one host that a task takes, all granted at once: 2, ``"1.5"``,
+            ``"500m"`` (thousandths; a part of a slot counts as a slot). Tasks that need several
+            slots wait for them in the order of their priority and their start; other tasks run
+            meanwhile. Linear algebra libraries are limited to this number of threads, unless
+            `env` says otherwise. For a parallel job, the slots of each rank.
         cwd, env
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
@@ -369,6 +377,7 @@ class Batch:
             workers=workers,
             priority=priority,
             isolation=isolation,
+            cores=cores,
             cwd=cwd,
             env=env,
         )

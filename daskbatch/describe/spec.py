@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
+from daskbatch.describe.gang import Gang, count_cores, thread_limits, whole_slots
 from daskbatch.describe.initializer import Initializer
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
@@ -41,6 +42,10 @@ class Options:
         Tasks with a higher priority run first.
     isolated : bool
         Whether the function runs in a separate process, which can be killed.
+    fresh : bool
+        Whether this process is one that no other task uses, before or after.
+    gang : Gang, optional
+        The slots that the task takes, if they are granted together.
     cwd : str, optional
         The working directory of an isolated function.
     env : tuple of (str, str)
@@ -61,6 +66,8 @@ class Options:
     workers: tuple[str, ...] = ()
     priority: float = 0
     isolated: bool = False
+    fresh: bool = False
+    gang: Gang | None = None
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     prepare: Initializer | None = None
@@ -72,7 +79,7 @@ class Options:
     def __post_init__(self) -> None:
         key = (
             *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
-            *(self.other_workers, self.apart),
+            *(self.other_workers, self.apart, self.fresh, self.gang),
         )
         if any(key):
             object.__setattr__(self, "placement_key", key)
@@ -90,10 +97,13 @@ def make_options(
     workers: str | Sequence[str] | None = None,
     priority: float = 0,
     isolation: str | None = None,
+    cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Options:
     """Validate the options of a function; see `Batch.options`.
+
+    A parallel job replaces the `Gang` of the options by one with its number of ranks.
 
     Raises
     ------
@@ -104,8 +114,8 @@ def make_options(
         raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
     if not isinstance(priority, Real) or math.isnan(priority):
         raise SpecError(f"priority= must be a number, not {priority!r}")
-    if isolation not in (None, "thread", "process"):
-        raise SpecError(f'isolation= must be "thread" or "process", not {isolation!r}')
+    if isolation not in (None, "thread", "process", "fresh"):
+        raise SpecError(f'isolation= must be "thread", "process" or "fresh", not {isolation!r}')
     if isolation == "thread" and (cwd is not None or env):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
@@ -114,16 +124,27 @@ def make_options(
         workers = [] if workers is None else [workers]
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
         raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
+    isolated = isolation in ("process", "fresh") or (
+        isolation is None and not (timeout is None and cwd is None and not env and cores is None)
+    )
+    variables = _environment(env)
+    slots = 1
+    if cores is not None:
+        count = count_cores(cores, "cores=")
+        slots = whole_slots(count)
+        if isolation != "thread":
+            variables = {**thread_limits(count), **variables}
     return Options(
         timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
         retries=retries,
         resources=_resources(resources),
         workers=tuple(workers),
         priority=float(priority),
-        isolated=isolation == "process"
-        or (isolation is None and not (timeout is None and cwd is None and not env)),
+        isolated=isolated,
+        fresh=isolation == "fresh",
+        gang=None if slots == 1 else Gang(1, slots),
         cwd=None if cwd is None else os.fspath(cwd),
-        env=tuple(sorted(_environment(env).items())),
+        env=tuple(sorted(variables.items())),
     )
 
 

@@ -47,12 +47,13 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch.batch import Batch, open_batch
 from daskbatch.batch.factory import Accesses, require_name
+from daskbatch.describe.gang import count_cores, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import CallFactory
-from daskbatch.executor.cpus import count_cpus, count_workers, thread_limits
 from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
+from daskbatch.executor.worker_count import count_workers
 from daskbatch.worker.cores import CORES
 
 
@@ -115,7 +116,7 @@ class BatchPoolExecutor(Executor):
         max_workers = None if max_workers is None else count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        cpus = None if cpus_per_job is None else count_cpus(cpus_per_job)
+        cpus = None if cpus_per_job is None else count_cores(cpus_per_job, "cpus_per_job=")
         limits = {} if cpus is None else thread_limits(cpus)
         num_workers = None
         if cluster is None:
