@@ -94,6 +94,11 @@ class Launcher(NamedTuple):
     kind: Kind
     words: tuple[str, ...]
 
+    @property
+    def reads_hostfile(self) -> bool:
+        """Whether `command` may write the list of hosts into the directory of the job."""
+        return self.kind is Kind.INTEL or any("{hostfile}" in word for word in self.words)
+
     def command(
         self,
         parts: Sequence[Part],
@@ -115,7 +120,8 @@ class Launcher(NamedTuple):
             The hosts in the order of the ranks, each with its number of ranks. One host is that
             of this process.
         directory : str
-            A directory of the job on this host, for the list of hosts.
+            A directory of the job on this host, for the list of hosts; not used if
+            `reads_hostfile` is false.
         variables : sequence of str
             The names of variables in the environment of the launcher that all ranks must receive,
             on other hosts too.
@@ -237,7 +243,7 @@ def _mpich(
     # look whether it runs in an allocation of SLURM or PBS, and use its hosts.
     where = ["-launcher", "fork", "-hosts", "localhost"]
     if len(hosts) > 1:
-        where = ["-f", _write_hosts(hosts, directory)]
+        where = ["-hosts", _text(hosts)]
     return [*words, *where, *_joined(parts)]
 
 
