@@ -194,21 +194,29 @@ def _make_kind(mpi: Any, aborting: Callable[[int], None], requests: list[Any]) -
     class JobCommunicator(mpi.Intracomm):  # type: ignore[misc]
         """A communicator that reports `Abort`, and remembers which receives were begun."""
 
-        def Abort(self, errorcode: int = 0) -> Any:  # noqa: N802 - the name that mpi4py has
+        def Abort(self, errorcode: int = 0) -> Any:
             aborting(errorcode)
             return super().Abort(errorcode)
 
-        def Irecv(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        def Irecv(self, *args: Any, **kwargs: Any) -> Any:
             return remember(super().Irecv(*args, **kwargs))
 
         def irecv(self, *args: Any, **kwargs: Any) -> Any:
             return remember(super().irecv(*args, **kwargs))
 
         def __reduce__(self) -> Any:
-            return mpi.Intracomm(self).__reduce__()
+            if self == mpi.COMM_WORLD:
+                return _world_communicator, ()
+            return mpi.Intracomm(self).__reduce__()  # it refuses
 
     JobCommunicator.__name__ = JobCommunicator.__qualname__ = "Intracomm"
     return JobCommunicator
+
+
+def _world_communicator() -> Any:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
 
 
 def _mapped_files(pattern: str) -> list[str]:

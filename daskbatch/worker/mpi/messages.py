@@ -90,12 +90,15 @@ class Hello(NamedTuple):
         "rank", "supervisor", or, from another host, "stdout" or "stderr" of a rank.
     rank : int
         The rank.
+    pid : int
+        The process.
     host : str
-        The name of the host of the process.
+        The name of its host.
     """
 
     role: str
     rank: int
+    pid: int
     host: str
 
 
@@ -141,10 +144,15 @@ class MessageReader:
     ----------
     sock : socket.socket
         A connected socket.
+
+    Attributes
+    ----------
+    sock : socket.socket
+        The socket.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._has_files = sock.family == socket.AF_UNIX
         self._buffer = bytearray()
         #: The message whose body is being received: its kind, number of files, fields, body.
@@ -175,13 +183,13 @@ class MessageReader:
         if self._open is not None:
             body = self._open[3]
             with memoryview(body) as view:
-                size = self._sock.recv_into(view[self._received :])
+                size = self.sock.recv_into(view[self._received :])
             self._received += size
             if not size:
                 raise EOFError
             return
         if self._has_files:
-            data, ancillary, _, _ = self._sock.recvmsg(
+            data, ancillary, _, _ = self.sock.recvmsg(
                 _READ_BYTES, socket.CMSG_SPACE(_MAX_FILES * array.array("i").itemsize)
             )
             for level, kind, content in ancillary:
@@ -190,7 +198,7 @@ class MessageReader:
                     files.frombytes(content[: len(content) - len(content) % files.itemsize])
                     self._files += files
         else:
-            data = self._sock.recv(_READ_BYTES)
+            data = self.sock.recv(_READ_BYTES)
         if not data:
             raise EOFError
         self._buffer += data

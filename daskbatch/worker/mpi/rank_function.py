@@ -45,6 +45,32 @@ class RankSettings(NamedTuple):
     idle_timeout: float = 30.0
 
 
+class PackedCall(NamedTuple):
+    """A call whose function and arguments have not been unpickled.
+
+    A worker must not unpickle them: the modules of the function may start MPI.
+
+    Parameters
+    ----------
+    function : bytes
+        The pickled function.
+    setup : bytes, optional
+        The pickled initializer and its arguments; see `initialized_function`.
+    data : bytes
+        The packed arguments.
+    values : sequence of bytes or str
+        For each placeholder a pickled value, or a text.
+    buffers : sequence of bytes
+        The contents of the large buffers.
+    """
+
+    function: bytes
+    setup: bytes | None
+    data: bytes
+    values: Sequence[bytes | str] = ()
+    buffers: Sequence[bytes] = ()
+
+
 class RankFunction:
     """A callable that runs on every rank, and how. Any number of threads may use it.
 
@@ -79,7 +105,9 @@ class RankFunction:
         return RankFunction, (None, self.settings, data)
 
 
-def call_object(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def call_object(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     """Call a callable that travels among its arguments, since it is not a plain function."""
     return function(*args, **kwargs)
 

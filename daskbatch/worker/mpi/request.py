@@ -3,7 +3,7 @@
 The data of a call (its function, its arguments, its large buffers) is one sequence of bytes, in
 which a `RankRequest` says where each piece begins. On the host of the worker it is a file without
 a name, which each rank maps for itself: a rank that changes an array changes its own copy of the
-pages alone. The functions are pure, except that `write_pieces` makes a file.
+pages alone. The functions are pure, except that `Layout.write` makes a file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Limits, Link
 from daskbatch.worker.isolation.unnamed_file import new_file, write_file
+from daskbatch.worker.mpi.rank_function import PackedCall
 
 #: Where each piece of the data begins: at a multiple of this, as arrays need it.
 _ALIGNMENT_BYTES = 64
@@ -24,32 +25,6 @@ MAX_INLINE_BYTES = 1 << 15
 
 #: A piece of the data: where it begins, and its size.
 Piece = tuple[int, int]
-
-
-class PackedCall(NamedTuple):
-    """A call whose function and arguments have not been unpickled.
-
-    A worker must not unpickle them: the modules of the function may start MPI.
-
-    Parameters
-    ----------
-    function : bytes
-        The pickled function.
-    setup : bytes, optional
-        The pickled initializer and its arguments; see `initialized_function`.
-    data : bytes
-        The packed arguments.
-    values : sequence of bytes or str
-        For each placeholder a pickled value, or a text.
-    buffers : sequence of bytes
-        The contents of the large buffers.
-    """
-
-    function: bytes
-    setup: bytes | None
-    data: bytes
-    values: Sequence[bytes | str] = ()
-    buffers: Sequence[bytes] = ()
 
 
 class RankRequest(NamedTuple):
@@ -142,9 +117,7 @@ def make_request(
         function=layout.add(call.function),
         setup=None if call.setup is None else layout.add(call.setup),
         data=layout.add(call.data),
-        values=tuple(
-            each if isinstance(each, str) else layout.add(each) for each in call.values
-        ),
+        values=tuple(each if isinstance(each, str) else layout.add(each) for each in call.values),
         buffers=tuple(layout.add(each) for each in call.buffers),
         size=0,
     )
