@@ -86,15 +86,12 @@ class RankMpi:
     def __init__(self, aborting: Callable[[int], None]) -> None:
         self._aborting = aborting
         self._mpi: Any = None
-        #: A private communicator, which no job sees.
-        self._private: Any = None
         self._world: Any = None
         self._kind: Any = None
         #: The communicator of the running job, if its callable has asked for one.
         self._comm: Any = None
         #: The receives that the running job has begun on the communicator of all ranks.
         self._requests: list[Any] = []
-        self._failure: BaseException | None = None
         sys.meta_path.insert(0, _Finder(_MODULE, self._start))
 
     def _start(self, module: Any) -> None:
@@ -105,9 +102,8 @@ class RankMpi:
             self._kind = _make_kind(module, self._aborting, self._requests)
             # Jobs use this object under the name `MPI.COMM_WORLD`; it is the same communicator.
             self._world = module.COMM_WORLD = self._kind(module.COMM_WORLD)
-            self._private = self._world.Dup()
-            # From here on all ranks of this host have mapped the memory: no other process will.
-            self._private.Barrier()
+            self._world.Barrier()
+            # Now all ranks of this host have mapped the memory: no other process will.
             for path in _mapped_files(_SHARED_MEMORY_FILES):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
@@ -143,37 +139,36 @@ class RankMpi:
         return self._comm
 
     def check(self) -> bool:
-        """Return whether the next job may use the ranks; all ranks call it after a job.
+        """Return whether the next job may use this rank; all ranks call it after a job.
 
         Nothing that a job has sent may reach the next one. MPI keeps the order of the messages
         between two ranks. So when each rank has a message from each other rank, what these had
         sent before has arrived, too, and can be seen.
         """
-        mpi, private = self._mpi, self._private
-        if mpi is None or private is None or mpi.Is_finalized():
+        mpi, world = self._mpi, self._world
+        if mpi is None or world is None or mpi.Is_finalized():
             return False
-        size = private.Get_size()
+        size = world.Get_size()
         ones, places = [1] * size, list(range(size))
-        private.Alltoallv(
+        # If the ranks have not called the same collective operations on this communicator, this
+        # does not return, and the worker ends the ranks.
+        world.Alltoallv(
             [bytearray(size), ones, places, mpi.BYTE], [bytearray(size), ones, places, mpi.BYTE]
         )
-        pending = any(each != mpi.REQUEST_NULL for each in self._requests)
-        self._requests.clear()
-        comms = [self._world, mpi.COMM_SELF]
+        comms = [world, mpi.COMM_SELF]
         comm, self._comm = self._comm, None
         if comm is not None and comm != mpi.COMM_NULL:
             comms.append(comm)
         unreceived = any(each.Iprobe(mpi.ANY_SOURCE, mpi.ANY_TAG) for each in comms)
-        clean = bool(private.allreduce(not (pending or unreceived), op=mpi.LAND))
-        if clean:
-            if comm is not None and comm != mpi.COMM_NULL:
-                comm.Free()
-            # If the ranks have not called the same collective operations, this does not return,
-            # and the worker ends the ranks.
-            self._world.Barrier()
-            self._world.Set_errhandler(mpi.ERRORS_RETURN)
-            mpi.COMM_WORLD = self._world
-        return clean
+        pending = any(each != mpi.REQUEST_NULL for each in self._requests)
+        self._requests.clear()
+        if unreceived or pending:
+            return False
+        if len(comms) > 2:
+            comm.Free()
+        world.Set_errhandler(mpi.ERRORS_RETURN)
+        mpi.COMM_WORLD = world
+        return True
 
     def finish(self) -> None:
         """End MPI, if it runs; all ranks call it."""
