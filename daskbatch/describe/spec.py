@@ -22,6 +22,7 @@ from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
 from daskbatch.worker.execution.executable import execute
+from daskbatch.worker.mpi.rank_function import RankFunction, RankSettings, call_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ def _named(function: Callable[..., Any], arguments: Any) -> dict[str, Any]:
     args, kwargs = arguments
     if function is execute:
         return dict(kwargs)
-    if function is _apply:
+    if function is _apply or getattr(function, "function", None) is call_object:
         return dict(zip(("function", "args", "kwargs"), args, strict=True))
     return {"args": args, "kwargs": kwargs}
 
@@ -266,6 +267,29 @@ def function_call(
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
     return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
+
+
+def rank_call(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    settings: RankSettings,
+) -> Call:
+    """Describe the call of a Python callable on every rank of a parallel job.
+
+    Raises
+    ------
+    SpecError
+        The function is not callable.
+    """
+    if not callable(function):
+        raise SpecError(f"cannot call {function!r} on the ranks of a job")
+    if type(function) is FunctionType:
+        ranked, arguments = RankFunction(function, settings), (args, kwargs)
+    else:
+        # It may hold tasks: it is packed with the arguments.
+        ranked, arguments = RankFunction(call_object, settings), ((function, args, kwargs), {})
+    return _make_call(ranked, ("ranks", settings.num_procs, _family(function)), arguments)
 
 
 def _is_task_or_handle(obj: object) -> bool:

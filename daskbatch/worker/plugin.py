@@ -36,6 +36,7 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
+from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import forget_later
 from daskbatch.worker.slot_holding import GangSlots
@@ -131,6 +132,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
+        get_rank_pool().close()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._directory is not None:
@@ -261,6 +263,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initialized_function.forget(topic)
         forget_later(topic)
         get_child_pool().end_initialized(topic)
+        get_rank_pool().end_client(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         """Forget the revocations of blocks that are over."""

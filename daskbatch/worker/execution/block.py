@@ -133,9 +133,13 @@ class BlockSpec(NamedTuple):
     setup: bytes | int | None = None
     fresh: bool = False
 
+    def name(self, member: int) -> str:
+        """Return the name of a member."""
+        return self.labels[member if len(self.labels) > 1 else 0]
+
     def label(self, member: int) -> str:
         """Return what messages call a member."""
-        return repr(self.labels[member if len(self.labels) > 1 else 0])
+        return repr(self.name(member))
 
 
 class OutcomeReport(NamedTuple):

@@ -33,6 +33,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
+from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 _NO_LINK = Link()
 _PICKLED_NONE = pickling.dumps(None)
@@ -144,6 +145,10 @@ class BlockRun(Progress):
     def _before_retry(self) -> None:
         """Called when a member is about to be tried again."""
 
+    def _packed_error(self, error: BaseException, member: int) -> bytes:
+        """Return the packed error of a member that has failed."""
+        return pack_error(error, self.spec.label(member))
+
     # -- one member -------------------------------------------------------------------------
 
     def _status_of(self, source: Source) -> int:
@@ -207,7 +212,10 @@ class BlockRun(Progress):
                 if function is None:
                     function = self._functions[index] = self._load(index)
                 doing = _LOADING_ARGUMENTS
-                if link is _NO_LINK:
+                if type(function) is RankFunction:
+                    # This process must not unpickle the arguments of ranks.
+                    args, kwargs = (self._packed_call(function, data, link),), {}
+                elif link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link)
@@ -233,18 +241,26 @@ class BlockRun(Progress):
                     self._before_retry()
                     capture.clear()
                     continue
-                return Status.FAILED, pack_error(error, self.spec.label(member))
+                return Status.FAILED, self._packed_error(error, member)
 
     def _load(self, index: int) -> Callable[..., Any]:
         data = self._content(self.spec.functions[index])
         if self.spec.setup is None:
             return load_function(data)
+        if type(function := pickling.loads(data)) is RankFunction:
+            return function
         setup = self._content(self.spec.setup)
-        return InitializedFunction(self.spec.topic, setup, pickling.loads(data))
+        return InitializedFunction(self.spec.topic, setup, function)
 
     def _content(self, given: bytes | int) -> bytes:
         """Return data that is given itself, or by the position of the input that holds it."""
         return self.inputs[given] if isinstance(given, int) else given
+
+    def _packed_call(self, function: RankFunction, data: bytes, link: Link) -> PackedCall:
+        setup = None if self.spec.setup is None else self._content(self.spec.setup)
+        values = [self._part(value) for value in link.values]
+        buffers = [self.inputs[position] for position in link.buffers]
+        return PackedCall(function.data, setup, data, values, buffers)
 
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]

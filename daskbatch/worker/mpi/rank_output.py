@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daskbatch.worker.execution.capture import BoundedText, Capture
+from daskbatch.worker.execution.capture import Capture
 
 #: How much of the end of each rank's stderr a message contains at most, and how much in all.
 _MAX_LINES, _MAX_CHARACTERS, _MAX_TOTAL_CHARACTERS = 10, 2000, 20_000
