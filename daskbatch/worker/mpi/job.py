@@ -16,7 +16,7 @@ from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.executable import RunningExecutable, as_text, open_stdin
 from daskbatch.worker.execution.task_context import current_context
 from daskbatch.worker.mpi.job_run import LOOPBACK, JobRun, RankEnd
-from daskbatch.worker.mpi.launcher import LauncherUnusable, Part, find_launcher
+from daskbatch.worker.mpi.launcher import Part, find_launcher
 from daskbatch.worker.mpi.rank_output import RankOutput, describe_ranks
 
 #: How much of each stream is kept where no capture is active.
@@ -85,7 +85,7 @@ def run_job(
     Raises
     ------
     ProcessFailed
-        A rank has failed, and `check` is set; or the launcher has failed.
+        A rank has failed, and `check` is set; or there is no launcher, or it has failed.
     TaskTimeout
         The job ran for longer than `timeout`.
     OSError
@@ -100,12 +100,7 @@ def run_job(
     size = sum(part.num_procs for part in ready)
     sink = capture.current_capture.get() or capture.Capture(_DEFAULT_OUTPUT_BYTES)
     output = RankOutput(sink, size)
-    try:
-        found = find_launcher(launcher)
-    except LauncherUnusable as error:
-        command = list(ready[0].command)
-        raise ProcessFailed(str(error), returncode=_NOT_FOUND, command=command) from None
-    job = JobRun(ready, _allocation(size), found, output, directory)
+    job = JobRun(ready, _allocation(size), find_launcher(launcher), output, directory)
     with open_stdin(stdin, ready[0].cwd or "") as source, RunningExecutable(job.marker) as running:
         try:
             job.run(running, None if source == subprocess.DEVNULL else source, timeout)
