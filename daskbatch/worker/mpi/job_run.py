@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from threading import Thread
 from contextlib import AbstractContextManager
 from typing import IO, NamedTuple
 
@@ -33,7 +34,7 @@ from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
 from daskbatch.worker.mpi.rank_output import RankOutput
-from daskbatch.worker.mpi.shared_memory import remove_unused
+from daskbatch.worker.mpi.shared_memory import has_files, remove_unused
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -277,7 +278,11 @@ class JobRun:
             sweep(MARKER, self.marker)
         else:
             sweep_all(MARKER, self.marker)
-        remove_unused(self._began)
+            remove_unused(self._began)
+        if is_regular and has_files(self._began):
+            # Either other jobs of this host use them, or a rank has ended in good order without
+            # the end of MPI. The search takes as long as a short job.
+            Thread(target=remove_unused, args=(self._began,), daemon=True).start()
 
     def _await_launcher(self, seconds: float) -> None:
         self._pump(lambda: self.launcher_code is not None, time.monotonic() + seconds)
@@ -288,7 +293,7 @@ class JobRun:
     def _launched(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start the launcher."""
         with self._launcher_directory() as directory:
-            supervisor = [sys.executable, "-I", "-S", rank_supervisor.__file__]
+            supervisor = [sys.executable, "-I", "-S", "-c", rank_supervisor.PROGRAM]
             parts = [Part(part.num_procs, supervisor) for part in self.parts]
             variables = (rank_supervisor.ADDRESS, MARKER, OWNER)
             self.command = self._launcher.command(
@@ -354,6 +359,7 @@ class JobRun:
         link = self._listener.accept()
         if link is not None:
             self._selector.register(link, selectors.EVENT_READ, (self._on_link, link))
+            self._on_link(link, selectors.EVENT_READ)
         for expired in self._listener.expired():
             self._drop(expired)
 

@@ -53,6 +53,11 @@ def remove_unused(since: float) -> list[str]:
     return sorted(found)
 
 
+def has_files(since: float) -> bool:
+    """Return whether there are files of MPI libraries that have changed since a time."""
+    return bool(_find(since - _CLOCK_SECONDS))
+
+
 def _find(since: float) -> set[str]:
     """Return the names of the files of this user that an MPI library has made."""
     found = set()
