@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from threading import Thread
 from contextlib import AbstractContextManager
 from typing import IO, NamedTuple
 
@@ -34,7 +33,7 @@ from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
 from daskbatch.worker.mpi.rank_output import RankOutput
-from daskbatch.worker.mpi.shared_memory import has_files, remove_unused
+from daskbatch.worker.mpi.shared_memory import remove_unused, remove_unused_later
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -276,13 +275,12 @@ class JobRun:
             link.close()
         if is_regular:
             sweep(MARKER, self.marker)
+            # A rank that has not ended MPI may have left some. The search may take as long as a
+            # short job.
+            remove_unused_later(self._began)
         else:
             sweep_all(MARKER, self.marker)
             remove_unused(self._began)
-        if is_regular and has_files(self._began):
-            # Either other jobs of this host use them, or a rank has ended in good order without
-            # the end of MPI. The search takes as long as a short job.
-            Thread(target=remove_unused, args=(self._began,), daemon=True).start()
 
     def _await_launcher(self, seconds: float) -> None:
         self._pump(lambda: self.launcher_code is not None, time.monotonic() + seconds)
