@@ -12,12 +12,12 @@ from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.executable import RunningExecutable
 from daskbatch.worker.execution.task_context import TaskContext
-from daskbatch.worker.mpi.rank_function import RankSettings, RankValue
+from daskbatch.worker.mpi.rank_function import PackedCall, RankSettings, RankValue
 from daskbatch.worker.mpi.rank_job import JobStopped, RankEnded, RankJob
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.mpi.rank_set import RankSet, SetKey, SetStopped
-from daskbatch.worker.mpi.request import PackedCall, make_request
+from daskbatch.worker.mpi.request import make_request
 
 #: The host of a job that has been granted no slots: this one.
 _THIS_HOST = "localhost"
@@ -73,7 +73,6 @@ def run_callable(
             try:
                 if not ranks.ranks:
                     ranks.start(running.fileno())
-                ranks.drain()
                 request, layout = make_request(
                     call,
                     topic,
@@ -84,7 +83,6 @@ def run_callable(
                 )
                 job = RankJob(ranks, None if context is None else context.slot, output)
                 values = job.run(request, layout, running.fileno(), settings.timeout)
-                uses_mpi = job.uses_mpi
                 output.settle()
             except (SetStopped, JobStopped):
                 _end(ranks, job, output)  # leaving `running` raises ProcessStopped
@@ -97,10 +95,11 @@ def run_callable(
         if isinstance(error, TaskTimeout):
             error.args = (f"{error}{output.last_errors()}",)
         raise
-    if settings.fresh or uses_mpi is None:
+    assert job is not None
+    if settings.fresh or not job.may_be_reused:
         ranks.end_idle()
     else:
-        if uses_mpi:
+        if job.uses_mpi:
             ranks.begin_check()
         pool.give_back(ranks, settings.idle_timeout)
     return [RankValue(value) for value in values]
@@ -112,6 +111,8 @@ def _fields_of(context: TaskContext) -> tuple[str, object, str, bytes | None]:
 
 def _end(ranks: RankSet, job: RankJob | None, output: RankOutput) -> None:
     """End the ranks of a job that has failed or was stopped, and keep what they have written."""
+    if ranks.closed:
+        return
     ranks.end(close=False)
     if job is not None:
         job.finish_output()

@@ -48,7 +48,8 @@ class Kind(IntEnum):
     SHARED = 6
     #: A rank could not open that file.
     NEED_DATA = 7
-    #: A rank has run its call: a `Status`, whether it uses MPI; the body is the packed value.
+    #: A rank has run its call: a `Status`, whether it uses MPI, whether processes that the call has
+    #: started still run. The body is the packed value.
     OVER = 8
     #: A rank begins to wait, or has finished waiting.
     WAITING = 9

@@ -102,6 +102,7 @@ class RankJob:
         #: The packed values, by rank.
         self._values: dict[int, memoryview] = {}
         self._use_mpi: list[bool] = []
+        self._left_processes = False
         self._failures: list[Failure] = []
         #: The ranks that wait with the slots released, and how often each has waited.
         self._waiting: dict[int, int] = {}
@@ -109,7 +110,7 @@ class RankJob:
         self._resuming: dict[int, int] = {}
         self._released = False
         #: The data of the call, and what the ranks of another host do to get it.
-        self._data = bytearray()
+        self._data = b""
         self._request_fields: tuple[Any, ...] = ()
         self._followers: dict[str, list[Rank]] = {}
 
@@ -152,10 +153,18 @@ class RankJob:
         return [self._values[number] for number in range(len(self._set.ranks))]
 
     @property
-    def uses_mpi(self) -> bool | None:
-        """Whether the ranks use MPI now; None if only some of them do."""
-        used = set(self._use_mpi)
-        return used.pop() if len(used) == 1 else None
+    def uses_mpi(self) -> bool:
+        """Whether the ranks use MPI, so that they must check what the call has left."""
+        return any(self._use_mpi)
+
+    @property
+    def may_be_reused(self) -> bool:
+        """Whether the next job may run in the ranks, if their check finds nothing.
+
+        They cannot check if only some of them use MPI. And a process that the call has started and
+        left must not disturb the next one.
+        """
+        return not self._left_processes and len(set(self._use_mpi)) == 1
 
     # -- sending --------------------------------------------------------------------------
 
@@ -268,8 +277,9 @@ class RankJob:
     def _act(self, rank: Rank, message: Message) -> None:
         fields = message.fields
         if message.kind == Kind.OVER:
-            status, in_use, _ = fields
-            self._use_mpi.append(in_use)
+            status, uses_mpi, left_processes = fields
+            self._use_mpi.append(uses_mpi)
+            self._left_processes |= left_processes
             if status == Status.DONE:
                 self._values[rank.number] = message.body
             else:

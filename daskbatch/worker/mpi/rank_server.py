@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import glob
 import inspect
 import os
 import select
@@ -18,7 +19,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
 from typing import Any, NoReturn
 
 from daskbatch.errors import TaskError
@@ -218,7 +218,6 @@ class RankServer:
                 self._mpi.finish()
 
     def _run(self, message: Message) -> None:
-        began = perf_counter()
         request = RankRequest(*message.fields[0])
         sys.path[:] = request.path
         spec, buffers = as_block(request, self._data_of(message, request))
@@ -233,7 +232,7 @@ class RankServer:
             os.write(file, self._mark)
         self._send(
             Kind.OVER,
-            (result.statuses[0], self._mpi.in_use(), perf_counter() - began),
+            (result.statuses[0], self._mpi.in_use(), _has_children()),
             result.values[0] or b"",
         )
 
@@ -279,6 +278,15 @@ class RankServer:
         """Close what connects to the worker, in a process that a call has forked."""
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
+
+
+def _has_children() -> bool:
+    """Return whether a process that this one has started still runs."""
+    for path in glob.iglob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+            if file.read(1):
+                return True
+    return False
 
 
 def _redirect_streams() -> list[int]:

@@ -54,6 +54,9 @@ _CHECK_TIMEOUT_SECONDS = 5.0
 #: How often to look whether the launcher has ended, on systems that offer no way to wait for it.
 _POLL_INTERVAL_SECONDS = 0.05
 
+#: How much is read from a stream at once, and how often, to drop it.
+_DRAIN_BYTES, _MAX_DRAIN_READS = 1 << 16, 64
+
 #: How much of the launcher's output a message contains.
 _MAX_MESSAGE_BYTES = 4000
 
@@ -214,8 +217,8 @@ class RankSet:
         What the ranks write to their streams at the end of each job.
     marker : str
         The value of `MARKER` in the environment of all processes of the set.
-    jobs : int
-        How many jobs it has run.
+    closed : bool
+        Whether it has ended, and its connections are closed.
     """
 
     def __init__(self, key: SetKey) -> None:
@@ -223,13 +226,13 @@ class RankSet:
         self.ranks: list[Rank] = []
         self.mark = b""
         self.marker = os.urandom(12).hex()
-        self.jobs = 0
         self._checking = False
         self._process: subprocess.Popen[bytes] | None = None
         self._output = -1
         self._directory: str | None = None
         self._lock = threading.Lock()
         self._ended = False
+        self.closed = False
 
     # -- start ----------------------------------------------------------------------------
 
@@ -357,9 +360,9 @@ class RankSet:
             supervisor.sock.setblocking(False)
             rank.supervisor = supervisor.reader
         for position, name in enumerate(("stdout", "stderr")):
-            stream = arrivals.get((name, number))
-            if stream is not None and rank.streams[position] < 0:
-                rank.streams[position] = stream.sock.detach()
+            output = arrivals.get((name, number))
+            if output is not None and rank.streams[position] < 0:
+                rank.streams[position] = output.sock.detach()
         for stream in rank.streams:
             if stream >= 0:
                 os.set_blocking(stream, False)
@@ -432,29 +435,41 @@ class RankSet:
                     return False
             if not waiting:
                 self._checking = False
-                return True
+                return self._drain()
             if deadline.passed:
                 return False
 
-    def drain(self) -> None:
-        """Drop what processes of earlier jobs have written since these have ended."""
-        for rank in self.ranks:
-            for stream in rank.streams:
-                with contextlib.suppress(BlockingIOError, OSError):
-                    while os.read(stream, 1 << 16):
-                        pass
+    def _drain(self) -> bool:
+        """Drop what arrived since the last job; False if a process writes without an end."""
+        for stream in (stream for rank in self.ranks for stream in rank.streams):
+            try:
+                for _ in range(_MAX_DRAIN_READS):
+                    if not os.read(stream, _DRAIN_BYTES):
+                        return False
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            return False
+        return True
 
     # -- end ------------------------------------------------------------------------------
 
-    def end_idle(self) -> None:
-        """End ranks that run no job: they end MPI first. Any thread may call it, or `end`."""
+    def end_idle(self, farewell: float = _FAREWELL_SECONDS) -> None:
+        """End ranks that run no job: they end MPI first.
+
+        Parameters
+        ----------
+        farewell : float
+            How long they may take for that. Seconds.
+        """
         with self._lock:
             if self._ended or self._process is None:
                 return
         for rank in self.ranks:
             with contextlib.suppress(OSError):
                 rank.sock.shutdown(socket.SHUT_RDWR)
-        self.launcher_code(_FAREWELL_SECONDS)
+        self.launcher_code(farewell)
         self.end(0.0)
 
     def end(self, grace: float = _TERMINATION_GRACE_SECONDS, close: bool = True) -> None:
@@ -476,6 +491,7 @@ class RankSet:
                 sweep_all(MARKER, self.marker)
             self._ended = True
             if close:
+                self.closed = True
                 for rank in self.ranks:
                     rank.close()
                 self.ranks = []
