@@ -16,6 +16,7 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -68,6 +69,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
       The answer is the event `MembersRevoked`.
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
+    - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
 
     Stream handlers that workers call:
 
@@ -93,6 +95,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
+        self._gangs = GangAllocator(scheduler)
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
@@ -111,6 +114,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
                 "daskbatch_capacities": self._capacities,
+                "daskbatch_gangs": self._gangs.describe,
             }
         )
 
@@ -235,6 +239,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                     self._scheduler.worker_send(
                         worker, _revocation(topic, block, [member], status, request=-1)
                     )
+        self._gangs.workers_changed()
         self._send_slots()
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -245,7 +250,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _capacities(self) -> list[Capacity]:
         """Return what each worker offers."""
         return [
-            Capacity(each.address, each.host, str(each.name), dict(each.resources))
+            Capacity(each.address, each.host, str(each.name), dict(each.resources), each.nthreads)
             for each in self._scheduler.workers.values()
         ]
 
@@ -279,6 +284,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
                 answer.set_result(((), ()))
+        self._gangs.workers_changed()
         self._send_slots()
         self._run_in_background(self._report_death(worker))
 
@@ -288,10 +294,15 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._notify(topic, event)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Keep Dask from running a released block again; called by Dask."""
+        """Keep Dask from running a released block again, and follow gangs; called by Dask."""
+        self._gangs.transition(key, start, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
+        self._gangs.clear()
 
     # -- slots ----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
 from daskbatch.worker.execution.executable import execute
+from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import RankFunction, RankSettings, call_object
 
 
@@ -128,7 +129,7 @@ def make_options(
     isolated = isolation in ("process", "fresh") or (
         isolation is None and not (timeout is None and cwd is None and not env and cores is None)
     )
-    variables = _environment(env)
+    variables = checked_environment(env)
     slots = 1
     if cores is not None:
         count = count_cores(cores, "cores=")
@@ -149,7 +150,7 @@ def make_options(
     )
 
 
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+def checked_environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
         raise SpecError(f"env= must be a dict of str to str, not {env!r}")
     for name, value in (env or {}).items():
@@ -223,7 +224,7 @@ class Call(NamedTuple):
     failure: SerializationError | None = None
 
 
-def _make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
+def make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
     try:
         return Call(function, family, *pickling.pack(arguments))
     except SerializationError as error:
@@ -238,7 +239,7 @@ def _make_call(function: Callable[..., Any], family: Hashable, arguments: object
 def _named(function: Callable[..., Any], arguments: Any) -> dict[str, Any]:
     """Return the arguments by the names that messages have for them."""
     args, kwargs = arguments
-    if function is execute:
+    if function in (execute, run_job):
         return dict(kwargs)
     if function is _apply or getattr(function, "function", None) is call_object:
         return dict(zip(("function", "args", "kwargs"), args, strict=True))
@@ -258,7 +259,7 @@ def function_call(
     if type(function) is FunctionType:
         if not kwargs and pickling.are_plain(args):
             return Call(function, function.__code__, pickling.dumps_plain((args, {})))
-        return _make_call(function, function.__code__, (args, kwargs))
+        return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(
             f"cannot call {function!r}: give a function first, then its arguments; "
@@ -266,7 +267,7 @@ def function_call(
         )
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
-    return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
+    return make_call(_apply, _family(function), ((function, args, kwargs), {}))
 
 
 def rank_call(
@@ -289,10 +290,10 @@ def rank_call(
     else:
         # It may hold tasks: it is packed with the arguments.
         ranked, arguments = RankFunction(call_object, settings), ((function, args, kwargs), {})
-    return _make_call(ranked, ("ranks", settings.num_procs, _family(function)), arguments)
+    return make_call(ranked, ("ranks", settings.num_procs, _family(function)), arguments)
 
 
-def _is_task_or_handle(obj: object) -> bool:
+def is_task_or_handle(obj: object) -> bool:
     try:
         _, references, _ = pickling.pack(obj)
     except SerializationError:
@@ -332,14 +333,14 @@ def process_call(
             f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
             "for a Python function use batch.function(...)"
         )
-    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _is_task_or_handle(stdin)):
+    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or is_task_or_handle(stdin)):
         raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
     command = {
         "command": [target, *args],
         "cwd": cwd,
-        "env": _environment(env),
+        "env": checked_environment(env),
         "stdin": stdin,
         "check": bool(check),
         "timeout": timeout,
     }
-    return _make_call(execute, os.fspath(target), ((), command))
+    return make_call(execute, os.fspath(target), ((), command))

@@ -54,7 +54,6 @@ from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
 from daskbatch.executor.worker_count import count_workers
-from daskbatch.worker.cores import CORES
 
 
 class BatchPoolExecutor(Executor):
@@ -127,13 +126,9 @@ class BatchPoolExecutor(Executor):
             # The number of workers limits the calls, and the workers have the environment.
             calls, max_running = CallFactory(batch._context), None
         else:
-            cores = {}
-            if cpus is not None and cpus > 1:
-                session.reserve_cores()
-                cores = {CORES: cpus}
-            # Calls with environment variables run in child processes, which have them before they
-            # load any library.
-            calls, max_running = CallFactory(batch._context, cores, limits), max_workers
+            # Calls with `cores=` run in child processes, which have the limits of threads before
+            # they load any library.
+            calls, max_running = CallFactory(batch._context, cpus), max_workers
         if initializer is not None:
             calls = calls.with_initializer(initializer, initargs)
         pool = Pool(batch, owned=True, name=name, max_running=max_running)

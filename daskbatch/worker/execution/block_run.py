@@ -193,7 +193,7 @@ class BlockRun(Progress):
         if name == "result":
             return values[member]  # type: ignore[return-value]
         texts: tuple[str, str] = outputs.get(member, ("", ""))
-        return texts[name == "stderr"]
+        return str(texts[name == "stderr"])
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         """Run a member, with its retries; return its status, and its value or exception."""

@@ -167,11 +167,11 @@ def execute(
     ProcessStopped
         It was stopped by another thread.
     """
-    argv = [_text(each) for each in command]
+    argv = [as_text(each) for each in command]
     sink = capture.current_capture.get()
     if sink is None:
         sink = capture.Capture(_DEFAULT_OUTPUT_BYTES)
-    with _open_stdin(stdin, cwd) as source:
+    with open_stdin(stdin, cwd) as source:
         code = _run(argv, cwd, env, source, timeout, sink)
     if code and check:
         stderr = sink.stderr.text()
@@ -181,7 +181,7 @@ def execute(
     return code
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value)
 
 
@@ -194,7 +194,7 @@ def _describe_end(argv: Sequence[str], code: int, stderr: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
+def open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
     """Yield a file with the process's input: a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
@@ -243,7 +243,7 @@ def _run(
             if not os.path.isdir(cwd):  # then the directory is missing
                 raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
-            hint = _shell_hint(argv) if is_missing else ""
+            hint = shell_hint(argv) if is_missing else ""
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
             return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
         assert process.stdout is not None
@@ -270,7 +270,7 @@ def _run(
         )
 
 
-def _shell_hint(argv: Sequence[str]) -> str:
+def shell_hint(argv: Sequence[str]) -> str:
     """Return what to write instead, if the executable is a line for a shell."""
     target = argv[0]
     if not any(map(str.isspace, target)):

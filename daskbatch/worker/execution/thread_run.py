@@ -6,6 +6,7 @@ An interrupted member fails with `TaskTimeout`, or is cancelled.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 
@@ -67,6 +69,9 @@ class ThreadRun(BlockRun):
     ) -> Any:
         if function is executable.execute:
             return self._execute(member, partial(executable.execute, **kwargs))
+        if function is run_job:
+            directory = "" if self.journal is None else os.path.dirname(self.journal.location()[0])
+            return self._execute(member, partial(run_job, **kwargs, directory=directory))
         if type(function) is RankFunction:
             return self._execute(member, partial(self._run_on_ranks, member, function, *args))
         # A function may name the exception that stops it, so that it can catch it.

@@ -193,6 +193,7 @@ class ChildServer:
         if request.context is not None:
             slot = RemoteSlot(self._claims, self._control)
             run.context = TaskContext(slot, *request.context)
+            run.context.allocation = request.allocation
         if request.journal is not None:
             path, limit = request.journal
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block))

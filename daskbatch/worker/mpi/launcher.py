@@ -2,7 +2,7 @@
 
 `find_launcher` looks at the environment and at files, and runs ``mpiexec --version`` once for each
 file; all else is pure. Any number of threads may call the functions. No launcher, and a wrong
-setting, raise `LauncherUnusable`.
+setting, raise `ProcessFailed`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from daskbatch.errors import ProcessFailed
 from daskbatch.worker.mpi.rank_variables import without_rank_variables
 
 #: The setting under which the launcher is found by `find_launcher` itself.
@@ -36,12 +37,11 @@ _NAMES = ("mpiexec", "mpirun", "mpiexec.hydra", "mpiexec.openmpi")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _PLACEHOLDERS = ("num_procs", "hosts", "hostfile")
 
+#: The exit code of a shell for a command that it does not find.
+_NOT_FOUND = 127
+
 #: The name of the file that lists the hosts, in the directory of the job.
 _HOSTFILE = "hosts"
-
-
-class LauncherUnusable(Exception):
-    """There is no launcher, or the setting that names it is wrong; the message says what to do."""
 
 
 class Kind(Enum):
@@ -94,6 +94,11 @@ class Launcher(NamedTuple):
     kind: Kind
     words: tuple[str, ...]
 
+    @property
+    def reads_hostfile(self) -> bool:
+        """Whether `command` may write the list of hosts into the directory of the job."""
+        return self.kind is Kind.INTEL or any("{hostfile}" in word for word in self.words)
+
     def command(
         self,
         parts: Sequence[Part],
@@ -115,7 +120,8 @@ class Launcher(NamedTuple):
             The hosts in the order of the ranks, each with its number of ranks. One host is that
             of this process.
         directory : str
-            A directory of the job on this host, for the list of hosts.
+            A directory of the job on this host, for the list of hosts; not used if
+            `reads_hostfile` is false.
         variables : sequence of str
             The names of variables in the environment of the launcher that all ranks must receive,
             on other hosts too.
@@ -141,7 +147,7 @@ def find_launcher(configured: str = AUTO) -> Launcher:
 
     Raises
     ------
-    LauncherUnusable
+    ProcessFailed
         No launcher is found, or the setting is wrong.
     """
     if configured != AUTO:
@@ -156,12 +162,16 @@ def find_launcher(configured: str = AUTO) -> Launcher:
                 return Launcher(kind, (path,))
             others.append(f"{path} says {answer!r}")
     found = f"; found, but not known: {'; '.join(others)}" if others else ""
-    raise LauncherUnusable(
+    raise _unusable(
         "there is no MPI launcher on this worker's PATH or beside its Python: install one, for "
         "example with pip install 'daskbatch[mpi]' or from the packages mpich or openmpi-bin of "
         "the system, or set daskbatch.mpi-launcher to a command line such as "
         f"'/opt/mpi/bin/mpiexec -n {{num_procs}}'{found}"
     )
+
+
+def _unusable(what: str) -> ProcessFailed:
+    return ProcessFailed(what, returncode=_NOT_FOUND, command=[])
 
 
 def _candidates() -> list[str]:
@@ -237,7 +247,7 @@ def _mpich(
     # look whether it runs in an allocation of SLURM or PBS, and use its hosts.
     where = ["-launcher", "fork", "-hosts", "localhost"]
     if len(hosts) > 1:
-        where = ["-f", _write_hosts(hosts, directory)]
+        where = ["-hosts", _text(hosts)]
     return [*words, *where, *_joined(parts)]
 
 
@@ -348,16 +358,16 @@ def _split(configured: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(configured)) if isinstance(configured, str) else ()
     except ValueError as error:
-        raise LauncherUnusable(f"{setting}: {error}") from None
+        raise _unusable(f"{setting}: {error}") from None
     names = [match[1] for word in words for match in _PLACEHOLDER.finditer(word)]
     unknown = [name for name in names if name not in _PLACEHOLDERS]
     if unknown:
         allowed = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-        raise LauncherUnusable(
+        raise _unusable(
             f"{setting}: {{{unknown[0]}}} is not a placeholder: expected {allowed}"
         )
     if "num_procs" not in names:
-        raise LauncherUnusable(
+        raise _unusable(
             f"{setting}: expected 'auto', or a command line with {{num_procs}}, such as "
             "'mpiexec -n {num_procs}'"
         )
