@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -129,10 +129,10 @@ class RankRun(BlockRun):
         inner = function.function if isinstance(function, InitializedFunction) else function
         if inner is call_object:
             target, its_args, its_kwargs = args
-            if _wants_comm(target, its_kwargs):
+            if _wants_comm(target, its_args, its_kwargs):
                 comm = self._mpi.job_communicator()
                 args = target, its_args, {**its_kwargs, _COMM: comm}
-        elif _wants_comm(inner, kwargs):
+        elif _wants_comm(inner, args, kwargs):
             kwargs = {**kwargs, _COMM: self._mpi.job_communicator()}
         return function(*args, **kwargs)
 
@@ -146,20 +146,33 @@ class RankRun(BlockRun):
         return pack_error(error, self.spec.label(member), _HIDDEN_FRAMES, f"{self._place}:\n")
 
 
-def _wants_comm(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a callable has a parameter for the communicator, which is not given."""
-    if _COMM in kwargs:
-        return False
-    if isinstance(function, partial) and _COMM in function.keywords:
+def _wants_comm(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Return whether a callable has a parameter for the communicator, which is not given.
+
+    Raises
+    ------
+    TypeError
+        The positional arguments reach that parameter.
+    """
+    if _COMM in kwargs or (isinstance(function, partial) and _COMM in function.keywords):
         return False
     try:
-        parameter = inspect.signature(function).parameters.get(_COMM)
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return False
-    return parameter is not None and parameter.kind in (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
+    position = next((i for i, each in enumerate(parameters) if each.name == _COMM), None)
+    if position is None:
+        return False
+    kind = parameters[position].kind
+    if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and len(args) > position:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"{name}() receives its parameter comm as a keyword: put it behind the parameters "
+            f"that the {len(args)} positional arguments are for"
+        )
+    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class RankServer:
