@@ -55,7 +55,7 @@ def run_callable(
         A rank has ended.
     TaskTimeout
         The call has run for longer than its timeout.
-    ProcessFailed, LauncherUnusable
+    ProcessFailed
         The ranks could not be started.
     ProcessStopped
         The job was stopped by another thread.

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from typing import NamedTuple
 
 from daskbatch.errors import ProcessFailed
@@ -25,6 +26,7 @@ from daskbatch.worker.mpi.launcher import Part, clean_environment, find_launcher
 from daskbatch.worker.mpi.messages import Kind, Message, MessageReader, encode
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE
 from daskbatch.worker.mpi.rank_listener import Arrival, RankListener
+from daskbatch.worker.mpi.shared_memory import remove_unused
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -229,6 +231,7 @@ class RankSet:
         self._checking = False
         self._process: subprocess.Popen[bytes] | None = None
         self._output = -1
+        self._started = 0.0
         self._directory: str | None = None
         self._lock = threading.Lock()
         self._ended = False
@@ -246,10 +249,8 @@ class RankSet:
 
         Raises
         ------
-        LauncherUnusable
-            There is no launcher.
         ProcessFailed
-            The launcher has ended, or the ranks do not connect in time.
+            There is no launcher, or it has ended, or the ranks do not connect in time.
         SetStopped
             The job was stopped.
         """
@@ -289,6 +290,7 @@ class RankSet:
 
     def _launch(self, command: list[str], env: dict[str, str]) -> None:
         self._output = new_file()
+        self._started = time.time()
         try:
             self._process = subprocess.Popen(
                 command,
@@ -306,9 +308,22 @@ class RankSet:
 
     def _connect(self, listener: RankListener, stop: int, command: list[str]) -> None:
         """Wait until each rank and each supervisor has connected."""
+        arrivals: dict[tuple[str, int], Arrival] = {}
+        try:
+            self._take_all(listener, stop, command, arrivals)
+        finally:
+            for arrival in arrivals.values():  # those that no rank has taken
+                arrival.discard()
+
+    def _take_all(
+        self,
+        listener: RankListener,
+        stop: int,
+        command: list[str],
+        arrivals: dict[tuple[str, int], Arrival],
+    ) -> None:
         assert self._process is not None
         deadline = Deadline(_START_TIMEOUT_SECONDS)
-        arrivals: dict[tuple[str, int], Arrival] = {}
         found: dict[int, Rank] = {}
         size = self.key.size
         poll = select.poll()
@@ -319,16 +334,17 @@ class RankSet:
             if stop in ready:
                 raise SetStopped
             while (arrival := listener.take()) is not None:
-                role, rank = arrival.hello.role, arrival.hello.rank
-                if not 0 <= rank < size or (role, rank) in arrivals:
-                    arrival.sock.close()
+                role, number = arrival.hello.role, arrival.hello.rank
+                is_double = (role, number) in arrivals or (role == "rank" and number in found)
+                if is_double or not 0 <= number < size:
+                    arrival.discard()
                     raise self._failure(
                         command,
-                        f"it has started a process that takes itself for rank {rank} of {size}: "
+                        f"it has started a process that takes itself for rank {number} of {size}: "
                         "it may belong to another MPI than the launcher's",
                     )
-                arrivals[role, rank] = arrival
-                self._sort(arrivals, rank, found)
+                arrivals[role, number] = arrival
+                self._sort(arrivals, number, found)
             if len(found) < size and self._process.poll() is not None:
                 raise self._failure(command, f"it ended with exit code {self._process.returncode}")
             if deadline.passed:
@@ -343,11 +359,11 @@ class RankSet:
         self, arrivals: dict[tuple[str, int], Arrival], number: int, found: dict[int, Rank]
     ) -> None:
         """Give a rank the connections that have arrived for it."""
-        main = arrivals.get(("rank", number))
-        if main is None:
-            return
         rank = found.get(number)
         if rank is None:
+            main = arrivals.pop(("rank", number), None)
+            if main is None:
+                return
             main.sock.setblocking(False)
             is_local = main.sock.family == socket.AF_UNIX
             rank = Rank(number, main.sock, main.reader, main.hello.host, is_local)
@@ -355,13 +371,11 @@ class RankSet:
             self.ranks.append(rank)
             if is_local:
                 rank.streams = list(main.files)
-        supervisor = arrivals.get(("supervisor", number))
-        if supervisor is not None and rank.supervisor is None:
+        if (supervisor := arrivals.pop(("supervisor", number), None)) is not None:
             supervisor.sock.setblocking(False)
             rank.supervisor = supervisor.reader
         for position, name in enumerate(("stdout", "stderr")):
-            output = arrivals.get((name, number))
-            if output is not None and rank.streams[position] < 0:
+            if (output := arrivals.pop((name, number), None)) is not None:
                 rank.streams[position] = output.sock.detach()
         for stream in rank.streams:
             if stream >= 0:
@@ -489,6 +503,8 @@ class RankSet:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_KILL_TIMEOUT_SECONDS)
                 sweep_all(MARKER, self.marker)
+                # Ranks that were ended while they started MPI.
+                remove_unused(self._started)
             self._ended = True
             if close:
                 self.closed = True
