@@ -363,7 +363,9 @@ def _split(configured: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in _PLACEHOLDERS]
     if unknown:
         allowed = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-        raise _unusable(f"{setting}: {{{unknown[0]}}} is not a placeholder: expected {allowed}")
+        raise _unusable(
+            f"{setting}: {{{unknown[0]}}} is not a placeholder: expected {allowed}"
+        )
     if "num_procs" not in names:
         raise _unusable(
             f"{setting}: expected 'auto', or a command line with {{num_procs}}, such as "

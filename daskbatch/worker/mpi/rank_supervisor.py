@@ -25,14 +25,15 @@ kind and the length, and the content.
 
 from __future__ import annotations
 
-import _signal
-import _socket
 import os
 import sys
 import time
-from _blake2 import blake2b
 from select import POLLIN, poll
 from struct import Struct
+
+import _signal
+import _socket
+from _blake2 import blake2b
 
 #: The environment variable that says where the worker is, and the secret of the job.
 ADDRESS = "DASKBATCH_JOB"
