@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.factory import TaskSettings, make_function, make_process
+from daskbatch.batch.factory import TaskSettings, make_function, make_process, name_of
 from daskbatch.batch.job_factory import make_job
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Channel, Mode
@@ -131,6 +131,11 @@ class ImportedFunction:
             )
         parts = []
         for executable in executables:
+            if callable(executable.target):
+                raise SpecError(
+                    f"{self._file}: the target {name_of(executable.target)!r} is a function: "
+                    "expected executables, since the job has several targets"
+                )
             template = ProcessTemplate(
                 executable.target, executable.args, executable.cwd, executable.env
             )

@@ -111,9 +111,7 @@ class BoundTemplate:
         scope = Scope(template.file, known, {each.name: n for n, each in enumerate(parameters)})
         name = compile_checked(scope, template.name, check_name)
         timeout = _compile_timeout(scope, template.timeout)
-        # A job of several executables has no functions among them.
-        kind = template.type if len(template.executables) == 1 else "process"
-        executables = [_Executable(scope, kind, each) for each in template.executables]
+        executables = [_Executable(scope, template.type, each) for each in template.executables]
         self.template = template
         #: The name of the function that makes the tasks.
         self.label = _make_label(template.file, name, executables[0].target)

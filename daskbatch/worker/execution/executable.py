@@ -22,6 +22,7 @@ from typing import IO, Any
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
+from daskbatch.worker.mpi.rank_variables import without_rank_variables
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -41,12 +42,6 @@ _POLL_INTERVAL_SECONDS = 0.05
 
 #: Names the environment variables that were set for the worker alone, when it was started.
 ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
-
-#: How the variables begin that an MPI launcher sets for the ranks that it starts. If this worker is
-#: a rank, an MPI program that inherits them takes itself for that rank, and ends at once.
-_MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
-#: A process that has one of these is a rank. Without them, the others are the user's settings.
-_MPI_RANK_VARIABLES = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 
 #: `poll` does not accept much longer times.
 MAX_POLL_SECONDS = 86400.0
@@ -292,8 +287,9 @@ def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
     # As bytes: to decode and encode all of it would be costly for many short processes.
     added = os.environb.get(os.fsencode(ADDED_VARIABLE), b"").split(b",")
     clean = {name: value for name, value in os.environb.items() if name not in added}
-    if any(name in clean for name in _MPI_RANK_VARIABLES):
-        clean = {n: value for n, value in clean.items() if not n.startswith(_MPI_PREFIXES)}
+    # If this worker is a rank, an MPI program that inherits its variables takes itself for that
+    # rank, and ends at once.
+    clean = without_rank_variables(clean)
     clean.pop(os.fsencode(ADDED_VARIABLE), None)
     clean.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
     return clean
