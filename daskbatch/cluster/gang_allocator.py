@@ -26,6 +26,7 @@ from time import monotonic
 from typing import Any
 
 from distributed import Scheduler
+from distributed.comm import get_address_host
 
 from daskbatch.cluster.gang_plan import Collection, GangRequest, WaitingGang, plan_collections
 from daskbatch.cluster.gang_run import NO_SLOTS, GangRun, GangState
@@ -182,12 +183,38 @@ class GangAllocator:
         if found is not None and found.state is GangState.ENDING:
             self._drop(found)
 
-    def workers_changed(self) -> None:
-        """Note that a worker has joined or left."""
+    def add_worker(self, address: str) -> None:
+        """Note that a worker has joined; called before Dask gives it any task.
+
+        It may take the place of one that has died. Then it holds the slots that gangs, whose tasks
+        run elsewhere on its host, had there: the tasks still use that much of the host.
+        """
+        worker = self._scheduler.workers[address]
+        room = worker.nthreads
+        for gang in self._gangs.values():
+            slots = list(gang.choice.slots)
+            for position, slot in enumerate(slots):
+                gone = position > 0 and slot.address not in self._scheduler.workers
+                if gone and room and get_address_host(slot.address) == worker.host:
+                    slots[position] = slot._replace(address=address)
+                    room -= 1
+                    if gang.state is GangState.RUNNING:
+                        self._add_holder(gang, slots[position])
+            gang.choice = gang.choice._replace(slots=tuple(slots))
+        self.advance_soon()
+
+    def remove_worker(self) -> None:
+        """Note that a worker has left."""
         for gang in list(self._gangs.values()):
             if gang.state is GangState.ENDING and gang.head not in self._scheduler.workers:
                 self._drop(gang)
         self.advance_soon()
+
+    def end_idle(self) -> None:
+        """End the holders that no gang owns: a client has left."""
+        for holder in self._holders.all():
+            if holder.owner is None:
+                self._holders.release(holder)
 
     def clear(self) -> None:
         """Forget all gangs: Dask has forgotten all tasks."""

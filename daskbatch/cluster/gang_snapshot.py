@@ -54,10 +54,9 @@ def count_slots(
             task = scheduler.tasks.get(gang.key)
             count.occupied += task in worker.processing and task not in worker.long_running
     for holder in holders:
-        count = counts.get(holder.address)
-        if count is None:
+        if holder.address not in counts:
             continue
-        owner = holder.owner
+        count, owner = counts[holder.address], holder.owner
         count.occupied += 1
         if owner is None and not holder.ending:
             count.idle += 1

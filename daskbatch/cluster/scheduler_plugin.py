@@ -163,6 +163,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         client = self._clients.remove(topic)
         if client is None:
             return []
+        self._gangs.end_idle()
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
@@ -239,7 +240,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                     self._scheduler.worker_send(
                         worker, _revocation(topic, block, [member], status, request=-1)
                     )
-        self._gangs.workers_changed()
+        self._gangs.add_worker(worker)
         self._send_slots()
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -284,7 +285,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
                 answer.set_result(((), ()))
-        self._gangs.workers_changed()
+        self._gangs.remove_worker()
         self._send_slots()
         self._run_in_background(self._report_death(worker))
 

@@ -188,19 +188,16 @@ def describe_shortage(
     for worker in offered:
         slots[worker.host] = slots.get(worker.host, 0) + max(0, worker.slots)
     hosts = ", ".join(f"{host} has {count}" for host, count in list(slots.items())[:5])
-    more = f" and {len(slots) - 5} more hosts" if len(slots) > 5 else ""
-    limit = (
-        ""
-        if not resources
-        else "; the largest worker offers "
-        + str(
-            {
-                name: max((w.resources.get(name, 0.0) for w in offered), default=0.0)
-                for name in resources
-            }
-        )
+    if len(slots) > 5:
+        hosts += f", and {len(slots) - 5} other hosts"
+    message = (
+        f"asks for {wanted}, all at once; the workers that may run it have "
+        f"{sum(slots.values())} slots in all ({hosts or 'there are none'})"
     )
-    return (
-        f"asks for {wanted}, all at once; of the workers that may run it, {hosts or 'none is there'}"
-        f"{more} ({sum(slots.values())} slots in all){limit}"
-    )
+    if resources:
+        largest = {
+            name: max((worker.resources.get(name, 0.0) for worker in offered), default=0.0)
+            for name in resources
+        }
+        message += f"; the largest worker offers {largest}"
+    return message
