@@ -100,7 +100,7 @@ def run_callable(
         ranks.end_idle()
     else:
         if job.uses_mpi:
-            ranks.begin_check()
+            ranks.expect_check(job.checked)
         pool.give_back(ranks, settings.idle_timeout)
     return [RankValue(value) for value in values]
 

@@ -102,7 +102,9 @@ class RankJob:
         #: The packed values, by rank.
         self._values: dict[int, memoryview] = {}
         self._use_mpi: list[bool] = []
-        self._left_processes = False
+        self._left_processes = self._is_unclean = False
+        #: How many ranks have found that the next job may use them.
+        self.checked = 0
         self._failures: list[Failure] = []
         #: The ranks that wait with the slots released, and how often each has waited.
         self._waiting: dict[int, int] = {}
@@ -147,9 +149,6 @@ class RankJob:
             if self._failures:
                 self._settle(stop)
                 raise self._error()
-        for pair in self._segments:
-            for segment in pair:
-                segment.end()
         return [self._values[number] for number in range(len(self._set.ranks))]
 
     @property
@@ -164,7 +163,7 @@ class RankJob:
         They cannot check if only some of them use MPI. And a process that the call has started and
         left must not disturb the next one.
         """
-        return not self._left_processes and len(set(self._use_mpi)) == 1
+        return not (self._left_processes or self._is_unclean) and len(set(self._use_mpi)) == 1
 
     # -- sending --------------------------------------------------------------------------
 
@@ -282,6 +281,9 @@ class RankJob:
             self._left_processes |= left_processes
             if status == Status.DONE:
                 self._values[rank.number] = message.body
+                if rank.is_local:
+                    # What it has written before this message is in the pipes.
+                    self._finish_streams(rank)
             else:
                 self._failures.append(Failure(rank, bytes(message.body)))
         elif message.kind == Kind.WAITING:
@@ -292,6 +294,10 @@ class RankJob:
             else:
                 self._waiting.pop(rank.number, None)
                 self._resuming[rank.number] = count
+        elif message.kind == Kind.CHECKED:
+            (clean,) = fields
+            self.checked += clean
+            self._is_unclean |= not clean
         elif message.kind == Kind.ABORTING:
             (rank.aborted,) = fields
         elif message.kind == Kind.SHARED:
@@ -368,15 +374,19 @@ class RankJob:
 
     def finish_output(self) -> None:
         """Add what can still be read from the ranks, after these have ended."""
-        for rank, segments in zip(self._set.ranks, self._segments, strict=True):
-            for stream, segment in zip(rank.streams, segments, strict=True):
-                with contextlib.suppress(OSError):
-                    for _ in range(_MAX_FINAL_READS):
-                        data = os.read(stream, _READ_BYTES)
-                        if not data:
-                            break
-                        segment.add(data)
-                segment.end()
+        for rank in self._set.ranks:
+            self._finish_streams(rank)
+
+    def _finish_streams(self, rank: Rank) -> None:
+        """Read what a rank has written; not for ever, since a process that it left may write."""
+        for stream, segment in zip(rank.streams, self._segments[rank.number], strict=True):
+            with contextlib.suppress(OSError):
+                for _ in range(_MAX_FINAL_READS):
+                    data = os.read(stream, _READ_BYTES)
+                    if not data:
+                        break
+                    segment.add(data)
+            segment.end()
 
 
 def _signal_name(number: int) -> str:

@@ -220,12 +220,7 @@ class RankServer:
                 continue
             if message.kind == Kind.RUN:
                 self._run(message)
-            elif message.kind == Kind.CHECK:
-                try:
-                    clean = self._mpi.check()
-                except Exception:
-                    clean = False
-                self._send(Kind.CHECKED, (clean,))
+                del message
         with contextlib.suppress(Exception):
             if self._mpi.in_use():
                 self._mpi.finish()
@@ -241,13 +236,19 @@ class RankServer:
         del run, spec, buffers
         self._flush()
         self._process_state.restore()
-        for file in self._process_state.files:
-            os.write(file, self._mark)
-        self._send(
-            Kind.OVER,
-            (result.statuses[0], self._mpi.in_use(), _has_children()),
-            result.values[0] or b"",
-        )
+        if not is_local(self._sock):
+            for file in self._process_state.files:
+                os.write(file, self._mark)
+        status, uses_mpi = result.statuses[0], self._mpi.in_use()
+        self._send(Kind.OVER, (status, uses_mpi, _has_children()), result.values[0] or b"")
+        if uses_mpi and status == Status.DONE:
+            # If another rank has failed or does not use MPI, this does not return, and the worker
+            # ends this rank.
+            try:
+                clean = self._mpi.check()
+            except Exception:
+                clean = False
+            self._send(Kind.CHECKED, (clean,))
 
     def _data_of(self, message: Message, request: RankRequest) -> memoryview:
         """Return the data of a call, from wherever it is."""

@@ -216,7 +216,7 @@ class RankSet:
     ranks : list of Rank
         The ranks, once they have started.
     mark : bytes
-        What the ranks write to their streams at the end of each job.
+        What ranks on other hosts write to their streams at the end of each job.
     marker : str
         The value of `MARKER` in the environment of all processes of the set.
     closed : bool
@@ -228,7 +228,8 @@ class RankSet:
         self.ranks: list[Rank] = []
         self.mark = b""
         self.marker = os.urandom(12).hex()
-        self._checking = False
+        #: How many ranks have yet to check what their last job has left.
+        self._checking = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output = -1
         self._started = 0.0
@@ -412,17 +413,20 @@ class RankSet:
 
     # -- between jobs ---------------------------------------------------------------------
 
-    def begin_check(self) -> None:
-        """Have the ranks check that the last job has left no message behind."""
-        self._checking = True
-        for rank in self.ranks:
-            rank.post(Kind.CHECK, ())
+    def expect_check(self, checked: int) -> None:
+        """Note that the ranks check what their last job has left; `is_usable` waits for them.
+
+        Parameters
+        ----------
+        checked : int
+            How many have reported already that the next job may use them.
+        """
+        self._checking = len(self.ranks) - checked
 
     def is_usable(self) -> bool:
         """Return whether the next job may run in these ranks; waits for a check to end."""
         if self._ended or self._process is None or self._process.poll() is not None:
             return False
-        waiting = set(self.ranks) if self._checking else set()
         deadline = Deadline(_CHECK_TIMEOUT_SECONDS)
         poll = select.poll()
         by_file = {rank.sock.fileno(): rank for rank in self.ranks}
@@ -433,7 +437,7 @@ class RankSet:
             by_file[rank.supervisor.sock.fileno()] = rank
             poll.register(rank.supervisor.sock, select.POLLIN)
         while True:
-            remaining = deadline.remaining() if waiting else 0.0
+            remaining = deadline.remaining() if self._checking else 0.0
             assert remaining is not None
             ready = poll.poll(remaining * 1000)
             for file, _ in ready:
@@ -442,13 +446,12 @@ class RankSet:
                     return False  # the rank has ended
                 for message in rank.read():
                     if message.kind == Kind.CHECKED and message.fields == (True,):
-                        waiting.discard(rank)
+                        self._checking -= 1
                     elif message.kind == Kind.CHECKED:
                         return False
                 if rank.closed:
                     return False
-            if not waiting:
-                self._checking = False
+            if not self._checking:
                 return self._drain()
             if deadline.passed:
                 return False
