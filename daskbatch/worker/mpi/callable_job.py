@@ -7,6 +7,8 @@ are unpickled here: their modules may start MPI, which must not happen in a work
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from time import perf_counter
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.worker.execution import capture
@@ -33,6 +35,7 @@ def run_callable(
     topic: str,
     label: str,
     context: TaskContext | None,
+    started: Callable[[float], None] = lambda seconds: None,
 ) -> list[RankValue]:
     """Run a callable on every rank; return the values of the ranks, in their order.
 
@@ -46,6 +49,8 @@ def run_callable(
         The client, and what messages call the task.
     context : TaskContext, optional
         The context of the task: its slots, and where they are.
+    started : callable
+        Called with the seconds that it took to start ranks, if none were idle.
 
     Raises
     ------
@@ -72,7 +77,9 @@ def run_callable(
         with RunningExecutable(ranks.marker) as running:
             try:
                 if not ranks.ranks:
+                    began = perf_counter()
                     ranks.start(running.fileno())
+                    started(perf_counter() - began)
                 request, layout = make_request(
                     call,
                     topic,
