@@ -104,6 +104,10 @@ class BlockRun(Progress):
                         status = claim
                 elif status == Status.DONE:
                     status, value = self._run(member, link, capture)
+                    if self.preparation:
+                        # The next members of this kind need not wait for this again.
+                        last += self.preparation
+                        self.preparation = 0.0
                     if capture.stdout.size or capture.stderr.size:
                         output = capture.texts()
                         remaining_bytes -= sum(map(len, output))
@@ -124,6 +128,10 @@ class BlockRun(Progress):
 
     #: Whether this process runs nothing else.
     owns_process = False
+
+    #: How long the running member has waited for what later ones find ready, such as ranks that
+    #: have started. Its duration does not contain this. Seconds.
+    preparation = 0.0
 
     def _capturing(self) -> AbstractContextManager[Capture]:
         """Capture what members write, within a `with` statement."""

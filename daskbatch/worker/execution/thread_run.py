@@ -107,7 +107,11 @@ class ThreadRun(BlockRun):
             topic=self.spec.topic,
             label=self.spec.name(member),
             context=self.context,
+            started=self._count_out,
         )
+
+    def _count_out(self, seconds: float) -> None:
+        self.preparation = seconds
 
     def _execute(self, member: int, execute: Callable[[], Any]) -> Any:
         self._thread = threading.get_ident()

@@ -7,17 +7,19 @@ are unpickled here: their modules may start MPI, which must not happen in a work
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from time import perf_counter
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.executable import RunningExecutable
 from daskbatch.worker.execution.task_context import TaskContext
-from daskbatch.worker.mpi.rank_function import RankSettings, RankValue
+from daskbatch.worker.mpi.rank_function import PackedCall, RankSettings, RankValue
 from daskbatch.worker.mpi.rank_job import JobStopped, RankEnded, RankJob
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.mpi.rank_set import RankSet, SetKey, SetStopped
-from daskbatch.worker.mpi.request import PackedCall, make_request
+from daskbatch.worker.mpi.request import make_request
 
 #: The host of a job that has been granted no slots: this one.
 _THIS_HOST = "localhost"
@@ -33,6 +35,7 @@ def run_callable(
     topic: str,
     label: str,
     context: TaskContext | None,
+    started: Callable[[float], None] = lambda seconds: None,
 ) -> list[RankValue]:
     """Run a callable on every rank; return the values of the ranks, in their order.
 
@@ -46,6 +49,8 @@ def run_callable(
         The client, and what messages call the task.
     context : TaskContext, optional
         The context of the task: its slots, and where they are.
+    started : callable
+        Called with the seconds that it took to start ranks, if none were idle.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def run_callable(
         A rank has ended.
     TaskTimeout
         The call has run for longer than its timeout.
-    ProcessFailed, LauncherUnusable
+    ProcessFailed
         The ranks could not be started.
     ProcessStopped
         The job was stopped by another thread.
@@ -72,8 +77,9 @@ def run_callable(
         with RunningExecutable(ranks.marker) as running:
             try:
                 if not ranks.ranks:
+                    began = perf_counter()
                     ranks.start(running.fileno())
-                ranks.drain()
+                    started(perf_counter() - began)
                 request, layout = make_request(
                     call,
                     topic,
@@ -84,7 +90,6 @@ def run_callable(
                 )
                 job = RankJob(ranks, None if context is None else context.slot, output)
                 values = job.run(request, layout, running.fileno(), settings.timeout)
-                uses_mpi = job.uses_mpi
                 output.settle()
             except (SetStopped, JobStopped):
                 _end(ranks, job, output)  # leaving `running` raises ProcessStopped
@@ -97,11 +102,12 @@ def run_callable(
         if isinstance(error, TaskTimeout):
             error.args = (f"{error}{output.last_errors()}",)
         raise
-    if settings.fresh or uses_mpi is None:
+    assert job is not None
+    if settings.fresh or not job.may_be_reused:
         ranks.end_idle()
     else:
-        if uses_mpi:
-            ranks.begin_check()
+        if job.uses_mpi:
+            ranks.expect_check(job.checked)
         pool.give_back(ranks, settings.idle_timeout)
     return [RankValue(value) for value in values]
 
@@ -112,6 +118,8 @@ def _fields_of(context: TaskContext) -> tuple[str, object, str, bytes | None]:
 
 def _end(ranks: RankSet, job: RankJob | None, output: RankOutput) -> None:
     """End the ranks of a job that has failed or was stopped, and keep what they have written."""
+    if ranks.closed:
+        return
     ranks.end(close=False)
     if job is not None:
         job.finish_output()

@@ -45,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self)  # type: ignore[arg-type]
+                spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 

@@ -40,24 +40,23 @@ class Kind(IntEnum):
     RUN = 2
     #: The worker sends a rank the data of a call, since the rank could not open the shared file.
     DATA = 3
-    #: The worker wants a rank to check that no message of the job is left over.
-    CHECK = 4
     #: The worker gives the slot back to a rank that has finished waiting.
-    SLOT = 5
+    SLOT = 4
     #: A rank holds the data of a call in a file, which the other ranks of its host may open.
-    SHARED = 6
+    SHARED = 5
     #: A rank could not open that file.
-    NEED_DATA = 7
-    #: A rank has run its call: a `Status`, whether it uses MPI; the body is the packed value.
-    OVER = 8
+    NEED_DATA = 6
+    #: A rank has run its call: a `Status`, whether it uses MPI, whether processes that the call has
+    #: started still run. The body is the packed value.
+    OVER = 7
     #: A rank begins to wait, or has finished waiting.
-    WAITING = 9
-    #: A rank has checked: whether the next job may use it.
-    CHECKED = 10
+    WAITING = 8
+    #: A rank that uses MPI has checked what the call has left: whether the next job may use it.
+    CHECKED = 9
     #: A rank is about to call `MPI.Comm.Abort`, with this exit code.
-    ABORTING = 11
+    ABORTING = 10
     #: The supervisor of a rank reports that the rank has ended, with this exit code.
-    ENDED = 12
+    ENDED = 11
 
 
 class Message(NamedTuple):

@@ -1,4 +1,8 @@
-"""Splits what a rank writes to a stream into jobs: the rank writes a mark at the end of each.
+"""Splits what a rank writes to a stream into jobs.
+
+A rank on another host writes a mark at the end of each job, since messages and output come by
+different connections. On the worker's host, all that a rank has written is in a pipe when its
+message arrives.
 
 Pure, and without I/O. Used by the thread of the job.
 """
@@ -21,7 +25,7 @@ class OutputSegment:
     Attributes
     ----------
     complete : bool
-        Whether the mark has arrived.
+        Whether all of it has arrived.
 
     Examples
     --------
@@ -64,7 +68,8 @@ class OutputSegment:
         return 0
 
     def end(self) -> None:
-        """Add what was held back, since nothing more will arrive."""
+        """Complete the segment without a mark, since nothing more will arrive."""
+        self.complete = True
         if self._held:
             self.text.add(self._held)
             self._held = b""

@@ -102,6 +102,9 @@ class RankJob:
         #: The packed values, by rank.
         self._values: dict[int, memoryview] = {}
         self._use_mpi: list[bool] = []
+        self._left_processes = self._is_unclean = False
+        #: How many ranks have found that the next job may use them.
+        self.checked = 0
         self._failures: list[Failure] = []
         #: The ranks that wait with the slots released, and how often each has waited.
         self._waiting: dict[int, int] = {}
@@ -109,7 +112,7 @@ class RankJob:
         self._resuming: dict[int, int] = {}
         self._released = False
         #: The data of the call, and what the ranks of another host do to get it.
-        self._data = bytearray()
+        self._data = b""
         self._request_fields: tuple[Any, ...] = ()
         self._followers: dict[str, list[Rank]] = {}
 
@@ -146,16 +149,21 @@ class RankJob:
             if self._failures:
                 self._settle(stop)
                 raise self._error()
-        for pair in self._segments:
-            for segment in pair:
-                segment.end()
         return [self._values[number] for number in range(len(self._set.ranks))]
 
     @property
-    def uses_mpi(self) -> bool | None:
-        """Whether the ranks use MPI now; None if only some of them do."""
-        used = set(self._use_mpi)
-        return used.pop() if len(used) == 1 else None
+    def uses_mpi(self) -> bool:
+        """Whether the ranks use MPI, so that they must check what the call has left."""
+        return any(self._use_mpi)
+
+    @property
+    def may_be_reused(self) -> bool:
+        """Whether the next job may run in the ranks, if their check finds nothing.
+
+        They cannot check if only some of them use MPI. And a process that the call has started and
+        left must not disturb the next one.
+        """
+        return not (self._left_processes or self._is_unclean) and len(set(self._use_mpi)) == 1
 
     # -- sending --------------------------------------------------------------------------
 
@@ -268,10 +276,14 @@ class RankJob:
     def _act(self, rank: Rank, message: Message) -> None:
         fields = message.fields
         if message.kind == Kind.OVER:
-            status, in_use, _ = fields
-            self._use_mpi.append(in_use)
+            status, uses_mpi, left_processes = fields
+            self._use_mpi.append(uses_mpi)
+            self._left_processes |= left_processes
             if status == Status.DONE:
                 self._values[rank.number] = message.body
+                if rank.is_local:
+                    # What it has written before this message is in the pipes.
+                    self._finish_streams(rank)
             else:
                 self._failures.append(Failure(rank, bytes(message.body)))
         elif message.kind == Kind.WAITING:
@@ -282,6 +294,10 @@ class RankJob:
             else:
                 self._waiting.pop(rank.number, None)
                 self._resuming[rank.number] = count
+        elif message.kind == Kind.CHECKED:
+            (clean,) = fields
+            self.checked += clean
+            self._is_unclean |= not clean
         elif message.kind == Kind.ABORTING:
             (rank.aborted,) = fields
         elif message.kind == Kind.SHARED:
@@ -358,15 +374,19 @@ class RankJob:
 
     def finish_output(self) -> None:
         """Add what can still be read from the ranks, after these have ended."""
-        for rank, segments in zip(self._set.ranks, self._segments, strict=True):
-            for stream, segment in zip(rank.streams, segments, strict=True):
-                with contextlib.suppress(OSError):
-                    for _ in range(_MAX_FINAL_READS):
-                        data = os.read(stream, _READ_BYTES)
-                        if not data:
-                            break
-                        segment.add(data)
-                segment.end()
+        for rank in self._set.ranks:
+            self._finish_streams(rank)
+
+    def _finish_streams(self, rank: Rank) -> None:
+        """Read what a rank has written; not for ever, since a process that it left may write."""
+        for stream, segment in zip(rank.streams, self._segments[rank.number], strict=True):
+            with contextlib.suppress(OSError):
+                for _ in range(_MAX_FINAL_READS):
+                    data = os.read(stream, _READ_BYTES)
+                    if not data:
+                        break
+                    segment.add(data)
+            segment.end()
 
 
 def _signal_name(number: int) -> str:

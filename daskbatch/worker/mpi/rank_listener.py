@@ -48,6 +48,12 @@ class Arrival(NamedTuple):
     hello: Hello
     files: list[int]
 
+    def discard(self) -> None:
+        """Close the connection, and what came with it."""
+        self.sock.close()
+        for file in self.files:
+            os.close(file)
+
 
 class RankListener:
     """Where the ranks of a set connect. The thread that starts the set uses it.
@@ -150,7 +156,7 @@ class RankListener:
                 self.arrivals.put(arrival)
                 os.write(self._write, b".")
                 return
-        _discard(arrival)
+        arrival.discard()
 
     def close(self) -> None:
         """Accept no further connection, and close those that nobody has taken."""
@@ -166,10 +172,4 @@ class RankListener:
             os.close(self._write)
         with contextlib.suppress(queue.Empty):
             while True:
-                _discard(self.arrivals.get_nowait())
-
-
-def _discard(arrival: Arrival) -> None:
-    arrival.sock.close()
-    for file in arrival.files:
-        os.close(file)
+                self.arrivals.get_nowait().discard()

@@ -18,7 +18,7 @@ from daskbatch.worker.mpi.messages import Kind, send
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE, SetAddress, connect, find_rank
 from daskbatch.worker.processes.parent_death import end_with_parent
 
-#: After the end of a rank its supervisor stays for this time, unless the worker closes the
+#: After the failure of a rank its supervisor stays for this time, unless the worker closes the
 #: connection: once the supervisor has ended, the launcher kills all other ranks.
 _FAREWELL_SECONDS = 5.0
 
@@ -62,7 +62,7 @@ def _supervise(address: SetAddress, rank: int, child: int) -> NoReturn:
     with contextlib.suppress(OSError):
         send(sock, Kind.ENDED, (code,))
     ending.code = code if code >= 0 else _SIGNAL_BASE - code
-    if not ending.signalled:
+    if code and not ending.signalled:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         poll.poll(_FAREWELL_SECONDS * 1000)

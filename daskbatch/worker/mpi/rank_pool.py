@@ -21,6 +21,9 @@ from daskbatch.worker.mpi.rank_set import RankSet, SetKey
 #: Idle ranks end when less than this part of the memory of the host is available.
 _MIN_AVAILABLE_MEMORY = 0.1
 
+#: How long the ranks of an idle set may take to end by themselves, and when the worker ends.
+_FAREWELL_SECONDS, _CLOSE_FAREWELL_SECONDS = 2.0, 0.5
+
 #: How often the pool looks at idle sets.
 _LOOK_INTERVAL_SECONDS = 1.0
 
@@ -34,6 +37,8 @@ class RankPool:
         #: The idle sets, the one that has waited longest first, and when each is to end.
         self._idle: list[tuple[RankSet, float]] = []
         self._ended_topics: set[str] = set()
+        #: The threads that end sets.
+        self._ending: set[threading.Thread] = set()
         self._thread: threading.Thread | None = None
 
     def take(self, key: SetKey) -> RankSet | None:
@@ -54,7 +59,7 @@ class RankPool:
                 ranks = self._idle.pop(position)[0]
             if ranks.is_usable():
                 return ranks
-            _end_later(ranks)
+            self._end(ranks)
         hosts = {host for host, _ in key.hosts}
         self._end_those(lambda ranks: not hosts.isdisjoint(host for host, _ in ranks.key.hosts))
         return None
@@ -79,7 +84,7 @@ class RankPool:
                     )
                     self._thread.start()
         if not kept:
-            _end_later(ranks)
+            self._end(ranks)
 
     def end_client(self, topic: str) -> None:
         """End the idle sets of a client that has ended; does not wait for that."""
@@ -92,8 +97,10 @@ class RankPool:
         if self.pid != os.getpid():
             return
         with self._changed:
-            ending, self._idle = [ranks for ranks, _ in self._idle], []
-        for thread in [_end_later(ranks) for ranks in ending]:
+            idle, self._idle = [ranks for ranks, _ in self._idle], []
+        for ranks in idle:
+            self._end(ranks, _CLOSE_FAREWELL_SECONDS)
+        for thread in list(self._ending):
             thread.join()
 
     def _end_those(self, condition: Callable[[RankSet], bool]) -> None:
@@ -101,7 +108,20 @@ class RankPool:
             ending = [ranks for ranks, _ in self._idle if condition(ranks)]
             self._idle = [each for each in self._idle if each[0] not in ending]
         for ranks in ending:
-            _end_later(ranks)
+            self._end(ranks)
+
+    def _end(self, ranks: RankSet, farewell: float = _FAREWELL_SECONDS) -> None:
+        """End a set in a thread: it takes a moment, and an event loop may wait for the caller."""
+
+        def end() -> None:
+            try:
+                ranks.end_idle(farewell)
+            finally:
+                self._ending.discard(thread)
+
+        thread = threading.Thread(target=end, name="daskbatch-end-ranks", daemon=True)
+        self._ending.add(thread)
+        thread.start()
 
     def _watch(self) -> None:
         while True:
@@ -115,18 +135,11 @@ class RankPool:
                 ending = [ranks for ranks, end in self._idle if is_scarce or end <= now]
                 self._idle = [each for each in self._idle if each[0] not in ending]
             for ranks in ending:
-                _end_later(ranks)
+                self._end(ranks)
             with self._changed:
                 next_end = min((end for _, end in self._idle), default=now)
                 if self._idle:
                     self._changed.wait(min(max(0.0, next_end - now), _LOOK_INTERVAL_SECONDS))
-
-
-def _end_later(ranks: RankSet) -> threading.Thread:
-    """End a set in a thread: it takes a moment, and an event loop may wait for the caller."""
-    thread = threading.Thread(target=ranks.end_idle, name="daskbatch-end-ranks", daemon=True)
-    thread.start()
-    return thread
 
 
 def _memory_is_scarce() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import glob
 import inspect
 import os
 import select
@@ -16,9 +17,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Any, NoReturn
 
 from daskbatch.errors import TaskError
@@ -129,10 +129,10 @@ class RankRun(BlockRun):
         inner = function.function if isinstance(function, InitializedFunction) else function
         if inner is call_object:
             target, its_args, its_kwargs = args
-            if _wants_comm(target, its_kwargs):
+            if _wants_comm(target, its_args, its_kwargs):
                 comm = self._mpi.job_communicator()
                 args = target, its_args, {**its_kwargs, _COMM: comm}
-        elif _wants_comm(inner, kwargs):
+        elif _wants_comm(inner, args, kwargs):
             kwargs = {**kwargs, _COMM: self._mpi.job_communicator()}
         return function(*args, **kwargs)
 
@@ -146,20 +146,33 @@ class RankRun(BlockRun):
         return pack_error(error, self.spec.label(member), _HIDDEN_FRAMES, f"{self._place}:\n")
 
 
-def _wants_comm(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a callable has a parameter for the communicator, which is not given."""
-    if _COMM in kwargs:
-        return False
-    if isinstance(function, partial) and _COMM in function.keywords:
+def _wants_comm(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Return whether a callable has a parameter for the communicator, which is not given.
+
+    Raises
+    ------
+    TypeError
+        The positional arguments reach that parameter.
+    """
+    if _COMM in kwargs or (isinstance(function, partial) and _COMM in function.keywords):
         return False
     try:
-        parameter = inspect.signature(function).parameters.get(_COMM)
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return False
-    return parameter is not None and parameter.kind in (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
+    position = next((i for i, each in enumerate(parameters) if each.name == _COMM), None)
+    if position is None:
+        return False
+    kind = parameters[position].kind
+    if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and len(args) > position:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"{name}() receives its parameter comm as a keyword: put it behind the parameters "
+            f"that the {len(args)} positional arguments are for"
+        )
+    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class RankServer:
@@ -207,18 +220,12 @@ class RankServer:
                 continue
             if message.kind == Kind.RUN:
                 self._run(message)
-            elif message.kind == Kind.CHECK:
-                try:
-                    clean = self._mpi.check()
-                except Exception:
-                    clean = False
-                self._send(Kind.CHECKED, (clean,))
+                del message
         with contextlib.suppress(Exception):
             if self._mpi.in_use():
                 self._mpi.finish()
 
     def _run(self, message: Message) -> None:
-        began = perf_counter()
         request = RankRequest(*message.fields[0])
         sys.path[:] = request.path
         spec, buffers = as_block(request, self._data_of(message, request))
@@ -229,13 +236,19 @@ class RankServer:
         del run, spec, buffers
         self._flush()
         self._process_state.restore()
-        for file in self._process_state.files:
-            os.write(file, self._mark)
-        self._send(
-            Kind.OVER,
-            (result.statuses[0], self._mpi.in_use(), perf_counter() - began),
-            result.values[0] or b"",
-        )
+        if not is_local(self._sock):
+            for file in self._process_state.files:
+                os.write(file, self._mark)
+        status, uses_mpi = result.statuses[0], self._mpi.in_use()
+        self._send(Kind.OVER, (status, uses_mpi, _has_children()), result.values[0] or b"")
+        if uses_mpi and status == Status.DONE:
+            # If another rank has failed or does not use MPI, this does not return, and the worker
+            # ends this rank.
+            try:
+                clean = self._mpi.check()
+            except Exception:
+                clean = False
+            self._send(Kind.CHECKED, (clean,))
 
     def _data_of(self, message: Message, request: RankRequest) -> memoryview:
         """Return the data of a call, from wherever it is."""
@@ -279,6 +292,15 @@ class RankServer:
         """Close what connects to the worker, in a process that a call has forked."""
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
+
+
+def _has_children() -> bool:
+    """Return whether a process that this one has started still runs."""
+    for path in glob.iglob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+            if file.read(1):
+                return True
+    return False
 
 
 def _redirect_streams() -> list[int]:

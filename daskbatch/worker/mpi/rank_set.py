@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from typing import NamedTuple
 
 from daskbatch.errors import ProcessFailed
@@ -25,6 +26,7 @@ from daskbatch.worker.mpi.launcher import Part, clean_environment, find_launcher
 from daskbatch.worker.mpi.messages import Kind, Message, MessageReader, encode
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE
 from daskbatch.worker.mpi.rank_listener import Arrival, RankListener
+from daskbatch.worker.mpi.shared_memory import remove_unused
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -53,6 +55,9 @@ _CHECK_TIMEOUT_SECONDS = 5.0
 
 #: How often to look whether the launcher has ended, on systems that offer no way to wait for it.
 _POLL_INTERVAL_SECONDS = 0.05
+
+#: How much is read from a stream at once, and how often, to drop it.
+_DRAIN_BYTES, _MAX_DRAIN_READS = 1 << 16, 64
 
 #: How much of the launcher's output a message contains.
 _MAX_MESSAGE_BYTES = 4000
@@ -211,11 +216,11 @@ class RankSet:
     ranks : list of Rank
         The ranks, once they have started.
     mark : bytes
-        What the ranks write to their streams at the end of each job.
+        What ranks on other hosts write to their streams at the end of each job.
     marker : str
         The value of `MARKER` in the environment of all processes of the set.
-    jobs : int
-        How many jobs it has run.
+    closed : bool
+        Whether it has ended, and its connections are closed.
     """
 
     def __init__(self, key: SetKey) -> None:
@@ -223,13 +228,15 @@ class RankSet:
         self.ranks: list[Rank] = []
         self.mark = b""
         self.marker = os.urandom(12).hex()
-        self.jobs = 0
-        self._checking = False
+        #: How many ranks have yet to check what their last job has left.
+        self._checking = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output = -1
+        self._started = 0.0
         self._directory: str | None = None
         self._lock = threading.Lock()
         self._ended = False
+        self.closed = False
 
     # -- start ----------------------------------------------------------------------------
 
@@ -243,10 +250,8 @@ class RankSet:
 
         Raises
         ------
-        LauncherUnusable
-            There is no launcher.
         ProcessFailed
-            The launcher has ended, or the ranks do not connect in time.
+            There is no launcher, or it has ended, or the ranks do not connect in time.
         SetStopped
             The job was stopped.
         """
@@ -286,6 +291,7 @@ class RankSet:
 
     def _launch(self, command: list[str], env: dict[str, str]) -> None:
         self._output = new_file()
+        self._started = time.time()
         try:
             self._process = subprocess.Popen(
                 command,
@@ -303,9 +309,22 @@ class RankSet:
 
     def _connect(self, listener: RankListener, stop: int, command: list[str]) -> None:
         """Wait until each rank and each supervisor has connected."""
+        arrivals: dict[tuple[str, int], Arrival] = {}
+        try:
+            self._take_all(listener, stop, command, arrivals)
+        finally:
+            for arrival in arrivals.values():  # those that no rank has taken
+                arrival.discard()
+
+    def _take_all(
+        self,
+        listener: RankListener,
+        stop: int,
+        command: list[str],
+        arrivals: dict[tuple[str, int], Arrival],
+    ) -> None:
         assert self._process is not None
         deadline = Deadline(_START_TIMEOUT_SECONDS)
-        arrivals: dict[tuple[str, int], Arrival] = {}
         found: dict[int, Rank] = {}
         size = self.key.size
         poll = select.poll()
@@ -316,16 +335,17 @@ class RankSet:
             if stop in ready:
                 raise SetStopped
             while (arrival := listener.take()) is not None:
-                role, rank = arrival.hello.role, arrival.hello.rank
-                if not 0 <= rank < size or (role, rank) in arrivals:
-                    arrival.sock.close()
+                role, number = arrival.hello.role, arrival.hello.rank
+                is_double = (role, number) in arrivals or (role == "rank" and number in found)
+                if is_double or not 0 <= number < size:
+                    arrival.discard()
                     raise self._failure(
                         command,
-                        f"it has started a process that takes itself for rank {rank} of {size}: "
+                        f"it has started a process that takes itself for rank {number} of {size}: "
                         "it may belong to another MPI than the launcher's",
                     )
-                arrivals[role, rank] = arrival
-                self._sort(arrivals, rank, found)
+                arrivals[role, number] = arrival
+                self._sort(arrivals, number, found)
             if len(found) < size and self._process.poll() is not None:
                 raise self._failure(command, f"it ended with exit code {self._process.returncode}")
             if deadline.passed:
@@ -340,11 +360,11 @@ class RankSet:
         self, arrivals: dict[tuple[str, int], Arrival], number: int, found: dict[int, Rank]
     ) -> None:
         """Give a rank the connections that have arrived for it."""
-        main = arrivals.get(("rank", number))
-        if main is None:
-            return
         rank = found.get(number)
         if rank is None:
+            main = arrivals.pop(("rank", number), None)
+            if main is None:
+                return
             main.sock.setblocking(False)
             is_local = main.sock.family == socket.AF_UNIX
             rank = Rank(number, main.sock, main.reader, main.hello.host, is_local)
@@ -352,14 +372,12 @@ class RankSet:
             self.ranks.append(rank)
             if is_local:
                 rank.streams = list(main.files)
-        supervisor = arrivals.get(("supervisor", number))
-        if supervisor is not None and rank.supervisor is None:
+        if (supervisor := arrivals.pop(("supervisor", number), None)) is not None:
             supervisor.sock.setblocking(False)
             rank.supervisor = supervisor.reader
         for position, name in enumerate(("stdout", "stderr")):
-            stream = arrivals.get((name, number))
-            if stream is not None and rank.streams[position] < 0:
-                rank.streams[position] = stream.sock.detach()
+            if (output := arrivals.pop((name, number), None)) is not None:
+                rank.streams[position] = output.sock.detach()
         for stream in rank.streams:
             if stream >= 0:
                 os.set_blocking(stream, False)
@@ -395,17 +413,20 @@ class RankSet:
 
     # -- between jobs ---------------------------------------------------------------------
 
-    def begin_check(self) -> None:
-        """Have the ranks check that the last job has left no message behind."""
-        self._checking = True
-        for rank in self.ranks:
-            rank.post(Kind.CHECK, ())
+    def expect_check(self, checked: int) -> None:
+        """Note that the ranks check what their last job has left; `is_usable` waits for them.
+
+        Parameters
+        ----------
+        checked : int
+            How many have reported already that the next job may use them.
+        """
+        self._checking = len(self.ranks) - checked
 
     def is_usable(self) -> bool:
         """Return whether the next job may run in these ranks; waits for a check to end."""
         if self._ended or self._process is None or self._process.poll() is not None:
             return False
-        waiting = set(self.ranks) if self._checking else set()
         deadline = Deadline(_CHECK_TIMEOUT_SECONDS)
         poll = select.poll()
         by_file = {rank.sock.fileno(): rank for rank in self.ranks}
@@ -416,7 +437,7 @@ class RankSet:
             by_file[rank.supervisor.sock.fileno()] = rank
             poll.register(rank.supervisor.sock, select.POLLIN)
         while True:
-            remaining = deadline.remaining() if waiting else 0.0
+            remaining = deadline.remaining() if self._checking else 0.0
             assert remaining is not None
             ready = poll.poll(remaining * 1000)
             for file, _ in ready:
@@ -425,36 +446,47 @@ class RankSet:
                     return False  # the rank has ended
                 for message in rank.read():
                     if message.kind == Kind.CHECKED and message.fields == (True,):
-                        waiting.discard(rank)
+                        self._checking -= 1
                     elif message.kind == Kind.CHECKED:
                         return False
                 if rank.closed:
                     return False
-            if not waiting:
-                self._checking = False
-                return True
+            if not self._checking:
+                return self._drain()
             if deadline.passed:
                 return False
 
-    def drain(self) -> None:
-        """Drop what processes of earlier jobs have written since these have ended."""
-        for rank in self.ranks:
-            for stream in rank.streams:
-                with contextlib.suppress(BlockingIOError, OSError):
-                    while os.read(stream, 1 << 16):
-                        pass
+    def _drain(self) -> bool:
+        """Drop what arrived since the last job; False if a process writes without an end."""
+        for stream in (stream for rank in self.ranks for stream in rank.streams):
+            try:
+                for _ in range(_MAX_DRAIN_READS):
+                    if not os.read(stream, _DRAIN_BYTES):
+                        return False
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            return False
+        return True
 
     # -- end ------------------------------------------------------------------------------
 
-    def end_idle(self) -> None:
-        """End ranks that run no job: they end MPI first. Any thread may call it, or `end`."""
+    def end_idle(self, farewell: float = _FAREWELL_SECONDS) -> None:
+        """End ranks that run no job: they end MPI first.
+
+        Parameters
+        ----------
+        farewell : float
+            How long they may take for that. Seconds.
+        """
         with self._lock:
             if self._ended or self._process is None:
                 return
         for rank in self.ranks:
             with contextlib.suppress(OSError):
                 rank.sock.shutdown(socket.SHUT_RDWR)
-        self.launcher_code(_FAREWELL_SECONDS)
+        self.launcher_code(farewell)
         self.end(0.0)
 
     def end(self, grace: float = _TERMINATION_GRACE_SECONDS, close: bool = True) -> None:
@@ -474,8 +506,11 @@ class RankSet:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_KILL_TIMEOUT_SECONDS)
                 sweep_all(MARKER, self.marker)
+                # Ranks that were ended while they started MPI.
+                remove_unused(self._started)
             self._ended = True
             if close:
+                self.closed = True
                 for rank in self.ranks:
                     rank.close()
                 self.ranks = []

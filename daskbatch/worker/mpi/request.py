@@ -77,12 +77,12 @@ class Layout:
         self.size = start + len(content)
         return start, len(content)
 
-    def joined(self) -> bytearray:
+    def joined(self) -> bytes:
         """Return all pieces in one sequence of bytes."""
         data = bytearray(self.size)
         for start, content in self.pieces:
             data[start : start + len(content)] = content
-        return data
+        return bytes(data)
 
     def write(self) -> int:
         """Return the descriptor of a new file that holds all pieces; the caller closes it."""
@@ -144,7 +144,7 @@ def as_block(request: RankRequest, data: memoryview) -> tuple[BlockSpec, list[me
         functions=[_bytes(data, request.function)],
         calls=[(0, _bytes(data, request.data))],
         labels=[request.label],
-        links={0: Link(values=values, buffers=tuple(range(len(cut))))} if linked else {},
+        links={0: Link(values=values, buffers=tuple(range(len(cut))))} if linked else {},  # type: ignore[arg-type]
         limits={} if limits is NO_LIMITS else {0: limits},
         isolated=True,
         journaled=False,
