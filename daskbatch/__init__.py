@@ -13,6 +13,7 @@ from daskbatch._version import __version__
 if TYPE_CHECKING:
     from daskbatch.batch.batch import Batch
     from daskbatch.describe.access import CommunicationDomain, CommunicationObject
+    from daskbatch.describe.job_call import ProcessTemplate
     from daskbatch.errors import (
         BatchError,
         DependencyFailed,
@@ -45,6 +46,7 @@ __all__ = [
     "GraphError",
     "LifecycleError",
     "ProcessFailed",
+    "ProcessTemplate",
     "Queue",
     "SerializationError",
     "ServiceLost",
@@ -68,6 +70,7 @@ _ELSEWHERE = {
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",
     "DDict": "shared.ddict",
+    "ProcessTemplate": "describe.job_call",
     "Queue": "shared.queue",
 }
 

@@ -21,6 +21,7 @@ from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
+from daskbatch.batch.job_factory import Target
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
@@ -301,6 +302,76 @@ class Batch:
         )
         return options.process(target, *args, stdin=stdin, check=check)
 
+    def job(
+        self,
+        target: Target,
+        *args: Any,
+        num_procs: int | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        check: bool = True,
+        reads: Accesses = None,
+        writes: Accesses = None,
+        name: str | None = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Task:
+        """Make a task of a parallel job: several processes, its *ranks*, which can use MPI.
+
+        All ranks get their slots at once. A launcher of MPI starts them; see the setting
+        ``daskbatch.mpi-launcher``, and the page ``docs/mpi.md``. Each rank has its number in the
+        variable ``DASKBATCH_RANK``, and the number of ranks in ``DASKBATCH_SIZE``.
+
+        Parameters
+        ----------
+        target : str, Path, callable, or list of (int, ProcessTemplate)
+            The executable or the function that every rank runs. Or several executables, each with
+            its number of ranks and its arguments.
+        *args
+            Arguments of the executable or function. A task among them stands for its result.
+        num_procs : int
+            The number of ranks; with a list it is the sum of its numbers, and can be left out.
+        cwd, env
+            See `process`.
+        stdin : str, bytes, Path or task, optional
+            Standard input of the first rank of executables; that of the others is empty.
+        check : bool
+            Whether an exit code other than 0 is a failure, for executables.
+        reads, writes, name, timeout
+            See `function`. When the time is up, all ranks are ended, with all processes that they
+            have started.
+        **kwargs
+            Arguments of the function.
+
+        Returns
+        -------
+        Task
+            The task, not started. The result of an executable is its exit code: that of the lowest
+            rank that failed by itself. The result of a list is a list, with one code for each
+            executable. The result of a function is the list of what it has returned on each rank.
+            ``stdout`` has the lines of all ranks in the order of the ranks, and ``stdout.rank(i)``
+            those of one rank.
+
+        Raises
+        ------
+        SpecError
+            A parameter is of the wrong type, or the number of ranks is not a whole number from 1.
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> job = batch.job("sh", "-c", "echo rank $DASKBATCH_RANK of $DASKBATCH_SIZE", num_procs=2)
+        >>> job.run()
+        >>> job.get(), job.stdout.get(), job.stdout.rank(1)
+        (0, 'rank 0 of 2\nrank 1 of 2', 'rank 1 of 2')
+        """
+        options = self.options(
+            reads=reads, writes=writes, name=name, timeout=timeout, cwd=cwd, env=env
+        )
+        return options.job(target, *args, num_procs=num_procs, stdin=stdin, check=check, **kwargs)
+
     def options(
         self,
         *,
@@ -313,6 +384,7 @@ class Batch:
         workers: str | Sequence[str] | None = None,
         priority: float = 0,
         isolation: str | None = None,
+        cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> TaskFactory:
@@ -333,7 +405,14 @@ class Batch:
         isolation : str, optional
             Where functions run: ``"thread"``, in a thread of the worker, or ``"process"``, in a
             child process, which can be killed and has its own files, environment and directory.
-            By default a process if `timeout`, `cwd` or `env` is given, else a thread.
+            ``"fresh"`` is a child process that nothing has used before, and nothing uses after.
+            By default a process if `timeout`, `cores`, `cwd` or `env` is given, else a thread.
+        cores : int, float or str, optional
+            The number of slots of one host that a task takes, all granted at once: 2, ``"1.5"``,
+            ``"500m"`` (thousandths; a part of a slot counts as a slot). Tasks that need several
+            slots wait for them in the order of their priority and their start; other tasks run
+            meanwhile. Linear algebra libraries are limited to this number of threads, unless
+            `env` says otherwise. For a parallel job, the slots of each rank.
         cwd, env
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
@@ -341,8 +420,8 @@ class Batch:
         Returns
         -------
         TaskFactory
-            An object with the methods ``function`` and ``process``. There all keywords go to the
-            function.
+            An object with the methods ``function``, ``process`` and ``job``. There all keywords go
+            to the function, but for ``num_procs``, ``stdin`` and ``check`` of a job.
 
         Raises
         ------
@@ -369,6 +448,7 @@ class Batch:
             workers=workers,
             priority=priority,
             isolation=isolation,
+            cores=cores,
             cwd=cwd,
             env=env,
         )

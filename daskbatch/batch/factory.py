@@ -68,6 +68,7 @@ def make_settings(
     workers: str | Sequence[str] | None = None,
     priority: float = 0,
     isolation: str | None = None,
+    cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> TaskSettings:
@@ -81,6 +82,7 @@ def make_settings(
         workers=workers,
         priority=priority,
         isolation=isolation,
+        cores=cores,
         cwd=None if cwd is None else context.absolute(cwd),
         env=env,
     )
@@ -131,7 +133,9 @@ def make_process(
         timeout=options.timeout,
     )
     # An executable always runs in its own process, with the directory and environment of the call.
-    settings = settings._replace(options=replace(options, isolated=False, cwd=None, env=()))
+    settings = settings._replace(
+        options=replace(options, isolated=False, fresh=False, cwd=None, env=())
+    )
     session = context.session
     name = settings.name or os.path.basename(target)
     return Task(context, make_record(context, session, call, name, settings), session)

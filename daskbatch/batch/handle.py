@@ -14,6 +14,9 @@ class HandleOwner(Protocol):
     def _get_part(self, part: str, timeout: float | None) -> Any:
         """Wait for the task and return its result, stdout or stderr; see `Handle.get`."""
 
+    def _get_rank(self, part: str, index: int, timeout: float | None) -> str:
+        """Wait for the task and return the output of one rank; see `Handle.rank`."""
+
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         """Return what pickle is to write where a handle stands among arguments."""
 
@@ -63,6 +66,34 @@ class Handle:
             another way.
         """
         return self._task._get_part(self._part, timeout)
+
+    def rank(self, index: int, timeout: float | None = None) -> str:
+        """Wait for a parallel job, and return what one of its ranks has written.
+
+        Parameters
+        ----------
+        index : int
+            The number of the rank, from 0.
+        timeout : float, optional
+            Maximum number of seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            The task is not over within `timeout`.
+        LifecycleError
+            The task has not been started.
+        SpecError
+            The task is not a job, it has no rank of that number, or this is its result.
+
+        Examples
+        --------
+        >>> job = batch.job("sh", "-c", "echo rank $DASKBATCH_RANK", num_procs=2)
+        >>> job.run()
+        >>> job.stdout.rank(1), job.stderr.rank(0)
+        ('rank 1', '')
+        """
+        return self._task._get_rank(self._part, index, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._task._reduce_part(self._part)

@@ -1,7 +1,7 @@
 """Makes tasks with options that are given once, apart from their arguments.
 
-Several threads may use a `TaskFactory`. What its methods raise is documented at `Batch.function`
-and `Batch.process`.
+Several threads may use a `TaskFactory`. What its methods raise is documented at `Batch.function`,
+`Batch.process` and `Batch.job`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import TaskSettings, make_function, make_process
+from daskbatch.batch.job_factory import Target, make_job
 from daskbatch.batch.task import Task
 
 
@@ -27,9 +28,10 @@ class TaskFactory:
     >>> robust = batch.options(retries=2)
     >>> task = robust.function(int, "ff", base=16)
     >>> other = robust.process("echo", "hello")
-    >>> batch.compile([task, other]).run()
-    >>> task.get(), other.stdout.get()
-    (255, 'hello')
+    >>> job = robust.job("hostname", num_procs=1)
+    >>> batch.compile([task, other, job]).run()
+    >>> task.get(), other.stdout.get(), job.get()
+    (255, 'hello', 0)
     """
 
     def __init__(self, context: BatchContext, settings: TaskSettings) -> None:
@@ -60,3 +62,32 @@ class TaskFactory:
             See `Batch.process`; its other parameters are given to `Batch.options`.
         """
         return make_process(self._context, target, args, self._settings, stdin=stdin, check=check)
+
+    def job(
+        self,
+        target: Target,
+        *args: Any,
+        num_procs: int | None = None,
+        stdin: Any = None,
+        check: bool = True,
+        **kwargs: Any,
+    ) -> Task:
+        """Make a task of a parallel job; see `Batch.job`, also for what it raises.
+
+        Parameters
+        ----------
+        target, *args, num_procs, stdin, check
+            See `Batch.job`; its other parameters are given to `Batch.options`.
+        **kwargs
+            Arguments of the function, if the target is one.
+        """
+        return make_job(
+            self._context,
+            target,
+            args,
+            kwargs,
+            self._settings,
+            num_procs=num_procs,
+            stdin=stdin,
+            check=check,
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator
+from numbers import Integral
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
@@ -16,12 +17,14 @@ from daskbatch.batch.handle import Handle
 from daskbatch.batch.result import failure_of, load_result
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Mode
+from daskbatch.describe.job_call import is_job
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
-from daskbatch.errors import LifecycleError
+from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.timeouts import Deadline, parse_timeout
+from daskbatch.worker.execution.ranked_text import RankedText
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
 #: In place of a result that has not been unpickled yet.
@@ -29,7 +32,7 @@ _NOT_LOADED = object()
 
 
 class Task:
-    """A unit of work; made by `Batch.function`, `Batch.process` and imported templates.
+    """A unit of work; made by the methods of a `Batch`, and by imported templates.
 
     Notes
     -----
@@ -332,7 +335,7 @@ class Task:
             self._fetch(lambda: record.output is None, timeout)
             if record.output is None:
                 raise value_lost(record)
-            return record.output[part == "stderr"]
+            return str(record.output[part == "stderr"])
         if self._loaded is _NOT_LOADED:
             if record.value is None and record.phase == Phase.DONE:
                 self._fetch(lambda: record.value is None, timeout)
@@ -340,6 +343,24 @@ class Task:
                 raise failure_of(record, self._dispatcher, timeout)
             self._loaded = self._load()
         return self._loaded
+
+    def _get_rank(self, part: str, index: int, timeout: float | None) -> str:
+        """Wait for the task and return the output of one rank; see `Handle.rank`."""
+        record = self._record
+        ranks = record.options.gang.ranks if record.options.gang is not None else 0
+        if part == "result" or not is_job(record.call):
+            kind = "is its result" if part == "result" else "is not a parallel job"
+            raise SpecError(
+                f"task {record.label} {kind}: rank() is for the stdout and stderr of jobs"
+            )
+        if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= index < ranks:
+            raise SpecError(f"task {record.label} has the ranks 0 to {ranks - 1}, not {index!r}")
+        self._get_part(part, timeout)
+        output = record.output
+        assert output is not None
+        text = output[part == "stderr"]
+        # A job that has not run has written nothing.
+        return text.rank(int(index)) if isinstance(text, RankedText) else ""
 
     def _fetch_result(self) -> None:
         """Fetch the result from its worker, if the task succeeded and the result is not here."""

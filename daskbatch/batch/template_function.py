@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.factory import TaskSettings, make_function, make_process
+from daskbatch.batch.factory import TaskSettings, make_function, make_process, name_of
+from daskbatch.batch.job_factory import make_job
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Channel, Mode
+from daskbatch.describe.job_call import ProcessTemplate
 from daskbatch.describe.spec import Options, make_options
 from daskbatch.describe.template.binding import (
     BoundTemplate,
@@ -115,6 +117,34 @@ class ImportedFunction:
         settings = self._settings(description)
         return make_process(self._context, executable.target, executable.args, settings)
 
+    def _make_job(self, description: TaskDescription) -> Task:
+        executables = description.executables
+        if len(executables) == 1:
+            (executable,) = executables
+            return make_job(
+                self._context,
+                executable.target,
+                executable.args,
+                executable.kwargs,
+                self._settings(description),
+                num_procs=executable.num_procs,
+            )
+        parts = []
+        for executable in executables:
+            if callable(executable.target):
+                raise SpecError(
+                    f"{self._file}: the target {name_of(executable.target)!r} is a function: "
+                    "expected executables, since the job has several targets"
+                )
+            template = ProcessTemplate(
+                executable.target, executable.args, executable.cwd, executable.env
+            )
+            parts.append((executable.num_procs, template))
+        # Each part has its own directory and environment.
+        first = executables[0]._replace(cwd=None, env=None)
+        settings = self._settings(description._replace(executables=(first,)))
+        return make_job(self._context, parts, (), {}, settings, num_procs=None)
+
     # -- options and accesses -------------------------------------------------------------
 
     def _settings(self, description: TaskDescription) -> TaskSettings:
@@ -154,4 +184,5 @@ class ImportedFunction:
 _MAKERS = {
     "function": ImportedFunction._make_function,
     "process": ImportedFunction._make_process,
+    "job": ImportedFunction._make_job,
 }

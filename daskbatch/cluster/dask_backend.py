@@ -39,7 +39,6 @@ from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
-from daskbatch.worker.cores import CoresPlugin
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -182,10 +181,6 @@ class ClusterBackend:
         """Return what the present workers offer."""
         found = self.client.sync(self.client.scheduler.daskbatch_capacities)
         return [Capacity(*each) for each in found]
-
-    def reserve_cores(self) -> None:
-        """Make each worker, also those to come, offer its threads as the resource `CORES`."""
-        self.client.register_plugin(CoresPlugin())
 
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function, after some seconds, with what the workers offer then."""

@@ -15,7 +15,9 @@ from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
+from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -27,7 +29,6 @@ from daskbatch.cluster.messages import (
     encode,
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
-from daskbatch.dispatch.requirements import Capacity
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -68,6 +69,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
       The answer is the event `MembersRevoked`.
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
+    - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
 
     Stream handlers that workers call:
 
@@ -93,6 +95,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
+        self._gangs = GangAllocator(scheduler)
+        self._capacities = Capacities(scheduler)
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
@@ -110,7 +114,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_alive": self._alive,
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
-                "daskbatch_capacities": self._capacities,
+                "daskbatch_capacities": self._capacities.all,
+                "daskbatch_gangs": self._gangs.describe,
             }
         )
 
@@ -159,6 +164,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         client = self._clients.remove(topic)
         if client is None:
             return []
+        self._gangs.end_idle()
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
@@ -229,25 +235,20 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Send a worker that joins all revocations; called by Dask."""
         self._worker_losses.add_worker(worker)
+        self._capacities.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
                 for member, status in members.items():
                     self._scheduler.worker_send(
                         worker, _revocation(topic, block, [member], status, request=-1)
                     )
+        self._gangs.add_worker(worker)
         self._send_slots()
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    def _capacities(self) -> list[Capacity]:
-        """Return what each worker offers."""
-        return [
-            Capacity(each.address, each.host, str(each.name), dict(each.resources))
-            for each in self._scheduler.workers.values()
-        ]
 
     # -- deaths ---------------------------------------------------------------------------
     #
@@ -260,6 +261,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if topic == "worker-restart-memory":
             self._worker_losses.record_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
+            self._capacities.remove_worker(msg["worker"], died=not msg["expected"])
             self._protect_keys(
                 msg["worker"], began=msg["processing-tasks"], computed=msg["lost-computed-tasks"]
             )
@@ -279,6 +281,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
                 answer.set_result(((), ()))
+        self._gangs.remove_worker()
         self._send_slots()
         self._run_in_background(self._report_death(worker))
 
@@ -288,10 +291,15 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._notify(topic, event)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Keep Dask from running a released block again; called by Dask."""
+        """Keep Dask from running a released block again, and follow gangs; called by Dask."""
+        self._gangs.transition(key, start, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
+        self._gangs.clear()
 
     # -- slots ----------------------------------------------------------------------------
 

@@ -142,9 +142,7 @@ class Session:
         SpecError
             A task requires what no worker offers, and the cluster does not grow.
         """
-        asking = [
-            record for record in records if record.options.resources or record.options.workers
-        ]
+        asking = [record for record in records if _requires(record.options)]
         refused = _refused(asking, self._backend.capacities()) if asking else {}
         if refused and not self.grows:
             record, why = next(iter(refused.items()))
@@ -193,10 +191,6 @@ class Session:
     def add_worker_listener(self, listener: WorkerListener) -> None:
         """Notify an object, as long as it lives, when workers have joined or left."""
         self._backend.worker_listeners.add(listener)
-
-    def reserve_cores(self) -> None:
-        """Make each worker offer its threads as the resource `CORES`."""
-        self._backend.reserve_cores()
 
     @property
     def ended(self) -> bool:
@@ -344,6 +338,11 @@ def make_session(
     """
     connection = connect(cluster, num_workers, directory, environment)
     return Session(batch, connection=connection)
+
+
+def _requires(options: Options) -> bool:
+    """Return whether options require something that a cluster may not have."""
+    return bool(options.resources or options.workers or options.gang)
 
 
 def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:

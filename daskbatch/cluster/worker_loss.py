@@ -44,6 +44,11 @@ def topic_of(scheduler: Scheduler, key: Any) -> str | None:
     return annotations.get(TOPIC) if annotations else None
 
 
+def is_marked_lost(state: Any) -> bool:
+    """Return whether a Dask task only returns that its block is lost."""
+    return getattr(state.run_spec, "func", None) is make_lost_result
+
+
 def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[BlockKey]]:
     """Prevent Dask from running blocks again, and return their keys by client topic.
 
@@ -57,7 +62,7 @@ def mark_lost(scheduler: Scheduler, keys: Iterable[Any]) -> dict[str, list[Block
         state = scheduler.tasks[key]
         # A key that was already replaced has not run since; its loss is, or has been, reported
         # for the worker that ran it. A worker that had only the replacement knows nothing of it.
-        if getattr(state.run_spec, "func", None) is not make_lost_result:
+        if not is_marked_lost(state):
             state.run_spec = Task(key, make_lost_result)
             # Any worker can run the replacement. The worker that the key was restricted to may
             # never return.

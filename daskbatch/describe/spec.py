@@ -16,11 +16,14 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
+from daskbatch.describe.gang import Gang, count_cores, thread_limits, whole_slots
 from daskbatch.describe.initializer import Initializer
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
 from daskbatch.worker.execution.executable import execute
+from daskbatch.worker.mpi.job import run_job
+from daskbatch.worker.mpi.rank_function import RankFunction, RankSettings, call_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,10 @@ class Options:
         Tasks with a higher priority run first.
     isolated : bool
         Whether the function runs in a separate process, which can be killed.
+    fresh : bool
+        Whether this process is one that no other task uses, before or after.
+    gang : Gang, optional
+        The slots that the task takes, if they are granted together.
     cwd : str, optional
         The working directory of an isolated function.
     env : tuple of (str, str)
@@ -61,6 +68,8 @@ class Options:
     workers: tuple[str, ...] = ()
     priority: float = 0
     isolated: bool = False
+    fresh: bool = False
+    gang: Gang | None = None
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     prepare: Initializer | None = None
@@ -72,7 +81,7 @@ class Options:
     def __post_init__(self) -> None:
         key = (
             *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
-            *(self.other_workers, self.apart),
+            *(self.other_workers, self.apart, self.fresh, self.gang),
         )
         if any(key):
             object.__setattr__(self, "placement_key", key)
@@ -90,10 +99,13 @@ def make_options(
     workers: str | Sequence[str] | None = None,
     priority: float = 0,
     isolation: str | None = None,
+    cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Options:
     """Validate the options of a function; see `Batch.options`.
+
+    A parallel job replaces the `Gang` of the options by one with its number of ranks.
 
     Raises
     ------
@@ -104,8 +116,8 @@ def make_options(
         raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
     if not isinstance(priority, Real) or math.isnan(priority):
         raise SpecError(f"priority= must be a number, not {priority!r}")
-    if isolation not in (None, "thread", "process"):
-        raise SpecError(f'isolation= must be "thread" or "process", not {isolation!r}')
+    if isolation not in (None, "thread", "process", "fresh"):
+        raise SpecError(f'isolation= must be "thread", "process" or "fresh", not {isolation!r}')
     if isolation == "thread" and (cwd is not None or env):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
@@ -114,20 +126,31 @@ def make_options(
         workers = [] if workers is None else [workers]
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
         raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
+    isolated = isolation in ("process", "fresh") or (
+        isolation is None and not (timeout is None and cwd is None and not env and cores is None)
+    )
+    variables = checked_environment(env)
+    slots = 1
+    if cores is not None:
+        count = count_cores(cores, "cores=")
+        slots = whole_slots(count)
+        if isolation != "thread":
+            variables = {**thread_limits(count), **variables}
     return Options(
         timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
         retries=retries,
         resources=_resources(resources),
         workers=tuple(workers),
         priority=float(priority),
-        isolated=isolation == "process"
-        or (isolation is None and not (timeout is None and cwd is None and not env)),
+        isolated=isolated,
+        fresh=isolation == "fresh",
+        gang=None if slots == 1 else Gang(1, slots),
         cwd=None if cwd is None else os.fspath(cwd),
-        env=tuple(sorted(_environment(env).items())),
+        env=tuple(sorted(variables.items())),
     )
 
 
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+def checked_environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
         raise SpecError(f"env= must be a dict of str to str, not {env!r}")
     for name, value in (env or {}).items():
@@ -201,7 +224,7 @@ class Call(NamedTuple):
     failure: SerializationError | None = None
 
 
-def _make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
+def make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
     try:
         return Call(function, family, *pickling.pack(arguments))
     except SerializationError as error:
@@ -216,9 +239,9 @@ def _make_call(function: Callable[..., Any], family: Hashable, arguments: object
 def _named(function: Callable[..., Any], arguments: Any) -> dict[str, Any]:
     """Return the arguments by the names that messages have for them."""
     args, kwargs = arguments
-    if function is execute:
+    if function in (execute, run_job):
         return dict(kwargs)
-    if function is _apply:
+    if function is _apply or getattr(function, "function", None) is call_object:
         return dict(zip(("function", "args", "kwargs"), args, strict=True))
     return {"args": args, "kwargs": kwargs}
 
@@ -236,7 +259,7 @@ def function_call(
     if type(function) is FunctionType:
         if not kwargs and pickling.are_plain(args):
             return Call(function, function.__code__, pickling.dumps_plain((args, {})))
-        return _make_call(function, function.__code__, (args, kwargs))
+        return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(
             f"cannot call {function!r}: give a function first, then its arguments; "
@@ -244,10 +267,33 @@ def function_call(
         )
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
-    return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
+    return make_call(_apply, _family(function), ((function, args, kwargs), {}))
 
 
-def _is_task_or_handle(obj: object) -> bool:
+def rank_call(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    settings: RankSettings,
+) -> Call:
+    """Describe the call of a Python callable on every rank of a parallel job.
+
+    Raises
+    ------
+    SpecError
+        The function is not callable.
+    """
+    if not callable(function):
+        raise SpecError(f"cannot call {function!r} on the ranks of a job")
+    if type(function) is FunctionType:
+        ranked, arguments = RankFunction(function, settings), (args, kwargs)
+    else:
+        # It may hold tasks: it is packed with the arguments.
+        ranked, arguments = RankFunction(call_object, settings), ((function, args, kwargs), {})
+    return make_call(ranked, ("ranks", settings.num_procs, _family(function)), arguments)
+
+
+def is_task_or_handle(obj: object) -> bool:
     try:
         _, references, _ = pickling.pack(obj)
     except SerializationError:
@@ -287,14 +333,14 @@ def process_call(
             f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
             "for a Python function use batch.function(...)"
         )
-    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _is_task_or_handle(stdin)):
+    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or is_task_or_handle(stdin)):
         raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
     command = {
         "command": [target, *args],
         "cwd": cwd,
-        "env": _environment(env),
+        "env": checked_environment(env),
         "stdin": stdin,
         "check": bool(check),
         "timeout": timeout,
     }
-    return _make_call(execute, os.fspath(target), ((), command))
+    return make_call(execute, os.fspath(target), ((), command))

@@ -32,6 +32,14 @@ GraphKey = str | BlockKey
 #: The name of the annotation of keys that holds the topic of their client.
 TOPIC = "daskbatch"
 
+#: The name of the annotation of keys that are gangs: the ranks, the cores of each rank, the
+#: resources of each rank, and the workers that may run it.
+GANG = "daskbatch-gang"
+
+#: The resource that a gang's key requires until its slots are granted. No worker offers it, so
+#: Dask keeps the key on the scheduler.
+UNGRANTED = "daskbatch-ungranted"
+
 #: The name of tokens in Dask. With another task's name, Dask would expect tokens to take as
 #: long as that task, and let idle workers steal them together with the values.
 TOKEN = "daskbatch_token"
@@ -195,6 +203,7 @@ class _Lowering:
             links={member: inputs.shift(link) for member, link in links.items()},
             limits=limits,
             isolated=block.records[0].options.isolated,
+            fresh=block.records[0].options.fresh,
             journaled=any(record.writes for record in block.records),
             budget=setting.budget if block.records[0].options.apart is None else math.inf,
             share_limit=setting.share_limit,
@@ -312,14 +321,18 @@ def buffer_key(buffer: pickling.Buffer) -> str:
 
 def _annotations(options: Options, topic: str) -> dict[str, Any]:
     found: dict[str, Any] = {TOPIC: topic}
+    if options.priority:
+        found["priority"] = options.priority
+    if options.gang is not None:
+        found["resources"] = {UNGRANTED: 1}
+        found[GANG] = (*options.gang, dict(options.resources), list(options.workers))
+        return found
     if options.resources:
         found["resources"] = dict(options.resources)
     if options.workers:
         found["workers"] = list(options.workers)
     if options.other_workers:
         found["allow_other_workers"] = True
-    if options.priority:
-        found["priority"] = options.priority
     return found
 
 

@@ -90,7 +90,7 @@ class Placer:
         sizes = [len(record.call.data) if record.call is not None else 0 for record in records]
         blocks = []
         candidates = self._candidates(records)
-        for positions in pack(candidates, sizes, self._submitter.slots, others):
+        for positions in pack(candidates, sizes, self._places(records), others):
             block = SubmittedBlock(
                 next(self._numbers), [records[position] for position in positions]
             )
@@ -109,6 +109,15 @@ class Placer:
                 prepare.held = futures[buffer_key(setup)]  # for all later calls
         self._buffers.update(futures)
         return blocks
+
+    def _places(self, records: Sequence[TaskRecord]) -> int:
+        """Return how many blocks of these tasks can run at a time."""
+        slots = self._submitter.slots
+        if not records or records[0].options.gang is None:
+            return slots
+        gangs = {record.options.gang for record in records}
+        # A block of gangs needs the slots of a gang. Each further block costs another grant.
+        return max(1, slots // min(1 if gang is None else gang.slots for gang in gangs))
 
     def learn(self, ran: Sequence[TaskRecord], sizes: Sequence[int]) -> None:
         """Record how long tasks ran, and how large their results are.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daskbatch.describe.spec import Options
+from daskbatch.dispatch.slot_choice import OfferedSlots, choose_slots, describe_shortage
 
 
 class Capacity(NamedTuple):
@@ -20,12 +21,18 @@ class Capacity(NamedTuple):
         The worker's address, its machine, and its name.
     resources : dict
         Its abstract resources.
+    slots : int
+        How many tasks it runs at once.
+    is_here : bool
+        False for a worker that has died, and that its nanny is about to replace.
     """
 
     address: str
     host: str
     name: str
     resources: dict[str, float]
+    slots: int = 1
+    is_here: bool = True
 
 
 def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
@@ -37,20 +44,24 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     >>> unmet(Options(resources=(("GPU", 2.0),)), [worker])
     "asks for the resources {'GPU': 2.0}; the largest worker has {'GPU': 1}"
     """
+    returning = [worker for worker in workers if not worker.is_here]
+    workers = [worker for worker in workers if worker.is_here]
     allowed = [
         worker
         for worker in workers
-        if not options.workers or any(_is_named(worker, name) for name in options.workers)
+        if is_allowed(options.workers, worker.address, worker.host, worker.name)
     ]
     if options.workers and not allowed:
         existing = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
         return f"may run only at {', '.join(options.workers)}; the workers are: {existing}"
     required = dict(options.resources)
+    if options.gang is not None and not workers:
+        return None  # with no worker at all, tasks wait
     if any(
         all(worker.resources.get(name, 0) >= amount for name, amount in required.items())
         for worker in allowed
     ):
-        return None
+        return _unmet_gang(options, [*allowed, *returning])
     if not required:
         return None
     largest = {
@@ -60,6 +71,30 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     return f"asks for the resources {required}; the largest worker has {largest}"
 
 
-def _is_named(worker: Capacity, name: str) -> bool:
-    """Return whether a name is one of a worker: its address, its machine, or its own name."""
-    return name in (worker.address, worker.host, worker.name, worker.address.partition("://")[2])
+def _unmet_gang(options: Options, allowed: Sequence[Capacity]) -> str | None:
+    """Return what a gang requires, if even all slots of the workers are too few; else None."""
+    if options.gang is None:
+        return None
+    offered = [
+        OfferedSlots(worker.address, worker.host, worker.slots, worker.resources)
+        for worker in allowed
+    ]
+    required = dict(options.resources)
+    if choose_slots(options.gang, required, offered) is not None:
+        return None
+    return describe_shortage(options.gang, required, offered)
+
+
+def is_allowed(workers: Sequence[str], address: str, host: str, name: str) -> bool:
+    """Return whether a worker is one of those that are named, if any are.
+
+    Parameters
+    ----------
+    workers : sequence of str
+        Addresses, with or without the protocol, machines, or workers' names; empty for any.
+    address, host, name : str
+        The worker's address, its machine, and its name.
+    """
+    return not workers or any(
+        each in (address, host, name, address.partition("://")[2]) for each in workers
+    )

@@ -31,31 +31,29 @@ class CallFactory:
     ----------
     context : BatchContext
         The Batch that the calls are tasks of.
-    resources, env : mapping, optional
-        Resources and environment variables of all calls, whatever other options they have.
+    cores : float, optional
+        The number of cores of each call, unless its options say otherwise.
     initializer : Initializer, optional
         The initializer that each worker process runs before its first call.
     settings : TaskSettings, optional
-        The options of the calls; by default `resources`, `env` and no others.
+        The options of the calls; by default `cores` and no others.
     """
 
     def __init__(
         self,
         context: BatchContext,
-        resources: Mapping[str, float] | None = None,
-        env: Mapping[str, str] | None = None,
+        cores: float | None = None,
         initializer: Initializer | None = None,
         settings: TaskSettings | None = None,
     ) -> None:
         self._context = context
-        self._resources = dict(resources or {})
-        self._env = dict(env or {})
+        self._cores = cores
         self._initializer = initializer
         self._namespace = None if initializer is None else initializer.namespace
         if settings is None:
             settings = TaskSettings()
-            if resources or env:
-                settings = make_settings(context, resources=self._resources, env=self._env)
+            if cores is not None:
+                settings = make_settings(context, cores=cores)
         options = replace(settings.options, prepare=initializer)
         self._settings = settings._replace(options=options)
 
@@ -64,21 +62,13 @@ class CallFactory:
     ) -> CallFactory:
         """Return the same factory with an initializer, which each worker process runs once."""
         made = Initializer(self._context.session.topic, initializer, initargs)
-        return CallFactory(self._context, self._resources, self._env, made)
+        return CallFactory(self._context, self._cores, made)
 
-    def with_options(
-        self,
-        resources: Mapping[str, float] | None = None,
-        env: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> CallFactory:
+    def with_options(self, cores: int | float | str | None = None, **options: Any) -> CallFactory:
         """Return the same factory with other options; see `Batch.options`."""
-        if self._resources and (resources is None or isinstance(resources, Mapping)):
-            resources = {**self._resources, **(resources or {})}
-        if self._env and (env is None or isinstance(env, Mapping)):
-            env = {**self._env, **(env or {})}
-        settings = make_settings(self._context, resources=resources, env=env, **options)
-        return CallFactory(self._context, self._resources, self._env, self._initializer, settings)
+        cores = self._cores if cores is None else cores
+        settings = make_settings(self._context, cores=cores, **options)
+        return CallFactory(self._context, self._cores, self._initializer, settings)
 
     def make_call(
         self,

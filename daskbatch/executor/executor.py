@@ -47,13 +47,13 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch.batch import Batch, open_batch
 from daskbatch.batch.factory import Accesses, require_name
+from daskbatch.describe.gang import count_cores, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import CallFactory
-from daskbatch.executor.cpus import count_cpus, count_workers, thread_limits
 from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
-from daskbatch.worker.cores import CORES
+from daskbatch.executor.worker_count import count_workers
 
 
 class BatchPoolExecutor(Executor):
@@ -115,7 +115,7 @@ class BatchPoolExecutor(Executor):
         max_workers = None if max_workers is None else count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        cpus = None if cpus_per_job is None else count_cpus(cpus_per_job)
+        cpus = None if cpus_per_job is None else count_cores(cpus_per_job, "cpus_per_job=")
         limits = {} if cpus is None else thread_limits(cpus)
         num_workers = None
         if cluster is None:
@@ -126,13 +126,9 @@ class BatchPoolExecutor(Executor):
             # The number of workers limits the calls, and the workers have the environment.
             calls, max_running = CallFactory(batch._context), None
         else:
-            cores = {}
-            if cpus is not None and cpus > 1:
-                session.reserve_cores()
-                cores = {CORES: cpus}
-            # Calls with environment variables run in child processes, which have them before they
-            # load any library.
-            calls, max_running = CallFactory(batch._context, cores, limits), max_workers
+            # Calls with `cores=` run in child processes, which have the limits of threads before
+            # they load any library.
+            calls, max_running = CallFactory(batch._context, cpus), max_workers
         if initializer is not None:
             calls = calls.with_initializer(initializer, initargs)
         pool = Pool(batch, owned=True, name=name, max_running=max_running)

@@ -15,6 +15,20 @@ from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, pickling
 
 
+class PackedError(Exception):
+    """An error that was packed in another process, and that this one must not unpickle.
+
+    Parameters
+    ----------
+    data : bytes
+        What `pack_error` returned there.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("an error of another process")
+        self.data = data
+
+
 def pack_error(
     error: BaseException, label: str, hidden_frames: int = 1, heading: str = ""
 ) -> bytes:
@@ -33,6 +47,8 @@ def pack_error(
     heading : str
         A text to write above the traceback.
     """
+    if isinstance(error, PackedError):
+        return error.data
     start = error.__traceback__
     for _ in range(hidden_frames):
         if start is not None and start.tb_next is not None:

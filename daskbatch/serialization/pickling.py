@@ -260,7 +260,12 @@ def _fill(placeholder: int) -> Any:
     return loads(value) if name is None else namespaces.loads(value, name)
 
 
-def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[bytes] = ()) -> Any:
+def unpack(
+    data: bytes,
+    values: Sequence[bytes | str] = (),
+    buffers: Sequence[bytes] = (),
+    copied: bool = True,
+) -> Any:
     """Undo `pack`; each placeholder becomes a new copy of its value.
 
     Parameters
@@ -270,8 +275,9 @@ def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[by
     values : sequence of bytes or str
         For each placeholder a pickled value, or a text, which is the value itself.
     buffers : sequence of bytes
-        The contents of the buffers that `pack` returned; they are copied, so that each task may
-        change its own.
+        The contents of the buffers that `pack` returned.
+    copied : bool
+        Whether to copy the buffers, so that each task may change its own.
     """
     if not values and not buffers:
         return loads(data)
@@ -279,6 +285,6 @@ def unpack(data: bytes, values: Sequence[bytes | str] = (), buffers: Sequence[by
     outer = _placeholder_values.get(thread)
     _placeholder_values[thread] = values
     try:
-        return loads(data, buffers=[bytearray(each) for each in buffers])
+        return loads(data, buffers=[bytearray(each) for each in buffers] if copied else buffers)
     finally:
         _placeholder_values.restore(thread, outer)

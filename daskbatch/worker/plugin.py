@@ -36,8 +36,10 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
+from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import forget_later
+from daskbatch.worker.slot_holding import GangSlots
 
 PLUGIN_NAME = "daskbatch-worker"
 
@@ -107,6 +109,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._helper = get_helper_thread()
         self._ticking = False
+        self._gangs = GangSlots(worker)
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
@@ -124,10 +127,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
+        self._gangs.close()
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
+        get_rank_pool().close()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._directory is not None:
@@ -170,13 +175,14 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
         if hasattr(pool, "_rejoin_list"):
             slot = PoolSlot(pool, threads_lock, on_release, self._helper.run)
-        return TaskContext(
-            slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security
-        )
+        address = self._worker.scheduler.address
+        context = TaskContext(slot, run.spec.topic, dask_key, address, self._security)
+        self._gangs.begin(context)
+        return context
 
     def end(self, run: Progress) -> None:
         """Record that a block is over, and have the event loop send its last reports."""
-        slot = None if run.context is None else run.context.slot
+        slot = None if run.context is None else self._gangs.end(run.context)
         if isinstance(slot, PoolSlot):
             # The pool reads this to decide whether the thread ends.
             pool_state.proceed = slot.finish()
@@ -257,6 +263,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initialized_function.forget(topic)
         forget_later(topic)
         get_child_pool().end_initialized(topic)
+        get_rank_pool().end_client(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         """Forget the revocations of blocks that are over."""

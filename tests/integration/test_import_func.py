@@ -285,9 +285,60 @@ writes: [{files: [[place, target]]}]
     assert results(batch, [task, read]) == [0, "a\nb\nc\n"]
 
 
-def test_a_job_is_refused_at_the_import_until_there_are_jobs(imported: Import) -> None:
-    with pytest.raises(TemplateError, match=r":2: type: job is not supported yet: expected 'func"):
-        imported("args: [n]\ntype: job\nexecutables: [{target: ls, num_procs: n}]")
+def test_a_job_of_one_executable(imported: Import, batch: Batch, tmp_path: Path) -> None:
+    say = imported(
+        """
+import_args: [place]
+args: [n, word]
+type: job
+executables:
+  - target: sh
+    args: [-c, 'echo $0 $DASKBATCH_RANK $EXTRA; pwd', word]
+    num_procs: n
+    cwd: place
+    env: {EXTRA: more}
+""",
+        tmp_path,
+    )
+    task = say(2, "rank")
+    assert results(batch, [task]) == [0]
+    assert [task.stdout.rank(i) for i in range(2)] == [
+        f"rank {i} more\n{tmp_path}" for i in range(2)
+    ]
+
+
+def test_a_job_of_several_executables(imported: Import, batch: Batch, tmp_path: Path) -> None:
+    both = imported(
+        """
+import_args: [place]
+args: [i]
+type: job
+executables:
+  - {target: sh, args: [-c, 'echo a $DASKBATCH_RANK of $DASKBATCH_SIZE; pwd'], cwd: place}
+  - {target: sh, args: [-c, 'echo b $0 $E', i], nprocs: 1, env: {E: e}}
+writes: [{files: [[place, i]]}]
+""",
+        tmp_path,
+    )
+    task = both("file")
+    assert task.name == "sh:sh"
+    assert results(batch, [task]) == [[0, 0]]
+    assert task.stdout.get() == f"a 0 of 2\n{tmp_path}\nb file e"
+
+
+def test_a_job_of_several_has_no_function_among_them(imported: Import) -> None:
+    job = imported("import_args: [f]\ntype: job\nexecutables: [{target: f}, {target: ls}]", len)
+    with pytest.raises(SpecError, match="the target 'len' is a function: expected executables"):
+        job()
+
+
+def test_a_job_of_a_function(imported: Import, batch: Batch) -> None:
+    job = imported(
+        "import_args: [f]\nargs: [a]\ntype: job\n"
+        "executables: [{target: f, args: [a, 2], nprocs: 2}]",
+        pow,
+    )
+    assert results(batch, [job(5)]) == [[25, 25]]
 
 
 # -- the function itself ------------------------------------------------------------------

@@ -14,9 +14,6 @@ from daskbatch.describe.template.expressions import CallExpression, Expression, 
 #: The types of tasks that a PTD file may describe.
 TYPES = ("function", "process", "job")
 
-#: The types that `Batch.import_func` can make tasks of. Jobs do not exist yet.
-SUPPORTED_TYPES = ("function", "process")
-
 #: The seconds of each unit of a timeout.
 UNITS = {"day": 86_400.0, "hour": 3_600.0, "min": 60.0, "sec": 1.0}
 

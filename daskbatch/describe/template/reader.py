@@ -15,7 +15,6 @@ from daskbatch.describe.environment import is_variable
 from daskbatch.describe.template.expressions import Expression, ListExpression, Literal
 from daskbatch.describe.template.model import (
     MAX_NUMBER,
-    SUPPORTED_TYPES,
     TYPES,
     UNITS,
     EnvMap,
@@ -71,12 +70,12 @@ def read_template(path: str, file: str) -> Template:
     Raises
     ------
     TemplateError
-        The file cannot be read, something in it is wrong, or its type is not supported yet.
+        The file cannot be read, or something in it is wrong.
     """
-    return parse_template(read_file(path, file), file, SUPPORTED_TYPES)
+    return parse_template(read_file(path, file), file)
 
 
-def parse_template(data: bytes, file: str, types: Collection[str] = TYPES) -> Template:
+def parse_template(data: bytes, file: str) -> Template:
     """Read the content of a PTD file.
 
     Parameters
@@ -85,8 +84,6 @@ def parse_template(data: bytes, file: str, types: Collection[str] = TYPES) -> Te
         The content.
     file : str
         The name of the file in messages.
-    types : collection of str
-        The types of tasks that are accepted.
 
     Raises
     ------
@@ -98,15 +95,14 @@ def parse_template(data: bytes, file: str, types: Collection[str] = TYPES) -> Te
     >>> parse_template(b"{type: process, executables: [{target: date}]}", "my.yml").type
     'process'
     """
-    return _Reader(file, types).template(read_nodes(data, file))
+    return _Reader(file).template(read_nodes(data, file))
 
 
 class _Reader:
     """Reads the nodes of one file, for one thread, once."""
 
-    def __init__(self, file: str, types: Collection[str]) -> None:
+    def __init__(self, file: str) -> None:
         self._file = file
-        self._types = types
         #: For each declared name: the section and the line, for messages.
         self._declared: dict[str, str] = {}
         self._values = ValueReader(file, self._declared)
@@ -143,13 +139,11 @@ class _Reader:
 
     def _type(self, line: int, node: YamlNode | None) -> str:
         if node is None:
-            raise self._error(line, f"there is no 'type': expected {_list_words(self._types)}")
+            raise self._error(line, f"there is no 'type': expected {_list_words(TYPES)}")
         value = node.value if isinstance(node, YamlScalar) else None
-        if not isinstance(value, str) or value not in self._types:
-            expected = f"expected {_list_words(self._types)}"
-            if value in TYPES:
-                raise self._error(node.line, f"type: {value} is not supported yet: {expected}")
-            hint = did_you_mean(value.lower(), self._types) if isinstance(value, str) else ""
+        if not isinstance(value, str) or value not in TYPES:
+            expected = f"expected {_list_words(TYPES)}"
+            hint = did_you_mean(value.lower(), TYPES) if isinstance(value, str) else ""
             raise self._error(node.line, f"type is {describe_node(node)}: {expected}{hint}")
         return value
 

@@ -1,14 +1,8 @@
 """Connects and authenticates both sides of a connection, before anything else is sent.
 
-Both sides prove that they know the server's secret, by HMAC-SHA256 of the other side's nonce
-(challenge and response: RFC 2104, ISO/IEC 9798-4, as in `multiprocessing.connection`)::
-
-    server -> client   greeting, nonce S
-    client -> server   HMAC(secret, "client" + S), nonce C
-    server -> client   HMAC(secret, "server" + C)
-
-Neither side unpickles anything before the other one's proof. With TLS, all of this is encrypted,
-and both sides present certificates of the cluster.
+Both sides prove that they know the server's secret; see `worker.authentication`. Neither side
+unpickles anything before the other one's proof. With TLS, all of this is encrypted, and both sides
+present certificates of the cluster.
 
 `multiprocessing.connection` is not used: it has no TLS; its HMAC is of MD5 up to Python 3.11; its
 listener authenticates in the thread that accepts, so that one silent client blocks all others; and
@@ -18,29 +12,21 @@ it joins the pieces that it receives, which makes one more copy of each large va
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import socket
 import ssl
 import weakref
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
 
 from daskbatch.forking import after_fork
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.socket_transport import IdleCheck
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.authentication import (
+    authenticate_as_client,
+    authenticate_as_server,
+    repeat_until,
+)
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
-
-T = TypeVar("T")
-
-#: The protocol and its version.
-_GREETING = b"daskbatch-1"
-
-#: The sizes of a nonce, and of a proof: that of SHA-256.
-_NONCE_BYTES = 32
-_DIGEST_BYTES = 32
 
 #: How long a client may take to prove to the server that it knows the secret.
 _ACCEPT_TIMEOUT_SECONDS = 10.0
@@ -107,7 +93,7 @@ def connect_to_server(
                 sock, server_hostname=address.host, do_handshake_on_connect=False
             )
             close_in_children(sock)
-            _repeat_until(deadline, sock.do_handshake, idle_check)
+            repeat_until(deadline, sock.do_handshake, idle_check)
         authenticate_as_client(sock, address.secret, deadline, idle_check)
     except BaseException:
         sock.close()
@@ -139,7 +125,7 @@ def accept_client(
         if tls_context is not None:
             sock = tls_context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             close_in_children(sock)
-            _repeat_until(deadline, sock.do_handshake)
+            repeat_until(deadline, sock.do_handshake)
         if authenticate_as_server(sock, secret, deadline):
             sock.settimeout(None)
             return sock
@@ -149,45 +135,6 @@ def accept_client(
     return None
 
 
-def authenticate_as_client(
-    sock: socket.socket, secret: bytes, deadline: Deadline, idle_check: IdleCheck | None = None
-) -> None:
-    """Prove to the server that this side knows the secret, and have it prove the same.
-
-    Raises
-    ------
-    OSError
-        Something else listens there, it does not know the secret, or the deadline has passed.
-    """
-    greeting = _receive_exactly(sock, len(_GREETING) + _NONCE_BYTES, deadline, idle_check)
-    if not greeting.startswith(_GREETING):
-        raise ConnectionError("something else listens there")
-    nonce = os.urandom(_NONCE_BYTES)
-    sock.sendall(_proof(secret, b"client", greeting[len(_GREETING) :]) + nonce)
-    proof = _receive_exactly(sock, _DIGEST_BYTES, deadline, idle_check)
-    if not hmac.compare_digest(proof, _proof(secret, b"server", nonce)):
-        raise ConnectionError("the server does not know the secret")
-
-
-def authenticate_as_server(sock: socket.socket, secret: bytes, deadline: Deadline) -> bool:
-    """Have the client prove that it knows the secret, and prove the same to it.
-
-    Returns False if the client does not know the secret. Raises OSError for a broken connection.
-    """
-    nonce = os.urandom(_NONCE_BYTES)
-    sock.sendall(_GREETING + nonce)
-    received = _receive_exactly(sock, _DIGEST_BYTES + _NONCE_BYTES, deadline)
-    if not hmac.compare_digest(received[:_DIGEST_BYTES], _proof(secret, b"client", nonce)):
-        return False
-    sock.sendall(_proof(secret, b"server", received[_DIGEST_BYTES:]))
-    return True
-
-
-def _proof(secret: bytes, side: bytes, nonce: bytes) -> bytes:
-    """Return what only a side that knows the secret can compute from the other side's nonce."""
-    return hmac.digest(secret, side + nonce, "sha256")
-
-
 def _tune(sock: socket.socket) -> None:
     """Have a socket send at once, and notice that the other side's machine has died."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -195,28 +142,3 @@ def _tune(sock: socket.socket) -> None:
     for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE_SECONDS)
-
-
-def _repeat_until(
-    deadline: Deadline, step: Callable[[], T], idle_check: IdleCheck | None = None
-) -> T:
-    """Repeat a step that the socket's own timeout cuts short, until the deadline has passed."""
-    while not deadline.passed:
-        try:
-            return step()
-        except TimeoutError:
-            if idle_check is not None:
-                idle_check()
-    raise TimeoutError("the other side has not answered in time")
-
-
-def _receive_exactly(
-    sock: socket.socket, size: int, deadline: Deadline, idle_check: IdleCheck | None = None
-) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = _repeat_until(deadline, partial(sock.recv, size - len(data)), idle_check)
-        if not received:
-            raise ConnectionError("the other side has closed the connection")
-        data += received
-    return data

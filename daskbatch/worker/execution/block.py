@@ -113,6 +113,8 @@ class BlockSpec(NamedTuple):
     setup : bytes or int, optional
         The pickled initializer and its arguments, or the position of the input that holds
         them; see `initialized_function`.
+    fresh : bool
+        Whether each member runs in a child process that nothing else uses, before or after.
     """
 
     block: int
@@ -129,10 +131,15 @@ class BlockSpec(NamedTuple):
     inline_limit: int
     output_limit: int
     setup: bytes | int | None = None
+    fresh: bool = False
+
+    def name(self, member: int) -> str:
+        """Return the name of a member."""
+        return self.labels[member if len(self.labels) > 1 else 0]
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""
-        return repr(self.labels[member if len(self.labels) > 1 else 0])
+        return repr(self.name(member))
 
 
 class OutcomeReport(NamedTuple):

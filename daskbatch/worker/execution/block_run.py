@@ -33,6 +33,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
+from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 _NO_LINK = Link()
 _PICKLED_NONE = pickling.dumps(None)
@@ -103,6 +104,10 @@ class BlockRun(Progress):
                         status = claim
                 elif status == Status.DONE:
                     status, value = self._run(member, link, capture)
+                    if self.preparation:
+                        # The next members of this kind need not wait for this again.
+                        last += self.preparation
+                        self.preparation = 0.0
                     if capture.stdout.size or capture.stderr.size:
                         output = capture.texts()
                         remaining_bytes -= sum(map(len, output))
@@ -124,6 +129,10 @@ class BlockRun(Progress):
     #: Whether this process runs nothing else.
     owns_process = False
 
+    #: How long the running member has waited for what later ones find ready, such as ranks that
+    #: have started. Its duration does not contain this. Seconds.
+    preparation = 0.0
+
     def _capturing(self) -> AbstractContextManager[Capture]:
         """Capture what members write, within a `with` statement."""
         return capturing(self.spec.output_limit)
@@ -143,6 +152,10 @@ class BlockRun(Progress):
 
     def _before_retry(self) -> None:
         """Called when a member is about to be tried again."""
+
+    def _packed_error(self, error: BaseException, member: int) -> bytes:
+        """Return the packed error of a member that has failed."""
+        return pack_error(error, self.spec.label(member))
 
     # -- one member -------------------------------------------------------------------------
 
@@ -188,7 +201,7 @@ class BlockRun(Progress):
         if name == "result":
             return values[member]  # type: ignore[return-value]
         texts: tuple[str, str] = outputs.get(member, ("", ""))
-        return texts[name == "stderr"]
+        return str(texts[name == "stderr"])
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         """Run a member, with its retries; return its status, and its value or exception."""
@@ -207,7 +220,10 @@ class BlockRun(Progress):
                 if function is None:
                     function = self._functions[index] = self._load(index)
                 doing = _LOADING_ARGUMENTS
-                if link is _NO_LINK:
+                if type(function) is RankFunction:
+                    # This process must not unpickle the arguments of ranks.
+                    args, kwargs = (self._packed_call(function, data, link),), {}
+                elif link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link)
@@ -233,18 +249,26 @@ class BlockRun(Progress):
                     self._before_retry()
                     capture.clear()
                     continue
-                return Status.FAILED, pack_error(error, self.spec.label(member))
+                return Status.FAILED, self._packed_error(error, member)
 
     def _load(self, index: int) -> Callable[..., Any]:
         data = self._content(self.spec.functions[index])
         if self.spec.setup is None:
             return load_function(data)
+        if type(function := pickling.loads(data)) is RankFunction:
+            return function
         setup = self._content(self.spec.setup)
-        return InitializedFunction(self.spec.topic, setup, pickling.loads(data))
+        return InitializedFunction(self.spec.topic, setup, function)
 
     def _content(self, given: bytes | int) -> bytes:
         """Return data that is given itself, or by the position of the input that holds it."""
         return self.inputs[given] if isinstance(given, int) else given
+
+    def _packed_call(self, function: RankFunction, data: bytes, link: Link) -> PackedCall:
+        setup = None if self.spec.setup is None else self._content(self.spec.setup)
+        values = [self._part(value) for value in link.values]
+        buffers = [self.inputs[position] for position in link.buffers]
+        return PackedCall(function.data, setup, data, values, buffers)
 
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]

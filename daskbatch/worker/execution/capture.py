@@ -12,10 +12,12 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
+
+from daskbatch.worker.execution.ranked_text import RankedText
 
 
 class BoundedText:
@@ -29,7 +31,7 @@ class BoundedText:
         How many bytes of UTF-8 are kept.
     """
 
-    __slots__ = ("_head", "_limit", "_tail", "size")
+    __slots__ = ("_head", "_limit", "_ranks", "_tail", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -39,7 +41,17 @@ class BoundedText:
         """Forget all that was written."""
         self._head = bytearray()
         self._tail = bytearray()
+        self._ranks: Sequence[BoundedText] = ()
         self.size = 0
+
+    def for_ranks(self, count: int) -> list[BoundedText]:
+        """Return a text for each rank of a job; together they keep as much as this one."""
+        return [BoundedText(self._limit // count) for _ in range(count)]
+
+    def set_ranks(self, texts: Sequence[BoundedText]) -> None:
+        """Have this text consist of those of the ranks of a job, which are complete."""
+        self._ranks = texts
+        self.size = sum(text.size for text in texts)
 
     def add(self, data: bytes) -> None:
         """Add UTF-8 data that was written."""
@@ -60,7 +72,9 @@ class BoundedText:
             del self._tail[: len(self._tail) - rest]
 
     def text(self) -> str:
-        """Return the text, without the last newline."""
+        """Return the text, without the last newline; for a job a `RankedText`."""
+        if self._ranks:
+            return RankedText(text.text() + "\n" if text.size else "" for text in self._ranks)
         if self.size <= self._limit:
             return self._head.decode("utf-8", "replace").removesuffix("\n")
         rest = self._limit - self._limit // 2

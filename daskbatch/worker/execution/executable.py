@@ -22,6 +22,7 @@ from typing import IO, Any
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
+from daskbatch.worker.mpi.rank_variables import without_rank_variables
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -41,12 +42,6 @@ _POLL_INTERVAL_SECONDS = 0.05
 
 #: Names the environment variables that were set for the worker alone, when it was started.
 ADDED_VARIABLE = "DASKBATCH_ADDED_ENVIRONMENT"
-
-#: How the variables begin that an MPI launcher sets for the ranks that it starts. If this worker is
-#: a rank, an MPI program that inherits them takes itself for that rank, and ends at once.
-_MPI_PREFIXES = (b"PMI", b"HYD", b"OMPI_", b"MPI_LOCAL", b"MPIR_", b"I_MPI_")
-#: A process that has one of these is a rank. Without them, the others are the user's settings.
-_MPI_RANK_VARIABLES = (b"PMI_RANK", b"PMI_FD", b"PMIX_RANK", b"OMPI_COMM_WORLD_RANK")
 
 #: `poll` does not accept much longer times.
 MAX_POLL_SECONDS = 86400.0
@@ -167,11 +162,11 @@ def execute(
     ProcessStopped
         It was stopped by another thread.
     """
-    argv = [_text(each) for each in command]
+    argv = [as_text(each) for each in command]
     sink = capture.current_capture.get()
     if sink is None:
         sink = capture.Capture(_DEFAULT_OUTPUT_BYTES)
-    with _open_stdin(stdin, cwd) as source:
+    with open_stdin(stdin, cwd) as source:
         code = _run(argv, cwd, env, source, timeout, sink)
     if code and check:
         stderr = sink.stderr.text()
@@ -181,7 +176,7 @@ def execute(
     return code
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value)
 
 
@@ -194,7 +189,7 @@ def _describe_end(argv: Sequence[str], code: int, stderr: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
+def open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
     """Yield a file with the process's input: a pipe would have to be fed while it runs."""
     if stdin is None:
         yield subprocess.DEVNULL
@@ -243,7 +238,7 @@ def _run(
             if not os.path.isdir(cwd):  # then the directory is missing
                 raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
-            hint = _shell_hint(argv) if is_missing else ""
+            hint = shell_hint(argv) if is_missing else ""
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
             return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
         assert process.stdout is not None
@@ -270,7 +265,7 @@ def _run(
         )
 
 
-def _shell_hint(argv: Sequence[str]) -> str:
+def shell_hint(argv: Sequence[str]) -> str:
     """Return what to write instead, if the executable is a line for a shell."""
     target = argv[0]
     if not any(map(str.isspace, target)):
@@ -292,8 +287,9 @@ def clean_environment(more: Mapping[str, str]) -> dict[bytes, bytes]:
     # As bytes: to decode and encode all of it would be costly for many short processes.
     added = os.environb.get(os.fsencode(ADDED_VARIABLE), b"").split(b",")
     clean = {name: value for name, value in os.environb.items() if name not in added}
-    if any(name in clean for name in _MPI_RANK_VARIABLES):
-        clean = {n: value for n, value in clean.items() if not n.startswith(_MPI_PREFIXES)}
+    # If this worker is a rank, an MPI program that inherits its variables takes itself for that
+    # rank, and ends at once.
+    clean = without_rank_variables(clean)
     clean.pop(os.fsencode(ADDED_VARIABLE), None)
     clean.update((os.fsencode(name), os.fsencode(value)) for name, value in more.items())
     return clean

@@ -6,8 +6,10 @@ An interrupted member fails with `TaskTimeout`, or is cancelled.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +21,8 @@ from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.mpi.job import run_job
+from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 
 class ThreadRun(BlockRun):
@@ -64,7 +68,12 @@ class ThreadRun(BlockRun):
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         if function is executable.execute:
-            return self._execute(member, kwargs)
+            return self._execute(member, partial(executable.execute, **kwargs))
+        if function is run_job:
+            directory = "" if self.journal is None else os.path.dirname(self.journal.location()[0])
+            return self._execute(member, partial(run_job, **kwargs, directory=directory))
+        if type(function) is RankFunction:
+            return self._execute(member, partial(self._run_on_ranks, member, function, *args))
         # A function may name the exception that stops it, so that it can catch it.
         self._caller.thrown = getattr(type(function), "stopped_by", Stopped)
         limits = self.spec.limits.get(member)
@@ -88,11 +97,27 @@ class ThreadRun(BlockRun):
             f"it was stopped after {perf_counter() - began:.1f} s"
         )
 
-    def _execute(self, member: int, kwargs: Mapping[str, Any]) -> Any:
+    def _run_on_ranks(self, member: int, function: RankFunction, call: PackedCall) -> Any:
+        # Not at the top: most workers run no ranks.
+        from daskbatch.worker.mpi.callable_job import run_callable
+
+        return run_callable(
+            call,
+            function.settings,
+            topic=self.spec.topic,
+            label=self.spec.name(member),
+            context=self.context,
+            started=self._count_out,
+        )
+
+    def _count_out(self, seconds: float) -> None:
+        self.preparation = seconds
+
+    def _execute(self, member: int, execute: Callable[[], Any]) -> Any:
         self._thread = threading.get_ident()
         self._executing = member
         try:
-            return executable.execute(**kwargs)
+            return execute()
         except OSError as error:
             if isinstance(error, TaskTimeout) or error.errno is None:
                 raise

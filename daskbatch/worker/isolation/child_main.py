@@ -7,7 +7,6 @@ moment. So before a member begins, the outcomes of all members before it have be
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import mmap
 import os
@@ -33,12 +32,8 @@ from daskbatch.worker.isolation.frames import Frame, FrameWriter
 from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
+from daskbatch.worker.processes.parent_death import end_with_parent
 from daskbatch.worker.profiling.child_profiles import obey
-
-#: The option of prctl(2) that has a process killed when its parent's thread ends.
-_PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
 
 
 class FlushingClaims(SharedClaims):
@@ -198,6 +193,7 @@ class ChildServer:
         if request.context is not None:
             slot = RemoteSlot(self._claims, self._control)
             run.context = TaskContext(slot, *request.context)
+            run.context.allocation = request.allocation
         if request.journal is not None:
             path, limit = request.journal
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block))
@@ -226,7 +222,7 @@ def main(control: int, pipe: int, parent: int) -> NoReturn:
     """
     code = 1
     try:
-        _end_with_parent(parent)
+        end_with_parent(parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         server = ChildServer(control, pipe)
         faulthandler.enable(2)
@@ -239,12 +235,3 @@ def main(control: int, pipe: int, parent: int) -> NoReturn:
             sys.stderr.flush()
         # Not by a return: the interpreter would wait for threads that members have started.
         os._exit(code)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have the system kill this process when the thread that has started it ends."""
-    with contextlib.suppress(AttributeError, OSError):
-        if sys.platform == "linux":
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)

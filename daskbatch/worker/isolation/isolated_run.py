@@ -167,6 +167,7 @@ class IsolatedRun(Progress):
             share_limit=self._share_limit,
             retries=self._retries.get(start),
             profile=child_profiles.order(),
+            single=self.spec.fresh,
         )
         if self.spec.topic in child.initialized:
             request = without_setup(request, self.spec)
@@ -174,7 +175,8 @@ class IsolatedRun(Progress):
             request = request._replace(journal=self.journal.location())
         if (context := self.context) is not None:
             request = request._replace(
-                context=(context.topic, context.key, context.scheduler, context.security)
+                context=(context.topic, context.key, context.scheduler, context.security),
+                allocation=context.allocation,
             )
         return pack_request(request)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from daskbatch.serialization import pickling
+from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.profiling.child_profiles import ChildOrder
@@ -43,6 +44,10 @@ class BlockRequest(NamedTuple):
         The fields of the members' `TaskContext`, without the slot.
     profile : ChildOrder, optional
         The profilers that are to run in the child.
+    allocation : Allocation, optional
+        The slots that the members hold, if they are a gang.
+    single : bool
+        Whether the child runs only the first of the remaining members.
     """
 
     payload: bytes
@@ -57,6 +62,8 @@ class BlockRequest(NamedTuple):
     path: Sequence[str]
     context: tuple[str, Any, str, bytes | None] | None = None
     profile: ChildOrder | None = None
+    allocation: Allocation | None = None
+    single: bool = False
 
 
 def pack_request(request: BlockRequest) -> bytes:

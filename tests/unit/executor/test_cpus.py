@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daskbatch import SpecError
-from daskbatch.executor.cpus import count_cpus, thread_limits
+from daskbatch.describe.gang import count_cores, thread_limits
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from daskbatch.executor.cpus import count_cpus, thread_limits
     ],
 )
 def test_numbers_of_cores(given: float | str, cpus: float, threads: str) -> None:
-    assert count_cpus(given) == cpus
+    assert count_cores(given, "cpus_per_job=") == cpus
     assert set(thread_limits(cpus).values()) == {threads}
     assert len(thread_limits(cpus)) == 5
 
@@ -29,4 +29,4 @@ def test_numbers_of_cores(given: float | str, cpus: float, threads: str) -> None
 @pytest.mark.parametrize("wrong", [0, -1, "0", "two", "1k", "", True, None, [1], float("nan")])
 def test_what_is_none(wrong: object) -> None:
     with pytest.raises(SpecError, match="cpus_per_job"):
-        count_cpus(wrong)  # type: ignore[arg-type]
+        count_cores(wrong, "cpus_per_job=")  # type: ignore[arg-type]

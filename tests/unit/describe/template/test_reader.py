@@ -590,13 +590,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "my.yml: cannot be read: Not a directory" in refused_file(tmp_path / "file" / "x")
 
 
-def test_a_job_is_read_but_not_supported_yet(tmp_path: Path) -> None:
+def test_a_job_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     text = JOB % "num_procs: 2"
     path.write_text(text)
-    assert refused_file(path) == (
-        "my.yml:2: type: job is not supported yet: expected 'function' or 'process'"
-    )
+    assert read_template(str(path), "my.yml") == parse(text)
     assert parse(text).type == "job"
 
 
@@ -604,7 +602,8 @@ def test_the_types_that_are_supported_are_told_of_a_file(tmp_path: Path) -> None
     path = tmp_path / "my.yml"
     path.write_text("type: procss\n" + BODY)
     assert refused_file(path) == (
-        "my.yml:1: type is 'procss': expected 'function' or 'process'; did you mean 'process'?"
+        "my.yml:1: type is 'procss': expected 'function', 'process' or 'job'; "
+        "did you mean 'process'?"
     )
 
 

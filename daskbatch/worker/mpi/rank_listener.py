@@ -1,0 +1,175 @@
+"""Accepts the connections of ranks and their supervisors, each in a thread of its own.
+
+So a stranger that connects and says nothing delays no rank. The thread that starts the ranks makes
+the listener, and takes the connections that have proved that they know the secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import socket
+import sys
+import threading
+from typing import NamedTuple
+
+from daskbatch.timeouts import Deadline
+from daskbatch.worker.authentication import authenticate_as_server
+from daskbatch.worker.mpi.messages import Hello, Kind, MessageReader
+from daskbatch.worker.mpi.open_files import close_in_children
+from daskbatch.worker.mpi.rank_connection import SetAddress, tune
+
+#: How long a process that has connected may take to prove that it knows the secret.
+_PROOF_TIMEOUT_SECONDS = 10.0
+
+#: How many connections may wait to be accepted.
+_BACKLOG = 1024
+
+
+class Arrival(NamedTuple):
+    """A connection of a rank or a supervisor.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connection.
+    reader : MessageReader
+        Reads from it.
+    hello : Hello
+        What it is for.
+    files : list of int
+        Descriptors that came with it.
+    """
+
+    sock: socket.socket
+    reader: MessageReader
+    hello: Hello
+    files: list[int]
+
+    def discard(self) -> None:
+        """Close the connection, and what came with it."""
+        self.sock.close()
+        for file in self.files:
+            os.close(file)
+
+
+class RankListener:
+    """Where the ranks of a set connect. The thread that starts the set uses it.
+
+    Parameters
+    ----------
+    size : int
+        The number of ranks.
+    host : str, optional
+        The address at which other hosts reach this one, if ranks are on other hosts.
+
+    Attributes
+    ----------
+    address : SetAddress
+        What a rank needs to connect.
+    arrivals : queue.SimpleQueue
+        The connections that have proved that they know the secret. For each one a byte can be read
+        from `fileno()`.
+    """
+
+    def __init__(self, size: int, host: str | None) -> None:
+        self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._secret = secrets.token_bytes(32)
+        self._sockets: list[socket.socket] = []
+        self._closed = False
+        self._lock = threading.Lock()  # between `close` and the threads
+        self._read, self._write = os.pipe()
+        local, port = "", 0
+        try:
+            if sys.platform == "linux":
+                # The name is that of no file: nothing is left of it, however this process ends.
+                local = f"daskbatch-{secrets.token_hex(16)}"
+                self._listen(socket.AF_UNIX, f"\0{local}")
+            else:
+                host = host or "127.0.0.1"
+            if host is not None:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                port = self._listen(family, (host, 0)).getsockname()[1]
+        except BaseException:
+            self.close()
+            raise
+        self.address = SetAddress(
+            local, host or "", port, self._secret.hex(), secrets.token_hex(16), size
+        )
+
+    def _listen(self, family: int, where: object) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        self._sockets.append(sock)
+        close_in_children(sock)
+        sock.bind(where)  # type: ignore[arg-type]
+        sock.listen(_BACKLOG)
+        threading.Thread(
+            target=self._accept, args=(sock,), name="daskbatch-rank-listener", daemon=True
+        ).start()
+        return sock
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is an arrival."""
+        return self._read
+
+    def take(self) -> Arrival | None:
+        """Return an arrival; None if there is none."""
+        try:
+            arrival = self.arrivals.get_nowait()
+        except queue.Empty:
+            return None
+        os.read(self._read, 1)
+        return arrival
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except OSError:
+                return  # it is closed
+            threading.Thread(
+                target=self._greet, args=(sock,), name="daskbatch-rank-hello", daemon=True
+            ).start()
+
+    def _greet(self, sock: socket.socket) -> None:
+        """Authenticate a process that has connected, and read what it wants."""
+        close_in_children(sock)
+        try:
+            tune(sock)
+            sock.settimeout(_PROOF_TIMEOUT_SECONDS)
+            if not authenticate_as_server(sock, self._secret, Deadline(_PROOF_TIMEOUT_SECONDS)):
+                sock.close()
+                return
+            reader = MessageReader(sock)
+            message = reader.read()
+            if message is None or message.kind != Kind.HELLO:
+                sock.close()
+                return
+            arrival = Arrival(sock, reader, Hello(*message.fields), message.files)
+        except (OSError, EOFError, ValueError):
+            sock.close()
+            return
+        with self._lock:
+            if not self._closed:
+                self.arrivals.put(arrival)
+                os.write(self._write, b".")
+                return
+        arrival.discard()
+
+    def close(self) -> None:
+        """Accept no further connection, and close those that nobody has taken."""
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # else `accept` would not return
+            sock.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            os.close(self._read)
+            os.close(self._write)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.arrivals.get_nowait().discard()
