@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import glob
 import inspect
+import math
 import os
 import select
 import signal
@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from daskbatch.errors import TaskError
@@ -159,20 +159,33 @@ def _wants_comm(
     if _COMM in kwargs or (isinstance(function, partial) and _COMM in function.keywords):
         return False
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
+        found = _position_of_comm(function)
+    except TypeError:  # it has no hash
+        found = _position_of_comm.__wrapped__(function)
+    if found is None:
         return False
-    position = next((i for i, each in enumerate(parameters) if each.name == _COMM), None)
-    if position is None:
-        return False
-    kind = parameters[position].kind
-    if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and len(args) > position:
+    if len(args) > found:
         name = getattr(function, "__name__", type(function).__name__)
         raise TypeError(
             f"{name}() receives its parameter comm as a keyword: put it behind the parameters "
             f"that the {len(args)} positional arguments are for"
         )
-    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return True
+
+
+@lru_cache(maxsize=64)
+def _position_of_comm(function: Callable[..., Any]) -> float | None:
+    """Return how many positional arguments come before the communicator; None without one."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    for position, (name, parameter) in enumerate(parameters.items()):
+        if name == _COMM and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            return position
+        if name == _COMM and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            return math.inf
+    return None
 
 
 class RankServer:
@@ -296,11 +309,16 @@ class RankServer:
 
 def _has_children() -> bool:
     """Return whether a process that this one has started still runs."""
-    for path in glob.iglob("/proc/self/task/*/children"):
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-            if file.read(1):
-                return True
-    return False
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (OSError, AttributeError):
+        return False  # there is none
+    if ended is None:
+        return True
+    # One has ended, and nobody has waited for it; there may be others.
+    import psutil  # not at the top: a rank starts faster without it
+
+    return any(each.status() != psutil.STATUS_ZOMBIE for each in psutil.Process().children())
 
 
 def _redirect_streams() -> list[int]:

@@ -67,9 +67,9 @@ def test_each_position_at_which_messages_are_cut_gives_the_same_messages() -> No
 
 def test_several_messages_arrive_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    ours.sendall(encode(Kind.WAITING, (1,)) + encode(Kind.SLOT, (2,)) + encode(Kind.CHECK))
+    ours.sendall(encode(Kind.WAITING, (1,)) + encode(Kind.SLOT, (2,)) + encode(Kind.NEED_DATA))
     reader = MessageReader(theirs)
-    assert [reader.read().kind for _ in range(3)] == [Kind.WAITING, Kind.SLOT, Kind.CHECK]  # type: ignore[union-attr]
+    assert [reader.read().kind for _ in range(3)] == [Kind.WAITING, Kind.SLOT, Kind.NEED_DATA]  # type: ignore[union-attr]
 
 
 def test_files_arrive_with_the_message_that_they_were_sent_with() -> None:
@@ -77,7 +77,7 @@ def test_files_arrive_with_the_message_that_they_were_sent_with() -> None:
     with ours, theirs:
         ends = [os.pipe() for _ in range(3)]
         send(ours, Kind.HELLO, ("a",), files=[ends[0][0], ends[1][0]])
-        send(ours, Kind.CHECK)
+        send(ours, Kind.NEED_DATA)
         send(ours, Kind.RUN, ("b",), body=b"body", files=[ends[2][0]])
         for _, write in ends:
             os.write(write, b"%d" % write)
