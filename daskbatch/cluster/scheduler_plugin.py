@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
+from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.messages import (
@@ -28,7 +29,6 @@ from daskbatch.cluster.messages import (
     encode,
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
-from daskbatch.dispatch.requirements import Capacity
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -96,6 +96,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
+        self._capacities = Capacities(scheduler)
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
@@ -113,7 +114,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_alive": self._alive,
                 "daskbatch_revoke": self._revoke,
                 "daskbatch_forget": self._forget,
-                "daskbatch_capacities": self._capacities,
+                "daskbatch_capacities": self._capacities.all,
                 "daskbatch_gangs": self._gangs.describe,
             }
         )
@@ -234,6 +235,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Send a worker that joins all revocations; called by Dask."""
         self._worker_losses.add_worker(worker)
+        self._capacities.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
                 for member, status in members.items():
@@ -248,13 +250,6 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _capacities(self) -> list[Capacity]:
-        """Return what each worker offers."""
-        return [
-            Capacity(each.address, each.host, str(each.name), dict(each.resources), each.nthreads)
-            for each in self._scheduler.workers.values()
-        ]
-
     # -- deaths ---------------------------------------------------------------------------
     #
     # In this order: Dask logs that it removes the worker (`log_event`), before it decides what
@@ -266,6 +261,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if topic == "worker-restart-memory":
             self._worker_losses.record_out_of_memory(msg["worker"], msg["rss"])
         elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
+            self._capacities.remove_worker(msg["worker"], died=not msg["expected"])
             self._protect_keys(
                 msg["worker"], began=msg["processing-tasks"], computed=msg["lost-computed-tasks"]
             )

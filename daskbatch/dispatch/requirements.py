@@ -23,6 +23,8 @@ class Capacity(NamedTuple):
         Its abstract resources.
     slots : int
         How many tasks it runs at once.
+    is_here : bool
+        False for a worker that has died, and that its nanny is about to replace.
     """
 
     address: str
@@ -30,6 +32,7 @@ class Capacity(NamedTuple):
     name: str
     resources: dict[str, float]
     slots: int = 1
+    is_here: bool = True
 
 
 def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
@@ -41,6 +44,8 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     >>> unmet(Options(resources=(("GPU", 2.0),)), [worker])
     "asks for the resources {'GPU': 2.0}; the largest worker has {'GPU': 1}"
     """
+    returning = [worker for worker in workers if not worker.is_here]
+    workers = [worker for worker in workers if worker.is_here]
     allowed = [
         worker
         for worker in workers
@@ -50,11 +55,13 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
         existing = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
         return f"may run only at {', '.join(options.workers)}; the workers are: {existing}"
     required = dict(options.resources)
+    if options.gang is not None and not workers:
+        return None  # with no worker at all, tasks wait
     if any(
         all(worker.resources.get(name, 0) >= amount for name, amount in required.items())
         for worker in allowed
     ):
-        return _unmet_gang(options, allowed)
+        return _unmet_gang(options, [*allowed, *returning])
     if not required:
         return None
     largest = {

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from distributed import LocalCluster
+from distributed.deploy.subprocess import SubprocessCluster
 
 from daskbatch import Batch, TaskCancelled, WorkerLost
 from daskbatch.batch.task import Task
@@ -33,7 +33,10 @@ from daskbatch.batch.task import Task
 SLOTS = 4
 
 #: A run must be over after this time. Seconds.
-PATIENCE = 120.0
+PATIENCE = 60.0
+
+#: How long a worker lives before it is killed. Seconds.
+_START_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,9 @@ class SlotBook:
         with self._locked():
             used = cores
             for entry in (self._root / "used").iterdir():
-                pid, others = entry.read_text().split()
-                if _is_alive(int(pid)):
-                    used += int(others)
-                else:
+                others = _cores_in_use(entry)
+                used += others
+                if not others:
                     entry.unlink()
             with open(self._root / "peaks", "a") as file:
                 file.write(f"{name} {used}\n")
@@ -122,15 +124,17 @@ class SlotBook:
         return max((int(line.split()[1]) for line in lines), default=0)
 
     def in_use(self) -> list[str]:
-        found = [entry.read_text().split() for entry in (self._root / "used").iterdir()]
-        return [f"{pid}: {cores}" for pid, cores in found if _is_alive(int(pid))]
+        return [entry.name for entry in (self._root / "used").iterdir() if _cores_in_use(entry)]
 
 
-def _is_alive(pid: int) -> bool:
+def _cores_in_use(entry: Path) -> int:
+    """Return how many slots an entry stands for; 0 if its process has been killed."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        pid, cores = map(int, entry.read_text().split())
+        alive = psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ValueError, psutil.Error):  # it may have been killed while it wrote the entry
+        return 0
+    return cores if alive else 0
 
 
 def act(root: str, step: Step, batch: Batch | None) -> int:
@@ -182,7 +186,9 @@ def cluster_of(shape: str) -> Iterator[Batch]:
             yield batch
         return
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=":0") as made,
+        SubprocessCluster(
+            n_workers=workers, threads_per_worker=threads, dashboard_address=":0"
+        ) as made,
         Batch(made) as batch,
     ):
         yield batch
@@ -209,17 +215,18 @@ class Run:
         Which program, and which kills.
     root : Path
         An empty directory.
-    kills : bool
-        Whether workers are killed.
+    seen : dict, optional
+        When the process of each worker was seen first; None if no worker is to be killed.
     """
 
-    def __init__(self, batch: Batch, seed: int, root: Path, kills: bool) -> None:
+    def __init__(self, batch: Batch, seed: int, root: Path, seen: dict[int, float] | None) -> None:
         self._batch = batch
         self._seed = seed
         self._root = root
         (root / "used").mkdir(parents=True)
         self._steps = random_program(seed)
-        self._kills = kills
+        self._kills = seen is not None
+        self._seen = {} if seen is None else seen
         self._over = threading.Event()
         self.tally = Tally()
 
@@ -285,11 +292,20 @@ class Run:
         for _ in range(rng.choice([1, 2, 3])):
             if self._over.wait(rng.uniform(0.05, 1.0)):
                 return
-            pids = self._batch.client.run_on_scheduler(_worker_pids)
+            # Dask's nanny gives up if its worker dies while the nanny still starts it.
+            now = time.monotonic()
+            pids = [pid for pid, when in self.look().items() if now > when + _START_SECONDS]
             if pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(pids), signal.SIGKILL)
                 self.tally.counts["killed"] += 1
+
+    def look(self) -> dict[int, float]:
+        """Return when each present worker was seen for the first time."""
+        now = time.monotonic()
+        pids = self._batch.client.run_on_scheduler(_worker_pids)
+        self._seen.update({pid: now for pid in pids if pid not in self._seen})
+        return {pid: self._seen[pid] for pid in pids}
 
     def _check(self) -> None:
         book = SlotBook(str(self._root))
@@ -320,11 +336,16 @@ class Run:
 def run_seeds(seeds: Sequence[int], shape: str, root: Path, kills: bool = True) -> Tally:
     """Run the programs of some seeds on one cluster, one after another."""
     tally = Tally()
+    seen: dict[int, float] | None = {} if kills else None
     with cluster_of(shape) as batch:
         for seed in seeds:
-            done = Run(batch, seed, root / f"{shape}-{seed}", kills)()
+            run = Run(batch, seed, root / f"{shape}-{seed}", seen)
+            if kills:
+                run.look()
+            done = run()
             tally.counts.update(done.counts)
             tally.violations += done.violations
+            print(seed, done, *done.violations, file=sys.stderr, flush=True)
     return tally
 
 

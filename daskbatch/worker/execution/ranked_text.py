@@ -45,7 +45,9 @@ class RankedText(str):
     def rank(self, index: int) -> str:
         """Return what one rank has written, without the last newline."""
         begin = self._ends[index - 1] if index else 0
-        return self[begin : self._ends[index]].removesuffix("\n")
+        text = self[begin : self._ends[index]]
+        # The last newline of all is not part of the text.
+        return text if self._ends[index] > len(self) else text.removesuffix("\n")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (str(self), self._ends)

@@ -33,7 +33,7 @@ from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
 from daskbatch.worker.mpi.rank_output import RankOutput
-from daskbatch.worker.mpi.shared_memory import remove_unused
+from daskbatch.worker.mpi.shared_memory import remove_unused, remove_unused_later
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -275,9 +275,12 @@ class JobRun:
             link.close()
         if is_regular:
             sweep(MARKER, self.marker)
+            # A rank that has not ended MPI may have left some. The search may take as long as a
+            # short job.
+            remove_unused_later(self._began)
         else:
             sweep_all(MARKER, self.marker)
-        remove_unused(self._began)
+            remove_unused(self._began)
 
     def _await_launcher(self, seconds: float) -> None:
         self._pump(lambda: self.launcher_code is not None, time.monotonic() + seconds)
@@ -288,7 +291,7 @@ class JobRun:
     def _launched(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start the launcher."""
         with self._launcher_directory() as directory:
-            supervisor = [sys.executable, "-I", "-S", rank_supervisor.__file__]
+            supervisor = [sys.executable, "-I", "-S", "-c", rank_supervisor.PROGRAM]
             parts = [Part(part.num_procs, supervisor) for part in self.parts]
             variables = (rank_supervisor.ADDRESS, MARKER, OWNER)
             self.command = self._launcher.command(
@@ -354,6 +357,7 @@ class JobRun:
         link = self._listener.accept()
         if link is not None:
             self._selector.register(link, selectors.EVENT_READ, (self._on_link, link))
+            self._on_link(link, selectors.EVENT_READ)
         for expired in self._listener.expired():
             self._drop(expired)
 

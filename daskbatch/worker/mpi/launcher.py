@@ -247,7 +247,8 @@ def _mpich(
     # look whether it runs in an allocation of SLURM or PBS, and use its hosts.
     where = ["-launcher", "fork", "-hosts", "localhost"]
     if len(hosts) > 1:
-        where = ["-hosts", _text(hosts)]
+        # The other hosts connect to this one by its address: its name may mean something else there.
+        where = ["-hosts", _text(hosts), "-localhost", hosts[0][0]]
     return [*words, *where, *_joined(parts)]
 
 

@@ -24,7 +24,6 @@ from daskbatch.worker.mpi.rank_supervisor import (
     GREETING,
     HEAD,
     HELLO,
-    NONCE_BYTES,
     START,
     STDIN,
     STOP,
@@ -91,8 +90,6 @@ class RankLink:
         self.rank = -1
         self.made = time.monotonic()
         self._secret = secret
-        self._claimed = -1
-        self._nonce = b""
         self._received = bytearray()
         self._outgoing: deque[memoryview] = deque()
         self._source: IO[bytes] | None = None
@@ -138,21 +135,18 @@ class RankLink:
             raise LinkClosed("the connection was closed")
 
     def _authenticate(self) -> None:
-        if not self._nonce and len(self._received) >= HELLO.size:
-            greeting, self._claimed, nonce = HELLO.unpack(self._received[: HELLO.size])
-            del self._received[: HELLO.size]
-            if greeting != GREETING:
-                raise LinkClosed("this is not a supervisor of this version of daskbatch")
-            self._nonce = os.urandom(NONCE_BYTES)
-            self._send(proof(self._secret, b"worker", nonce) + self._nonce)
-        if self._nonce and len(self._received) >= DIGEST_BYTES:
-            found = bytes(self._received[:DIGEST_BYTES])
-            del self._received[:DIGEST_BYTES]
-            if not hmac.compare_digest(found, proof(self._secret, b"rank", self._nonce)):
-                raise LinkClosed("the other side does not know the secret of the job")
-            self.rank = self._claimed
-        if self.rank < 0 and len(self._received) > HELLO.size:
-            raise LinkClosed("the other side does not follow the protocol")
+        if len(self._received) < HELLO.size + DIGEST_BYTES:
+            return
+        hello = bytes(self._received[: HELLO.size])
+        found = bytes(self._received[HELLO.size : HELLO.size + DIGEST_BYTES])
+        del self._received[: HELLO.size + DIGEST_BYTES]
+        greeting, rank, nonce = HELLO.unpack(hello)
+        if greeting != GREETING:
+            raise LinkClosed("this is not a supervisor of this version of daskbatch")
+        if not hmac.compare_digest(found, proof(self._secret, b"rank", hello)):
+            raise LinkClosed("the other side does not know the secret of the job")
+        self.rank = rank
+        self._send(proof(self._secret, b"worker", nonce))
 
     def _messages(self) -> Iterator[Message]:
         while len(self._received) >= HEAD.size:

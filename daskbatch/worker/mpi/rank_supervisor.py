@@ -14,13 +14,14 @@ last output of the rank would be lost::
 The launcher knows the guard alone. If the guard is killed, the supervisor ends the executable, and
 reports its output and its end. If the supervisor is killed, the guard ends the executable.
 
-The program runs this very file by its path, without the package and its imports. So this module
-uses only modules in C and those that Python has imported at its start: all others would take
-longer than the start of Python itself.
+The program imports this very file, without the package and its imports. So this module uses only
+modules in C and those that Python has imported at its start: all others would take longer than the
+start of Python itself.
 
-Both sides prove that they know the secret of the job, by keyed BLAKE2 (RFC 7693) of the other
-side's nonce (challenge and response, ISO/IEC 9798-4). Then they send messages: a head with the
-kind and the length, and the content.
+Both sides prove that they know the secret of the job, by keyed BLAKE2 (RFC 7693). The proof of the
+supervisor is of the number of its rank and of its nonce; the worker accepts each rank once, so it
+is of no use to repeat a proof. The proof of the worker is of that nonce (challenge and response,
+ISO/IEC 9798-4). Then both send messages: a head with the kind and the length, and the content.
 """
 
 from __future__ import annotations
@@ -47,10 +48,20 @@ _RANK_VARIABLES = (
     *("MV2_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK"),
 )
 
-#: The first message of a supervisor: what it is, the number of its rank, and a nonce.
+#: What the proof of a supervisor is of: what it is, the number of its rank, and a nonce. Together
+#: with the proof, this is the first message.
 HELLO = Struct(">8sI32s")
 GREETING = b"dbrank-1"
 NONCE_BYTES = DIGEST_BYTES = 32
+
+#: Python code that runs this program. In this way Python takes the compiled file.
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+import rank_supervisor
+del sys.path[0]
+rank_supervisor.main()
+"""
 
 #: The head of each later message: its kind, and the length of its content.
 HEAD = Struct(">cI")
@@ -100,9 +111,9 @@ _ROOT = os.path.abspath(__file__ + "/../../../..")
 _began = time.time()
 
 
-def proof(secret: bytes, side: bytes, nonce: bytes) -> bytes:
+def proof(secret: bytes, side: bytes, content: bytes) -> bytes:
     """Return the proof that one side, named `side`, knows the secret."""
-    return blake2b(side + nonce, digest_size=DIGEST_BYTES, key=secret).digest()
+    return blake2b(side + content, digest_size=DIGEST_BYTES, key=secret).digest()
 
 
 def pack_start(
@@ -191,11 +202,10 @@ class _Connection:
 
     def authenticate(self, secret: bytes, rank: int) -> None:
         nonce = os.urandom(NONCE_BYTES)
-        self.socket.sendall(HELLO.pack(GREETING, rank, nonce))
-        answer = self.read(DIGEST_BYTES + NONCE_BYTES)
-        if answer[:DIGEST_BYTES] != proof(secret, b"worker", nonce):
+        hello = HELLO.pack(GREETING, rank, nonce)
+        self.socket.sendall(hello + proof(secret, b"rank", hello))
+        if self.read(DIGEST_BYTES) != proof(secret, b"worker", nonce):
             raise _Closed("the other side does not know the secret of the job")
-        self.socket.sendall(proof(secret, b"rank", answer[DIGEST_BYTES:]))
 
     def read(self, size: int) -> bytes:
         data = b""
@@ -449,7 +459,8 @@ def _supervise(rank: int, marker: str, connection: _Connection, guard: int) -> N
         raise
 
 
-def _main() -> int:
+def _run() -> int:
+    """Do all that this program does; return its exit code."""
     address = os.environ.pop(ADDRESS, "")
     if not address:
         sys.stderr.write(f"daskbatch: the launcher has not passed on the variable {ADDRESS}\n")
@@ -478,5 +489,12 @@ def _main() -> int:
         return 1
 
 
-if __name__ == "__main__":
-    sys.exit(_main())
+def main() -> None:
+    """Run the program; does not return."""
+    code = 1
+    try:
+        code = _run()
+    finally:
+        sys.stderr.flush()
+        # Python's own end would take longer, and there is nothing left to do.
+        os._exit(code)

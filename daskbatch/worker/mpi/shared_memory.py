@@ -8,6 +8,9 @@ supervisors of ranks, which run without other packages, use this module, too; so
 from __future__ import annotations
 
 import os
+import threading
+
+from daskbatch.forking import make_lock
 
 #: Where shared memory is.
 _DIRECTORY = "/dev/shm"
@@ -18,6 +21,13 @@ _PREFIXES = (
     *("mpich_", "vader_segment.", "sm_segment.", "ucx_shm_posix_", "psm2_shm."),
     *("Intel_MPI_", "shm-col-space-", "mpifxmem_"),
 )
+
+#: How long `remove_unused_later` waits for further calls.
+_DELAY_SECONDS = 1.0
+
+_lock = make_lock()
+#: The earliest time of the calls that wait for the other thread; None if there are none.
+_pending_since: float | None = None
 
 #: The clock of a file system may be behind by this time.
 _CLOCK_SECONDS = 1.0
@@ -51,6 +61,27 @@ def remove_unused(since: float) -> list[str]:
         except OSError:
             pass  # another process has removed it meanwhile
     return sorted(found)
+
+
+def remove_unused_later(since: float) -> None:
+    """Have another thread call `remove_unused` soon, once for all calls until then."""
+    global _pending_since
+    timer = None
+    with _lock:
+        if _pending_since is None:
+            timer = threading.Timer(_DELAY_SECONDS, _remove_pending)
+        _pending_since = since if _pending_since is None else min(since, _pending_since)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+
+
+def _remove_pending() -> None:
+    global _pending_since
+    with _lock:
+        since, _pending_since = _pending_since, None
+    if since is not None:
+        remove_unused(since)
 
 
 def _find(since: float) -> set[str]:

@@ -228,6 +228,7 @@ def _listed(name: str, value: str) -> Iterator[int]:
 
 def watch(name: str, value: str, pipe: int) -> None:
     """Wait until the other end of a pipe is closed, then end all that has `name=value`."""
+    started = time.time()
     if os.read(pipe, 1) == _CLOSE:
         return
     find = carriers if HAS_PROC else _listed
@@ -237,6 +238,16 @@ def watch(name: str, value: str, pipe: int) -> None:
             last = time.monotonic()
         else:
             time.sleep(_POLL_INTERVAL_SECONDS)
+    _remove_shared_memory(started)
+
+
+def _remove_shared_memory(since: float) -> None:
+    """Remove shared memory that the ranks of jobs have left behind."""
+    # Only now: the reaper of a worker that closes in good order does not need it.
+    sys.path.append(os.path.abspath(_FILE + "/../../../.."))
+    from daskbatch.worker.mpi.shared_memory import remove_unused
+
+    remove_unused(since)
 
 
 def _main(name: str, value: str, pipe: str) -> None:

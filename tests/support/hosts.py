@@ -1,0 +1,157 @@
+"""Hosts for tests: network namespaces of this machine, each with an address of its own.
+
+They share the file system and the processes of this machine. Only root may make them, so
+`requires_hosts` skips a test where that is not allowed, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from support.waiting import wait_until
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=60)
+
+
+class Hosts:
+    """Some hosts of one network; the first one has the address 10.78.0.1.
+
+    Parameters
+    ----------
+    count : int
+        The number of hosts.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._token = uuid.uuid4().hex[:6]
+        self._hub = f"hub-{self._token}"
+        self.names = [f"h{i}-{self._token}" for i in range(count)]
+        self.addresses = [f"10.78.0.{i + 1}" for i in range(count)]
+
+    def make(self) -> None:
+        """Make the hosts; raises `OSError` or `CalledProcessError` if that is not allowed."""
+        _ip("netns", "add", self._hub)
+        _ip("-n", self._hub, "link", "add", "br0", "type", "bridge")
+        _ip("-n", self._hub, "link", "set", "br0", "up")
+        for i, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
+            port = f"v{i}-{self._token}"
+            _ip("netns", "add", name)
+            _ip(
+                *("-n", name, "link", "add", "e0", "type", "veth", "peer", "name", port),
+                *("netns", self._hub),
+            )
+            _ip("-n", self._hub, "link", "set", port, "master", "br0")
+            _ip("-n", self._hub, "link", "set", port, "up")
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "e0")
+            _ip("-n", name, "link", "set", "e0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+
+    def remove(self) -> None:
+        """Remove the hosts."""
+        for name in (*self.names, self._hub):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                _ip("netns", "del", name)
+
+    def command(self, host: int, *command: str) -> list[str]:
+        """Return a command line that runs a command on a host."""
+        return ["ip", "netns", "exec", self.names[host], *command]
+
+    def write_ssh(self, path: Path, hidden: Path) -> None:
+        """Write a program that runs a command on a host, as ssh does.
+
+        On other hosts than the first one, the directory `hidden` is empty.
+        """
+        cases = "".join(
+            f"  {address}) name={name} ;;\n"
+            for address, name in zip(self.addresses, self.names, strict=True)
+        )
+        path.write_text(
+            '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\n'
+            f"case $1 in\n{cases}  *) exit 255 ;;\nesac\nshift\n"
+            f"hide='mount -t tmpfs none {shlex.quote(str(hidden))}; '\n"
+            f"[ $name = {self.names[0]} ] && hide=\n"
+            'exec ip netns exec $name sh -c "$hide$*"\n'
+        )
+        path.chmod(0o755)
+
+
+@contextlib.contextmanager
+def hosts(count: int) -> Iterator[Hosts]:
+    """Yield hosts; skip the test where they cannot be made."""
+    if shutil.which("ip") is None:
+        pytest.skip("the program ip is not there: it makes the hosts of this test")
+    made = Hosts(count)
+    try:
+        try:
+            made.make()
+        except (OSError, subprocess.SubprocessError) as error:
+            said = getattr(error, "stderr", None) or error
+            pytest.skip(f"network namespaces cannot be made here: {str(said).strip()}")
+        yield made
+    finally:
+        made.remove()
+
+
+@contextlib.contextmanager
+def cluster(
+    made: Hosts, slots: Sequence[int], directory: Path, variables: Mapping[str, str]
+) -> Iterator[str]:
+    """Start a scheduler on the first host, and on each host a worker; yield its address.
+
+    Parameters
+    ----------
+    made : Hosts
+        The hosts.
+    slots : sequence of int
+        The slots of the worker of each host.
+    directory : Path
+        Where their files are.
+    variables : mapping
+        Added to the environment of the workers.
+    """
+    environment = {**os.environ, **variables}
+    address = f"tcp://{made.addresses[0]}:8786"
+    programs = [
+        made.command(
+            *(0, sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"),
+            *("--host", made.addresses[0], "--port", "8786"),
+        )
+    ]
+    programs += [
+        made.command(
+            *(host, sys.executable, "-m", "distributed.cli.dask_worker", address),
+            *("--host", made.addresses[host], "--nthreads", str(count), "--no-dashboard"),
+            *("--local-directory", str(directory)),
+        )
+        for host, count in enumerate(slots)
+    ]
+    started: list[subprocess.Popen[bytes]] = []
+    with (directory / "cluster.log").open("wb") as log:
+        try:
+            for program in programs:
+                started.append(
+                    subprocess.Popen(program, stdout=log, stderr=log, env=environment, cwd="/")
+                )
+            yield address
+        finally:
+            for process in reversed(started):
+                process.terminate()
+            for process in reversed(started):
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+    wait_until(lambda: all(process.poll() is not None for process in started))
