@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_client
-from daskbatch.worker.mpi.messages import Hello, Kind, send
+from daskbatch.worker.mpi.messages import Hello, MessageKind, send
 
 #: The environment variable of a rank that holds its `SetAddress`. The rank removes it at once.
 LINK_VARIABLE = "DASKBATCH_RANK_LINK"
@@ -102,7 +102,7 @@ def connect(address: SetAddress, role: str, rank: int, files: Sequence[int] = ()
         sock.settimeout(_CONNECT_TIMEOUT_SECONDS)
         authenticate_as_client(sock, bytes.fromhex(address.secret), deadline)
         hello = Hello(role, rank, os.getpid(), socket.gethostname())
-        send(sock, Kind.HELLO, hello, files=files if sock.family == socket.AF_UNIX else ())
+        send(sock, MessageKind.HELLO, hello, files=files if sock.family == socket.AF_UNIX else ())
         sock.settimeout(None)
     except BaseException:
         sock.close()
