@@ -370,9 +370,7 @@ class Batch:
         options = self.options(
             reads=reads, writes=writes, name=name, timeout=timeout, cwd=cwd, env=env
         )
-        return options.job(
-            target, *args, num_procs=num_procs, stdin=stdin, check=check, **kwargs
-        )
+        return options.job(target, *args, num_procs=num_procs, stdin=stdin, check=check, **kwargs)
 
     def options(
         self,

@@ -53,7 +53,9 @@ def make_job(
             raise SpecError(f"an executable takes no keyword arguments: {', '.join(kwargs)}")
         if isinstance(target, (list, tuple)):
             if args:
-                raise SpecError("the arguments of a list of executables are in its ProcessTemplates")
+                raise SpecError(
+                    "the arguments of a list of executables are in its ProcessTemplates"
+                )
             parts = split_parts(target, num_procs)
         else:
             require_executable(target)

@@ -32,7 +32,7 @@ _NOT_LOADED = object()
 
 
 class Task:
-    """A unit of work; made by `Batch.function`, `Batch.process`, `Batch.job` and imported templates.
+    """A unit of work; made by the methods of a `Batch`, and by imported templates.
 
     Notes
     -----

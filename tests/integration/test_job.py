@@ -257,8 +257,14 @@ def test_a_job_tries_again(batch: Batch, tmp_path: Path) -> None:
 
 def test_variables_of_another_launcher_do_not_reach_a_job() -> None:
     others = {
-        **{"PMI_RANK": "5", "PMI_FD": "9", "PMIX_RANK": "5", "OMPI_COMM_WORLD_RANK": "5"},
-        **{"SLURM_PROCID": "5", "SLURM_STEP_ID": "5", "PRTE_X": "5", "MPI_LOCALRANKID": "5"},
+        "PMI_RANK": "5",
+        "PMI_FD": "9",
+        "PMIX_RANK": "5",
+        "OMPI_COMM_WORLD_RANK": "5",
+        "SLURM_PROCID": "5",
+        "SLURM_STEP_ID": "5",
+        "PRTE_X": "5",
+        "MPI_LOCALRANKID": "5",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in others.items():
@@ -275,8 +281,7 @@ def test_variables_of_another_launcher_do_not_reach_a_job() -> None:
 
 def test_a_job_of_a_program_of_mpi(batch: Batch) -> None:
     code = (
-        "from mpi4py import MPI; c = MPI.COMM_WORLD; "
-        "print(c.rank, c.size, c.allreduce(c.rank + 1))"
+        "from mpi4py import MPI; c = MPI.COMM_WORLD; print(c.rank, c.size, c.allreduce(c.rank + 1))"
     )
     task = batch.job(*python(code), num_procs=2)
     assert run(task) == 0
@@ -360,7 +365,9 @@ def launched(batch: Batch, launcher: str, **options: Any) -> Task:
 
 def test_a_launcher_that_fails(batch: Batch) -> None:
     error = failure(launched(batch, "sh -c 'echo cannot connect >&2; exit 3' {num_procs}"))
-    assert "task 'sh': the launcher sh ended with exit code 3, and has started 0 of 2 r" in str(error)
+    assert "task 'sh': the launcher sh ended with exit code 3, and has started 0 of 2 r" in str(
+        error
+    )
     assert "output of the launcher: cannot connect" in str(error)
     assert error.returncode == 3
     # That is no exit code of the job.
@@ -508,7 +515,7 @@ def test_a_rank_that_ignores_sigterm_is_killed(batch: Batch, tmp_path: Path) -> 
 
 
 def test_what_a_rank_has_left_behind_ends_with_the_job(batch: Batch, tmp_path: Path) -> None:
-    script = "setsid sh -c 'echo $$ > \"$0\"; exec sleep 600' \"$0.$DASKBATCH_RANK\" & sleep 0.3"
+    script = 'setsid sh -c \'echo $$ > "$0"; exec sleep 600\' "$0.$DASKBATCH_RANK" & sleep 0.3'
     task = sh(batch, script, tmp_path / "pid")
     assert run(task) == 0
     assert_all_ended([read_pid(Path(f"{tmp_path}/pid.{rank}")) for rank in (0, 1)])

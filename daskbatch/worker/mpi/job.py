@@ -6,7 +6,6 @@ Any number of threads may run jobs.
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def run_job(
     job = JobRun(ready, _allocation(size), find_launcher(launcher), output, directory)
     with open_stdin(stdin, ready[0].cwd or "") as source, RunningExecutable(job.marker) as running:
         try:
-            job.run(running, None if source == subprocess.DEVNULL else source, timeout)
+            job.run(running, None if isinstance(source, int) else source, timeout)
         finally:
             output.settle()
     return _result(job, output, check, is_mpmd)

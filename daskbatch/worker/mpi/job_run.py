@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import IO, NamedTuple
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
@@ -34,7 +34,14 @@ from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.shared_memory import remove_unused, remove_unused_later
-from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep, sweep_all
+from daskbatch.worker.processes.process_tree import (
+    MARKER,
+    OWNER,
+    end_of,
+    kill_tree,
+    sweep,
+    sweep_all,
+)
 from daskbatch.worker.processes.reaper import get_reaper
 
 #: The address of this host, where all ranks run on it.

@@ -247,7 +247,7 @@ def _mpich(
     # look whether it runs in an allocation of SLURM or PBS, and use its hosts.
     where = ["-launcher", "fork", "-hosts", "localhost"]
     if len(hosts) > 1:
-        # The other hosts connect to this one by its address: its name may mean something else there.
+        # By its address: the name of this host may mean something else on others.
         where = ["-hosts", _text(hosts), "-localhost", hosts[0][0]]
     return [*words, *where, *_joined(parts)]
 
@@ -364,9 +364,7 @@ def _split(configured: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in _PLACEHOLDERS]
     if unknown:
         allowed = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-        raise _unusable(
-            f"{setting}: {{{unknown[0]}}} is not a placeholder: expected {allowed}"
-        )
+        raise _unusable(f"{setting}: {{{unknown[0]}}} is not a placeholder: expected {allowed}")
     if "num_procs" not in names:
         raise _unusable(
             f"{setting}: expected 'auto', or a command line with {{num_procs}}, such as "

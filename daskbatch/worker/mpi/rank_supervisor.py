@@ -26,15 +26,14 @@ ISO/IEC 9798-4). Then both send messages: a head with the kind and the length, a
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
 import sys
 import time
+from _blake2 import blake2b
 from select import POLLIN, poll
 from struct import Struct
-
-import _signal
-import _socket
-from _blake2 import blake2b
 
 #: The environment variable that says where the worker is, and the secret of the job.
 ADDRESS = "DASKBATCH_JOB"
@@ -342,7 +341,7 @@ class _Rank:
         # The number of a group stays taken while a process of the group runs, or while the
         # executable has not been waited for.
         if self.pid or self.has_left_behind():
-            try:
+            try:  # noqa: SIM105 - contextlib takes longer to import than all else here
                 os.killpg(self._group, number)
             except OSError:
                 pass  # they have ended

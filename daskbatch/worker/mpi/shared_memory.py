@@ -7,6 +7,7 @@ supervisors of ranks, which run without other packages, use this module, too; so
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -56,10 +57,9 @@ def remove_unused(since: float) -> list[str]:
         if found:
             found -= _mapped(pid, found)
     for name in found:
-        try:
+        # Another process may have removed it meanwhile.
+        with contextlib.suppress(OSError):
             os.unlink(os.path.join(_DIRECTORY, name))
-        except OSError:
-            pass  # another process has removed it meanwhile
     return sorted(found)
 
 

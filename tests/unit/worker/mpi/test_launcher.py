@@ -184,8 +184,12 @@ def test_the_order_in_which_launchers_are_found(
 
 def test_the_variables_of_a_rank_are_removed() -> None:
     settings = {
-        **{b"OMPI_MCA_btl": b"self", b"I_MPI_FABRICS": b"shm", b"HYDRA_LAUNCHER": b"ssh"},
-        **{b"SLURM_JOB_ID": b"7", b"SLURM_JOB_NODELIST": b"n1", b"HOME": b"/"},
+        b"OMPI_MCA_btl": b"self",
+        b"I_MPI_FABRICS": b"shm",
+        b"HYDRA_LAUNCHER": b"ssh",
+        b"SLURM_JOB_ID": b"7",
+        b"SLURM_JOB_NODELIST": b"n1",
+        b"HOME": b"/",
     }
     # They are the user's settings, unless this process is a rank.
     assert without_rank_variables(settings) == settings
