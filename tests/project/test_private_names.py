@@ -152,6 +152,7 @@ NAMES = [
     Use("os:_exit", "worker/isolation/child_main.py", callable_with(1)),
     Use("os:_exit", "worker/mpi/rank_main.py", callable_with(1)),
     Use("os:_exit", "worker/mpi/rank_server.py", callable_with(1)),
+    Use("os:_exit", "worker/mpi/rank_supervisor.py", callable_with(1)),
     Use("os:_exit", "worker/processes/parent_death.py", callable_with(1)),
     Use(
         "threading:Lock",
