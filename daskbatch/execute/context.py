@@ -18,22 +18,22 @@ from daskbatch import config as settings
 from daskbatch.batch.batch import Batch
 from daskbatch.cluster.session import Session
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.execute.engine import Engine
-from daskbatch.execute.job import Job
-from daskbatch.execute.lanes import Durations
-from daskbatch.execute.lifecycle import Lifecycle
-from daskbatch.execute.results import JobResults
-from daskbatch.execute.scheduler import Scheduler, require_count
-from daskbatch.execute.stability import is_stable
-from daskbatch.execute.task import Task
-from daskbatch.execute.worker import Worker
-from daskbatch.execute.worker_watch import WorkerWatch
+from daskbatch.execute.jobs.job import Job
+from daskbatch.execute.jobs.lifecycle import Lifecycle
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.running.engine import Engine
+from daskbatch.execute.running.results import JobResults
+from daskbatch.execute.running.scheduler import Scheduler, require_count
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.workers.stability import is_stable
+from daskbatch.execute.workers.worker import Worker
+from daskbatch.execute.workers.worker_watch import WorkerWatch
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.task_context import current_context, waiting
 
 if TYPE_CHECKING:
-    from daskbatch.execute.cpu_profiling import CpuProfiling
-    from daskbatch.execute.memory_profiling import MemoryProfiling
+    from daskbatch.execute.profiling.cpu_profiling import CpuProfiling
+    from daskbatch.execute.profiling.memory_profiling import MemoryProfiling
 
 _logger = logging.getLogger("daskbatch")
 
@@ -282,14 +282,14 @@ class ExecutionContext(Lifecycle):
     @property
     def cpu_profiling(self) -> CpuProfiling:
         """A new CPU profiler across the cluster, by ``yappi``."""
-        from daskbatch.execute.cpu_profiling import CpuProfiling
+        from daskbatch.execute.profiling.cpu_profiling import CpuProfiling
 
         return CpuProfiling(self)
 
     @property
     def memory_profiling(self) -> MemoryProfiling:
         """A new memory profiler across the cluster, by ``tracemalloc``."""
-        from daskbatch.execute.memory_profiling import MemoryProfiling
+        from daskbatch.execute.profiling.memory_profiling import MemoryProfiling
 
         return MemoryProfiling(self)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.execute.cluster_profiler import ClusterProfiler, Found
-from daskbatch.execute.module_names import ModuleFilter, module_name
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.profiling.cluster_profiler import ClusterProfiler, Found
+from daskbatch.execute.profiling.module_names import ModuleFilter, module_name
+from daskbatch.execute.workers.worker import Worker
 from daskbatch.worker.profiling.profilers import CPU
 
 #: The column to sort by, for each value that the caller may pass as `sort_by`.

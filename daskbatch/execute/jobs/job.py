@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from daskbatch.errors import LifecycleError
-from daskbatch.execute.lifecycle import Lifecycle
-from daskbatch.execute.task import Task
+from daskbatch.execute.jobs.lifecycle import Lifecycle
+from daskbatch.execute.jobs.task import Task
 
 _ids = itertools.count(1)
 

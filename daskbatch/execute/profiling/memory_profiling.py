@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 from daskbatch.errors import SpecError
-from daskbatch.execute.cluster_profiler import ClusterProfiler
-from daskbatch.execute.module_names import ModuleFilter, module_name
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.profiling.cluster_profiler import ClusterProfiler
+from daskbatch.execute.profiling.module_names import ModuleFilter, module_name
+from daskbatch.execute.workers.worker import Worker
 from daskbatch.worker.profiling.profilers import MEMORY
 
 _GROUPS = ("lineno", "filename", "traceback")

@@ -16,8 +16,8 @@ from distributed import Client
 
 from daskbatch.cluster.session import Session
 from daskbatch.errors import BatchError, LifecycleError
-from daskbatch.execute.worker import Worker
-from daskbatch.execute.worker_watch import WorkerSet, WorkerWatch
+from daskbatch.execute.workers.worker import Worker
+from daskbatch.execute.workers.worker_watch import WorkerSet, WorkerWatch
 from daskbatch.worker.profiling import remote
 
 #: For each worker: the pickled profiles of its process and of its children.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from daskbatch.cluster.session import Session
 from daskbatch.errors import ServiceLost
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.workers.worker import Worker
 
 #: The status by which Dask's scheduler marks a worker that accepts tasks.
 _RUNNING_STATUS = "running"

@@ -11,12 +11,13 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.errors import GraphError, SpecError, WorkerLost
-from daskbatch.execute.assigner import Assigner
-from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency
-from daskbatch.execute.graph import TaskGraph
-from daskbatch.execute.lanes import Durations
-from daskbatch.execute.progress import Change, JobProgress, Stage
-from daskbatch.execute.task import Task, TaskState
+from daskbatch.execute.jobs.exceptions import DependenciesFailed, FailedDependency
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.jobs.task_state import TaskState
+from daskbatch.execute.scheduling.assigner import Assigner
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.scheduling.graph import TaskGraph
+from daskbatch.execute.scheduling.progress import Change, JobProgress, Stage
 
 
 class JobState:
@@ -70,7 +71,7 @@ class JobState:
         done = [position for position, task in enumerate(self.tasks) if task.succeeded]
         ready = self.progress.begin(done)
         for position in done:
-            self.tell(position)
+            self.report(position)
         workers = self.assigner.workers
         for position, has_locality in enumerate(self._has_locality):
             if has_locality and self.progress.stages[position] != Stage.DONE:
@@ -78,7 +79,7 @@ class JobState:
                 if workers and self.assigner.is_forbidden_everywhere(position):
                     name = self.tasks[position].name
                     error = SpecError(f"{name} is forbidden on every worker by its locality()")
-                    self.give_up(position, error)
+                    self.fail_permanently(position, error)
                     return
         self.assigner.add(ready)
 
@@ -95,22 +96,22 @@ class JobState:
 
     # -- ends of tasks ---------------------------------------------------------------------
 
-    def tell(self, position: int) -> None:
+    def report(self, position: int) -> None:
         """Report that a task is over, unless that has been reported already."""
         if position not in self._reported:
             self._reported.add(position)
             self._done(self.tasks[position])
 
-    def give_up(self, position: int, error: BaseException) -> None:
+    def fail_permanently(self, position: int, error: BaseException) -> None:
         """End the job, because a task has failed permanently."""
         self.tasks[position]._complete(None, error, TaskState.FAILED)
-        self.tell(position)
+        self.report(position)
         self.failure = error
 
     def succeed(self, position: int) -> None:
         """Process the success of a task."""
         ready = self.progress.succeeded(position)
-        self.tell(position)
+        self.report(position)
         if ready:
             self._make_ready(ready)
 
@@ -129,10 +130,10 @@ class JobState:
         """Process an execution that was lost with its worker, or taken back from the worker."""
         task = self.tasks[position]
         change = self.progress.lost(position, deaths)
-        if change.given_up:
+        if change.is_permanent:
             if not isinstance(error, WorkerLost):
                 error = WorkerLost(f"{task.name} was lost: too many workers died while they ran it")
-            self.give_up(position, error)
+            self.fail_permanently(position, error)
             return
         task._withdraw()
         self._make_ready(change.ready)
@@ -166,7 +167,7 @@ class JobState:
                         "missing, which is not one of its dependencies"
                     )
                     unknown.__cause__ = error
-                    self.give_up(position, unknown)
+                    self.fail_permanently(position, unknown)
                     return
                 last = self.last_worker.get(found)
                 if name is not None and last is not None:
@@ -182,8 +183,8 @@ class JobState:
 
     def _apply(self, position: int, change: Change, error: BaseException) -> None:
         """Apply the consequences of the failure of a task."""
-        if change.given_up:
-            self.give_up(position, error)
+        if change.is_permanent:
+            self.fail_permanently(position, error)
             return
         self.tasks[position]._complete(None, error, TaskState.FAILED)
         for each in change.blocked:

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from daskbatch.errors import SpecError
-from daskbatch.execute.task import Task
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.workers.worker import Worker
 
 
 class RmiTask(Task):

@@ -1,0 +1,1 @@
+"""Defines what users describe: jobs, their tasks, and the exceptions that tasks raise."""

@@ -1,0 +1,1 @@
+"""Runs a job: processes its events, calls methods on workers, and yields its tasks."""

@@ -1,0 +1,1 @@
+"""Names the workers of a cluster, and watches them join and leave."""
