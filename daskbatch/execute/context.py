@@ -174,8 +174,7 @@ class ExecutionContext(Lifecycle):
             self._require_running()
             if workers is None and not self._watch().current().threads:
                 self.await_workers(worker_count=1, stable_timeout=0)
-            tasks = job.tasks
-            scheduler = Scheduler(tasks, done, workers, concurrency, attempts)
+            scheduler = Scheduler._of_context(self, job.tasks, done, workers, concurrency, attempts)
             with self._lock:
                 if job not in self.jobs:
                     self.jobs.append(job)

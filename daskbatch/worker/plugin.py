@@ -37,7 +37,7 @@ from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.processes.reaper import get_reaper
-from daskbatch.worker.profiling.remote import forget_later
+from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 
 PLUGIN_NAME = "daskbatch-worker"
 
@@ -105,6 +105,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._directory.mkdir(exist_ok=True)
         #: Held while blocks and revocations are recorded.
         self._lock = threading.Lock()
+        open_worker(worker.local_directory)
         self._helper = get_helper_thread()
         self._ticking = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
@@ -128,6 +129,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
+        close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._directory is not None:

@@ -719,17 +719,50 @@ def test_a_task_under_which_workers_keep_dying_is_given_up() -> None:
         assert results(ctx, [RmiTask(ctx, 0, identity, ("goes on",))]) == ["goes on"]
 
 
-def test_a_job_whose_workers_are_gone_waits_for_others_but_not_for_ever(tmp_path: Path) -> None:
+def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is not an unmet request: another worker may be on order."""
     with (
-        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        dask.config.set({"daskbatch.unmet-timeout": "100ms"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         ExecutionContext(cluster) as ctx,
     ):
-        task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
-        thread = in_thread(lambda: (wait_until((tmp_path / "task.begun").exists), cluster.scale(0)))
-        with pytest.raises(WorkerLost, match="no worker that may execute alone has joined"):
-            results(ctx, [task])
+        task = RmiTask(ctx, 0, wait_for_file, (tmp_path / "go",))
+        job = Job(ctx, [task])
+        found: list[Any] = []
+        thread = in_thread(lambda: found.extend(task.result() for task in ctx.execute(job)))
+        wait_until(lambda: task.pending)
+        cluster.scale(0)
+        wait_until(lambda: ctx.worker_count == 0)
+        wait_until(lambda: "the cluster has none at present" in caplog.text)
+        thread.join(0.5)  # much longer than the unmet-timeout
+        assert job.running
+        (tmp_path / "go").touch()
+        cluster.scale(1)
         thread.join()
+        assert found == ["go"]
+
+
+def test_a_job_does_not_wait_for_ever_for_a_worker_that_it_may_use(tmp_path: Path) -> None:
+    """The cluster has a worker, but the job may not use it: its request is not met."""
+    with (
+        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        kept, lost = ctx.workers
+        task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
+        thread = in_thread(
+            lambda: (
+                wait_until((tmp_path / "task.begun").exists),
+                cluster.sync(cluster.scheduler.retire_workers, workers=[lost.address]),
+            )
+        )
+        with pytest.raises(WorkerLost, match="no worker that may execute alone has joined"):
+            results(ctx, [task], workers=[lost])
+        thread.join()
+        assert results(ctx, [RmiTask(ctx, 0, where)]) == [kept.name]
 
 
 def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,10 @@ class Task(Lifecycle):
         concurrent.futures.Future or None
             The future that completes the task, if there is one.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define execute(scheduler, worker)")
+        raise NotImplementedError(
+            f"{self.name} cannot be executed: its class {type(self).__name__} must define "
+            "execute(scheduler, worker)"
+        )
 
     def locality(self, workers: Sequence[Worker]) -> Iterable[tuple[Worker, int]]:
         """Return which workers the task prefers, and which are forbidden; subclasses override it.

@@ -1,4 +1,7 @@
-"""Defines the states of a task of a job."""
+"""Defines the states of a task of a job.
+
+The order of the states matters: a task is over in each state after `EXECUTING`.
+"""
 
 from __future__ import annotations
 

@@ -106,8 +106,9 @@ class DriverFuture(Future[Any]):
         (described,) = call.calls
         described = described._replace(on_over=partial(helpers.do, settle))
         try:
-            (future.record,) = engine.start([call._replace(calls=[described])])
-            future.block = future.record.block
+            (record,) = engine.start([call._replace(calls=[described])])
+            # Another thread that finds the record also needs the block.
+            future.block, future.record = record.block, record
         except BaseException:
             pending.discard(future)
             raise

@@ -6,7 +6,8 @@ lock is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from daskbatch import config
@@ -18,6 +19,7 @@ from daskbatch.execute.scheduling.assigner import Assigner
 from daskbatch.execute.scheduling.durations import Durations
 from daskbatch.execute.scheduling.graph import TaskGraph
 from daskbatch.execute.scheduling.progress import Change, JobProgress, Stage
+from daskbatch.execute.workers.worker import Worker
 
 
 class JobState:
@@ -91,8 +93,13 @@ class JobState:
                 self.assigner.add([position])
 
     def _ask_locality(self, position: int, workers: Sequence[Any], more: bool = False) -> None:
-        found = self.tasks[position].locality(tuple(workers))
-        self.assigner.set_locality(position, found or (), more)
+        task = self.tasks[position]
+        try:
+            found = task.locality(tuple(workers))
+        except Exception as error:
+            error.add_note(f"raised by locality() of {task.name}")
+            raise
+        self.assigner.set_locality(position, _checked(found, task, workers), more)
 
     # -- ends of tasks ---------------------------------------------------------------------
 
@@ -196,3 +203,20 @@ class JobState:
             if self._has_locality[position]:
                 self._ask_locality(position, self.assigner.workers)
         self.assigner.add(positions)
+
+
+def _checked(found: Any, task: Task, workers: Sequence[Any]) -> list[tuple[Any, int]]:
+    """Return what `locality` of a task has returned as pairs of a worker and a number."""
+    pairs = list(found.items() if isinstance(found, Mapping) else found or ())
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], Real):
+            raise SpecError(
+                f"locality() of {task.name} must return pairs of a worker and a number, "
+                f"not {pair!r}"
+            )
+        if not isinstance(pair[0], Worker) and pair[0] not in workers:
+            raise SpecError(
+                f"locality() of {task.name} has returned {pair[0]!r}, which is not a worker of the "
+                "job: return the workers that it was called with"
+            )
+    return pairs

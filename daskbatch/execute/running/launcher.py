@@ -7,6 +7,7 @@ happens by events.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import takewhile
@@ -30,6 +31,8 @@ from daskbatch.execute.running.helper_threads import HelperThreads
 from daskbatch.execute.scheduling.execution import Execution
 from daskbatch.execute.scheduling.worker_queues import WorkerQueue
 from daskbatch.timeouts import Deadline
+
+_logger = logging.getLogger("daskbatch")
 
 #: How long the engine may take to report what became of the executions on a lost worker.
 _LOST_WORKER_REPORT_TIMEOUT_SECONDS = 2.0
@@ -140,8 +143,15 @@ class Launcher:
             self._post_outcome(execution, None, error)
             return
         self._post(ExecuteReturned(execution))
-        if execution.future is not None:
+        if execution.future is None:
+            return
+        if self._closed or self.current.get(execution.task) is not execution:
+            # The execution was revoked before there was a future to cancel.
+            self._cancel_future(execution)
+        try:
             when_done(execution.future, partial(self._post_outcome, execution))
+        except BaseException as error:  # the future may be any object
+            self._post_outcome(execution, None, error)
 
     def _post_outcome(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         ending = Ending.RETURNED if error is None else Ending.RAISED
@@ -158,6 +168,9 @@ class Launcher:
             )
         future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
         self._post(CallStarted(future))
+        if self._closed:
+            # The job has ended meanwhile: `cancel_all` may not have seen the future.
+            future.cancel()
         return future
 
     # -- outcomes -------------------------------------------------------------------------
@@ -225,18 +238,17 @@ class Launcher:
         """Stop the execution of a task, if it has one, and ignore its outcome; returns it."""
         execution = self.current.pop(position, None)
         if execution is not None:
-            if execution.future is not None:
-                execution.future.cancel()
+            self._cancel_future(execution)
             if execution.record is not None and self._engine is not None:
                 self._helpers.do(partial(self._engine.cancel, [execution.record]))
         return execution
 
     def cancel_all(self) -> list[Any]:
         """Cancel all executions and calls; returns the records of those that the engine runs."""
+        self._closed = True
         records = []
         for execution in self.current.values():
-            if execution.future is not None:
-                execution.future.cancel()
+            self._cancel_future(execution)
             if execution.record is not None:
                 records.append(execution.record)
         for call in list(self._calls):
@@ -245,10 +257,25 @@ class Launcher:
             self._engine.cancel(records)
         return records
 
+    def _cancel_future(self, execution: Execution) -> None:
+        """Cancel the future that a user's `execute` has returned, in a helper thread.
+
+        It may be any object: its `cancel` may be missing, block or raise.
+        """
+        cancel = getattr(execution.future, "cancel", None)
+        if cancel is not None:
+            self._helpers.do(partial(_call_quietly, cancel))
+
     def close(self) -> None:
         """Let the helper threads end when their work is done."""
-        self._closed = True
         self._helpers.close()
+
+
+def _call_quietly(cancel: Callable[[], object]) -> None:
+    try:
+        cancel()
+    except Exception:
+        _logger.warning("a future of a task cannot be cancelled", exc_info=True)
 
 
 def _records_before(execution: Execution) -> list[Any]:

@@ -1,4 +1,7 @@
-"""Passes the messages of a scheduler to the thread that consumes the results of the job."""
+"""Passes the messages of a scheduler to the thread that consumes the results of the job.
+
+Only the scheduler's thread sends messages; one other thread receives them.
+"""
 
 from __future__ import annotations
 

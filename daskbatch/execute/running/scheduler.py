@@ -88,13 +88,42 @@ class Scheduler:
         concurrency: int = 1,
         attempts: int = 1,
     ) -> None:
+        tasks = list(tasks)
+        context = next((task.ctx for task in tasks if task.ctx is not None), None)
+        self._set_up(context, tasks, done, workers, concurrency, attempts)
+
+    @classmethod
+    def _of_context(
+        cls,
+        context: Any,
+        tasks: Sequence[Task],
+        done: Callable[[Task | BaseException | None], object],
+        workers: Sequence[Worker] | None,
+        concurrency: int,
+        attempts: int,
+    ) -> Scheduler:
+        """Return a scheduler that executes tasks by a context, whatever the `ctx` of the tasks."""
+        scheduler = cls.__new__(cls)
+        scheduler._set_up(context, list(tasks), done, workers, concurrency, attempts)
+        return scheduler
+
+    def _set_up(
+        self,
+        context: Any,
+        tasks: list[Task],
+        done: Callable[[Task | BaseException | None], object],
+        workers: Sequence[Worker] | None,
+        concurrency: int,
+        attempts: int,
+    ) -> None:
         require_count("concurrency", concurrency)
         require_count("attempts", attempts)
-        self._tasks = list(tasks)
+        if isinstance(workers, str):
+            raise SpecError(f"workers= must be a sequence of workers, not {workers!r}")
+        self._tasks = tasks
         self._done = done
         selected = None if workers is None else list(workers)
         kinds = [_kind(task) for task in self._tasks]
-        context = next((task.ctx for task in self._tasks if task.ctx is not None), None)
         durations = None if context is None else context._durations
         self._state = JobState(self._tasks, kinds, concurrency, attempts, durations, done)
         engine = self._watch = None

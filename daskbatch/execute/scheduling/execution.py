@@ -1,4 +1,7 @@
-"""Defines the record of one execution of a task, from its assignment to a worker to its end."""
+"""Defines the record of one execution of a task, from its assignment to a worker to its end.
+
+Only the thread of the scheduler changes a record.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from daskbatch.execute.scheduling.worker_queues import WorkerQueue
 @dataclass(eq=False, slots=True)
 class Execution:
     """One execution of a task that is assigned to a queue; it may not have started yet.
-
-    Only the thread of the scheduler changes it.
 
     Parameters
     ----------

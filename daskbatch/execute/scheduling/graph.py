@@ -86,6 +86,12 @@ class TaskGraph:
 
     def _connect(self) -> None:
         for task in [task for task in self.tasks if task._is_connected]:
+            for other in (*task.dependencies, *task.dependents):
+                if not hasattr(other, "_is_connected"):
+                    raise GraphError(
+                        f"{task.name} is connected with {other!r}, which is not a task: add the "
+                        "task itself to its dependencies or dependents"
+                    )
             for before in list(task.dependencies):
                 before.dependents.add(task)
             for after in list(task.dependents):

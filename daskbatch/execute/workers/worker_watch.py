@@ -38,13 +38,16 @@ class WorkerSet(NamedTuple):
     connected : mapping of Worker to float
         When each was seen first, by the clock `time.monotonic`; minus infinity if the first query
         found it.
+    by_address : mapping of str to Worker
+        All connected workers, also those that accept no tasks because they are starting or paused.
     """
 
     threads: Mapping[Worker, int]
     connected: Mapping[Worker, float]
+    by_address: Mapping[str, Worker]
 
 
-_NO_WORKERS = WorkerSet({}, {})
+_NO_WORKERS = WorkerSet({}, {}, {})
 
 
 class WorkerWatch:
@@ -109,8 +112,12 @@ class WorkerWatch:
         self._update(infos, first)
 
     def _update(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
+        by_address = {
+            address: Worker(str(info["name"]), address, info["host"])
+            for address, info in infos.items()
+        }
         threads = {
-            Worker(str(info["name"]), address, info["host"]): int(info["nthreads"])
+            by_address[address]: int(info["nthreads"])
             for address, info in infos.items()
             if info.get("status", _RUNNING_STATUS) == _RUNNING_STATUS
         }
@@ -118,6 +125,7 @@ class WorkerWatch:
         self._current = WorkerSet(
             {worker: threads[worker] for worker in sorted(threads)},
             {worker: before.connected.get(worker, now) for worker in threads},
+            by_address,
         )
         if threads == before.threads:
             return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
-from daskbatch.worker.profiling.child_profiles import ChildOrder
+from daskbatch.worker.profiling.child_profiles import WantedProfilers
 
 _NO_MEMBERS: frozenset[int] = frozenset()
 
@@ -41,7 +41,7 @@ class BlockRequest(NamedTuple):
         The worker's `sys.path`.
     context : tuple, optional
         The fields of the members' `TaskContext`, without the slot.
-    profile : ChildOrder, optional
+    profile : WantedProfilers, optional
         The profilers that are to run in the child.
     """
 
@@ -56,7 +56,7 @@ class BlockRequest(NamedTuple):
     journal: tuple[str, int] | None
     path: Sequence[str]
     context: tuple[str, Any, str, bytes | None] | None = None
-    profile: ChildOrder | None = None
+    profile: WantedProfilers | None = None
 
 
 def pack_request(request: BlockRequest) -> bytes:

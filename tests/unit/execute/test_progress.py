@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from daskbatch.execute.jobs.task import Task
 from daskbatch.execute.scheduling.graph import TaskGraph
 from daskbatch.execute.scheduling.progress import MAX_DEATHS, JobProgress, Stage
-from daskbatch.execute.jobs.task import Task
 
 
 def make(
