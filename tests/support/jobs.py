@@ -331,3 +331,7 @@ def sum_kept(keys: list[Any], locations: dict[Any, str]) -> Any:
     if missing:
         raise DependenciesFailed({None: missing})
     return sum(_kept[key] for key in keys)
+
+
+async def spin_in_coroutine(path: Path) -> None:
+    spin(path)
