@@ -110,7 +110,9 @@ class TaskGraph:
         position = self.positions.get(task.id)
         if position is None or self.tasks[position] is not task:
             raise GraphError(
-                f"{beside.name} is connected with {task.name}, which is not a task of this job"
+                f"{beside.name} is connected with {task.name}, which is not a task of this job: "
+                "pass both to the job, or remove the one from the dependencies and dependents of "
+                "the other"
             )
         return position
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -156,6 +157,21 @@ def test_a_queue_that_is_held_up_is_given_no_more() -> None:
     assigner.assign(0.0)
     assigner.add(range(1, 30))
     assert assigner.assign(0.2) == []
+
+
+def test_locality_0_takes_no_memory() -> None:
+    workers = [f"worker-{n}" for n in range(100)]
+    assigner = Assigner(range(1000), [None] * 1000, 1)
+    for worker in workers:
+        assigner.add_worker(worker)
+    indifferent = [(worker, 0) for worker in workers]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for task in range(1000):
+        assigner.set_locality(task, indifferent)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1000  # less than a byte a task
 
 
 def test_kinds_that_return_much_have_a_queue_to_themselves() -> None:
