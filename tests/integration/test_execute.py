@@ -720,9 +720,10 @@ def test_a_task_under_which_workers_keep_dying_is_given_up() -> None:
 
 
 def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That is not an unmet request: another worker may be on order."""
+    monkeypatch.setattr("daskbatch.execute.running.worker_pool._EMPTY_WARNING_SECONDS", 0.1)
     with (
         dask.config.set({"daskbatch.unmet-timeout": "100ms"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.jobs import after, identity, where
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, LifecycleError, SerializationError, SpecError
 from daskbatch.execute import ExecutionContext, Job, RmiTask, Task
@@ -102,3 +105,38 @@ def test_what_cannot_be_sent_is_an_error_of_its_task_alone(ctx: ExecutionContext
     with pytest.raises(SerializationError, match="unsendable"):
         next(execution)
     assert results(ctx, [RmiTask(ctx, 0, identity, (2,))]) == [2]
+
+
+def raise_stop_iteration() -> None:
+    raise StopIteration("mine")
+
+
+def test_stop_iteration_of_a_task_does_not_end_the_loop_in_silence(ctx: ExecutionContext) -> None:
+    task = RmiTask(ctx, 0, raise_stop_iteration)
+    with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+        list(ctx.execute(Job(ctx, [task])))
+    assert caught.value.__cause__ is task.exception()
+    assert isinstance(task.exception(), StopIteration)
+
+
+def test_a_task_is_executed_by_one_job_at_a_time(ctx: ExecutionContext, tmp_path: Path) -> None:
+    task = RmiTask(ctx, 0, wait_for_file, (tmp_path / "go",), name="shared")
+    first = ctx.execute(Job(ctx, [RmiTask(ctx, 1, identity, (1,)), task]))
+    next_one = threading.Thread(target=lambda: found.extend(first))
+    found: list[Task] = []
+    next_one.start()
+    wait_until(lambda: task.pending)
+    with pytest.raises(LifecycleError, match="shared is being executed by another job"):
+        list(ctx.execute(Job(ctx, [task])))
+    assert task.pending
+    (tmp_path / "go").touch()
+    next_one.join()
+    assert task.result() == "go"
+    assert list(ctx.execute(Job(ctx, [task]))) == [task]
+
+
+def test_arguments_are_not_one_string_and_an_id_is_hashable(ctx: ExecutionContext) -> None:
+    with pytest.raises(SpecError, match=r"pass \('abc',\)"):
+        RmiTask(ctx, 0, len, "abc")
+    with pytest.raises(SpecError, match="must be hashable"):
+        RmiTask(ctx, [0], len, ("abc",))  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ SENTENCES: list[tuple[str, list[tuple[str, str]]]] = [
         [(MAIN, "test_what_is_wrong_with_a_job_is_said")],
     ),
     (
-        "Defaults to the bndl.execute.concurrency and bndl.execute.attempts configuration parameter",
+        "Defaults to the bndl.execute.concurrency (bndl.execute.attempts) configuration parameter",
         [(SEED, "test_concurrency_and_attempts_default_to_the_configuration")],
     ),
     (
@@ -228,8 +228,8 @@ SENTENCES: list[tuple[str, list[tuple[str, str]]]] = [
         [("unit/execute/test_assigner.py", "test_locality_0_takes_no_memory")],
     ),
     (
-        "Many-to-many dependencies should be kept to the thousands or tens of thousands (i.e. 100 * "
-        "100 tasks)",
+        "Many-to-many dependencies should be kept to the thousands or tens of thousands (i.e. "
+        "100 * 100 tasks)",
         [(ORIGINALS, "test_dependencies_of_each_on_each")],
     ),
     (
@@ -277,8 +277,8 @@ SENTENCES: list[tuple[str, list[tuple[str, str]]]] = [
         [(PROFILING, "test_performs_cpu_profiling_across_the_cluster_with_yappi")],
     ),
     (
-        "Print the top CPU consumers: max_rows, sort_by, sort_dir, columns, per_worker, strip_dirs, "
-        "include, exclude, file",
+        "Print the top CPU consumers: max_rows, sort_by, sort_dir, columns, per_worker, "
+        "strip_dirs, include, exclude, file",
         [
             (PROFILING, "test_print_stats_takes_all_of_the_parameters"),
             (PROFILING, "test_what_is_wrong_is_said"),

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from daskbatch import errors
-from daskbatch.errors import LifecycleError
+from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.execute.jobs.lifecycle import Lifecycle
 from daskbatch.execute.jobs.task_outcome import TaskOutcome, state_lock
 from daskbatch.execute.jobs.task_state import TaskState
@@ -72,6 +72,10 @@ class Task(Lifecycle):
         desc: str | None = None,
         group: str | None = None,
     ) -> None:
+        try:
+            hash(task_id)
+        except TypeError:
+            raise SpecError(f"a task_id must be hashable, such as a number: {task_id!r}") from None
         super().__init__(f"task {task_id}" if name is None else name, desc)
         self.ctx = ctx
         self.id = task_id
@@ -384,3 +388,33 @@ class Task(Lifecycle):
         state = super().__getstate__()
         state["_observer"] = None
         return state
+
+
+def claim(tasks: Sequence[Task], observer: Callable[[Task], None]) -> None:
+    """Make the caller the only scheduler that executes some tasks, until `release_claim`.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        The tasks.
+    observer : callable
+        Called with a task that code outside of the scheduler has changed.
+
+    Raises
+    ------
+    LifecycleError
+        Another job is executing one of the tasks; then no task has been claimed.
+    """
+    with state_lock:
+        for task in tasks:
+            if task._observer is not None:
+                raise LifecycleError(f"{task.name} is being executed by another job")
+        for task in tasks:
+            task._observer = observer
+
+
+def release_claim(tasks: Sequence[Task]) -> None:
+    """Let other schedulers execute tasks that were claimed."""
+    with state_lock:
+        for task in tasks:
+            task._observer = None

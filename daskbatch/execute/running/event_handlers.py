@@ -94,6 +94,7 @@ class EventHandlers:
         launcher = self._launcher
         launcher.take_back(self._assigner.held_up(monotonic()))
         launcher.look_after_orphans()
+        self._pool.warn_if_empty()
         if self._pool.is_overdue:
             waiting = [*launcher.current, *self._assigner.ready()][:5]
             names = ", ".join(str(self._tasks[each].name) for each in waiting)

@@ -139,6 +139,10 @@ class JobResults(Generator[Task, None, None]):
             for message in self._receive():
                 if message is None:
                     self._all_received = True
+                elif isinstance(message, StopIteration):
+                    # It would end the loop of the consumer as if all tasks had been yielded: as in
+                    # a generator function (PEP 479), another exception takes its place.
+                    raise RuntimeError("a task of the job raised StopIteration") from message
                 elif isinstance(message, BaseException):
                     raise message
                 elif message._outcome.has_value:  # if it failed, the exception follows

@@ -19,7 +19,7 @@ from typing import Any
 from daskbatch import errors
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.execute.jobs.rmi_task import RmiTask
-from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.jobs.task import Task, claim, release_claim
 from daskbatch.execute.jobs.task_state import TaskState
 from daskbatch.execute.running.calls import CallSequence, EngineCall, kind_of
 from daskbatch.execute.running.event_handlers import EventHandlers
@@ -148,7 +148,7 @@ class Scheduler:
         self._handlers = EventHandlers(
             self._tasks, self._state, self._launcher, self._pool, query_workers
         )
-        self._ended = False
+        self._ended = self._has_claimed = False
         #: Passes on the messages to `done`, if `done` collects them; see `results.Outbox`.
         self._flush: Callable[[], object] = getattr(done, "flush", _nothing)
 
@@ -236,9 +236,8 @@ class Scheduler:
     # -- the thread of `run` --------------------------------------------------------------
 
     def _begin(self) -> None:
-        observer = partial(_post_mark, weakref.ref(self))
-        for task in self._tasks:
-            task._observer = observer
+        claim(self._tasks, partial(_post_mark, weakref.ref(self)))
+        self._has_claimed = True
         if self._watch is not None:
             self._watch.add_listener(self._post_workers)
             self._handlers.handle(WorkersChanged(self._watch.current()))
@@ -289,10 +288,11 @@ class Scheduler:
             self._stop_all()
         except Exception:
             _logger.exception("an error occurred while a job was stopped")
-        for task in self._tasks:
-            task._observer = None
-            if task.pending:
-                task._complete(None, None, TaskState.CANCELLED)
+        if self._has_claimed:
+            release_claim(self._tasks)
+            for task in self._tasks:
+                if task.pending:
+                    task._complete(None, None, TaskState.CANCELLED)
         if self._watch is not None:
             self._watch.remove_listener(self._post_workers)
         self._launcher.close()

@@ -20,6 +20,9 @@ _logger = logging.getLogger("daskbatch")
 #: The longest time between two checks whether tasks have waited too long for a worker.
 _POLL_INTERVAL_SECONDS = 1.0
 
+#: After this time, a job that waits because the cluster has no worker at all says so in the log.
+_EMPTY_WARNING_SECONDS = 5.0
+
 
 class WorkerPool:
     """The connected workers that may execute a job.
@@ -45,6 +48,8 @@ class WorkerPool:
         self._threads: dict[Any, int | None] = {}
         #: Whether the cluster has no worker at all. Then tasks wait: a worker may be on order.
         self._cluster_is_empty = False
+        #: When to log that; None if it has been logged.
+        self._warning: Deadline | None = None
         #: When the job fails, if by then no worker has joined that may execute its tasks; None
         #: while no task waits for a worker, or the cluster has no worker at all.
         self._deadline: Deadline | None = None
@@ -81,7 +86,7 @@ class WorkerPool:
         self._threads = dict(usable)
         was_empty, self._cluster_is_empty = self._cluster_is_empty, not workers.threads
         if self._cluster_is_empty and not was_empty:
-            _logger.warning("a job waits for a worker: the cluster has none at present")
+            self._warning = Deadline(_EMPTY_WARNING_SECONDS)
         if joined or self._cluster_is_empty:
             self._deadline = None
         return joined, departed
@@ -105,9 +110,14 @@ class WorkerPool:
         elif self._deadline is None and not self._cluster_is_empty:
             never = config.get("unmet-timeout") is None
             self._deadline = Deadline(None if never else config.get_seconds("unmet-timeout"))
-        if self._deadline is None:
-            return None
-        return self._deadline.remaining(_POLL_INTERVAL_SECONDS)
+        deadline = self._warning if self._cluster_is_empty else self._deadline
+        return None if deadline is None else deadline.remaining(_POLL_INTERVAL_SECONDS)
+
+    def warn_if_empty(self) -> None:
+        """Log, once, that the cluster has had no worker for a while."""
+        if self._cluster_is_empty and self._warning is not None and self._warning.passed:
+            self._warning = None
+            _logger.warning("a job waits for a worker: the cluster has none at present")
 
     @property
     def is_overdue(self) -> bool:

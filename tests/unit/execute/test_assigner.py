@@ -168,7 +168,7 @@ def test_locality_0_takes_no_memory() -> None:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for task in range(1000):
-        assigner.set_locality(task, indifferent)
+        assigner.set_locality(task, indifferent, more=False)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 1000  # less than a byte a task
