@@ -134,7 +134,7 @@ class ExecutionContext(Lifecycle):
             The job to execute.
         workers : sequence of Worker, optional
             The workers that execute the job; by default all workers, including those that join
-            during the execution.
+            during the execution. If the cluster has no worker yet, the job waits for one.
         order_results : bool
             Whether the tasks are yielded in the order of ``job.tasks``; otherwise in the order in
             which they finish.
@@ -159,10 +159,8 @@ class ExecutionContext(Lifecycle):
             When the execution starts: tasks wait for each other in a circle, or for a task of
             another job.
         LifecycleError
-            The context has been stopped; or, when the execution starts, the job is already being
-            executed.
-        RuntimeError
-            When the execution starts: no worker has connected within five seconds.
+            The context has been stopped; or, when the execution starts, another generator is
+            executing the job or one of its tasks.
         """
         self._require_running()
         if not isinstance(job, Job):
@@ -172,8 +170,6 @@ class ExecutionContext(Lifecycle):
 
         def make_scheduler(done: Callable[[Task | BaseException | None], object]) -> Scheduler:
             self._require_running()
-            if workers is None and not self._watch().current().threads:
-                self.await_workers(worker_count=1, stable_timeout=0)
             scheduler = Scheduler._of_context(self, job.tasks, done, workers, concurrency, attempts)
             with self._lock:
                 if job not in self.jobs:

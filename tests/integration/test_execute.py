@@ -745,6 +745,32 @@ def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
         assert found == ["go"]
 
 
+def test_a_task_waits_for_a_worker_that_is_being_restarted(tmp_path: Path) -> None:
+    """All workers that are connected at the start are forbidden, but the other one comes back."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        first, second = ctx.workers
+        (nanny,) = [each for each in cluster.workers.values() if each.name == int(first.name)]
+        cluster.sync(nanny.kill)
+        wait_until(lambda: [each.name for each in ctx.workers] == [second.name])
+        task = Prefers(ctx, 0, where, degrees={second.name: -1}, name="elsewhere")
+        nowhere = Prefers(ctx, 0, where, degrees={"*": -1}, name="nowhere")
+        with pytest.raises(SpecError, match="nowhere is forbidden on every worker"):
+            results(ctx, [nowhere])
+        chosen = ctx.execute(Job(ctx, [RmiTask(ctx, 0, where)]), workers=[first])
+        thread = in_thread(lambda: found.extend(task.result() for task in chosen))
+        found: list[str] = []
+        execution = ctx.execute(Job(ctx, [RmiTask(ctx, 1, where), task]))
+        assert next(execution).result() == second.name
+        assert not task.started
+        cluster.sync(nanny.instantiate)
+        assert [each.result() for each in execution] == [first.name]
+        thread.join()
+        assert found == [first.name]
+
+
 def test_a_job_does_not_wait_for_ever_for_a_worker_that_it_may_use(tmp_path: Path) -> None:
     """The cluster has a worker, but the job may not use it: its request is not met."""
     with (
@@ -774,7 +800,11 @@ def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         assert ctx.worker_count == 0
         with pytest.raises(RuntimeError, match="no workers available"):
             ctx.await_workers(connect_timeout=0.1)
+        found: list[Any] = []
+        thread = in_thread(lambda: found.extend(results(ctx, [RmiTask(ctx, 0, identity, (5,))])))
         cluster.scale(1)
+        thread.join()
+        assert found == [5]  # the job has waited for the worker
         assert ctx.await_workers(1, connect_timeout=60) == 1
         # As if others came all the time.
         monkeypatch.setattr("daskbatch.execute.context.is_stable", lambda *_: False)

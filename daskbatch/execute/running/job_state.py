@@ -66,8 +66,14 @@ class JobState:
 
     # -- start, and workers that join ------------------------------------------------------
 
-    def begin(self) -> None:
-        """Make the tasks ready that may run; end the job if a task may run on no worker."""
+    def begin(self, departed: Sequence[Any] = ()) -> None:
+        """Make the tasks ready that may run; end the job if a task may run on no worker.
+
+        Parameters
+        ----------
+        departed : sequence of Worker
+            Workers that have left, and may be restarted: a task that may run on one of them waits.
+        """
         for task in self.tasks:
             task._require_not_cancelled()
         done = [position for position, task in enumerate(self.tasks) if task.succeeded]
@@ -78,7 +84,11 @@ class JobState:
         for position, has_locality in enumerate(self._has_locality):
             if has_locality and self.progress.stages[position] != Stage.DONE:
                 self._ask_locality(position, workers)
-                if workers and self.assigner.is_forbidden_everywhere(position):
+                if (
+                    workers
+                    and self.assigner.is_forbidden_everywhere(position)
+                    and self._is_forbidden_on_all(position, departed)
+                ):
                     name = self.tasks[position].name
                     error = SpecError(f"{name} is forbidden on every worker by its locality()")
                     self.fail_permanently(position, error)
@@ -92,14 +102,23 @@ class JobState:
                 self._ask_locality(position, joined, more=True)
                 self.assigner.add([position])
 
+    def _is_forbidden_on_all(self, position: int, workers: Sequence[Any]) -> bool:
+        if not workers:
+            return True
+        locality = dict(self._locality_of(position, workers))
+        return all(locality.get(worker, 0) < 0 for worker in workers)
+
     def _ask_locality(self, position: int, workers: Sequence[Any], more: bool = False) -> None:
+        self.assigner.set_locality(position, self._locality_of(position, workers), more)
+
+    def _locality_of(self, position: int, workers: Sequence[Any]) -> list[tuple[Any, int]]:
         task = self.tasks[position]
         try:
             found = task.locality(tuple(workers))
         except Exception as error:
             error.add_note(f"raised by locality() of {task.name}")
             raise
-        self.assigner.set_locality(position, _checked(found, task, workers), more)
+        return _checked(found, task, workers)
 
     # -- ends of tasks ---------------------------------------------------------------------
 

@@ -243,9 +243,9 @@ class Scheduler:
             self._handlers.handle(WorkersChanged(self._watch.current()))
         else:
             self._pool.add_fixed()
-        if not self._assigner.workers and self._is_restricted:
+        if self._is_restricted and not self._assigner.workers and not self._pool.departed:
             raise LifecycleError("none of the workers that the job may use is connected")
-        self._state.begin()
+        self._state.begin(self._pool.departed)
         self._flush()
 
     def _step(self) -> None:

@@ -48,6 +48,8 @@ class WorkerPool:
         self._threads: dict[Any, int | None] = {}
         #: Whether the cluster has no worker at all. Then tasks wait: a worker may be on order.
         self._cluster_is_empty = False
+        #: The workers of the job that have left the cluster, and may be restarted.
+        self.departed: list[Any] = []
         #: When to log that; None if it has been logged.
         self._warning: Deadline | None = None
         #: When the job fails, if by then no worker has joined that may execute its tasks; None
@@ -84,6 +86,11 @@ class WorkerPool:
         for worker in joined:
             self._add(worker, usable[worker])
         self._threads = dict(usable)
+        self.departed = [
+            worker
+            for worker in workers.departed
+            if self._selected is None or _is_selected(worker, self._selected)
+        ]
         was_empty, self._cluster_is_empty = self._cluster_is_empty, not workers.threads
         if self._cluster_is_empty and not was_empty:
             self._warning = Deadline(_EMPTY_WARNING_SECONDS)

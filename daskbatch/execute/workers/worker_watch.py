@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -40,14 +40,21 @@ class WorkerSet(NamedTuple):
         found it.
     by_address : mapping of str to Worker
         All connected workers, also those that accept no tasks because they are starting or paused.
+    departed : sequence of Worker
+        The latest workers that have left. A nanny may be about to restart one of them. Then it
+        has the same name, and is no longer contained.
     """
 
     threads: Mapping[Worker, int]
     connected: Mapping[Worker, float]
     by_address: Mapping[str, Worker]
+    departed: Sequence[Worker]
 
 
-_NO_WORKERS = WorkerSet({}, {}, {})
+_NO_WORKERS = WorkerSet({}, {}, {}, ())
+
+#: How many of the workers that have left a watch remembers.
+_MAX_DEPARTED_WORKERS = 64
 
 
 class WorkerWatch:
@@ -126,6 +133,7 @@ class WorkerWatch:
             {worker: threads[worker] for worker in sorted(threads)},
             {worker: before.connected.get(worker, now) for worker in threads},
             by_address,
+            _departed(before, by_address),
         )
         if threads == before.threads:
             return
@@ -134,6 +142,13 @@ class WorkerWatch:
             self.changed.notify_all()
         for listener in listeners:
             listener(self._current)
+
+
+def _departed(before: WorkerSet, by_address: Mapping[str, Worker]) -> Sequence[Worker]:
+    names = {worker.name for worker in by_address.values()}
+    gone = (each for address, each in before.by_address.items() if address not in by_address)
+    found = {worker.name: worker for worker in (*before.departed, *gone)}
+    return [worker for name, worker in found.items() if name not in names][-_MAX_DEPARTED_WORKERS:]
 
 
 async def _refresh(this: weakref.ref[WorkerWatch]) -> None:
