@@ -760,8 +760,8 @@ def test_a_task_waits_for_a_worker_that_is_being_restarted(tmp_path: Path) -> No
         with pytest.raises(SpecError, match="nowhere is forbidden on every worker"):
             results(ctx, [nowhere])
         chosen = ctx.execute(Job(ctx, [RmiTask(ctx, 0, where)]), workers=[first])
-        thread = in_thread(lambda: found.extend(task.result() for task in chosen))
         found: list[str] = []
+        thread = in_thread(lambda: found.extend(task.result() for task in chosen))
         execution = ctx.execute(Job(ctx, [RmiTask(ctx, 1, where), task]))
         assert next(execution).result() == second.name
         assert not task.started
