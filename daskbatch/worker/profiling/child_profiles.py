@@ -24,6 +24,9 @@ _REPORT_TIMEOUT_SECONDS = 10.0
 #: How often the worker tries to remove the directory of the sockets: a child may just make one.
 _MAX_REMOVAL_ATTEMPTS = 10
 
+#: Whether a path may name a directory by a descriptor, as on Linux.
+_HAS_DESCRIPTOR_PATHS = os.path.isdir("/proc/self/fd")
+
 #: The two requests to a child: to report a kind of profiler, and to end owners.
 REPORT, FORGET = b"report ", b"forget "
 
@@ -75,7 +78,9 @@ def wanted_in_children() -> WantedProfilers | None:
                 return None
             import tempfile  # not at the top: a child starts faster without it
 
-            _directory = tempfile.mkdtemp(prefix="daskbatch-profile-", dir=_parent)
+            # Elsewhere the path must be short: the directory for temporary files has a short one.
+            parent = _parent if _HAS_DESCRIPTOR_PATHS else None
+            _directory = tempfile.mkdtemp(prefix="daskbatch-profile-", dir=parent)
     return WantedProfilers(_directory, wanted)
 
 
@@ -114,18 +119,17 @@ def remove_directory() -> None:
 def _request(request: bytes) -> Iterator[tuple[str, bytes | None]]:
     """Send a request to each child, and yield its name and its answer; None if it has not come."""
     with _lock:
-        # A descriptor of the directory: the path of a socket may have at most 107 bytes.
-        try:
-            opened = -1 if _directory is None else os.open(_directory, os.O_RDONLY)
-        except OSError:
-            opened = -1
-    if opened < 0:
+        directory, descriptor = _directory, -1
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(directory, os.O_RDONLY)
+    if directory is None or descriptor < 0:
         return
     try:
-        for name in sorted(os.listdir(opened)):
+        for name in sorted(os.listdir(descriptor)):
             if name.startswith("."):
                 continue  # the child does not listen yet: it starts its profilers afterwards
-            path = socket_path(opened, name)
+            path = socket_path(directory, descriptor, name)
             try:
                 with socket.socket(socket.AF_UNIX) as connection:
                     connection.settimeout(_REPORT_TIMEOUT_SECONDS)
@@ -138,15 +142,20 @@ def _request(request: bytes) -> Iterator[tuple[str, bytes | None]]:
             except OSError:
                 yield name, None
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 # -- messages -----------------------------------------------------------------------------
 
 
-def socket_path(directory: int, name: str) -> str:
-    """Return a short path of a socket in a directory, which is given by a descriptor."""
-    return f"/proc/self/fd/{directory}/{name}"
+def socket_path(directory: str, descriptor: int, name: str) -> str:
+    """Return the path of a socket: one by the descriptor of the directory, if that is possible.
+
+    The path of a socket may have at most 107 bytes, and that of the directory may be longer.
+    """
+    if _HAS_DESCRIPTOR_PATHS:
+        return f"/proc/self/fd/{descriptor}/{name}"
+    return os.path.join(directory, name)
 
 
 def send(connection: socket.socket, message: bytes) -> None:

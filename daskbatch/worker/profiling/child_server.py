@@ -71,19 +71,19 @@ def _listen(wanted: WantedProfilers) -> None:
         close()
     if _listener is not None or not wanted.profilers:
         return
-    directory = os.open(wanted.directory, os.O_RDONLY)
+    descriptor = os.open(wanted.directory, os.O_RDONLY)
     listener = socket.socket(socket.AF_UNIX)
     try:
         # The worker must not find the socket before it accepts connections.
-        name = os.urandom(16).hex()
-        listener.bind(socket_path(directory, f".{name}"))
+        name = os.urandom(8).hex()
+        listener.bind(socket_path(wanted.directory, descriptor, f".{name}"))
         listener.listen()
-        os.rename(f".{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(f".{name}", name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
     except BaseException:
         listener.close()
         raise
     finally:
-        os.close(directory)
+        os.close(descriptor)
     _listener, _path = listener, os.path.join(wanted.directory, name)
     threading.Thread(target=_serve, args=(listener,), name="daskbatch-profile", daemon=True).start()
 
