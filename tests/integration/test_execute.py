@@ -33,7 +33,6 @@ from support.jobs import (
     identity,
     kill_always,
     make_on_second,
-    meet,
     miss_half,
     miss_itself_once,
     miss_once,
@@ -45,6 +44,7 @@ from support.jobs import (
     spin_and_fail,
     three_stages,
     wait_for_if,
+    wait_for_parties,
     where,
     where_after,
 )
@@ -198,9 +198,11 @@ def test_1_concurrency_is_honoured_whatever_the_threads(
     tasks: list[Task] = [RmiTask(wide, n, count_running, (0.1,)) for n in range(4 * concurrency)]
     found = results(wide, tasks, workers=[worker], concurrency=concurrency)
     assert max(found) == concurrency
-    # No fewer, either: so many meet that could not if one was missing.
+    # No fewer, either: each waits for the others, and would wait for ever if one was missing.
     name = f"{concurrency}-{id(found)}"
-    tasks = [RmiTask(wide, n, meet, (name, concurrency)) for n in range(2 * concurrency)]
+    tasks = [
+        RmiTask(wide, n, wait_for_parties, (name, concurrency)) for n in range(2 * concurrency)
+    ]
     results(wide, tasks, workers=[worker], concurrency=concurrency)
 
 
@@ -342,7 +344,7 @@ def test_tasks_behind_a_long_one_are_taken_by_others(ctx: ExecutionContext, tmp_
 def test_more_tasks_than_threads_do_not_hold_up_other_tasks(wide: ExecutionContext) -> None:
     other = wide.batch.function(identity, 5)
     name = f"others-{id(other)}"
-    tasks: list[Task] = [RmiTask(wide, n, meet, (name, 5)) for n in range(5)]
+    tasks: list[Task] = [RmiTask(wide, n, wait_for_parties, (name, 5)) for n in range(5)]
     assert len(results(wide, tasks, workers=wide.workers[:1], concurrency=5)) == 5
     other.run(timeout=30)
     assert other.get() == 5
@@ -512,20 +514,20 @@ def test_all_workers_named_as_lost_are_used_all_the_same(
 
 
 def test_listeners_hear_of_each_start_and_stop_without_a_lock(ctx: ExecutionContext) -> None:
-    heard: list[tuple[str, Any]] = []
+    seen: list[tuple[str, Any]] = []
     other = RmiTask(ctx, 1, identity, (1,))
 
     def started(it: Any) -> None:
         in_thread(lambda: other.started).join()  # would hang if a lock were held
-        heard.append(("started", it.name))
+        seen.append(("started", it.name))
 
     task = RmiTask(ctx, 0, identity, (0,), name="t")
     job = Job(ctx, [task, other], name="j")
     for each in (task, job):
-        each.add_listener(started, lambda it: heard.append(("stopped", it.name)))
+        each.add_listener(started, lambda it: seen.append(("stopped", it.name)))
     list(ctx.execute(job))
-    wait_until(lambda: len(heard) == 4)
-    assert heard == [("started", "j"), ("started", "t"), ("stopped", "t"), ("stopped", "j")]
+    wait_until(lambda: len(seen) == 4)
+    assert seen == [("started", "j"), ("started", "t"), ("stopped", "t"), ("stopped", "j")]
     assert task.started_on <= task.stopped_on
     assert task.duration == task.stopped_on - task.started_on
 

@@ -392,19 +392,19 @@ def test_an_rmi_task_executes_a_method_with_positional_and_keyword_arguments(
 
 def test_the_scheduler_calls_done_with_each_task_and_then_with_none(ctx: ExecutionContext) -> None:
     """'Scheduler(tasks, done, workers, concurrency=1, attempts=1)'."""
-    told: list[Any] = []
+    messages: list[Any] = []
     tasks = [RmiTask(ctx, n, identity, (n,)) for n in range(3)]
-    Scheduler(tasks, told.append, ctx.workers).run()
-    assert told[-1] is None
-    assert sorted(task.id for task in told[:-1]) == [0, 1, 2]
+    Scheduler(tasks, messages.append, ctx.workers).run()
+    assert messages[-1] is None
+    assert sorted(task.id for task in messages[:-1]) == [0, 1, 2]
 
 
 def test_the_scheduler_tells_the_exception_when_a_job_is_given_up(ctx: ExecutionContext) -> None:
-    told: list[Any] = []
+    messages: list[Any] = []
     task = RmiTask(ctx, 0, fail, ("mine",))
-    Scheduler([task], told.append, ctx.workers).run()
-    assert told == [task, task.exception(), None]
-    assert isinstance(told[1], ValueError)
+    Scheduler([task], messages.append, ctx.workers).run()
+    assert messages == [task, task.exception(), None]
+    assert isinstance(messages[1], ValueError)
 
 
 def test_failed_dependency_is_the_exception_of_a_task_that_was_marked_post_hoc(

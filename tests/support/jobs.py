@@ -281,7 +281,7 @@ def forget_running() -> None:
 _barriers: dict[str, threading.Barrier] = {}
 
 
-def meet(name: str, parties: int) -> int:
+def wait_for_parties(name: str, parties: int) -> int:
     """Wait until `parties` calls with this name run in this process."""
     with _lock:
         barrier = _barriers.setdefault(name, threading.Barrier(parties))
