@@ -35,7 +35,7 @@ def part_of(word: str) -> int:
     return sum(word.encode()) % REDUCERS
 
 
-def home(directory: str, worker: str) -> Path:
+def worker_directory(directory: str, worker: str) -> Path:
     """The directory that only one worker uses."""
     return Path(directory) / f"worker-{worker}"
 
@@ -47,7 +47,7 @@ def count_words(number: int, files: list[str], directory: str) -> list[int]:
         text = Path(file).read_text(encoding="utf-8", errors="replace")
         for word in re.findall(r"[A-Za-z_]+", text):
             words[part_of(word)][word] += 1
-    output = home(directory, str(get_worker().name)) / f"map-{number}"
+    output = worker_directory(directory, str(get_worker().name)) / f"map-{number}"
     output.mkdir(parents=True, exist_ok=True)
     for part, counts in enumerate(words):
         (output / f"{part}.json").write_text(json.dumps(counts))
@@ -60,7 +60,9 @@ def add_counts(part: int, locations: dict[int, str], directory: str) -> dict[str
     missing: list[int] = []
     for number, worker in locations.items():
         try:
-            text = (home(directory, worker) / f"map-{number}" / f"{part}.json").read_text()
+            text = (
+                worker_directory(directory, worker) / f"map-{number}" / f"{part}.json"
+            ).read_text()
         except FileNotFoundError:
             missing.append(number)
         else:
@@ -84,7 +86,7 @@ class Mapped(Task):
         self.set_executing(worker)
         # Simulate an accident: delete the output of the first map task.
         first = min(self.dependencies, key=lambda task: task.id)
-        self.lost = home(self.directory, first.executed_on[-1]) / f"map-{first.id}"
+        self.lost = worker_directory(self.directory, first.executed_on[-1]) / f"map-{first.id}"
         shutil.rmtree(self.lost)
         self.mark_done()
 

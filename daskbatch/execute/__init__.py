@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskbatch.execute.context import ExecutionContext
-    from daskbatch.execute.cpu_profiling import CpuProfiling
-    from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency, TaskCancelled
-    from daskbatch.execute.job import Job
-    from daskbatch.execute.memory_profiling import MemoryProfiling
-    from daskbatch.execute.rmi_task import RmiTask
-    from daskbatch.execute.scheduler import Scheduler
-    from daskbatch.execute.task import Task
-    from daskbatch.execute.worker import Worker
+    from daskbatch.execute.jobs.exceptions import (
+        DependenciesFailed,
+        FailedDependency,
+        TaskCancelled,
+    )
+    from daskbatch.execute.jobs.job import Job
+    from daskbatch.execute.jobs.rmi_task import RmiTask
+    from daskbatch.execute.jobs.task import Task
+    from daskbatch.execute.profiling.cpu_profiling import CpuProfiling
+    from daskbatch.execute.profiling.memory_profiling import MemoryProfiling
+    from daskbatch.execute.running.scheduler import Scheduler
+    from daskbatch.execute.workers.worker import Worker
 
 __all__ = [
     "CpuProfiling",
@@ -37,17 +41,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CpuProfiling": "cpu_profiling",
-    "DependenciesFailed": "exceptions",
+    "CpuProfiling": "profiling.cpu_profiling",
+    "DependenciesFailed": "jobs.exceptions",
     "ExecutionContext": "context",
-    "FailedDependency": "exceptions",
-    "Job": "job",
-    "MemoryProfiling": "memory_profiling",
-    "RmiTask": "rmi_task",
-    "Scheduler": "scheduler",
-    "Task": "task",
-    "TaskCancelled": "exceptions",
-    "Worker": "worker",
+    "FailedDependency": "jobs.exceptions",
+    "Job": "jobs.job",
+    "MemoryProfiling": "profiling.memory_profiling",
+    "RmiTask": "jobs.rmi_task",
+    "Scheduler": "running.scheduler",
+    "Task": "jobs.task",
+    "TaskCancelled": "jobs.exceptions",
+    "Worker": "workers.worker",
 }
 
 

@@ -18,22 +18,22 @@ from daskbatch import config as settings
 from daskbatch.batch.batch import Batch
 from daskbatch.cluster.session import Session
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.execute.engine import Engine
-from daskbatch.execute.job import Job
-from daskbatch.execute.lanes import Durations
-from daskbatch.execute.lifecycle import Lifecycle
-from daskbatch.execute.results import JobResults
-from daskbatch.execute.scheduler import Scheduler, require_count
-from daskbatch.execute.stability import is_stable
-from daskbatch.execute.task import Task
-from daskbatch.execute.worker import Worker
-from daskbatch.execute.worker_watch import WorkerWatch
+from daskbatch.execute.jobs.job import Job
+from daskbatch.execute.jobs.lifecycle import Lifecycle
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.running.engine import Engine
+from daskbatch.execute.running.results import JobResults
+from daskbatch.execute.running.scheduler import Scheduler, require_count
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.workers.stability import is_stable
+from daskbatch.execute.workers.worker import Worker
+from daskbatch.execute.workers.worker_watch import WorkerWatch
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.task_context import current_context, waiting
 
 if TYPE_CHECKING:
-    from daskbatch.execute.cpu_profiling import CpuProfiling
-    from daskbatch.execute.memory_profiling import MemoryProfiling
+    from daskbatch.execute.profiling.cpu_profiling import CpuProfiling
+    from daskbatch.execute.profiling.memory_profiling import MemoryProfiling
 
 _logger = logging.getLogger("daskbatch")
 
@@ -134,7 +134,7 @@ class ExecutionContext(Lifecycle):
             The job to execute.
         workers : sequence of Worker, optional
             The workers that execute the job; by default all workers, including those that join
-            during the execution.
+            during the execution. If the cluster has no worker yet, the job waits for one.
         order_results : bool
             Whether the tasks are yielded in the order of ``job.tasks``; otherwise in the order in
             which they finish.
@@ -159,10 +159,8 @@ class ExecutionContext(Lifecycle):
             When the execution starts: tasks wait for each other in a circle, or for a task of
             another job.
         LifecycleError
-            The context has been stopped; or, when the execution starts, the job is already being
-            executed.
-        RuntimeError
-            When the execution starts: no worker has connected within five seconds.
+            The context has been stopped; or, when the execution starts, another generator is
+            executing the job or one of its tasks.
         """
         self._require_running()
         if not isinstance(job, Job):
@@ -172,10 +170,7 @@ class ExecutionContext(Lifecycle):
 
         def make_scheduler(done: Callable[[Task | BaseException | None], object]) -> Scheduler:
             self._require_running()
-            if workers is None and not self._watch().current().threads:
-                self.await_workers(worker_count=1, stable_timeout=0)
-            tasks = job.tasks
-            scheduler = Scheduler(tasks, done, workers, concurrency, attempts)
+            scheduler = Scheduler._of_context(self, job.tasks, done, workers, concurrency, attempts)
             with self._lock:
                 if job not in self.jobs:
                     self.jobs.append(job)
@@ -282,14 +277,14 @@ class ExecutionContext(Lifecycle):
     @property
     def cpu_profiling(self) -> CpuProfiling:
         """A new CPU profiler across the cluster, by ``yappi``."""
-        from daskbatch.execute.cpu_profiling import CpuProfiling
+        from daskbatch.execute.profiling.cpu_profiling import CpuProfiling
 
         return CpuProfiling(self)
 
     @property
     def memory_profiling(self) -> MemoryProfiling:
         """A new memory profiler across the cluster, by ``tracemalloc``."""
-        from daskbatch.execute.memory_profiling import MemoryProfiling
+        from daskbatch.execute.profiling.memory_profiling import MemoryProfiling
 
         return MemoryProfiling(self)
 

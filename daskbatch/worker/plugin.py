@@ -38,7 +38,7 @@ from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.processes.reaper import get_reaper
-from daskbatch.worker.profiling.remote import forget_later
+from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 from daskbatch.worker.slot_holding import GangSlots
 
 PLUGIN_NAME = "daskbatch-worker"
@@ -107,6 +107,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._directory.mkdir(exist_ok=True)
         #: Held while blocks and revocations are recorded.
         self._lock = threading.Lock()
+        open_worker(worker.local_directory)
         self._helper = get_helper_thread()
         self._ticking = False
         self._gangs = GangSlots(worker)
@@ -133,6 +134,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             run.stop_all()
         get_child_pool().close()
         get_rank_pool().close()
+        close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._directory is not None:

@@ -40,6 +40,10 @@ JOB_TIMEOUT_SECONDS = 90.0
 #: How long a job waits for a worker that may execute its tasks, as Dask's configuration has it.
 UNMET_TIMEOUT = "20s"
 
+#: After a cluster has had no worker for this time, the harness adds one, as an operator does: its
+#: nannies do not restart a worker that is killed while it starts.
+EMPTY_CLUSTER_SECONDS = 15.0
+
 
 # -- functions of the tasks ----------------------------------------------------------------------
 
@@ -209,7 +213,22 @@ def pids(ctx: ExecutionContext) -> list[int]:
     return list(ctx.batch.client.run(os.getpid, on_error="ignore").values())
 
 
-def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, tally: Tally) -> None:
+def add_worker_if_empty(ctx: ExecutionContext, cluster: Any, over: threading.Event) -> None:
+    """Add a worker to a cluster that has had none for a while, until the job is over."""
+    empty_since = None
+    while not over.wait(0.2):
+        if ctx.worker_count:
+            empty_since = None
+        elif empty_since is None:
+            empty_since = time.monotonic()
+        elif time.monotonic() - empty_since > EMPTY_CLUSTER_SECONDS:
+            cluster.scale(len(cluster.worker_spec) + 1)
+            empty_since = None
+
+
+def run_example(
+    ctx: ExecutionContext, cluster: Any, make: Any, seed: int, directory: Path, tally: Tally
+) -> None:
     """Execute a job, kill workers meanwhile, and check the results."""
     chance = random.Random(f"{seed}-{make.__name__}")
     directory.mkdir(parents=True)
@@ -229,11 +248,14 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
                     os.kill(victims.pop(chance.randrange(len(victims))), signal.SIGKILL)
                     tally.counts["killed"] += 1
 
-    killer = threading.Thread(target=kill)
+    helpers = [threading.Thread(target=kill)]
+    if cluster is not None:
+        helpers.append(threading.Thread(target=add_worker_if_empty, args=(ctx, cluster, over)))
     faulthandler.dump_traceback_later(JOB_TIMEOUT_SECONDS, exit=True)
     yielded: list[Task] = []
     error: BaseException | None = None
-    killer.start()
+    for helper in helpers:
+        helper.start()
     try:
         execution = ctx.execute(
             example.job, order_results=ordered, concurrency=concurrency, **example.how
@@ -246,7 +268,8 @@ def run_example(ctx: ExecutionContext, make: Any, seed: int, directory: Path, ta
         error = raised
     finally:
         over.set()
-        killer.join()
+        for helper in helpers:
+            helper.join()
         faulthandler.cancel_dump_traceback_later()
     tally.counts[make.__name__] += 1
     tally.counts["executed again"] += sum(task.attempts > 1 for task in example.job.tasks)
@@ -276,8 +299,8 @@ def threads_of_jobs() -> list[str]:
 
 
 @contextlib.contextmanager
-def context(seed: int) -> Iterator[ExecutionContext]:
-    """A context on an embedded cluster, or on one of workers with several threads."""
+def context(seed: int) -> Iterator[tuple[ExecutionContext, Any]]:
+    """A context on an embedded cluster, or on one of workers with several threads; that cluster."""
     if seed % 2:
         with (
             LocalCluster(
@@ -285,10 +308,10 @@ def context(seed: int) -> Iterator[ExecutionContext]:
             ) as cluster,
             ExecutionContext(cluster) as ctx,
         ):
-            yield ctx
+            yield ctx, cluster
     else:
         with Batch(num_workers=3) as batch, ExecutionContext(batch) as ctx:
-            yield ctx
+            yield ctx, None
 
 
 def run_seed(seed: int, directory: Path) -> Tally:
@@ -296,10 +319,12 @@ def run_seed(seed: int, directory: Path) -> Tally:
     tally = Tally()
     remaining = list(EXAMPLES)
     while remaining:
-        with dask.config.set({"daskbatch.unmet-timeout": UNMET_TIMEOUT}), context(seed) as ctx:
+        unmet = {"daskbatch.unmet-timeout": UNMET_TIMEOUT}
+        with dask.config.set(unmet), context(seed) as (ctx, cluster):
             while remaining:
                 make = remaining.pop(0)
-                run_example(ctx, make, seed, directory / f"{seed}-{make.__name__}", tally)
+                place = directory / f"{seed}-{make.__name__}"
+                run_example(ctx, cluster, make, seed, place, tally)
                 try:
                     # A nanny restarts a killed worker, but may fail to if the worker is
                     # killed while it starts. Then another cluster is needed.

@@ -33,7 +33,6 @@ from support.jobs import (
     identity,
     kill_always,
     make_on_second,
-    meet,
     miss_half,
     miss_itself_once,
     miss_once,
@@ -45,6 +44,7 @@ from support.jobs import (
     spin_and_fail,
     three_stages,
     wait_for_if,
+    wait_for_parties,
     where,
     where_after,
 )
@@ -198,9 +198,11 @@ def test_1_concurrency_is_honoured_whatever_the_threads(
     tasks: list[Task] = [RmiTask(wide, n, count_running, (0.1,)) for n in range(4 * concurrency)]
     found = results(wide, tasks, workers=[worker], concurrency=concurrency)
     assert max(found) == concurrency
-    # No fewer, either: so many meet that could not if one was missing.
+    # No fewer, either: each waits for the others, and would wait for ever if one was missing.
     name = f"{concurrency}-{id(found)}"
-    tasks = [RmiTask(wide, n, meet, (name, concurrency)) for n in range(2 * concurrency)]
+    tasks = [
+        RmiTask(wide, n, wait_for_parties, (name, concurrency)) for n in range(2 * concurrency)
+    ]
     results(wide, tasks, workers=[worker], concurrency=concurrency)
 
 
@@ -342,7 +344,7 @@ def test_tasks_behind_a_long_one_are_taken_by_others(ctx: ExecutionContext, tmp_
 def test_more_tasks_than_threads_do_not_hold_up_other_tasks(wide: ExecutionContext) -> None:
     other = wide.batch.function(identity, 5)
     name = f"others-{id(other)}"
-    tasks: list[Task] = [RmiTask(wide, n, meet, (name, 5)) for n in range(5)]
+    tasks: list[Task] = [RmiTask(wide, n, wait_for_parties, (name, 5)) for n in range(5)]
     assert len(results(wide, tasks, workers=wide.workers[:1], concurrency=5)) == 5
     other.run(timeout=30)
     assert other.get() == 5
@@ -512,20 +514,20 @@ def test_all_workers_named_as_lost_are_used_all_the_same(
 
 
 def test_listeners_hear_of_each_start_and_stop_without_a_lock(ctx: ExecutionContext) -> None:
-    heard: list[tuple[str, Any]] = []
+    seen: list[tuple[str, Any]] = []
     other = RmiTask(ctx, 1, identity, (1,))
 
     def started(it: Any) -> None:
         in_thread(lambda: other.started).join()  # would hang if a lock were held
-        heard.append(("started", it.name))
+        seen.append(("started", it.name))
 
     task = RmiTask(ctx, 0, identity, (0,), name="t")
     job = Job(ctx, [task, other], name="j")
     for each in (task, job):
-        each.add_listener(started, lambda it: heard.append(("stopped", it.name)))
+        each.add_listener(started, lambda it: seen.append(("stopped", it.name)))
     list(ctx.execute(job))
-    wait_until(lambda: len(heard) == 4)
-    assert heard == [("started", "j"), ("started", "t"), ("stopped", "t"), ("stopped", "j")]
+    wait_until(lambda: len(seen) == 4)
+    assert seen == [("started", "j"), ("started", "t"), ("stopped", "t"), ("stopped", "j")]
     assert task.started_on <= task.stopped_on
     assert task.duration == task.stopped_on - task.started_on
 
@@ -719,17 +721,77 @@ def test_a_task_under_which_workers_keep_dying_is_given_up() -> None:
         assert results(ctx, [RmiTask(ctx, 0, identity, ("goes on",))]) == ["goes on"]
 
 
-def test_a_job_whose_workers_are_gone_waits_for_others_but_not_for_ever(tmp_path: Path) -> None:
+def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is not an unmet request: another worker may be on order."""
+    monkeypatch.setattr("daskbatch.execute.running.worker_pool._EMPTY_WARNING_SECONDS", 0.1)
     with (
-        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        dask.config.set({"daskbatch.unmet-timeout": "100ms"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         ExecutionContext(cluster) as ctx,
     ):
-        task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
-        thread = in_thread(lambda: (wait_until((tmp_path / "task.begun").exists), cluster.scale(0)))
-        with pytest.raises(WorkerLost, match="no worker that may execute alone has joined"):
-            results(ctx, [task])
+        task = RmiTask(ctx, 0, wait_for_file, (tmp_path / "go",))
+        job = Job(ctx, [task])
+        found: list[Any] = []
+        thread = in_thread(lambda: found.extend(task.result() for task in ctx.execute(job)))
+        wait_until(lambda: task.pending)
+        cluster.scale(0)
+        wait_until(lambda: ctx.worker_count == 0)
+        wait_until(lambda: "the cluster has none at present" in caplog.text)
+        thread.join(0.5)  # much longer than the unmet-timeout
+        assert job.running
+        (tmp_path / "go").touch()
+        cluster.scale(1)
         thread.join()
+        assert found == ["go"]
+
+
+def test_a_task_waits_for_a_worker_that_is_being_restarted(tmp_path: Path) -> None:
+    """All workers that are connected at the start are forbidden, but the other one comes back."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        first, second = ctx.workers
+        (nanny,) = [each for each in cluster.workers.values() if each.name == int(first.name)]
+        cluster.sync(nanny.kill)
+        wait_until(lambda: [each.name for each in ctx.workers] == [second.name])
+        task = Prefers(ctx, 0, where, degrees={second.name: -1}, name="elsewhere")
+        nowhere = Prefers(ctx, 0, where, degrees={"*": -1}, name="nowhere")
+        with pytest.raises(SpecError, match="nowhere is forbidden on every worker"):
+            results(ctx, [nowhere])
+        chosen = ctx.execute(Job(ctx, [RmiTask(ctx, 0, where)]), workers=[first])
+        found: list[str] = []
+        thread = in_thread(lambda: found.extend(task.result() for task in chosen))
+        execution = ctx.execute(Job(ctx, [RmiTask(ctx, 1, where), task]))
+        assert next(execution).result() == second.name
+        assert not task.started
+        cluster.sync(nanny.instantiate)
+        assert [each.result() for each in execution] == [first.name]
+        thread.join()
+        assert found == [first.name]
+
+
+def test_a_job_does_not_wait_for_ever_for_a_worker_that_it_may_use(tmp_path: Path) -> None:
+    """The cluster has a worker, but the job may not use it: its request is not met."""
+    with (
+        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        kept, lost = ctx.workers
+        task = RmiTask(ctx, 0, spin, (tmp_path / "task",), name="alone")
+        thread = in_thread(
+            lambda: (
+                wait_until((tmp_path / "task.begun").exists),
+                cluster.sync(cluster.scheduler.retire_workers, workers=[lost.address]),
+            )
+        )
+        with pytest.raises(WorkerLost, match="no worker that may execute alone has joined"):
+            results(ctx, [task], workers=[lost])
+        thread.join()
+        assert results(ctx, [RmiTask(ctx, 0, where)]) == [kept.name]
 
 
 def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,7 +802,11 @@ def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         assert ctx.worker_count == 0
         with pytest.raises(RuntimeError, match="no workers available"):
             ctx.await_workers(connect_timeout=0.1)
+        found: list[Any] = []
+        thread = in_thread(lambda: found.extend(results(ctx, [RmiTask(ctx, 0, identity, (5,))])))
         cluster.scale(1)
+        thread.join()
+        assert found == [5]  # the job has waited for the worker
         assert ctx.await_workers(1, connect_timeout=60) == 1
         # As if others came all the time.
         monkeypatch.setattr("daskbatch.execute.context.is_stable", lambda *_: False)

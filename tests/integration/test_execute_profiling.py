@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
-from support.profiled import burn, hold, is_profiling, let_go, profile_directories
+from support.profiled import (
+    burn,
+    hide_yappi,
+    hold,
+    is_profiling,
+    let_go,
+    profile_directories,
+    show_yappi,
+)
 from support.waiting import wait_until
 
-from daskbatch import Batch, LifecycleError, SpecError
+from daskbatch import Batch, BatchError, LifecycleError, SpecError
 from daskbatch.execute import (
     CpuProfiling,
     ExecutionContext,
@@ -248,3 +260,62 @@ def test_workers_that_join_are_profiled() -> None:
         burn_everywhere(ctx)
         profiling.stop()
         assert [stat.ncall for stat in profiling.get_stats() if stat.name == "burn"] == [3]
+
+
+def test_a_cluster_in_this_process_that_closes_stops_its_profilers() -> None:
+    """The workers are threads of this process: what they leave on would stay on."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        ExecutionContext(cluster) as ctx,
+    ):
+        profiling = ctx.memory_profiling
+        profiling.start()
+        assert tracemalloc.is_tracing()
+        list(ctx.execute(Job(ctx, [RmiTask(ctx, n, hold, (1 << 20,)) for n in range(2)])))
+        held = [
+            stat
+            for stat in profiling.take_snapshot().statistics("lineno")  # type: ignore[union-attr]
+            if stat.traceback[0].filename.endswith("profiled.py")
+        ]
+        assert sum(stat.size for stat in held) < 3 << 20  # two workers, one process: counted once
+        let_go()
+        cluster.close()
+        wait_until(lambda: not tracemalloc.is_tracing())
+
+
+def test_a_worker_that_cannot_profile_leaves_no_other_on(
+    ctx: ExecutionContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx.batch.client.run(hide_yappi, workers=[ctx.workers[0].address])
+    try:
+        with pytest.raises(BatchError, match=r"cannot profile.*daskbatch\[profiling\]"):
+            ctx.cpu_profiling.start()
+        wait_until(lambda: not any(ctx.batch.client.run(is_profiling).values()))
+    finally:
+        ctx.batch.client.run(show_yappi)
+
+
+LEFT_ON = """
+from daskbatch import Batch
+from daskbatch.execute import ExecutionContext
+
+batch = Batch(num_workers=1)
+profiling = ExecutionContext(batch).memory_profiling
+profiling.start()
+batch.options(isolation="process").function(abs, -1).run()
+print(len(profiling.take_snapshot().traces) > 0)
+"""
+
+
+def test_a_program_that_ends_without_a_stop_leaves_no_files(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LEFT_ON],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert run.stdout == "True\n", run.stderr
+    wait_until(lambda: not list(tmp_path.rglob("daskbatch-*")))

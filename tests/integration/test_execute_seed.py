@@ -247,6 +247,33 @@ def test_workers_are_all_peers_that_are_workers(ctx: ExecutionContext) -> None:
 # -- jobs and tasks -----------------------------------------------------------------------
 
 
+def test_a_context_a_job_and_a_task_have_a_lifecycle(shared_batch: Batch) -> None:
+    """'Bases: Lifecycle': of the context, the job and the task."""
+    events: list[tuple[str, bool]] = []
+    ctx = ExecutionContext(shared_batch)
+    job = Job(ctx, [RmiTask(ctx, 0, identity, (0,), name="task")], name="job")
+    for each in (ctx, job, *job.tasks):
+        each.add_listener(lambda it: events.append((it.name, it.running)))
+    list(ctx.execute(job))
+    wait_until(lambda: job.stopped)
+    ctx.stop()
+    assert events == [
+        *(("job", True), ("task", True), ("task", False), ("job", False)),
+        ("execution context", False),
+    ]
+    assert ctx.started_on <= job.started_on <= job.stopped_on <= ctx.stopped_on  # type: ignore[operator]
+
+
+def test_each_execution_of_a_task_is_scheduled_and_counted(
+    ctx: ExecutionContext, tmp_path: Path
+) -> None:
+    """'Execution of a Task on a worker is the basic unit of scheduling'."""
+    task = RmiTask(ctx, 0, fail_times, (tmp_path / "attempts", 2))
+    results(ctx, [task], attempts=3)
+    assert task.executed_on == lines(tmp_path / "attempts")  # one name for each execution
+    assert task.attempts == 3
+
+
 def test_a_job_is_a_set_of_tasks_with_a_name_and_a_description(ctx: ExecutionContext) -> None:
     """'Job(ctx, tasks, name=None, desc=None)'; 'A set of Tasks which can be executed'."""
     tasks = [RmiTask(ctx, n, identity, (n,)) for n in range(2)]
@@ -365,19 +392,19 @@ def test_an_rmi_task_executes_a_method_with_positional_and_keyword_arguments(
 
 def test_the_scheduler_calls_done_with_each_task_and_then_with_none(ctx: ExecutionContext) -> None:
     """'Scheduler(tasks, done, workers, concurrency=1, attempts=1)'."""
-    told: list[Any] = []
+    messages: list[Any] = []
     tasks = [RmiTask(ctx, n, identity, (n,)) for n in range(3)]
-    Scheduler(tasks, told.append, ctx.workers).run()
-    assert told[-1] is None
-    assert sorted(task.id for task in told[:-1]) == [0, 1, 2]
+    Scheduler(tasks, messages.append, ctx.workers).run()
+    assert messages[-1] is None
+    assert sorted(task.id for task in messages[:-1]) == [0, 1, 2]
 
 
 def test_the_scheduler_tells_the_exception_when_a_job_is_given_up(ctx: ExecutionContext) -> None:
-    told: list[Any] = []
+    messages: list[Any] = []
     task = RmiTask(ctx, 0, fail, ("mine",))
-    Scheduler([task], told.append, ctx.workers).run()
-    assert told == [task, task.exception(), None]
-    assert isinstance(told[1], ValueError)
+    Scheduler([task], messages.append, ctx.workers).run()
+    assert messages == [task, task.exception(), None]
+    assert isinstance(messages[1], ValueError)
 
 
 def test_failed_dependency_is_the_exception_of_a_task_that_was_marked_post_hoc(

@@ -48,7 +48,7 @@ MAY_IMPORT = {
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
     *("cluster", "worker/plugin.py", "batch/batch.py", "executor/executor.py"),
-    *("execute/remote_method.py", "execute/cluster_profiler.py"),
+    *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),
     *("shared/creation.py", "shared/scheduler_rpc.py", "shared/waiting.py", "shared/registry.py"),
 }

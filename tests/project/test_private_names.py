@@ -168,7 +168,7 @@ NAMES = [
     ),
     Use(
         "tracemalloc:Snapshot.traces",
-        "execute/memory_profiling.py",
+        "execute/profiling/memory_profiling.py",
         lambda _: tracemalloc.Snapshot(((0, 1, (("file", 1),), 1),), 1).traces._traces,  # type: ignore[attr-defined, arg-type]
         word="_traces",
     ),

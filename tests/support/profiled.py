@@ -29,3 +29,20 @@ def profile_directories() -> bool:
     from daskbatch.worker.profiling import child_profiles
 
     return child_profiles._directory is not None
+
+
+_hidden: list[object] = []
+
+
+def hide_yappi() -> None:
+    """Make imports of yappi fail in this process, as if it were not installed."""
+    _hidden.append(sys.modules.pop("yappi", None))
+    sys.modules["yappi"] = None  # type: ignore[assignment]
+
+
+def show_yappi() -> None:
+    if _hidden:
+        del sys.modules["yappi"]
+        found = _hidden.pop()
+        if found is not None:
+            sys.modules["yappi"] = found  # type: ignore[assignment]

@@ -36,6 +36,9 @@ class ThreadRun(BlockRun):
         super().__init__(spec, inputs)
         self._thread = 0
         self._caller = StoppableCaller()
+        #: The exception that stops each function of the block, by the function's index. A function
+        #: may name it by an attribute of its class, so that it can catch it.
+        self._stopped_by: dict[int, type[Stopped]] = {}
         # There are two decisions on each member. The claim on it decides whether it begins; this
         # one decides how it ends. It is made once, by `dict.setdefault`, which is atomic: the
         # entry is either the member's status when it is over, or CANCELLED. If the member ends
@@ -59,10 +62,18 @@ class ThreadRun(BlockRun):
     # -- the thread that runs the block ---------------------------------------------------
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
+        index, _ = self.spec.calls[member]
+        self._caller.thrown = self._stopped_by.get(index, Stopped)
         status, value = super()._run(member, link, capture)
         if self._decided.setdefault(member, status) == Status.CANCELLED:
             return Status.CANCELLED, None
         return status, value
+
+    def _load(self, index: int) -> Callable[..., Any]:
+        function = super()._load(index)
+        stopped_by = getattr(type(function), "stopped_by", Stopped)
+        self._caller.thrown = self._stopped_by[index] = stopped_by
+        return function
 
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
@@ -74,8 +85,6 @@ class ThreadRun(BlockRun):
             return self._execute(member, partial(run_job, **kwargs, directory=directory))
         if type(function) is RankFunction:
             return self._execute(member, partial(self._run_on_ranks, member, function, *args))
-        # A function may name the exception that stops it, so that it can catch it.
-        self._caller.thrown = getattr(type(function), "stopped_by", Stopped)
         limits = self.spec.limits.get(member)
         if limits is None or limits.timeout is None:
             return self._caller.call(member, function, args, kwargs)

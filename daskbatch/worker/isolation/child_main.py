@@ -33,7 +33,7 @@ from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
 from daskbatch.worker.processes.parent_death import end_with_parent
-from daskbatch.worker.profiling.child_profiles import obey
+from daskbatch.worker.profiling.child_server import run_wanted
 
 
 class FlushingClaims(SharedClaims):
@@ -180,7 +180,7 @@ class ChildServer:
     def _run(self, request: BlockRequest, claims: int) -> None:
         """Run a block; `claims` is the descriptor of the memory of its claims."""
         sys.path[:] = request.path
-        obey(request.profile)
+        run_wanted(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
         limits = spec.limits
         if request.retries is not None:

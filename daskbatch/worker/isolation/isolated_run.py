@@ -166,7 +166,7 @@ class IsolatedRun(Progress):
             budget=budget,
             share_limit=self._share_limit,
             retries=self._retries.get(start),
-            profile=child_profiles.order(),
+            profile=child_profiles.wanted_in_children(),
             single=self.spec.fresh,
         )
         if self.spec.topic in child.initialized:

@@ -13,7 +13,7 @@ from daskbatch.serialization import pickling
 from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Link
 from daskbatch.worker.execution.outcome import BlockResult
-from daskbatch.worker.profiling.child_profiles import ChildOrder
+from daskbatch.worker.profiling.child_profiles import WantedProfilers
 
 _NO_MEMBERS: frozenset[int] = frozenset()
 
@@ -42,7 +42,7 @@ class BlockRequest(NamedTuple):
         The worker's `sys.path`.
     context : tuple, optional
         The fields of the members' `TaskContext`, without the slot.
-    profile : ChildOrder, optional
+    profile : WantedProfilers, optional
         The profilers that are to run in the child.
     allocation : Allocation, optional
         The slots that the members hold, if they are a gang.
@@ -61,7 +61,7 @@ class BlockRequest(NamedTuple):
     journal: tuple[str, int] | None
     path: Sequence[str]
     context: tuple[str, Any, str, bytes | None] | None = None
-    profile: ChildOrder | None = None
+    profile: WantedProfilers | None = None
     allocation: Allocation | None = None
     single: bool = False
 

@@ -1,8 +1,9 @@
 """Profiles the children of a worker: they run the worker's profilers, and report by a socket.
 
-With each block, the worker sends a child the list of the profilers that run. From then on a
-thread of the child answers the worker's requests. So a child reports while it runs a task, and
-also afterwards. Any thread may call these functions.
+With each block, the worker sends a child the list of the profilers to run. From then on a thread
+of the child answers the worker's requests. So a child reports while it runs a task, and also
+afterwards. This module is the worker's side; `child_server` is the child's side. Any thread may
+call these functions.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import contextlib
 import os
 import socket
 import struct
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from daskbatch.forking import after_fork, make_lock
@@ -22,25 +21,35 @@ from daskbatch.worker.profiling import profilers
 #: How long a child may take to report: it may be in a long call of C code.
 _REPORT_TIMEOUT_SECONDS = 10.0
 
+#: How often the worker tries to remove the directory of the sockets: a child may just make one.
+_MAX_REMOVAL_ATTEMPTS = 10
+
+#: Whether a path may name a directory by a descriptor, as on Linux.
+_HAS_DESCRIPTOR_PATHS = os.path.isdir("/proc/self/fd")
+
+#: The two requests to a child: to report a kind of profiler, and to end owners.
+REPORT, FORGET = b"report ", b"forget "
+
 _SIZE = struct.Struct("!q")
 
 
-class ChildOrder(NamedTuple):
+class WantedProfilers(NamedTuple):
     """What a worker sends to its children: the profilers to run.
 
     Parameters
     ----------
     directory : str
         The directory in which each child makes its socket.
-    wanted : tuple of (str, str)
+    profilers : tuple of (str, str)
         The kinds of the profilers to run, with their owners.
     """
 
     directory: str
-    wanted: tuple[tuple[str, str], ...]
+    profilers: tuple[tuple[str, str], ...]
 
 
 _lock = make_lock()
+_parent: str | None = None
 _directory: str | None = None
 
 
@@ -50,10 +59,13 @@ def _forget_directory() -> None:
     _directory = None
 
 
-# -- the worker ---------------------------------------------------------------------------
+def set_parent_directory(path: str) -> None:
+    """Set the directory below which the worker makes the directory of the sockets."""
+    global _parent
+    _parent = path
 
 
-def order() -> ChildOrder | None:
+def wanted_in_children() -> WantedProfilers | None:
     """Return what to send to a child; None if no profiler runs, and no child has to stop one."""
     global _directory
     if not profilers.active() and _directory is None:
@@ -66,121 +78,102 @@ def order() -> ChildOrder | None:
                 return None
             import tempfile  # not at the top: a child starts faster without it
 
-            _directory = tempfile.mkdtemp(prefix="daskbatch-profile-")
-    return ChildOrder(_directory, wanted)
+            # Elsewhere the path must be short: the directory for temporary files has a short one.
+            parent = _parent if _HAS_DESCRIPTOR_PATHS else None
+            _directory = tempfile.mkdtemp(prefix="daskbatch-profile-", dir=parent)
+    return WantedProfilers(_directory, wanted)
 
 
-def reports(kind: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the process id and the report of each child that profiles."""
-    for path, data in _ask(kind.encode()):
-        if data:
-            yield int(path.name), data
+def reports(kind: str) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the name and the report of each child that profiles.
+
+    The report is None if the child has not answered in time.
+    """
+    for name, data in _request(REPORT + kind.encode()):
+        if data != b"":
+            yield name, data
 
 
 def forget(owners: str) -> None:
     """Stop the profilers of some owners in the children; see `profilers.forget`."""
-    global _directory
-    for _ in _ask(b"-" + owners.encode()):
+    for _ in _request(FORGET + owners.encode()):
         pass
+    remove_directory()
+
+
+def remove_directory() -> None:
+    """Remove the directory of the sockets if no profiler is active."""
+    global _directory
     with _lock:
-        if _directory is not None and not profilers.active():
-            import shutil  # not at the top, as above
+        if _directory is None or profilers.active():
+            return
+        directory, _directory = _directory, None
+        import shutil  # not at the top, as above
 
-            shutil.rmtree(_directory, ignore_errors=True)
-            _directory = None
+        for _ in range(_MAX_REMOVAL_ATTEMPTS):
+            shutil.rmtree(directory, ignore_errors=True)
+            if not os.path.exists(directory):
+                break
 
 
-def _ask(question: bytes) -> Iterator[tuple[Path, bytes]]:
-    directory = _directory
-    if directory is None:
+def _request(request: bytes) -> Iterator[tuple[str, bytes | None]]:
+    """Send a request to each child, and yield its name and its answer; None if it has not come."""
+    with _lock:
+        directory, descriptor = _directory, -1
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(directory, os.O_RDONLY)
+    if directory is None or descriptor < 0:
         return
-    with contextlib.suppress(OSError):
-        for path in sorted(Path(directory).iterdir()):
+    try:
+        for name in sorted(os.listdir(descriptor)):
+            if name.startswith("."):
+                continue  # the child does not listen yet: it starts its profilers afterwards
+            path = socket_path(directory, descriptor, name)
             try:
                 with socket.socket(socket.AF_UNIX) as connection:
                     connection.settimeout(_REPORT_TIMEOUT_SECONDS)
-                    connection.connect(str(path))
-                    connection.sendall(_SIZE.pack(len(question)) + question)
-                    yield path, _receive(connection)
+                    connection.connect(path)
+                    send(connection, request)
+                    yield name, receive(connection)
             except (ConnectionError, FileNotFoundError):
-                path.unlink(missing_ok=True)  # the child has ended
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # the child has ended
             except OSError:
-                continue  # the child does not answer in time
+                yield name, None
+    finally:
+        os.close(descriptor)
 
 
-def _receive(connection: socket.socket) -> bytes:
+# -- messages -----------------------------------------------------------------------------
+
+
+def socket_path(directory: str, descriptor: int, name: str) -> str:
+    """Return the path of a socket: one by the descriptor of the directory, if that is possible.
+
+    The path of a socket may have at most 107 bytes, and that of the directory may be longer.
+    """
+    if _HAS_DESCRIPTOR_PATHS:
+        return f"/proc/self/fd/{descriptor}/{name}"
+    return os.path.join(directory, name)
+
+
+def send(connection: socket.socket, message: bytes) -> None:
+    """Send a message with its size."""
+    connection.sendall(_SIZE.pack(len(message)) + message)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Receive a message.
+
+    Raises
+    ------
+    ConnectionError
+        The other process has closed the connection.
+    """
     with connection.makefile("rb") as file:
         head = file.read(_SIZE.size)
-        if len(head) < _SIZE.size:
-            raise ConnectionError("the other process has closed the connection")
-        return file.read(_SIZE.unpack(head)[0])
-
-
-# -- a child ------------------------------------------------------------------------------
-
-_listener: socket.socket | None = None
-
-
-def obey(told: ChildOrder | None) -> None:
-    """Run exactly the profilers that the worker has sent to this child.
-
-    The first call with profilers also starts the thread that answers the worker.
-    """
-    if told is None:
-        # An order can arrive after the worker has stopped the profilers that it names.
-        if profilers.active():
-            profilers.follow(())
-        return
-    try:
-        _listen(told)
-    except FileNotFoundError:
-        # The worker has stopped its profilers, and removed the directory, in the meantime.
-        profilers.follow(())
-    else:
-        profilers.follow(told.wanted)
-
-
-def _listen(told: ChildOrder) -> None:
-    """Start to answer the worker in the directory of an order, unless this child does so."""
-    global _listener
-    if _listener is not None and not os.path.exists(_listener.getsockname()):
-        # The worker has stopped all its profilers and removed the directory; this call
-        # starts new profilers, which have another directory.
-        _listener.close()
-        _listener = None
-    if _listener is None and told.wanted:
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(os.path.join(told.directory, str(os.getpid())))
-        except OSError:
-            listener.close()
-            raise
-        listener.listen()
-        _listener = listener
-        threading.Thread(
-            target=_serve, args=(listener,), name="daskbatch-profile", daemon=True
-        ).start()
-
-
-def _serve(listener: socket.socket) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        with connection, contextlib.suppress(OSError):
-            question = _receive(connection).decode()
-            answer = b""
-            if question.startswith("-"):
-                profilers.forget(question[1:])
-            else:
-                answer = profilers.report(question) or b""
-            connection.sendall(_SIZE.pack(len(answer)) + answer)
-
-
-@after_fork
-def _forget_listener() -> None:
-    global _listener
-    if _listener is not None:
-        _listener.close()
-        _listener = None
+        message = file.read(_SIZE.unpack(head)[0]) if len(head) == _SIZE.size else b""
+    if len(head) < _SIZE.size or len(message) < _SIZE.unpack(head)[0]:
+        raise ConnectionError("the other process has closed the connection")
+    return message

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from daskbatch.forking import make_lock
 
 CPU, MEMORY = "cpu", "memory"
+
+#: How many owners that have ended this process remembers, to refuse a start that arrives late.
+_MAX_ENDED_OWNERS = 1000
 
 
 class _Kind(NamedTuple):
@@ -25,6 +29,7 @@ class _Kind(NamedTuple):
 
 
 _owners: dict[str, set[str]] = {CPU: set(), MEMORY: set()}
+_ended: deque[str] = deque(maxlen=_MAX_ENDED_OWNERS)
 _lock = make_lock()
 
 #: Whether the user had already started tracemalloc. Then only the user stops it.
@@ -32,7 +37,10 @@ _users_tracing = False
 
 
 def start(kind: str, owner: str) -> None:
-    """Start a profiler for an owner.
+    """Start a profiler for an owner; do nothing if the owner has ended already.
+
+    A request to stop a profiler can overtake the request to start it, since each is processed in
+    a thread.
 
     Raises
     ------
@@ -40,6 +48,8 @@ def start(kind: str, owner: str) -> None:
         A package that the profiler needs is not installed here.
     """
     with _lock:
+        if any(_belongs(owner, each) for each in _ended):
+            return
         if not _owners[kind]:
             _KINDS[kind].start()
         _owners[kind].add(owner)
@@ -52,13 +62,22 @@ def report(kind: str) -> bytes | None:
 
 
 def forget(owners: str) -> None:
-    """Remove the owners whose names begin with `owners`; stop profilers without an owner."""
+    """End one owner, or the owners of a client; stop profilers without an owner.
+
+    Parameters
+    ----------
+    owners : str
+        The name of the owner, or the part of it before a slash, which names the client.
+    """
     with _lock:
-        for kind, names in _owners.items():
-            remaining = {each for each in names if not each.startswith(owners)}
-            if names and not remaining:
-                _KINDS[kind].stop()
-            _owners[kind] = remaining
+        _ended.append(owners)
+        _remove(owners)
+
+
+def stop_all() -> None:
+    """Stop all profilers, whatever their owners."""
+    with _lock:
+        _remove(None)
 
 
 def active() -> tuple[tuple[str, str], ...]:
@@ -69,13 +88,25 @@ def active() -> tuple[tuple[str, str], ...]:
         return tuple((kind, each) for kind, names in _owners.items() for each in sorted(names))
 
 
-def follow(wanted: tuple[tuple[str, str], ...]) -> None:
+def run_exactly(wanted: tuple[tuple[str, str], ...]) -> None:
     """Run exactly the profilers that are wanted, each with its owners; see `active`."""
-    have = set(active())
-    for kind, owner in set(wanted) - have:
+    present = set(active())
+    for kind, owner in set(wanted) - present:
         start(kind, owner)
-    for _, owner in have - set(wanted):
+    for _, owner in present - set(wanted):
         forget(owner)
+
+
+def _belongs(owner: str, owners: str | None) -> bool:
+    return owners is None or owner == owners or owner.startswith(f"{owners}/")
+
+
+def _remove(owners: str | None) -> None:
+    for kind, names in _owners.items():
+        remaining = {each for each in names if not _belongs(each, owners)}
+        if names and not remaining:
+            _KINDS[kind].stop()
+        _owners[kind] = remaining
 
 
 # -- the kinds ----------------------------------------------------------------------------
@@ -118,6 +149,8 @@ def _stop_memory() -> None:
 
 
 def _report_memory() -> bytes:
+    if not tracemalloc.is_tracing():  # a task has stopped it
+        return pickle.dumps(tracemalloc.Snapshot((), 1), 5)
     return pickle.dumps(tracemalloc.take_snapshot(), 5)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from typing import Any
 
-from daskbatch.execute.assigner import Assigner, Execution
-from daskbatch.execute.lanes import Durations
+from daskbatch.execute.scheduling.assigner import Assigner
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.scheduling.execution import Execution
 
 
 def make(
@@ -25,14 +27,14 @@ def places(executions: list[Execution]) -> dict[int, str]:
     return {each.task: each.worker for each in executions}
 
 
-def test_each_lane_is_given_one_task_of_unknown_duration() -> None:
+def test_each_queue_is_given_one_task_of_unknown_duration() -> None:
     assigner = make(10, "ab", concurrency=2)
     assigner.add(range(10))
     assert places(assigner.assign(0.0)) == {0: "a", 1: "b", 2: "a", 3: "b"}
     assert assigner.assign(0.0) == []
 
 
-def test_a_lane_that_is_empty_is_given_the_next() -> None:
+def test_a_queue_that_is_empty_is_given_the_next() -> None:
     assigner = make(3, "a")
     assigner.add(range(3))
     (first,) = assigner.assign(0.0)
@@ -56,7 +58,7 @@ def test_short_tasks_are_given_many_at_a_time_and_evenly_in_the_end() -> None:
     assert all(900 <= count <= 1001 for count in given.values())  # enough for a tenth of a second
 
 
-def test_a_task_that_runs_on_the_drivers_side_has_a_lane_to_itself() -> None:
+def test_a_task_that_runs_on_the_drivers_side_has_a_queue_to_itself() -> None:
     assigner = make(3, "a", kind=None)
     assigner.add(range(3))
     assert len(assigner.assign(0.0)) == 1
@@ -130,7 +132,7 @@ def test_a_worker_that_was_named_as_lost_is_given_nothing_more() -> None:
     assert places(assigner.assign(0.0)) == {0: "b"}
 
 
-def test_what_waits_behind_a_long_task_is_taken_back_for_a_lane_that_is_empty() -> None:
+def test_what_waits_behind_a_long_task_is_taken_back_for_a_queue_that_is_empty() -> None:
     assigner = make(8, "ab", seconds=1e-3)
     assigner.add(range(8))
     executions = assigner.assign(0.0)
@@ -149,7 +151,7 @@ def test_what_waits_behind_a_long_task_is_taken_back_for_a_lane_that_is_empty() 
     assert set(places(assigner.assign(0.2)).values()) == {"b"}
 
 
-def test_a_lane_that_is_held_up_is_given_no_more() -> None:
+def test_a_queue_that_is_held_up_is_given_no_more() -> None:
     assigner = make(30, "a", seconds=1e-4)
     assigner.add([0])
     assigner.assign(0.0)
@@ -157,7 +159,22 @@ def test_a_lane_that_is_held_up_is_given_no_more() -> None:
     assert assigner.assign(0.2) == []
 
 
-def test_kinds_that_return_much_have_a_lane_to_themselves() -> None:
+def test_locality_0_takes_no_memory() -> None:
+    workers = [f"worker-{n}" for n in range(100)]
+    assigner = Assigner(range(1000), [None] * 1000, 1)
+    for worker in workers:
+        assigner.add_worker(worker)
+    indifferent = [(worker, 0) for worker in workers]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for task in range(1000):
+        assigner.set_locality(task, indifferent, more=False)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1000  # less than a byte a task
+
+
+def test_kinds_that_return_much_have_a_queue_to_themselves() -> None:
     assigner = make(10, "a", seconds=1e-5)
     assigner.durations.learn_large("k")
     assigner.add(range(10))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from daskbatch import GraphError, SpecError
-from daskbatch.execute.graph import TaskGraph
-from daskbatch.execute.task import Task
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.scheduling.graph import TaskGraph
 
 
 def tasks(*ids: Any, **how: Any) -> list[Task]:

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from daskbatch.execute.graph import TaskGraph
-from daskbatch.execute.progress import MOST_DEATHS, JobProgress, Stage
-from daskbatch.execute.task import Task
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.scheduling.graph import TaskGraph
+from daskbatch.execute.scheduling.progress import MAX_DEATHS, JobProgress, Stage
 
 
 def make(
@@ -57,7 +57,7 @@ def test_a_failure_counts_as_an_attempt() -> None:
     progress.executing(0)
     assert progress.failed(0).ready == [0]
     progress.executing(0)
-    assert progress.failed(0).given_up
+    assert progress.failed(0).is_permanent
     assert progress.stages[0] == Stage.FAILED
 
 
@@ -67,11 +67,11 @@ def test_a_loss_counts_as_none_but_deaths_are_bounded() -> None:
     for _ in range(100):
         progress.executing(0)
         assert progress.lost(0, 0).ready == [0]
-    for _ in range(MOST_DEATHS - 1):
+    for _ in range(MAX_DEATHS - 1):
         progress.executing(0)
         assert progress.lost(0, 1).ready == [0]
     progress.executing(0)
-    assert progress.lost(0, 1).given_up
+    assert progress.lost(0, 1).is_permanent
 
 
 def test_missing_results_are_made_again_before_the_task_that_misses_them() -> None:
@@ -80,7 +80,7 @@ def test_missing_results_are_made_again_before_the_task_that_misses_them() -> No
     run(progress, 0, 1)
     progress.executing(2)
     change = progress.dependencies_failed(2, [1])
-    assert (change.ready, change.redone, change.given_up) == ([1], [1], False)
+    assert (change.ready, change.redone, change.is_permanent) == ([1], [1], False)
     assert progress.unfinished == 2
     assert run(progress, 1) == [2]
     run(progress, 2)
@@ -140,11 +140,11 @@ def test_re_execution_is_bounded(named: list[int]) -> None:
     run(progress, 0)
     for _ in range(3):
         progress.executing(1)
-        assert not progress.dependencies_failed(1, named).given_up
+        assert not progress.dependencies_failed(1, named).is_permanent
         if named:
             run(progress, 0)
     progress.executing(1)
-    assert progress.dependencies_failed(1, named).given_up
+    assert progress.dependencies_failed(1, named).is_permanent
     assert progress.stages[1] == Stage.FAILED
 
 
@@ -156,7 +156,7 @@ def test_a_mark_on_a_done_task_has_it_made_again_bounded() -> None:
         change = progress.dependency_failed(0)
         assert (change.ready, change.blocked) == ([0], [1])
         run(progress, 0)
-    assert progress.dependency_failed(0).given_up
+    assert progress.dependency_failed(0).is_permanent
 
 
 def test_a_mark_on_a_task_that_is_not_done_changes_nothing() -> None:

@@ -105,10 +105,12 @@ def test_what_tasks_offer() -> None:
 
 
 def test_what_runs_on_workers_needs_no_profiler_nor_driver() -> None:
-    program = "import sys, daskbatch.execute, daskbatch.execute.exceptions; print(*sys.modules)"
+    program = (
+        "import sys, daskbatch.execute, daskbatch.execute.jobs.exceptions; print(*sys.modules)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     loaded = run.stdout.split()
-    assert "daskbatch.execute.exceptions" in loaded
+    assert "daskbatch.execute.jobs.exceptions" in loaded
     assert not {"yappi", "distributed", "daskbatch.execute.context"} & set(loaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from daskbatch.execute.ready_queue import ReadyQueue, allowed_workers
+from daskbatch.execute.scheduling.ready_queue import ReadyQueue, allowed_workers
 
 
 def drain(queue: ReadyQueue, worker: str) -> list[int]:

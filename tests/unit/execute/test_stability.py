@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daskbatch.execute.stability import is_stable
+from daskbatch.execute.workers.stability import is_stable
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Keeps the stage of each task of a job, and decides what runs again after a failure. Pure.
 
-The code needs no threads, no workers and no clock. A task is given by its position in a
-`TaskGraph`. One thread at a time may use a `JobProgress`.
+A task is given by its position in a `TaskGraph`. One thread at a time may use a `JobProgress`.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
-from daskbatch.execute.graph import TaskGraph
+from daskbatch.execute.scheduling.graph import TaskGraph
 
-#: A task fails for good once this many workers have died while they ran it.
-MOST_DEATHS = 3
+#: A task fails permanently once this many workers have died while they ran it.
+MAX_DEATHS = 3
 
 
 class Stage(IntEnum):
@@ -39,18 +38,18 @@ class Change(NamedTuple):
         Tasks that were ready, and now wait for others.
     redone : list of int
         Tasks that were done, and are executed again.
-    given_up : bool
-        Whether the task has failed for good: it may not be executed again. Then the stages of
+    is_permanent : bool
+        Whether the failure is permanent: the task may not be executed again. Then the stages of
         the other tasks have not changed.
     """
 
     ready: list[int]
     blocked: list[int]
     redone: list[int]
-    given_up: bool = False
+    is_permanent: bool = False
 
 
-_FAILED_FOR_GOOD = Change([], [], [], given_up=True)
+_PERMANENT_FAILURE = Change([], [], [], is_permanent=True)
 
 
 class JobProgress:
@@ -64,15 +63,15 @@ class JobProgress:
         The tasks.
     attempts : int
         How often a task is executed at most if its own code fails.
-    most_reexecutions : int
+    max_reexecutions : int
         How often a task is executed again at most because of missing results.
 
     Examples
     --------
-    >>> from daskbatch.execute.task import Task
+    >>> from daskbatch.execute.jobs.task import Task
     >>> first, second = Task(None, 1), Task(None, 2)
     >>> second.dependencies.add(first)
-    >>> progress = JobProgress(TaskGraph([first, second]), attempts=1, most_reexecutions=16)
+    >>> progress = JobProgress(TaskGraph([first, second]), attempts=1, max_reexecutions=16)
     >>> progress.begin([])
     [0]
     >>> progress.executing(0)
@@ -80,10 +79,10 @@ class JobProgress:
     [1]
     """
 
-    def __init__(self, graph: TaskGraph, attempts: int, most_reexecutions: int) -> None:
+    def __init__(self, graph: TaskGraph, attempts: int, max_reexecutions: int) -> None:
         self._graph = graph
         self._attempts = attempts
-        self._most_reexecutions = most_reexecutions
+        self._max_reexecutions = max_reexecutions
         count = len(graph.tasks)
         self.stages = [Stage.BLOCKED] * count
         #: How many tasks are not done.
@@ -154,7 +153,7 @@ class JobProgress:
         self._failures[task] += 1
         if self._failures[task] >= self._attempts:
             self.stages[task] = Stage.FAILED
-            return _FAILED_FOR_GOOD
+            return _PERMANENT_FAILURE
         return self.again(task)
 
     def lost(self, task: int, deaths: int) -> Change:
@@ -168,9 +167,9 @@ class JobProgress:
             How many workers died in this loss while they ran the task.
         """
         self._deaths[task] += deaths
-        if self._deaths[task] >= MOST_DEATHS:
+        if self._deaths[task] >= MAX_DEATHS:
             self.stages[task] = Stage.FAILED
-            return _FAILED_FOR_GOOD
+            return _PERMANENT_FAILURE
         return self.again(task)
 
     def again(self, task: int) -> Change:
@@ -196,9 +195,9 @@ class JobProgress:
             for each in named
             if self.stages[each] == Stage.DONE and self._completed.get(each, 0) <= began
         ]
-        if any(self._reexecutions[each] >= self._most_reexecutions for each in (task, *redone)):
+        if any(self._reexecutions[each] >= self._max_reexecutions for each in (task, *redone)):
             self.stages[task] = Stage.FAILED
-            return _FAILED_FOR_GOOD
+            return _PERMANENT_FAILURE
         self._reexecutions[task] += 1
         change = self._redo(redone)
         for each in named:
@@ -210,11 +209,11 @@ class JobProgress:
 
     def dependency_failed(self, task: int) -> Change:
         """Record that the result of a task is missing; the task is executed again."""
-        if self._reexecutions[task] >= self._most_reexecutions:
+        if self._reexecutions[task] >= self._max_reexecutions:
             if self.stages[task] == Stage.DONE:
                 self.unfinished += 1
             self.stages[task] = Stage.FAILED
-            return _FAILED_FOR_GOOD
+            return _PERMANENT_FAILURE
         if self.stages[task] == Stage.RUNNING:
             self._reexecutions[task] += 1
             return self.again(task)

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from daskbatch.errors import SpecError
-from daskbatch.execute.task import Task
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.workers.worker import Worker
 
 
 class RmiTask(Task):
@@ -54,6 +54,10 @@ class RmiTask(Task):
         if not callable(method):
             raise SpecError(f"method= must be a callable, not {method!r}")
         super().__init__(ctx, task_id, priority=priority, name=name, desc=desc, group=group)
+        if isinstance(args, (str, bytes)):
+            raise SpecError(
+                f"args= must be a sequence of arguments, not {args!r}: pass ({args!r},)"
+            )
         self.method = method
         self.args = tuple(args)
         self.kwargs = dict(kwargs or {})

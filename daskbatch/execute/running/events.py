@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from daskbatch.execute.assigner import Execution
-from daskbatch.execute.driver_future import DriverFuture
-from daskbatch.execute.engine import CallOutcome
-from daskbatch.execute.worker_watch import WorkerSet
+from daskbatch.execute.running.calls import CallOutcome
+from daskbatch.execute.running.driver_future import DriverFuture
+from daskbatch.execute.scheduling.execution import Execution
+from daskbatch.execute.workers.worker_watch import WorkerSet
 
 
 class CallOver(NamedTuple):

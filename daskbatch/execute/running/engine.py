@@ -9,10 +9,9 @@ the end, and must not block.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from daskbatch import errors
 from daskbatch.batch.batch import Batch
@@ -22,7 +21,8 @@ from daskbatch.cluster.session import Session
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Call
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
-from daskbatch.execute.remote_method import Misplaced, RemoteMethod
+from daskbatch.execute.running.calls import CallOutcome, CallSequence, Ending, EngineCall
+from daskbatch.execute.running.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
 
 #: After this time, a waiting fetch of a large value checks whether the value is still wanted. The
@@ -34,105 +34,9 @@ _FIRST_FETCH_TIMEOUT_SECONDS = 5.0
 _MAX_SMALL_VALUE_BYTES = 1 << 18
 
 
-class EngineCall(NamedTuple):
-    """A method to call on a worker.
-
-    Parameters
-    ----------
-    method, args, kwargs
-        The method and its arguments.
-    name : str
-        The name of the call in messages.
-    kind : hashable
-        Calls of the same kind are expected to take the same time.
-    told : callable
-        Called without arguments when the call is over. It must not block.
-    """
-
-    method: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    name: str
-    kind: Hashable
-    told: Callable[[], None]
-
-
-class LaneCalls(NamedTuple):
-    """Calls that one worker runs one after another.
-
-    Parameters
-    ----------
-    worker : str
-        The address of the worker.
-    lane : hashable
-        Identifies the sequence of calls. The worker runs calls with different values of `lane`
-        at the same time if it can.
-    releases_slot : bool
-        Whether the calls release the slot of the worker while they run; see `RemoteMethod`.
-    before : sequence of TaskRecord
-        The calls of the same lane that were started earlier and are not over.
-    calls : list of EngineCall
-        The calls, in the order in which they run.
-    """
-
-    worker: str
-    lane: Hashable
-    releases_slot: bool
-    before: Sequence[TaskRecord]
-    calls: list[EngineCall]
-
-
-class Ending(Enum):
-    """The ways in which a call can end."""
-
-    RETURNED = "returned"
-    RAISED = "raised"
-    CANCELLED = "cancelled"
-    #: The call was lost with its worker, or did not reach it.
-    LOST = "lost"
-    #: The connection to the cluster has ended.
-    SERVICE_LOST = "service lost"
-
-
-class CallOutcome(NamedTuple):
-    """The outcome of a call that is over.
-
-    Parameters
-    ----------
-    ending : Ending
-        How the call has ended.
-    value : object
-        The value that it returned, or None.
-    error : Exception, optional
-        The exception that it raised, or the exception that explains why it did not complete.
-    seconds : float
-        The duration of the call.
-    deaths : int
-        How many workers have died while they ran the call.
-    large : bool
-        Whether the value is large: more than 256 KiB when pickled.
-    """
-
-    ending: Ending
-    value: Any = None
-    error: BaseException | None = None
-    seconds: float = 0.0
-    deaths: int = 0
-    large: bool = False
-
-
 #: A method and the `RemoteMethod` that is sent to a worker in its place. The reference keeps the
 #: method alive, so that no other object gets its `id`, by which it is looked up.
 _Sent = tuple[Callable[..., Any], RemoteMethod]
-
-
-def kind_of(method: Callable[..., Any]) -> Hashable:
-    """Return the kind of the calls of a method; calls of one kind take about the same time."""
-    inner = getattr(method, "__func__", getattr(method, "func", method))
-    return getattr(inner, "__code__", None) or (
-        getattr(inner, "__module__", None),
-        getattr(inner, "__qualname__", type(inner).__qualname__),
-    )
 
 
 class Engine:
@@ -159,12 +63,12 @@ class Engine:
         #: The methods sent so far, by worker and by whether the calls release its slot.
         self._methods: dict[tuple[str, bool], dict[int, _Sent]] = {}
 
-    def start(self, lanes: Iterable[LaneCalls]) -> list[TaskRecord]:
+    def start(self, sequences: Iterable[CallSequence]) -> list[TaskRecord]:
         """Start calls and return their records in the same order.
 
         Parameters
         ----------
-        lanes : iterable of LaneCalls
+        sequences : iterable of CallSequence
             The calls.
 
         Raises
@@ -174,15 +78,15 @@ class Engine:
         """
         records: list[TaskRecord] = []
         callbacks: list[Callable[[], None]] = []
-        for lane in lanes:
+        for sequence in sequences:
             first = len(records)
-            settings, methods = self._where(lane)
-            for call in lane.calls:
-                records.append(self._record(call, settings, methods, lane))
-                callbacks.append(call.told)
-            if lane.before:
-                # The first call runs after the earlier calls of the lane, even if these fail.
-                records[first].waits = tuple((each, 0) for each in lane.before)
+            settings, methods = self._where(sequence)
+            for call in sequence.calls:
+                records.append(self._record(call, settings, methods, sequence))
+                callbacks.append(call.on_over)
+            if sequence.before:
+                # The first call runs after the earlier calls of the queue, even if these fail.
+                records[first].waits = tuple((each, 0) for each in sequence.before)
         self._dispatcher.submit(records, self._name)
         outcomes = self._dispatcher.outcomes
         with outcomes.changed:
@@ -190,28 +94,28 @@ class Engine:
                 outcomes.when_over(record, callback)
         return records
 
-    def _where(self, lane: LaneCalls) -> tuple[TaskSettings, dict[int, _Sent]]:
-        """Return the settings of a lane's calls, and the methods that were sent to its worker."""
-        where = lane.worker, lane.lane
+    def _where(self, sequence: CallSequence) -> tuple[TaskSettings, dict[int, _Sent]]:
+        """Return the settings of a sequence of calls, and the methods sent to its worker."""
+        where = sequence.worker, sequence.queue
         settings = self._settings.get(where)
         if settings is None:
             options = replace(
-                DEFAULT_OPTIONS, workers=(lane.worker,), other_workers=True, apart=where
+                DEFAULT_OPTIONS, workers=(sequence.worker,), other_workers=True, apart=where
             )
             settings = self._settings[where] = TaskSettings(options)
-        return settings, self._methods.setdefault((lane.worker, lane.releases_slot), {})
+        return settings, self._methods.setdefault((sequence.worker, sequence.releases_slot), {})
 
     def _record(
         self,
         call: EngineCall,
         settings: TaskSettings,
         methods: dict[int, _Sent],
-        lane: LaneCalls,
+        sequence: CallSequence,
     ) -> TaskRecord:
         method, args, kwargs = call.method, call.args, call.kwargs
         sent = methods.get(id(method))
         if sent is None:
-            remote = RemoteMethod(method, lane.worker, lane.releases_slot)
+            remote = RemoteMethod(method, sequence.worker, sequence.releases_slot)
             sent = methods[id(method)] = method, remote
         if not kwargs and pickling.are_plain(args):
             described = Call(sent[1], call.kind, pickling.dumps_plain((args, kwargs)))
@@ -230,7 +134,7 @@ class Engine:
         """Return whether a call has a value in this process and the value is large."""
         return record.value is not None and len(record.value) > _MAX_SMALL_VALUE_BYTES
 
-    def bring(self, record: TaskRecord, stopped: Callable[[], bool]) -> CallOutcome:
+    def fetch(self, record: TaskRecord, stopped: Callable[[], bool]) -> CallOutcome:
         """Fetch the value of a call if it is still on a worker, and return the call's outcome.
 
         Parameters

@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from daskbatch.errors import LifecycleError
-from daskbatch.execute.lifecycle import Lifecycle
-from daskbatch.execute.task import Task
+from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.execute.jobs.lifecycle import Lifecycle
+from daskbatch.execute.jobs.task import Task
 
 _ids = itertools.count(1)
 
@@ -58,6 +58,9 @@ class Job(Lifecycle):
         super().__init__(f"job {self.id}" if name is None else name, desc)
         self.ctx = ctx
         self.tasks: list[Task] = list(tasks)
+        for task in self.tasks:
+            if not isinstance(task, Task):
+                raise SpecError(f"a job consists of tasks: {task!r} is not a Task")
         self._scheduler: weakref.ref[Any] | None = None
 
     def group(self, name: str) -> list[Task]:

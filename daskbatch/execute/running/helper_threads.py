@@ -5,10 +5,12 @@ Any thread may submit work to them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any
 
 _logger = logging.getLogger("daskbatch")
 
@@ -36,16 +38,19 @@ class HelperThreads:
         self._closed = False
 
     def do(self, work: Work) -> None:
-        """Run a function in a helper thread; do nothing after `close`."""
+        """Run a function in a helper thread; after `close`, in a thread that ends with it."""
         with self._lock:
-            if self._closed:
-                return
-            self._busy += 1
-            more = self._busy > self._threads
-            self._threads += more
+            closed = self._closed
+            if not closed:
+                self._busy += 1
+                more = self._busy > self._threads
+                self._threads += more
+        if closed:
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                self._start(_run, work)
+            return
         if more:
-            # Daemon threads: user code that blocks must not delay the exit of the interpreter.
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            self._start(self._run_all)
         self._work.put(work)
 
     def close(self) -> None:
@@ -56,14 +61,20 @@ class HelperThreads:
         for _ in range(threads):
             self._work.put(None)
 
-    def _run(self) -> None:
+    def _start(self, target: Callable[..., object], *args: Any) -> None:
+        # Daemon threads: user code that blocks must not delay the exit of the interpreter.
+        threading.Thread(target=target, args=args, name=self._name, daemon=True).start()
+
+    def _run_all(self) -> None:
         while (work := self._work.get()) is not None:
-            try:
-                work()
-            except BaseException:
-                _logger.exception(
-                    "a helper thread of a job met an exception; this is a bug in daskbatch"
-                )
+            _run(work)
             del work
             with self._lock:
                 self._busy -= 1
+
+
+def _run(work: Work) -> None:
+    try:
+        work()
+    except BaseException:
+        _logger.exception("a helper thread of a job met an exception; this is a bug in daskbatch")

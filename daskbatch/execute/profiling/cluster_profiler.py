@@ -6,28 +6,45 @@ Several threads may use one `ClusterProfiler`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from distributed import Client
 
 from daskbatch.cluster.session import Session
 from daskbatch.errors import BatchError, LifecycleError
-from daskbatch.execute.worker import Worker
-from daskbatch.execute.worker_watch import WorkerSet, WorkerWatch
+from daskbatch.execute.workers.worker import Worker
+from daskbatch.execute.workers.worker_watch import WorkerSet, WorkerWatch
 from daskbatch.worker.profiling import remote
 
-#: For each worker: the pickled profiles of its process and of its children.
-Found = list[tuple[Worker, list[bytes]]]
+_logger = logging.getLogger("daskbatch")
+
+
+class WorkerProfile(NamedTuple):
+    """The profiles of the processes of one worker.
+
+    Parameters
+    ----------
+    worker : Worker
+        The worker.
+    pieces : list of bytes
+        The pickled profiles of its process and of its children.
+    """
+
+    worker: Worker
+    pieces: list[bytes]
 
 
 class ClusterProfiler:
     """A profiler on all workers of a context and in their children, also on workers that join.
 
     It runs until `stop`, or until its context or the Batch ends, or this object is deleted.
+    Several threads may use it.
 
     Parameters
     ----------
@@ -42,6 +59,7 @@ class ClusterProfiler:
         self._kind = kind
         self._lock = threading.Lock()
         self._watch: WorkerWatch | None = None
+        #: The workers on which it was started. Those that are paused do not count as connected.
         self._started_on: set[Worker] = set()
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._owner = ""
@@ -67,13 +85,20 @@ class ClusterProfiler:
             # its topic.
             self._owner = f"{session.topic}/{uuid.uuid4().hex}"
             self._client: Client = session.client
-            self._started_on = set(watch.current().threads)
-            self._run(remote.start, self._started_on, kind=self._kind, owner=self._owner)
+            self._started_on = set(watch.current().by_address.values())
             self._finalizer = weakref.finalize(self, _forget_later, self._client, self._owner)
             self._finalizer.atexit = False
+            try:
+                self._run(remote.start, None, kind=self._kind, owner=self._owner)
+            except BaseException:
+                # Some workers may have started it.
+                self._finalizer()
+                raise
             self._watch = watch
-        self._joined = _Joined(self, watch)
-        watch.add_listener(self._joined)
+            self._joined = _Joined(self, watch)
+            watch.add_listener(self._joined)
+        # A worker may have joined before the listener was added.
+        self._joined(watch.current())
 
     def stop(self) -> None:
         """Stop on all workers. If it does not run, do nothing."""
@@ -85,34 +110,50 @@ class ClusterProfiler:
             if self._finalizer is not None:
                 self._finalizer.detach()
             with contextlib.suppress(Exception):  # the cluster may have ended, with its profilers
-                self._run(remote.forget, watch.current().threads, owner=self._owner)
+                self._client.run(remote.forget, owner=self._owner, on_error="ignore")
 
-    def collect(self) -> Found:
-        """Return the profiles of each worker and its children, one for each process.
+    def collect(self) -> list[WorkerProfile]:
+        """Return the profiles of each worker and its children.
+
+        It warns if a process has not answered in time.
 
         Raises
         ------
         LifecycleError
             The profiler does not run.
+        BatchError
+            A worker cannot report its profile, or the cluster cannot be reached.
         """
         watch = self._watch
         if watch is None:
             raise LifecycleError("this profiler does not run: call start() first")
-        workers = {worker.address: worker for worker in watch.current().threads}
-        answers = self._run(remote.report, workers.values(), kind=self._kind)
-        seen: set[tuple[str, int]] = set()
-        found: Found = []
-        for address, worker in workers.items():
-            pieces = []
-            for host, pid, data in answers.get(address) or ():
-                if (host, pid) not in seen:
-                    seen.add((host, pid))
-                    pieces.append(data)
-            found.append((worker, pieces))
+        answers = self._run(remote.report, None, kind=self._kind)
+        found: list[WorkerProfile] = []
+        seen: set[str] = set()
+        silent = []
+        for worker in sorted(self._started_on | set(watch.current().by_address.values())):
+            if worker.address not in answers:
+                continue  # it has ended, and its profile with it
+            found.append(WorkerProfile(worker, []))
+            for process, data in answers[worker.address]:
+                if data is None:
+                    silent.append(worker.name)
+                elif process not in seen:  # workers may share a process
+                    seen.add(process)
+                    found[-1].pieces.append(data)
+        if silent:
+            warnings.warn(
+                f"the profile is incomplete: processes of the workers {', '.join(silent)} have not "
+                "reported in time",
+                stacklevel=4,
+            )
         return found
 
-    def _run(self, function: Any, workers: Any, **kwargs: Any) -> dict[str, Any]:
-        addresses = [worker.address for worker in workers]
+    def _run(
+        self, function: Any, workers: Iterable[Worker] | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Call a function on some or all workers; returns the answers of those that run on."""
+        addresses = None if workers is None else [worker.address for worker in workers]
         try:
             answers: dict[str, Any] = self._client.run(
                 function, workers=addresses, on_error="return", **kwargs
@@ -125,14 +166,22 @@ class ClusterProfiler:
                     f"the worker at {address} cannot profile: {answer}; install daskbatch there "
                     "with its extra: pip install 'daskbatch[profiling]'"
                 ) from answer
-            if isinstance(answer, BaseException):
+            if isinstance(answer, OSError):
                 del answers[address]  # the worker has ended, or is about to end
+            elif isinstance(answer, BaseException):
+                raise BatchError(f"the worker at {address} cannot profile: {answer}") from answer
         return answers
 
     def _join(self, workers: Sequence[Worker]) -> None:
-        with self._lock, contextlib.suppress(Exception):
-            if self._watch is not None:
+        """Start on workers that have joined; runs in a separate thread."""
+        with self._lock:
+            if self._watch is None:
+                return
+            try:
                 self._run(remote.start, workers, kind=self._kind, owner=self._owner)
+            except Exception as error:
+                names = ", ".join(worker.name for worker in workers)
+                _logger.warning("the workers %s have joined and are not profiled: %s", names, error)
 
 
 class _Joined:

@@ -1,7 +1,7 @@
-"""Assigns the ready tasks of a job to the workers: decides which task goes into which `Lane`.
+"""Assigns the ready tasks of a job to workers: decides which task goes into which `WorkerQueue`.
 
 Pure: the caller passes the current time and the localities of the tasks. Only one thread at a
-time may use an `Assigner`. A lane is a queue of tasks that a worker runs one after another.
+time may use an `Assigner`.
 """
 
 from __future__ import annotations
@@ -9,59 +9,24 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from daskbatch.execute.lanes import HELD_UP_SECONDS, Durations, Lane, Lanes
-from daskbatch.execute.ready_queue import INDIFFERENT, ReadyQueue, allowed_workers
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.scheduling.execution import Execution
+from daskbatch.execute.scheduling.ready_queue import INDIFFERENT, ReadyQueue, allowed_workers
+from daskbatch.execute.scheduling.worker_queues import (
+    HELD_UP_SECONDS,
+    WorkerQueue,
+    WorkerQueues,
+)
 
-#: The estimated duration of a task that must be the only task in its lane: larger than any
-#: lane's capacity. Seconds.
+#: The estimated duration of a task that must be the only task in its queue: larger than any
+#: queue's capacity. Seconds.
 _EXCLUSIVE_TASK_SECONDS = 1e9
 
 
-@dataclass(eq=False, slots=True)
-class Execution:
-    """One execution of a task that is assigned to a lane; it may not have started yet.
-
-    Parameters
-    ----------
-    task : int
-        The position of the task in the job.
-    lane : Lane
-        The lane that holds the execution.
-    kind : hashable
-        Tasks of the same kind are expected to take the same time. None for a task that must be
-        the only task in its lane.
-    estimate : float
-        The expected duration. Seconds.
-    """
-
-    task: int
-    lane: Lane
-    kind: Hashable
-    estimate: float
-    #: Whether the task counts as executing: it is, or was, the first task of its lane.
-    begun: bool = False
-    #: Whether the scheduler has tried to take the task back from the worker.
-    taken_back: bool = False
-    #: Whether the scheduler assumes, without confirmation, that the worker died while the task
-    #: ran.
-    died: bool = False
-    #: The engine's record of the call, and the block that the call was first part of.
-    record: Any = None
-    block: Any = None
-    #: The future that completes the task, if the task runs on the driver's side.
-    future: Any = None
-
-    @property
-    def worker(self) -> Any:
-        """The worker that the task is assigned to."""
-        return self.lane.worker
-
-
 class Assigner:
-    """Holds the ready tasks of a job and assigns them to the lanes of its workers.
+    """Holds the ready tasks of a job and assigns them to the queues of its workers.
 
     Only one thread at a time may use it.
 
@@ -71,7 +36,7 @@ class Assigner:
         The rank of each task by priority; the smallest runs first.
     kinds : sequence
         The kind of each task, by which its duration is estimated; None for a task that must be
-        the only task in its lane.
+        the only task in its queue.
     concurrency : int
         How many tasks run at the same time on each worker.
     durations : Durations, optional
@@ -95,8 +60,8 @@ class Assigner:
     ) -> None:
         self._ranks = ranks
         self._kinds = kinds
-        self._queue = ReadyQueue()
-        self._lanes = Lanes(concurrency)
+        self._ready = ReadyQueue()
+        self._queues = WorkerQueues(concurrency)
         self.durations = Durations() if durations is None else durations
         self.workers: list[Any] = []
         self._localities: dict[int, dict[Any, int]] = {}
@@ -110,22 +75,22 @@ class Assigner:
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, worker: Any, bulk: bool = True) -> None:
-        """Add a worker; `Lane` describes `bulk`."""
+        """Add a worker; `WorkerQueue` describes `bulk`."""
         self.workers.append(worker)
-        self._lanes.add(worker, bulk)
+        self._queues.add(worker, bulk)
         self._requeue_constrained()
 
     def remove_worker(self, worker: Any) -> None:
         """Remove a worker that has left the cluster."""
         self.workers.remove(worker)
-        self._lanes.remove(worker)
+        self._queues.remove(worker)
         self._requeue_constrained()
 
     def lose_worker(self, worker: Any) -> None:
         """Avoid a worker from now on, because an exception of a task has named it as lost."""
         if worker not in self.lost:
             self.lost.add(worker)
-            self.add([*self._queue, *self.stranded])
+            self.add([*self._ready, *self.stranded])
 
     def set_locality(self, task: int, locality: Iterable[tuple[Any, int]], more: bool) -> None:
         """Record the locality of a task: its degree of preference for some workers.
@@ -134,9 +99,9 @@ class Assigner:
         of the task applies the change.
         """
         found = {worker: degree for worker, degree in locality if degree}
-        known = self._localities.get(task, {}) if more else {}
-        if found or known:
-            self._localities[task] = {**known, **found}
+        recorded = self._localities.get(task, {}) if more else {}
+        if found or recorded:
+            self._localities[task] = {**recorded, **found}
         else:
             self._localities.pop(task, None)
 
@@ -156,25 +121,25 @@ class Assigner:
         for task in tasks:
             locality: Mapping[Any, int] = self._localities.get(task, INDIFFERENT)
             if not (locality or self.lost or task in self._failed_on):
-                self._queue.add(task, self._ranks[task])
+                self._ready.add(task, self._ranks[task])
                 continue
             failed_on = self._failed_on.get(task, ())
             allowed = allowed_workers(self.workers, locality, failed_on, self.lost)
             if not allowed:
-                self._queue.discard(task)
+                self._ready.discard(task)
                 self.stranded.add(task)
                 continue
             self.stranded.discard(task)
             forbidden = frozenset(self.workers).difference(allowed)
-            self._queue.add(task, self._ranks[task], locality, forbidden)
+            self._ready.add(task, self._ranks[task], locality, forbidden)
 
     def ready(self) -> list[int]:
-        """Return the ready tasks that are not assigned to a lane yet."""
-        return [*self._queue, *self.stranded]
+        """Return the ready tasks that are not assigned to a queue yet."""
+        return [*self._ready, *self.stranded]
 
     def discard(self, task: int) -> None:
         """Remove a task that must not run at present."""
-        self._queue.discard(task)
+        self._ready.discard(task)
         self.stranded.discard(task)
 
     def _requeue_constrained(self) -> None:
@@ -189,9 +154,9 @@ class Assigner:
     # -- assignment -----------------------------------------------------------------------
 
     def assign(self, now: float) -> list[Execution]:
-        """Assign ready tasks to the lanes that have room.
+        """Assign ready tasks to the queues that have room.
 
-        The tasks of one lane are returned in the order in which they run.
+        The tasks of one queue are returned in the order in which they run.
 
         Parameters
         ----------
@@ -199,67 +164,68 @@ class Assigner:
             The current time of a monotonic clock. Seconds.
         """
         assigned: list[Execution] = []
-        if not self._queue:
+        if not self._ready:
             return assigned
-        ready = len(self._queue)
+        ready = len(self._ready)
         # First assign the tasks that prefer a worker, the strongest preference first. Then assign
         # any other tasks, so that no worker is idle.
-        lanes = self._lanes.with_room(now)
+        queues = self._queues.with_room(now)
         if self._localities:
-            best_degree = self._queue.best_degree
-            heap = [(-best_degree(lane.worker), n, lane) for n, lane in enumerate(lanes)]
+            best_degree = self._ready.best_degree
+            heap = [(-best_degree(queue.worker), n, queue) for n, queue in enumerate(queues)]
             heapq.heapify(heap)
             while heap:
-                degree, number, lane = heap[0]
-                found = -best_degree(lane.worker)
+                degree, number, queue = heap[0]
+                found = -best_degree(queue.worker)
                 if found != degree:
-                    heapq.heapreplace(heap, (found, number, lane))  # another lane took it
+                    heapq.heapreplace(heap, (found, number, queue))  # another queue took it
                     continue
                 if not degree:
                     break
                 heapq.heappop(heap)
-                assigned += self._fill(lane, True, ready, now)
-        for lane in lanes:
-            if not self._queue:
+                assigned += self._fill(queue, True, ready, now)
+        for queue in queues:
+            if not self._ready:
                 break
-            assigned += self._fill(lane, False, ready, now)
+            assigned += self._fill(queue, False, ready, now)
         return assigned
 
-    def _fill(self, lane: Lane, preferred: bool, ready: int, now: float) -> list[Execution]:
+    def _fill(self, queue: WorkerQueue, preferred: bool, ready: int, now: float) -> list[Execution]:
         found: list[Execution] = []
-        queue, worker = self._queue, lane.worker
-        room, most = lane.room(now), 1
-        was_empty = not lane.items
+        ready_queue, worker = self._ready, queue.worker
+        room, most = queue.room(now), 1
+        was_empty = not queue.items
         while room > 0 and len(found) < most:
-            task = (
-                queue.take_preferred(worker) if preferred else queue.take_other(worker, was_empty)
-            )
+            if preferred:
+                task = ready_queue.take_preferred(worker)
+            else:
+                task = ready_queue.take_other(worker, was_empty)
             if task is None:
                 break
             kind = self._kinds[task]
-            seconds = self.durations.expect(kind) if lane.bulk else None
-            if seconds is None and lane.items:
-                self.add([task])  # the task must be the only task in its lane
+            seconds = self.durations.expect(kind) if queue.bulk else None
+            if seconds is None and queue.items:
+                self.add([task])  # the task must be the only task in its queue
                 break
             if not found:
-                most = self._lanes.most_at_once(ready, seconds)
+                most = self._queues.most_at_once(ready, seconds)
             execution = Execution(
-                task, lane, kind, _EXCLUSIVE_TASK_SECONDS if seconds is None else seconds
+                task, queue, kind, _EXCLUSIVE_TASK_SECONDS if seconds is None else seconds
             )
-            lane.put(execution, now)
+            queue.put(execution, now)
             found.append(execution)
             room -= execution.estimate
         return found
 
     def over(self, execution: Execution, now: float) -> None:
-        """Remove an execution that is over from its lane."""
-        execution.lane.remove(execution, now)
+        """Remove an execution that is over from its queue."""
+        execution.queue.remove(execution, now)
 
     # -- taking back ----------------------------------------------------------------------
 
     def may_be_held_up(self) -> bool:
-        """Return whether tasks wait behind others in a lane while another lane is empty."""
-        return not self._queue and self._lanes.has_empty() and bool(self._lanes.with_waiting())
+        """Return whether tasks wait behind others in a queue while another queue is empty."""
+        return not self._ready and self._queues.has_empty() and bool(self._queues.with_waiting())
 
     def held_up(self, now: float) -> list[Execution]:
         """Return the executions to take back, because they wait behind a long task.
@@ -273,8 +239,8 @@ class Assigner:
             return []
         return [
             execution
-            for lane in self._lanes.with_waiting()
-            if now - lane.since >= HELD_UP_SECONDS
-            for execution in lane.waiting()
+            for queue in self._queues.with_waiting()
+            if now - queue.since >= HELD_UP_SECONDS
+            for execution in queue.waiting()
             if not execution.taken_back
         ]

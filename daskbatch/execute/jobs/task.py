@@ -6,38 +6,17 @@ Any thread may use a task. Listeners are called while no lock is held.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
-from enum import IntEnum
 from typing import Any
 
 from daskbatch import errors
-from daskbatch.errors import LifecycleError
-from daskbatch.execute.exceptions import FailedDependency
-from daskbatch.execute.lifecycle import Lifecycle
-from daskbatch.execute.worker import Worker
-from daskbatch.forking import make_lock
-from daskbatch.timeouts import parse_timeout
-from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
-
-#: Held while the state of any task changes. All tasks share one lock: a change takes a
-#: microsecond, and a separate lock for each of ten thousand tasks would take memory.
-_state_lock = make_lock()
-
-#: Notified when a task is over, for the threads that wait for one.
-_task_over = threading.Condition(_state_lock)
-
-
-class TaskState(IntEnum):
-    """The state of a task."""
-
-    NEW = 0
-    EXECUTING = 1
-    SUCCEEDED = 2
-    FAILED = 3
-    CANCELLED = 4
+from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.execute.jobs.lifecycle import Lifecycle
+from daskbatch.execute.jobs.task_outcome import TaskOutcome, state_lock
+from daskbatch.execute.jobs.task_state import TaskState
+from daskbatch.execute.workers.worker import Worker
 
 
 class Task(Lifecycle):
@@ -93,6 +72,10 @@ class Task(Lifecycle):
         desc: str | None = None,
         group: str | None = None,
     ) -> None:
+        try:
+            hash(task_id)
+        except TypeError:
+            raise SpecError(f"a task_id must be hashable, such as a number: {task_id!r}") from None
         super().__init__(f"task {task_id}" if name is None else name, desc)
         self.ctx = ctx
         self.id = task_id
@@ -102,11 +85,7 @@ class Task(Lifecycle):
         self._dependencies: set[Task] | None = None
         self._dependents: set[Task] | None = None
         self.executed_on: list[str] = []
-        self._state = TaskState.NEW
-        self._value: Any = None
-        #: Whether an execution has succeeded, now or before.
-        self._has_value = False
-        self._error: BaseException | None = None
+        self._outcome = TaskOutcome()
         #: Called with this task at each change that does not come from the scheduler.
         self._observer: Callable[[Task], None] | None = None
 
@@ -132,7 +111,10 @@ class Task(Lifecycle):
         concurrent.futures.Future or None
             The future that completes the task, if there is one.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define execute(scheduler, worker)")
+        raise NotImplementedError(
+            f"{self.name} cannot be executed: its class {type(self).__name__} must define "
+            "execute(scheduler, worker)"
+        )
 
     def locality(self, workers: Sequence[Worker]) -> Iterable[tuple[Worker, int]]:
         """Return which workers the task prefers, and which are forbidden; subclasses override it.
@@ -169,11 +151,11 @@ class Task(Lifecycle):
         LifecycleError
             The task is executing already.
         """
-        with _state_lock:
+        with state_lock:
             self._require_not_cancelled()
-            if self._state == TaskState.EXECUTING:
+            if self._outcome.state == TaskState.EXECUTING:
                 raise LifecycleError(f"{self.name} is executing already")
-            self._state = TaskState.EXECUTING
+            self._outcome.state = TaskState.EXECUTING
             self.executed_on.append(getattr(worker, "name", str(worker)))
         self.signal_start()
 
@@ -213,27 +195,27 @@ class Task(Lifecycle):
     @property
     def started(self) -> bool:
         """Whether the task has started."""
-        return self._state != TaskState.NEW
+        return self._outcome.state != TaskState.NEW
 
     @property
     def pending(self) -> bool:
         """Whether the task has started and not completed."""
-        return self._state == TaskState.EXECUTING
+        return self._outcome.state == TaskState.EXECUTING
 
     @property
     def done(self) -> bool:
         """Whether the task has completed: it succeeded, failed or was cancelled."""
-        return self._state > TaskState.EXECUTING
+        return self._outcome.done
 
     @property
     def succeeded(self) -> bool:
         """Whether the task has completed with a result."""
-        return self._state == TaskState.SUCCEEDED
+        return self._outcome.state == TaskState.SUCCEEDED
 
     @property
     def failed(self) -> bool:
         """Whether the task has completed with an exception, or was marked as failed."""
-        return self._state == TaskState.FAILED
+        return self._outcome.state == TaskState.FAILED
 
     def executed_on_last(self) -> str | None:
         """Return the name of the worker of the latest execution; None if there was none."""
@@ -261,16 +243,12 @@ class Task(Lifecycle):
         TimeoutError
             The task is not done within `timeout` seconds.
         """
-        if self._state != TaskState.SUCCEEDED:
-            if self._has_value and (
-                self._state in (TaskState.EXECUTING, TaskState.NEW)
-                or isinstance(self._error, FailedDependency)
-            ):
-                return self._value
+        outcome = self._outcome
+        if outcome.state != TaskState.SUCCEEDED and not outcome.has_kept_value:
             error = self.exception(timeout)
             if error is not None:
                 raise error
-        return self._value
+        return outcome.value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that the task raised, or None; wait if it is executing.
@@ -285,20 +263,14 @@ class Task(Lifecycle):
         TaskCancelled, LifecycleError, TimeoutError
             See `result`.
         """
-        if not self.done:
-            if self._state == TaskState.NEW:
-                raise LifecycleError(f"{self.name} has not started: execute its job first")
-            seconds = parse_timeout(timeout)
-
-            def wait(seconds: float | None) -> bool:
-                with _task_over:
-                    return _task_over.wait_for(lambda: self.done, seconds)
-
-            if not wait_releasing_slot(current_context(), wait, seconds):
-                raise TimeoutError(f"{self.name} is not done after {seconds:g} s")
-        if self._state == TaskState.CANCELLED:
+        outcome = self._outcome
+        if outcome.state == TaskState.NEW:
+            raise LifecycleError(f"{self.name} has not started: execute its job first")
+        if not outcome.wait(timeout):
+            raise TimeoutError(f"{self.name} is not done after {timeout} s")
+        if outcome.state == TaskState.CANCELLED:
             self._require_not_cancelled()
-        return self._error
+        return outcome.error
 
     def _require_not_cancelled(self) -> None:
         if self.cancelled:
@@ -345,10 +317,10 @@ class Task(Lifecycle):
 
     def release(self) -> None:
         """Drop the result, the dependencies and the listeners, to save memory, if it is done."""
-        with _state_lock:
+        with state_lock:
             if not self.done:
                 return
-            self._value = None
+            self._outcome.value = None
             self._dependencies = self._dependents = None
             self._started_listeners = self._stopped_listeners = ()
             self.executed_on = self.executed_on[-1:]
@@ -369,21 +341,17 @@ class Task(Lifecycle):
         seconds: float | None = None,
     ) -> bool:
         """Record how the task ended and call the listeners; False if it was done already."""
-        with _state_lock:
-            if self._state > TaskState.EXECUTING and not again:
+        with state_lock:
+            if self._outcome.done and not again:
                 return False
-            self._state = state
-            self._error = error
+            self._outcome.record(state, value, error)
             self.cancelled = state == TaskState.CANCELLED
-            if state == TaskState.SUCCEEDED:
-                self._value, self._has_value = value, True
             self.stopped_on = now = datetime.now()
             if seconds is not None:
                 # The worker that ran the task measured this time.
                 self.started_on = now - timedelta(seconds=seconds)
             elif self.started_on is None:
                 self.started_on = now
-            _task_over.notify_all()
         if self._stopped_listeners:
             self.signal_stop()
         return True
@@ -396,29 +364,57 @@ class Task(Lifecycle):
             self._complete(value, None, TaskState.SUCCEEDED, seconds=seconds)
             return
         now = datetime.now()
-        with _state_lock:
+        with state_lock:
             # If the task was cancelled or marked as done since then, that stays. A failure does
             # not: it may come from an earlier attempt.
-            if self.cancelled or self._state == TaskState.SUCCEEDED:
+            if self.cancelled or self._outcome.state == TaskState.SUCCEEDED:
                 return
-            self._state, self._error = TaskState.SUCCEEDED, None
-            self._value, self._has_value = value, True
+            self._outcome.record(TaskState.SUCCEEDED, value, None)
             self.executed_on.append(worker.name)
             self.started_on, self.stopped_on = now - timedelta(seconds=seconds), now
-            _task_over.notify_all()
         if self._stopped_listeners:
             self.signal_stop()
 
     def _withdraw(self) -> None:
         """Reset the state, so that the task can be executed again, as when its worker is lost."""
-        with _state_lock:
-            if self._state == TaskState.EXECUTING:
-                self._state = TaskState.NEW
+        with state_lock:
+            if self._outcome.state == TaskState.EXECUTING:
+                self._outcome.state = TaskState.NEW
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} {self._state.name.lower()}>"
+        return f"<{type(self).__name__} {self.name} {self._outcome.state.name.lower()}>"
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state["_observer"] = None
         return state
+
+
+def claim(tasks: Sequence[Task], observer: Callable[[Task], None]) -> None:
+    """Make the caller the only scheduler that executes some tasks, until `release_claim`.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        The tasks.
+    observer : callable
+        Called with a task that code outside of the scheduler has changed.
+
+    Raises
+    ------
+    LifecycleError
+        Another job is executing one of the tasks; then no task has been claimed.
+    """
+    with state_lock:
+        for task in tasks:
+            if task._observer is not None:
+                raise LifecycleError(f"{task.name} is being executed by another job")
+        for task in tasks:
+            task._observer = observer
+
+
+def release_claim(tasks: Sequence[Task]) -> None:
+    """Let other schedulers execute tasks that were claimed."""
+    with state_lock:
+        for task in tasks:
+            task._observer = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import get_worker
 
-from daskbatch.execute.exceptions import TaskCancelled
+from daskbatch.execute.jobs.exceptions import TaskCancelled
 from daskbatch.worker.execution.task_context import current_context
 
 

@@ -6,17 +6,20 @@ lock is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from daskbatch import config
 from daskbatch.errors import GraphError, SpecError, WorkerLost
-from daskbatch.execute.assigner import Assigner
-from daskbatch.execute.exceptions import DependenciesFailed, FailedDependency
-from daskbatch.execute.graph import TaskGraph
-from daskbatch.execute.lanes import Durations
-from daskbatch.execute.progress import Change, JobProgress, Stage
-from daskbatch.execute.task import Task, TaskState
+from daskbatch.execute.jobs.exceptions import DependenciesFailed, FailedDependency
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.jobs.task_state import TaskState
+from daskbatch.execute.scheduling.assigner import Assigner
+from daskbatch.execute.scheduling.durations import Durations
+from daskbatch.execute.scheduling.graph import TaskGraph
+from daskbatch.execute.scheduling.progress import Change, JobProgress, Stage
+from daskbatch.execute.workers.worker import Worker
 
 
 class JobState:
@@ -63,22 +66,32 @@ class JobState:
 
     # -- start, and workers that join ------------------------------------------------------
 
-    def begin(self) -> None:
-        """Make the tasks ready that may run; end the job if a task may run on no worker."""
+    def begin(self, departed: Sequence[Any] = ()) -> None:
+        """Make the tasks ready that may run; end the job if a task may run on no worker.
+
+        Parameters
+        ----------
+        departed : sequence of Worker
+            Workers that have left, and may be restarted: a task that may run on one of them waits.
+        """
         for task in self.tasks:
             task._require_not_cancelled()
         done = [position for position, task in enumerate(self.tasks) if task.succeeded]
         ready = self.progress.begin(done)
         for position in done:
-            self.tell(position)
+            self.report(position)
         workers = self.assigner.workers
         for position, has_locality in enumerate(self._has_locality):
             if has_locality and self.progress.stages[position] != Stage.DONE:
                 self._ask_locality(position, workers)
-                if workers and self.assigner.is_forbidden_everywhere(position):
+                if (
+                    workers
+                    and self.assigner.is_forbidden_everywhere(position)
+                    and self._is_forbidden_on_all(position, departed)
+                ):
                     name = self.tasks[position].name
                     error = SpecError(f"{name} is forbidden on every worker by its locality()")
-                    self.give_up(position, error)
+                    self.fail_permanently(position, error)
                     return
         self.assigner.add(ready)
 
@@ -89,28 +102,42 @@ class JobState:
                 self._ask_locality(position, joined, more=True)
                 self.assigner.add([position])
 
+    def _is_forbidden_on_all(self, position: int, workers: Sequence[Any]) -> bool:
+        if not workers:
+            return True
+        locality = dict(self._locality_of(position, workers))
+        return all(locality.get(worker, 0) < 0 for worker in workers)
+
     def _ask_locality(self, position: int, workers: Sequence[Any], more: bool = False) -> None:
-        found = self.tasks[position].locality(tuple(workers))
-        self.assigner.set_locality(position, found or (), more)
+        self.assigner.set_locality(position, self._locality_of(position, workers), more)
+
+    def _locality_of(self, position: int, workers: Sequence[Any]) -> list[tuple[Any, int]]:
+        task = self.tasks[position]
+        try:
+            found = task.locality(tuple(workers))
+        except Exception as error:
+            error.add_note(f"raised by locality() of {task.name}")
+            raise
+        return _checked(found, task, workers)
 
     # -- ends of tasks ---------------------------------------------------------------------
 
-    def tell(self, position: int) -> None:
+    def report(self, position: int) -> None:
         """Report that a task is over, unless that has been reported already."""
         if position not in self._reported:
             self._reported.add(position)
             self._done(self.tasks[position])
 
-    def give_up(self, position: int, error: BaseException) -> None:
+    def fail_permanently(self, position: int, error: BaseException) -> None:
         """End the job, because a task has failed permanently."""
         self.tasks[position]._complete(None, error, TaskState.FAILED)
-        self.tell(position)
+        self.report(position)
         self.failure = error
 
     def succeed(self, position: int) -> None:
         """Process the success of a task."""
         ready = self.progress.succeeded(position)
-        self.tell(position)
+        self.report(position)
         if ready:
             self._make_ready(ready)
 
@@ -129,10 +156,10 @@ class JobState:
         """Process an execution that was lost with its worker, or taken back from the worker."""
         task = self.tasks[position]
         change = self.progress.lost(position, deaths)
-        if change.given_up:
+        if change.is_permanent:
             if not isinstance(error, WorkerLost):
                 error = WorkerLost(f"{task.name} was lost: too many workers died while they ran it")
-            self.give_up(position, error)
+            self.fail_permanently(position, error)
             return
         task._withdraw()
         self._make_ready(change.ready)
@@ -166,7 +193,7 @@ class JobState:
                         "missing, which is not one of its dependencies"
                     )
                     unknown.__cause__ = error
-                    self.give_up(position, unknown)
+                    self.fail_permanently(position, unknown)
                     return
                 last = self.last_worker.get(found)
                 if name is not None and last is not None:
@@ -182,8 +209,8 @@ class JobState:
 
     def _apply(self, position: int, change: Change, error: BaseException) -> None:
         """Apply the consequences of the failure of a task."""
-        if change.given_up:
-            self.give_up(position, error)
+        if change.is_permanent:
+            self.fail_permanently(position, error)
             return
         self.tasks[position]._complete(None, error, TaskState.FAILED)
         for each in change.blocked:
@@ -195,3 +222,20 @@ class JobState:
             if self._has_locality[position]:
                 self._ask_locality(position, self.assigner.workers)
         self.assigner.add(positions)
+
+
+def _checked(found: Any, task: Task, workers: Sequence[Any]) -> list[tuple[Any, int]]:
+    """Return what `locality` of a task has returned as pairs of a worker and a number."""
+    pairs = list(found.items() if isinstance(found, Mapping) else found or ())
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], Real):
+            raise SpecError(
+                f"locality() of {task.name} must return pairs of a worker and a number, "
+                f"not {pair!r}"
+            )
+        if not isinstance(pair[0], Worker) and pair[0] not in workers:
+            raise SpecError(
+                f"locality() of {task.name} has returned {pair[0]!r}, which is not a worker of the "
+                "job: return the workers that it was called with"
+            )
+    return pairs

@@ -86,6 +86,12 @@ class TaskGraph:
 
     def _connect(self) -> None:
         for task in [task for task in self.tasks if task._is_connected]:
+            for other in (*task.dependencies, *task.dependents):
+                if not hasattr(other, "_is_connected"):
+                    raise GraphError(
+                        f"{task.name} is connected with {other!r}, which is not a task: add the "
+                        "task itself to its dependencies or dependents"
+                    )
             for before in list(task.dependencies):
                 before.dependents.add(task)
             for after in list(task.dependents):
@@ -104,7 +110,9 @@ class TaskGraph:
         position = self.positions.get(task.id)
         if position is None or self.tasks[position] is not task:
             raise GraphError(
-                f"{beside.name} is connected with {task.name}, which is not a task of this job"
+                f"{beside.name} is connected with {task.name}, which is not a task of this job: "
+                "pass both to the job, or remove the one from the dependencies and dependents of "
+                "the other"
             )
         return position
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from daskbatch import errors
 from daskbatch.errors import SpecError
-from daskbatch.execute.engine import Ending, Engine, LaneCalls
-from daskbatch.execute.helper_threads import HelperThreads
+from daskbatch.execute.running.calls import CallSequence, Ending
+from daskbatch.execute.running.engine import Engine
+from daskbatch.execute.running.helper_threads import HelperThreads
 
 
-def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) -> None:
+def when_done(future: Any, on_done: Callable[[Any, BaseException | None], None]) -> None:
     """Call a function with the value or the exception of a future when the future is done.
 
     Parameters
@@ -25,7 +26,7 @@ def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) ->
     future : future
         A future of `concurrent.futures` or of Dask, or any object with the same methods; or an
         object whose method ``as_future`` returns one.
-    tell : callable
+    on_done : callable
         The function. It is called once, in any thread, with the value and the exception; one of
         them is None.
     """
@@ -34,21 +35,21 @@ def when_done(future: Any, tell: Callable[[Any, BaseException | None], None]) ->
         future = offered()
     if not callable(getattr(future, "add_done_callback", None)):
         error = SpecError(f"execute() must return a future or None, not {future!r}")
-        tell(None, error)
+        on_done(None, error)
         return
-    future.add_done_callback(partial(_report, tell))
+    future.add_done_callback(partial(_report, on_done))
 
 
-def _report(tell: Callable[[Any, BaseException | None], None], future: Any) -> None:
+def _report(on_done: Callable[[Any, BaseException | None], None], future: Any) -> None:
     try:
         if future.cancelled():
-            tell(None, errors.TaskCancelled("the future of the task was cancelled"))
+            on_done(None, errors.TaskCancelled("the future of the task was cancelled"))
             return
         value = future.result()
     except BaseException as error:
-        tell(None, error)
+        on_done(None, error)
     else:
-        tell(value, None)
+        on_done(value, None)
 
 
 class DriverFuture(Future[Any]):
@@ -77,7 +78,7 @@ class DriverFuture(Future[Any]):
 
     @classmethod
     def start(
-        cls, engine: Engine, call: LaneCalls, all_: set[DriverFuture], helpers: HelperThreads
+        cls, engine: Engine, call: CallSequence, pending: set[DriverFuture], helpers: HelperThreads
     ) -> DriverFuture:
         """Call a method on a worker and return its future.
 
@@ -85,9 +86,9 @@ class DriverFuture(Future[Any]):
         ----------
         engine : Engine
             Runs the call.
-        call : LaneCalls
+        call : CallSequence
             Contains the one method to call.
-        all_ : set
+        pending : set
             Contains the future until the future is done.
         helpers : HelperThreads
             Run the steps that may block, such as fetching a large value.
@@ -95,20 +96,21 @@ class DriverFuture(Future[Any]):
         future = cls()
         future._engine, future._helpers = engine, helpers
         future._address = call.worker
-        all_.add(future)
+        pending.add(future)
         started = threading.Event()
 
         def settle() -> None:
             started.wait()
-            future._settle(all_)
+            future._settle(pending)
 
         (described,) = call.calls
-        described = described._replace(told=partial(helpers.do, settle))
+        described = described._replace(on_over=partial(helpers.do, settle))
         try:
-            (future.record,) = engine.start([call._replace(calls=[described])])
-            future.block = future.record.block
+            (record,) = engine.start([call._replace(calls=[described])])
+            # Another thread that finds the record also needs the block.
+            future.block, future.record = record.block, record
         except BaseException:
-            all_.discard(future)
+            pending.discard(future)
             raise
         finally:
             started.set()
@@ -124,10 +126,10 @@ class DriverFuture(Future[Any]):
             self._helpers.do(partial(self._engine.cancel, [self.record]))
         return cancelled
 
-    def _settle(self, all_: set[DriverFuture]) -> None:
-        all_.discard(self)
+    def _settle(self, pending: set[DriverFuture]) -> None:
+        pending.discard(self)
         record = self.record
-        outcome = self._engine.bring(record, self.cancelled)
+        outcome = self._engine.fetch(record, self.cancelled)
         self.deaths = outcome.deaths or int(self.died)
         if self.cancelled() or not self.set_running_or_notify_cancel():
             return

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
 from daskbatch.cluster.session import Session
 from daskbatch.errors import ServiceLost
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.workers.worker import Worker
 
 #: The status by which Dask's scheduler marks a worker that accepts tasks.
 _RUNNING_STATUS = "running"
@@ -38,13 +38,23 @@ class WorkerSet(NamedTuple):
     connected : mapping of Worker to float
         When each was seen first, by the clock `time.monotonic`; minus infinity if the first query
         found it.
+    by_address : mapping of str to Worker
+        All connected workers, also those that accept no tasks because they are starting or paused.
+    departed : sequence of Worker
+        The latest workers that have left. A nanny may be about to restart one of them. Then it
+        has the same name, and is no longer contained.
     """
 
     threads: Mapping[Worker, int]
     connected: Mapping[Worker, float]
+    by_address: Mapping[str, Worker]
+    departed: Sequence[Worker]
 
 
-_NO_WORKERS = WorkerSet({}, {})
+_NO_WORKERS = WorkerSet({}, {}, {}, ())
+
+#: How many of the workers that have left a watch remembers.
+_MAX_DEPARTED_WORKERS = 64
 
 
 class WorkerWatch:
@@ -109,8 +119,12 @@ class WorkerWatch:
         self._update(infos, first)
 
     def _update(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
+        by_address = {
+            address: Worker(str(info["name"]), address, info["host"])
+            for address, info in infos.items()
+        }
         threads = {
-            Worker(str(info["name"]), address, info["host"]): int(info["nthreads"])
+            by_address[address]: int(info["nthreads"])
             for address, info in infos.items()
             if info.get("status", _RUNNING_STATUS) == _RUNNING_STATUS
         }
@@ -118,6 +132,8 @@ class WorkerWatch:
         self._current = WorkerSet(
             {worker: threads[worker] for worker in sorted(threads)},
             {worker: before.connected.get(worker, now) for worker in threads},
+            by_address,
+            _departed(before, by_address),
         )
         if threads == before.threads:
             return
@@ -126,6 +142,13 @@ class WorkerWatch:
             self.changed.notify_all()
         for listener in listeners:
             listener(self._current)
+
+
+def _departed(before: WorkerSet, by_address: Mapping[str, Worker]) -> Sequence[Worker]:
+    names = {worker.name for worker in by_address.values()}
+    gone = (each for address, each in before.by_address.items() if address not in by_address)
+    found = {worker.name: worker for worker in (*before.departed, *gone)}
+    return [worker for name, worker in found.items() if name not in names][-_MAX_DEPARTED_WORKERS:]
 
 
 async def _refresh(this: weakref.ref[WorkerWatch]) -> None:

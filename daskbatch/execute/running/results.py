@@ -14,37 +14,14 @@ from types import TracebackType
 from typing import Any
 
 from daskbatch.errors import LifecycleError
-from daskbatch.execute.job import Job
-from daskbatch.execute.scheduler import Scheduler
-from daskbatch.execute.task import Task
+from daskbatch.execute.jobs.job import Job
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.running.outbox import Message, Outbox
+from daskbatch.execute.running.scheduler import Scheduler
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
 #: How long a consumer that ends early waits for the job to end.
 _END_TIMEOUT_SECONDS = 5.0
-
-_Message = Task | BaseException | None
-
-
-class Outbox:
-    """Collects a scheduler's messages and passes them on many at a time.
-
-    Only the scheduler's thread calls it and `flush`; another thread may read `queue`.
-    """
-
-    def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[list[_Message]] = queue.SimpleQueue()
-        self._unsent: list[_Message] = []
-
-    def __call__(self, message: _Message) -> None:
-        self._unsent.append(message)
-        if not isinstance(message, Task):
-            self.flush()
-
-    def flush(self) -> None:
-        """Pass on the messages collected so far."""
-        if self._unsent:
-            self.queue.put(self._unsent)
-            self._unsent = []
 
 
 class JobResults(Generator[Task, None, None]):
@@ -68,7 +45,7 @@ class JobResults(Generator[Task, None, None]):
     def __init__(
         self,
         job: Job,
-        make_scheduler: Callable[[Callable[[_Message], object]], Scheduler],
+        make_scheduler: Callable[[Callable[[Message], object]], Scheduler],
         order_results: bool,
     ) -> None:
         self._job = job
@@ -162,18 +139,22 @@ class JobResults(Generator[Task, None, None]):
             for message in self._receive():
                 if message is None:
                     self._all_received = True
+                elif isinstance(message, StopIteration):
+                    # It would end the loop of the consumer as if all tasks had been yielded: as in
+                    # a generator function (PEP 479), another exception takes its place.
+                    raise RuntimeError("a task of the job raised StopIteration") from message
                 elif isinstance(message, BaseException):
                     raise message
-                elif message._has_value:  # if it failed, the exception follows
+                elif message._outcome.has_value:  # if it failed, the exception follows
                     over[message] = None
 
-    def _receive(self) -> list[_Message]:
+    def _receive(self) -> list[Message]:
         """Wait for messages of the scheduler; if a task waits here, it releases its slot."""
         messages = self._outbox.queue
         context = current_context()
         if context is None:
             return messages.get()
-        received: list[list[_Message]] = []
+        received: list[list[Message]] = []
 
         def wait(seconds: float | None) -> bool:
             with contextlib.suppress(queue.Empty):

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 from daskbatch.errors import SpecError
-from daskbatch.execute.cluster_profiler import ClusterProfiler
-from daskbatch.execute.module_names import ModuleFilter, module_name
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.profiling.cluster_profiler import ClusterProfiler
+from daskbatch.execute.profiling.module_names import ModuleFilter, module_name
+from daskbatch.execute.profiling.profile_parts import merge, merge_per_worker, print_parts
+from daskbatch.execute.workers.worker import Worker
 from daskbatch.worker.profiling.profilers import MEMORY
 
 _GROUPS = ("lineno", "filename", "traceback")
@@ -76,8 +77,8 @@ class MemoryProfiling:
         """
         found = self._profiler.collect()
         if per_worker:
-            return [(worker, _merge(pieces)) for worker, pieces in found]
-        return _merge([piece for _, pieces in found for piece in pieces])
+            return merge_per_worker(found, _merge_snapshots)
+        return merge(found, _merge_snapshots)
 
     def print_top(
         self,
@@ -129,12 +130,8 @@ class MemoryProfiling:
             raise SpecError("compare_to= is a snapshot of all workers: omit per_worker")
         out = sys.stdout if file is None else file
         snapshots = self.take_snapshot(per_worker)
-        parts: list[tuple[Worker | None, tracemalloc.Snapshot]] = (
-            list(snapshots) if isinstance(snapshots, list) else [(None, snapshots)]
-        )
-        for worker, snapshot in parts:
-            if worker is not None:
-                print(f"Worker {worker.name} ({worker.address})", file=out)
+
+        def print_part(snapshot: tracemalloc.Snapshot) -> None:
             current = _named(snapshot, shown, strip_dirs)
             statistics: Sequence[Any]
             if compare_to is None:
@@ -143,10 +140,12 @@ class MemoryProfiling:
                 before = _named(compare_to, shown, strip_dirs)
                 statistics = current.compare_to(before, group_by)
             _print(statistics, limit, out)
+
+        print_parts(snapshots, print_part, out)
         return snapshots
 
 
-def _merge(pieces: Iterable[bytes]) -> tracemalloc.Snapshot:
+def _merge_snapshots(pieces: Iterable[bytes]) -> tracemalloc.Snapshot:
     traces: list[Any] = []
     limit = 1
     for piece in pieces:

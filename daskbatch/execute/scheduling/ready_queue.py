@@ -1,7 +1,6 @@
 """Decides which ready task a worker takes next, and which workers may take a task. Pure.
 
-The code needs no threads, no clock and nothing of what a task does. One thread at a time may use
-a `ReadyQueue`.
+Only one thread at a time may use a `ReadyQueue`.
 """
 
 from __future__ import annotations

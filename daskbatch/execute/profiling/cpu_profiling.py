@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from daskbatch.errors import LifecycleError, SpecError
-from daskbatch.execute.cluster_profiler import ClusterProfiler, Found
-from daskbatch.execute.module_names import ModuleFilter, module_name
-from daskbatch.execute.worker import Worker
+from daskbatch.execute.profiling.cluster_profiler import ClusterProfiler, WorkerProfile
+from daskbatch.execute.profiling.module_names import ModuleFilter, module_name
+from daskbatch.execute.profiling.profile_parts import merge, merge_per_worker, print_parts
 from daskbatch.worker.profiling.profilers import CPU
 
 #: The column to sort by, for each value that the caller may pass as `sort_by`.
@@ -66,7 +66,7 @@ class CpuProfiling:
 
     def __init__(self, ctx: Any) -> None:
         self._profiler = ClusterProfiler(ctx._connect, CPU)
-        self._last: Found | None = None
+        self._last: list[WorkerProfile] | None = None
         ctx._profilers.add(self)
 
     def start(self) -> None:
@@ -112,9 +112,7 @@ class CpuProfiling:
             if not self._profiler.running:
                 raise LifecycleError("nothing was profiled: call start() first")
             found = self._profiler.collect()
-        if per_worker:
-            return [(worker, _merge(pieces)) for worker, pieces in found]
-        return _merge([piece for _, pieces in found for piece in pieces])
+        return (merge_per_worker if per_worker else merge)(found, _merge_stats)
 
     def print_stats(
         self,
@@ -175,17 +173,16 @@ class CpuProfiling:
             raise SpecError(f"columns= contains {unknown[0]!r}, which is not a column")
         down = sort_dir == "desc" if sort_dir else key != "name"
         out = sys.stdout if file is None else file
-        stats = self.get_stats(per_worker)
-        parts: list[tuple[Worker | None, Any]] = stats if per_worker else [(None, stats)]
-        for worker, each in parts:
-            if worker is not None:
-                print(f"Worker {worker.name} ({worker.address})", file=out)
-            rows = [row for row in _rows(each, strip_dirs) if shown.shows(row.module)]
+
+        def print_part(stats: Any) -> None:
+            rows = [row for row in _rows(stats, strip_dirs) if shown.shows(row.module)]
             rows.sort(key=lambda row: getattr(row, key), reverse=down)
             _print_table(rows[:max_rows], columns, out)
 
+        print_parts(self.get_stats(per_worker), print_part, out)
 
-def _merge(pieces: Iterable[bytes]) -> Any:
+
+def _merge_stats(pieces: Iterable[bytes]) -> Any:
     import yappi
 
     with tempfile.TemporaryDirectory() as directory:

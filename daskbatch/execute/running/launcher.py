@@ -7,6 +7,7 @@ happens by events.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import takewhile
@@ -14,15 +15,24 @@ from typing import Any
 
 from daskbatch import errors
 from daskbatch.errors import LifecycleError, WorkerLost
-from daskbatch.execute.assigner import Execution
-from daskbatch.execute.driver_future import DriverFuture, when_done
-from daskbatch.execute.engine import CallOutcome, Ending, Engine, EngineCall, LaneCalls
-from daskbatch.execute.events import CallOver, CallStarted, Event, ExecuteReturned, OutcomeKnown
-from daskbatch.execute.helper_threads import HelperThreads
-from daskbatch.execute.lanes import Lane
-from daskbatch.execute.rmi_task import RmiTask
-from daskbatch.execute.task import Task
+from daskbatch.execute.jobs.rmi_task import RmiTask
+from daskbatch.execute.jobs.task import Task
+from daskbatch.execute.running.calls import CallOutcome, CallSequence, Ending, EngineCall
+from daskbatch.execute.running.driver_future import DriverFuture, when_done
+from daskbatch.execute.running.engine import Engine
+from daskbatch.execute.running.events import (
+    CallOver,
+    CallStarted,
+    Event,
+    ExecuteReturned,
+    OutcomeKnown,
+)
+from daskbatch.execute.running.helper_threads import HelperThreads
+from daskbatch.execute.scheduling.execution import Execution
+from daskbatch.execute.scheduling.worker_queues import WorkerQueue
 from daskbatch.timeouts import Deadline
+
+_logger = logging.getLogger("daskbatch")
 
 #: How long the engine may take to report what became of the executions on a lost worker.
 _LOST_WORKER_REPORT_TIMEOUT_SECONDS = 2.0
@@ -73,7 +83,7 @@ class Launcher:
     # -- starting -------------------------------------------------------------------------
 
     def start(self, scheduler: Any, executions: Sequence[Execution]) -> None:
-        """Start executions. Those of one lane are given in the order in which they run."""
+        """Start executions. Those of one `WorkerQueue` are in the order in which they run."""
         remote: list[Execution] = []
         for execution in executions:
             self.current[execution.task] = execution
@@ -88,32 +98,33 @@ class Launcher:
 
     def _start_remote(self, executions: Sequence[Execution]) -> None:
         assert self._engine is not None
-        lanes: dict[Lane, LaneCalls] = {}
-        ordered: dict[Lane, list[Execution]] = {}
+        sequences: dict[WorkerQueue, CallSequence] = {}
+        queued: dict[WorkerQueue, list[Execution]] = {}
         for execution in executions:
-            task, lane = self._tasks[execution.task], execution.lane
+            task, queue = self._tasks[execution.task], execution.queue
             assert isinstance(task, RmiTask)
-            if lane not in lanes:
+            if queue not in sequences:
                 before = _records_before(execution)
-                lanes[lane] = LaneCalls(lane.worker.address, lane.number, not lane.bulk, before, [])
-                ordered[lane] = []
-            ordered[lane].append(execution)
+                address, releases_slot = queue.worker.address, not queue.bulk
+                sequences[queue] = CallSequence(address, queue.number, releases_slot, before, [])
+                queued[queue] = []
+            queued[queue].append(execution)
             post_over = partial(self._post, CallOver(execution))
-            lanes[lane].calls.append(
+            sequences[queue].calls.append(
                 EngineCall(
                     *(task.method, task.args, task.kwargs),
                     *(str(task.name), execution.kind, post_over),
                 )
             )
-        records = iter(self._engine.start(lanes.values()))
-        for lane, lane_executions in ordered.items():
-            for execution, record in zip(lane_executions, records, strict=False):
+        records = iter(self._engine.start(sequences.values()))
+        for queue, started in queued.items():
+            for execution, record in zip(started, records, strict=False):
                 execution.record, execution.block = record, record.block
-            if lane.head is lane_executions[0]:
-                self.note_begun(lane_executions[0])
+            if queue.head is started[0]:
+                self.note_begun(started[0])
 
     def note_begun(self, execution: Execution) -> None:
-        """Mark the task of an execution as executing: the execution is the first of its lane."""
+        """Mark the task of an execution as executing: the execution is the first of its queue."""
         if execution.begun:
             return
         execution.begun = True
@@ -132,8 +143,15 @@ class Launcher:
             self._post_outcome(execution, None, error)
             return
         self._post(ExecuteReturned(execution))
-        if execution.future is not None:
+        if execution.future is None:
+            return
+        if self._closed or self.current.get(execution.task) is not execution:
+            # The execution was revoked before there was a future to cancel.
+            self._cancel_future(execution)
+        try:
             when_done(execution.future, partial(self._post_outcome, execution))
+        except BaseException as error:  # the future may be any object
+            self._post_outcome(execution, None, error)
 
     def _post_outcome(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         ending = Ending.RETURNED if error is None else Ending.RAISED
@@ -142,7 +160,7 @@ class Launcher:
             ending, deaths = Ending.LOST, getattr(execution.future, "deaths", 1)
         self._post(OutcomeKnown(execution, CallOutcome(ending, value, error, 0.0, deaths)))
 
-    def call(self, described: LaneCalls) -> DriverFuture:
+    def call(self, described: CallSequence) -> DriverFuture:
         """Call a method on a worker for a task that defines `execute`; any thread may call this."""
         if self._engine is None:
             raise LifecycleError(
@@ -150,6 +168,9 @@ class Launcher:
             )
         future = DriverFuture.start(self._engine, described, self._calls, self._helpers)
         self._post(CallStarted(future))
+        if self._closed:
+            # The job has ended meanwhile: `cancel_all` may not have seen the future.
+            future.cancel()
         return future
 
     # -- outcomes -------------------------------------------------------------------------
@@ -167,7 +188,7 @@ class Launcher:
     def _fetch(self, execution: Execution) -> None:
         """Fetch a large value from its worker; runs in a helper thread."""
         assert self._engine is not None
-        outcome = self._engine.bring(execution.record, lambda: self._closed)
+        outcome = self._engine.fetch(execution.record, lambda: self._closed)
         self._post(OutcomeKnown(execution, outcome))
 
     # -- taking back ----------------------------------------------------------------------
@@ -217,18 +238,17 @@ class Launcher:
         """Stop the execution of a task, if it has one, and ignore its outcome; returns it."""
         execution = self.current.pop(position, None)
         if execution is not None:
-            if execution.future is not None:
-                execution.future.cancel()
+            self._cancel_future(execution)
             if execution.record is not None and self._engine is not None:
                 self._helpers.do(partial(self._engine.cancel, [execution.record]))
         return execution
 
     def cancel_all(self) -> list[Any]:
         """Cancel all executions and calls; returns the records of those that the engine runs."""
+        self._closed = True
         records = []
         for execution in self.current.values():
-            if execution.future is not None:
-                execution.future.cancel()
+            self._cancel_future(execution)
             if execution.record is not None:
                 records.append(execution.record)
         for call in list(self._calls):
@@ -237,13 +257,28 @@ class Launcher:
             self._engine.cancel(records)
         return records
 
+    def _cancel_future(self, execution: Execution) -> None:
+        """Cancel the future that a user's `execute` has returned, in a helper thread.
+
+        It may be any object: its `cancel` may be missing, block or raise.
+        """
+        cancel = getattr(execution.future, "cancel", None)
+        if cancel is not None:
+            self._helpers.do(partial(_call_quietly, cancel))
+
     def close(self) -> None:
         """Let the helper threads end when their work is done."""
-        self._closed = True
         self._helpers.close()
 
 
+def _call_quietly(cancel: Callable[[], object]) -> None:
+    try:
+        cancel()
+    except Exception:
+        _logger.warning("a future of a task cannot be cancelled", exc_info=True)
+
+
 def _records_before(execution: Execution) -> list[Any]:
-    """Return the records of the first and the last execution before one in its lane."""
-    before: list[Any] = list(takewhile(lambda each: each is not execution, execution.lane.items))
+    """Return the records of the first and the last execution before one in its queue."""
+    before: list[Any] = list(takewhile(lambda each: each is not execution, execution.queue.items))
     return [each.record for each in dict.fromkeys((*before[:1], *before[-1:])) if each.record]
