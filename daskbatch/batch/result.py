@@ -13,7 +13,8 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
-from daskbatch.serialization.exceptions import safe_str, unpack_error
+from daskbatch.serialization.exceptions import unpack_error
+from daskbatch.serialization.safe_text import safe_str
 
 
 def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:

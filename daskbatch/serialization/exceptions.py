@@ -1,18 +1,18 @@
 """Pickles exceptions with their tracebacks, so that every other process can unpickle them.
 
-It also puts objects and errors of the operating system into words. Any thread may call any
-function; `pack_error` raises nothing.
+It also rewords errors of the operating system. Any thread may call any function; `pack_error`
+raises nothing.
 """
 
 from __future__ import annotations
 
 import io
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, pickling
+from daskbatch.serialization.safe_text import safe_traceback, summary
 
 
 def pack_error(
@@ -37,14 +37,13 @@ def pack_error(
     for _ in range(hidden_frames):
         if start is not None and start.tb_next is not None:
             start = start.tb_next
-    text = heading + "".join(traceback.format_exception(type(error), error, start))
+    text = heading + safe_traceback(error, start)
     try:
         data = _dumps((error, text))
         assert isinstance(pickling.loads(data)[0], BaseException)
     except Exception:
-        summary = f"{type(error).__name__}: {safe_str(error)}"
         substitute = SerializationError(
-            f"task {label} raised an exception that cannot be sent: {summary}"
+            f"task {label} raised an exception that cannot be sent: {summary(error)}"
         )
         return _dumps((substitute, text))
     return data
@@ -69,22 +68,6 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
     assert isinstance(error, BaseException)
     error.__cause__ = _RemoteTraceback(f'\n"""\n{heading}{text}"""')  # type: ignore[arg-type]
     return error
-
-
-def safe_str(value: object, words: Callable[[object], str] = str) -> str:
-    """Return an object's text, even if its own ``__str__`` or ``__repr__`` fails.
-
-    Parameters
-    ----------
-    value : object
-        Any object.
-    words : callable
-        `str` or `repr`.
-    """
-    try:
-        return words(value)
-    except Exception as error:
-        return f"<its __{words.__name__}__ raised {type(error).__name__}>"
 
 
 def reworded(error: OSError, text: str) -> OSError:

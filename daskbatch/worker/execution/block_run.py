@@ -24,7 +24,8 @@ from daskbatch.errors import (
 )
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
-from daskbatch.serialization.exceptions import pack_error, safe_str
+from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.safe_text import safe_str
 from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
 from daskbatch.worker.execution.capture import Capture, capturing
 from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims

@@ -12,7 +12,7 @@ from typing import Any
 
 from daskbatch.errors import ServiceLost
 from daskbatch.serialization import namespaces, pickling
-from daskbatch.serialization.exceptions import safe_str
+from daskbatch.serialization.safe_text import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
 
