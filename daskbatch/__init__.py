@@ -12,13 +12,23 @@ from daskbatch._version import __version__
 
 if TYPE_CHECKING:
     from daskbatch.batch.batch import Batch
+    from daskbatch.batch.compiled import CompiledTask
+    from daskbatch.batch.futures import as_completed
+    from daskbatch.batch.info import TaskInfo
+    from daskbatch.batch.task import Task
     from daskbatch.describe.access import CommunicationDomain, CommunicationObject
     from daskbatch.errors import (
         BatchError,
+        BatchWarning,
         DependencyFailed,
         GraphError,
         LifecycleError,
+        MissingInput,
+        MissingInputWarning,
+        MissingOutput,
+        MissingOutputWarning,
         ProcessFailed,
+        ProgramWarning,
         SerializationError,
         ServiceLost,
         SpecError,
@@ -26,8 +36,11 @@ if TYPE_CHECKING:
         TaskCancelled,
         TaskCrashed,
         TaskError,
+        TasksFailed,
+        TasksFailedWarning,
         TaskTimeout,
         TemplateError,
+        UndeclaredAccess,
         WorkerLost,
     )
     from daskbatch.executor.executor import BatchPoolExecutor, as_executor
@@ -38,25 +51,38 @@ __all__ = [
     "Batch",
     "BatchError",
     "BatchPoolExecutor",
+    "BatchWarning",
     "CommunicationDomain",
     "CommunicationObject",
+    "CompiledTask",
     "DDict",
     "DependencyFailed",
     "GraphError",
     "LifecycleError",
+    "MissingInput",
+    "MissingInputWarning",
+    "MissingOutput",
+    "MissingOutputWarning",
     "ProcessFailed",
+    "ProgramWarning",
     "Queue",
     "SerializationError",
     "ServiceLost",
     "SpecError",
     "SubmitAfterCloseError",
+    "Task",
     "TaskCancelled",
     "TaskCrashed",
     "TaskError",
+    "TaskInfo",
     "TaskTimeout",
+    "TasksFailed",
+    "TasksFailedWarning",
     "TemplateError",
+    "UndeclaredAccess",
     "WorkerLost",
     "__version__",
+    "as_completed",
     "as_executor",
 ]
 
@@ -64,6 +90,10 @@ __all__ = [
 _ELSEWHERE = {
     "Batch": "batch.batch",
     "BatchPoolExecutor": "executor.executor",
+    "CompiledTask": "batch.compiled",
+    "Task": "batch.task",
+    "TaskInfo": "batch.info",
+    "as_completed": "batch.futures",
     "as_executor": "executor.executor",
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",

@@ -5,7 +5,9 @@ What a Batch and its tasks share is in its `BatchContext`. Several threads may u
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from distributed import Client
 from distributed.deploy import Cluster
 
+from daskbatch.batch.attentive_wait import wait_for
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
@@ -24,10 +27,12 @@ from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
-from daskbatch.cluster.session import Session, make_session
+from daskbatch.batch.told_failures import collect, tell, tell_at_exit
+from daskbatch.batch.user_warnings import warn_all
+from daskbatch.cluster.session import Session, make_session, open_sessions
 from daskbatch.describe.access import Access, Mode
 from daskbatch.dispatch.task_record import TaskRecord
-from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.errors import BatchWarning, LifecycleError, SpecError
 from daskbatch.timeouts import Deadline, parse_timeout
 
 if TYPE_CHECKING:
@@ -507,7 +512,7 @@ class Batch:
         members = require_members(session.client_id, tasks)
         require_name(name)
         if name is None:
-            names = {task.name for task in members}
+            names = {task._record.base_name for task in members}
             name = names.pop() if len(names) == 1 else self._context.name or "batch"
         record = TaskRecord(session.client_id, next(session.numbers), name, None)
         return CompiledTask(self._context, record, members)
@@ -646,7 +651,9 @@ class Batch:
     def fence(self, timeout: float | None = None) -> None:
         """Wait for all tasks that this client has started, and for those in the background.
 
-        Reads and writes of template tasks before the fence order nothing that comes after it.
+        Reads and writes of template tasks before the fence order nothing that comes after it. A
+        `TasksFailedWarning` says which tasks have failed, if the program has not looked at that;
+        so do `join` and the end of a ``with`` block.
 
         Parameters
         ----------
@@ -664,8 +671,11 @@ class Batch:
         >>> batch.fence()
         """
         session, seconds = self._session_or_none, parse_timeout(timeout)
-        if session is None:
-            return
+        if session is not None:
+            self._wait_for_all(session, seconds)
+            tell(session)
+
+    def _wait_for_all(self, session: Session, seconds: float | None) -> None:
         outcomes, background = session.dispatcher.outcomes, session.background
         background.flush()
         pools = background.executor_pools
@@ -675,7 +685,7 @@ class Batch:
         def count_unfinished() -> int:
             return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
-        if not outcomes.wait(lambda: not count_unfinished(), seconds):
+        if not wait_for(session, lambda: not count_unfinished(), seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
 
@@ -717,13 +727,20 @@ class Batch:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
         seconds = parse_timeout(timeout)
         deadline = Deadline(seconds)
-        self.fence(timeout)
-        if session.ended:
-            return
-        others = session.wait_until_alone(deadline.remaining())
-        if others:
-            raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
-        session.end()
+        self._wait_for_all(session, seconds)
+        notices = collect(session)
+        if not session.ended:
+            try:
+                others = session.wait_until_alone(deadline.remaining())
+                if others:
+                    raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
+            except BaseException:
+                with contextlib.suppress(BatchWarning):
+                    warn_all(notices)
+                raise
+            session.end()
+        # Last: a filter may make an exception of a warning.
+        warn_all(notices)
 
     def terminate(self) -> None:
         """Cancel everything that is not over, and leave the cluster. Twice has no effect.
@@ -818,3 +835,9 @@ def _copy(
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
     return Batch._from_context(BatchContext(identity, name, directory, background_batching))
+
+
+@atexit.register
+def _tell_at_exit() -> None:
+    # Before the sessions end: this is registered after their own function.
+    tell_at_exit(open_sessions())

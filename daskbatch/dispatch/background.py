@@ -151,7 +151,7 @@ class Background:
             pool.abandon()
 
     def _start_all(self, records: Sequence[TaskRecord]) -> None:
-        names = {record.name for record in records if record.call is not None}
+        names = {record.base_name for record in records if record.call is not None}
         self._start(records, names.pop() if len(names) == 1 else self.name, None)
 
     def _wait_submitted(self, records: Sequence[TaskRecord]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,7 +182,10 @@ class _Lowering:
                     limits[member] = equal.setdefault(found, found)
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
-        names = [record.name for record in block.records]
+        names = [record.base_name for record in block.records]
+        positions = b""
+        if any(record.position >= 0 for record in block.records):
+            positions = array("i", [record.position for record in block.records]).tobytes()
         setting = self._setting
         setup: bytes | int | None = None
         if (prepare := block.records[0].options.prepare) is not None:
@@ -201,6 +205,7 @@ class _Lowering:
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,
             setup=setup,
+            positions=positions,
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:

@@ -171,7 +171,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if hasattr(pool, "_rejoin_list"):
             slot = PoolSlot(pool, threads_lock, on_release, self._helper.run)
         return TaskContext(
-            slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security
+            *(slot, run.spec.topic, dask_key, self._worker.scheduler.address, self._security),
+            worker=self._worker.address,
         )
 
     def end(self, run: Progress) -> None:

@@ -5,6 +5,7 @@ The client sends a `BlockSpec`; the worker sends reports while the block runs. T
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -113,6 +114,9 @@ class BlockSpec(NamedTuple):
     setup : bytes or int, optional
         The pickled initializer and its arguments, or the position of the input that holds
         them; see `initialized_function`.
+    positions : bytes
+        For each member its position among the tasks of the same name in its program, or -1: an
+        array of C ints; empty if all are -1.
     """
 
     block: int
@@ -129,10 +133,17 @@ class BlockSpec(NamedTuple):
     inline_limit: int
     output_limit: int
     setup: bytes | int | None = None
+    positions: bytes = b""
+
+    def name(self, member: int) -> str:
+        """Return the name of a member, with its position if other tasks share it."""
+        name = self.labels[member if len(self.labels) > 1 else 0]
+        position = array("i", self.positions)[member] if self.positions else -1
+        return name if position < 0 else f"{name}[{position}]"
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""
-        return repr(self.labels[member if len(self.labels) > 1 else 0])
+        return repr(self.name(member))
 
 
 class OutcomeReport(NamedTuple):

@@ -196,7 +196,7 @@ class BlockRun(Progress):
         index, data = self.spec.calls[member]
         if index < 0:
             return Status.DONE, _PICKLED_NONE
-        attempts = self.spec.limits.get(member, NO_LIMITS).retries
+        attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
         while True:
@@ -234,7 +234,8 @@ class BlockRun(Progress):
                     self._before_retry()
                     capture.clear()
                     continue
-                return Status.FAILED, pack_error(error, self.spec.label(member))
+                place = self.place(member, retries - attempts)
+                return Status.FAILED, pack_error(error, self.spec.label(member), heading=place)
 
     def _load(self, index: int) -> Callable[..., Any]:
         data = self._content(self.spec.functions[index])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 
 from daskbatch.worker.execution.block import BlockSpec, ExpiredReport, Report, RunningReport
@@ -44,6 +44,8 @@ class Progress(ABC):
         When this object was made, by `perf_counter`.
     running : int
         The member that runs now, or -1.
+    tried : mapping
+        How often members were tried before, in other processes.
     """
 
     def __init__(self, spec: BlockSpec, claims: Claims, log: OutcomeLog) -> None:
@@ -54,6 +56,7 @@ class Progress(ABC):
         self.context: TaskContext | None = None
         self.began = perf_counter()
         self.running = -1
+        self.tried: Mapping[int, int] = {}
         self._expired = False
         self._report_lock = threading.Lock()
         self._reported_running = -1
@@ -62,6 +65,21 @@ class Progress(ABC):
     @abstractmethod
     def __call__(self) -> BlockResult:
         """Run the block in this thread; return an outcome for each member."""
+
+    def place(self, member: int, tried: int) -> str:
+        """Say where a member runs and which attempt it is, for the heading of its traceback.
+
+        Parameters
+        ----------
+        member : int
+            The member.
+        tried : int
+            How often this run has tried it before.
+        """
+        attempt = f"attempt {self.tried.get(member, 0) + tried + 1}"
+        if self.context is None or not self.context.worker:
+            return attempt
+        return f"on worker {self.context.worker}, {attempt}"
 
     # -- other threads --------------------------------------------------------------------
 

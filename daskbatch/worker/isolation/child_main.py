@@ -136,7 +136,9 @@ class ChildRun(BlockRun):
                 try:
                     self._process_state.enter(limits, self.spec.label(member))
                 except (OSError, ValueError) as error:
-                    return Status.FAILED, pack_error(error, self.spec.label(member))
+                    return Status.FAILED, pack_error(
+                        error, self.spec.label(member), heading=self.place(member, 0)
+                    )
             return super()._run(member, link, capture)
         finally:
             self._capture.collect()
@@ -187,14 +189,16 @@ class ChildServer:
         sys.path[:] = request.path
         obey(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
-        limits = spec.limits
+        limits, tried = spec.limits, {}
         if request.retries is not None:
             start = len(request.statuses)
-            first = limits.get(start, NO_LIMITS)._replace(retries=request.retries)
-            limits = {**limits, start: first}
+            first = limits.get(start, NO_LIMITS)
+            tried[start] = first.retries - request.retries
+            limits = {**limits, start: first._replace(retries=request.retries)}
         spec = spec._replace(limits=limits, budget=request.budget, share_limit=request.share_limit)
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
         run = ChildRun(spec, request, self._claims, self._frames, self._process_state)
+        run.tried = tried
         if request.context is not None:
             slot = RemoteSlot(self._claims, self._control)
             run.context = TaskContext(slot, *request.context)

@@ -174,7 +174,10 @@ class IsolatedRun(Progress):
             request = request._replace(journal=self.journal.location())
         if (context := self.context) is not None:
             request = request._replace(
-                context=(context.topic, context.key, context.scheduler, context.security)
+                context=(
+                    *(context.topic, context.key, context.scheduler, context.security),
+                    context.worker,
+                )
             )
         return pack_request(request)
 
@@ -300,7 +303,8 @@ class IsolatedRun(Progress):
                         if end is _End.LATE
                         else crashed(label, code, self._memory_bytes)
                     )
-                    packed = pack_error(error, label)
+                    place = self.place(member, limits.retries - retries)
+                    packed = pack_error(error, label, heading=place)
                     self._record_without_child(member, Status.FAILED, packed, output)
             self._memory_bytes = 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
