@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -44,9 +43,4 @@ def shared_batch() -> Iterator[Batch]:
 def batch(shared_batch: Batch) -> Iterator[Batch]:
     """The shared Batch; whatever a test has started on it must be over before the next."""
     yield shared_batch
-    from daskbatch import TasksFailedWarning
-
-    with warnings.catch_warnings():
-        # The test has looked at the failures that matter to it.
-        warnings.simplefilter("ignore", TasksFailedWarning)
-        shared_batch.fence(timeout=60)
+    shared_batch.fence(timeout=60)

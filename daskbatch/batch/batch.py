@@ -25,6 +25,7 @@ from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.options import TaskFactory
+from daskbatch.batch.program_check import check_declarations, require_check
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
@@ -65,6 +66,11 @@ class Batch:
         Name on Dask's dashboard for tasks that have no better one.
     background_batching : bool
         Whether tasks made by `import_func` start by themselves when they are needed.
+    strict : bool
+        Whether a task fails if a declared input or output is missing (`MissingInput`,
+        `MissingOutput`), or if a Python function accesses a file below the current directory, a
+        declared path, a dictionary's key or a queue in another way than it declares
+        (`UndeclaredAccess`). By default the first two are warnings. Executables are not watched.
 
     Raises
     ------
@@ -121,8 +127,11 @@ class Batch:
         num_workers: int | None = None,
         name: str | None = None,
         background_batching: bool = True,
+        strict: bool = False,
     ) -> None:
-        self._context = _create_context(cluster, num_workers, name, background_batching, None)
+        self._context = _create_context(
+            cluster, num_workers, name, background_batching, None, bool(strict)
+        )
 
     @classmethod
     def _from_context(cls, context: BatchContext) -> Batch:
@@ -186,7 +195,7 @@ class Batch:
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
         context = self._context
-        settings = context.name, context.directory, context.background_batching
+        settings = context.name, context.directory, context.background_batching, context.strict
         return _copy, (tuple(context.identity.address), *settings)
 
     # -- making tasks ---------------------------------------------------------------------
@@ -311,6 +320,7 @@ class Batch:
         *,
         reads: Accesses = None,
         writes: Accesses = None,
+        removes: Accesses = None,
         name: str | None = None,
         timeout: float | timedelta | None = None,
         retries: int = 0,
@@ -327,6 +337,9 @@ class Batch:
         ----------
         reads, writes, name, timeout
             See `function`.
+        removes : Access or list of Access, optional
+            Writes by which a task removes files, as ``[batch.write(path)]``: like other writes for
+            the order, but the files need not be there afterwards.
         retries : int
             How often a task is run again after it has failed by an exception or exit code.
         resources : mapping, optional
@@ -367,6 +380,7 @@ class Batch:
             self._context,
             reads=reads,
             writes=writes,
+            removes=removes,
             name=name,
             timeout=timeout,
             retries=retries,
@@ -474,8 +488,14 @@ class Batch:
         """
         return import_template(self._context, ptd_file, import_args, import_kwargs)
 
-    def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
+    def compile(
+        self, tasks: Iterable[Task], name: str | None = None, check: str | None = "warn"
+    ) -> CompiledTask:
         """Make one task of many. A compiled task without members is over at once.
+
+        Members of the same name are numbered: ``clean[0]``, ``clean[1]``. What they declare is
+        checked: a path that is read, that no earlier task writes, and that is not there; and a
+        write that the next one of the same path replaces before any task has read it.
 
         Parameters
         ----------
@@ -485,6 +505,8 @@ class Batch:
             parallel.
         name : str, optional
             Name in messages and on Dask's dashboard.
+        check : str, optional
+            ``"warn"`` for a `ProgramWarning`, ``"error"`` for a `GraphError`, None for no check.
 
         Raises
         ------
@@ -495,7 +517,7 @@ class Batch:
         LifecycleError
             One of the tasks has been started, or waits in the background.
         SpecError
-            The name is not a text.
+            The name is not a text, or there is no check of this name.
         SubmitAfterCloseError
             The Batch has been closed.
 
@@ -511,11 +533,16 @@ class Batch:
         session = self._session
         members = require_members(session.client_id, tasks)
         require_name(name)
+        require_check(check)
         if name is None:
             names = {task._record.base_name for task in members}
             name = names.pop() if len(names) == 1 else self._context.name or "batch"
         record = TaskRecord(session.client_id, next(session.numbers), name, None)
-        return CompiledTask(self._context, record, members)
+
+        def check_members(records: Sequence[TaskRecord]) -> None:
+            check_declarations(records, str(name), check, session.background)
+
+        return CompiledTask(self._context, record, members, check_members)
 
     # -- shared objects -------------------------------------------------------------------
 
@@ -814,6 +841,7 @@ def _create_context(
     name: str | None,
     background_batching: bool,
     environment: Mapping[str, str] | None,
+    strict: bool = False,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
     batch, directory = uuid.uuid4().hex[:12], os.getcwd()
@@ -825,16 +853,23 @@ def _create_context(
         name,
         directory,
         bool(background_batching),
+        strict,
         session.background.lend(),
     )
 
 
 def _copy(
-    address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
+    address: tuple[str, str, bool],
+    name: str | None,
+    directory: str,
+    background_batching: bool,
+    strict: bool,
 ) -> Batch:
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
-    return Batch._from_context(BatchContext(identity, name, directory, background_batching))
+    return Batch._from_context(
+        BatchContext(identity, name, directory, background_batching, strict)
+    )
 
 
 @atexit.register

@@ -8,7 +8,7 @@ A `CompiledTask` has `plan` infer the order of its members, and submits them whe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,20 @@ class CompiledTask(Task):
 
     __slots__ = ("_access_count", "_graph", "_group", "tasks")
 
-    def __init__(self, context: BatchContext, record: TaskRecord, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self,
+        context: BatchContext,
+        record: TaskRecord,
+        tasks: Sequence[Task],
+        check: Callable[[Sequence[TaskRecord]], None] | None = None,
+    ) -> None:
         super().__init__(context, record)
         self.tasks = tuple(tasks)
         records = self._records
         with numbered(records):
             self._graph = build_graph(records)
+            if check is not None:
+                check(records)
         #: How many accesses `_graph` takes into account; more may be declared until the start.
         self._access_count = _count_accesses(records)
         self._group = Group(record.name, len(records), is_program=True)

@@ -21,7 +21,12 @@ def numbered(records: Sequence[TaskRecord]) -> Iterator[None]:
     records : sequence of TaskRecord
         The tasks of the program.
     """
-    shared = {name for name, count in Counter(r.base_name for r in records).items() if count > 1}
+    # A list with a task twice is refused in a moment, by the name that the user knows.
+    shared = (
+        {name for name, count in Counter(r.base_name for r in records).items() if count > 1}
+        if len({*map(id, records)}) == len(records)
+        else set()
+    )
     positions: dict[str, int] = dict.fromkeys(shared, 0)
     if shared:
         for record in records:

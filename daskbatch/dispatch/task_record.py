@@ -88,6 +88,7 @@ class TaskRecord:
         "removes",
         "root_failure",
         "seconds",
+        "strict",
         "value",
         "waits",
         "writes",
@@ -117,6 +118,8 @@ class TaskRecord:
         self.writes = writes
         #: Those of `writes` by which a file is removed.
         self.removes: tuple[Channel, ...] = ()
+        #: In a strict Batch the pickled `strict_access.Rules` of the task.
+        self.strict: bytes | None = None
         #: The compiled task or the executor that it is a member of.
         self.group: Group | None = None
 
@@ -225,7 +228,6 @@ class Group:
         "members",
         "name",
         "started",
-        "strict",
         "unfinished",
         "writers",
     )
@@ -242,8 +244,6 @@ class Group:
         self.directory = ""
         #: Which member writes which path first: its position, and the member; made when needed.
         self.writers: dict[str, tuple[int, weakref.ref[TaskRecord]]] | None = None
-        #: In a strict Batch: what its members may access; see `strict_access.Rules`.
-        self.strict: bytes | None = None
 
 
 class BlockFuture(Protocol):

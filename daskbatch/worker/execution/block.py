@@ -77,6 +77,30 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class DeclaredFiles(NamedTuple):
+    """The files and directories that a member declares, as absolute paths.
+
+    Parameters
+    ----------
+    reads, writes : tuple of str
+        What it reads and writes; a directory stands for all below it.
+    removes : tuple of str
+        Those of `writes` by which a file is removed.
+    keys : tuple of (str, str, bytes)
+        In a strict Batch, the keys of dictionaries and the queues that it declares: ``"read"`` or
+        ``"write"``, the name of the object, and the pickled tuple of keys; empty for the whole
+        object.
+    rules : int
+        In a strict Batch, the position of its rules in `BlockSpec.strict`; else -1.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    keys: tuple[tuple[str, str, bytes], ...] = ()
+    rules: int = -1
+
+
 class BlockSpec(NamedTuple):
     """A block: a list of tasks, its members, to run one after another.
 
@@ -114,6 +138,11 @@ class BlockSpec(NamedTuple):
     setup : bytes or int, optional
         The pickled initializer and its arguments, or the position of the input that holds
         them; see `initialized_function`.
+    declared : mapping
+        For those members that declare files: which.
+    strict : sequence of bytes or int
+        The pickled `strict_access.Rules` of members of a strict Batch; for large ones the position
+        of the input that holds them.
     positions : bytes
         For each member its position among the tasks of the same name in its program, or -1: an
         array of C ints; empty if all are -1.
@@ -134,6 +163,8 @@ class BlockSpec(NamedTuple):
     output_limit: int
     setup: bytes | int | None = None
     positions: bytes = b""
+    declared: Mapping[int, DeclaredFiles] = {}
+    strict: Sequence[bytes | int] = ()
 
     def name(self, member: int) -> str:
         """Return the name of a member, with its position if other tasks share it."""
@@ -210,5 +241,26 @@ class ExpiredReport(NamedTuple):
     rest: bytes
 
 
+class MissingReport(NamedTuple):
+    """Reports that declared files of a member were not there.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    member : int
+        The member.
+    kind : str
+        ``"input"`` for files that it reads, ``"output"`` for files that it writes.
+    paths : tuple of str
+        The files.
+    """
+
+    block: int
+    member: int
+    kind: str
+    paths: tuple[str, ...]
+
+
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport
+Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport

@@ -26,9 +26,25 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.safe_text import safe_str
-from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    NO_LIMITS,
+    BlockMember,
+    BlockSpec,
+    DeclaredFiles,
+    Link,
+    Source,
+)
 from daskbatch.worker.execution.capture import Capture, capturing
 from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
+from daskbatch.worker.execution.declared_files import (
+    INPUT,
+    OUTPUT,
+    missing_error,
+    missing_inputs,
+    missing_outputs,
+)
+from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
@@ -213,6 +229,11 @@ class BlockRun(Progress):
                 else:
                     args, kwargs = self._arguments(data, link)
                 doing = ""
+                declared = self.spec.declared.get(member) if self.spec.declared else None
+                if declared is not None:
+                    self._require(member, declared, INPUT, missing_inputs(declared))
+                    if declared.rules >= 0 and function is not execute:
+                        function = self._watched(member, declared, function)
                 self._before_call()
                 value = self._call(member, function, args, kwargs)
                 if type(value) is CoroutineType:
@@ -223,6 +244,8 @@ class BlockRun(Progress):
                 if context is not None and context.resources:
                     # The task is over once the tasks that it has submitted are over.
                     self._call(member, context.finish, (), {})
+                if declared is not None:
+                    self._require(member, declared, OUTPUT, missing_outputs(declared))
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
@@ -236,6 +259,26 @@ class BlockRun(Progress):
                     continue
                 place = self.place(member, retries - attempts)
                 return Status.FAILED, pack_error(error, self.spec.label(member), heading=place)
+
+    def _require(
+        self, member: int, declared: DeclaredFiles, kind: str, missing: tuple[str, ...]
+    ) -> None:
+        """Report declared files that are not there; in a strict Batch raise that."""
+        if missing:
+            if declared.rules >= 0:
+                raise missing_error(kind, self.spec.label(member), missing)
+            self.notice(member, kind, missing)
+
+    def _watched(
+        self, member: int, declared: DeclaredFiles, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a function whose accesses are compared with what a member declares."""
+        # Not at the top: few tasks are strict, and a child starts faster without it.
+        from daskbatch.worker.execution.strict_access import Watch, WatchedFunction, load_rules
+
+        rules = load_rules(self._content(self.spec.strict[declared.rules]))
+        watch = Watch(self.spec.name(member), declared, rules)
+        return WatchedFunction(function, watch, self.owns_process)
 
     def _load(self, index: int) -> Callable[..., Any]:
         data = self._content(self.spec.functions[index])

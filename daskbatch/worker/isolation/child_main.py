@@ -29,7 +29,7 @@ from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.control import BLOCK_OVER, READY, REQUEST_SIZE, WAITING_CHANGED
-from daskbatch.worker.isolation.frames import Frame, FrameWriter
+from daskbatch.worker.isolation.frames import NOTICE, Frame, FrameWriter
 from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
@@ -115,12 +115,17 @@ class ChildRun(BlockRun):
         process_state: ProcessState,
     ) -> None:
         super().__init__(spec, request.inputs, claims, SendingLog(request, frames))
+        self._frame_writer = frames
         self._process_state = process_state
         self._capture = FileCapture(spec.output_limit, process_state.files, claims)
 
     @contextlib.contextmanager
     def _capturing(self) -> Iterator[Capture]:
         yield self._capture
+
+    def notice(self, member: int, kind: str, paths: tuple[str, ...]) -> None:
+        data = pickling.dumps_plain((kind, paths))
+        self._frame_writer.add(Frame(member, NOTICE, 0.0, data, None))
 
     def _before_call(self) -> None:
         self.claims.mark_called()

@@ -22,6 +22,7 @@ from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.control import BLOCK_OVER, PIPE_FULL
 from daskbatch.worker.isolation.deadline import MemberDeadline
+from daskbatch.worker.isolation.frames import NOTICE
 from daskbatch.worker.isolation.fallback_run import FallbackRun, crashed, timed_out
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
@@ -227,6 +228,10 @@ class IsolatedRun(Progress):
         """Record outcomes that have arrived; return whether more may have arrived."""
         frames, more = child.frames.read()
         for member, status, seconds, value, output in frames:
+            if status == NOTICE:
+                assert value is not None
+                self.notice(member, *pickling.loads(value))
+                continue
             if member in self._stopped:
                 self.log.record(member, Status.CANCELLED, None, seconds, output)
                 continue
