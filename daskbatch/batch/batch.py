@@ -24,6 +24,8 @@ from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
+from daskbatch.batch.keywords import require_no_typo, suggesting
+from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
 from daskbatch.batch.task import Task
@@ -120,6 +122,7 @@ class Batch:
     120
     """
 
+    @suggesting
     def __init__(
         self,
         cluster: str | Client | Cluster | None = None,
@@ -132,6 +135,7 @@ class Batch:
         self._context = _create_context(
             cluster, num_workers, name, background_batching, None, bool(strict)
         )
+        watch(self)
 
     @classmethod
     def _from_context(cls, context: BatchContext) -> Batch:
@@ -173,6 +177,15 @@ class Batch:
     def closed(self) -> bool:
         """Whether `close` has been called."""
         return self._context.identity.closed
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing is left to do here."""
+        session = self._session_or_none
+        return session is None or (session.idle and not len(session.background.backlog))
+
+    def _abandon(self) -> None:
+        """End without waiting: no name of the program stands for it any longer."""
+        self._context.identity.abandon()
 
     @property
     def _session(self) -> Session:
@@ -251,11 +264,14 @@ class Batch:
         >>> power.get()
         8
         """
+        if kwargs:
+            require_no_typo(target, kwargs)
         if reads is None and writes is None and name is None and timeout is None:
             return make_function(self._context, target, args, kwargs)
         options = self.options(reads=reads, writes=writes, name=name, timeout=timeout)
         return options.function(target, *args, **kwargs)
 
+    @suggesting
     def process(
         self,
         target: str | Path,
@@ -315,6 +331,7 @@ class Batch:
         )
         return options.process(target, *args, stdin=stdin, check=check)
 
+    @suggesting
     def options(
         self,
         *,
@@ -488,6 +505,7 @@ class Batch:
         """
         return import_template(self._context, ptd_file, import_args, import_kwargs)
 
+    @suggesting
     def compile(
         self, tasks: Iterable[Task], name: str | None = None, check: str | None = "warn"
     ) -> CompiledTask:

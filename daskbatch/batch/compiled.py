@@ -76,15 +76,15 @@ class CompiledTask(Task):
         super().__init__(context, record)
         self.tasks = tuple(tasks)
         records = self._records
-        with numbered(records):
-            self._graph = build_graph(records)
-            if check is not None:
-                check(records)
         #: How many accesses `_graph` takes into account; more may be declared until the start.
         self._access_count = _count_accesses(records)
+        with numbered(records):
+            self._graph = build_graph(records)
+            if check is not None and self._access_count:
+                check(records)
         self._group = Group(record.name, len(records), is_program=True)
         self._group.directory = context.directory
-        if any(each.writes for each in records):
+        if self._access_count and any(each.writes for each in records):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
@@ -152,7 +152,7 @@ class CompiledTask(Task):
         """
         if self._group.started:
             raise LifecycleError(
-                f"{self._record.label} has been started already, and a program starts once: "
+                f"the program {self._record.label} has been started already, and starts once: "
                 "again() returns a fresh copy of it, to be started"
             )
         if self.tasks and self._is_over():

@@ -21,22 +21,27 @@ def numbered(records: Sequence[TaskRecord]) -> Iterator[None]:
     records : sequence of TaskRecord
         The tasks of the program.
     """
+    names = [record.base_name for record in records]
+    counts = Counter(names)
     # A list with a task twice is refused in a moment, by the name that the user knows.
-    shared = (
-        {name for name, count in Counter(r.base_name for r in records).items() if count > 1}
-        if len({*map(id, records)}) == len(records)
-        else set()
-    )
-    positions: dict[str, int] = dict.fromkeys(shared, 0)
-    if shared:
-        for record in records:
-            name = record.base_name
-            if name in positions:
-                record.position = positions[name]
-                positions[name] += 1
+    if len(counts) < len(names) == len(set(records)):
+        _number(records, counts)
     try:
         yield
     except BaseException:
         for record in records:
             record.position = -1
         raise
+
+
+def _number(records: Sequence[TaskRecord], counts: Counter[str]) -> None:
+    if len(counts) == 1:  # the most frequent case, done quickly
+        for position, record in enumerate(records):
+            record.position = position
+        return
+    positions = {name: 0 for name, count in counts.items() if count > 1}
+    for record in records:
+        name = record.base_name
+        if name in positions:
+            record.position = positions[name]
+            positions[name] += 1

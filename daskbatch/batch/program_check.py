@@ -56,7 +56,7 @@ def check_declarations(
     ProgramWarning
         A filter makes exceptions of warnings.
     """
-    if check is None or not any(record.reads or record.writes for record in records):
+    if check is None:
         return
     waiting = [record.writes for record in background.unfinished_records() if record.writes]
 

@@ -122,15 +122,15 @@ def tasks_failed(
     return TasksFailed(f"of the {count} tasks of {label}, {said}", members)
 
 
-def load_result(load: Callable[[], Any], label: str) -> Any:
+def load_result(load: Callable[[], Any], record: TaskRecord) -> Any:
     """Unpickle the result of a task.
 
     Parameters
     ----------
     load : callable
         Unpickles and returns it.
-    label : str
-        The name of the task in messages.
+    record : TaskRecord
+        The task.
 
     Raises
     ------
@@ -143,6 +143,6 @@ def load_result(load: Callable[[], Any], label: str) -> Any:
         raise
     except BaseException as error:  # unpickling may run any code, also sys.exit()
         raise LoadingError(
-            f"the result of task {label} cannot be loaded here: "
+            f"the result of task {record.label} cannot be loaded here: "
             f"{type(error).__name__}: {safe_str(error)}"
         ) from error

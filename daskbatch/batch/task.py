@@ -514,4 +514,4 @@ class Task:
     def _load(self) -> Any:
         data = self._record.value
         assert data is not None
-        return load_result(lambda: pickling.loads(data), self._record.label)
+        return load_result(lambda: pickling.loads(data), self._record)

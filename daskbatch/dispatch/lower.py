@@ -201,9 +201,8 @@ class _Lowering:
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
         names = [record.base_name for record in block.records]
-        positions = b""
-        if any(record.position >= 0 for record in block.records):
-            positions = array("i", [record.position for record in block.records]).tobytes()
+        numbers = [record.position for record in block.records]
+        positions = array("i", numbers).tobytes() if max(numbers) >= 0 else b""
         setting = self._setting
         setup: bytes | int | None = None
         if (prepare := block.records[0].options.prepare) is not None:
