@@ -359,9 +359,7 @@ class UndeclaredAccess(TaskError):
     'a.txt'
     """
 
-    def __init__(
-        self, *args: object, task: str = "", path: str = "", mode: str = "read"
-    ) -> None:
+    def __init__(self, *args: object, task: str = "", path: str = "", mode: str = "read") -> None:
         super().__init__(*args)
         self.task = task
         self.path = path
@@ -380,7 +378,7 @@ class TasksFailed(BatchError, ExceptionGroup[Exception]):
     (OSError('b'),)
     """
 
-    def derive(self, excs: Sequence[Any], /) -> Self:
+    def derive(self, excs: Sequence[Any], /) -> Self:  # type: ignore[override]
         """Return the same group with other exceptions; `split` and `subgroup` call it.
 
         Parameters

@@ -885,9 +885,7 @@ def _copy(
 ) -> Batch:
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
-    return Batch._from_context(
-        BatchContext(identity, name, directory, background_batching, strict)
-    )
+    return Batch._from_context(BatchContext(identity, name, directory, background_batching, strict))
 
 
 @atexit.register

@@ -157,8 +157,7 @@ class CompiledTask(Task):
             )
         if self.tasks and self._is_over():
             raise LifecycleError(
-                f"{self._record.label} is {self.state} already: again() returns a "
-                "fresh copy of it"
+                f"{self._record.label} is {self.state} already: again() returns a fresh copy of it"
             )
         records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)

@@ -83,6 +83,4 @@ def _takes(target: Callable[..., Any], name: str) -> bool:
         parameters = inspect.signature(target).parameters
     except Exception:  # a built-in function, or an object of the user with a strange signature
         return True
-    return name in parameters or any(
-        each.kind is each.VAR_KEYWORD for each in parameters.values()
-    )
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -32,9 +32,7 @@ _shells: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def watch(batch: NotebookBatch) -> None:
     """End a Batch once a cell of a notebook has replaced it; outside of IPython do nothing."""
-    get_shell: Callable[[], Any] | None = getattr(
-        sys.modules.get("IPython"), "get_ipython", None
-    )
+    get_shell: Callable[[], Any] | None = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_shell is None else get_shell()
     if shell is None:
         return
@@ -49,15 +47,14 @@ def _end_replaced(shell: Any) -> None:
     history = names.get("Out", {})
     shown = {id(value) for value in [*history.values()]}
     bound = {
-        id(value)
-        for name, value in [*names.items()]
-        if not name.startswith("_") and name != "Out"
+        id(value) for name, value in [*names.items()] if not name.startswith("_") and name != "Out"
     }
     for batch, was_bound in [*_batches.items()]:
         if id(batch) in bound:
             _batches[batch] = True
         elif was_bound and id(batch) in shown and batch._is_idle():
             known = [names, history, vars(shell.displayhook), vars(builtins)]
+            known.append(getattr(shell, "user_ns_hidden", {}))
             if not _is_used_elsewhere(batch, known):
                 del _batches[batch]
                 batch._abandon()
@@ -66,9 +63,7 @@ def _end_replaced(shell: Any) -> None:
 def _is_used_elsewhere(batch: object, known: list[Any]) -> bool:
     """Return whether something else than IPython's history refers to a Batch."""
     allowed = {id(each) for each in known}
-    return any(
-        id(each) not in allowed and not _is_own(each) for each in gc.get_referrers(batch)
-    )
+    return any(id(each) not in allowed and not _is_own(each) for each in gc.get_referrers(batch))
 
 
 def _is_own(referrer: object) -> bool:

@@ -65,9 +65,9 @@ def failure_of(
         dispatcher.fetch(record, timeout)
     if record.value is None or record.phase == Phase.DONE:
         return value_lost(record)
-    error = unpack_error(record.value, f"task {long_label(record)}, {record.uid}")
-    add_hint(error, record)
-    return error
+    own = unpack_error(record.value, f"task {long_label(record)}, {record.uid}")
+    add_hint(own, record)
+    return own
 
 
 def error_line(record: TaskRecord, dispatcher: Dispatcher) -> str:

@@ -47,13 +47,13 @@ def collect(session: Session) -> list[Notice]:
         skipped = ""
         if failures.skipped:
             skipped = f", and {_tasks(failures.skipped)} did not run because of that"
-        lines = [f"{_tasks(failures.count)} failed{skipped}:"]
+        lines = [f"{_tasks(failures.failed)} failed{skipped}:"]
         lines += [
             f"  {long_label(record)}: {error_line(record, session.dispatcher)}"
             for record in failures.records[:_MAX_NAMED_FAILURES]
         ]
-        if failures.count > _MAX_NAMED_FAILURES:
-            lines.append(f"  and {failures.count - _MAX_NAMED_FAILURES} more")
+        if failures.failed > _MAX_NAMED_FAILURES:
+            lines.append(f"  and {failures.failed - _MAX_NAMED_FAILURES} more")
         lines.append(
             "To handle failures: result.get() of each task, run(check=True), or failures of a "
             "compiled task."

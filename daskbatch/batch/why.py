@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 from daskbatch.batch.result import error_line
 from daskbatch.batch.task_label import long_label
@@ -114,16 +115,17 @@ def _why_waiting(record: TaskRecord, session: Session) -> str:
         return _why_no_slot(record, session)
     links = [
         f"waits for {long_label(before)} ({_reason(before, after)})"
-        for after, before in zip(chain, chain[1:], strict=False)
+        for after, before in pairwise(chain)
     ]
-    more = len(links) - _MAX_FIRST_LINKS - _MAX_LAST_LINKS
-    if more > 0:
-        last = links[-_MAX_LAST_LINKS:]
-        links = [*links[:_MAX_FIRST_LINKS], f"waits, by way of {more} more tasks, for what", *last]
+    # The link in the middle stands for itself and for the tasks that it leaves out.
+    left_out = len(links) - _MAX_FIRST_LINKS - _MAX_LAST_LINKS - 1
+    if left_out > 0:
+        beyond = long_label(chain[-_MAX_LAST_LINKS - 1])
+        middle = f"waits for {beyond} by way of {left_out} more task{'s' * (left_out > 1)}"
+        links = [*links[:_MAX_FIRST_LINKS], middle, *links[-_MAX_LAST_LINKS:]]
     others = len(direct - {chain[1]})
     beside = f"; it also waits for {others} other task{'s' * (others > 1)}" if others else ""
-    text = ", which ".join(links).replace("for what, which ", "for a task that ")
-    return f"{text}, which {_state_of(chain[-1], session)}{beside}"
+    return f"{', which '.join(links)}, which {_state_of(chain[-1], session)}{beside}"
 
 
 def _chain(record: TaskRecord) -> list[TaskRecord]:
@@ -192,7 +194,9 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
             and not other.unfinished_waits()
             for other in dispatcher.unfinished()
         )
-    others = f"{before} task{'s' if before != 1 else ''} of this client {'are' if before != 1 else 'is'}"
+    others = (
+        f"{before} task{'s' if before != 1 else ''} of this client {'are' if before != 1 else 'is'}"
+    )
     if busy is not None and len(busy) >= session.slots:
         return f"waits for a slot: all {session.slots} are taken, and {others} before it"
     if before:

@@ -39,14 +39,14 @@ class UntoldFailures(NamedTuple):
     ----------
     records : sequence of TaskRecord
         The first of the tasks that failed, in the order of their failures.
-    count : int
+    failed : int
         The number of tasks that failed.
     skipped : int
         The number of tasks that did not run because of them.
     """
 
     records: Sequence[TaskRecord]
-    count: int
+    failed: int
     skipped: int
 
 

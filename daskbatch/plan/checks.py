@@ -88,9 +88,10 @@ def _reads_of_unwritten(accesses: _Accesses) -> Iterator[tuple[int, str]]:
     above: set[str] = set()
     for position, reads, writes in accesses:
         for path in reads:
-            if path not in written and path not in above:
-                if not any(each in written for each in _directories(path)):
-                    yield position, path
+            if path in written or path in above:
+                continue
+            if not any(each in written for each in _directories(path)):
+                yield position, path
         for path in writes:
             if path not in written:
                 written.add(path)

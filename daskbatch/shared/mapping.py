@@ -25,7 +25,6 @@ from daskbatch.shared.dict_client import DictClient
 from daskbatch.shared.store import operations
 from daskbatch.timeouts import Deadline
 
-
 #: The module is imported with the first strict task of this process.
 _STRICT_ACCESS = "daskbatch.worker.execution.strict_access"
 

@@ -6,6 +6,7 @@ threads may use one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from html import escape

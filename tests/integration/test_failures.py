@@ -303,7 +303,9 @@ def test_exit_codes(batch: Batch) -> None:
     killed = batch.process("sh", "-c", "kill -TERM $$", check=False)
     missing = batch.process("no-such-executable", check=False)
     batch.compile([fails, tolerated, killed, missing]).run(timeout=60)
-    with pytest.raises(ProcessFailed, match=r"task 'sh\[0\]': sh ended with exit code 3: last") as caught:
+    with pytest.raises(
+        ProcessFailed, match=r"task 'sh\[0\]': sh ended with exit code 3: last"
+    ) as caught:
         fails.get()
     assert caught.value.returncode == 3
     assert caught.value.command[0] == "sh"  # type: ignore[index]

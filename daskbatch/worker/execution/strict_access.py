@@ -429,7 +429,9 @@ def _ignored_directories(directory: str) -> tuple[str, ...]:
     own |= {tempfile.gettempdir()}
     own |= {os.path.realpath(each) for each in own}
     within = directory.rstrip(os.sep) + os.sep
-    return tuple(each + os.sep for each in own if not within.startswith(each.rstrip(os.sep) + os.sep))
+    return tuple(
+        each + os.sep for each in own if not within.startswith(each.rstrip(os.sep) + os.sep)
+    )
 
 
 def _is_by_interpreter(frame: FrameType | None) -> bool:

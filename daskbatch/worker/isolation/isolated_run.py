@@ -22,8 +22,8 @@ from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.control import BLOCK_OVER, PIPE_FULL
 from daskbatch.worker.isolation.deadline import MemberDeadline
-from daskbatch.worker.isolation.frames import NOTICE
 from daskbatch.worker.isolation.fallback_run import FallbackRun, crashed, timed_out
+from daskbatch.worker.isolation.frames import NOTICE
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
