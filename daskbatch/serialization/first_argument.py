@@ -58,7 +58,8 @@ def first_packed_argument(data: bytes) -> str:
         return ""
     try:
         args, kwargs = _PlainUnpickler(io.BytesIO(data), buffers=_NoBuffers()).load()
-        if len(args) == 3 and isinstance(args[0], _Unknown):  # a bound method, a partial, ...
+        if len(args) == 3 and (args[0] is _Unknown or isinstance(args[0], _Unknown)):
+            # The function came with its arguments: a built-in one, a bound method, a partial.
             args, kwargs = args[1], args[2]
         command = kwargs.get("command")
         if not args and type(command) is list:

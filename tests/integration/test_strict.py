@@ -274,7 +274,7 @@ def test_missing_files_are_errors(strict: Batch, isolation: str, here: Path) -> 
         process.get()
 
 
-# -- dictionaries and queues ------------------------------------------------------------------------
+# -- dictionaries and queues -----------------------------
 
 
 def get_key(d: DDict, key: Any) -> Any:
@@ -308,7 +308,7 @@ def test_keys(strict: Batch, isolation: str) -> None:
             outcome(strict, isolation, function, *args, **of)
 
 
-# -- no false alarms ----------
+# -- no false alarms ------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -5,9 +5,7 @@ Each program is a file, a notebook, or comes on the standard input.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 import nbclient
 import nbformat
 import pytest
-from support.waiting import wait_until
 
 PROGRAM = """\
 from daskbatch import Batch
@@ -79,19 +76,42 @@ def test_the_standard_input(tmp_path: Path) -> None:
     assert err == WARNED.format(place="<stdin>:11")
 
 
+STOPPED = """\
+from daskbatch import Batch, TasksFailedWarning
+
+def fail():
+    raise ValueError
+
+batch = Batch(num_workers=1)
+try:
+    with batch:
+        batch.function(fail).run()
+except TasksFailedWarning:
+    print(batch.closed, batch._session.ended)
+"""
+
+
 def test_warnings_as_errors_end_the_batch_first(tmp_path: Path) -> None:
-    program = PROGRAM.replace("with Batch", "batch = Batch(num_workers=1)\nwith batch as batch#")
-    program += "\n"
-    caught = program.replace("with batch", "import warnings\ntry:\n  with batch", 1)
-    lines = caught.split("try:\n", 1)
-    body = lines[1].rstrip().replace("\n", "\n  ")
-    program = (
-        f"{lines[0]}try:\n{body}\nexcept Warning as warning:\n"
-        "  print(type(warning).__name__, batch.closed, batch._session.ended)\n"
-    )
-    out, err = run(tmp_path, program, "-W", "error")
-    assert out.splitlines()[-1] == "TasksFailedWarning True True"
-    assert err == ""
+    assert run(tmp_path, STOPPED, "-W", "error") == ("True True\n", "")
+
+
+RAISED = """\
+from daskbatch import Batch
+
+def fail():
+    raise ValueError
+
+try:
+    with Batch(num_workers=1) as batch:
+        batch.function(fail).run()
+        raise KeyError("own")
+except KeyError as error:
+    print(repr(error))
+"""
+
+
+def test_a_block_that_raises_ends_with_its_own_exception(tmp_path: Path) -> None:
+    assert run(tmp_path, RAISED) == ("KeyError('own')\n", "")
 
 
 LOOKED = """\
@@ -195,7 +215,7 @@ def test_declarations_that_do_not_fit(tmp_path: Path) -> None:
     here = str(tmp_path)
     said = err.replace(here, "<here>")
     missing = "which is not there, and which no task before it writes"
-    assert said.split("<here>/prögram 1.py:13: ProgramWarning: ")[1].startswith(
+    assert said.split("<here>/prögram 1.py:14: ProgramWarning: ")[1].startswith(
         "4 declarations of the program 'nothing' may be wrong:\n"
         f"  'nothing[0]' reads <here>/data/on.csv, {missing}; did you mean <here>/data/one.csv?\n"
         f"  'nothing[1]' reads <here>/data/*.csv, {missing}; it is taken as the name of one file, "
@@ -278,7 +298,7 @@ with Batch(num_workers=1) as batch:
             task.get()
         except ExceptionGroup as error:
             print(error.__cause__)
-            print("--")
+            print("@@")
 """
 
 
@@ -286,7 +306,7 @@ with Batch(num_workers=1) as batch:
 def test_tracebacks_show_the_users_frames_with_their_lines(tmp_path: Path, stdin: bool) -> None:
     out, err = run(tmp_path, TRACEBACK, stdin=stdin)
     assert err == ""
-    for shown in out.split("--\n")[:2]:
+    for shown in out.split("@@\n")[:2]:
         heading, *lines = shown.splitlines()
         assert re.fullmatch(
             r"task 'outer' \(0\), \w+-\d+, on worker tcp://[\d.:]+, attempt 2:", heading
@@ -380,22 +400,40 @@ def test_a_notebook_tells_failures(cells: Any) -> None:
 # -- Ctrl-C -------------------------------------------------------------------------------------
 
 INTERRUPTED = """\
-import sys, time
+import os, signal, sys, threading, time
 from pathlib import Path
 from daskbatch import Batch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def wait(n):
     Path(f"began-{n}").touch()
     time.sleep(600)
 
+def press_ctrl_c():
+    # Once the main thread waits in a lock of Python.
+    main = threading.main_thread().ident
+    while True:
+        names, frame = [], sys._current_frames()[main]
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        if names[0] == "wait" and "wait_attentively" in names:
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        time.sleep(0.01)
+
 batch = Batch(num_workers=1)
 program = batch.compile([batch.function(wait, n) for n in range(3)], name="mine")
 program.start()
+while not Path("began-0").exists():
+    time.sleep(0.01)
 for n in range(2):
+    threading.Thread(target=press_ctrl_c).start()
     try:
         program.wait()
     except KeyboardInterrupt as error:
-        print(error, flush=True)
+        print(error)
 program.wait()
 print({task.state for task in program.tasks})
 batch.terminate()
@@ -403,30 +441,13 @@ batch.terminate()
 
 
 def test_ctrl_c_ends_the_wait_and_a_second_one_the_tasks(tmp_path: Path) -> None:
-    path = tmp_path / "program.py"
-    path.write_text(INTERRUPTED)
-    process = subprocess.Popen(
-        [sys.executable, path.name],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # The test may itself ignore Ctrl-C, as a job in the background of a shell does.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    out, err = run(tmp_path, INTERRUPTED)
+    assert out == (
+        "the wait for 'mine' has ended, and 3 tasks go on: cancel() of it stops them, and so "
+        "does Ctrl-C in another wait for it\n"
+        "3 tasks were stopped, by a second Ctrl-C in a wait for 'mine'\n"
+        "{'cancelled'}\n"
     )
-    assert process.stdout is not None
-    try:
-        wait_until((tmp_path / "began-0").exists)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.stdout.readline() == (
-            "the wait for 'mine' has ended, and 3 tasks go on: cancel() of it stops them, and so "
-            "does Ctrl-C in another wait for it\n"
-        )
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert out == "3 tasks were stopped, by a second Ctrl-C in a wait for 'mine'\n{'cancelled'}\n"
     assert err == ""
 
 

@@ -296,7 +296,7 @@ def test_as_completed_in_a_task(batch: Batch) -> None:
     assert [task.get() for task in tasks] == [[0, 1, 2]] * 2
 
 
-# -- copies and debugging -----------------------------------------------------------------------------
+# -- copies and debugging --------------------------------
 
 
 def test_again(batch: Batch, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_debug(batch: Batch) -> None:
         batch.compile([batch.function(same, 1)]).debug()
 
 
-# -- typos ----------
+# -- typos -----------------------------------------------
 
 
 def test_typos_in_keywords(batch: Batch) -> None:
