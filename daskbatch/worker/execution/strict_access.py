@@ -26,6 +26,7 @@ from daskbatch.errors import UndeclaredAccess
 from daskbatch.forking import after_fork
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import DeclaredFiles
+from daskbatch.worker.execution.initialized_function import InitializedFunction
 
 #: The flags of `os.open` with which a file may be written.
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -239,6 +240,8 @@ class WatchedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _process_watch
+        if isinstance(self._function, InitializedFunction):
+            self._function.initialize()  # what it accesses is not the task's affair
         _add_hook()
         watch, thread = self._watch, get_ident()
         _watches[thread] = watch
