@@ -12,14 +12,24 @@ from daskbatch._version import __version__
 
 if TYPE_CHECKING:
     from daskbatch.batch.batch import Batch
+    from daskbatch.batch.compiled import CompiledTask
+    from daskbatch.batch.futures import as_completed
+    from daskbatch.batch.info import TaskInfo
+    from daskbatch.batch.task import Task
     from daskbatch.describe.access import CommunicationDomain, CommunicationObject
     from daskbatch.describe.job_call import ProcessTemplate
     from daskbatch.errors import (
         BatchError,
+        BatchWarning,
         DependencyFailed,
         GraphError,
         LifecycleError,
+        MissingInput,
+        MissingInputWarning,
+        MissingOutput,
+        MissingOutputWarning,
         ProcessFailed,
+        ProgramWarning,
         SerializationError,
         ServiceLost,
         SpecError,
@@ -27,8 +37,11 @@ if TYPE_CHECKING:
         TaskCancelled,
         TaskCrashed,
         TaskError,
+        TasksFailed,
+        TasksFailedWarning,
         TaskTimeout,
         TemplateError,
+        UndeclaredAccess,
         WorkerLost,
     )
     from daskbatch.executor.executor import BatchPoolExecutor, as_executor
@@ -39,26 +52,39 @@ __all__ = [
     "Batch",
     "BatchError",
     "BatchPoolExecutor",
+    "BatchWarning",
     "CommunicationDomain",
     "CommunicationObject",
+    "CompiledTask",
     "DDict",
     "DependencyFailed",
     "GraphError",
     "LifecycleError",
+    "MissingInput",
+    "MissingInputWarning",
+    "MissingOutput",
+    "MissingOutputWarning",
     "ProcessFailed",
     "ProcessTemplate",
+    "ProgramWarning",
     "Queue",
     "SerializationError",
     "ServiceLost",
     "SpecError",
     "SubmitAfterCloseError",
+    "Task",
     "TaskCancelled",
     "TaskCrashed",
     "TaskError",
+    "TaskInfo",
     "TaskTimeout",
+    "TasksFailed",
+    "TasksFailedWarning",
     "TemplateError",
+    "UndeclaredAccess",
     "WorkerLost",
     "__version__",
+    "as_completed",
     "as_executor",
 ]
 
@@ -66,6 +92,10 @@ __all__ = [
 _ELSEWHERE = {
     "Batch": "batch.batch",
     "BatchPoolExecutor": "executor.executor",
+    "CompiledTask": "batch.compiled",
+    "Task": "batch.task",
+    "TaskInfo": "batch.info",
+    "as_completed": "batch.futures",
     "as_executor": "executor.executor",
     "CommunicationDomain": "describe.access",
     "CommunicationObject": "describe.access",

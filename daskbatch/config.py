@@ -47,4 +47,9 @@ def get_seconds(name: str) -> float:
     return float(parse_timedelta(get(name)))
 
 
+def get_optional_seconds(name: str) -> float | None:
+    """Return a setting that is a duration, in seconds; None if it is null, which means never."""
+    return None if get(name) is None else get_seconds(name)
+
+
 load_defaults()

@@ -19,7 +19,19 @@ pickled, with their attributes.
         TaskCrashed                             the task ended its interpreter
         SerializationError (PicklingError)      something could not be pickled or unpickled
         TaskCancelled (CancelledError)          the task was cancelled
+        MissingInput                            strict: a declared input was not there
+        MissingOutput                           strict: a declared output was not made
+        UndeclaredAccess                        strict: the task did what it has not declared
       ServiceLost (BrokenExecutor)              the cluster or a shared object is gone
+      TasksFailed (ExceptionGroup)              members of a compiled task failed
+
+Warnings::
+
+    BatchWarning (UserWarning)
+      TasksFailedWarning                        tasks failed, and the program has not looked
+      ProgramWarning                            declarations of a program that do not fit
+      MissingInputWarning                       a declared input was not there
+      MissingOutputWarning                      a declared output was not made
 
 An exception that a user's function raises is passed on unchanged; it is not converted to one of
 these.
@@ -27,16 +39,23 @@ these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from pickle import PicklingError
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "BatchError",
+    "BatchWarning",
     "DependencyFailed",
     "GraphError",
     "LifecycleError",
+    "MissingInput",
+    "MissingInputWarning",
+    "MissingOutput",
+    "MissingOutputWarning",
     "ProcessFailed",
+    "ProgramWarning",
     "SerializationError",
     "ServiceLost",
     "SpecError",
@@ -45,7 +64,10 @@ __all__ = [
     "TaskCrashed",
     "TaskError",
     "TaskTimeout",
+    "TasksFailed",
+    "TasksFailedWarning",
     "TemplateError",
+    "UndeclaredAccess",
     "WorkerLost",
 ]
 
@@ -295,5 +317,123 @@ class ServiceLost(BatchError, BrokenExecutor):
     Examples
     --------
     >>> issubclass(ServiceLost, BrokenExecutor)
+    True
+    """
+
+
+class MissingInput(TaskError):
+    """A path that a task of a strict Batch declares to read was not there when it was to begin.
+
+    Examples
+    --------
+    >>> issubclass(MissingInput, TaskError)
+    True
+    """
+
+
+class MissingOutput(TaskError):
+    """A path that a task of a strict Batch declares to write was not there when it had succeeded.
+
+    Examples
+    --------
+    >>> issubclass(MissingOutput, TaskError)
+    True
+    """
+
+
+class UndeclaredAccess(TaskError):
+    """A task of a strict Batch has accessed something in a way that it has not declared.
+
+    Parameters
+    ----------
+    task : str
+        The name of the task.
+    path : str
+        The path, or the dictionary's key or the queue, that was accessed.
+    mode : str
+        ``"read"`` or ``"write"``.
+
+    Examples
+    --------
+    >>> UndeclaredAccess("'clean' has read a.txt", task="clean", path="a.txt", mode="read").path
+    'a.txt'
+    """
+
+    def __init__(self, *args: object, task: str = "", path: str = "", mode: str = "read") -> None:
+        super().__init__(*args)
+        self.task = task
+        self.path = path
+        self.mode = mode
+
+
+class TasksFailed(BatchError, ExceptionGroup[Exception]):
+    """Members of a compiled task have failed; it holds the exceptions of these members.
+
+    The members that did not run because of them are counted in the message.
+
+    Examples
+    --------
+    >>> error = TasksFailed("2 of 3 tasks failed", [ValueError("a"), OSError("b")])
+    >>> error.subgroup(OSError).exceptions
+    (OSError('b'),)
+    """
+
+    def derive(self, excs: Sequence[Any], /) -> Self:  # type: ignore[override]
+        """Return the same group with other exceptions; `split` and `subgroup` call it.
+
+        Parameters
+        ----------
+        excs : sequence of Exception
+            The exceptions of the new group.
+        """
+        return type(self)(self.message, excs)
+
+
+class BatchWarning(UserWarning):
+    """The base class of all warnings of daskbatch.
+
+    Examples
+    --------
+    >>> issubclass(ProgramWarning, BatchWarning)
+    True
+    """
+
+
+class TasksFailedWarning(BatchWarning):
+    """Tasks have failed, and the program has not looked at their failures.
+
+    Examples
+    --------
+    >>> issubclass(TasksFailedWarning, BatchWarning)
+    True
+    """
+
+
+class ProgramWarning(BatchWarning):
+    """What the tasks of a program declare does not fit together, or not to the files.
+
+    Examples
+    --------
+    >>> issubclass(ProgramWarning, BatchWarning)
+    True
+    """
+
+
+class MissingInputWarning(BatchWarning):
+    """A path that a task declares to read was not there when the task was to begin.
+
+    Examples
+    --------
+    >>> issubclass(MissingInputWarning, BatchWarning)
+    True
+    """
+
+
+class MissingOutputWarning(BatchWarning):
+    """A path that a task declares to write was not there when the task had succeeded.
+
+    Examples
+    --------
+    >>> issubclass(MissingOutputWarning, BatchWarning)
     True
     """

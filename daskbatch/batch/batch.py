@@ -5,7 +5,9 @@ What a Batch and its tasks share is in its `BatchContext`. Several threads may u
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,18 +19,24 @@ from typing import IO, TYPE_CHECKING, Any
 from distributed import Client
 from distributed.deploy import Cluster
 
+from daskbatch.batch.attentive_wait import wait_for
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.job_factory import Target
+from daskbatch.batch.keywords import require_no_typo, suggesting
+from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
+from daskbatch.batch.program_check import check_declarations, require_check
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
-from daskbatch.cluster.session import Session, make_session
+from daskbatch.batch.told_failures import collect, tell, tell_at_exit
+from daskbatch.batch.user_warnings import warn_all
+from daskbatch.cluster.session import Session, make_session, open_sessions
 from daskbatch.describe.access import Access, Mode
 from daskbatch.dispatch.task_record import TaskRecord
-from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.errors import BatchWarning, LifecycleError, SpecError
 from daskbatch.timeouts import Deadline, parse_timeout
 
 if TYPE_CHECKING:
@@ -61,6 +69,11 @@ class Batch:
         Name on Dask's dashboard for tasks that have no better one.
     background_batching : bool
         Whether tasks made by `import_func` start by themselves when they are needed.
+    strict : bool
+        Whether a task fails if a declared input or output is missing (`MissingInput`,
+        `MissingOutput`), or if a Python function accesses a file below the current directory, a
+        declared path, a dictionary's key or a queue in another way than it declares
+        (`UndeclaredAccess`). By default the first two are warnings. Executables are not watched.
 
     Raises
     ------
@@ -110,6 +123,7 @@ class Batch:
     120
     """
 
+    @suggesting
     def __init__(
         self,
         cluster: str | Client | Cluster | None = None,
@@ -117,8 +131,12 @@ class Batch:
         num_workers: int | None = None,
         name: str | None = None,
         background_batching: bool = True,
+        strict: bool = False,
     ) -> None:
-        self._context = _create_context(cluster, num_workers, name, background_batching, None)
+        self._context = _create_context(
+            cluster, num_workers, name, background_batching, None, bool(strict)
+        )
+        watch(self)
 
     @classmethod
     def _from_context(cls, context: BatchContext) -> Batch:
@@ -161,6 +179,15 @@ class Batch:
         """Whether `close` has been called."""
         return self._context.identity.closed
 
+    def _is_idle(self) -> bool:
+        """Return whether nothing is left to do here."""
+        session = self._session_or_none
+        return session is None or (session.idle and not len(session.background.backlog))
+
+    def _abandon(self) -> None:
+        """End without waiting: no name of the program stands for it any longer."""
+        self._context.identity.abandon()
+
     @property
     def _session(self) -> Session:
         return self._context.session
@@ -182,7 +209,7 @@ class Batch:
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
         context = self._context
-        settings = context.name, context.directory, context.background_batching
+        settings = context.name, context.directory, context.background_batching, context.strict
         return _copy, (tuple(context.identity.address), *settings)
 
     # -- making tasks ---------------------------------------------------------------------
@@ -238,11 +265,14 @@ class Batch:
         >>> power.get()
         8
         """
+        if kwargs:
+            require_no_typo(target, kwargs)
         if reads is None and writes is None and name is None and timeout is None:
             return make_function(self._context, target, args, kwargs)
         options = self.options(reads=reads, writes=writes, name=name, timeout=timeout)
         return options.function(target, *args, **kwargs)
 
+    @suggesting
     def process(
         self,
         target: str | Path,
@@ -372,11 +402,13 @@ class Batch:
         )
         return options.job(target, *args, num_procs=num_procs, stdin=stdin, check=check, **kwargs)
 
+    @suggesting
     def options(
         self,
         *,
         reads: Accesses = None,
         writes: Accesses = None,
+        removes: Accesses = None,
         name: str | None = None,
         timeout: float | timedelta | None = None,
         retries: int = 0,
@@ -394,6 +426,9 @@ class Batch:
         ----------
         reads, writes, name, timeout
             See `function`.
+        removes : Access or list of Access, optional
+            Writes by which a task removes files, as ``[batch.write(path)]``: like other writes for
+            the order, but the files need not be there afterwards.
         retries : int
             How often a task is run again after it has failed by an exception or exit code.
         resources : mapping, optional
@@ -441,6 +476,7 @@ class Batch:
             self._context,
             reads=reads,
             writes=writes,
+            removes=removes,
             name=name,
             timeout=timeout,
             retries=retries,
@@ -549,8 +585,15 @@ class Batch:
         """
         return import_template(self._context, ptd_file, import_args, import_kwargs)
 
-    def compile(self, tasks: Iterable[Task], name: str | None = None) -> CompiledTask:
+    @suggesting
+    def compile(
+        self, tasks: Iterable[Task], name: str | None = None, check: str | None = "warn"
+    ) -> CompiledTask:
         """Make one task of many. A compiled task without members is over at once.
+
+        Members of the same name are numbered: ``clean[0]``, ``clean[1]``. What they declare is
+        checked: a path that is read, that no earlier task writes, and that is not there; and a
+        write that the next one of the same path replaces before any task has read it.
 
         Parameters
         ----------
@@ -560,6 +603,8 @@ class Batch:
             parallel.
         name : str, optional
             Name in messages and on Dask's dashboard.
+        check : str, optional
+            ``"warn"`` for a `ProgramWarning`, ``"error"`` for a `GraphError`, None for no check.
 
         Raises
         ------
@@ -570,7 +615,7 @@ class Batch:
         LifecycleError
             One of the tasks has been started, or waits in the background.
         SpecError
-            The name is not a text.
+            The name is not a text, or there is no check of this name.
         SubmitAfterCloseError
             The Batch has been closed.
 
@@ -586,11 +631,16 @@ class Batch:
         session = self._session
         members = require_members(session.client_id, tasks)
         require_name(name)
+        require_check(check)
         if name is None:
-            names = {task.name for task in members}
+            names = {task._record.base_name for task in members}
             name = names.pop() if len(names) == 1 else self._context.name or "batch"
         record = TaskRecord(session.client_id, next(session.numbers), name, None)
-        return CompiledTask(self._context, record, members)
+
+        def check_members(records: Sequence[TaskRecord]) -> None:
+            check_declarations(records, str(name), check, session.background)
+
+        return CompiledTask(self._context, record, members, check_members)
 
     # -- shared objects -------------------------------------------------------------------
 
@@ -726,7 +776,9 @@ class Batch:
     def fence(self, timeout: float | None = None) -> None:
         """Wait for all tasks that this client has started, and for those in the background.
 
-        Reads and writes of template tasks before the fence order nothing that comes after it.
+        Reads and writes of template tasks before the fence order nothing that comes after it. A
+        `TasksFailedWarning` says which tasks have failed, if the program has not looked at that;
+        so do `join` and the end of a ``with`` block.
 
         Parameters
         ----------
@@ -744,8 +796,11 @@ class Batch:
         >>> batch.fence()
         """
         session, seconds = self._session_or_none, parse_timeout(timeout)
-        if session is None:
-            return
+        if session is not None:
+            self._wait_for_all(session, seconds)
+            tell(session)
+
+    def _wait_for_all(self, session: Session, seconds: float | None) -> None:
         outcomes, background = session.dispatcher.outcomes, session.background
         background.flush()
         pools = background.executor_pools
@@ -755,7 +810,7 @@ class Batch:
         def count_unfinished() -> int:
             return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
-        if not outcomes.wait(lambda: not count_unfinished(), seconds):
+        if not wait_for(session, lambda: not count_unfinished(), seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
 
@@ -797,13 +852,20 @@ class Batch:
             raise LifecycleError("close() the Batch before join(): join waits for the last task")
         seconds = parse_timeout(timeout)
         deadline = Deadline(seconds)
-        self.fence(timeout)
-        if session.ended:
-            return
-        others = session.wait_until_alone(deadline.remaining())
-        if others:
-            raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
-        session.end()
+        self._wait_for_all(session, seconds)
+        notices = collect(session)
+        if not session.ended:
+            try:
+                others = session.wait_until_alone(deadline.remaining())
+                if others:
+                    raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
+            except BaseException:
+                with contextlib.suppress(BatchWarning):
+                    warn_all(notices)
+                raise
+            session.end()
+        # Last: a filter may make an exception of a warning.
+        warn_all(notices)
 
     def terminate(self) -> None:
         """Cancel everything that is not over, and leave the cluster. Twice has no effect.
@@ -877,6 +939,7 @@ def _create_context(
     name: str | None,
     background_batching: bool,
     environment: Mapping[str, str] | None,
+    strict: bool = False,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
     batch, directory = uuid.uuid4().hex[:12], os.getcwd()
@@ -888,13 +951,24 @@ def _create_context(
         name,
         directory,
         bool(background_batching),
+        strict,
         session.background.lend(),
     )
 
 
 def _copy(
-    address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
+    address: tuple[str, str, bool],
+    name: str | None,
+    directory: str,
+    background_batching: bool,
+    strict: bool,
 ) -> Batch:
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
-    return Batch._from_context(BatchContext(identity, name, directory, background_batching))
+    return Batch._from_context(BatchContext(identity, name, directory, background_batching, strict))
+
+
+@atexit.register
+def _tell_at_exit() -> None:
+    # Before the sessions end: this is registered after their own function.
+    tell_at_exit(open_sessions())

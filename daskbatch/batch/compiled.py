@@ -7,15 +7,21 @@ A `CompiledTask` has `plan` infer the order of its members, and submits them whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
+from daskbatch.batch.copies import copy_record, copy_records
 from daskbatch.batch.handle import Handle
+from daskbatch.batch.info import TaskInfo, program_info
+from daskbatch.batch.positions import numbered
+from daskbatch.batch.result import failure_of, tasks_failed
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
 from daskbatch.batch.visualize import draw
+from daskbatch.batch.why import why_program
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
@@ -60,14 +66,26 @@ class CompiledTask(Task):
 
     __slots__ = ("_access_count", "_graph", "_group", "tasks")
 
-    def __init__(self, context: BatchContext, record: TaskRecord, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self,
+        context: BatchContext,
+        record: TaskRecord,
+        tasks: Sequence[Task],
+        check: Callable[[Sequence[TaskRecord]], None] | None = None,
+    ) -> None:
         super().__init__(context, record)
         self.tasks = tuple(tasks)
         records = self._records
-        self._graph = build_graph(records)
         #: How many accesses `_graph` takes into account; more may be declared until the start.
         self._access_count = _count_accesses(records)
-        self._group = Group(record.name, len(records))
+        with numbered(records):
+            self._graph = build_graph(records)
+            if check is not None and self._access_count:
+                check(records)
+        self._group = Group(record.name, len(records), is_program=True)
+        self._group.directory = context.directory
+        if self._access_count and any(each.writes for each in records):
+            self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
 
@@ -86,14 +104,14 @@ class CompiledTask(Task):
 
     @property
     def state(self) -> str:
-        """One of created, waiting, running, done, failed and cancelled.
+        """One of created, waiting, running, done, failed, skipped and cancelled.
 
         Once all members are over, the state is failed if one of them failed, else cancelled if
-        one was cancelled, else done.
+        one was cancelled, else skipped if one was skipped, else done.
         """
         phases = {task._record.phase for task in self.tasks}
         if self._is_over():
-            for phase in (Phase.FAILED, Phase.CANCELLED):
+            for phase in (Phase.FAILED, Phase.CANCELLED, Phase.SKIPPED):
                 if phase in phases:
                     return phase.name.lower()
             return "done"
@@ -134,10 +152,13 @@ class CompiledTask(Task):
         """
         if self._group.started:
             raise LifecycleError(
-                f"{self._record.label} has been started already: a task starts once, make another"
+                f"the program {self._record.label} has been started already, and starts once: "
+                "again() returns a fresh copy of it, to be started"
             )
         if self.tasks and self._is_over():
-            raise LifecycleError(f"{self._record.label} is {self.state} already: make another")
+            raise LifecycleError(
+                f"{self._record.label} is {self.state} already: again() returns a fresh copy of it"
+            )
         records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
 
@@ -148,6 +169,111 @@ class CompiledTask(Task):
 
     def _is_over(self) -> bool:
         return not self._group.unfinished
+
+    def _records_to_await(self) -> list[TaskRecord]:
+        return self._records
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        without = [record for record in self._records if record.unsuccessful]
+        if without:
+            return None, failure_of(without[0], self._dispatcher, None, looked=False)
+        return self._value_or_error()
+
+    def _count_unfinished(self) -> int:
+        return self._group.unfinished
+
+    # -- failures -------------------------------------------------------------------------
+
+    @property
+    def failures(self) -> tuple[Task, ...]:
+        """The members that have failed of their own so far, in list order.
+
+        To read it counts as a look at their failures.
+
+        Examples
+        --------
+        >>> program = batch.compile([batch.function(int, text) for text in ("1", "one")])
+        >>> program.run()
+        >>> [task.name for task in program.failures]
+        ['int[1]']
+        """
+        failed = self._in_phase(Phase.FAILED)
+        for task in failed:
+            self._dispatcher.table.failures.look_at(task._record)
+        return failed
+
+    @property
+    def skipped(self) -> tuple[Task, ...]:
+        """The members that did not run, since a task that they need has not succeeded.
+
+        Examples
+        --------
+        >>> first = batch.function(int, "one")
+        >>> program = batch.compile([first, batch.function(abs, first)])
+        >>> program.run()
+        >>> [task.name for task in program.skipped], len(program.failures)
+        (['abs'], 1)
+        """
+        return self._in_phase(Phase.SKIPPED)
+
+    def _in_phase(self, phase: Phase) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task._record.phase == phase)
+
+    def _raise_failure(self) -> None:
+        failed = (Phase.FAILED, Phase.CANCELLED)
+        without = [task._record for task in self.tasks if task._record.unsuccessful]
+        if without:
+            found = [record for record in without if record.phase in failed]
+            errors = [failure_of(record, self._dispatcher, None) for record in found or without]
+            raise tasks_failed(self._record.label, len(self.tasks), len(without), errors)
+
+    @property
+    def info(self) -> TaskInfo:
+        """What is known of all members together, as a record that does not change.
+
+        To read it counts as a look at the failures of the members.
+        """
+        infos = [task.info for task in self.tasks]
+        return program_info(self.name, self.uid, self.state, infos)
+
+    def why(self) -> str:
+        """Say in one sentence how far the members are, and why the next one is not further.
+
+        It asks the scheduler, if that member waits for a slot.
+        """
+        return why_program(self._records, self.name, self._session)
+
+    def again(self) -> CompiledTask:
+        """Return a fresh copy of the program, to be started: new tasks of the same descriptions.
+
+        Where an argument of a member is another member, it is the new one.
+
+        Raises
+        ------
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> program = batch.compile([batch.function(len, "four")])
+        >>> program.run()
+        >>> repeated = program.again()
+        >>> repeated.run()
+        >>> repeated.get()
+        [4]
+        """
+        records = copy_records(self._context, self._records)
+        tasks = [Task(self._context, record, self._session) for record in records]
+        record = copy_record(self._context, self._record)
+        return CompiledTask(self._context, record, tasks)
+
+    def debug(self) -> Any:
+        """Raise `LifecycleError`: only a member can run here; see `Task.debug`."""
+        failed = ", ".join(task._record.label for task in self._in_phase(Phase.FAILED)) or "none"
+        raise LifecycleError(
+            f"{self._record.label} is a compiled task: call debug() of a member that has failed "
+            f"(these have: {failed})"
+        )
 
     def _require_started(self) -> None:
         if not self._group.started:

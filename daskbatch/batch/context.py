@@ -18,6 +18,7 @@ from daskbatch.batch.validation import require_own, require_producers
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.dispatch.backlog import Backlog
+from daskbatch.dispatch.declarations import set_rules
 from daskbatch.dispatch.task_record import Group, TaskRecord
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.plan.program import overlap
@@ -43,6 +44,8 @@ class BatchContext:
         The directory that relative paths are relative to.
     background_batching : bool
         Whether template tasks are queued and start when they are needed.
+    strict : bool
+        Whether tasks fail that access what they do not declare.
     backlog : Backlog, optional
         The queued tasks of the client, which live as long as this context; None if another object
         keeps them. Their arguments may refer to the Batch, so nothing that outlives the Batch may
@@ -55,12 +58,14 @@ class BatchContext:
         name: str | None,
         directory: str,
         background_batching: bool,
+        strict: bool = False,
         backlog: Backlog | None = None,
     ) -> None:
         self.identity = identity
         self.name = name
         self.directory = directory
         self.background_batching = background_batching
+        self.strict = strict
         self._backlog = backlog
         # A Batch that is dropped without `close`, as when a notebook cell is run again, must not
         # leave a client behind.
@@ -121,6 +126,8 @@ class BatchContext:
         """
         self.require_open()
         session = self.session
+        if self.strict:
+            set_rules(records, self.directory)
         for record in records:
             if record.client_id != session.client_id:
                 require_own(session.client_id, record)
@@ -148,6 +155,8 @@ class BatchContext:
         if record.call is not None and record.call.references:
             require_own(self.session.client_id, record)
             require_producers(record)
+        if self.strict:
+            session.background.rules_directory = self.directory
         session.background.queue(record)
 
     # -- reads and writes by the program itself -------------------------------------------

@@ -44,12 +44,15 @@ class TaskSettings(NamedTuple):
         What the tasks read and write.
     name : str, optional
         Their name; None for the name of the function or executable.
+    removes : tuple of Channel
+        Those of `writes` by which files are removed.
     """
 
     options: Options = DEFAULT_OPTIONS
     reads: tuple[Channel, ...] = ()
     writes: tuple[Channel, ...] = ()
     name: str | None = None
+    removes: tuple[Channel, ...] = ()
 
 
 #: The settings of a task for which the user sets nothing.
@@ -61,6 +64,7 @@ def make_settings(
     *,
     reads: Accesses = None,
     writes: Accesses = None,
+    removes: Accesses = None,
     name: str | None = None,
     timeout: float | timedelta | None = None,
     retries: int = 0,
@@ -87,7 +91,9 @@ def make_settings(
         env=env,
     )
     require_name(name)
-    return TaskSettings(options, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE), name)
+    removed = _channels(removes, Mode.WRITE, "removes")
+    written = _channels(writes, Mode.WRITE) + removed
+    return TaskSettings(options, _channels(reads, Mode.READ), written, name, removed)
 
 
 def require_name(name: str | None) -> None:
@@ -147,8 +153,13 @@ def make_record(
     """Make the record of a task, with a number that no other task of its client has."""
     if session.closed:
         context.require_open()
-    options, reads, writes, _ = settings
-    return TaskRecord(session.client_id, next(session.numbers), name, call, options, reads, writes)
+    options, reads, writes, _, removes = settings
+    record = TaskRecord(
+        *(session.client_id, next(session.numbers), name, call, options, reads, writes)
+    )
+    if removes:
+        record.removes = removes
+    return record
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -177,10 +188,11 @@ def _split_accesses(
     )
 
 
-def _channels(accesses: Accesses, mode: Mode) -> tuple[Channel, ...]:
-    """Return the channels of what a user gave for ``reads=`` or ``writes=``."""
+def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Channel, ...]:
+    """Return the channels of what a user gave for ``reads=``, ``writes=`` or ``removes=``."""
     if accesses is None:
         return ()
+    parameter = parameter or f"{mode.value}s"
     # A text and a mapping are iterable, too: without this check an empty dictionary would mean
     # no access.
     single = isinstance(accesses, (str, bytes, os.PathLike, Mapping))
@@ -189,14 +201,14 @@ def _channels(accesses: Accesses, mode: Mode) -> tuple[Channel, ...]:
         wanted = f"a list of what {read}(...) returns"
         if hasattr(accesses, "__batch_channels__"):
             wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
-        raise SpecError(f"{mode.value}s= is {accesses!r}: give {wanted}")
+        raise SpecError(f"{parameter}= is {accesses!r}: give {wanted}")
     channels: list[Channel] = []
     for access in (accesses,) if isinstance(accesses, Access) else accesses:
         if not isinstance(access, Access):
             raise SpecError(
-                f"{mode.value}s= holds {access!r}: give what batch.{mode.value}(...) returns"
+                f"{parameter}= holds {access!r}: give what batch.{mode.value}(...) returns"
             )
         if access.mode is not mode:
-            raise SpecError(f"{mode.value}s= holds a {access}: put it into {access.mode.value}s=")
+            raise SpecError(f"{parameter}= holds a {access}: put it into {access.mode.value}s=")
         channels += access.channels
     return tuple(channels)

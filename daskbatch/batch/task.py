@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from numbers import Integral
 from typing import Any
 
+from daskbatch.batch.attentive_wait import wait_attentively
 from daskbatch.batch.context import BatchContext
+from daskbatch.batch.copies import copy_record
+from daskbatch.batch.debugging import run_here
+from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
+from daskbatch.batch.info import TaskInfo, task_info
 from daskbatch.batch.result import failure_of, load_result
+from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Mode
 from daskbatch.describe.job_call import is_job
@@ -51,7 +58,10 @@ class Task:
     ('done', None, 'hello', '')
     """
 
-    __slots__ = ("_context", "_in_background", "_loaded", "_record", "_session")
+    __slots__ = ("_context", "_future", "_in_background", "_loaded", "_record", "_session")
+
+    #: The future of the task, once `as_future` was called.
+    _future: TaskFuture
 
     def __init__(
         self, context: BatchContext, record: TaskRecord, session: Session | None = None
@@ -79,7 +89,11 @@ class Task:
 
     @property
     def state(self) -> str:
-        """One of created, queued (in the background), waiting, running, done, failed, cancelled."""
+        """The state of the task.
+
+        One of created, queued (in the background), waiting, running, done, failed, skipped (a task
+        that it needs has not succeeded) and cancelled.
+        """
         return self._record.phase.name.lower()
 
     @property
@@ -96,6 +110,33 @@ class Task:
     def stderr(self) -> Handle:
         """What the task wrote to stderr, as a handle to `get` or to pass on."""
         return Handle(self, "stderr")
+
+    @property
+    def info(self) -> TaskInfo:
+        """What is known of the task now, as a record that does not change.
+
+        To read it counts as a look at the task's failure.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> task.info.name, task.info.state, task.info.error, task.info.warnings
+        ('len', 'done', None, ())
+        """
+        return task_info(self._record, self._dispatcher)
+
+    def why(self) -> str:
+        """Say in one sentence where the task is and why: for what it waits, or what has failed.
+
+        It asks the scheduler, if the task waits for a slot.
+
+        Examples
+        --------
+        >>> batch.function(len, "four").why()
+        "'len' ('four') has not been started: call start()."
+        """
+        return why(self._record, self._session)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
@@ -185,18 +226,24 @@ class Task:
                 return
         if record.phase != Phase.CREATED:
             raise LifecycleError(
-                f"task {record.label} is {record.phase.name.lower()} already: a task starts once, "
-                "make another"
+                f"task {record.label} is {record.phase.name.lower()} already: a task starts once; "
+                "again() returns a fresh one of the same description"
             )
         self._context.submit([record], record.name)
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> None:
         """Wait until the task is over, however it ends.
+
+        Ctrl-C ends the wait, and the task continues; a second Ctrl-C in a wait for the same task
+        cancels it.
 
         Parameters
         ----------
         timeout : float, optional
             Maximum number of seconds to wait.
+        check : bool
+            Whether to raise the task's own exception at the end, if it has failed; of a compiled
+            task `TasksFailed`.
 
         Raises
         ------
@@ -204,13 +251,27 @@ class Task:
             The task is not over within `timeout`.
         LifecycleError
             The task has not been started.
+        Exception
+            With `check`, what `get` raises; of a compiled task `TasksFailed`.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.start()
+        >>> task.wait(check=True)
         """
-        if self._is_over():
-            return
-        self._require_started()
-        seconds = parse_timeout(timeout)
-        if not self._dispatcher.outcomes.wait(self._is_over, seconds):
-            raise TimeoutError(f"task {self._record.label} is not over after {seconds:g} s")
+        if not self._is_over():
+            self._require_started()
+            seconds = parse_timeout(timeout)
+            if not wait_attentively(self, seconds):
+                raise TimeoutError(f"task {self._record.label} is not over after {seconds:g} s")
+        if check:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raise the exception of the task, if it is over without success."""
+        if self._record.unsuccessful:
+            raise failure_of(self._record, self._dispatcher, None)
 
     @property
     def _dispatcher(self) -> Dispatcher:
@@ -218,6 +279,9 @@ class Task:
 
     def _is_over(self) -> bool:
         return self._record.phase >= Phase.DONE
+
+    def _count_unfinished(self) -> int:
+        return int(not self._is_over())
 
     def _require_started(self) -> None:
         record = self._record
@@ -230,14 +294,14 @@ class Task:
         if record.phase == Phase.QUEUED and record.group is None:
             self._session.background.flush([record])
 
-    def run(self, timeout: float | None = None) -> None:
+    def run(self, timeout: float | None = None, *, check: bool = False) -> None:
         """Start the task and wait until it is over, however it ends.
 
         Raises what `start` and `wait` raise.
 
         Parameters
         ----------
-        timeout : float, optional
+        timeout, check
             See `wait`.
 
         Examples
@@ -248,7 +312,7 @@ class Task:
         'done'
         """
         self.start()
-        self.wait(timeout)
+        self.wait(timeout, check=check)
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its result; see `Handle.get`, also for what it raises.
@@ -281,6 +345,84 @@ class Task:
         """
         return bool(self._dispatcher.cancel([self._record]))
 
+    def as_future(self) -> Future[Any]:
+        """Return a future of `concurrent.futures` for the task, the same one each time.
+
+        It works with `concurrent.futures.wait`, `asyncio.wrap_future`, tqdm and the like. To cancel
+        it cancels the task. A task in the background is started.
+
+        Raises
+        ------
+        LifecycleError
+            The task has not been started.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.start()
+        >>> task.as_future().result(timeout=60)
+        4
+        """
+        return future_of(self)
+
+    def again(self) -> Task:
+        """Return a fresh task of the same description, to be started.
+
+        It calls the same function with the same arguments, and has the same options, reads and
+        writes. Where the arguments hold another task, that is the same task.
+
+        Raises
+        ------
+        SubmitAfterCloseError
+            The Batch has been closed.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> task.again().state
+        'created'
+        """
+        return Task(self._context, copy_record(self._context, self._record), self._session)
+
+    def debug(self) -> Any:
+        """Run a failed task again in this process, with the same arguments, to debug it.
+
+        Where there is a terminal, the debugger `pdb` shows where it fails. What the task writes is
+        written again.
+
+        Returns
+        -------
+        object
+            What the function returns, if it does not fail here.
+
+        Raises
+        ------
+        LifecycleError
+            The task has not failed by itself.
+        Exception
+            What the function raises here.
+
+        Examples
+        --------
+        >>> task = batch.function(int, "no number")
+        >>> task.run()
+        >>> task.debug()
+        Traceback (most recent call last):
+            ...
+        ValueError: invalid literal for int() with base 10: 'no number'
+        """
+        return run_here(self._record, self._session, self._dispatcher)
+
+    @property
+    def _condition(self) -> Any:
+        # The functions of `concurrent.futures` look this up first. An `AttributeError`, so that
+        # tools that look at all attributes of an object continue.
+        raise AttributeError(
+            f"task {self._record.label} is not a future of concurrent.futures: give the functions "
+            "of concurrent.futures task.as_future(), or use daskbatch.as_completed(tasks)"
+        )
+
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait without blocking the event loop; return or raise what `get` does."""
         return self._wait_and_get().__await__()
@@ -293,6 +435,21 @@ class Task:
         if error is not None:
             raise error
         return value
+
+    def _records_to_await(self) -> list[TaskRecord]:
+        return [self._record]
+
+    def _look_at_failures(self) -> None:
+        """Record that the program has looked at how the task has ended."""
+        for record in self._records_to_await():
+            if record.unsuccessful:
+                self._dispatcher.table.failures.look_at(record)
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        """Return what `get` returns or raises; it does not count as a look at a failure."""
+        if self._record.unsuccessful:
+            return None, failure_of(self._record, self._dispatcher, None, looked=False)
+        return self._value_or_error()
 
     def _value_or_error(self) -> tuple[Any, BaseException | None]:
         """Return what `get` returns, and what it raises.
@@ -378,4 +535,4 @@ class Task:
     def _load(self) -> Any:
         data = self._record.value
         assert data is not None
-        return load_result(lambda: pickling.loads(data), self._record.label)
+        return load_result(lambda: pickling.loads(data), self._record)

@@ -154,6 +154,7 @@ class ImportedFunction:
             self._channels(Mode.READ, reads) if reads else (),
             self._channels(Mode.WRITE, writes) if writes else (),
             name,
+            (),
         )
         # Takes half the time of `TaskSettings(...)`, for each task.
         return tuple.__new__(TaskSettings, settings)

@@ -183,6 +183,10 @@ class Session:
         """
         self._backend.require_alive()
 
+    def capacities(self) -> list[Capacity]:
+        """Return what the workers that are there offer; asks the scheduler."""
+        return self._backend.capacities()
+
     @property
     def slots(self) -> int:
         """The number of tasks that run at once."""
@@ -361,6 +365,11 @@ _open: weakref.WeakSet[Session] = weakref.WeakSet()
 def open_clients() -> list[Client]:
     """Return the Dask clients of the Batches that are open in this process."""
     return [session.client for session in _open if not session.ended]
+
+
+def open_sessions() -> list[Session]:
+    """Return the clients of this process that have not ended and do not belong to a task."""
+    return [session for session in {*_open, *_closing} if not session.ended]
 
 
 #: The sessions that are closed and have unfinished tasks; their Batch objects may be gone.

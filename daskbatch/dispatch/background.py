@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from daskbatch.dispatch.backlog import Backlog
+from daskbatch.dispatch.declarations import set_rules
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 
@@ -61,6 +62,8 @@ class Background:
         self.pools: weakref.WeakSet[ExecutorPool] = weakref.WeakSet()
         #: The name on Dask's dashboard for tasks of several names.
         self.name = "batch"
+        #: The directory of a strict Batch; empty if the tasks are not strict.
+        self.rules_directory = ""
         self._dispatcher = dispatcher
         self._start = start
         #: The template tasks that may not be over: weakly, since a waiting task may refer to its
@@ -102,6 +105,10 @@ class Background:
         found = [record for record in self._prune_queued() if predicate(record)]
         self.start_queued(found)
         return found
+
+    def unfinished_records(self) -> list[TaskRecord]:
+        """Return the template tasks that are not over; starts nothing."""
+        return self._prune_queued() if self._queued else []
 
     def _prune_queued(self) -> list[TaskRecord]:
         with self._pruning_lock:
@@ -151,7 +158,9 @@ class Background:
             pool.abandon()
 
     def _start_all(self, records: Sequence[TaskRecord]) -> None:
-        names = {record.name for record in records if record.call is not None}
+        if self.rules_directory:
+            set_rules(records, self.rules_directory)
+        names = {record.base_name for record in records if record.call is not None}
         self._start(records, names.pop() if len(names) == 1 else self.name, None)
 
     def _wait_submitted(self, records: Sequence[TaskRecord]) -> None:

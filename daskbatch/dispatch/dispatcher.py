@@ -19,6 +19,7 @@ from typing import Any
 
 from daskbatch.dispatch.backend import Backend
 from daskbatch.dispatch.edges import wait_for_producers
+from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.revocation import Revocation
@@ -32,7 +33,12 @@ from daskbatch.errors import (
     WorkerLost,
 )
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.worker.execution.block import ExpiredReport, OutcomeReport, Report
+from daskbatch.worker.execution.block import (
+    ExpiredReport,
+    MissingReport,
+    OutcomeReport,
+    Report,
+)
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
@@ -192,6 +198,11 @@ class Dispatcher:
             if block is None:
                 return
             requeued: list[TaskRecord] = []
+            if isinstance(report, MissingReport):
+                record = block.records[report.member]
+                warning = TaskWarning(report.kind, report.paths)
+                self.table.failures.warn(record, warning)
+                return
             if isinstance(report, OutcomeReport):
                 requeued = self.table.apply_report(block, report)
             else:

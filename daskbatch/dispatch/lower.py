@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,19 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
+from daskbatch.dispatch.declarations import declared_files
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    BlockMember,
+    BlockSpec,
+    DeclaredFiles,
+    Limits,
+    Link,
+    Source,
+)
 from daskbatch.worker.execution.outcome import token
 
 #: The longest name that is shown on the dashboard.
@@ -173,6 +183,8 @@ class _Lowering:
         calls: list[tuple[int, bytes]] = []
         links: dict[int, Link] = {}
         limits: dict[int, Limits] = {}
+        declared: dict[int, DeclaredFiles] = {}
+        rules: dict[bytes, int] = {}
         equal: dict[Limits, Limits] = {}
         for member, record in enumerate(block.records):
             record.block, record.member = block, member
@@ -187,9 +199,18 @@ class _Lowering:
                     # One object for equal limits: then pickle writes it once.
                     found = Limits(options.retries, options.timeout, options.cwd, options.env)
                     limits[member] = equal.setdefault(found, found)
+            if record.reads or record.writes or record.strict is not None:
+                index = -1
+                if record.strict is not None:
+                    index = rules.setdefault(record.strict, len(rules))
+                found_files = declared_files(record, index)
+                if found_files is not None:
+                    declared[member] = found_files
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
-        names = [record.name for record in block.records]
+        names = [record.base_name for record in block.records]
+        numbers = [record.position for record in block.records]
+        positions = array("i", numbers).tobytes() if max(numbers) >= 0 else b""
         setting = self._setting
         setup: bytes | int | None = None
         if (prepare := block.records[0].options.prepare) is not None:
@@ -210,6 +231,9 @@ class _Lowering:
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,
             setup=setup,
+            positions=positions,
+            declared=declared,
+            strict=[self._source(each, inputs) for each in rules],
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:

@@ -8,6 +8,7 @@ changes its record.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
@@ -36,10 +37,12 @@ class Phase(IntEnum):
     RUNNING = 3
     #: It has returned.
     DONE = 4
-    #: It has raised an exception, or a task that it needs has failed.
+    #: It has raised an exception, or was lost.
     FAILED = 5
+    #: It did not run, since a task that it needs has not succeeded.
+    SKIPPED = 6
     #: It will not run.
-    CANCELLED = 6
+    CANCELLED = 7
 
 
 #: The stdout and stderr of a task that wrote nothing.
@@ -56,7 +59,7 @@ class TaskRecord:
     number : int
         The task's number in that client; -1 for barriers.
     name : str
-        The name in messages and on the dashboard.
+        The name of its function or executable, or the name that the user gave.
     call : Call, optional
         The function and its arguments; None for a barrier.
     options : Options
@@ -67,22 +70,25 @@ class TaskRecord:
 
     __slots__ = (
         "__weakref__",
+        "base_name",
         "block",
         "call",
         "client_id",
         "function",
         "group",
         "member",
-        "name",
         "number",
         "options",
         "output",
         "overwrites",
         "phase",
+        "position",
         "rank",
         "reads",
+        "removes",
         "root_failure",
         "seconds",
+        "strict",
         "value",
         "waits",
         "writes",
@@ -101,11 +107,19 @@ class TaskRecord:
         # What the task is:
         self.client_id = client_id
         self.number = number
-        self.name = name
+        #: The name without the position. Tasks of one function share it.
+        self.base_name = name
+        #: In a compiled task: the position among the members of the same name, from 0; -1 if no
+        #: other member has this name.
+        self.position = -1
         self.call = call
         self.options = options
         self.reads = reads
         self.writes = writes
+        #: Those of `writes` by which a file is removed.
+        self.removes: tuple[Channel, ...] = ()
+        #: In a strict Batch the pickled `strict_access.Rules` of the task.
+        self.strict: bytes | None = None
         #: The compiled task or the executor that it is a member of.
         self.group: Group | None = None
 
@@ -176,6 +190,11 @@ class TaskRecord:
         return f"{self.client_id}-{self.number}"
 
     @property
+    def name(self) -> str:
+        """The name in messages; in a compiled task with the position, if several share it."""
+        return self.base_name if self.position < 0 else f"{self.base_name}[{self.position}]"
+
+    @property
     def label(self) -> str:
         """The task's name as it stands in messages."""
         return repr(self.name)
@@ -189,9 +208,9 @@ class TaskRecord:
 
 
 class Group:
-    """Counts the members of a compiled task or of an executor that are not over.
+    """The members of a compiled task or of an executor; counts those that are not over.
 
-    The dispatcher changes it, with its lock held.
+    The dispatcher changes the count, with its lock held.
 
     Parameters
     ----------
@@ -199,14 +218,32 @@ class Group:
         The name in messages.
     unfinished : int
         The number of members that are not over.
+    is_program : bool
+        Whether it is a compiled task. Else another object receives the failures of its members.
     """
 
-    __slots__ = ("name", "started", "unfinished")
+    __slots__ = (
+        "directory",
+        "is_program",
+        "members",
+        "name",
+        "started",
+        "unfinished",
+        "writers",
+    )
 
-    def __init__(self, name: str, unfinished: int) -> None:
+    def __init__(self, name: str, unfinished: int, is_program: bool = False) -> None:
         self.name = name
         self.unfinished = unfinished
+        self.is_program = is_program
         self.started = False
+        #: The members of a compiled task in which any task writes, weakly: a member must not
+        #: keep the others.
+        self.members: Sequence[weakref.ref[TaskRecord]] = ()
+        #: The directory that relative paths of its members are relative to.
+        self.directory = ""
+        #: Which member writes which path first: its position, and the member; made when needed.
+        self.writers: dict[str, tuple[int, weakref.ref[TaskRecord]]] | None = None
 
 
 class BlockFuture(Protocol):

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
+from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.placer import Placer, Submitter
 from daskbatch.dispatch.recovery import (
@@ -38,7 +39,7 @@ from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import Status
 
 #: The phase of a task, by the `Status` of its member; a deferred one has none.
-_PHASES = (Phase.DONE, Phase.FAILED, Phase.FAILED, Phase.CANCELLED)
+_PHASES = (Phase.DONE, Phase.FAILED, Phase.SKIPPED, Phase.CANCELLED)
 
 # Looking up a member of an enum takes a large part of the time of `set_phase`.
 _WAITING, _DONE = Phase.WAITING, Phase.DONE
@@ -61,6 +62,8 @@ class TaskTable:
         self._placer = Placer(submitter, setting)
         self._inline_limit = setting.inline_limit
         self.outcomes = CompletionTracker()
+        #: What went wrong, and the program has not looked at.
+        self.failures = FailureLog()
         #: The blocks that are not over, by their numbers.
         self.live: dict[int, SubmittedBlock] = {}
         #: The tasks that run and are being stopped.
@@ -121,6 +124,8 @@ class TaskTable:
             record.waits = tuple(record.unfinished_waits().items())
         record.overwrites = ()
         self.set_phase(record, phase)
+        if phase > _DONE:
+            self.failures.add(record)
         if self.outcomes.has_callbacks:
             self.outcomes.call_back(record)
 
@@ -191,7 +196,7 @@ class TaskTable:
         if record.waits:
             record.root_failure = find_root_failure(record) or self._find_lost_producer(record)
             if record.root_failure is not None:
-                self.settle(record, Phase.FAILED)
+                self.settle(record, Phase.SKIPPED)
                 return False
         if record.call is not None:
             failure = record.call.failure or record.function

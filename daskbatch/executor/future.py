@@ -222,6 +222,13 @@ class _SlotReleasingEvent(threading.Event):
         return wait_releasing_slot(self._context, super().wait, timeout)
 
 
+def as_remote_traceback(trace: BaseException) -> BaseException:
+    """Return a worker's traceback as `concurrent.futures` has it: tools know its class."""
+    from concurrent.futures.process import _RemoteTraceback
+
+    return _RemoteTraceback(f'\n"""\n{trace}"""')  # type: ignore[arg-type]
+
+
 def to_executor_error(error: BaseException) -> BaseException:
     """Convert a `TaskCrashed` to a class that is also the type that `concurrent.futures` raises.
 

@@ -221,7 +221,7 @@ class MapCall:
         for position in range(len(values.values)):
             if position in errors:
                 raise self._pool.convert_error(unpack_error(errors[position]))
-            yield load_result(partial(values.load, position), record.label)
+            yield load_result(partial(values.load, position), record)
 
     async def results_async(self, timeout: float | None) -> AsyncIterator[Any]:
         """Yield the results, in order, without blocking the event loop; see `results`."""

@@ -18,10 +18,11 @@ from daskbatch.batch.batch import Batch
 from daskbatch.batch.task import Task
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import SubmitAfterCloseError
-from daskbatch.executor.future import BatchPoolFuture, to_executor_error
+from daskbatch.executor.future import BatchPoolFuture, as_remote_traceback, to_executor_error
 from daskbatch.executor.settler import Settler
 from daskbatch.executor.submit_queue import SubmitQueue
 from daskbatch.forking import after_fork
+from daskbatch.serialization.exceptions import TaskTraceback
 from daskbatch.worker.execution.initialized_function import InitializerFailed
 from daskbatch.worker.execution.task_context import TaskContext
 
@@ -194,6 +195,8 @@ class Pool:
 
         If the initializer has failed, the pool is broken from now on.
         """
+        if isinstance(error.__cause__, TaskTraceback):
+            error.__cause__ = as_remote_traceback(error.__cause__)
         if isinstance(error, InitializerFailed) and self.broken is None:
             self._break(error)
         return to_executor_error(error)

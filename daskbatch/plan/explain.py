@@ -61,6 +61,23 @@ def explain(graph: Graph, tasks: Sequence[PlannedTask], a: PlannedTask, b: Plann
     )
 
 
+def wait_reasons(before: PlannedTask, after: PlannedTask, reasons: int) -> str:
+    """Return the reasons for which a task waits for another one, in words.
+
+    Parameters
+    ----------
+    before, after : PlannedTask
+        The two tasks.
+    reasons : int
+        The reasons as bits; 0 if the later task waits through a barrier.
+    """
+    if not reasons:
+        return _conflicts(before, after)
+    parts = ["it takes its result"] if reasons & ARG else []
+    parts += _phrases(before, after, reasons)
+    return "; ".join(parts) or ", ".join(reason_names(reasons))
+
+
 def _position(tasks: Sequence[PlannedTask], task: PlannedTask) -> int:
     for position, each in enumerate(tasks):
         if each is task:
@@ -73,10 +90,7 @@ def _label(tasks: Sequence[PlannedTask], node: int) -> str:
 
 
 def _reasons(graph: Graph, tasks: Sequence[PlannedTask], first: int, second: int) -> str:
-    reasons = graph.waits[second][first]
-    parts = ["it takes its result"] if reasons & ARG else []
-    parts += _phrases(tasks[first], tasks[second], reasons)
-    return "; ".join(parts)
+    return wait_reasons(tasks[first], tasks[second], graph.waits[second][first])
 
 
 def _conflicts(first: PlannedTask, second: PlannedTask) -> str:

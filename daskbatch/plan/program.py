@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from daskbatch.describe.access import FILES, WHOLE, Channel
 from daskbatch.errors import GraphError
@@ -99,7 +99,31 @@ def build_graph(tasks: Sequence[PlannedTask]) -> Graph:
         order.append(node)
         if found:
             waits[node] = without_implied(found, waits)
-    return Graph([task.name for task in tasks], waits, order, overwrites)
+    return Graph(_Names(tasks), waits, order, overwrites)
+
+
+class _Names(Sequence[str]):
+    """The names of tasks, which are made when they are needed."""
+
+    def __init__(self, tasks: Sequence[PlannedTask]) -> None:
+        self._tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [task.name for task in self._tasks[position]]
+        return self._tasks[position].name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr([*self])
 
 
 def may_run_again(task: PlannedTask) -> bool:

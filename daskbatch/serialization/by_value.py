@@ -1,4 +1,4 @@
-"""Pickles by value, as cloudpickle does, except that code keeps the name of its source file.
+"""Pickles by value, as cloudpickle does, but code keeps its file name and its source lines.
 
 From version 3.1.3 on, cloudpickle writes ``<dynamic-code>`` in place of the file name of every code
 object, so that equal functions make equal pickles. Then a traceback on a worker cannot show the
@@ -18,6 +18,8 @@ from typing import Any
 
 import cloudpickle
 
+from daskbatch.serialization.sources import make_code, source_of
+
 _reduce_without_file: Callable[[CodeType], Any] = cloudpickle.Pickler.dispatch_table[CodeType]
 
 
@@ -34,8 +36,13 @@ _FILE_NAME_POSITION = _find_file_name_position()
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     make, arguments, *more = _reduce_without_file(code)
-    before, after = arguments[:_FILE_NAME_POSITION], arguments[_FILE_NAME_POSITION + 1 :]  # type: ignore[operator]
-    return make, (*before, code.co_filename, *after), *more
+    if _FILE_NAME_POSITION is not None:
+        before, after = arguments[:_FILE_NAME_POSITION], arguments[_FILE_NAME_POSITION + 1 :]
+        arguments = (*before, code.co_filename, *after)
+    source = source_of(code)
+    if source is None:
+        return make, arguments, *more
+    return make_code, (make, arguments, *source), *more
 
 
 def _make_dispatch_table() -> ChainMap[Any, Any]:
@@ -52,8 +59,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     own table after the import of this module are not.
     """
 
-    if _FILE_NAME_POSITION is not None:
-        dispatch_table = _make_dispatch_table()
+    dispatch_table = _make_dispatch_table()
 
 
 def dumps(

@@ -15,7 +15,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from daskbatch.serialization import pickling
-from daskbatch.serialization.exceptions import safe_str
+from daskbatch.serialization.safe_text import safe_str
 from daskbatch.timeouts import Deadline
 
 #: The search looks into at most this many levels of parts, and into no further one after this time.

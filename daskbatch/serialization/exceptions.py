@@ -1,18 +1,19 @@
 """Pickles exceptions with their tracebacks, so that every other process can unpickle them.
 
-It also puts objects and errors of the operating system into words. Any thread may call any
-function; `pack_error` raises nothing.
+It also rewords errors of the operating system. Any thread may call any function; `pack_error`
+raises nothing.
 """
 
 from __future__ import annotations
 
 import io
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, pickling
+from daskbatch.serialization.safe_text import summary
+from daskbatch.serialization.tracebacks import user_traceback
 
 
 class PackedError(Exception):
@@ -45,7 +46,7 @@ def pack_error(
     hidden_frames : int
         The number of frames at the start of the traceback that belong to daskbatch.
     heading : str
-        A text to write above the traceback.
+        A text to write above the traceback: where the task ran, and which attempt it was.
     """
     if isinstance(error, PackedError):
         return error.data
@@ -53,16 +54,15 @@ def pack_error(
     for _ in range(hidden_frames):
         if start is not None and start.tb_next is not None:
             start = start.tb_next
-    text = heading + "".join(traceback.format_exception(type(error), error, start))
+    text = user_traceback(error, start)
     try:
-        data = _dumps((error, text))
+        data = _dumps((error, text, heading))
         assert isinstance(pickling.loads(data)[0], BaseException)
     except Exception:
-        summary = f"{type(error).__name__}: {safe_str(error)}"
         substitute = SerializationError(
-            f"task {label} raised an exception that cannot be sent: {summary}"
+            f"task {label} raised an exception that cannot be sent: {summary(error)}"
         )
-        return _dumps((substitute, text))
+        return _dumps((substitute, text, heading))
     return data
 
 
@@ -74,33 +74,22 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
     data : bytes
         The packed exception.
     heading : str
-        A text to write above the traceback. The exception itself stays as the user's code
-        raised it.
+        A text to write above the traceback, before that of `pack_error`. The exception itself
+        stays as the user's code raised it.
     """
-    # The class of `concurrent.futures`, since tools know it. Not at the top: workers start
-    # faster without it.
-    from concurrent.futures.process import _RemoteTraceback
-
-    error, text = pickling.loads(data)
+    error, text, place = pickling.loads(data)
     assert isinstance(error, BaseException)
-    error.__cause__ = _RemoteTraceback(f'\n"""\n{heading}{text}"""')  # type: ignore[arg-type]
+    above = ", ".join(filter(None, (heading, place)))
+    error.__cause__ = TaskTraceback(f"{above}:\n{text}".rstrip() if above else text.rstrip())
     return error
 
 
-def safe_str(value: object, words: Callable[[object], str] = str) -> str:
-    """Return an object's text, even if its own ``__str__`` or ``__repr__`` fails.
+class TaskTraceback(Exception):
+    """The traceback of a task on its worker, as a text; the cause of the task's exception."""
 
-    Parameters
-    ----------
-    value : object
-        Any object.
-    words : callable
-        `str` or `repr`.
-    """
-    try:
-        return words(value)
-    except Exception as error:
-        return f"<its __{words.__name__}__ raised {type(error).__name__}>"
+
+# Python writes the module before the name: this is the package that the user knows.
+TaskTraceback.__module__ = "daskbatch"
 
 
 def reworded(error: OSError, text: str) -> OSError:

@@ -359,6 +359,12 @@ class DDict(DictMapping):
         """Return what `Batch.read` and `Batch.write` declare: this dictionary and the keys."""
         return CommunicationObject(_DOMAIN, f"ddict-{self._proxy.uid}"), keys
 
+    def _check_declared(self, mode: str, keys: tuple[Any, ...]) -> None:
+        # Not at the top: the mapping calls it only where strict tasks run.
+        from daskbatch.worker.execution.strict_access import check_shared
+
+        check_shared(mode, f"ddict-{self._proxy.uid}", keys, self._proxy.description)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A reference to the dictionary, never the secrets for connecting to its shards.
         reference = self._proxy.scheduler, self._proxy.uid, self._wait_for_keys, self._timeout

@@ -6,6 +6,7 @@ keys. Any number of threads may use a mapping.
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import (
     Callable,
@@ -23,6 +24,9 @@ from daskbatch.describe.access import Mode
 from daskbatch.shared.dict_client import DictClient
 from daskbatch.shared.store import operations
 from daskbatch.timeouts import Deadline
+
+#: The module is imported with the first strict task of this process.
+_STRICT_ACCESS = "daskbatch.worker.execution.strict_access"
 
 
 class DictMapping(MutableMapping[Any, Any]):
@@ -55,9 +59,18 @@ class DictMapping(MutableMapping[Any, Any]):
         self._before_access = before_access
 
     def _await_conflicting_tasks(self, mode: Mode, *keys: Any) -> None:
-        """Start the background tasks of this Batch that must access `keys` first; wait for them."""
+        """Start the background tasks of this Batch that must access `keys` first; wait for them.
+
+        A strict task must have declared the access: else this raises `UndeclaredAccess`.
+        """
+        if sys.modules.get(_STRICT_ACCESS) is not None:
+            self._check_declared(mode.value, keys)
         if self._before_access is not None:
             self._before_access(mode, self, keys)
+
+    @abstractmethod
+    def _check_declared(self, mode: str, keys: tuple[Any, ...]) -> None:
+        """Raise `UndeclaredAccess` if a strict task runs here that has not declared the access."""
 
     @abstractmethod
     def _require_open(self) -> None:

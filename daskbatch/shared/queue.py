@@ -6,6 +6,7 @@ threads may use one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from html import escape
@@ -26,6 +27,10 @@ from daskbatch.timeouts import parse_timeout
 
 #: The order of accesses to the queue: as for files.
 _DOMAIN = CommunicationDomain()
+
+
+#: The module is imported with the first strict task of this process.
+_STRICT_ACCESS = "daskbatch.worker.execution.strict_access"
 
 
 class Queue:
@@ -92,6 +97,10 @@ class Queue:
         self._before_access = before_access
 
     def _call(self, operation: Operation, *arguments: Any, wait: float = 0.0) -> Any:
+        if sys.modules.get(_STRICT_ACCESS) is not None:  # a strict task may run here
+            from daskbatch.worker.execution.strict_access import check_shared
+
+            check_shared("write", f"queue-{self._proxy.uid}", (), self._proxy.description)
         return self._proxy.call(0, operation, *arguments, wait=wait)
 
     def _start_conflicting_tasks(self) -> None:

@@ -178,7 +178,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if hasattr(pool, "_rejoin_list"):
             slot = PoolSlot(pool, threads_lock, on_release, self._helper.run)
         address = self._worker.scheduler.address
-        context = TaskContext(slot, run.spec.topic, dask_key, address, self._security)
+        context = TaskContext(
+            *(slot, run.spec.topic, dask_key, address, self._security), worker=self._worker.address
+        )
         self._gangs.begin(context)
         return context
 

@@ -350,7 +350,9 @@ def test_a_failure_is_passed_on_until_a_fence(
     if flushed:
         failed.wait(timeout=60)
     reads = lazy(same, CALL)("read", file, tmp_path / "out")
-    with pytest.raises(DependencyFailed, match="because 'fail' failed: ValueError: boom"):
+    with pytest.raises(
+        DependencyFailed, match=r"because 'fail' \('boom'\) failed: ValueError: boom"
+    ):
         reads.get(timeout=60)
     with pytest.raises(ValueError, match="boom"):
         failed.get()

@@ -230,7 +230,7 @@ def test_terminate_gives_up_and_leaves_no_process(tmp_path: Path) -> None:
     batch.terminate()
     batch.terminate()
     assert {task.state for task in tasks} == {"cancelled"}
-    with pytest.raises(daskbatch.TaskCancelled, match="'wait_for_file' was cancelled"):
+    with pytest.raises(daskbatch.TaskCancelled, match=r"'wait_for_file\[0\]' was cancelled"):
         tasks[0].get()
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], 10)
     assert not alive

@@ -57,7 +57,7 @@ def test_a_cancelled_task_of_an_earlier_submission(batch: Batch, compiled: bool)
     producer = batch.function(same, 1)
     assert producer.cancel()
     consumer = take_from(batch, producer, compiled)
-    with pytest.raises(DependencyFailed, match="because 'same' was cancelled") as error:
+    with pytest.raises(DependencyFailed, match="because 'same' \\(1\\) was cancelled") as error:
         consumer.get(timeout=60)
     assert isinstance(error.value.__cause__, TaskCancelled)
 
@@ -110,7 +110,7 @@ def test_random_programs_in_random_parts(batch: Batch, seed: int) -> None:
             batch.compile(part).start()
     for task, value in zip(tasks, expected, strict=True):
         task.wait(timeout=60)
-        assert task.state == ("failed" if value is None else "done")
+        assert (task.state in ("failed", "skipped")) == (value is None)
         if value is not None:
             assert task.get() == value
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
-from daskbatch.serialization.exceptions import safe_str
+from daskbatch.serialization.safe_text import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
 #: A buffer of at least this size is sent and kept apart from the pickle, so that it is not copied.

@@ -5,6 +5,7 @@ The client sends a `BlockSpec`; the worker sends reports while the block runs. T
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -76,6 +77,30 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class DeclaredFiles(NamedTuple):
+    """The files and directories that a member declares, as absolute paths.
+
+    Parameters
+    ----------
+    reads, writes : tuple of str
+        What it reads and writes; a directory stands for all below it.
+    removes : tuple of str
+        Those of `writes` by which a file is removed.
+    keys : tuple of (str, str, bytes)
+        In a strict Batch, the keys of dictionaries and the queues that it declares: ``"read"`` or
+        ``"write"``, the name of the object, and the pickled tuple of keys; empty for the whole
+        object.
+    rules : int
+        In a strict Batch, the position of its rules in `BlockSpec.strict`; else -1.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    keys: tuple[tuple[str, str, bytes], ...] = ()
+    rules: int = -1
+
+
 class BlockSpec(NamedTuple):
     """A block: a list of tasks, its members, to run one after another.
 
@@ -115,6 +140,14 @@ class BlockSpec(NamedTuple):
         them; see `initialized_function`.
     fresh : bool
         Whether each member runs in a child process that nothing else uses, before or after.
+    declared : mapping
+        For those members that declare files: which.
+    strict : sequence of bytes or int
+        The pickled `strict_access.Rules` of members of a strict Batch; for large ones the position
+        of the input that holds them.
+    positions : bytes
+        For each member its position among the tasks of the same name in its program, or -1: an
+        array of C ints; empty if all are -1.
     """
 
     block: int
@@ -132,10 +165,15 @@ class BlockSpec(NamedTuple):
     output_limit: int
     setup: bytes | int | None = None
     fresh: bool = False
+    positions: bytes = b""
+    declared: Mapping[int, DeclaredFiles] = {}
+    strict: Sequence[bytes | int] = ()
 
     def name(self, member: int) -> str:
-        """Return the name of a member."""
-        return self.labels[member if len(self.labels) > 1 else 0]
+        """Return the name of a member, with its position if other tasks share it."""
+        name = self.labels[member if len(self.labels) > 1 else 0]
+        position = array("i", self.positions)[member] if self.positions else -1
+        return name if position < 0 else f"{name}[{position}]"
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""
@@ -206,5 +244,26 @@ class ExpiredReport(NamedTuple):
     rest: bytes
 
 
+class MissingReport(NamedTuple):
+    """Reports that declared files of a member were not there.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    member : int
+        The member.
+    kind : str
+        ``"input"`` for files that it reads, ``"output"`` for files that it writes.
+    paths : tuple of str
+        The files.
+    """
+
+    block: int
+    member: int
+    kind: str
+    paths: tuple[str, ...]
+
+
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport
+Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport

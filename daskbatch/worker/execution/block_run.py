@@ -24,15 +24,33 @@ from daskbatch.errors import (
 )
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
-from daskbatch.serialization.exceptions import pack_error, safe_str
-from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
+from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.safe_text import safe_str
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    NO_LIMITS,
+    BlockMember,
+    BlockSpec,
+    DeclaredFiles,
+    Link,
+    Source,
+)
 from daskbatch.worker.execution.capture import Capture, capturing
 from daskbatch.worker.execution.claims import RUN, Claims, LocalClaims
+from daskbatch.worker.execution.declared_files import (
+    INPUT,
+    OUTPUT,
+    missing_error,
+    missing_inputs,
+    missing_outputs,
+)
+from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
+from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 _NO_LINK = Link()
@@ -153,9 +171,9 @@ class BlockRun(Progress):
     def _before_retry(self) -> None:
         """Called when a member is about to be tried again."""
 
-    def _packed_error(self, error: BaseException, member: int) -> bytes:
-        """Return the packed error of a member that has failed."""
-        return pack_error(error, self.spec.label(member))
+    def _packed_error(self, error: BaseException, member: int, place: str) -> bytes:
+        """Return the packed error of a member that has failed at a place; see `place`."""
+        return pack_error(error, self.spec.label(member), heading=place)
 
     # -- one member -------------------------------------------------------------------------
 
@@ -208,7 +226,7 @@ class BlockRun(Progress):
         index, data = self.spec.calls[member]
         if index < 0:
             return Status.DONE, _PICKLED_NONE
-        attempts = self.spec.limits.get(member, NO_LIMITS).retries
+        attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
         while True:
@@ -228,6 +246,11 @@ class BlockRun(Progress):
                 else:
                     args, kwargs = self._arguments(data, link)
                 doing = ""
+                declared = self.spec.declared.get(member) if self.spec.declared else None
+                if declared is not None:
+                    self._require(member, declared, INPUT, missing_inputs(declared))
+                    if declared.rules >= 0 and not _runs_elsewhere(function):
+                        function = self._watched(member, declared, function)
                 self._before_call()
                 value = self._call(member, function, args, kwargs)
                 if type(value) is CoroutineType:
@@ -238,6 +261,8 @@ class BlockRun(Progress):
                 if context is not None and context.resources:
                     # The task is over once the tasks that it has submitted are over.
                     self._call(member, context.finish, (), {})
+                if declared is not None:
+                    self._require(member, declared, OUTPUT, missing_outputs(declared))
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
@@ -249,7 +274,28 @@ class BlockRun(Progress):
                     self._before_retry()
                     capture.clear()
                     continue
-                return Status.FAILED, self._packed_error(error, member)
+                place = self.place(member, retries - attempts)
+                return Status.FAILED, self._packed_error(error, member, place)
+
+    def _require(
+        self, member: int, declared: DeclaredFiles, kind: str, missing: tuple[str, ...]
+    ) -> None:
+        """Report declared files that are not there; in a strict Batch raise that."""
+        if missing:
+            if declared.rules >= 0:
+                raise missing_error(kind, self.spec.label(member), missing)
+            self.notice(member, kind, missing)
+
+    def _watched(
+        self, member: int, declared: DeclaredFiles, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a function whose accesses are compared with what a member declares."""
+        # Not at the top: few tasks are strict, and a child starts faster without it.
+        from daskbatch.worker.execution.strict_access import Watch, WatchedFunction, load_rules
+
+        rules = load_rules(self._content(self.spec.strict[declared.rules]))
+        watch = Watch(self.spec.name(member), declared, rules)
+        return WatchedFunction(function, watch, self.owns_process)
 
     def _load(self, index: int) -> Callable[..., Any]:
         data = self._content(self.spec.functions[index])
@@ -278,6 +324,11 @@ class BlockRun(Progress):
 
 
 @lru_cache(maxsize=256)
+def _runs_elsewhere(function: Callable[..., Any]) -> bool:
+    """Return whether a function of daskbatch starts other processes, which do the work."""
+    return function is execute or function is run_job or type(function) is RankFunction
+
+
 def load_function(data: bytes) -> Callable[..., Any]:
     """Unpickle a function; the last ones are cached."""
     function: Callable[..., Any] = pickling.loads(data)

@@ -60,7 +60,7 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
         except Stopped:
             raise
         except BaseException as raised:
-            which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk:\n"
+            which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk"
             errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
         values.append(value)
     packet, failed = pack_values(values)

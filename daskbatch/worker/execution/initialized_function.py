@@ -12,7 +12,7 @@ from typing import Any
 
 from daskbatch.errors import ServiceLost
 from daskbatch.serialization import namespaces, pickling
-from daskbatch.serialization.exceptions import safe_str
+from daskbatch.serialization.safe_text import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
 
@@ -74,9 +74,13 @@ class InitializedFunction:
         self._setup = setup
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def initialize(self) -> None:
+        """Call the initializer, unless it has been called."""
         if not self._initialization.done:
             self._initialization.ensure(self._setup)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.initialize()
         return self.function(*args, **kwargs)
 
 

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 
-from daskbatch.worker.execution.block import BlockSpec, ExpiredReport, Report, RunningReport
+from daskbatch.worker.execution.block import (
+    BlockSpec,
+    ExpiredReport,
+    MissingReport,
+    Report,
+    RunningReport,
+)
 from daskbatch.worker.execution.claims import Claims
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -44,6 +51,8 @@ class Progress(ABC):
         When this object was made, by `perf_counter`.
     running : int
         The member that runs now, or -1.
+    tried : mapping
+        How often members were tried before, in other processes.
     """
 
     def __init__(self, spec: BlockSpec, claims: Claims, log: OutcomeLog) -> None:
@@ -54,6 +63,9 @@ class Progress(ABC):
         self.context: TaskContext | None = None
         self.began = perf_counter()
         self.running = -1
+        self.tried: Mapping[int, int] = {}
+        #: What has been noticed about members and not been reported.
+        self._notices: deque[MissingReport] = deque()
         self._expired = False
         self._report_lock = threading.Lock()
         self._reported_running = -1
@@ -62,6 +74,25 @@ class Progress(ABC):
     @abstractmethod
     def __call__(self) -> BlockResult:
         """Run the block in this thread; return an outcome for each member."""
+
+    def place(self, member: int, tried: int) -> str:
+        """Say where a member runs and which attempt it is, for the heading of its traceback.
+
+        Parameters
+        ----------
+        member : int
+            The member.
+        tried : int
+            How often this run has tried it before.
+        """
+        attempt = f"attempt {self.tried.get(member, 0) + tried + 1}"
+        if self.context is None or not self.context.worker:
+            return attempt
+        return f"on worker {self.context.worker}, {attempt}"
+
+    def notice(self, member: int, kind: str, paths: tuple[str, ...]) -> None:
+        """Report that declared files of a member were not there; see `MissingReport`."""
+        self._notices.append(MissingReport(self.spec.block, member, kind, paths))
 
     # -- other threads --------------------------------------------------------------------
 
@@ -98,6 +129,10 @@ class Progress(ABC):
         """Return reports of what has happened since the last call."""
         with self._report_lock:
             done, running = len(self.log.statuses), self.running
+            # Before the outcomes: once these have arrived, the program may ask for the notices.
+            notices = []
+            while self._notices:
+                notices.append(self._notices.popleft())
             rest = b""
             expired = self._expired and not self._reported_expired and running >= 0
             if expired:
@@ -108,7 +143,10 @@ class Progress(ABC):
             # runs, that may take some time. So the limit is larger then: less than `share_limit`
             # has been returned so far.
             limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
-            reports: list[Report] = [*self.log.new_reports(self.spec.block, done, limit)]
+            reports: list[Report] = [
+                *notices,
+                *self.log.new_reports(self.spec.block, done, limit),
+            ]
             if expired:
                 self._reported_running = running
                 reports.append(ExpiredReport(self.spec.block, running, rest))

@@ -72,6 +72,8 @@ class TaskContext:
         The scheduler's address, as this process reaches it.
     security : bytes, optional
         The pickled `Security` to connect with, for a process that does not have it.
+    worker : str
+        The address of the worker.
 
     Attributes
     ----------
@@ -88,6 +90,7 @@ class TaskContext:
     key: Any
     scheduler: str
     security: bytes | None = None
+    worker: str = ""
     resources: dict[str, TaskResource] = field(default_factory=dict)
     task_number: int = 0
     allocation: Allocation | None = None

@@ -28,7 +28,7 @@ from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.control import BLOCK_OVER, READY, REQUEST_SIZE, WAITING_CHANGED
-from daskbatch.worker.isolation.frames import Frame, FrameWriter
+from daskbatch.worker.isolation.frames import NOTICE, Frame, FrameWriter
 from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
@@ -110,12 +110,17 @@ class ChildRun(BlockRun):
         process_state: ProcessState,
     ) -> None:
         super().__init__(spec, request.inputs, claims, SendingLog(request, frames))
+        self._frame_writer = frames
         self._process_state = process_state
         self._capture = FileCapture(spec.output_limit, process_state.files, claims)
 
     @contextlib.contextmanager
     def _capturing(self) -> Iterator[Capture]:
         yield self._capture
+
+    def notice(self, member: int, kind: str, paths: tuple[str, ...]) -> None:
+        data = pickling.dumps_plain((kind, paths))
+        self._frame_writer.add(Frame(member, NOTICE, 0.0, data, None))
 
     def _before_call(self) -> None:
         self.claims.mark_called()
@@ -131,7 +136,9 @@ class ChildRun(BlockRun):
                 try:
                     self._process_state.enter(limits, self.spec.label(member))
                 except (OSError, ValueError) as error:
-                    return Status.FAILED, pack_error(error, self.spec.label(member))
+                    return Status.FAILED, pack_error(
+                        error, self.spec.label(member), heading=self.place(member, 0)
+                    )
             return super()._run(member, link, capture)
         finally:
             self._capture.collect()
@@ -182,14 +189,16 @@ class ChildServer:
         sys.path[:] = request.path
         run_wanted(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
-        limits = spec.limits
+        limits, tried = spec.limits, {}
         if request.retries is not None:
             start = len(request.statuses)
-            first = limits.get(start, NO_LIMITS)._replace(retries=request.retries)
-            limits = {**limits, start: first}
+            first = limits.get(start, NO_LIMITS)
+            tried[start] = first.retries - request.retries
+            limits = {**limits, start: first._replace(retries=request.retries)}
         spec = spec._replace(limits=limits, budget=request.budget, share_limit=request.share_limit)
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
         run = ChildRun(spec, request, self._claims, self._frames, self._process_state)
+        run.tried = tried
         if request.context is not None:
             slot = RemoteSlot(self._claims, self._control)
             run.context = TaskContext(slot, *request.context)

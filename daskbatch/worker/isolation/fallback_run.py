@@ -49,7 +49,7 @@ class FallbackRun(BlockRun):
         if self.spec.calls[member][0] < 0:
             return super()._run(member, link, capture)
         failed = TaskCrashed(f"task {label} could not be run in a child process: {self._error}")
-        return Status.FAILED, pack_error(failed, label)
+        return Status.FAILED, pack_error(failed, label, heading=self.place(member, 0))
 
 
 def timed_out(label: str, timeout: float, ran: float) -> TaskTimeout:

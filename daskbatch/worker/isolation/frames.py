@@ -29,13 +29,17 @@ _MAX_READS = 16
 _MAX_JOINED_BYTES = 1 << 16
 
 
+#: In place of a status: the value says which declared files of the member were not there.
+NOTICE = 255
+
+
 class Frame(NamedTuple):
     """The outcome of a member.
 
     Parameters
     ----------
     member, status : int
-        The member, and its `Status`.
+        The member, and its `Status`; or `NOTICE`.
     seconds : float
         How long it ran.
     value : bytes, optional

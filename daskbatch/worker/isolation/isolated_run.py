@@ -23,6 +23,7 @@ from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.control import BLOCK_OVER, PIPE_FULL
 from daskbatch.worker.isolation.deadline import MemberDeadline
 from daskbatch.worker.isolation.fallback_run import FallbackRun, crashed, timed_out
+from daskbatch.worker.isolation.frames import NOTICE
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
@@ -175,7 +176,10 @@ class IsolatedRun(Progress):
             request = request._replace(journal=self.journal.location())
         if (context := self.context) is not None:
             request = request._replace(
-                context=(context.topic, context.key, context.scheduler, context.security),
+                context=(
+                    *(context.topic, context.key, context.scheduler, context.security),
+                    context.worker,
+                ),
                 allocation=context.allocation,
             )
         return pack_request(request)
@@ -226,6 +230,10 @@ class IsolatedRun(Progress):
         """Record outcomes that have arrived; return whether more may have arrived."""
         frames, more = child.frames.read()
         for member, status, seconds, value, output in frames:
+            if status == NOTICE:
+                assert value is not None
+                self.notice(member, *pickling.loads(value))
+                continue
             if member in self._stopped:
                 self.log.record(member, Status.CANCELLED, None, seconds, output)
                 continue
@@ -302,7 +310,8 @@ class IsolatedRun(Progress):
                         if end is _End.LATE
                         else crashed(label, code, self._memory_bytes)
                     )
-                    packed = pack_error(error, label)
+                    place = self.place(member, limits.retries - retries)
+                    packed = pack_error(error, label, heading=place)
                     self._record_without_child(member, Status.FAILED, packed, output)
             self._memory_bytes = 0
         if self._failed_starts >= _MAX_FAILED_STARTS:

@@ -60,7 +60,7 @@ class BlockRequest(NamedTuple):
     retries: int | None
     journal: tuple[str, int] | None
     path: Sequence[str]
-    context: tuple[str, Any, str, bytes | None] | None = None
+    context: tuple[str, Any, str, bytes | None, str] | None = None
     profile: WantedProfilers | None = None
     allocation: Allocation | None = None
     single: bool = False

@@ -112,8 +112,8 @@ def run_callable(
     return [RankValue(value) for value in values]
 
 
-def _fields_of(context: TaskContext) -> tuple[str, object, str, bytes | None]:
-    return context.topic, context.key, context.scheduler, context.security
+def _fields_of(context: TaskContext) -> tuple[str, object, str, bytes | None, str]:
+    return context.topic, context.key, context.scheduler, context.security, context.worker
 
 
 def _end(ranks: RankSet, job: RankJob | None, output: RankOutput) -> None:

@@ -116,7 +116,7 @@ class RankRun(BlockRun):
         try:
             self._process_state.enter(self.spec.limits.get(member, NO_LIMITS), self.spec.label(0))
         except (OSError, ValueError) as error:
-            return Status.FAILED, self._packed_error(error, member)
+            return Status.FAILED, self._packed_error(error, member, "")
         return super()._run(member, link, capture)
 
     def _arguments(self, data: bytes, link: Link) -> Any:
@@ -136,14 +136,14 @@ class RankRun(BlockRun):
             kwargs = {**kwargs, _COMM: self._mpi.job_communicator()}
         return function(*args, **kwargs)
 
-    def _packed_error(self, error: BaseException, member: int) -> bytes:
+    def _packed_error(self, error: BaseException, member: int, place: str) -> bytes:
         where = f"on {self._place}"
         if isinstance(error, TaskError):
             error.args = (f"{error} ({where})", *error.args[1:])
         else:
             with contextlib.suppress(Exception):
                 error.add_note(f"raised {where}")
-        return pack_error(error, self.spec.label(member), _HIDDEN_FRAMES, f"{self._place}:\n")
+        return pack_error(error, self.spec.label(member), _HIDDEN_FRAMES, where)
 
 
 def _wants_comm(

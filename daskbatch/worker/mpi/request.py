@@ -54,7 +54,7 @@ class RankRequest(NamedTuple):
     label: str
     path: Sequence[str]
     cwd: str | None
-    context: tuple[str, Any, str, bytes | None] | None
+    context: tuple[str, Any, str, bytes | None, str] | None
     function: Piece
     setup: Piece | None
     data: Piece
@@ -104,7 +104,7 @@ def make_request(
     label: str,
     path: Sequence[str],
     cwd: str | None,
-    context: tuple[str, Any, str, bytes | None] | None,
+    context: tuple[str, Any, str, bytes | None, str] | None,
 ) -> tuple[RankRequest, Layout]:
     """Return the request for a call, and the layout of its data."""
     layout = Layout()

@@ -1,0 +1,113 @@
+"""Checks what the tasks of a program declare, when it is compiled.
+
+`check_declarations` looks at the file system of this process; any thread may call it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from daskbatch.batch.user_warnings import Notice, warn
+from daskbatch.describe.access import FILES, Channel
+from daskbatch.dispatch.background import Background
+from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.errors import GraphError, ProgramWarning, SpecError
+from daskbatch.plan.checks import check_program
+from daskbatch.plan.program import overlap
+
+#: The number of findings that a warning names.
+_MAX_NAMED_FINDINGS = 10
+
+#: From this many paths in one directory on, the directory is listed.
+_MIN_PATHS_TO_LIST = 16
+
+#: In a larger directory, no name is looked for that was meant.
+_MAX_COMPARED_NAMES = 2000
+
+
+def require_check(check: object) -> None:
+    """Check that a ``check=`` of `Batch.compile` is one of those that exist."""
+    if check not in ("warn", "error", None):
+        raise SpecError(f'check= must be "warn", "error" or None, not {check!r}')
+
+
+def check_declarations(
+    records: Sequence[TaskRecord], name: str, check: str | None, background: Background
+) -> None:
+    """Warn of declarations that are probably wrong.
+
+    Parameters
+    ----------
+    records : sequence of TaskRecord
+        The tasks of a program, in its order.
+    name : str
+        The name of the program.
+    check : str, optional
+        ``"warn"``, ``"error"``, or None for no check.
+    background : Background
+        The tasks of the same client that come before.
+
+    Raises
+    ------
+    GraphError
+        The check is ``"error"``, and something is wrong.
+    ProgramWarning
+        A filter makes exceptions of warnings.
+    """
+    if check is None:
+        return
+    waiting = [record.writes for record in background.unfinished_records() if record.writes]
+
+    def is_written_before(path: str) -> bool:
+        channel = (Channel(FILES, path),)
+        return any(overlap(channel, writes) for writes in waiting)
+
+    findings = check_program(records, _find_missing, is_written_before)
+    if not findings:
+        return
+    count = "1 declaration" if len(findings) == 1 else f"{len(findings)} declarations"
+    lines = [f"{count} of the program {name!r} may be wrong:"]
+    for position, text, missing in findings[:_MAX_NAMED_FINDINGS]:
+        hint = _near_name(missing) if missing else ""
+        lines.append(f"  {records[position].label} {text}{hint}")
+    if len(findings) > _MAX_NAMED_FINDINGS:
+        lines.append(f"  and {len(findings) - _MAX_NAMED_FINDINGS} more")
+    lines.append('compile(..., check=None) switches this check off, check="error" makes it strict.')
+    if check == "error":
+        raise GraphError("\n".join(lines))
+    warn(Notice(ProgramWarning, "\n".join(lines)))
+
+
+def _find_missing(paths: Iterable[str]) -> set[str]:
+    """Return the paths at which there is nothing."""
+    by_directory: dict[str, list[str]] = {}
+    for path in paths:
+        by_directory.setdefault(os.path.dirname(path), []).append(path)
+    missing: set[str] = set()
+    for directory, some in by_directory.items():
+        if len(some) < _MIN_PATHS_TO_LIST:
+            missing.update(path for path in some if not os.path.lexists(path))
+            continue
+        try:
+            names = set(os.listdir(directory))
+        except PermissionError:
+            missing.update(path for path in some if not os.path.lexists(path))
+        except OSError:
+            missing.update(some)
+        else:
+            missing.update(path for path in some if os.path.basename(path) not in names)
+    return missing
+
+
+def _near_name(path: str) -> str:
+    """Return a hint on the file in the same directory whose name is most similar."""
+    try:
+        names = os.listdir(os.path.dirname(path))
+    except OSError:
+        return ""
+    if len(names) > _MAX_COMPARED_NAMES:
+        return ""
+    close = get_close_matches(os.path.basename(path), names, n=1, cutoff=0.7)
+    return f"; did you mean {os.path.join(os.path.dirname(path), close[0])}?" if close else ""

@@ -1,0 +1,70 @@
+"""Checks whether the files that a task declares are there, before and after it.
+
+Pure but for looking at the file system. The thread of a block calls it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from daskbatch.errors import MissingInput, MissingOutput
+from daskbatch.worker.execution.block import DeclaredFiles
+
+#: A message names at most this many paths.
+_MAX_NAMED_PATHS = 5
+
+#: The two kinds of a `MissingReport`.
+INPUT, OUTPUT = "input", "output"
+
+
+def missing_inputs(declared: DeclaredFiles) -> tuple[str, ...]:
+    """Return the declared inputs of a task that are not there."""
+    return _missing(declared.reads)
+
+
+def missing_outputs(declared: DeclaredFiles) -> tuple[str, ...]:
+    """Return the declared outputs of a task that are not there and that it was not to remove."""
+    if declared.removes:
+        return _missing(path for path in declared.writes if path not in declared.removes)
+    return _missing(declared.writes)
+
+
+def missing_error(kind: str, label: str, paths: tuple[str, ...]) -> MissingInput | MissingOutput:
+    """Make the error of a strict Batch.
+
+    Parameters
+    ----------
+    kind : str
+        `INPUT` or `OUTPUT`.
+    label : str
+        What messages call the task.
+    paths : tuple of str
+        The paths that are not there.
+    """
+    named = ", ".join(paths[:_MAX_NAMED_PATHS])
+    if len(paths) > _MAX_NAMED_PATHS:
+        named += f" and {len(paths) - _MAX_NAMED_PATHS} more"
+    if kind == INPUT:
+        return MissingInput(
+            f"task {label} declares to read {named}, which was not there when it was to begin"
+        )
+    return MissingOutput(
+        f"task {label} declares to write {named}, which was not there when it had succeeded; if it "
+        "is to remove a file, declare that with options(removes=[batch.write(...)])"
+    )
+
+
+def _missing(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(path for path in paths if not os.path.lexists(path) and not _is_listed(path))
+
+
+def _is_listed(path: str) -> bool:
+    """Return whether the directory of a path lists it.
+
+    On a network file system, a host may remember for some seconds that a file was not there.
+    """
+    try:
+        return os.path.basename(path) in os.listdir(os.path.dirname(path))
+    except OSError:
+        return False
