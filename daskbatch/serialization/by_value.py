@@ -1,22 +1,31 @@
-"""Pickles by value, as cloudpickle does, except that code keeps the name of its source file.
+"""Pickles by value what other processes cannot import, as cloudpickle does and beyond that.
 
-From version 3.1.3 on, cloudpickle writes ``<dynamic-code>`` in place of the file name of every code
-object, so that equal functions make equal pickles. Then a traceback on a worker cannot show the
-lines of the user's script. The picklers of this package put the file name back.
+What a script defines keeps its identity: see `functions`, `classes`, `enums` and `named_objects`,
+which say how each kind of definition is sent. And code keeps the name of its source file: from
+version 3.1.3 on, cloudpickle writes ``<dynamic-code>`` in place of the file name of every code
+object, and then a traceback on a worker cannot show the lines of the user's script.
 
 Any number of threads may use this module, each with its own `Pickler`.
 """
 
 from __future__ import annotations
 
+import copyreg
+import hashlib
 import io
 import pickle
-from collections import ChainMap
+import time
+from collections import ChainMap, OrderedDict
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
+from cloudpickle import cloudpickle as _cloudpickle
+
+from daskbatch.forking import make_lock
+from daskbatch.serialization import classes, enums, functions, named_objects, tracking
+from daskbatch.serialization.code_names import MAIN_MODULES
 
 _reduce_without_file: Callable[[CodeType], Any] = cloudpickle.Pickler.dispatch_table[CodeType]
 
@@ -42,7 +51,10 @@ def _make_dispatch_table() -> ChainMap[Any, Any]:
     own, *others = cloudpickle.Pickler.dispatch_table.maps
     # A copy, not one more table in the chain: a lookup that fails in each table of the chain is
     # the larger part of the time to pickle a small object.
-    return ChainMap({**own, CodeType: _reduce_code}, *others)
+    added: dict[type, Any] = dict(named_objects.REDUCERS)
+    if _FILE_NAME_POSITION is not None:
+        added[CodeType] = _reduce_code
+    return ChainMap({**own, **added}, *others)
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -50,18 +62,158 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     Reducers that are registered with `copyreg` are used; reducers that are added to cloudpickle's
     own table after the import of this module are not.
+
+    Parameters
+    ----------
+    file, protocol, buffer_callback
+        See `pickle.Pickler`.
+    anonymous : function, optional
+        A function that gets no id, so that equal functions make equal pickles.
     """
 
-    if _FILE_NAME_POSITION is not None:
-        dispatch_table = _make_dispatch_table()
+    dispatch_table = _make_dispatch_table()
+
+    def __init__(
+        self,
+        file: Any,
+        protocol: int,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+        anonymous: object = None,
+    ) -> None:
+        super().__init__(file, protocol, buffer_callback)
+        self._anonymous = anonymous
+        #: Whether a class of this process was pickled, so that the pickle needs a serial.
+        self.needs_serial = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType:
+            if named_objects.is_dispatcher(obj) and not named_objects.is_importable(obj):
+                return named_objects.reduce_dispatcher(obj)
+            if named_objects.is_importable(obj):
+                return NotImplemented
+            return functions.reduce_function(obj, self.globals_ref, obj is self._anonymous)
+        if kind is type or issubclass(kind, type):
+            return self._reduce_class(obj)
+        if enums.is_member(obj):
+            return self._reduce_member(obj, kind)
+        if kind.__module__ in MAIN_MODULES and _reduces_itself(kind):
+            return named_objects.reduce_by_own_method(obj, self.proto)
+        return NotImplemented
+
+    def _reduce_class(self, obj: type) -> Any:
+        if obj in _SIMPLE_CLASSES or named_objects.is_importable(obj):
+            return _cloudpickle._class_reduce(obj) if obj in _SIMPLE_CLASSES else NotImplemented
+        if tracking.received(obj) is None:
+            self.needs_serial = True
+        return classes.reduce_class(obj)
+
+    def _reduce_member(self, member: Any, kind: type) -> Any:
+        if named_objects.is_importable(kind):
+            return NotImplemented
+        name = enums.member_name(member)
+        if name is not None:
+            return enums.find_member, (kind, name)
+        return enums.find_combination, (kind, member._value_)
+
+
+class _Identities(dict[int, type]):
+    """A set of classes that are compared by identity: a metaclass may define ``__eq__``."""
+
+    def __contains__(self, obj: object) -> bool:
+        return super().__contains__(id(obj))
+
+
+#: Classes of the interpreter that are not found by their names.
+_SIMPLE_CLASSES = _Identities(
+    {
+        id(each): each
+        for each in (*_cloudpickle._BUILTIN_TYPE_NAMES, *map(type, (None, Ellipsis, NotImplemented)))
+    }
+)
+
+
+def _reduces_itself(kind: type) -> bool:
+    """Return whether a class of the script says how its objects are pickled."""
+    if kind in copyreg.dispatch_table:
+        return False
+    for each in kind.__mro__:
+        if "__reduce__" in vars(each) or "__reduce_ex__" in vars(each):
+            return each.__module__ in MAIN_MODULES
+    return False
 
 
 def dumps(
     obj: object,
     protocol: int,
     buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    *,
+    repeatable: bool = True,
+    anonymous: object = None,
 ) -> bytes:
-    """Pickle an object by value where necessary; see `pickle.dumps`."""
+    """Pickle an object by value where necessary; see `pickle.dumps`.
+
+    Parameters
+    ----------
+    obj, protocol, buffer_callback
+        See `pickle.dumps`.
+    repeatable : bool
+        Whether equal objects make equal pickles, as far as possible.
+    anonymous : function, optional
+        See `Pickler`.
+    """
     with io.BytesIO() as file:
-        Pickler(file, protocol, buffer_callback).dump(obj)
-        return file.getvalue()
+        pickler = Pickler(file, protocol, buffer_callback, anonymous)
+        pickler.dump(obj)
+        return finish(pickler, file, repeatable)
+
+
+#: Pickles up to this size are equal if they are made of equal objects.
+_MAX_REPEATABLE_BYTES = 1 << 20
+#: How many pickles are remembered for that.
+_MAX_REMEMBERED = 1024
+
+#: By the digest of a pickle with classes: the serial that it was sent with.
+_serials: OrderedDict[bytes, int] = OrderedDict()
+_remembering = make_lock()
+
+
+def finish(pickler: Pickler, file: io.BytesIO, repeatable: bool) -> bytes:
+    """Return a pickle, with a serial if it needs one.
+
+    Parameters
+    ----------
+    pickler : Pickler
+        The pickler that has made it.
+    file : BytesIO
+        Its content.
+    repeatable : bool
+        See `dumps`.
+    """
+    data = file.getvalue()
+    if not pickler.needs_serial:
+        return data
+    if repeatable and len(data) <= _MAX_REPEATABLE_BYTES:
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        with _remembering:
+            serial = _serials.get(digest)
+            if serial is None:
+                serial = _serials[digest] = _next_serial()
+                if len(_serials) > _MAX_REMEMBERED:
+                    _serials.popitem(last=False)
+            else:
+                _serials.move_to_end(digest)
+    else:
+        serial = _next_serial()
+    stamped = classes.UNSTAMPED[:-8] + serial.to_bytes(8, "big")
+    return data.replace(classes.UNSTAMPED, stamped, 1)
+
+
+_last = 0
+
+
+def _next_serial() -> int:
+    """Return a number that is larger than all before, also than those of a parent process."""
+    global _last
+    _last = max(_last + 1, time.time_ns())
+    return _last

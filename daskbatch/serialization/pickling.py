@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -77,7 +78,7 @@ def dumps(obj: object) -> bytes:
     if type(obj) in PLAIN:
         return dumps_plain(obj)
     data = dumps_by_reference(obj)
-    return _dumps_by_value(obj, None) if data is None else data
+    return _dumps_by_value(obj, None, True) if data is None else data
 
 
 def dumps_by_reference(
@@ -92,18 +93,25 @@ def dumps_by_reference(
         data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
     except Exception:
         return None
-    return None if b"__main__" in data else data
+    return None if b"__main__" in data or b"__mp_main__" in data else data
 
 
 def _dumps_by_value(
-    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+    obj: object,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None,
+    repeatable: bool = False,
 ) -> bytes:
+    # Equal lambdas are pickled equally, so that a worker loads them once.
+    anonymous = obj if type(obj) is FunctionType and "<" in obj.__qualname__ else None
     name = _namespace.get(get_ident()) if _namespace else None
     if name is None:
-        return by_value.dumps(obj, PROTOCOL, buffer_callback)
+        return by_value.dumps(
+            obj, PROTOCOL, buffer_callback, repeatable=repeatable, anonymous=anonymous
+        )
     with io.BytesIO() as file:
-        namespaces.Pickler(file, name, PROTOCOL, buffer_callback).dump(obj)
-        return file.getvalue()
+        pickler = namespaces.Pickler(file, name, PROTOCOL, buffer_callback)
+        pickler.dump(obj)
+        return by_value.finish(pickler, file, repeatable)
 
 
 def within(namespace: str | None) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from daskbatch.errors import (
     TaskError,
     TaskTimeout,
 )
-from daskbatch.serialization import pickling
+from daskbatch.serialization import classes, loading, mirror, pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error, safe_str
 from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
@@ -77,7 +77,10 @@ class BlockRun(Progress):
             OutcomeLog() if log is None else log,
         )
         self.inputs = inputs
-        self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
+        self._functions: list[LoadedFunction | None] = [None] * len(spec.functions)
+        #: Whether a member's arguments are being loaded, and not used yet.
+        self.loading = False
+        self._scope = loading.TaskScope(spec.topic, self)
 
     def __call__(self) -> BlockResult:
         spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
@@ -85,7 +88,11 @@ class BlockRun(Progress):
         deadline = self.began + spec.budget
         remaining_bytes = spec.share_limit
         last = perf_counter()
-        with active_context(self.context, self.owns_process), self._capturing() as capture:
+        with (
+            active_context(self.context, self.owns_process),
+            loading.enter(self._scope),
+            self._capturing() as capture,
+        ):
             for member in range(len(log.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
@@ -117,6 +124,7 @@ class BlockRun(Progress):
                 if now > deadline or remaining_bytes < 0:
                     self.defer_rest()
         self.running = -1
+        mirror.end(self._scope)
         return log.result()
 
     # -- hooks ------------------------------------------------------------------------------
@@ -203,14 +211,20 @@ class BlockRun(Progress):
                 context.next_task()
             doing = _LOADING_FUNCTION
             try:
-                function = self._functions[index]
-                if function is None:
-                    function = self._functions[index] = self._load(index)
+                loaded = self._functions[index]
+                if loaded is None:
+                    loaded = self._functions[index] = self._load(index)
+                function, definitions = loaded
+                if self._scope.function is not definitions:
+                    definitions.apply(classes.serial_of)
+                    mirror.begin(self._scope, definitions)
                 doing = _LOADING_ARGUMENTS
+                self.loading = True
                 if link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link)
+                self.loading = False
                 doing = ""
                 self._before_call()
                 value = self._call(member, function, args, kwargs)
@@ -225,6 +239,7 @@ class BlockRun(Progress):
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
+                self.loading = False
                 if context is not None and context.resources:
                     context.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member), value)
@@ -235,12 +250,13 @@ class BlockRun(Progress):
                     continue
                 return Status.FAILED, pack_error(error, self.spec.label(member))
 
-    def _load(self, index: int) -> Callable[..., Any]:
+    def _load(self, index: int) -> LoadedFunction:
         data = self._content(self.spec.functions[index])
         if self.spec.setup is None:
-            return load_function(data)
+            return load_with_definitions(data)
         setup = self._content(self.spec.setup)
-        return InitializedFunction(self.spec.topic, setup, pickling.loads(data))
+        function, definitions = _load_anew(data)
+        return InitializedFunction(self.spec.topic, setup, function), definitions
 
     def _content(self, given: bytes | int) -> bytes:
         """Return data that is given itself, or by the position of the input that holds it."""
@@ -253,11 +269,24 @@ class BlockRun(Progress):
             return pickling.unpack(data, values, buffers)
 
 
+#: A function, and the definitions that were loaded with it.
+LoadedFunction = tuple[Callable[..., Any], loading.Definitions]
+
+
+def _load_anew(data: bytes) -> LoadedFunction:
+    definitions = loading.Definitions()
+    with loading.collect(definitions):
+        function: Callable[..., Any] = pickling.loads(data)
+    if not (definitions.by_tracker or definitions.classes or definitions.globals):
+        definitions = loading.NO_DEFINITIONS
+    mirror.install()
+    return function, definitions
+
+
 @lru_cache(maxsize=256)
-def load_function(data: bytes) -> Callable[..., Any]:
-    """Unpickle a function; the last ones are cached."""
-    function: Callable[..., Any] = pickling.loads(data)
-    return function
+def load_with_definitions(data: bytes) -> LoadedFunction:
+    """Unpickle a function with the definitions that it uses; the last ones are cached."""
+    return _load_anew(data)
 
 
 def as_task_error(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daskbatch.errors import ServiceLost
-from daskbatch.serialization import namespaces, pickling
+from daskbatch.serialization import mirror, namespaces, pickling
 from daskbatch.serialization.exceptions import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
@@ -81,6 +81,7 @@ class InitializedFunction:
 
 
 def forget(executor: str) -> None:
-    """Release the state that an executor has in this process, since the executor has ended."""
+    """Release what a client has in this process, since the client has ended."""
     _initializations.pop(executor, None)
     namespaces.forget(executor)
+    mirror.forget(executor)
