@@ -38,6 +38,9 @@ _OWN_ATTRIBUTES = frozenset(
     + ("_abc_impl", "__qualname__")
 )
 
+#: What ``__slots__`` and the lack of them make.
+_DESCRIPTORS = (MemberDescriptorType, GetSetDescriptorType)
+
 #: Held while the ``__init_subclass__`` of a class is replaced.
 _replacing = make_rlock()
 
@@ -55,7 +58,12 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     members = enums.cores_of(kind) if isinstance(kind, enum.EnumMeta) else None
     identity = who.tracker, who.origin, who.bound
     arguments = identity, type(kind), kind.__name__, kind.__bases__, body, members
-    attributes = {"".join(name): value for name, value in own.items() if _is_sent(kind, name, value)}
+    attributes = {
+        "".join(name): value
+        for name, value in own.items()
+        if name not in _OWN_ATTRIBUTES
+        and not (type(value) in _DESCRIPTORS and value.__objclass__ is kind)
+    }
     if members is not None:
         attributes = enums.without_pseudo_members(kind, attributes)
     subclasses = _registered(kind)
@@ -63,13 +71,6 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     serial = UNSTAMPED if tracking.received(kind) is None else who.serial
     state = serial, attributes, subclasses, details, _annotation_names(kind)
     return make_class, arguments, state, None, None, set_class
-
-
-def _is_sent(kind: type, name: str, value: Any) -> bool:
-    if name in _OWN_ATTRIBUTES:
-        return False
-    made_by_slots = isinstance(value, (MemberDescriptorType, GetSetDescriptorType))
-    return not (made_by_slots and value.__objclass__ is kind)
 
 
 def _slots_of(own: dict[str, Any]) -> Any:

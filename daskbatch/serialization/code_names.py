@@ -28,6 +28,9 @@ _LOADS_BY_NAME = frozenset(
     ("pickle", "cPickle", "dill", "joblib", "shelve", "read_pickle", "load", "loads", "Unpickler")
 )
 
+#: A function that imports one of these may start processes, see `spawned`.
+_STARTS_PROCESSES = frozenset(("multiprocessing", "concurrent.futures", "joblib"))
+
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 
 
@@ -118,6 +121,8 @@ def submodules_of(names: CodeNames, values: Iterable[Any]) -> list[ModuleType]:
         if type(each) is ModuleType and each.__dict__.get("__path__") is not None
     }
     found: list[ModuleType] = []
+    if not _STARTS_PROCESSES.isdisjoint(names.imports) and "multiprocessing" in modules:
+        found.append(modules["multiprocessing"])
     if packages:
         words = names.names
         for name, module in list(modules.items()):

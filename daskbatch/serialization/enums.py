@@ -41,7 +41,13 @@ def find_member(kind: type, name: str) -> Any:
 
 def find_combination(kind: Any, value: Any) -> Any:
     """Return the combination of flags with a value. Pickles name this function."""
-    return kind(value)
+    if "_value2member_map_" in vars(kind):
+        return kind(value)
+    # The class is being loaded: it has a combination among its attributes.
+    maker = _maker_of(type.__getattribute__(kind, "_member_type_"))
+    made = maker.__new__(kind) if maker is object else maker.__new__(kind, value)
+    vars(made).update(_value_=value, _name_=None, _inverted_=None, __objclass__=kind)
+    return made
 
 
 def cores_of(kind: Any) -> Cores:
@@ -87,12 +93,17 @@ def add_members(kind: type, cores: Cores) -> None:
         vars(by_name[name])["_name_"] = name
     by_name.update((alias, by_name[name]) for alias, name in aliases.items())
     type.__setattr__(kind, "_member_map_", by_name)
+    type.__setattr__(kind, "_member_type_", data_type)
 
 
 def details_of(kind: type) -> dict[str, dict[str, Any]]:
     """Return the attributes of the members of an enumeration, by the members' names."""
     members = vars(kind).get("_member_map_", {}).items()
-    return {name: dict(vars(each)) for name, each in members if vars(each)["_name_"] == name}
+    found = {name: dict(vars(each)) for name, each in members if vars(each)["_name_"] == name}
+    for attributes in found.values():
+        if "_inverted_" in attributes:  # a cache
+            attributes["_inverted_"] = None
+    return found
 
 
 def set_details(kind: type, details: Mapping[str, Mapping[str, Any]]) -> None:

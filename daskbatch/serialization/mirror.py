@@ -62,7 +62,7 @@ class MainModule(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__dict__":
-            return _globals(_scope())
+            return _View.of(_scope())
         return super().__getattribute__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -73,11 +73,49 @@ class MainModule(ModuleType):
             raise AttributeError(f"module '__main__' has no attribute {name!r}")
 
     def __dir__(self) -> list[str]:
-        return sorted({name for names in _places(_scope()) for name in names})
+        return sorted(visible_names())
 
 
 #: The globals of tasks whose function came by name, by script.
 _other_globals: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins.__dict__}
+
+
+class _View(dict[str, Any]):
+    """The namespace of ``__main__`` in a task; what is set in it is set in the task's globals."""
+
+    _own: dict[str, Any]
+
+    @staticmethod
+    def of(scope: TaskScope | None) -> dict[str, Any]:
+        """Return the namespace; the globals of the task's function, if nothing else is in it."""
+        own = _globals(scope)
+        found = _visible(scope)
+        if found.keys() <= own.keys():
+            return own
+        view = _View(found)
+        view._own = own
+        return view
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._own[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._own.pop(name, None)
+
+
+def visible_names() -> dict[str, Any]:
+    """Return what the running task finds in ``__main__``, by name."""
+    return _visible(_scope())
+
+
+def _visible(scope: TaskScope | None) -> dict[str, Any]:
+    """Return what a task finds in ``__main__``, by name."""
+    found: dict[str, Any] = {}
+    for names in reversed(_places(scope)):
+        found.update(names)
+    return found
 
 
 def _scope() -> TaskScope | None:

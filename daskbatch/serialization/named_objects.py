@@ -25,8 +25,10 @@ Identity = tuple[str, str, bool]
 
 def is_importable(obj: Any, name: str | None = None) -> bool:
     """Return whether other processes find an object by its module and name."""
+    if getattr(obj, "__module__", None) in MAIN_MODULES:
+        return False
     found = _cloudpickle._lookup_module_and_qualname(obj, name=name)
-    if found is None or found[0].__name__ in MAIN_MODULES:
+    if found is None:
         return False
     return not _cloudpickle._is_registered_pickle_by_value(found[0])
 

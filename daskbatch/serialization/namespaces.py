@@ -58,6 +58,10 @@ class Namespace:
         """Return the globals of a module."""
         return self._modules.setdefault(module, {})
 
+    def set_globals(self, module: str, found: dict[str, Any]) -> None:
+        """Set the dictionary that holds the globals of a module."""
+        self._modules[module] = found
+
     def changed_globals(
         self, module: str, received: Mapping[str, Any], digests: Mapping[str, str]
     ) -> dict[str, Any]:

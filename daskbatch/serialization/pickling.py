@@ -22,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from daskbatch.errors import SerializationError
-from daskbatch.serialization import by_value, namespaces
+from daskbatch.serialization import by_value, namespaces, tracking
 from daskbatch.serialization.thread_values import ThreadValues
 
 #: The version of the pickle protocol: from 5 on there are out-of-band buffers.
@@ -102,7 +102,9 @@ def _dumps_by_value(
     repeatable: bool = False,
 ) -> bytes:
     # Equal lambdas are pickled equally, so that a worker loads them once.
-    anonymous = obj if type(obj) is FunctionType and "<" in obj.__qualname__ else None
+    anonymous = None
+    if type(obj) is FunctionType and "<" in obj.__qualname__ and not tracking.is_known(obj):
+        anonymous = obj
     name = _namespace.get(get_ident()) if _namespace else None
     if name is None:
         return by_value.dumps(

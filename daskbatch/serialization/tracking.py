@@ -105,6 +105,11 @@ def received(obj: object) -> Received | None:
     return _received.get(obj)
 
 
+def is_known(obj: object) -> bool:
+    """Return whether a definition has an id."""
+    return _received.get(obj) is not None or _tracker_of.get(obj) is not None
+
+
 def set_received(obj: object, record: Received) -> None:
     """Record that a definition was received."""
     _received.set(obj, record)

@@ -22,7 +22,7 @@ from daskbatch.errors import (
     TaskError,
     TaskTimeout,
 )
-from daskbatch.serialization import classes, loading, mirror, pickling
+from daskbatch.serialization import classes, loading, mirror, pickling, spawned
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error, safe_str
 from daskbatch.worker.execution.block import LOCAL, NO_LIMITS, BlockMember, BlockSpec, Link, Source
@@ -280,6 +280,7 @@ def _load_anew(data: bytes) -> LoadedFunction:
     if not (definitions.by_tracker or definitions.classes or definitions.globals):
         definitions = loading.NO_DEFINITIONS
     mirror.install()
+    spawned.install()
     return function, definitions
 
 
