@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -179,6 +180,19 @@ def pack(obj: object) -> Packed:
     finally:
         _found.restore(thread, outer)
     return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
+
+
+def is_being_imported(module: object) -> bool:
+    """Return whether a module is being imported; other threads cannot pickle its functions then.
+
+    Parameters
+    ----------
+    module : object
+        The name of the module; anything else is no module's name.
+    """
+    found = sys.modules.get(module) if isinstance(module, str) else None
+    spec = getattr(found, "__spec__", None)
+    return getattr(spec, "_initializing", False) is True
 
 
 class _NullFile:
