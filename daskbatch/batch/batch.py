@@ -26,9 +26,11 @@ from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.cluster.session import Session, make_session
 from daskbatch.describe.access import Access, Mode
+from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.timeouts import Deadline, parse_timeout
+from daskbatch.worker.execution.client_names import make_topic
 
 if TYPE_CHECKING:
     from daskbatch.shared.creation import OwnerContext
@@ -60,6 +62,12 @@ class Batch:
         Name on Dask's dashboard for tasks that have no better one.
     background_batching : bool
         Whether tasks made by `import_func` start by themselves when they are needed.
+    initializer : callable, optional
+        Each process that runs functions of this Batch calls it once, before the first one. What it
+        sets is seen by the functions: also global variables of the script. If it raises, all
+        tasks of functions fail with a `ServiceLost` that names the exception.
+    initargs : tuple
+        The arguments of `initializer`.
 
     Raises
     ------
@@ -116,8 +124,15 @@ class Batch:
         num_workers: int | None = None,
         name: str | None = None,
         background_batching: bool = True,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
-        self._context = _create_context(cluster, num_workers, name, background_batching, None)
+        if initializer is not None and not callable(initializer):
+            raise SpecError(f"initializer= must be a callable, not {initializer!r}")
+        prepared = None if initializer is None else (initializer, tuple(initargs))
+        self._context = _create_context(
+            cluster, num_workers, name, background_batching, None, prepared
+        )
 
     @classmethod
     def _from_context(cls, context: BatchContext) -> Batch:
@@ -182,7 +197,11 @@ class Batch:
         # The id and the address of the Batch, but nothing that is secret.
         context = self._context
         settings = context.name, context.directory, context.background_batching
-        return _copy, (tuple(context.identity.address), *settings)
+        initializer = None if context.initializer is None else context.initializer.call
+        # A subclass arrives as itself, with its attributes.
+        state = {name: value for name, value in vars(self).items() if name != "_context"}
+        arguments = tuple(context.identity.address), *settings, initializer, type(self)
+        return _copy, arguments, state or None
 
     # -- making tasks ---------------------------------------------------------------------
 
@@ -797,6 +816,7 @@ def _create_context(
     name: str | None,
     background_batching: bool,
     environment: Mapping[str, str] | None,
+    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
     batch, directory = uuid.uuid4().hex[:12], os.getcwd()
@@ -809,12 +829,27 @@ def _create_context(
         directory,
         bool(background_batching),
         session.background.lend(),
+        _make_initializer(batch, initializer),
     )
 
 
+def _make_initializer(
+    batch: str, call: tuple[Callable[..., Any], tuple[Any, ...]] | None
+) -> Initializer | None:
+    return None if call is None else Initializer(make_topic(batch), *call)
+
+
 def _copy(
-    address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
+    address: tuple[str, str, bool],
+    name: str | None,
+    directory: str,
+    background_batching: bool,
+    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+    kind: type[Batch] = Batch,
 ) -> Batch:
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
-    return Batch._from_context(BatchContext(identity, name, directory, background_batching))
+    prepared = _make_initializer(identity.address.batch, initializer)
+    return kind._from_context(
+        BatchContext(identity, name, directory, background_batching, None, prepared)
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from daskbatch.worker.execution.client_names import batch_of_topic, make_topic
+
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
 Source = tuple[int, int]
@@ -129,6 +131,11 @@ class BlockSpec(NamedTuple):
     inline_limit: int
     output_limit: int
     setup: bytes | int | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its functions, if there is an initializer: one for the whole Batch."""
+        return make_topic(batch_of_topic(self.topic))
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""

@@ -256,7 +256,7 @@ class BlockRun(Progress):
             return load_with_definitions(data)
         setup = self._content(self.spec.setup)
         function, definitions = _load_anew(data)
-        return InitializedFunction(self.spec.topic, setup, function), definitions
+        return InitializedFunction(self.spec.namespace, setup, function), definitions
 
     def _content(self, given: bytes | int) -> bytes:
         """Return data that is given itself, or by the position of the input that holds it."""
@@ -265,7 +265,7 @@ class BlockRun(Progress):
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]
         buffers = [self.inputs[position] for position in link.buffers]
-        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)
 
 

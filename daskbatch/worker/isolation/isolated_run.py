@@ -142,7 +142,7 @@ class IsolatedRun(Progress):
         self._detach()
         if end is _End.BLOCK_OVER:
             if self.spec.setup is not None and Status.DONE in self.log.statuses[start:]:
-                child.initialized.add(self.spec.topic)
+                child.initialized.add(self.spec.namespace)
             self._pool.give_back(child)
         else:
             self._end_child(child, end)
@@ -168,7 +168,7 @@ class IsolatedRun(Progress):
             retries=self._retries.get(start),
             profile=child_profiles.order(),
         )
-        if self.spec.topic in child.initialized:
+        if self.spec.namespace in child.initialized:
             request = without_setup(request, self.spec)
         if self.journal is not None:
             request = request._replace(journal=self.journal.location())
