@@ -1,7 +1,7 @@
 """Calls an initializer once in each process, before the first function of a Batch or executor.
 
 What the initializer sets for its thread alone, as the context of `decimal` or NumPy's error
-handling, holds in all threads that call the functions.
+handling, holds in all threads and contexts that call the functions.
 
 Safe for any number of threads: the first one calls the initializer, and the others wait. If it
 has raised, each call raises `InitializerFailed`.
@@ -37,7 +37,6 @@ class _Initialization:
         self._failure: BaseException | None = None
         #: The context variables that the initializer has set.
         self._variables: list[tuple[contextvars.ContextVar[Any], Any]] = []
-        self._entered = threading.local()
 
     def ensure(self, setup: bytes) -> None:
         """Call the initializer, unless it has been called."""
@@ -65,11 +64,11 @@ class _Initialization:
 
     def enter_thread(self) -> None:
         """Set in this thread what the initializer has set in its own."""
-        if self._variables and not hasattr(self._entered, "done"):
+        if self._variables and _entered.get() is not self:
             for variable, value in self._variables:
                 # The context of `decimal` may be changed in place, so each thread has its own.
                 variable.set(value.copy() if isinstance(value, decimal.Context) else value)
-            self._entered.done = True
+            _entered.set(self)
 
 
 def _separate(context: contextvars.Context) -> contextvars.Context:
@@ -81,7 +80,12 @@ def _separate(context: contextvars.Context) -> contextvars.Context:
     return made
 
 
-#: By executor.
+#: What has set its variables in the current context. Dask calls each task in a new context.
+_entered: contextvars.ContextVar[_Initialization | None] = contextvars.ContextVar(
+    "daskbatch-initialized", default=None
+)
+
+#: By Batch or executor.
 _initializations: dict[str, _Initialization] = {}
 
 
