@@ -35,6 +35,7 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
+from daskbatch.worker.execution.surroundings import Surroundings
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
@@ -99,7 +100,7 @@ class Session:
         try:
             task_key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, self.topic, task_key)
-            self.dispatcher = Dispatcher(self._backend, _setting(self.topic))
+            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection))
             self.dispatcher.outcomes.context = within
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
@@ -313,7 +314,8 @@ class Session:
         self.end()
 
 
-def _setting(topic: str) -> Setting:
+def _setting(topic: str, connection: Connection | None) -> Setting:
+    is_embedded = connection is not None and connection.embedded is not None
     return Setting(
         topic=topic,
         entry=run_on_worker,
@@ -321,6 +323,7 @@ def _setting(topic: str) -> Setting:
         share_limit=config.get_bytes("share-limit"),
         inline_limit=config.get_bytes("inline-limit"),
         output_limit=config.get_bytes("output-limit"),
+        surroundings=Surroundings() if is_embedded else None,
     )
 
 

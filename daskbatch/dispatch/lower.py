@@ -22,6 +22,7 @@ from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link, Source
 from daskbatch.worker.execution.outcome import token
+from daskbatch.worker.execution.surroundings import Surroundings
 
 #: The longest name that is shown on the dashboard.
 _MAX_NAME_CHARACTERS = 60
@@ -49,6 +50,8 @@ class Setting:
         The function of a Dask task: takes a pickled `BlockSpec` and the block's inputs.
     budget, share_limit, inline_limit, output_limit
         See `BlockSpec`.
+    surroundings : Surroundings, optional
+        What the script changes in its search path and environment, for an embedded cluster.
     """
 
     topic: str
@@ -57,6 +60,7 @@ class Setting:
     share_limit: int
     inline_limit: int
     output_limit: int
+    surroundings: Surroundings | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +110,8 @@ class _Lowering:
         self._group = f"{_dashboard_name(name)}-{nonce}"
         self._nonce = nonce
         self._setting = setting
+        followed = setting.surroundings
+        self._surroundings = None if followed is None else followed.changes()
         self._existing = existing
         # Of keys that are equal otherwise, dask.order starts the one whose text sorts last. So the
         # numbers count down, and all have the same width: then what comes first in the program
@@ -201,6 +207,7 @@ class _Lowering:
             inline_limit=setting.inline_limit,
             output_limit=setting.output_limit,
             setup=setup,
+            surroundings=self._surroundings,
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:

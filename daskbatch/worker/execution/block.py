@@ -115,6 +115,8 @@ class BlockSpec(NamedTuple):
     setup : bytes or int, optional
         The pickled initializer and its arguments, or the position of the input that holds
         them; see `initialized_function`.
+    surroundings : bytes, optional
+        What the script has changed in its search path and environment; see `surroundings`.
     """
 
     block: int
@@ -131,6 +133,7 @@ class BlockSpec(NamedTuple):
     inline_limit: int
     output_limit: int
     setup: bytes | int | None = None
+    surroundings: bytes | None = None
 
     @property
     def namespace(self) -> str:

@@ -290,6 +290,17 @@ def load_with_definitions(data: bytes) -> LoadedFunction:
     return _load_anew(data)
 
 
+def _hint_on_module(error: BaseException) -> str:
+    """Return what to do about a module that is not found."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    return (
+        f"; the worker finds no module {error.name!r}: add its directory to sys.path before the "
+        "task is started (on a cluster that was given: install it there), or send it along by "
+        f"cloudpickle.register_pickle_by_value({error.name})"
+    )
+
+
 def as_task_error(
     error: BaseException, doing: str, label: str, value: object = None
 ) -> BaseException:
@@ -318,7 +329,7 @@ def as_task_error(
     cause = f"{type(error).__name__}: {safe_str(error)}"
     made: TaskError
     if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
-        made = LoadingError(f"task {label}: {doing}: {cause}")
+        made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         what = f"task {label} called sys.exit({safe_str(error.code, repr)})"

@@ -10,7 +10,7 @@ has raised, each call raises `InitializerFailed`.
 from __future__ import annotations
 
 import contextvars
-import decimal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -67,15 +67,20 @@ class _Initialization:
         if self._variables and _entered.get() is not self:
             for variable, value in self._variables:
                 # The context of `decimal` may be changed in place, so each thread has its own.
-                variable.set(value.copy() if isinstance(value, decimal.Context) else value)
+                variable.set(value.copy() if _is_decimal_context(value) else value)
             _entered.set(self)
+
+
+def _is_decimal_context(value: object) -> bool:
+    decimal = sys.modules.get("decimal")  # few tasks need it
+    return decimal is not None and isinstance(value, decimal.Context)
 
 
 def _separate(context: contextvars.Context) -> contextvars.Context:
     """Return a copy of a context in which nothing can be changed that the context has."""
     made = contextvars.Context()
     for variable, value in context.items():
-        if not isinstance(value, decimal.Context):
+        if not _is_decimal_context(value):
             made.run(variable.set, value)
     return made
 

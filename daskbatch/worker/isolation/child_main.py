@@ -21,6 +21,7 @@ from typing import NoReturn
 from daskbatch.forking import after_fork
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
@@ -193,6 +194,8 @@ class ChildServer:
             first = limits.get(start, NO_LIMITS)._replace(retries=request.retries)
             limits = {**limits, start: first}
         spec = spec._replace(limits=limits, budget=request.budget, share_limit=request.share_limit)
+        if surroundings.apply(spec.surroundings):
+            self._process_state.keep_environment()
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
         run = ChildRun(spec, request, self._claims, self._frames, self._process_state)
         if request.context is not None:
