@@ -18,7 +18,8 @@ class Initializer:
     Parameters
     ----------
     namespace : str
-        The name of the namespace that holds the globals of the Batch's functions in each process; see `daskbatch.serialization.namespaces`.
+        The name of the namespace that holds the globals of the Batch's functions in each
+        process; see `daskbatch.serialization.namespaces`.
     initializer : callable
         The function that each process calls once.
     initargs : tuple

@@ -116,8 +116,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return NotImplemented
 
     def _reduce_class(self, obj: type) -> Any:
-        if obj in _SIMPLE_CLASSES or named_objects.is_importable(obj):
-            return _cloudpickle._class_reduce(obj) if obj in _SIMPLE_CLASSES else NotImplemented
+        if id(obj) in _SIMPLE_CLASSES:
+            return _cloudpickle._class_reduce(obj)
+        if named_objects.is_importable(obj):
+            return NotImplemented
         if tracking.received(obj) is None:
             self.needs_serial = True
         return classes.reduce_class(obj)
@@ -131,20 +133,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return enums.find_combination, (kind, member._value_)
 
 
-class _Identities(dict[int, type]):
-    """A set of classes that are compared by identity: a metaclass may define ``__eq__``."""
-
-    def __contains__(self, obj: object) -> bool:
-        return super().__contains__(id(obj))
-
-
-#: Classes of the interpreter that are not found by their names.
-_SIMPLE_CLASSES = _Identities(
-    {
-        id(each): each
-        for each in (*_cloudpickle._BUILTIN_TYPE_NAMES, *map(type, (None, Ellipsis, NotImplemented)))
-    }
-)
+#: By id: classes of the interpreter that are not found by their names. By id, since a metaclass
+#: may define ``__eq__`` and ``__hash__``.
+_SIMPLE_CLASSES: dict[int, type] = {
+    id(each): each
+    for each in (
+        *_cloudpickle._BUILTIN_TYPE_NAMES,
+        *(type(None), type(Ellipsis), type(NotImplemented)),
+    )
+}
 
 
 def _reduces_itself(kind: type) -> bool:

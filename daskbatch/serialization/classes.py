@@ -15,13 +15,13 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-import inspect
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from threading import get_ident
-from types import GetSetDescriptorType, MemberDescriptorType
+from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 from daskbatch.forking import make_rlock
@@ -34,8 +34,10 @@ UNSTAMPED = b"daskbatch-serial" + bytes(8)
 
 #: Attributes that each process makes by itself.
 _OWN_ATTRIBUTES = frozenset(
-    ("__weakref__", "__dict__", "__slotnames__", "__annotations_cache__", "__annotate_func__")
-    + ("_abc_impl", "__qualname__")
+    (
+        *("__weakref__", "__dict__", "__slotnames__", "__annotations_cache__"),
+        *("__annotate_func__", "_abc_impl", "__qualname__"),
+    )
 )
 
 #: What ``__slots__`` and the lack of them make.
@@ -160,33 +162,41 @@ def build(
 _T = typing.TypeVar("_T")
 
 
-def _maker_of(metaclass: type) -> Callable[..., type]:
+def _maker_of(metaclass: type) -> Callable[[str, tuple[type, ...], dict[str, Any]], type]:
     """Return what makes a class of a metaclass, as far as possible without the user's code."""
-    plain = abc.ABCMeta if issubclass(metaclass, abc.ABCMeta) else type
-    is_plain = all(_is_standard(each) for each in metaclass.__mro__) or not _is_library(metaclass)
-    if is_plain or issubclass(metaclass, enum.EnumMeta):
+    is_standard = all(_is_standard(each) for each in metaclass.__mro__)
+    if is_standard or not _is_library(metaclass) or issubclass(metaclass, enum.EnumMeta):
+        return partial(_make_plain, metaclass)
+    return partial(_make_by_library, metaclass)
 
-        def make_plain(name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
-            try:
-                return plain.__new__(metaclass, name, bases, dict(body))
-            except TypeError:
-                for each in metaclass.__mro__:  # a metaclass that is written in C
-                    if "__new__" in vars(each) and not inspect.isfunction(vars(each)["__new__"]):
-                        if each is not type and _is_library(each):
-                            return each.__new__(metaclass, name, bases, dict(body))  # type: ignore
-                raise
 
-        return make_plain
+def _make_plain(metaclass: type, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+    """Make a class without calling the ``__new__`` that a metaclass defines in Python."""
+    plain: Any = abc.ABCMeta if issubclass(metaclass, abc.ABCMeta) else type
+    try:
+        made: type = plain.__new__(metaclass, name, bases, dict(body))
+    except TypeError:
+        # A metaclass that is written in C has its own way to make a class.
+        for each in metaclass.__mro__:
+            if each is not type and isinstance(vars(each).get("__new__"), BuiltinFunctionType):
+                own: Any = each
+                made = own.__new__(metaclass, name, bases, dict(body))
+                break
+        else:
+            raise
+    return made
 
-    def make_by_library(name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
-        try:
-            return types.new_class(
-                name, bases, {"metaclass": metaclass}, lambda space: space.update(body)
-            )
-        except Exception:
-            return plain.__new__(metaclass, name, bases, dict(body))
 
-    return make_by_library
+def _make_by_library(
+    metaclass: type, name: str, bases: tuple[type, ...], body: dict[str, Any]
+) -> type:
+    """Make a class as the metaclass of a library does."""
+    try:
+        return types.new_class(
+            name, bases, {"metaclass": metaclass}, lambda space: space.update(body)
+        )
+    except Exception:
+        return _make_plain(metaclass, name, bases, body)
 
 
 def _is_library(kind: type) -> bool:
@@ -213,7 +223,7 @@ def _without_hooks(kinds: list[type]) -> Iterator[None]:
     thread = get_ident()
 
     def skipping(saved: Any) -> Any:
-        def skip(made: type, **keywords: Any) -> Any:
+        def skip(made: type, /, **keywords: Any) -> Any:
             return None if get_ident() == thread else saved.__get__(None, made)(**keywords)
 
         return classmethod(skip)

@@ -45,8 +45,8 @@ def find_combination(kind: Any, value: Any) -> Any:
         return kind(value)
     # The class is being loaded: it has a combination among its attributes.
     maker = _maker_of(type.__getattribute__(kind, "_member_type_"))
-    made = maker.__new__(kind) if maker is object else maker.__new__(kind, value)
-    vars(made).update(_value_=value, _name_=None, _inverted_=None, __objclass__=kind)
+    made: Any = maker.__new__(kind) if maker is object else maker.__new__(kind, value)
+    made.__dict__.update(_value_=value, _name_=None, _inverted_=None, __objclass__=kind)
     return made
 
 
@@ -64,7 +64,7 @@ def cores_of(kind: Any) -> Cores:
     return data_type, members, aliases
 
 
-def _maker_of(data_type: type) -> type:
+def _maker_of(data_type: type) -> Any:
     """Return the nearest type above whose ``__new__`` is not written in Python."""
     return next(
         each

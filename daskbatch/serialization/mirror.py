@@ -4,8 +4,8 @@ In a process that runs tasks, the module ``__main__`` is not the script. `instal
 `MainModule`, which finds a name where the running task was sent it: first among the globals of
 the task's function, then among the definitions that came with its arguments, then among those
 that came from the same script with earlier tasks, and last in the process's own ``__main__``. So
-``import __main__``, `pickle`, `multiprocessing` and `typing.get_type_hints` work in a task as in the
-script.
+``import __main__``, `pickle`, `multiprocessing` and `typing.get_type_hints` work in a task as
+they do in the script.
 
 A thread that a task has started belongs to no task: there, the definitions of the task that began
 last are found. Any number of threads may use this module.

@@ -12,7 +12,7 @@ import functools
 import typing
 from collections.abc import Callable
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 from cloudpickle import cloudpickle as _cloudpickle
 
@@ -135,7 +135,7 @@ def _fill(obj: Any, names: tuple[Any, ...], attributes: dict[str, Any]) -> bool:
 
 
 #: The code of what `functools.singledispatch` makes.
-_DISPATCHER_CODE = functools.singledispatch(lambda: None).__code__
+_DISPATCHER_CODE = cast("FunctionType", functools.singledispatch(lambda _: None)).__code__
 
 
 def is_dispatcher(function: FunctionType) -> bool:
@@ -156,7 +156,7 @@ def _make_dispatcher(identity: Identity) -> Any:
     who = Received(*identity)
     found = functions.existing(who.tracker)
     if found is None:
-        found = functools.singledispatch(lambda: None)
+        found = functools.singledispatch(lambda _: None)
         functions.add_loaded(found, who)
     return found
 

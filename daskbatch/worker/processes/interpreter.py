@@ -82,7 +82,7 @@ def capture() -> str:
     return json.dumps(
         {
             "argv": [str(each) for each in sys.argv],
-            "options": {name: value for name, value in sys._xoptions.items()},
+            "options": dict(sys._xoptions),
             "warnings": [str(each) for each in sys.warnoptions],
             "filters": filters,
             "recursion": sys.getrecursionlimit(),
