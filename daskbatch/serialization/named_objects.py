@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import typing
+import weakref
 from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any, cast
@@ -184,10 +185,10 @@ def _set_dispatcher(dispatcher: Any, state: tuple[Any, ...]) -> None:
 def reduce_cached_property(obj: Any) -> tuple[Any, ...]:
     """Reduce a `functools.cached_property`, without the lock that it has in Python 3.11."""
     state = obj.func, obj.attrname, obj.__doc__
-    return _make_cached_property, (type(obj),), state, None, None, _set_cached_property
+    return _make_descriptor, (type(obj),), state, None, None, _set_cached_property
 
 
-def _make_cached_property(kind: Any) -> Any:
+def _make_descriptor(kind: Any) -> Any:
     return kind.__new__(kind)
 
 
@@ -196,6 +197,22 @@ def _set_cached_property(obj: Any, state: tuple[Any, ...]) -> None:
     functools.cached_property.__init__(obj, function)
     obj.attrname = name
     obj.__doc__ = doc
+
+
+def reduce_method_dispatcher(obj: Any) -> tuple[Any, ...]:
+    """Reduce a `functools.singledispatchmethod`, without the cache that it has from 3.12 on."""
+    state = obj.func, obj.dispatcher
+    return _make_descriptor, (type(obj),), state, None, None, _set_method_dispatcher
+
+
+def _set_method_dispatcher(obj: Any, state: tuple[Any, ...]) -> None:
+    function, dispatcher = state
+    functools.singledispatchmethod.__init__(obj, function)
+    obj.dispatcher = dispatcher
+
+
+def _reduce_weak_dictionary(obj: Any) -> tuple[Any, ...]:
+    return type(obj), (dict(obj),)
 
 
 def _reduce_missing(_: object) -> Any:
@@ -247,6 +264,9 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     typing.NewType: reduce_type_variable,
     type(functools.cache(len)): reduce_cached,
     functools.cached_property: reduce_cached_property,
+    functools.singledispatchmethod: reduce_method_dispatcher,
+    weakref.WeakKeyDictionary: _reduce_weak_dictionary,
+    weakref.WeakValueDictionary: _reduce_weak_dictionary,
     type(dataclasses.MISSING): _reduce_missing,
     type(dataclasses.KW_ONLY): _reduce_keyword_only,
 }

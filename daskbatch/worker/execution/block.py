@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from daskbatch.worker.execution.client_names import batch_of_topic, make_topic
+from daskbatch.worker.execution.client_names import first_topic
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
@@ -138,7 +138,7 @@ class BlockSpec(NamedTuple):
     @property
     def namespace(self) -> str:
         """The namespace of its functions, if there is an initializer: one for the whole Batch."""
-        return make_topic(batch_of_topic(self.topic))
+        return first_topic(self.topic)
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""
