@@ -78,6 +78,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         See `pickle.Pickler`.
     anonymous : function, optional
         A function that gets no id, so that equal functions make equal pickles.
+    finds_by_name : bool
+        Whether functions that use `pickle` find by name the classes that they do not refer to.
     """
 
     dispatch_table = _make_reducers()
@@ -88,9 +90,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         protocol: int,
         buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
         anonymous: object = None,
+        finds_by_name: bool = True,
     ) -> None:
         super().__init__(file, protocol, buffer_callback)
         self._anonymous = anonymous
+        self._finds_by_name = finds_by_name
         #: Whether a class of this process was pickled, so that the pickle needs a serial.
         self.needs_serial = False
         #: The ids of classes whose objects are pickled as `pickle` does it.
@@ -105,7 +109,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return named_objects.reduce_dispatcher(obj)
             if named_objects.is_importable(obj):
                 return NotImplemented
-            return functions.reduce_function(obj, self.globals_ref, obj is self._anonymous)
+            pickle_class = _pickle_class if self._finds_by_name else None
+            anonymous = obj is self._anonymous
+            return functions.reduce_function(obj, self.globals_ref, anonymous, pickle_class)
         if kind is type or issubclass(kind, type):
             return self._reduce_class(obj)
         if enums.is_member(obj):
@@ -179,8 +185,31 @@ def dumps(
         return finish(pickler, file, repeatable)
 
 
+#: The pickle of a class, and what it depends on: pickling a class takes some time.
+_pickled: tracking.WeakTable[tuple[int, bytes]] = tracking.WeakTable()
+
+
+def _pickle_class(kind: type) -> bytes | None:
+    """Pickle a class that a function may find by name; None if it cannot be pickled."""
+    version = classes.fingerprint(kind)
+    found = _pickled.get(kind)
+    if found is not None and found[0] == version:
+        return found[1]
+    try:
+        with io.BytesIO() as file:
+            pickler = Pickler(file, pickle.HIGHEST_PROTOCOL, finds_by_name=False)
+            pickler.dump(kind)
+            data = finish(pickler, file, True)
+    except Exception:
+        return None
+    _pickled.set(kind, (version, data))
+    return data
+
+
 #: Pickles up to this size are equal if they are made of equal objects.
 _MAX_REPEATABLE_BYTES = 1 << 20
+#: The size of the number at the end of what stands for a serial.
+_SERIAL_BYTES = 8
 #: How many pickles are remembered for that.
 _MAX_REMEMBERED = 1024
 
@@ -204,6 +233,7 @@ def finish(pickler: Pickler, file: io.BytesIO, repeatable: bool) -> bytes:
     data = file.getvalue()
     if not pickler.needs_serial:
         return data
+    position = data.find(classes.UNSTAMPED) + len(classes.UNSTAMPED) - _SERIAL_BYTES
     if repeatable and len(data) <= _MAX_REPEATABLE_BYTES:
         digest = hashlib.blake2b(data, digest_size=16).digest()
         with _remembering:
@@ -216,8 +246,10 @@ def finish(pickler: Pickler, file: io.BytesIO, repeatable: bool) -> bytes:
                 _serials.move_to_end(digest)
     else:
         serial = _next_serial()
-    stamped = classes.UNSTAMPED[:-8] + serial.to_bytes(8, "big")
-    return data.replace(classes.UNSTAMPED, stamped, 1)
+    del data  # else the file would have to copy it
+    with file.getbuffer() as view:
+        view[position : position + _SERIAL_BYTES] = serial.to_bytes(_SERIAL_BYTES, "big")
+    return file.getvalue()
 
 
 _last = 0

@@ -26,7 +26,7 @@ from typing import Any
 
 from daskbatch.forking import make_rlock
 from daskbatch.serialization import enums, functions, loading, tracking
-from daskbatch.serialization.code_names import MAIN_MODULES, names_in_annotations
+from daskbatch.serialization.code_names import MAIN_MODULES, values_in_annotations
 from daskbatch.serialization.tracking import Received
 
 #: Stands for the serial of a pickle while it is made; `by_value.dumps` replaces it.
@@ -75,6 +75,20 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     return make_class, arguments, state, None, None, set_class
 
 
+def fingerprint(kind: type) -> int:
+    """Return a number for the attributes of a class; it changes when an attribute is replaced."""
+    found = [
+        (name, value if isinstance(value, (int, float, str)) else id(value))
+        for name, value in vars(kind).items()
+        if name not in _CACHES
+    ]
+    return hash(tuple(found))
+
+
+#: Attributes that Python itself adds to a class; they do not count as changes.
+_CACHES = frozenset(("__slotnames__", "__annotations_cache__"))
+
+
 def _slots_of(own: dict[str, Any]) -> Any:
     slots = own["__slots__"]
     if isinstance(slots, (str, tuple, list, dict)):
@@ -97,8 +111,7 @@ def _annotation_names(kind: type) -> dict[str, Any]:
     module = sys.modules.get("__main__")
     if kind.__module__ not in MAIN_MODULES or not isinstance(annotations, dict) or module is None:
         return {}
-    found = vars(module)
-    return {name: found[name] for name in names_in_annotations(annotations) if name in found}
+    return values_in_annotations(annotations, vars(module))
 
 
 def make_class(

@@ -25,7 +25,7 @@ _GLOBAL_INSTRUCTIONS = frozenset(
 
 #: A function whose code has one of these names may load by name what the script defines.
 _LOADS_BY_NAME = frozenset(
-    ("pickle", "cPickle", "dill", "joblib", "shelve", "read_pickle", "load", "loads", "Unpickler")
+    ("pickle", "cloudpickle", "dill", "joblib", "shelve", "read_pickle", "Unpickler")
 )
 
 #: A function that imports one of these may start processes, see `spawned`.
@@ -97,7 +97,35 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def names_in_annotations(annotations: Mapping[str, Any]) -> Iterator[str]:
+def values_in_annotations(
+    annotations: Mapping[str, Any], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the script's classes and those of the standard library that annotations name.
+
+    Nothing else: what only annotations name must not keep a class from being sent.
+
+    Parameters
+    ----------
+    annotations : mapping
+        The annotations.
+    found : mapping
+        The globals of the script.
+    """
+    named = {name: found[name] for name in _names_in_annotations(annotations) if name in found}
+    return {name: value for name, value in named.items() if _is_simple(value)}
+
+
+def _is_simple(value: object) -> bool:
+    if isinstance(value, ModuleType):
+        module = value.__name__
+    else:
+        module = (value if isinstance(value, type) else type(value)).__module__
+        if not isinstance(value, type) and module != "typing":
+            return False
+    return module in MAIN_MODULES or str(module).partition(".")[0] in sys.stdlib_module_names
+
+
+def _names_in_annotations(annotations: Mapping[str, Any]) -> Iterator[str]:
     """Yield the identifiers in annotations that are texts, as ``from __future__`` makes them."""
     for annotation in annotations.values():
         if isinstance(annotation, str):

@@ -16,7 +16,6 @@ from typing import Any
 from daskbatch.serialization import loading, tracking
 from daskbatch.serialization.code_names import (
     MAIN_MODULES,
-    names_in_annotations,
     names_of,
     submodules_of,
 )
@@ -45,7 +44,10 @@ def is_bound(obj: Any) -> bool:
 
 
 def reduce_function(
-    function: FunctionType, shared_globals: dict[int, dict[str, Any]], anonymous: bool
+    function: FunctionType,
+    shared_globals: dict[int, dict[str, Any]],
+    anonymous: bool,
+    pickle_class: Callable[[type], bytes | None] | None,
 ) -> tuple[Any, ...]:
     """Reduce a function to what `make_function` and `set_function` take.
 
@@ -58,6 +60,8 @@ def reduce_function(
         one pickle with the same globals share them.
     anonymous : bool
         Whether the function gets no id, so that equal functions make equal pickles.
+    pickle_class : callable, optional
+        Pickles a class of the script that the function may unpickle by name.
     """
     code, own = function.__code__, function.__globals__
     base = shared_globals.setdefault(id(own), {})
@@ -70,16 +74,16 @@ def reduce_function(
     if not anonymous:
         who = tracking.identify(function, lambda: is_bound(function))
     identity = None if who is None else (who.tracker, who.origin, who.bound)
-    state = _state_of(function, identity is not None)
+    by_name: dict[str, bytes] = {}
+    if pickle_class is not None and names_of(code).loads_by_name:
+        by_name = _pickle_classes(own, pickle_class)
+    state = *_state_of(function, identity is not None), by_name
     return make_function, (identity, code, base, closure), state, None, None, set_function
 
 
 def _state_of(function: FunctionType, tracked: bool) -> tuple[Any, ...]:
     names, own = names_of(function.__code__), function.__globals__
     used = {name: own[name] for name in names.globals if name in own}
-    for name in names_in_annotations(function.__annotations__):
-        if name in own:
-            used[name] = own[name]
     main = sys.modules.get("__main__")
     if own.get("__name__") in MAIN_MODULES and (
         names.mentions_main or any(value is main for value in used.values())
@@ -94,6 +98,20 @@ def _state_of(function: FunctionType, tracked: bool) -> tuple[Any, ...]:
     slots = tuple(getattr(function, name) for name in _ATTRIBUTES)
     parameters = getattr(function, "__type_params__", ())
     return tracked, attributes, slots, parameters, used, cells, submodules_of(names, values)
+
+
+def _pickle_classes(
+    own: dict[str, Any], pickle_class: Callable[[type], bytes | None]
+) -> dict[str, bytes]:
+    """Pickle the classes of the script, since a function may unpickle their objects."""
+    found: dict[str, bytes] = {}
+    if own.get("__name__") in MAIN_MODULES:
+        for name, value in list(own.items()):
+            if isinstance(value, type) and is_bound(value) and value.__qualname__ == name:
+                data = pickle_class(value)
+                if data is not None:
+                    found[name] = data
+    return found
 
 
 def globals_in(state: tuple[Any, ...]) -> dict[str, Any]:
@@ -176,7 +194,11 @@ def set_function(
     function: FunctionType, state: tuple[Any, ...], choose: ChooseGlobals | None = None
 ) -> None:
     """Fill a function that `make_function` has just made; one that was there stays as it is."""
-    tracked, attributes, slots, parameters, received_globals, cells, _ = state
+    tracked, attributes, slots, parameters, received_globals, cells, _, by_name = state
+    if by_name:
+        definitions = loading.current()
+        if definitions is not None:
+            definitions.pickled_names.update(by_name)
     if tracked:
         who = tracking.received(function)
         if who is None or who.serial:

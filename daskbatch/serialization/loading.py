@@ -23,7 +23,7 @@ from daskbatch.serialization.thread_values import ThreadValues
 class Definitions:
     """The definitions that were loaded from one pickle, or for the arguments of one task."""
 
-    __slots__ = ("by_tracker", "classes", "globals", "names")
+    __slots__ = ("by_tracker", "classes", "globals", "names", "pickled_names")
 
     def __init__(self) -> None:
         #: Functions and what else each task has a copy of, by id.
@@ -32,6 +32,8 @@ class Definitions:
         self.classes: dict[int, tuple[type, int, Callable[[], None]]] = {}
         #: What the script's ``__main__`` had under these names.
         self.names: dict[str, Any] = {}
+        #: More of that, as pickles, which `mirror` loads when they are looked up.
+        self.pickled_names: dict[str, bytes] = {}
         #: The globals of the first function; None if there is none.
         self.globals: dict[str, Any] | None = None
 

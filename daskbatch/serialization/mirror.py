@@ -14,14 +14,18 @@ last are found. Any number of threads may use this module.
 from __future__ import annotations
 
 import builtins
+import pickle
 import sys
 from types import ModuleType
 from typing import Any
 
 from daskbatch.forking import make_lock
-from daskbatch.serialization import loading
+from daskbatch.serialization import loading, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.loading import Definitions, TaskScope
+
+#: The definitions of this many clients are kept, those of the last ones.
+_MAX_CLIENTS = 32
 
 #: By client: the definitions that its script has sent last, by name.
 _by_client: dict[str, dict[str, Any]] = {}
@@ -58,6 +62,10 @@ class MainModule(ModuleType):
         for names in _places(_scope()):
             if name in names:
                 return names[name]
+        for definitions in _definitions(_scope()):
+            if name in definitions.pickled_names:
+                found = definitions.names[name] = pickle.loads(definitions.pickled_names[name])
+                return found
         return getattr(super().__getattribute__("_own"), name)
 
     def __getattribute__(self, name: str) -> Any:
@@ -174,7 +182,11 @@ def end(scope: TaskScope) -> None:
 def _keep(client: str, definitions: Definitions) -> None:
     if definitions.names:
         with _keeping:
-            _by_client.setdefault(client, {}).update(definitions.names)
+            found = _by_client.pop(client, {})
+            found.update(definitions.names)
+            _by_client[client] = found
+            while len(_by_client) > _MAX_CLIENTS:
+                del _by_client[next(iter(_by_client))]
 
 
 def forget(client: str) -> None:
@@ -188,5 +200,7 @@ def forget(client: str) -> None:
 def install() -> None:
     """Have this process find in ``__main__`` what its tasks were sent."""
     own = sys.modules.get("__main__")
-    if isinstance(own, ModuleType) and not isinstance(own, MainModule):
+    if isinstance(own, MainModule) or tracking.sends_script():
+        return  # a script may run tasks itself, with a cluster in its own process
+    if isinstance(own, ModuleType):
         sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule(own)

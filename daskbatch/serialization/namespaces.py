@@ -30,9 +30,6 @@ _IMMUTABLE = (
     *(FunctionType, BuiltinFunctionType, ModuleType, type),
 )
 
-#: Attributes that Python itself adds to a class; they do not count as changes.
-_CACHES = {"__slotnames__", "__annotations_cache__"}
-
 #: Stands for "no value was received": None is a value.
 _NOTHING = object()
 
@@ -126,7 +123,7 @@ class Namespace:
         kind : type
             The class.
         fingerprint : int, optional
-            The sender's number for the state of the class, see `_fingerprint_of_class`; None if it
+            The sender's number for the state of the class, see `classes.fingerprint`; None if it
             sent none.
         """
         last = self._class_fingerprints.get(kind)
@@ -185,7 +182,7 @@ class Pickler(by_value.Pickler):
             return reduced  # it travels by reference, or is neither a function nor a class
         make, args, state, items, more, set_state = reduced
         # With it the receiver sees whether the class or the globals have changed.
-        version = _fingerprint_of_class(obj) if isinstance(obj, type) else self._digests(state)
+        version = classes.fingerprint(obj) if isinstance(obj, type) else self._digests(state)
         return self._make[make], args, (state, version), items, more, self._set_state[set_state]
 
     def _digests(self, state: Any) -> dict[str, str]:
@@ -194,16 +191,6 @@ class Pickler(by_value.Pickler):
         some = [(name, value) for name, value in found if not isinstance(value, _IMMUTABLE)]
         data = {name: by_value.dumps(value, self._protocol) for name, value in some}
         return {name: hashlib.blake2b(b, digest_size=16).hexdigest() for name, b in data.items()}
-
-
-def _fingerprint_of_class(kind: type) -> int:
-    """Return a number for the attributes of a class; it changes when an attribute is replaced."""
-    found = [
-        (name, value if isinstance(value, (int, float, str)) else id(value))
-        for name, value in vars(kind).items()
-        if name not in _CACHES
-    ]
-    return hash(tuple(found))
 
 
 class _Unpickler(pickle.Unpickler):

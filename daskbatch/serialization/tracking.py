@@ -88,6 +88,8 @@ _received: WeakTable[Received] = WeakTable()
 #: The id of this process in other processes' `Received`; a forked child has another one.
 _origin = uuid.uuid4().hex
 _numbers = itertools.count()
+#: Whether this process has sent what its ``__main__`` defines.
+_sends_script = False
 
 
 #: Held while a received definition is registered.
@@ -129,13 +131,21 @@ def identify(obj: object, is_bound: Callable[[], bool]) -> Received:
     record = _received.get(obj)
     if record is not None:
         return record
+    global _sends_script
     tracker = _tracker_of.get(obj)
     if tracker is None:
         tracker = _new_tracker(obj)
         _tracker_of.set(obj, tracker)
         with contextlib.suppress(TypeError):
             _by_tracker[tracker] = obj
-    return Received(tracker, _origin, is_bound())
+    bound = is_bound()
+    _sends_script = _sends_script or bound
+    return Received(tracker, _origin, bound)
+
+
+def sends_script() -> bool:
+    """Return whether this process has sent what its ``__main__`` defines: it is a script."""
+    return _sends_script
 
 
 def _new_tracker(obj: object) -> str:
