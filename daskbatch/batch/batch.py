@@ -35,9 +35,11 @@ from daskbatch.batch.told_failures import collect, tell, tell_at_exit
 from daskbatch.batch.user_warnings import warn_all
 from daskbatch.cluster.session import Session, make_session, open_sessions
 from daskbatch.describe.access import Access, Mode
+from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import BatchWarning, LifecycleError, SpecError
 from daskbatch.timeouts import Deadline, parse_timeout
+from daskbatch.worker.execution.client_names import make_topic
 
 if TYPE_CHECKING:
     from daskbatch.shared.creation import OwnerContext
@@ -74,6 +76,12 @@ class Batch:
         `MissingOutput`), or if a Python function accesses a file below the current directory, a
         declared path, a dictionary's key or a queue in another way than it declares
         (`UndeclaredAccess`). By default the first two are warnings. Executables are not watched.
+    initializer : callable, optional
+        Each process that runs functions of this Batch calls it once, before the first one. What it
+        sets is seen by the functions: also global variables of the script. If it raises, all
+        tasks of functions fail with a `ServiceLost` that names the exception.
+    initargs : tuple
+        The arguments of `initializer`.
 
     Raises
     ------
@@ -132,9 +140,14 @@ class Batch:
         name: str | None = None,
         background_batching: bool = True,
         strict: bool = False,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise SpecError(f"initializer= must be a callable, not {initializer!r}")
+        prepared = None if initializer is None else (initializer, tuple(initargs))
         self._context = _create_context(
-            cluster, num_workers, name, background_batching, None, bool(strict)
+            cluster, num_workers, name, background_batching, None, bool(strict), prepared
         )
         watch(self)
 
@@ -211,6 +224,12 @@ class Batch:
         context = self._context
         settings = context.name, context.directory, context.background_batching, context.strict
         return _copy, (tuple(context.identity.address), *settings)
+        settings = context.name, context.directory, context.background_batching, context.strict
+        initializer = None if context.initializer is None else context.initializer.call
+        # A subclass arrives as itself, with its attributes.
+        state = {name: value for name, value in vars(self).items() if name != "_context"}
+        arguments = tuple(context.identity.address), *settings, initializer, type(self)
+        return _copy, arguments, state or None
 
     # -- making tasks ---------------------------------------------------------------------
 
@@ -940,6 +959,7 @@ def _create_context(
     background_batching: bool,
     environment: Mapping[str, str] | None,
     strict: bool = False,
+    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
     batch, directory = uuid.uuid4().hex[:12], os.getcwd()
@@ -953,7 +973,14 @@ def _create_context(
         bool(background_batching),
         strict,
         session.background.lend(),
+        _make_initializer(batch, initializer),
     )
+
+
+def _make_initializer(
+    batch: str, call: tuple[Callable[..., Any], tuple[Any, ...]] | None
+) -> Initializer | None:
+    return None if call is None else Initializer(make_topic(batch), *call)
 
 
 def _copy(
@@ -962,10 +989,15 @@ def _copy(
     directory: str,
     background_batching: bool,
     strict: bool,
+    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+    kind: type[Batch] = Batch,
 ) -> Batch:
     """Unpickle a Batch: the copy registers as a separate client on first use."""
     identity = Identity(Address(*address))
-    return Batch._from_context(BatchContext(identity, name, directory, background_batching, strict))
+    prepared = _make_initializer(identity.address.batch, initializer)
+    return kind._from_context(
+        BatchContext(identity, name, directory, background_batching, strict, None, prepared)
+    )
 
 
 @atexit.register

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from daskbatch.batch.identity import Identity
 from daskbatch.batch.validation import require_own, require_producers
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Access, Mode, make_access
+from daskbatch.describe.initializer import Initializer
+from daskbatch.describe.spec import Options
 from daskbatch.dispatch.backlog import Backlog
 from daskbatch.dispatch.declarations import set_rules
 from daskbatch.dispatch.task_record import Group, TaskRecord
@@ -50,6 +53,8 @@ class BatchContext:
         The queued tasks of the client, which live as long as this context; None if another object
         keeps them. Their arguments may refer to the Batch, so nothing that outlives the Batch may
         keep them.
+    initializer : Initializer, optional
+        What each process that runs tasks calls once, before the first.
     """
 
     def __init__(
@@ -60,8 +65,13 @@ class BatchContext:
         background_batching: bool,
         strict: bool = False,
         backlog: Backlog | None = None,
+        initializer: Initializer | None = None,
     ) -> None:
         self.identity = identity
+        #: What each process calls before its first task of the Batch; None if nothing.
+        self.initializer = initializer
+        #: The options of tasks without the initializer, and with it.
+        self._initialized: dict[Options, Options] = {}
         self.name = name
         self.directory = directory
         self.background_batching = background_batching
@@ -91,6 +101,15 @@ class BatchContext:
             raise SubmitAfterCloseError(
                 "this Batch has been closed: nothing can be made or started any longer"
             )
+
+    def with_initializer(self, options: Options) -> Options:
+        """Return the options of a task of a function, with the initializer of the Batch."""
+        if self.initializer is None or options.prepare is not None:
+            return options
+        found = self._initialized.get(options)
+        if found is None:
+            found = self._initialized[options] = replace(options, prepare=self.initializer)
+        return found
 
     def absolute(self, path: str | Path) -> str:
         """Return a path relative to the directory of the Batch as an absolute one."""

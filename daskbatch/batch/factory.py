@@ -28,6 +28,7 @@ from daskbatch.describe.spec import (
 )
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
+from daskbatch.serialization import pickling
 
 #: What ``reads=`` and ``writes=`` accept.
 Accesses = Access | Iterable[Access] | None
@@ -112,7 +113,13 @@ def make_function(
     """Make a task of a Python function; see `Batch.function`."""
     if len(args) > 1 and type(args[0]) is tuple and not kwargs:
         args, settings = _split_accesses(args, settings)
-    call = function_call(target, args, kwargs)
+    initializer = context.initializer
+    if initializer is None:
+        call = function_call(target, args, kwargs)
+    else:
+        with pickling.within(initializer.namespace):
+            call = function_call(target, args, kwargs)
+        settings = settings._replace(options=context.with_initializer(settings.options))
     session = context.session
     name = settings.name or name_of(target)
     return Task(context, make_record(context, session, call, name, settings), session)

@@ -33,12 +33,15 @@ from daskbatch.dispatch.lower import TOKEN
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
+from daskbatch.worker.processes import interpreter
+from daskbatch.worker.processes.interpreter import HASH_SEED
 
 #: The program of the cluster process.
 _CLUSTER_PROGRAM = """\
 import json, sys
 settings = json.loads(sys.stdin.readline())
 sys.path[:] = settings["path"]
+sys.argv[:] = settings["argv"]
 from daskbatch.cluster.embedded import run_cluster
 run_cluster(settings)
 """
@@ -100,20 +103,20 @@ class EmbeddedCluster:
         wanted = {**os.environ, **(environment or {})}
         added = [
             name
-            for name in (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "DASK_INTERNAL_INHERIT_CONFIG")
+            for name in (*_WORKER_ENVIRONMENT, HASH_SEED, "DASK_INTERNAL_INHERIT_CONFIG")
             if name not in wanted
         ]
         scratch, sockets = _make_directories()
         receive, send = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", _CLUSTER_PROGRAM],
+                [sys.executable, "-P", *interpreter.command_line_options(), "-c", _CLUSTER_PROGRAM],
                 stdin=subprocess.PIPE,
                 pass_fds=[send],
                 cwd=directory,
                 env={
                     **_WORKER_ENVIRONMENT,
-                    **wanted,
+                    **interpreter.environment(wanted),
                     ADDED_VARIABLE: ",".join(added),
                     "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.config),
                 },
@@ -130,6 +133,8 @@ class EmbeddedCluster:
         self._pipe: IO[str] = self._process.stdin
         settings = {
             "path": [os.fspath(each) for each in sys.path if isinstance(each, (str, os.PathLike))],
+            "argv": [str(each) for each in sys.argv],
+            "interpreter": interpreter.capture(),
             "workers": num_workers,
             "answer": send,
             "scratch": scratch,
@@ -223,9 +228,13 @@ def run_cluster(settings: dict[str, Any]) -> None:
     from multiprocessing import forkserver
 
     # Started first, so that the fork server imports Dask while this process does.
-    multiprocessing.set_forkserver_preload(["distributed.nanny", "daskbatch.worker.plugin"])
+    multiprocessing.set_forkserver_preload(
+        ["distributed.nanny", "daskbatch.worker.plugin", "daskbatch.worker.processes.inherited"]
+    )
     tempfile.tempdir = settings["sockets"]
+    os.environ[interpreter.VARIABLE] = settings["interpreter"]
     forkserver.ensure_running()
+    del os.environ[interpreter.VARIABLE]
     tempfile.tempdir = None
     dask.config.set(_CONFIG)
     asyncio.run(_serve(settings))

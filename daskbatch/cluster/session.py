@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import itertools
 import logging
 import os
@@ -30,9 +31,11 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requirements import Capacity, unmet
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
-from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
+from daskbatch.serialization.loading import makes_copies
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
+from daskbatch.worker.execution.surroundings import Surroundings
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
@@ -97,7 +100,7 @@ class Session:
         try:
             task_key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, self.topic, task_key)
-            self.dispatcher = Dispatcher(self._backend, _setting(self.topic))
+            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection))
             self.dispatcher.outcomes.context = within
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
@@ -309,7 +312,8 @@ class Session:
         self.end()
 
 
-def _setting(topic: str) -> Setting:
+def _setting(topic: str, connection: Connection | None) -> Setting:
+    is_embedded = connection is not None and connection.embedded is not None
     return Setting(
         topic=topic,
         entry=run_on_worker,
@@ -317,6 +321,7 @@ def _setting(topic: str) -> Setting:
         share_limit=config.get_bytes("share-limit"),
         inline_limit=config.get_bytes("inline-limit"),
         output_limit=config.get_bytes("output-limit"),
+        surroundings=Surroundings() if is_embedded else None,
     )
 
 
@@ -340,6 +345,7 @@ def make_session(
     environment : mapping, optional
         Variables that are added to the environment of an embedded cluster's workers.
     """
+    _require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
     return Session(batch, connection=connection)
 
@@ -347,6 +353,21 @@ def make_session(
 def _requires(options: Options) -> bool:
     """Return whether options require something that a cluster may not have."""
     return bool(options.resources or options.workers or options.gang)
+
+
+def _require_not_loading() -> None:
+    """Raise `LifecycleError` where a module that a task needs makes a Batch on its import."""
+    if not makes_copies():
+        return
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    name = "a module" if frame is None else f"the module {frame.f_globals.get('__name__')!r}"
+    raise LifecycleError(
+        f"{name} makes a Batch or an executor when it is imported, and a worker imports it to load "
+        "a task's function or arguments: make the Batch in a function, or below "
+        '`if __name__ == "__main__":`, so that importing the module starts nothing'
+    )
 
 
 def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:

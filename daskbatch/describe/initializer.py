@@ -1,4 +1,4 @@
-"""The initializer of an executor: a function that each process calls once, before the first call.
+"""The initializer of a Batch or executor: each process calls it once, before the first function.
 
 Any number of threads may use an `Initializer`.
 """
@@ -18,7 +18,7 @@ class Initializer:
     Parameters
     ----------
     namespace : str
-        The name of the namespace that holds the globals of the executor's functions in each
+        The name of the namespace that holds the globals of the Batch's functions in each
         process; see `daskbatch.serialization.namespaces`.
     initializer : callable
         The function that each process calls once.
@@ -33,7 +33,8 @@ class Initializer:
         #: If the pickle is large, the client sends it to the cluster once; this reference keeps
         #: it there. The placer sets it.
         self.held: Any = None
-        self._call = initializer, initargs
+        #: The function and its arguments.
+        self.call = initializer, initargs
         self._packed: bytes | pickling.Buffer | None = None
         self._packing = threading.Lock()
 
@@ -42,13 +43,13 @@ class Initializer:
         with self._packing:
             if self._packed is None:
                 with pickling.within(self.namespace):
-                    data = pickling.dumps(self._call)
+                    data = pickling.dumps(self.call)
                 large = len(data) >= pickling.MIN_SHARED_BUFFER_BYTES
                 self._packed = pickling.make_buffer(data) if large else data
             return self._packed
 
     def dumps(self, function: Callable[..., Any]) -> bytes:
-        """Pickle a function of the executor; raises if the initializer cannot be pickled."""
+        """Pickle a function of the Batch; raises if the initializer cannot be pickled."""
         self.packed()  # a function cannot run in a process without the initializer
         with pickling.within(self.namespace):
             return pickling.dumps(function)

@@ -32,6 +32,7 @@ from daskbatch.worker.execution.block import (
     Source,
 )
 from daskbatch.worker.execution.outcome import token
+from daskbatch.worker.execution.surroundings import Surroundings
 
 #: The longest name that is shown on the dashboard.
 _MAX_NAME_CHARACTERS = 60
@@ -67,6 +68,8 @@ class Setting:
         The function of a Dask task: takes a pickled `BlockSpec` and the block's inputs.
     budget, share_limit, inline_limit, output_limit
         See `BlockSpec`.
+    surroundings : Surroundings, optional
+        What the script changes in its search path and environment, for an embedded cluster.
     """
 
     topic: str
@@ -75,6 +78,7 @@ class Setting:
     share_limit: int
     inline_limit: int
     output_limit: int
+    surroundings: Surroundings | None = None
 
 
 @dataclass(slots=True)
@@ -124,6 +128,8 @@ class _Lowering:
         self._group = f"{_dashboard_name(name)}-{nonce}"
         self._nonce = nonce
         self._setting = setting
+        followed = setting.surroundings
+        self._surroundings = None if followed is None else followed.changes()
         self._existing = existing
         # Of keys that are equal otherwise, dask.order starts the one whose text sorts last. So the
         # numbers count down, and all have the same width: then what comes first in the program
@@ -234,6 +240,7 @@ class _Lowering:
             positions=positions,
             declared=declared,
             strict=[self._source(each, inputs) for each in rules],
+            surroundings=self._surroundings,
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
@@ -14,6 +15,7 @@ from daskbatch.batch.factory import TaskSettings, make_record, make_settings, na
 from daskbatch.batch.validation import require_own, require_producers
 from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import Call, function_call
+from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.chunk import run_chunk
@@ -109,4 +111,7 @@ class CallFactory:
         if call.references:
             require_own(session.client_id, record)
             require_producers(record)
+        if type(function) is FunctionType and pickling.is_being_imported(function.__module__):
+            # Another thread would wait for the end of the import, which may wait for this call.
+            pickle_functions([record])
         return record

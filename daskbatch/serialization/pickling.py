@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
 
 from daskbatch.errors import SerializationError
-from daskbatch.serialization import by_value, namespaces
+from daskbatch.serialization import by_value, namespaces, tracking
 from daskbatch.serialization.thread_values import ThreadValues
 
 #: The version of the pickle protocol: from 5 on there are out-of-band buffers.
@@ -77,7 +79,7 @@ def dumps(obj: object) -> bytes:
     if type(obj) in PLAIN:
         return dumps_plain(obj)
     data = dumps_by_reference(obj)
-    return _dumps_by_value(obj, None) if data is None else data
+    return _dumps_by_value(obj, None, True) if data is None else data
 
 
 def dumps_by_reference(
@@ -92,18 +94,27 @@ def dumps_by_reference(
         data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
     except Exception:
         return None
-    return None if b"__main__" in data else data
+    return None if b"__main__" in data or b"__mp_main__" in data else data
 
 
 def _dumps_by_value(
-    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+    obj: object,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None,
+    repeatable: bool = False,
 ) -> bytes:
+    # Equal lambdas are pickled equally, so that a worker loads them once.
+    anonymous = None
+    if type(obj) is FunctionType and "<" in obj.__qualname__ and not tracking.is_known(obj):
+        anonymous = obj
     name = _namespace.get(get_ident()) if _namespace else None
     if name is None:
-        return by_value.dumps(obj, PROTOCOL, buffer_callback)
+        return by_value.dumps(
+            obj, PROTOCOL, buffer_callback, repeatable=repeatable, anonymous=anonymous
+        )
     with io.BytesIO() as file:
-        namespaces.Pickler(file, name, PROTOCOL, buffer_callback).dump(obj)
-        return file.getvalue()
+        pickler = namespaces.Pickler(file, name, PROTOCOL, buffer_callback)
+        pickler.dump(obj)
+        return by_value.finish(pickler, file, repeatable)
 
 
 def within(namespace: str | None) -> AbstractContextManager[None]:
@@ -169,6 +180,19 @@ def pack(obj: object) -> Packed:
     finally:
         _found.restore(thread, outer)
     return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
+
+
+def is_being_imported(module: object) -> bool:
+    """Return whether a module is being imported; other threads cannot pickle its functions then.
+
+    Parameters
+    ----------
+    module : object
+        The name of the module; anything else is no module's name.
+    """
+    found = sys.modules.get(module) if isinstance(module, str) else None
+    spec = getattr(found, "__spec__", None)
+    return getattr(spec, "_initializing", False) is True
 
 
 class _NullFile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from daskbatch.serialization import pickling
+from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.thread_run import ThreadRun
@@ -41,6 +42,7 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
         Is notified of the start and the end.
     """
     spec = pickling.loads(payload)
+    surroundings.apply(spec.surroundings)
     run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)
     if reporter is None:
         return run()

@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from daskbatch.worker.execution.client_names import first_topic
+
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
 Source = tuple[int, int]
@@ -148,6 +150,8 @@ class BlockSpec(NamedTuple):
     positions : bytes
         For each member its position among the tasks of the same name in its program, or -1: an
         array of C ints; empty if all are -1.
+    surroundings : bytes, optional
+        What the script has changed in its search path and environment; see `surroundings`.
     """
 
     block: int
@@ -174,6 +178,13 @@ class BlockSpec(NamedTuple):
         name = self.labels[member if len(self.labels) > 1 else 0]
         position = array("i", self.positions)[member] if self.positions else -1
         return name if position < 0 else f"{name}[{position}]"
+
+    surroundings: bytes | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its functions, if there is an initializer: one for the whole Batch."""
+        return first_topic(self.topic)
 
     def label(self, member: int) -> str:
         """Return what messages call a member."""

@@ -22,7 +22,7 @@ from daskbatch.errors import (
     TaskError,
     TaskTimeout,
 )
-from daskbatch.serialization import pickling
+from daskbatch.serialization import classes, loading, mirror, pickling, spawned
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.safe_text import safe_str
@@ -96,7 +96,10 @@ class BlockRun(Progress):
             OutcomeLog() if log is None else log,
         )
         self.inputs = inputs
-        self._functions: list[Callable[..., Any] | None] = [None] * len(spec.functions)
+        self._functions: list[LoadedFunction | None] = [None] * len(spec.functions)
+        #: Whether a member's arguments are being loaded, and not used yet.
+        self.loading = False
+        self._scope = loading.TaskScope(spec.topic, self)
 
     def __call__(self) -> BlockResult:
         spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
@@ -104,7 +107,11 @@ class BlockRun(Progress):
         deadline = self.began + spec.budget
         remaining_bytes = spec.share_limit
         last = perf_counter()
-        with active_context(self.context, self.owns_process), self._capturing() as capture:
+        with (
+            active_context(self.context, self.owns_process),
+            loading.enter(self._scope),
+            self._capturing() as capture,
+        ):
             for member in range(len(log.statuses), len(spec.calls)):
                 self.running = member
                 link = links.get(member, _NO_LINK)
@@ -140,6 +147,7 @@ class BlockRun(Progress):
                 if now > deadline or remaining_bytes < 0:
                     self.defer_rest()
         self.running = -1
+        mirror.end(self._scope)
         return log.result()
 
     # -- hooks ------------------------------------------------------------------------------
@@ -234,10 +242,15 @@ class BlockRun(Progress):
                 context.next_task()
             doing = _LOADING_FUNCTION
             try:
-                function = self._functions[index]
-                if function is None:
-                    function = self._functions[index] = self._load(index)
+                loaded = self._functions[index]
+                if loaded is None:
+                    loaded = self._functions[index] = self._load(index)
+                function, definitions = loaded
+                if self._scope.function is not definitions:
+                    definitions.apply(classes.serial_of)
+                    mirror.begin(self._scope, definitions)
                 doing = _LOADING_ARGUMENTS
+                self.loading = True
                 if type(function) is RankFunction:
                     # This process must not unpickle the arguments of ranks.
                     args, kwargs = (self._packed_call(function, data, link),), {}
@@ -245,6 +258,7 @@ class BlockRun(Progress):
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link)
+                self.loading = False
                 doing = ""
                 declared = self.spec.declared.get(member) if self.spec.declared else None
                 if declared is not None:
@@ -266,6 +280,7 @@ class BlockRun(Progress):
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
+                self.loading = False
                 if context is not None and context.resources:
                     context.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member), value)
@@ -297,14 +312,15 @@ class BlockRun(Progress):
         watch = Watch(self.spec.name(member), declared, rules)
         return WatchedFunction(function, watch, self.owns_process)
 
-    def _load(self, index: int) -> Callable[..., Any]:
+    def _load(self, index: int) -> LoadedFunction:
         data = self._content(self.spec.functions[index])
         if self.spec.setup is None:
-            return load_function(data)
-        if type(function := pickling.loads(data)) is RankFunction:
-            return function
+            return load_with_definitions(data)
+        function, definitions = _load_anew(data)
+        if type(function) is RankFunction:
+            return function, definitions
         setup = self._content(self.spec.setup)
-        return InitializedFunction(self.spec.topic, setup, function)
+        return InitializedFunction(self.spec.namespace, setup, function), definitions
 
     def _content(self, given: bytes | int) -> bytes:
         """Return data that is given itself, or by the position of the input that holds it."""
@@ -319,20 +335,45 @@ class BlockRun(Progress):
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]
         buffers = [self.inputs[position] for position in link.buffers]
-        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)
 
 
-@lru_cache(maxsize=256)
+#: A function, and the definitions that were loaded with it.
+LoadedFunction = tuple[Callable[..., Any], loading.Definitions]
+
+
+def _load_anew(data: bytes) -> LoadedFunction:
+    definitions = loading.Definitions()
+    with loading.collect(definitions):
+        function: Callable[..., Any] = pickling.loads(data)
+    if not (definitions.by_tracker or definitions.classes or definitions.globals):
+        definitions = loading.NO_DEFINITIONS
+    mirror.install()
+    spawned.install()
+    return function, definitions
+
+
 def _runs_elsewhere(function: Callable[..., Any]) -> bool:
     """Return whether a function of daskbatch starts other processes, which do the work."""
     return function is execute or function is run_job or type(function) is RankFunction
 
 
-def load_function(data: bytes) -> Callable[..., Any]:
-    """Unpickle a function; the last ones are cached."""
-    function: Callable[..., Any] = pickling.loads(data)
-    return function
+@lru_cache(maxsize=256)
+def load_with_definitions(data: bytes) -> LoadedFunction:
+    """Unpickle a function with the definitions that it uses; the last ones are cached."""
+    return _load_anew(data)
+
+
+def _hint_on_module(error: BaseException) -> str:
+    """Return what to do about a module that is not found."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    return (
+        f"; the worker finds no module {error.name!r}: add its directory to sys.path before the "
+        "task is started (on a cluster that was given: install it there), or send it along by "
+        f"cloudpickle.register_pickle_by_value({error.name})"
+    )
 
 
 def as_task_error(
@@ -363,7 +404,7 @@ def as_task_error(
     cause = f"{type(error).__name__}: {safe_str(error)}"
     made: TaskError
     if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
-        made = LoadingError(f"task {label}: {doing}: {cause}")
+        made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         what = f"task {label} called sys.exit({safe_str(error.code, repr)})"

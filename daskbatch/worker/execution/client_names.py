@@ -31,6 +31,15 @@ def batch_of_topic(topic: str) -> str:
     return topic.split("-")[1]
 
 
+def first_topic(topic: str) -> str:
+    """Return the topic of the client that has created the Batch of a client.
+
+    >>> first_topic(make_topic("0a1b", "77")), first_topic(make_topic("0a1b"))
+    ('daskbatch-0a1b', 'daskbatch-0a1b')
+    """
+    return "-".join(topic.split("-", 2)[:2])
+
+
 def make_client_id(batch: str, number: int) -> str:
     """Return the id of the client with a number in its Batch; the creator has the number 0."""
     return f"{batch}-{number}" if number else batch

@@ -1,4 +1,7 @@
-"""Calls an executor's initializer once in each process, before the executor's first function.
+"""Calls an initializer once in each process, before the first function of a Batch or executor.
+
+What the initializer sets for its thread alone, as the context of `decimal` or NumPy's error
+handling, holds in all threads and contexts that call the functions.
 
 Safe for any number of threads: the first one calls the initializer, and the others wait. If it
 has raised, each call raises `InitializerFailed`.
@@ -6,22 +9,24 @@ has raised, each call raises `InitializerFailed`.
 
 from __future__ import annotations
 
+import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from daskbatch.errors import ServiceLost
-from daskbatch.serialization import namespaces, pickling
+from daskbatch.serialization import mirror, namespaces, pickling
 from daskbatch.serialization.safe_text import safe_str
 from daskbatch.worker.execution.interrupt import Stopped
 
 
 class InitializerFailed(ServiceLost):
-    """An executor's initializer has raised: none of its calls can be run."""
+    """An initializer has raised: no function of its Batch or executor can be called."""
 
 
 class _Initialization:
-    """Whether this process has been initialized for the functions of one executor.
+    """Whether this process has been initialized for the functions of one Batch or executor.
 
     Safe for any number of threads.
     """
@@ -30,6 +35,8 @@ class _Initialization:
         self._lock = threading.Lock()
         self.done = False
         self._failure: BaseException | None = None
+        #: The context variables that the initializer has set.
+        self._variables: list[tuple[contextvars.ContextVar[Any], Any]] = []
 
     def ensure(self, setup: bytes) -> None:
         """Call the initializer, unless it has been called."""
@@ -37,7 +44,14 @@ class _Initialization:
             if not self.done and self._failure is None:
                 try:
                     initializer, initargs = pickling.loads(setup)
-                    initializer(*initargs)
+                    before = contextvars.copy_context()
+                    context = _separate(before)
+                    context.run(initializer, *initargs)
+                    self._variables = [
+                        (variable, value)
+                        for variable, value in context.items()
+                        if before.get(variable) is not value
+                    ]
                     self.done = True
                 except Stopped:
                     raise  # the task was stopped; the initializer has not failed
@@ -45,11 +59,38 @@ class _Initialization:
                     self._failure = error
         if self._failure is not None:
             cause = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
-            failed = InitializerFailed(f"the executor's initializer failed: {cause}")
+            failed = InitializerFailed(f"the initializer failed: {cause}")
             raise failed from self._failure
 
+    def enter_thread(self) -> None:
+        """Set in this thread what the initializer has set in its own."""
+        if self._variables and _entered.get() is not self:
+            for variable, value in self._variables:
+                # The context of `decimal` may be changed in place, so each thread has its own.
+                variable.set(value.copy() if _is_decimal_context(value) else value)
+            _entered.set(self)
 
-#: By executor.
+
+def _is_decimal_context(value: object) -> bool:
+    decimal = sys.modules.get("decimal")  # few tasks need it
+    return decimal is not None and isinstance(value, decimal.Context)
+
+
+def _separate(context: contextvars.Context) -> contextvars.Context:
+    """Return a copy of a context in which nothing can be changed that the context has."""
+    made = contextvars.Context()
+    for variable, value in context.items():
+        if not _is_decimal_context(value):
+            made.run(variable.set, value)
+    return made
+
+
+#: What has set its variables in the current context. Dask calls each task in a new context.
+_entered: contextvars.ContextVar[_Initialization | None] = contextvars.ContextVar(
+    "daskbatch-initialized", default=None
+)
+
+#: By Batch or executor.
 _initializations: dict[str, _Initialization] = {}
 
 
@@ -85,6 +126,7 @@ class InitializedFunction:
 
 
 def forget(executor: str) -> None:
-    """Release the state that an executor has in this process, since the executor has ended."""
+    """Release what a client has in this process, since the client has ended."""
     _initializations.pop(executor, None)
     namespaces.forget(executor)
+    mirror.forget(executor)

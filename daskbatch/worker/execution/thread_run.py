@@ -17,7 +17,7 @@ from daskbatch.errors import TaskTimeout
 from daskbatch.serialization.exceptions import reworded
 from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import BlockSpec, Link
-from daskbatch.worker.execution.block_run import BlockRun
+from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 from daskbatch.worker.execution.outcome import Status
@@ -69,11 +69,11 @@ class ThreadRun(BlockRun):
             return Status.CANCELLED, None
         return status, value
 
-    def _load(self, index: int) -> Callable[..., Any]:
-        function = super()._load(index)
+    def _load(self, index: int) -> LoadedFunction:
+        function, definitions = super()._load(index)
         stopped_by = getattr(type(function), "stopped_by", Stopped)
         self._caller.thrown = self._stopped_by[index] = stopped_by
-        return function
+        return function, definitions
 
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]

@@ -20,6 +20,7 @@ from typing import NoReturn
 from daskbatch.forking import after_fork
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
@@ -196,6 +197,8 @@ class ChildServer:
             tried[start] = first.retries - request.retries
             limits = {**limits, start: first._replace(retries=request.retries)}
         spec = spec._replace(limits=limits, budget=request.budget, share_limit=request.share_limit)
+        if surroundings.apply(spec.surroundings):
+            self._process_state.keep_environment()
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
         run = ChildRun(spec, request, self._claims, self._frames, self._process_state)
         run.tried = tried

@@ -21,7 +21,8 @@ from daskbatch.worker.isolation.control import READY, REQUEST_SIZE
 from daskbatch.worker.isolation.frames import FrameReader
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 from daskbatch.worker.isolation.unnamed_file import new_file, write_file
-from daskbatch.worker.processes import process_tree
+from daskbatch.worker.processes import interpreter, process_tree
+from daskbatch.worker.processes.interpreter import HASH_SEED
 from daskbatch.worker.processes.reaper import get_reaper
 
 #: What the interpreter of a child runs.
@@ -29,6 +30,8 @@ _PROGRAM = """\
 import sys
 sys.path[:] = {path!r}
 from daskbatch.worker.isolation.child_main import main
+from daskbatch.worker.processes.interpreter import apply
+apply({settings!r})
 main({control}, {pipe}, {parent})
 """
 
@@ -115,10 +118,19 @@ class ChildProcess:
         self._closed = False
 
     def _start(self, control: int, pipe: int) -> subprocess.Popen[bytes]:
-        program = _PROGRAM.format(path=sys.path, control=control, pipe=pipe, parent=os.getpid())
-        # multiprocessing starts its children with the same flags.
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        program = _PROGRAM.format(
+            path=sys.path,
+            settings=interpreter.applied(),
+            control=control,
+            pipe=pipe,
+            parent=os.getpid(),
+        )
+        flags = interpreter.command_line_options()
+        if interpreter.applied() is None:
+            flags += [f"-W{each}" for each in sys.warnoptions]
         marked = {process_tree.MARKER: self.marker, process_tree.OWNER: get_reaper().owner}
+        # The hash of a text is the same as in the worker.
+        marked |= {name: value for name, value in os.environ.items() if name == HASH_SEED}
         return subprocess.Popen(
             [sys.executable, *flags, "-c", program],
             stdin=subprocess.DEVNULL,

@@ -143,7 +143,7 @@ class IsolatedRun(Progress):
         self._detach()
         if end is _End.BLOCK_OVER:
             if self.spec.setup is not None and Status.DONE in self.log.statuses[start:]:
-                child.initialized.add(self.spec.topic)
+                child.initialized.add(self.spec.namespace)
             self._pool.give_back(child)
         else:
             self._end_child(child, end)
@@ -170,7 +170,7 @@ class IsolatedRun(Progress):
             profile=child_profiles.wanted_in_children(),
             single=self.spec.fresh,
         )
-        if self.spec.topic in child.initialized:
+        if self.spec.namespace in child.initialized:
             request = without_setup(request, self.spec)
         if self.journal is not None:
             request = request._replace(journal=self.journal.location())

@@ -106,11 +106,15 @@ class ProcessState:
         with contextlib.suppress(ValueError, AttributeError):
             stream = ctypes.c_void_p.in_dll(_libc, "stdout")
             _libc.setvbuf(stream, None, _LINE_BUFFERED, ctypes.c_size_t(0))
-        self._environment = dict(os.environ)
-        self._raw_environment = _read_raw_environment()
+        self.keep_environment()
         self._directory: int | None = None
         with contextlib.suppress(OSError):
             self._directory = os.open(".", os.O_RDONLY)
+
+    def keep_environment(self) -> None:
+        """Keep the environment as it is now, for `restore`."""
+        self._environment = dict(os.environ)
+        self._raw_environment = _read_raw_environment()
 
     def enter(self, limits: Limits, label: str) -> None:
         """Set the directory and the environment that a member's limits name.
