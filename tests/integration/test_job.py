@@ -14,7 +14,7 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from support.processes import is_running
+from support.processes import is_running, shared_memory_of
 from support.waiting import read_pid, wait_until, wait_until_running
 
 from daskbatch import (
@@ -553,21 +553,17 @@ def test_nothing_is_left_in_shared_memory(batch: Batch, tmp_path: Path) -> None:
         "from mpi4py import MPI; import os, sys, pathlib, time; c = MPI.COMM_WORLD; c.Barrier()\n"
         "pathlib.Path(sys.argv[1] + str(c.rank)).write_text(f'{os.getpid()}\\n'); time.sleep(600)"
     )
-    before = set(mpi_files())
     for end in ("cancel", "kill"):
         place = str(tmp_path / end)
         task = batch.job(*python(code), place, num_procs=2)
         task.start()
         pids = [read_pid(Path(f"{place}{rank}")) for rank in (0, 1)]
-        assert set(mpi_files()) - before
+        files = shared_memory_of(pids[0])
+        assert files
         if end == "cancel":
             task.cancel()
         else:
             os.kill(pids[1], signal.SIGKILL)
         task.wait(timeout=60)
         assert_all_ended(pids)
-        wait_until(lambda: not set(mpi_files()) - before, "shared memory is left")
-
-
-def mpi_files() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("mpich_")]
+        wait_until(lambda: not any(file.exists() for file in files), "shared memory is left")  # noqa: B023
