@@ -1,8 +1,8 @@
 """Conducts heat in a plate by a parallel job, between a function that prepares and one that plots.
 
-The job runs the MPI program `heat_ranks.py` on two ranks. What the tasks read and write says in which
-order they run. Needs the extra ``mpi``: ``pip install '.[mpi]'``. With the name of a file, as in
-``python heat_equation.py plate.png``, it keeps the picture.
+The job runs the MPI program `heat_ranks.py` on two ranks. What the tasks read and write says in
+which order they run. Needs the extra ``mpi``: ``pip install '.[mpi]'``. With the name of a file, as
+in ``python heat_equation.py plate.png``, it keeps the picture.
 """
 
 import shutil

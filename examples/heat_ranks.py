@@ -1,7 +1,7 @@
 """An MPI program: conducts heat in a plate. `heat_equation.py` runs it on several ranks.
 
-``mpiexec -n 2 python heat_ranks.py start.npy end.npy 500`` does the same by hand. Each rank has some
-of the plate's rows, and exchanges the first and the last one with its neighbours in each step.
+``mpiexec -n 2 python heat_ranks.py start.npy end.npy 500`` does the same by hand. Each rank has
+some of the plate's rows, and exchanges the first and the last with its neighbours in each step.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Parallel jobs while workers, ranks and launchers are killed: the rest goes on, nothing is left."""
+"""Parallel jobs while workers and ranks are killed: the rest goes on, and nothing is left."""
 
 from __future__ import annotations
 

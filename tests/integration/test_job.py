@@ -349,6 +349,12 @@ def test_a_directory_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
         run(task)
 
 
+def test_a_zero_byte_in_an_argument(batch: Batch) -> None:
+    task = batch.job("echo", "a\0b", num_procs=2)
+    with pytest.raises(ValueError, match="embedded null byte"):
+        run(task)
+
+
 def test_an_input_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
     task = batch.job("cat", num_procs=2, stdin=tmp_path / "none", name="solve")
     with pytest.raises(FileNotFoundError, match="task 'solve': its stdin does not exist: "):
@@ -378,6 +384,17 @@ def test_a_launcher_that_fails(batch: Batch) -> None:
 def test_a_launcher_that_starts_nothing(batch: Batch) -> None:
     error = failure(launched(batch, "sh -c true {num_procs}"))
     assert "has not started all ranks" in str(error)
+
+
+def test_a_job_is_cancelled_while_its_launcher_starts_no_rank(batch: Batch, tmp_path: Path) -> None:
+    launcher = f"sh -c 'echo $$ > {shlex.quote(str(tmp_path / 'pid'))}; sleep 600' {{num_procs}}"
+    task = launched(batch, launcher)
+    task.start()
+    pid = read_pid(tmp_path / "pid")
+    wait_until_running(task)
+    assert task.cancel()
+    task.wait(timeout=60)
+    assert_all_ended([pid])
 
 
 def test_a_launcher_that_starts_too_many_ranks(batch: Batch) -> None:
