@@ -115,7 +115,6 @@ class Run:
 
     def __call__(self, count: int) -> None:
         """Run as many jobs, in waves that are started together."""
-        self._killed_workers = False
         for wave in range(count // 5):
             jobs = [self._job(5 * wave + n) for n in range(5)]
             with self._killing():
@@ -142,7 +141,6 @@ class Run:
             isolation=isolation, timeout=3.0 if kind == "late" else None, name=f"{kind}-{number}"
         )
         task = options.job(act, kind, number, str(self._directory), num_procs=ranks, **arguments)
-        self._ranks = ranks
         return kind, number, task
 
     def _cancel(self, task: Task, number: int) -> None:
@@ -199,10 +197,17 @@ class Run:
             thread.join()
 
     def _kill(self, over: threading.Event) -> None:
-        """Kill some processes that belong to ranks, or a worker."""
+        """Kill some processes that belong to ranks, and now and then a worker."""
         for _ in range(self._kills):
             if over.wait(self._random.uniform(0.0, 1.5)):
                 return
+            if self._random.random() < 0.2:
+                workers = self._batch.client.run(os.getpid)
+                if workers:
+                    self._tally.counts["killed worker"] += 1
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._random.choice(sorted(workers.values())), signal.SIGKILL)
+                continue
             victims = [each for each in _carriers() if _is_victim(each)]
             if victims:
                 victim = self._random.choice(sorted(victims, key=lambda each: each.pid))
@@ -224,8 +229,8 @@ def _carriers() -> list[psutil.Process]:
 def _is_victim(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         words = " ".join(process.cmdline())
-        # Launchers, supervisors and ranks; and workers, which are started by their nannies.
-        return "mpiexec" in words or "rank_main" in words or "daskbatch-worker" in words
+        # Launchers, supervisors and ranks.
+        return "mpiexec" in words or "rank_main" in words
     return False
 
 
