@@ -139,12 +139,21 @@ NAMES = [
         lambda flags: isinstance(flags(), list),
     ),
     Use(
+        "subprocess:_args_from_interpreter_flags",
+        "worker/mpi/rank_set.py",
+        lambda flags: isinstance(flags(), list),
+    ),
+    Use(
         "os:environ._data",
         "worker/isolation/process_state.py",
         lambda data: {os.fsencode(name) for name in os.environ} == set(data),
     ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
     Use("os:_exit", "worker/isolation/child_main.py", callable_with(1)),
+    Use("os:_exit", "worker/mpi/rank_main.py", callable_with(1)),
+    Use("os:_exit", "worker/mpi/rank_server.py", callable_with(1)),
+    Use("os:_exit", "worker/mpi/rank_supervisor.py", callable_with(1)),
+    Use("os:_exit", "worker/processes/parent_death.py", callable_with(1)),
     Use(
         "threading:Lock",
         "forking.py",

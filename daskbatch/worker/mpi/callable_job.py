@@ -15,10 +15,10 @@ from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.executable import RunningExecutable
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.mpi.rank_function import PackedCall, RankSettings, RankValue
-from daskbatch.worker.mpi.rank_job import JobStopped, RankEnded, RankJob
+from daskbatch.worker.mpi.rank_job import RankCrash, RankJob
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
-from daskbatch.worker.mpi.rank_set import RankSet, SetKey, SetStopped
+from daskbatch.worker.mpi.rank_set import JobStopped, RankSet, SetKey
 from daskbatch.worker.mpi.request import make_request
 
 #: The host of a job that has been granted no slots: this one.
@@ -91,11 +91,11 @@ def run_callable(
                 job = RankJob(ranks, None if context is None else context.slot, output)
                 values = job.run(request, layout, running.fileno(), settings.timeout)
                 output.settle()
-            except (SetStopped, JobStopped):
+            except JobStopped:
                 _end(ranks, job, output)  # leaving `running` raises ProcessStopped
     except BaseException as error:
         _end(ranks, job, output)
-        if isinstance(error, RankEnded):
+        if isinstance(error, RankCrash):
             raise TaskCrashed(
                 f"task {label!r}: {error}{output.last_errors()}", exitcode=error.code
             ) from None

@@ -31,7 +31,7 @@ _READ_BYTES = 1 << 16
 _MAX_FILES = 8
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message says."""
 
     #: The first message of each connection: a `Hello`.
@@ -59,12 +59,12 @@ class Kind(IntEnum):
     ENDED = 11
 
 
-class Message(NamedTuple):
+class RankMessage(NamedTuple):
     """A message that was received.
 
     Parameters
     ----------
-    kind : Kind
+    kind : MessageKind
         What it says.
     fields : tuple
         The details.
@@ -74,7 +74,7 @@ class Message(NamedTuple):
         Descriptors of files, which the receiver closes.
     """
 
-    kind: Kind
+    kind: MessageKind
     fields: tuple[Any, ...]
     body: memoryview
     files: list[int]
@@ -102,7 +102,7 @@ class Hello(NamedTuple):
 
 
 def encode(
-    kind: Kind, fields: tuple[Any, ...] = (), body_size: int = 0, file_count: int = 0
+    kind: MessageKind, fields: tuple[Any, ...] = (), body_size: int = 0, file_count: int = 0
 ) -> bytes:
     """Return a message without its body."""
     data = pickle.dumps(tuple(fields), 5)
@@ -111,7 +111,7 @@ def encode(
 
 def send(
     sock: socket.socket,
-    kind: Kind,
+    kind: MessageKind,
     fields: tuple[Any, ...] = (),
     body: bytes | memoryview = b"",
     files: Sequence[int] = (),
@@ -155,11 +155,11 @@ class MessageReader:
         self._has_files = sock.family == socket.AF_UNIX
         self._buffer = bytearray()
         #: The message whose body is being received: its kind, number of files, fields, body.
-        self._open: tuple[Kind, int, tuple[Any, ...], bytearray] | None = None
+        self._open: tuple[MessageKind, int, tuple[Any, ...], bytearray] | None = None
         self._received = 0
         self._files: list[int] = []
 
-    def read(self) -> Message | None:
+    def read(self) -> RankMessage | None:
         """Return the next message; None if it has not arrived and the socket does not block.
 
         Raises
@@ -202,7 +202,7 @@ class MessageReader:
             raise EOFError
         self._buffer += data
 
-    def _next(self) -> Message | None:
+    def _next(self) -> RankMessage | None:
         """Return a message that has been received whole."""
         if self._open is None:
             buffer = self._buffer
@@ -219,13 +219,13 @@ class MessageReader:
             self._received = min(body_size, len(buffer) - start)
             body[: self._received] = buffer[start : start + self._received]
             del buffer[: start + self._received]
-            self._open = Kind(number), files, fields, body
+            self._open = MessageKind(number), files, fields, body
         kind, count, fields, body = self._open
         if self._received < len(body):
             return None
         self._open = None
         received, self._files = self._files[:count], self._files[count:]
-        return Message(kind, fields, memoryview(body), received)
+        return RankMessage(kind, fields, memoryview(body), received)
 
     def close(self) -> None:
         """Close the descriptors that were received and not returned."""

@@ -11,12 +11,13 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_client
-from daskbatch.worker.mpi.messages import Hello, Kind, send
+from daskbatch.worker.mpi.messages import Hello, MessageKind, send
+from daskbatch.worker.mpi.rank_supervisor import RANK_VARIABLES
 
 #: The environment variable of a rank that holds its `SetAddress`. The rank removes it at once.
 LINK_VARIABLE = "DASKBATCH_RANK_LINK"
@@ -26,9 +27,6 @@ _CONNECT_TIMEOUT_SECONDS = 30.0
 
 #: A machine that has died does not close its connections: so the system probes a silent one.
 _KEEPALIVE_SECONDS = 15
-
-#: The variables by which the launchers tell a process its rank.
-_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_ID", "SLURM_PROCID")
 
 
 class SetAddress(NamedTuple):
@@ -65,7 +63,7 @@ class SetAddress(NamedTuple):
         return SetAddress(*json.loads(text))
 
 
-def find_rank(environ: dict[str, str]) -> int:
+def find_rank(environ: Mapping[str, str]) -> int:
     """Return the rank of this process, as its launcher says it; -1 if no launcher says it.
 
     Examples
@@ -73,7 +71,7 @@ def find_rank(environ: dict[str, str]) -> int:
     >>> find_rank({"OMPI_COMM_WORLD_RANK": "3"}), find_rank({})
     (3, -1)
     """
-    for name in _RANK_VARIABLES:
+    for name in RANK_VARIABLES:
         with contextlib.suppress(KeyError, ValueError):
             return int(environ[name])
     return -1
@@ -102,7 +100,7 @@ def connect(address: SetAddress, role: str, rank: int, files: Sequence[int] = ()
         sock.settimeout(_CONNECT_TIMEOUT_SECONDS)
         authenticate_as_client(sock, bytes.fromhex(address.secret), deadline)
         hello = Hello(role, rank, os.getpid(), socket.gethostname())
-        send(sock, Kind.HELLO, hello, files=files if sock.family == socket.AF_UNIX else ())
+        send(sock, MessageKind.HELLO, hello, files=files if sock.family == socket.AF_UNIX else ())
         sock.settimeout(None)
     except BaseException:
         sock.close()

@@ -17,10 +17,10 @@ from daskbatch.errors import TaskTimeout
 from daskbatch.serialization.exceptions import PackedError
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.task_context import WorkerSlot
-from daskbatch.worker.mpi.messages import Kind, Message
+from daskbatch.worker.mpi.messages import MessageKind, RankMessage
 from daskbatch.worker.mpi.output_segments import OutputSegment
 from daskbatch.worker.mpi.rank_output import RankOutput
-from daskbatch.worker.mpi.rank_set import Rank, RankSet
+from daskbatch.worker.mpi.rank_set import JobStopped, Rank, RankSet
 from daskbatch.worker.mpi.request import MAX_INLINE_BYTES, Layout, RankRequest
 
 #: How much of a stream is read with one system call.
@@ -40,7 +40,7 @@ _SLOT_POLL_SECONDS = 0.005
 _MAX_POLL_SECONDS = 86400.0
 
 
-class Failure(NamedTuple):
+class RankFailure(NamedTuple):
     """The failure of a rank.
 
     Parameters
@@ -55,11 +55,7 @@ class Failure(NamedTuple):
     packed: bytes | None
 
 
-class JobStopped(Exception):
-    """The job was stopped by another thread."""
-
-
-class RankEnded(Exception):
+class RankCrash(Exception):
     """A rank has ended while it ran a call.
 
     Parameters
@@ -105,7 +101,7 @@ class RankJob:
         self._left_processes = self._is_unclean = False
         #: How many ranks have found that the next job may use them.
         self.checked = 0
-        self._failures: list[Failure] = []
+        self._failures: list[RankFailure] = []
         #: The ranks that wait with the slots released, and how often each has waited.
         self._waiting: dict[int, int] = {}
         #: The ranks that want to continue once the job has its slots again.
@@ -125,7 +121,7 @@ class RankJob:
         ------
         PackedError
             A rank has raised an exception.
-        RankEnded
+        RankCrash
             A rank has ended.
         TaskTimeout
             The call has taken longer than `timeout`.
@@ -177,20 +173,20 @@ class RankJob:
             self._data = layout.joined()
         if is_small:
             for rank in self._set.ranks:
-                rank.post(Kind.RUN, (*fields, "inline"), self._data)
+                rank.post(MessageKind.RUN, (*fields, "inline"), self._data)
             return
         if local:
             file = layout.write()
             try:
                 for rank in local:
-                    rank.post(Kind.RUN, (*fields, "file"), file=file)
+                    rank.post(MessageKind.RUN, (*fields, "file"), file=file)
             finally:
                 os.close(file)
         leaders: dict[str, Rank] = {}
         for rank in remote:
             if leaders.setdefault(rank.host, rank) is rank:
                 self._followers[rank.host] = []
-                rank.post(Kind.RUN, (*fields, "share"), self._data)
+                rank.post(MessageKind.RUN, (*fields, "share"), self._data)
                 self._watch_sending(rank)
             else:
                 self._followers[rank.host].append(rank)
@@ -264,18 +260,18 @@ class RankJob:
             self._act(rank, message)
         if rank.closed:
             self._forget(rank.sock.fileno())
-            self._failures.append(Failure(rank, None))
+            self._failures.append(RankFailure(rank, None))
 
     def _read_supervisor(self, rank: Rank) -> None:
         assert rank.supervisor is not None
         if not rank.read_supervisor():
             self._forget(rank.supervisor.sock.fileno())
         if rank.exit_code is not None and not any(f.rank is rank for f in self._failures):
-            self._failures.append(Failure(rank, None))
+            self._failures.append(RankFailure(rank, None))
 
-    def _act(self, rank: Rank, message: Message) -> None:
+    def _act(self, rank: Rank, message: RankMessage) -> None:
         fields = message.fields
-        if message.kind == Kind.OVER:
+        if message.kind == MessageKind.OVER:
             status, uses_mpi, left_processes = fields
             self._use_mpi.append(uses_mpi)
             self._left_processes |= left_processes
@@ -285,8 +281,8 @@ class RankJob:
                     # What it has written before this message is in the pipes.
                     self._finish_streams(rank)
             else:
-                self._failures.append(Failure(rank, bytes(message.body)))
-        elif message.kind == Kind.WAITING:
+                self._failures.append(RankFailure(rank, bytes(message.body)))
+        elif message.kind == MessageKind.WAITING:
             begins, count = fields
             if begins:
                 self._resuming.pop(rank.number, None)
@@ -294,18 +290,18 @@ class RankJob:
             else:
                 self._waiting.pop(rank.number, None)
                 self._resuming[rank.number] = count
-        elif message.kind == Kind.CHECKED:
+        elif message.kind == MessageKind.CHECKED:
             (clean,) = fields
             self.checked += clean
             self._is_unclean |= not clean
-        elif message.kind == Kind.ABORTING:
+        elif message.kind == MessageKind.ABORTING:
             (rank.aborted,) = fields
-        elif message.kind == Kind.SHARED:
+        elif message.kind == MessageKind.SHARED:
             (path,) = fields
             for follower in self._followers.pop(rank.host, ()):
-                follower.post(Kind.RUN, (*self._request_fields, path))
-        elif message.kind == Kind.NEED_DATA:
-            rank.post(Kind.DATA, (), self._data)
+                follower.post(MessageKind.RUN, (*self._request_fields, path))
+        elif message.kind == MessageKind.NEED_DATA:
+            rank.post(MessageKind.DATA, (), self._data)
             self._watch_sending(rank)
 
     # -- the slots ------------------------------------------------------------------------
@@ -328,7 +324,7 @@ class RankJob:
             self._released = False
         if self._resuming and (self._released or slot is None or slot.is_held()):
             for number, count in self._resuming.items():
-                self._set.ranks[number].post(Kind.SLOT, (count,))
+                self._set.ranks[number].post(MessageKind.SLOT, (count,))
             self._resuming.clear()
 
     # -- failures -------------------------------------------------------------------------
@@ -370,7 +366,7 @@ class RankJob:
         else:
             how = f"ended its interpreter with exit code {code}"
         place = f"rank {rank.number} of {len(self._set.ranks)} on {rank.host}"
-        return RankEnded(f"{place} {how}", code)
+        return RankCrash(f"{place} {how}", code)
 
     def finish_output(self) -> None:
         """Add what can still be read from the ranks, after these have ended."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_server
-from daskbatch.worker.mpi.messages import Hello, Kind, MessageReader
+from daskbatch.worker.mpi.messages import Hello, MessageKind, MessageReader
 from daskbatch.worker.mpi.open_files import close_in_children
 from daskbatch.worker.mpi.rank_connection import SetAddress, tune
 
@@ -144,7 +144,7 @@ class RankListener:
                 return
             reader = MessageReader(sock)
             message = reader.read()
-            if message is None or message.kind != Kind.HELLO:
+            if message is None or message.kind != MessageKind.HELLO:
                 sock.close()
                 return
             arrival = Arrival(sock, reader, Hello(*message.fields), message.files)

@@ -14,7 +14,7 @@ import signal
 import socket
 from typing import NoReturn
 
-from daskbatch.worker.mpi.messages import Kind, send
+from daskbatch.worker.mpi.messages import MessageKind, send
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE, SetAddress, connect, find_rank
 from daskbatch.worker.processes.parent_death import end_with_parent
 
@@ -60,7 +60,7 @@ def _supervise(address: SetAddress, rank: int, child: int) -> NoReturn:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     with contextlib.suppress(OSError):
-        send(sock, Kind.ENDED, (code,))
+        send(sock, MessageKind.ENDED, (code,))
     ending.code = code if code >= 0 else _SIGNAL_BASE - code
     if code and not ending.signalled:
         poll = select.poll()

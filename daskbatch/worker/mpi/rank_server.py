@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import glob
 import inspect
+import math
 import os
 import select
 import signal
@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from daskbatch.errors import TaskError
@@ -34,7 +34,7 @@ from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.process_state import ProcessState
 from daskbatch.worker.isolation.unnamed_file import new_file, write_file
 from daskbatch.worker.mpi.communicators import RankMpi
-from daskbatch.worker.mpi.messages import Kind, Message, MessageReader, send
+from daskbatch.worker.mpi.messages import MessageKind, MessageReader, RankMessage, send
 from daskbatch.worker.mpi.rank_connection import SetAddress, connect, is_local
 from daskbatch.worker.mpi.rank_function import call_object
 from daskbatch.worker.mpi.request import RankRequest, as_block, map_file
@@ -67,11 +67,11 @@ class RankSlot:
         with self._lock:
             self._waits += 1
             self._held = False
-            self._send(Kind.WAITING, (True, self._waits))
+            self._send(MessageKind.WAITING, (True, self._waits))
 
     def request(self) -> None:
         with self._lock:
-            self._send(Kind.WAITING, (False, self._waits))
+            self._send(MessageKind.WAITING, (False, self._waits))
 
     def is_held(self) -> bool:
         with self._lock:
@@ -80,7 +80,7 @@ class RankSlot:
                     message = self._reader.read()
                 except (OSError, EOFError):
                     os._exit(1)  # the worker has ended
-                if message is not None and message.kind == Kind.SLOT:
+                if message is not None and message.kind == MessageKind.SLOT:
                     self._held = message.fields == (self._waits,)
             return self._held
 
@@ -159,20 +159,33 @@ def _wants_comm(
     if _COMM in kwargs or (isinstance(function, partial) and _COMM in function.keywords):
         return False
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
+        found = _position_of_comm(function)
+    except TypeError:  # it has no hash
+        found = _position_of_comm.__wrapped__(function)
+    if found is None:
         return False
-    position = next((i for i, each in enumerate(parameters) if each.name == _COMM), None)
-    if position is None:
-        return False
-    kind = parameters[position].kind
-    if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and len(args) > position:
+    if len(args) > found:
         name = getattr(function, "__name__", type(function).__name__)
         raise TypeError(
             f"{name}() receives its parameter comm as a keyword: put it behind the parameters "
             f"that the {len(args)} positional arguments are for"
         )
-    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return True
+
+
+@lru_cache(maxsize=64)
+def _position_of_comm(function: Callable[..., Any]) -> float | None:
+    """Return how many positional arguments come before the communicator; None without one."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    for position, (name, parameter) in enumerate(parameters.items()):
+        if name == _COMM and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            return position
+        if name == _COMM and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            return math.inf
+    return None
 
 
 class RankServer:
@@ -200,12 +213,12 @@ class RankServer:
         self._reader = MessageReader(self._sock)
         self._send_lock = threading.Lock()
         self._process_state = ProcessState()
-        self._mpi = RankMpi(lambda code: self._send(Kind.ABORTING, (code,)))
+        self._mpi = RankMpi(lambda code: self._send(MessageKind.ABORTING, (code,)))
         #: The file with the data of the call, which other ranks of this host may open.
         self._shared_file: int | None = None
         after_fork(self._close_in_forked_process)
 
-    def _send(self, kind: Kind, fields: tuple[Any, ...] = (), body: bytes = b"") -> None:
+    def _send(self, kind: MessageKind, fields: tuple[Any, ...] = (), body: bytes = b"") -> None:
         with self._send_lock:
             send(self._sock, kind, fields, body)
 
@@ -218,14 +231,14 @@ class RankServer:
                 break
             if message is None:
                 continue
-            if message.kind == Kind.RUN:
+            if message.kind == MessageKind.RUN:
                 self._run(message)
                 del message
         with contextlib.suppress(Exception):
             if self._mpi.in_use():
                 self._mpi.finish()
 
-    def _run(self, message: Message) -> None:
+    def _run(self, message: RankMessage) -> None:
         request = RankRequest(*message.fields[0])
         sys.path[:] = request.path
         spec, buffers = as_block(request, self._data_of(message, request))
@@ -240,7 +253,7 @@ class RankServer:
             for file in self._process_state.files:
                 os.write(file, self._mark)
         status, uses_mpi = result.statuses[0], self._mpi.in_use()
-        self._send(Kind.OVER, (status, uses_mpi, _has_children()), result.values[0] or b"")
+        self._send(MessageKind.OVER, (status, uses_mpi, _has_children()), result.values[0] or b"")
         if uses_mpi and status == Status.DONE:
             # If another rank has failed or does not use MPI, this does not return, and the worker
             # ends this rank.
@@ -248,9 +261,9 @@ class RankServer:
                 clean = self._mpi.check()
             except Exception:
                 clean = False
-            self._send(Kind.CHECKED, (clean,))
+            self._send(MessageKind.CHECKED, (clean,))
 
-    def _data_of(self, message: Message, request: RankRequest) -> memoryview:
+    def _data_of(self, message: RankMessage, request: RankRequest) -> memoryview:
         """Return the data of a call, from wherever it is."""
         if self._shared_file is not None:
             os.close(self._shared_file)
@@ -265,16 +278,16 @@ class RankServer:
         if source == "share":
             file = self._shared_file = new_file()
             write_file(file, message.body)  # type: ignore[arg-type]
-            self._send(Kind.SHARED, (f"/proc/{os.getpid()}/fd/{file}",))
+            self._send(MessageKind.SHARED, (f"/proc/{os.getpid()}/fd/{file}",))
             return map_file(file, request.size)
         if source == "inline":
             return message.body
         try:
             file = os.open(source, os.O_RDONLY)
         except OSError:
-            self._send(Kind.NEED_DATA)
+            self._send(MessageKind.NEED_DATA)
             answer = None
-            while answer is None or answer.kind != Kind.DATA:
+            while answer is None or answer.kind != MessageKind.DATA:
                 answer = self._reader.read()
             return answer.body
         try:
@@ -296,11 +309,16 @@ class RankServer:
 
 def _has_children() -> bool:
     """Return whether a process that this one has started still runs."""
-    for path in glob.iglob("/proc/self/task/*/children"):
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-            if file.read(1):
-                return True
-    return False
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (OSError, AttributeError):
+        return False  # there is none
+    if ended is None:
+        return True
+    # One has ended, and nobody has waited for it; there may be others.
+    import psutil  # not at the top: a rank starts faster without it
+
+    return any(each.status() != psutil.STATUS_ZOMBIE for each in psutil.Process().children())
 
 
 def _redirect_streams() -> list[int]:

@@ -23,7 +23,7 @@ from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution import executable
 from daskbatch.worker.isolation.unnamed_file import new_file
 from daskbatch.worker.mpi.launcher import Part, clean_environment, find_launcher
-from daskbatch.worker.mpi.messages import Kind, Message, MessageReader, encode
+from daskbatch.worker.mpi.messages import MessageKind, MessageReader, RankMessage, encode
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE
 from daskbatch.worker.mpi.rank_listener import Arrival, RankListener
 from daskbatch.worker.mpi.shared_memory import remove_unused
@@ -92,8 +92,8 @@ class SetKey(NamedTuple):
         return sum(count for _, count in self.hosts)
 
 
-class SetStopped(Exception):
-    """The job was stopped while its ranks started."""
+class JobStopped(Exception):
+    """Another thread has stopped the job while its ranks started, or while they ran."""
 
 
 class Rank:
@@ -141,7 +141,9 @@ class Rank:
         self.aborted: int | None = None
         self._outgoing: list[memoryview] = []
 
-    def post(self, kind: Kind, fields: tuple[object, ...], *body: bytes, file: int = -1) -> None:
+    def post(
+        self, kind: MessageKind, fields: tuple[object, ...], *body: bytes, file: int = -1
+    ) -> None:
         """Send a message, or as much of it as the socket takes; `flush` sends the rest."""
         size = sum(map(len, body))
         data = encode(kind, fields, size, file >= 0)
@@ -173,9 +175,9 @@ class Rank:
             self._outgoing[:1] = [rest] if rest else []
         return False
 
-    def read(self) -> list[Message]:
+    def read(self) -> list[RankMessage]:
         """Return the messages that have arrived; note if it has closed the connection."""
-        messages: list[Message] = []
+        messages: list[RankMessage] = []
         try:
             while (message := self.reader.read()) is not None:
                 messages.append(message)
@@ -188,7 +190,7 @@ class Rank:
         assert self.supervisor is not None
         try:
             while (message := self.supervisor.read()) is not None:
-                if message.kind == Kind.ENDED:
+                if message.kind == MessageKind.ENDED:
                     (self.exit_code,) = message.fields
         except (OSError, EOFError):
             return False
@@ -252,7 +254,7 @@ class RankSet:
         ------
         ProcessFailed
             There is no launcher, or it has ended, or the ranks do not connect in time.
-        SetStopped
+        JobStopped
             The job was stopped.
         """
         size = self.key.size
@@ -330,10 +332,11 @@ class RankSet:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         poll.register(stop, select.POLLIN)
-        while len(found) < size or not all(map(_is_complete, found.values())):
+        complete: set[int] = set()
+        while len(complete) < size:
             ready = [file for file, _ in poll.poll(_POLL_INTERVAL_SECONDS * 1000)]
             if stop in ready:
-                raise SetStopped
+                raise JobStopped
             while (arrival := listener.take()) is not None:
                 role, number = arrival.hello.role, arrival.hello.rank
                 is_double = (role, number) in arrivals or (role == "rank" and number in found)
@@ -346,10 +349,12 @@ class RankSet:
                     )
                 arrivals[role, number] = arrival
                 self._sort(arrivals, number, found)
-            if len(found) < size and self._process.poll() is not None:
+            complete = {number for number, rank in found.items() if _is_complete(rank)}
+            # Also if all ranks are there: a supervisor may have been killed before it connected.
+            if len(complete) < size and self._process.poll() is not None:
                 raise self._failure(command, f"it ended with exit code {self._process.returncode}")
-            if deadline.passed:
-                missing = sorted(set(range(size)) - found.keys())
+            if len(complete) < size and deadline.passed:
+                missing = sorted(set(range(size)) - complete)
                 raise self._failure(
                     command,
                     f"ranks {missing} have not connected within {_START_TIMEOUT_SECONDS:g} s",
@@ -445,9 +450,9 @@ class RankSet:
                 if rank.supervisor is not None and file == rank.supervisor.sock.fileno():
                     return False  # the rank has ended
                 for message in rank.read():
-                    if message.kind == Kind.CHECKED and message.fields == (True,):
+                    if message.kind == MessageKind.CHECKED and message.fields == (True,):
                         self._checking -= 1
-                    elif message.kind == Kind.CHECKED:
+                    elif message.kind == MessageKind.CHECKED:
                         return False
                 if rank.closed:
                     return False

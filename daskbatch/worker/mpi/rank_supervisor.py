@@ -42,7 +42,7 @@ ADDRESS = "DASKBATCH_JOB"
 RANK_MARKER = "DASKBATCH_RANK_MARK"
 
 #: The variables in which the launchers say the number of a rank.
-_RANK_VARIABLES = (
+RANK_VARIABLES = (
     *("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
     *("MV2_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK"),
 )
@@ -225,11 +225,11 @@ class _Connection:
 
 
 def _rank() -> int:
-    for name in _RANK_VARIABLES:
+    for name in RANK_VARIABLES:
         value = os.environ.get(name, "")
         if value.isdecimal():
             return int(value)
-    raise _Closed(f"the launcher has set none of {', '.join(_RANK_VARIABLES)}")
+    raise _Closed(f"the launcher has set none of {', '.join(RANK_VARIABLES)}")
 
 
 def _receive_start(connection: _Connection) -> tuple[bytes, int] | None:

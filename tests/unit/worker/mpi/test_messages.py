@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from daskbatch.worker.mpi.messages import Kind, MessageReader, encode, send
+from daskbatch.worker.mpi.messages import MessageKind, MessageReader, encode, send
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -32,7 +32,7 @@ def test_a_message_arrives_with_its_fields_and_its_body(
     body = os.urandom(size)
     reader = MessageReader(theirs)
     ours.setblocking(False)
-    data = memoryview(encode(Kind.OVER, (1, "é ü"), size) + body)
+    data = memoryview(encode(MessageKind.OVER, (1, "é ü"), size) + body)
     theirs.setblocking(False)
     message = None
     while message is None:
@@ -40,7 +40,7 @@ def test_a_message_arrives_with_its_fields_and_its_body(
             with contextlib.suppress(BlockingIOError):
                 data = data[ours.send(data) :]
         message = reader.read()
-    assert message.kind == Kind.OVER
+    assert message.kind == MessageKind.OVER
     assert message.fields == (1, "é ü")
     assert message.body == body
     assert not message.body.readonly
@@ -49,7 +49,7 @@ def test_a_message_arrives_with_its_fields_and_its_body(
 
 def test_each_position_at_which_messages_are_cut_gives_the_same_messages() -> None:
     data = b"".join(
-        encode(Kind.WAITING, (True, n), len(body)) + body
+        encode(MessageKind.WAITING, (True, n), len(body)) + body
         for n, body in enumerate([b"", b"x" * 5, b"yz"])
     )
     for cut in range(len(data) + 1):
@@ -67,18 +67,26 @@ def test_each_position_at_which_messages_are_cut_gives_the_same_messages() -> No
 
 def test_several_messages_arrive_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    ours.sendall(encode(Kind.WAITING, (1,)) + encode(Kind.SLOT, (2,)) + encode(Kind.CHECK))
+    ours.sendall(
+        encode(MessageKind.WAITING, (1,))
+        + encode(MessageKind.SLOT, (2,))
+        + encode(MessageKind.NEED_DATA)
+    )
     reader = MessageReader(theirs)
-    assert [reader.read().kind for _ in range(3)] == [Kind.WAITING, Kind.SLOT, Kind.CHECK]  # type: ignore[union-attr]
+    assert [reader.read().kind for _ in range(3)] == [
+        MessageKind.WAITING,
+        MessageKind.SLOT,
+        MessageKind.NEED_DATA,
+    ]  # type: ignore[union-attr]
 
 
 def test_files_arrive_with_the_message_that_they_were_sent_with() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ends = [os.pipe() for _ in range(3)]
-        send(ours, Kind.HELLO, ("a",), files=[ends[0][0], ends[1][0]])
-        send(ours, Kind.CHECK)
-        send(ours, Kind.RUN, ("b",), body=b"body", files=[ends[2][0]])
+        send(ours, MessageKind.HELLO, ("a",), files=[ends[0][0], ends[1][0]])
+        send(ours, MessageKind.NEED_DATA)
+        send(ours, MessageKind.RUN, ("b",), body=b"body", files=[ends[2][0]])
         for _, write in ends:
             os.write(write, b"%d" % write)
         reader = MessageReader(theirs)
@@ -96,7 +104,7 @@ def test_files_arrive_with_the_message_that_they_were_sent_with() -> None:
 
 def test_the_end_of_the_connection_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    ours.sendall(encode(Kind.OVER, (1,), 100)[:-1])
+    ours.sendall(encode(MessageKind.OVER, (1,), 100)[:-1])
     ours.close()
     with pytest.raises(EOFError):
         MessageReader(theirs).read()
