@@ -14,7 +14,7 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from support.processes import is_running
+from support.processes import is_running, shared_memory_of
 from support.waiting import read_pid, wait_until, wait_until_running
 
 from daskbatch import (
@@ -349,6 +349,12 @@ def test_a_directory_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
         run(task)
 
 
+def test_a_zero_byte_in_an_argument(batch: Batch) -> None:
+    task = batch.job("echo", "a\0b", num_procs=2)
+    with pytest.raises(ValueError, match="embedded null byte"):
+        run(task)
+
+
 def test_an_input_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
     task = batch.job("cat", num_procs=2, stdin=tmp_path / "none", name="solve")
     with pytest.raises(FileNotFoundError, match="task 'solve': its stdin does not exist: "):
@@ -378,6 +384,17 @@ def test_a_launcher_that_fails(batch: Batch) -> None:
 def test_a_launcher_that_starts_nothing(batch: Batch) -> None:
     error = failure(launched(batch, "sh -c true {num_procs}"))
     assert "has not started all ranks" in str(error)
+
+
+def test_a_job_is_cancelled_while_its_launcher_starts_no_rank(batch: Batch, tmp_path: Path) -> None:
+    launcher = f"sh -c 'echo $$ > {shlex.quote(str(tmp_path / 'pid'))}; sleep 600' {{num_procs}}"
+    task = launched(batch, launcher)
+    task.start()
+    pid = read_pid(tmp_path / "pid")
+    wait_until_running(task)
+    assert task.cancel()
+    task.wait(timeout=60)
+    assert_all_ended([pid])
 
 
 def test_a_launcher_that_starts_too_many_ranks(batch: Batch) -> None:
@@ -553,21 +570,17 @@ def test_nothing_is_left_in_shared_memory(batch: Batch, tmp_path: Path) -> None:
         "from mpi4py import MPI; import os, sys, pathlib, time; c = MPI.COMM_WORLD; c.Barrier()\n"
         "pathlib.Path(sys.argv[1] + str(c.rank)).write_text(f'{os.getpid()}\\n'); time.sleep(600)"
     )
-    before = set(mpi_files())
     for end in ("cancel", "kill"):
         place = str(tmp_path / end)
         task = batch.job(*python(code), place, num_procs=2)
         task.start()
         pids = [read_pid(Path(f"{place}{rank}")) for rank in (0, 1)]
-        assert set(mpi_files()) - before
+        files = shared_memory_of(pids[0])
+        assert files
         if end == "cancel":
             task.cancel()
         else:
             os.kill(pids[1], signal.SIGKILL)
         task.wait(timeout=60)
         assert_all_ended(pids)
-        wait_until(lambda: not set(mpi_files()) - before, "shared memory is left")
-
-
-def mpi_files() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("mpich_")]
+        wait_until(lambda: not any(file.exists() for file in files), "shared memory is left")  # noqa: B023

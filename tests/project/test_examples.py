@@ -16,6 +16,11 @@ PRINTED = {
         "the last: 173402521172797813159685037284371942044301\n"
         "the same through files: True"
     ),
+    "heat_equation": (
+        "rank 0 of 2: 59 rows, at most 100.0 degrees\n"
+        "rank 1 of 2: 59 rows, at most 1.6 degrees\n"
+        "as without MPI: True"
+    ),
     "producer_consumer": (
         "6 consumers on 2 slots took 300 items\n"
         "each item once: True\n"

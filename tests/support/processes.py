@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO
 
 import psutil
@@ -56,6 +57,12 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def shared_memory_of(pid: int) -> set[Path]:
+    """Return the files of shared memory that MPICH has made for a process."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/mpich_" in line}
 
 
 def read_pids(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:

@@ -191,6 +191,8 @@ class ChildServer:
         run_wanted(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
         limits, tried = spec.limits, {}
+        if request.single:
+            spec = spec._replace(calls=spec.calls[: len(request.statuses) + 1])
         if request.retries is not None:
             start = len(request.statuses)
             first = limits.get(start, NO_LIMITS)

@@ -26,8 +26,8 @@ class ChildPool:
         self.pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[ChildProcess] = []
-        #: The threads that wait in `take`.
-        self._waiting: list[Future[ChildProcess]] = []
+        #: The threads that wait in `take`, and whether they want a child that is unused.
+        self._waiting: list[tuple[Future[ChildProcess], bool]] = []
         #: The number of children that are being started.
         self._starting = 0
         #: An entry for each child to start.
@@ -43,18 +43,37 @@ class ChildPool:
         ChildLost
             No child could be started.
         """
+        return self._take(unused=False)
+
+    def take_unused(self) -> ChildProcess:
+        """Return a child that has not been taken before; waits until there is one.
+
+        Raises
+        ------
+        ChildLost
+            No child could be started.
+        """
+        return self._take(unused=True)
+
+    def _take(self, unused: bool) -> ChildProcess:
         while True:
             with self._lock:
                 self._closed = False
-                child = self._idle.pop() if self._idle else None
-                if child is None:
+                fitting = [each for each in self._idle if not (unused and each.used)]
+                child = fitting[-1] if fitting else None
+                if child is not None:
+                    self._idle.remove(child)
+                else:
                     future: Future[ChildProcess] = Future()
-                    self._waiting.append(future)
+                    self._waiting.append((future, unused))
                     if self._starting < len(self._waiting):
                         self._start()
             if child is None:
-                return future.result()
+                child = future.result()
+                child.used = True
+                return child
             if not child.has_ended():
+                child.used = True
                 return child
             child.end()
 
@@ -98,11 +117,13 @@ class ChildPool:
             child.end()
 
     def _hand_out(self, child: ChildProcess) -> None:
-        """Pass a child to the first waiting thread, or keep it; with the lock held."""
-        if self._waiting:
-            self._waiting.pop(0).set_result(child)
-        else:
-            self._idle.append(child)
+        """Pass a child to the first waiting thread that may take it, or keep it; with the lock."""
+        for position, (future, unused) in enumerate(self._waiting):
+            if not (unused and child.used):
+                del self._waiting[position]
+                future.set_result(child)
+                return
+        self._idle.append(child)
 
     def _start(self) -> None:
         """Have the thread that starts children start one; with the lock held."""
@@ -132,7 +153,7 @@ class ChildPool:
                     self._hand_out(child)
                     child = None
                 elif error is not None and self._waiting:
-                    self._waiting.pop(0).set_exception(error)
+                    self._waiting.pop(0)[0].set_exception(error)
             if child is not None:
                 child.end()
             del child, error

@@ -74,6 +74,8 @@ class ChildProcess:
         What it sends.
     initialized : set of str
         The executors whose initializers it has called.
+    used : bool
+        Whether it has been taken to run a block.
     control_closed : bool
         Whether it has closed its end of the control socket.
     """
@@ -111,6 +113,7 @@ class ChildProcess:
             self._close_files = undo.pop_all().close
         self.frames = FrameReader(self._pipe)
         self.initialized: set[str] = set()
+        self.used = False
         self.control_closed = False
         self._polls_pipe = False
         self._is_ready = False

@@ -126,7 +126,7 @@ class IsolatedRun(Progress):
             return
         child: ChildProcess | None = None
         try:
-            child = self._pool.take()
+            child = self._pool.take_unused() if self.spec.fresh else self._pool.take()
             if not self._is_ready(child):
                 return
             if not self._attach(child, start):
@@ -141,7 +141,9 @@ class IsolatedRun(Progress):
             self._run_fallback(error)
             return
         self._detach()
-        if end is _End.BLOCK_OVER:
+        if end is _End.BLOCK_OVER and self.spec.fresh:
+            child.end()
+        elif end is _End.BLOCK_OVER:
             if self.spec.setup is not None and Status.DONE in self.log.statuses[start:]:
                 child.initialized.add(self.spec.namespace)
             self._pool.give_back(child)

@@ -87,6 +87,8 @@ def run_job(
         A rank has failed, and `check` is set; or there is no launcher, or it has failed.
     TaskTimeout
         The job ran for longer than `timeout`.
+    ValueError
+        An argument contains a zero byte: no process can receive it.
     OSError
         A working directory, or the file that `stdin` names, cannot be used.
     ProcessStopped
@@ -96,6 +98,8 @@ def run_job(
         Part(part.num_procs, [as_text(each) for each in part.command], part.cwd, part.env)
         for part in parts
     ]
+    for part in ready:
+        _require_no_zero(part)
     size = sum(part.num_procs for part in ready)
     sink = capture.current_capture.get() or capture.Capture(_DEFAULT_OUTPUT_BYTES)
     output = RankOutput(sink, size)
@@ -106,6 +110,14 @@ def run_job(
         finally:
             output.settle()
     return _result(job, output, check, is_mpmd)
+
+
+def _require_no_zero(part: Part) -> None:
+    for text in (*part.command, part.cwd or ""):
+        if "\0" in text:
+            raise ValueError(
+                f"embedded null byte in {text!r}: {part.command[0]!r} cannot receive it"
+            )
 
 
 def _allocation(size: int) -> Allocation:

@@ -332,7 +332,8 @@ class RankSet:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         poll.register(stop, select.POLLIN)
-        while len(found) < size or not all(map(_is_complete, found.values())):
+        complete: set[int] = set()
+        while len(complete) < size:
             ready = [file for file, _ in poll.poll(_POLL_INTERVAL_SECONDS * 1000)]
             if stop in ready:
                 raise JobStopped
@@ -348,10 +349,12 @@ class RankSet:
                     )
                 arrivals[role, number] = arrival
                 self._sort(arrivals, number, found)
-            if len(found) < size and self._process.poll() is not None:
+            complete = {number for number, rank in found.items() if _is_complete(rank)}
+            # Also if all ranks are there: a supervisor may have been killed before it connected.
+            if len(complete) < size and self._process.poll() is not None:
                 raise self._failure(command, f"it ended with exit code {self._process.returncode}")
-            if deadline.passed:
-                missing = sorted(set(range(size)) - found.keys())
+            if len(complete) < size and deadline.passed:
+                missing = sorted(set(range(size)) - complete)
                 raise self._failure(
                     command,
                     f"ranks {missing} have not connected within {_START_TIMEOUT_SECONDS:g} s",

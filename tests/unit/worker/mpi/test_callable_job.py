@@ -180,6 +180,22 @@ def _initialize(directory: Path) -> None:
         file.write("x")
 
 
+def test_without_mpi4py_callables_run_but_have_no_communicator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "mpi4py"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'mpi4py'\", name='mpi4py')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    topic = "daskbatch-0e"
+    assert [rank for rank, _, _ in run_on_ranks(place, topic=topic).result] == [0, 1]
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'daskbatch\[mpi\]'"):
+        run_on_ranks(total, 1, topic=topic).result  # noqa: B018
+    get_rank_pool().end_client(topic)
+
+
 # -- output -------------------------------------------------------------------------------
 
 

@@ -247,6 +247,34 @@ def test_a_launcher_that_fails_is_an_error_with_its_words(tmp_path: Path) -> Non
     assert caught.value.returncode == 3
 
 
+#: Starts the ranks, kills the supervisor of the first one before it connects, and ends.
+_KILLING = """\
+#!{python}
+import os, subprocess, sys
+count, program = int(sys.argv[1]), sys.argv[2:]
+program[-1] = program[-1].replace(
+    "main()", "import daskbatch.worker.mpi.rank_main as m; connect = m.connect; "
+    "m.connect = lambda *args: os._exit(9) if args[1] == 'supervisor' else connect(*args); "
+    "import os; m.end_with_parent = lambda parent: None; m.main()"
+)
+started = [
+    subprocess.Popen(program, env={{**os.environ, "PMI_RANK": str(n)}}) for n in range(count)
+]
+for each in started:
+    each.wait()
+sys.exit(1)
+"""
+
+
+def test_a_supervisor_that_is_killed_before_it_connects_is_an_error(tmp_path: Path) -> None:
+    killing = tmp_path / "launcher"
+    killing.write_text(_KILLING.format(python=sys.executable))
+    killing.chmod(0o755)
+    outcome = run(os.getpid, settings={"launcher": f"{killing} {{num_procs}}"})
+    with pytest.raises(ProcessFailed, match="exit code 1"):
+        outcome.result  # noqa: B018
+
+
 def test_a_launcher_of_another_mpi_is_an_error(tmp_path: Path) -> None:
     alone = tmp_path / "launcher"
     alone.write_text('#!/bin/sh\nshift\nexport PMI_RANK=0\n"$@" &\n"$@" &\nwait\n')
