@@ -289,10 +289,10 @@ class Scheduler:
         except Exception:
             _logger.exception("an error occurred while a job was stopped")
         if self._has_claimed:
-            release_claim(self._tasks)
             for task in self._tasks:
                 if task.pending:
                     task._complete(None, None, TaskState.CANCELLED)
+            release_claim(self._tasks)
         if self._watch is not None:
             self._watch.remove_listener(self._post_workers)
         self._launcher.close()
