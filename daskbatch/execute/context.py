@@ -6,6 +6,7 @@ Several threads may use one context at the same time; each thread executes diffe
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import warnings
 import weakref
@@ -28,7 +29,7 @@ from daskbatch.execute.scheduling.durations import Durations
 from daskbatch.execute.workers.stability import is_stable
 from daskbatch.execute.workers.worker import Worker
 from daskbatch.execute.workers.worker_watch import WorkerWatch
-from daskbatch.timeouts import Deadline
+from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.task_context import current_context, waiting
 
 if TYPE_CHECKING:
@@ -234,9 +235,13 @@ class ExecutionContext(Lifecycle):
         ------
         RuntimeError
             No worker has connected within `connect_timeout`.
+        SpecError
+            A timeout is not a number of seconds.
         """
         watch = self._watch()
-        connect, stable = Deadline(connect_timeout), Deadline(stable_timeout)
+        seconds = [parse_timeout(each) for each in (connect_timeout, stable_timeout)]
+        connect_timeout, stable_timeout = (math.inf if each is None else each for each in seconds)
+        connect, stable = (Deadline(each) for each in seconds)
         with waiting(current_context()):
             while not watch.current().threads:
                 if connect.passed:

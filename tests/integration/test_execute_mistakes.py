@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from support.jobs import after, identity, where
 from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, LifecycleError, SerializationError, SpecError
-from daskbatch.execute import ExecutionContext, Job, RmiTask, Task
+from daskbatch.execute import DependenciesFailed, ExecutionContext, Job, RmiTask, Task
 
 
 @pytest.fixture
@@ -79,6 +81,8 @@ def test_a_locality_may_be_a_mapping(ctx: ExecutionContext) -> None:
 def test_workers_are_not_one_string(ctx: ExecutionContext) -> None:
     with pytest.raises(SpecError, match="workers= must be a sequence of workers, not 'abc'"):
         results(ctx, [RmiTask(ctx, 0, where)], workers="abc")
+    with pytest.raises(SpecError, match="workers= must be a sequence of workers, not 5"):
+        results(ctx, [RmiTask(ctx, 0, where)], workers=5)
     with pytest.raises(LifecycleError, match="none of the workers that the job may use"):
         results(ctx, [RmiTask(ctx, 0, where)], workers=["abc"])
 
@@ -140,3 +144,64 @@ def test_arguments_are_not_one_string_and_an_id_is_hashable(ctx: ExecutionContex
         RmiTask(ctx, 0, len, "abc")
     with pytest.raises(SpecError, match="must be hashable"):
         RmiTask(ctx, [0], len, ("abc",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("failures", [["a"], {None: "ab"}, {"worker": 5}])
+def test_dependencies_failed_takes_a_mapping_to_sequences(failures: Any) -> None:
+    with pytest.raises(SpecError, match="failures must map the name of a worker"):
+        DependenciesFailed(failures)
+
+
+def test_the_timeouts_of_await_workers_are_numbers(ctx: ExecutionContext) -> None:
+    with pytest.raises(SpecError, match="must be a number of seconds"):
+        ctx.await_workers(2, connect_timeout="soon")  # type: ignore[arg-type]
+    assert ctx.await_workers(2, float("inf"), float("inf")) == 2
+
+
+def test_a_copy_of_a_task_that_another_process_executes_does_not_wait_for_ever(
+    ctx: ExecutionContext, tmp_path: Path
+) -> None:
+    task = RmiTask(ctx, 0, wait_for_file, (tmp_path / "go",), name="original")
+    execution = ctx.execute(Job(ctx, [task]))
+    thread = threading.Thread(target=lambda: list(execution))
+    thread.start()
+    wait_until(lambda: task.pending)
+    copy = ctx.batch.function(result_of, task)
+    copy.run(timeout=60)
+    with pytest.raises(LifecycleError, match="copy of original: another process executes it"):
+        copy.get()
+    (tmp_path / "go").touch()
+    thread.join()
+
+
+def result_of(task: Task) -> Any:
+    return task.result()
+
+
+FORKED = """
+import os, time
+from daskbatch.execute import ExecutionContext, Job, RmiTask
+
+with ExecutionContext() as ctx:
+    execution = ctx.execute(Job(ctx, [RmiTask(ctx, n, time.sleep, (0.1,)) for n in range(6)]))
+    next(execution)
+    child = os.fork()
+    if not child:
+        try:
+            next(execution)
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+        execution.close()
+        del execution
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(len(list(execution)))
+"""
+
+
+def test_a_forked_child_leaves_the_job_of_its_parent_alone() -> None:
+    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=90)
+    assert run.returncode == 0, run.stderr
+    first, second = run.stdout.splitlines()
+    assert first.startswith("LifecycleError job 1 is executed by the process that this one was")
+    assert second == "5"

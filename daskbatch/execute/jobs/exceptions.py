@@ -5,7 +5,7 @@ They are raised on workers and on the driver, and can be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from daskbatch import errors
 from daskbatch.worker.execution.interrupt import Stopped
@@ -45,6 +45,11 @@ class DependenciesFailed(Exception):
     failures : dict
         A copy of the parameter, with lists of ids.
 
+    Raises
+    ------
+    SpecError
+        The parameter is not a mapping to sequences.
+
     Examples
     --------
     >>> DependenciesFailed({"worker-1": ["map-3"], None: ["map-4"]}).failures
@@ -52,6 +57,14 @@ class DependenciesFailed(Exception):
     """
 
     def __init__(self, failures: Mapping[str | None, Sequence[Hashable]]) -> None:
+        if not isinstance(failures, Mapping) or any(
+            isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
+            for ids in failures.values()
+        ):
+            raise errors.SpecError(
+                "failures must map the name of a worker, or None, to a sequence of ids of tasks, "
+                f"not {failures!r}"
+            )
         super().__init__(failures)
         self.failures: dict[str | None, list[Hashable]] = {
             worker: list(ids) for worker, ids in failures.items()

@@ -6,6 +6,7 @@ Any thread may use a task. Listeners are called while no lock is held.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
@@ -155,7 +156,7 @@ class Task(Lifecycle):
             self._require_not_cancelled()
             if self._outcome.state == TaskState.EXECUTING:
                 raise LifecycleError(f"{self.name} is executing already")
-            self._outcome.state = TaskState.EXECUTING
+            self._outcome.state, self._outcome.process = TaskState.EXECUTING, os.getpid()
             self.executed_on.append(getattr(worker, "name", str(worker)))
         self.signal_start()
 
@@ -266,6 +267,10 @@ class Task(Lifecycle):
         outcome = self._outcome
         if outcome.state == TaskState.NEW:
             raise LifecycleError(f"{self.name} has not started: execute its job first")
+        if outcome.is_abandoned:
+            raise LifecycleError(
+                f"this is a copy of {self.name}: another process executes it; get its result there"
+            )
         if not outcome.wait(timeout):
             raise TimeoutError(f"{self.name} is not done after {timeout} s")
         if outcome.state == TaskState.CANCELLED:

@@ -5,6 +5,7 @@ Any thread may read an outcome. A thread that changes one holds `state_lock`.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -28,7 +29,7 @@ class TaskOutcome:
     Any thread may read it. A thread that changes it holds `state_lock`.
     """
 
-    __slots__ = ("error", "has_value", "state", "value")
+    __slots__ = ("error", "has_value", "process", "state", "value")
 
     def __init__(self) -> None:
         self.state = TaskState.NEW
@@ -36,6 +37,13 @@ class TaskOutcome:
         #: Whether an execution has succeeded, now or before.
         self.has_value = False
         self.error: BaseException | None = None
+        #: The id of the process in which the job is executed; 0 before the first start.
+        self.process = 0
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether this is a copy of a task that another process executes: it never ends here."""
+        return not self.done and self.process != os.getpid()
 
     @property
     def done(self) -> bool:

@@ -7,6 +7,7 @@ the job does.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -55,6 +56,7 @@ class JobResults(Generator[Task, None, None]):
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
         self._finished = self._all_received = False
+        self._process = os.getpid()
         #: The tasks that are over and have not been yielded.
         self._over: dict[Task, None] = {}
         #: The position of the next task to yield, if they are yielded in the job's order.
@@ -66,6 +68,11 @@ class JobResults(Generator[Task, None, None]):
             raise TypeError("the results of a job accept no value: send() takes only None")
         if self._finished:
             raise StopIteration
+        if os.getpid() != self._process:
+            raise LifecycleError(
+                f"{self._job.name} is executed by the process that this one was forked from: "
+                "consume its results there"
+            )
         try:
             if self._thread is None and not self._job.tasks:
                 self._finished = True
@@ -104,7 +111,7 @@ class JobResults(Generator[Task, None, None]):
     def __del__(self) -> None:
         # Any thread may run this, whatever locks it holds, so this must not wait for anything.
         scheduler = getattr(self, "_scheduler", None)
-        if scheduler is not None and not self._finished:
+        if scheduler is not None and not self._finished and os.getpid() == self._process:
             scheduler.abort()
 
     def _begin(self) -> None:
@@ -170,6 +177,8 @@ class JobResults(Generator[Task, None, None]):
             return
         self._finished = True
         self._over.clear()
+        if os.getpid() != self._process:
+            return  # the job is executed by the process that this one was forked from
         thread, scheduler = self._thread, self._scheduler
         if thread is None or scheduler is None:
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
@@ -118,7 +118,7 @@ class Scheduler:
     ) -> None:
         require_count("concurrency", concurrency)
         require_count("attempts", attempts)
-        if isinstance(workers, str):
+        if workers is not None and (isinstance(workers, str) or not isinstance(workers, Iterable)):
             raise SpecError(f"workers= must be a sequence of workers, not {workers!r}")
         self._tasks = tasks
         self._done = done
@@ -289,10 +289,10 @@ class Scheduler:
         except Exception:
             _logger.exception("an error occurred while a job was stopped")
         if self._has_claimed:
-            release_claim(self._tasks)
             for task in self._tasks:
                 if task.pending:
                     task._complete(None, None, TaskState.CANCELLED)
+            release_claim(self._tasks)
         if self._watch is not None:
             self._watch.remove_listener(self._post_workers)
         self._launcher.close()
