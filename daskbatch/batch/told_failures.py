@@ -84,6 +84,12 @@ def _tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count} tasks"
 
 
+def tell_in_task(session: Session) -> None:
+    """Warn of failures of tasks that a task has submitted: in the stderr of that task."""
+    with contextlib.suppress(BatchWarning):  # the task itself has not failed
+        tell(session)
+
+
 def tell_at_exit(sessions: Sequence[Session]) -> None:
     """Warn of failures when the interpreter ends; nothing is raised then."""
     for session in sessions:
