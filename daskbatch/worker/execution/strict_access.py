@@ -103,7 +103,7 @@ class Watch:
         path = _absolute(given)
         if path is None or path in self._reads or path in self._writes:
             return
-        if not self._matters(path) or self._may_read(path) or not os.path.lexists(path):
+        if self._may_read(path) or not self._matters(path) or not os.path.lexists(path):
             return
         real = os.path.realpath(path)
         if real == path or not self._may_read(real):
@@ -122,14 +122,14 @@ class Watch:
         path = _absolute(given)
         if path is None or path in self._writes or not self._matters(path):
             return
-        if self._is_covered(path, self._writes) or self._is_covered(path, self._made):
+        if _is_covered(path, self._writes) or _is_covered(path, self._made):
             return
         if not os.path.lexists(path):
             if makes:
                 self._made.add(path)
             return
         real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        if real == path or not self._is_covered(real, self._writes):
+        if real == path or not _is_covered(real, self._writes):
             self._refuse(path, "write")
 
     def make_directory(self, given: Any) -> None:
@@ -140,13 +140,10 @@ class Watch:
 
     def _may_read(self, path: str) -> bool:
         return (
-            self._is_covered(path, self._reads)
-            or self._is_covered(path, self._writes)
-            or self._is_covered(path, self._made)
+            _is_covered(path, self._reads)
+            or _is_covered(path, self._writes)
+            or _is_covered(path, self._made)
         )
-
-    def _is_covered(self, path: str, by: frozenset[str] | set[str]) -> bool:
-        return bool(by) and any(each in by for each in _with_parents(path))
 
     def _matters(self, path: str) -> bool:
         """Return whether a path is one that the task must declare."""
@@ -155,7 +152,7 @@ class Watch:
         if path.startswith(self._below):
             return True
         elsewhere = self._rules.elsewhere
-        return self._is_covered(path, elsewhere) or path in self._reads or path in self._writes
+        return _is_covered(path, elsewhere) or path in self._reads or path in self._writes
 
     def _refuse(self, path: str, mode: str) -> None:
         """Record and raise that an access is not declared, unless the interpreter has made it."""
@@ -206,7 +203,7 @@ class Watch:
         self.active = False
         if self.violation is None:
             for path in sorted(self._made):
-                if not self._is_covered(path, self._writes) and os.path.lexists(path):
+                if not _is_covered(path, self._writes) and os.path.lexists(path):
                     self._undeclared(
                         path,
                         "write",
@@ -416,6 +413,15 @@ def _absolute(given: Any) -> str | None:
     if given.startswith(_SYSTEM):
         return None
     return os.path.normpath(given if given[:1] == os.sep else os.path.join(os.getcwd(), given))
+
+
+def _is_covered(path: str, by: frozenset[str] | set[str]) -> bool:
+    """Return whether a path, or a directory above it, is among some paths."""
+    while by and len(path) > 1:
+        if path in by:
+            return True
+        path = path[: path.rfind(os.sep)]
+    return False
 
 
 def _with_parents(path: str) -> Iterator[str]:
