@@ -34,6 +34,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: Where the system keeps devices and the like.
 _SYSTEM = ("/dev/", "/proc/", "/sys/")
 
+#: Where the system says which directory a descriptor is of, on Linux.
+_FILES_OPEN = "/proc/self/fd/%d"
+
 #: The innermost frame while Python imports a module or looks for a source line.
 _INTERPRETER = (
     "<frozen importlib._bootstrap",
@@ -98,9 +101,9 @@ class Watch:
 
     # -- files ----------------------------------------------------------------------------
 
-    def read(self, given: Any) -> None:
-        """Check that the task may read a path; raises `UndeclaredAccess`."""
-        path = _absolute(given)
+    def read(self, given: Any, directory: Any = -1) -> None:
+        """Check that the task may read a path; see `write` for the parameters."""
+        path = _absolute(given, directory)
         if path is None or path in self._reads or path in self._writes:
             return
         if self._may_read(path) or not self._matters(path) or not os.path.lexists(path):
@@ -109,7 +112,7 @@ class Watch:
         if real == path or not self._may_read(real):
             self._refuse(path, "read")
 
-    def write(self, given: Any, makes: bool = True) -> None:
+    def write(self, given: Any, makes: bool = True, directory: Any = -1) -> None:
         """Check that the task may write, make, remove or replace a path.
 
         Parameters
@@ -118,8 +121,11 @@ class Watch:
             The path.
         makes : bool
             Whether the path exists afterwards.
+        directory : int
+            The descriptor of the directory that a relative path is relative to; -1 for the working
+            directory.
         """
-        path = _absolute(given)
+        path = _absolute(given, directory)
         if path is None or path in self._writes or not self._matters(path):
             return
         if _is_covered(path, self._writes) or _is_covered(path, self._made):
@@ -132,9 +138,9 @@ class Watch:
         if real == path or not _is_covered(real, self._writes):
             self._refuse(path, "write")
 
-    def make_directory(self, given: Any) -> None:
+    def make_directory(self, given: Any, directory: Any = -1) -> None:
         """Check that the task may make a directory: also one in which its outputs will be."""
-        path = _absolute(given)
+        path = _absolute(given, directory)
         if path is not None and path not in self._above_writes and not os.path.isdir(path):
             self.write(path)
 
@@ -371,14 +377,15 @@ def _opened(watch: Watch, args: tuple[Any, ...]) -> None:
 
 
 def _renamed(watch: Watch, args: tuple[Any, ...]) -> None:
-    source, target = args[:2]
-    watch.write(source, makes=False)
-    watch.write(target)
+    source, target, source_directory, target_directory = args
+    watch.write(source, False, source_directory)
+    watch.write(target, True, target_directory)
 
 
 def _linked(watch: Watch, args: tuple[Any, ...]) -> None:
-    watch.read(args[0])
-    watch.write(args[1])
+    source, target, source_directory, target_directory = args
+    watch.read(source, source_directory)
+    watch.write(target, True, target_directory)
 
 
 def _thread_started(watch: Watch, args: tuple[Any, ...]) -> None:
@@ -391,17 +398,17 @@ _HANDLERS: dict[str, Callable[[Watch, tuple[Any, ...]], None]] = {
     "open": _opened,
     "os.rename": _renamed,
     "os.link": _linked,
-    "os.symlink": lambda watch, args: watch.write(args[1]),
-    "os.remove": lambda watch, args: watch.write(args[0], makes=False),
-    "os.rmdir": lambda watch, args: watch.write(args[0], makes=False),
+    "os.symlink": lambda watch, args: watch.write(args[1], True, args[2]),
+    "os.remove": lambda watch, args: watch.write(args[0], False, args[1]),
+    "os.rmdir": lambda watch, args: watch.write(args[0], False, args[1]),
     "os.truncate": lambda watch, args: watch.write(args[0], makes=False),
-    "os.mkdir": lambda watch, args: watch.make_directory(args[0]),
+    "os.mkdir": lambda watch, args: watch.make_directory(args[0], args[2]),
     "_thread.start_new_thread": _thread_started,
     "_thread.start_joinable_thread": _thread_started,
 }
 
 
-def _absolute(given: Any) -> str | None:
+def _absolute(given: Any, directory: Any = -1) -> str | None:
     """Return a path as accesses have it; None for what is not a path, such as a descriptor."""
     if type(given) is not str:
         if isinstance(given, int) or given is None:
@@ -412,7 +419,14 @@ def _absolute(given: Any) -> str | None:
             return None
     if given.startswith(_SYSTEM):
         return None
-    return os.path.normpath(given if given[:1] == os.sep else os.path.join(os.getcwd(), given))
+    if given[:1] != os.sep:
+        try:
+            # A relative path may be relative to an open directory: `shutil.rmtree` works so.
+            base = os.getcwd() if directory in (-1, None) else os.readlink(_FILES_OPEN % directory)
+        except (OSError, TypeError):
+            return None
+        given = os.path.join(base, given)
+    return os.path.normpath(given)
 
 
 def _is_covered(path: str, by: frozenset[str] | set[str]) -> bool:
