@@ -326,10 +326,17 @@ def test_keys(strict: Batch, isolation: str) -> None:
         (get_key, (d, "a"), {}),
         (d.update, ({"a": 1},), {"reads": strict.read(d)}),
         (len, (d,), {"reads": strict.read(d, "a")}),
-        (put_item, (queue,), {}),
     ):
         with pytest.raises(UndeclaredAccess):
             outcome(strict, isolation, function, *args, **of)
+    # A queue matters if a task of the program declares it.
+    outcome(strict, isolation, put_item, queue)
+    declares = strict.function(put_item, queue, writes=strict.write(queue))
+    does_not = strict.options(isolation=isolation).function(put_item, queue)
+    strict.compile([declares, does_not]).run(timeout=60)
+    assert declares.state == "done"
+    with pytest.raises(UndeclaredAccess):
+        does_not.get()
 
 
 # -- no false alarms ------------------------------------

@@ -31,6 +31,9 @@ from daskbatch.worker.execution.initialized_function import InitializedFunction
 #: The flags of `os.open` with which a file may be written.
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+#: How the names of queues begin, in accesses.
+_QUEUE = "queue-"
+
 #: Where the system keeps devices and the like.
 _SYSTEM = ("/dev/", "/proc/", "/sys/")
 
@@ -55,10 +58,13 @@ class Rules(NamedTuple):
         The directory of the Batch: all that is below it matters.
     elsewhere : frozenset of str
         The paths outside of it that tasks of the program declare.
+    objects : frozenset of str
+        The names of the dictionaries and queues that tasks of the program declare.
     """
 
     directory: str
     elsewhere: frozenset[str] = frozenset()
+    objects: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=64)
@@ -182,7 +188,13 @@ class Watch:
     # -- dictionaries and queues ----------------------------------------------------------
 
     def access_shared(self, mode: str, name: str, keys: tuple[Any, ...], what: str) -> None:
-        """Check that the task may access keys of a dictionary, or a queue; see `check_shared`."""
+        """Check that the task may access keys of a dictionary, or a queue; see `check_shared`.
+
+        A queue matters only if a task of the program declares it: tasks that wait for each other
+        by a queue run at the same time, and must not be ordered by it.
+        """
+        if name.startswith(_QUEUE) and name not in self._rules.objects:
+            return
         for declared_mode, declared_name, declared_keys in self._keys:
             if declared_name == name and (declared_mode == mode or declared_mode == "write"):
                 if not declared_keys:
