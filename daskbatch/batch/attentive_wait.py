@@ -1,13 +1,14 @@
 """Waits for tasks in the user's thread: says why nothing runs, and what Ctrl-C has left running.
 
-`wait_for` does so for any condition, `wait_attentively` for one task. Any thread may call them.
+`wait_attentively` waits for one task, `wait_for_all` for all tasks of a client. Any thread may call
+all functions.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from daskbatch import config
@@ -21,8 +22,8 @@ from daskbatch.timeouts import Deadline
 #: A wait that is shorter than this does not look for a reason.
 _MIN_WATCHED_SECONDS = 1.0
 
-#: The tasks whose wait was ended by Ctrl-C.
-_interrupted: WeakSet[TaskRecord] = WeakSet()
+#: The tasks, and the clients, whose wait was ended by Ctrl-C.
+_interrupted: WeakSet[Any] = WeakSet()
 
 
 class WaitedTask(Protocol):
@@ -57,18 +58,71 @@ def wait_attentively(task: WaitedTask, seconds: float | None) -> bool:
         if threading.current_thread() is not threading.main_thread():
             raise
     # Outside of the handler, so that the traceback does not show the wait itself.
-    count, record = task._count_unfinished(), task._record
-    some = "1 task goes" if count == 1 else f"{count} tasks go"
-    if record not in _interrupted:
-        _interrupted.add(record)
-        raise KeyboardInterrupt(
-            f"the wait for {record.label} has ended, and {some} on: cancel() of it stops "
-            f"{'it' if count == 1 else 'them'}, and so does Ctrl-C in another wait for it"
+    record = task._record
+    raise _interruption(record, record.label, "cancel() of it", task._count_unfinished, task.cancel)
+
+
+def wait_for_all(session: Session, count: Callable[[], int], seconds: float | None) -> bool:
+    """Wait until no task of a client is left; return False if the time is up first.
+
+    Parameters
+    ----------
+    session : Session
+        The client.
+    count : callable
+        Returns the number of its tasks that are not over.
+    seconds : float, optional
+        Maximum number of seconds to wait.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        See `wait_attentively`.
+    """
+    try:
+        return wait_for(session, lambda: not count(), seconds)
+    except KeyboardInterrupt:
+        if threading.current_thread() is not threading.main_thread():
+            raise
+
+    def stop() -> None:
+        session.dispatcher.cancel(session.dispatcher.unfinished())
+
+    raise _interruption(session, "all tasks of the Batch", "terminate()", count, stop)
+
+
+def _interruption(
+    subject: object,
+    label: str,
+    how: str,
+    count: Callable[[], int],
+    stop: Callable[[], object],
+) -> KeyboardInterrupt:
+    """Return the exception by which Ctrl-C ends a wait; for the second time stop what goes on.
+
+    Parameters
+    ----------
+    subject : object
+        What was waited for: a weak reference to it must be possible.
+    label, how : str
+        What messages call it, and the call that stops it.
+    count : callable
+        Returns the number of its tasks that are not over.
+    stop : callable
+        Stops them.
+    """
+    number = count()
+    if subject not in _interrupted:
+        _interrupted.add(subject)
+        some = "1 task goes" if number == 1 else f"{number} tasks go"
+        return KeyboardInterrupt(
+            f"the wait for {label} has ended, and {some} on: {how} stops "
+            f"{'it' if number == 1 else 'them'}, and so does Ctrl-C in another wait for it"
         )
-    _interrupted.discard(record)
-    task.cancel()
-    stopped = "1 task was" if count == 1 else f"{count} tasks were"
-    raise KeyboardInterrupt(f"{stopped} stopped, by a second Ctrl-C in a wait for {record.label}")
+    _interrupted.discard(subject)
+    stop()
+    stopped = "1 task was" if number == 1 else f"{number} tasks were"
+    return KeyboardInterrupt(f"{stopped} stopped, by a second Ctrl-C in a wait for {label}")
 
 
 def wait_for(session: Session, over: Callable[[], bool], seconds: float | None) -> bool:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from distributed import Client
 from distributed.deploy import Cluster
 
-from daskbatch.batch.attentive_wait import wait_for
+from daskbatch.batch.attentive_wait import wait_for_all
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
@@ -829,7 +829,7 @@ class Batch:
         def count_unfinished() -> int:
             return outcomes.unfinished + sum(len(pool.waiting) for pool in pools)
 
-        if not wait_for(session, lambda: not count_unfinished(), seconds):
+        if not wait_for_all(session, count_unfinished, seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
 

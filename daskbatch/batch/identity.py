@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
+from daskbatch.batch.told_failures import tell_in_task
 from daskbatch.cluster.connection import as_client_security, remember_security
 from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
@@ -164,7 +165,9 @@ class Identity:
             scheduler = context.scheduler
         if context.security is not None and context.scheduler == scheduler:
             remember_security(scheduler, as_client_security(loads(context.security)))
-        return Session(batch, scheduler, within=context, grows=grows)
+        session = Session(batch, scheduler, within=context, grows=grows)
+        session.before_end = tell_in_task
+        return session
 
     def reset_after_fork(self) -> None:
         """Become another client: this is the copy of the object in a forked child."""

@@ -16,6 +16,7 @@ from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import GraphError, ProgramWarning, SpecError
 from daskbatch.plan.checks import check_program
 from daskbatch.plan.program import overlap
+from daskbatch.worker.execution.declared_files import is_symbolic
 
 #: The number of findings that a warning names.
 _MAX_NAMED_FINDINGS = 10
@@ -84,6 +85,8 @@ def _find_missing(paths: Iterable[str]) -> set[str]:
     """Return the paths at which there is nothing."""
     by_directory: dict[str, list[str]] = {}
     for path in paths:
+        if is_symbolic(path):
+            continue
         by_directory.setdefault(os.path.dirname(path), []).append(path)
     missing: set[str] = set()
     for directory, some in by_directory.items():

@@ -7,6 +7,7 @@ shown after its end. Any thread may call all functions.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 
 from daskbatch.batch.result import error_line
@@ -84,8 +85,20 @@ def _tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count} tasks"
 
 
+def tell_in_task(session: Session) -> None:
+    """Warn of failures of tasks that a task has submitted: in the stderr of that task."""
+    _tell_without_raising(session)
+
+
 def tell_at_exit(sessions: Sequence[Session]) -> None:
     """Warn of failures when the interpreter ends; nothing is raised then."""
     for session in sessions:
         with contextlib.suppress(Exception):
-            tell(session)
+            _tell_without_raising(session)
+
+
+def _tell_without_raising(session: Session) -> None:
+    try:
+        tell(session)
+    except BatchWarning as warning:  # a filter has made an exception of it
+        print(f"{type(warning).__name__}: {warning}", file=sys.stderr)

@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -81,6 +81,8 @@ class Session:
         self.batch = batch
         #: Whether this client starts no more tasks.
         self.closed = False
+        #: Called before a task's client ends with the task, which has returned.
+        self.before_end: Callable[[Session], None] | None = None
         self._ended = False
         self._within = within
         self._released = False
@@ -297,6 +299,8 @@ class Session:
         """End with the task: wait for all that it has started."""
         self.close()
         self.dispatcher.outcomes.wait(lambda: self.idle)
+        if self.before_end is not None:
+            self.before_end(self)
         self.end()
 
     def give_up(self) -> None:

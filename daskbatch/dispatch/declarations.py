@@ -47,7 +47,13 @@ def set_rules(records: Iterable[TaskRecord], directory: str) -> None:
     below = directory.rstrip(os.sep) + os.sep
     declared = {path for record in records for path in _paths(record.reads + record.writes)}
     elsewhere = frozenset(path for path in declared if not path.startswith(below))
-    rules = pickling.dumps_plain((directory, elsewhere))
+    objects = frozenset(
+        str(channel.object.name)
+        for record in records
+        for channel in record.reads + record.writes
+        if channel.object.name is not FILES.name
+    )
+    rules = pickling.dumps_plain((directory, elsewhere, objects))
     for record in records:
         record.strict = rules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import sys
 import threading
@@ -143,17 +144,28 @@ def replace(path: Path) -> None:
         (replace, "in", "write"),
         (leave, "left", "write"),
         (leave_directory, "directory", "write"),
-        (link, "in", "read"),
+        (link, "link", "write"),
+        (os.link, "in", "read"),
+        (shutil.copyfile, "in", "read"),
     ],
 )
 def test_undeclared(
     strict: Batch, isolation: str, here: Path, function: Any, name: str, mode: str
 ) -> None:
     with pytest.raises(UndeclaredAccess, match="and does not declare that: add ") as caught:
-        outcome(strict, isolation, function, here / "in")
+        more = [here / "copy"] if function in (os.link, shutil.copyfile) else []
+        outcome(strict, isolation, function, here / "in", *more)
     error = caught.value
     assert (error.path, error.mode) == (str(here / name), mode)
     assert error.task == strict.function(function).name
+
+
+def test_a_tree_is_not_removed(strict: Batch, isolation: str, here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "file").write_text("x")
+    with pytest.raises(UndeclaredAccess):
+        outcome(strict, isolation, remove_tree, here / "sub")
+    assert (here / "sub" / "file").exists()
 
 
 def test_relative_paths(strict: Batch, here: Path) -> None:
@@ -210,6 +222,17 @@ def scratch(path: Path) -> None:
     directory.rmdir()
 
 
+def scratch_tree(path: Path) -> None:
+    directory = path.with_name("tree")
+    (directory / "a" / "b").mkdir(parents=True)
+    (directory / "a" / "b" / "in").write_text("x")
+    shutil.rmtree(directory)
+
+
+def remove_tree(path: Path) -> None:
+    shutil.rmtree(path)
+
+
 def import_and_format(path: Path) -> str:
     import traceback
 
@@ -247,6 +270,7 @@ def test_allowed(strict: Batch, isolation: str, here: Path) -> None:
     assert outcome(strict, isolation, write_read_and_replace, out, **writes) == "y"
     outcome(strict, isolation, make_in_directories, deep, writes=strict.write(deep))
     outcome(strict, isolation, scratch, here / "in")
+    outcome(strict, isolation, scratch_tree, here / "in")
     outcome(strict, isolation, of_the_system, here / "in")
     (here / "beside.py").write_text("def fail():\n    raise ValueError\n")
     assert "    raise ValueError\n" in outcome(strict, isolation, import_and_format, here / "in")
@@ -302,10 +326,17 @@ def test_keys(strict: Batch, isolation: str) -> None:
         (get_key, (d, "a"), {}),
         (d.update, ({"a": 1},), {"reads": strict.read(d)}),
         (len, (d,), {"reads": strict.read(d, "a")}),
-        (put_item, (queue,), {}),
     ):
         with pytest.raises(UndeclaredAccess):
             outcome(strict, isolation, function, *args, **of)
+    # A queue matters if a task of the program declares it.
+    outcome(strict, isolation, put_item, queue)
+    declares = strict.function(put_item, queue, writes=strict.write(queue))
+    does_not = strict.options(isolation=isolation).function(put_item, queue)
+    strict.compile([declares, does_not]).run(timeout=60)
+    assert declares.state == "done"
+    with pytest.raises(UndeclaredAccess):
+        does_not.get()
 
 
 # -- no false alarms ------------------------------------

@@ -385,3 +385,17 @@ def test_a_cancelled_task_is_no_failure(batch: Batch) -> None:
     with pytest.raises(TaskCancelled):
         task.get()
     wait_until(lambda: task.state == "cancelled")
+
+
+def submit_failures(batch: Batch) -> str:
+    batch.compile([batch.function(fail, n) for n in range(2)]).start()
+    return "done"
+
+
+def test_failures_that_a_task_has_not_looked_at_are_in_its_stderr(batch: Batch) -> None:
+    task = batch.function(submit_failures, batch)
+    task.run(timeout=60)
+    assert task.get() == "done"
+    assert "TasksFailedWarning: 2 tasks failed:\n  'fail[0]' (0): ValueError: 0\n" in (
+        task.stderr.get()
+    )

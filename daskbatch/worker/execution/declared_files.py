@@ -56,7 +56,20 @@ def missing_error(kind: str, label: str, paths: tuple[str, ...]) -> MissingInput
 
 
 def _missing(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(path for path in paths if not os.path.lexists(path) and not _is_listed(path))
+    return tuple(
+        path
+        for path in paths
+        if not os.path.lexists(path) and not is_symbolic(path) and not _is_listed(path)
+    )
+
+
+def is_symbolic(path: str) -> bool:
+    """Return whether a path can only be a name: not even its first directory exists.
+
+    A program may declare names of files that never exist, to order its tasks. And a file system of
+    the workers need not be there where the program runs.
+    """
+    return not os.path.lexists(path[: path.find(os.sep, 1)] if path.count(os.sep) > 1 else os.sep)
 
 
 def _is_listed(path: str) -> bool:

@@ -31,8 +31,14 @@ from daskbatch.worker.execution.initialized_function import InitializedFunction
 #: The flags of `os.open` with which a file may be written.
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+#: How the names of queues begin, in accesses.
+_QUEUE = "queue-"
+
 #: Where the system keeps devices and the like.
 _SYSTEM = ("/dev/", "/proc/", "/sys/")
+
+#: Where the system says which directory a descriptor is of, on Linux.
+_FILES_OPEN = "/proc/self/fd/%d"
 
 #: The innermost frame while Python imports a module or looks for a source line.
 _INTERPRETER = (
@@ -52,10 +58,13 @@ class Rules(NamedTuple):
         The directory of the Batch: all that is below it matters.
     elsewhere : frozenset of str
         The paths outside of it that tasks of the program declare.
+    objects : frozenset of str
+        The names of the dictionaries and queues that tasks of the program declare.
     """
 
     directory: str
     elsewhere: frozenset[str] = frozenset()
+    objects: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=64)
@@ -98,18 +107,18 @@ class Watch:
 
     # -- files ----------------------------------------------------------------------------
 
-    def read(self, given: Any) -> None:
-        """Check that the task may read a path; raises `UndeclaredAccess`."""
-        path = _absolute(given)
+    def read(self, given: Any, directory: Any = -1) -> None:
+        """Check that the task may read a path; see `write` for the parameters."""
+        path = _absolute(given, directory)
         if path is None or path in self._reads or path in self._writes:
             return
-        if not self._matters(path) or self._may_read(path) or not os.path.lexists(path):
+        if self._may_read(path) or not self._matters(path) or not os.path.lexists(path):
             return
         real = os.path.realpath(path)
         if real == path or not self._may_read(real):
             self._refuse(path, "read")
 
-    def write(self, given: Any, makes: bool = True) -> None:
+    def write(self, given: Any, makes: bool = True, directory: Any = -1) -> None:
         """Check that the task may write, make, remove or replace a path.
 
         Parameters
@@ -118,35 +127,35 @@ class Watch:
             The path.
         makes : bool
             Whether the path exists afterwards.
+        directory : int
+            The descriptor of the directory that a relative path is relative to; -1 for the working
+            directory.
         """
-        path = _absolute(given)
+        path = _absolute(given, directory)
         if path is None or path in self._writes or not self._matters(path):
             return
-        if self._is_covered(path, self._writes) or self._is_covered(path, self._made):
+        if _is_covered(path, self._writes) or _is_covered(path, self._made):
             return
         if not os.path.lexists(path):
             if makes:
                 self._made.add(path)
             return
         real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        if real == path or not self._is_covered(real, self._writes):
+        if real == path or not _is_covered(real, self._writes):
             self._refuse(path, "write")
 
-    def make_directory(self, given: Any) -> None:
+    def make_directory(self, given: Any, directory: Any = -1) -> None:
         """Check that the task may make a directory: also one in which its outputs will be."""
-        path = _absolute(given)
+        path = _absolute(given, directory)
         if path is not None and path not in self._above_writes and not os.path.isdir(path):
             self.write(path)
 
     def _may_read(self, path: str) -> bool:
         return (
-            self._is_covered(path, self._reads)
-            or self._is_covered(path, self._writes)
-            or self._is_covered(path, self._made)
+            _is_covered(path, self._reads)
+            or _is_covered(path, self._writes)
+            or _is_covered(path, self._made)
         )
-
-    def _is_covered(self, path: str, by: frozenset[str] | set[str]) -> bool:
-        return bool(by) and any(each in by for each in _with_parents(path))
 
     def _matters(self, path: str) -> bool:
         """Return whether a path is one that the task must declare."""
@@ -155,7 +164,7 @@ class Watch:
         if path.startswith(self._below):
             return True
         elsewhere = self._rules.elsewhere
-        return self._is_covered(path, elsewhere) or path in self._reads or path in self._writes
+        return _is_covered(path, elsewhere) or path in self._reads or path in self._writes
 
     def _refuse(self, path: str, mode: str) -> None:
         """Record and raise that an access is not declared, unless the interpreter has made it."""
@@ -179,7 +188,13 @@ class Watch:
     # -- dictionaries and queues ----------------------------------------------------------
 
     def access_shared(self, mode: str, name: str, keys: tuple[Any, ...], what: str) -> None:
-        """Check that the task may access keys of a dictionary, or a queue; see `check_shared`."""
+        """Check that the task may access keys of a dictionary, or a queue; see `check_shared`.
+
+        A queue matters only if a task of the program declares it: tasks that wait for each other
+        by a queue run at the same time, and must not be ordered by it.
+        """
+        if name.startswith(_QUEUE) and name not in self._rules.objects:
+            return
         for declared_mode, declared_name, declared_keys in self._keys:
             if declared_name == name and (declared_mode == mode or declared_mode == "write"):
                 if not declared_keys:
@@ -206,7 +221,7 @@ class Watch:
         self.active = False
         if self.violation is None:
             for path in sorted(self._made):
-                if not self._is_covered(path, self._writes) and os.path.lexists(path):
+                if not _is_covered(path, self._writes) and os.path.lexists(path):
                     self._undeclared(
                         path,
                         "write",
@@ -374,14 +389,15 @@ def _opened(watch: Watch, args: tuple[Any, ...]) -> None:
 
 
 def _renamed(watch: Watch, args: tuple[Any, ...]) -> None:
-    source, target = args[:2]
-    watch.write(source, makes=False)
-    watch.write(target)
+    source, target, source_directory, target_directory = args
+    watch.write(source, False, source_directory)
+    watch.write(target, True, target_directory)
 
 
 def _linked(watch: Watch, args: tuple[Any, ...]) -> None:
-    watch.read(args[0])
-    watch.write(args[1])
+    source, target, source_directory, target_directory = args
+    watch.read(source, source_directory)
+    watch.write(target, True, target_directory)
 
 
 def _thread_started(watch: Watch, args: tuple[Any, ...]) -> None:
@@ -394,17 +410,17 @@ _HANDLERS: dict[str, Callable[[Watch, tuple[Any, ...]], None]] = {
     "open": _opened,
     "os.rename": _renamed,
     "os.link": _linked,
-    "os.symlink": lambda watch, args: watch.write(args[1]),
-    "os.remove": lambda watch, args: watch.write(args[0], makes=False),
-    "os.rmdir": lambda watch, args: watch.write(args[0], makes=False),
+    "os.symlink": lambda watch, args: watch.write(args[1], True, args[2]),
+    "os.remove": lambda watch, args: watch.write(args[0], False, args[1]),
+    "os.rmdir": lambda watch, args: watch.write(args[0], False, args[1]),
     "os.truncate": lambda watch, args: watch.write(args[0], makes=False),
-    "os.mkdir": lambda watch, args: watch.make_directory(args[0]),
+    "os.mkdir": lambda watch, args: watch.make_directory(args[0], args[2]),
     "_thread.start_new_thread": _thread_started,
     "_thread.start_joinable_thread": _thread_started,
 }
 
 
-def _absolute(given: Any) -> str | None:
+def _absolute(given: Any, directory: Any = -1) -> str | None:
     """Return a path as accesses have it; None for what is not a path, such as a descriptor."""
     if type(given) is not str:
         if isinstance(given, int) or given is None:
@@ -415,7 +431,23 @@ def _absolute(given: Any) -> str | None:
             return None
     if given.startswith(_SYSTEM):
         return None
-    return os.path.normpath(given if given[:1] == os.sep else os.path.join(os.getcwd(), given))
+    if given[:1] != os.sep:
+        try:
+            # A relative path may be relative to an open directory: `shutil.rmtree` works so.
+            base = os.getcwd() if directory in (-1, None) else os.readlink(_FILES_OPEN % directory)
+        except (OSError, TypeError):
+            return None
+        given = os.path.join(base, given)
+    return os.path.normpath(given)
+
+
+def _is_covered(path: str, by: frozenset[str] | set[str]) -> bool:
+    """Return whether a path, or a directory above it, is among some paths."""
+    while by and len(path) > 1:
+        if path in by:
+            return True
+        path = path[: path.rfind(os.sep)]
+    return False
 
 
 def _with_parents(path: str) -> Iterator[str]:
