@@ -223,13 +223,13 @@ class Batch:
         # The id and the address of the Batch, but nothing that is secret.
         context = self._context
         settings = context.name, context.directory, context.background_batching, context.strict
-        return _copy, (tuple(context.identity.address), *settings)
-        settings = context.name, context.directory, context.background_batching, context.strict
+        arguments: tuple[Any, ...] = (tuple(context.identity.address), *settings)
+        if type(self) is Batch and context.initializer is None:
+            return _copy, arguments
         initializer = None if context.initializer is None else context.initializer.call
         # A subclass arrives as itself, with its attributes.
         state = {name: value for name, value in vars(self).items() if name != "_context"}
-        arguments = tuple(context.identity.address), *settings, initializer, type(self)
-        return _copy, arguments, state or None
+        return _copy, (*arguments, initializer, type(self)), state or None
 
     # -- making tasks ---------------------------------------------------------------------
 

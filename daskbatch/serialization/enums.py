@@ -15,7 +15,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 #: The type whose ``__new__`` makes the members; for each member its name, and the arguments for
-#: that; for each alias its name and the name of the member.
+#: that; for each name, aliases included, the name of the member.
 Cores = tuple[type, list[tuple[str, tuple[Any, ...]]], dict[str, str]]
 
 #: The attribute of an enumeration that maps values to members.
@@ -54,14 +54,13 @@ def cores_of(kind: Any) -> Cores:
     """Return what is needed to make the members of an enumeration, without their attributes."""
     data_type = _maker_of(vars(kind).get("_member_type_", object))
     members: list[tuple[str, tuple[Any, ...]]] = []
-    aliases: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, member in vars(kind).get("_member_map_", {}).items():
         own = vars(member)["_name_"]
+        names[name] = own
         if own == name:
             members.append((name, _arguments_of(member, data_type)))
-        else:
-            aliases[name] = own
-    return data_type, members, aliases
+    return data_type, members, names
 
 
 def _maker_of(data_type: type) -> Any:
@@ -86,12 +85,12 @@ def _arguments_of(member: Any, data_type: Any) -> tuple[Any, ...]:
 
 def add_members(kind: type, cores: Cores) -> None:
     """Make the members of an enumeration, without attributes."""
-    data_type, members, aliases = cores
-    by_name: dict[str, Any] = {}
+    data_type, members, names = cores
+    made: dict[str, Any] = {}
     for name, arguments in members:
-        by_name[name] = data_type.__new__(kind, *arguments)
-        vars(by_name[name])["_name_"] = name
-    by_name.update((alias, by_name[name]) for alias, name in aliases.items())
+        made[name] = data_type.__new__(kind, *arguments)
+        vars(made[name])["_name_"] = name
+    by_name = {name: made[own] for name, own in names.items()}
     type.__setattr__(kind, "_member_map_", by_name)
     type.__setattr__(kind, "_member_type_", data_type)
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "plan": {"errors", "describe"},
     "describe": {"errors", "timeouts", "worker", "serialization"},
     "worker": {"errors", "timeouts", "forking", "serialization"},
-    "serialization": {"errors", "timeouts"},
+    "serialization": {"errors", "timeouts", "forking"},
     "timeouts": {"errors"},
     "forking": set(),
     "config": set(),

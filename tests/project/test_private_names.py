@@ -66,7 +66,8 @@ def callable_with(count: int) -> Callable[[Any], object]:
 _FUTURES = "concurrent.futures._base"
 _POOL = "distributed.threadpoolexecutor:ThreadPoolExecutor"
 _CLOUDPICKLE = "cloudpickle.cloudpickle"
-_NAMESPACES = "serialization/namespaces.py"
+_TRACKING = "serialization/tracking.py"
+_NAMED = "serialization/named_objects.py"
 
 NAMES = [
     # -- Dask and distributed ---------------------------------------------------------------
@@ -135,7 +136,7 @@ NAMES = [
     Use("threading:_limbo", "worker/execution/interrupt.py", lambda limbo: isinstance(limbo, dict)),
     Use(
         "subprocess:_args_from_interpreter_flags",
-        "worker/isolation/child_process.py",
+        "worker/processes/interpreter.py",
         lambda flags: isinstance(flags(), list),
     ),
     Use(
@@ -180,27 +181,19 @@ NAMES = [
     # -- cloudpickle ------------------------------------------------------------------------
     Use(
         f"{_CLOUDPICKLE}:_DYNAMIC_CLASS_TRACKER_BY_ID",
-        _NAMESPACES,
+        _TRACKING,
         lambda trackers: isinstance(trackers, weakref.WeakValueDictionary),
     ),
     Use(
         f"{_CLOUDPICKLE}:_DYNAMIC_CLASS_TRACKER_BY_CLASS",
-        _NAMESPACES,
+        _TRACKING,
         lambda trackers: isinstance(trackers, weakref.WeakKeyDictionary),
     ),
-    Use(f"{_CLOUDPICKLE}:_make_function", _NAMESPACES, parameters("code", "globals")),
-    Use(
-        f"{_CLOUDPICKLE}:_make_skeleton_class",
-        _NAMESPACES,
-        parameters("type_constructor", "name", "bases", "type_kwargs", "class_tracker_id"),
-    ),
-    Use(
-        f"{_CLOUDPICKLE}:_make_skeleton_enum",
-        _NAMESPACES,
-        parameters("bases", "name", "qualname", "members", "module", "class_tracker_id"),
-    ),
-    Use(f"{_CLOUDPICKLE}:_function_setstate", _NAMESPACES, parameters("obj", "state")),
-    Use(f"{_CLOUDPICKLE}:_class_setstate", _NAMESPACES, parameters("obj", "state")),
+    Use(f"{_CLOUDPICKLE}:_get_or_create_tracker_id", _TRACKING, parameters("class_def")),
+    Use(f"{_CLOUDPICKLE}:_BUILTIN_TYPE_NAMES", "serialization/by_value.py"),
+    Use(f"{_CLOUDPICKLE}:_class_reduce", "serialization/by_value.py", parameters("obj")),
+    Use(f"{_CLOUDPICKLE}:_lookup_module_and_qualname", _NAMED, parameters("obj", "name")),
+    Use(f"{_CLOUDPICKLE}:_is_registered_pickle_by_value", _NAMED, parameters("module")),
 ]
 
 #: What the documentation of CPython names, though it begins with an underscore.
