@@ -28,6 +28,7 @@ from daskbatch.cluster.session import Session, make_session
 from daskbatch.describe.access import Access, Mode
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 
 if TYPE_CHECKING:
@@ -636,7 +637,7 @@ class Batch:
         '42'
         """
         if not isinstance(path, (str, os.PathLike)):
-            raise SpecError(f"batch.open takes a path as a str or a Path, not {path!r}")
+            raise SpecError(f"batch.open takes a path as a str or a Path, not {safe_repr(path)}")
         file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
         self._context.await_conflicting_tasks(self.write(file) if writes else self.read(file))

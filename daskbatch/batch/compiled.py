@@ -22,6 +22,7 @@ from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 
 
@@ -204,7 +205,7 @@ class CompiledTask(Task):
         """
         for task in (a, b):
             if not isinstance(task, Task):
-                raise GraphError(f"explain takes two tasks; {task!r} is not a task")
+                raise GraphError(f"explain takes two tasks; {safe_repr(task)} is not a task")
         return explain(self.graph, self._records, a._record, b._record)
 
     def to_dot(self) -> str:
@@ -272,11 +273,11 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
         One of them has been started, or is queued.
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
-        raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
+        raise GraphError(f"compile takes a list of tasks, not {safe_repr(tasks)}")
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):
-            raise GraphError(f"compile takes tasks; {task!r} is not a task")
+            raise GraphError(f"compile takes tasks; {safe_repr(task)} is not a task")
         record = task._record
         if record.client_id != client_id or record.producers:
             require_own(client_id, record)

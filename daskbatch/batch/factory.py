@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.batch.context import BatchContext
@@ -28,6 +27,7 @@ from daskbatch.describe.spec import (
 )
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import callable_name, safe_repr
 
 #: What ``reads=`` and ``writes=`` accept.
 Accesses = Access | Iterable[Access] | None
@@ -73,7 +73,7 @@ def make_settings(
 ) -> TaskSettings:
     """Validate the options of tasks; see `Batch.options`."""
     if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
-        raise SpecError(f"cwd= must be a path, not {cwd!r}")
+        raise SpecError(f"cwd= must be a path, not {safe_repr(cwd)}")
     options = make_options(
         timeout=timeout,
         retries=retries,
@@ -91,7 +91,7 @@ def make_settings(
 def require_name(name: str | None) -> None:
     """Check that a ``name=`` is a text that is not empty, or None."""
     if name is not None and (not isinstance(name, str) or not name):
-        raise SpecError(f"name= must be a text, not {name!r}")
+        raise SpecError(f"name= must be a text, not {safe_repr(name)}")
 
 
 def make_function(
@@ -106,7 +106,7 @@ def make_function(
         args, settings = _split_accesses(args, settings)
     call = function_call(target, args, kwargs)
     session = context.session
-    name = settings.name or name_of(target)
+    name = settings.name or callable_name(target)
     return Task(context, make_record(context, session, call, name, settings), session)
 
 
@@ -147,14 +147,6 @@ def make_record(
     return TaskRecord(session.client_id, next(session.numbers), name, call, options, reads, writes)
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function for messages and Dask's dashboard."""
-    if type(function) is FunctionType:
-        return function.__name__
-    inner = getattr(function, "func", function)
-    return getattr(inner, "__name__", None) or type(inner).__name__
-
-
 def _split_accesses(
     args: tuple[Any, ...], settings: TaskSettings
 ) -> tuple[tuple[Any, ...], TaskSettings]:
@@ -185,12 +177,13 @@ def _channels(accesses: Accesses, mode: Mode) -> tuple[Channel, ...]:
         wanted = f"a list of what {read}(...) returns"
         if hasattr(accesses, "__batch_channels__"):
             wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
-        raise SpecError(f"{mode.value}s= is {accesses!r}: give {wanted}")
+        raise SpecError(f"{mode.value}s= is {safe_repr(accesses)}: give {wanted}")
     channels: list[Channel] = []
     for access in (accesses,) if isinstance(accesses, Access) else accesses:
         if not isinstance(access, Access):
             raise SpecError(
-                f"{mode.value}s= holds {access!r}: give what batch.{mode.value}(...) returns"
+                f"{mode.value}s= holds {safe_repr(access)}: "
+                f"give what batch.{mode.value}(...) returns"
             )
         if access.mode is not mode:
             raise SpecError(f"{mode.value}s= holds a {access}: put it into {access.mode.value}s=")

@@ -14,7 +14,7 @@ from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import DependencyFailed, LoadingError, TaskCancelled
 from daskbatch.serialization.exceptions import unpack_error
-from daskbatch.serialization.safe_text import safe_str
+from daskbatch.serialization.safe_text import is_from_outside, summary
 
 
 def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None) -> BaseException:
@@ -36,7 +36,7 @@ def failure_of(record: TaskRecord, dispatcher: Dispatcher, timeout: float | None
     if record.root_failure is not None:
         root = record.root_failure
         cause = failure_of(root, dispatcher, timeout)
-        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        why = f"failed: {summary(cause)}"
         if root.phase == Phase.CANCELLED:
             why = "was cancelled"
         error = DependencyFailed(
@@ -68,10 +68,9 @@ def load_result(load: Callable[[], Any], label: str) -> Any:
     """
     try:
         return load()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # unpickling may run any code, also sys.exit()
+        if is_from_outside(error):
+            raise
         raise LoadingError(
-            f"the result of task {label} cannot be loaded here: "
-            f"{type(error).__name__}: {safe_str(error)}"
+            f"the result of task {label} cannot be loaded here: {summary(error)}"
         ) from error

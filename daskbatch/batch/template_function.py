@@ -24,6 +24,7 @@ from daskbatch.describe.template.binding import (
 )
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import safe_repr
 
 
 def import_template(
@@ -31,7 +32,7 @@ def import_template(
 ) -> ImportedFunction:
     """Read a template and bind its import arguments; see `Batch.import_func`."""
     if not isinstance(ptd_file, (str, os.PathLike)):
-        raise SpecError(f"ptd_file= must be the path of a template, not {ptd_file!r}")
+        raise SpecError(f"ptd_file= must be the path of a template, not {safe_repr(ptd_file)}")
     file = os.fspath(ptd_file)
     template = read_template(context.absolute(file), file)
     return ImportedFunction(context, BoundTemplate(template, args, kwargs))

@@ -20,6 +20,7 @@ from daskbatch.describe.initializer import Initializer
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
+from daskbatch.serialization.safe_text import attribute, safe_repr, text_attribute, type_name
 from daskbatch.worker.execution.executable import execute
 
 
@@ -101,11 +102,11 @@ def make_options(
         A value has the wrong type or is out of range.
     """
     if not isinstance(retries, int) or retries < 0:
-        raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
+        raise SpecError(f"retries= must be a whole number from 0, not {safe_repr(retries)}")
     if not isinstance(priority, Real) or math.isnan(priority):
-        raise SpecError(f"priority= must be a number, not {priority!r}")
+        raise SpecError(f"priority= must be a number, not {safe_repr(priority)}")
     if isolation not in (None, "thread", "process"):
-        raise SpecError(f'isolation= must be "thread" or "process", not {isolation!r}')
+        raise SpecError(f'isolation= must be "thread" or "process", not {safe_repr(isolation)}')
     if isolation == "thread" and (cwd is not None or env):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
@@ -113,7 +114,7 @@ def make_options(
     if workers is None or isinstance(workers, str):
         workers = [] if workers is None else [workers]
     if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
-        raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
+        raise SpecError(f"workers= must be addresses or host names, not {safe_repr(workers)}")
     return Options(
         timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
         retries=retries,
@@ -129,12 +130,14 @@ def make_options(
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
-        raise SpecError(f"env= must be a dict of str to str, not {env!r}")
+        raise SpecError(f"env= must be a dict of str to str, not {safe_repr(env)}")
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not is_value(value):
-            raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
+            raise SpecError(
+                f"env= must map str to str; {safe_repr(name)}: {safe_repr(value)} is wrong"
+            )
         if not is_variable(name):
-            raise SpecError(f"env= holds {name!r}, which cannot be the name of a variable")
+            raise SpecError(f"env= holds {safe_repr(name)}, which cannot be the name of a variable")
     return {name: os.fsdecode(value) for name, value in (env or {}).items()}
 
 
@@ -142,11 +145,14 @@ def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float]
     if resources is None:
         return ()
     if not isinstance(resources, Mapping):
-        raise SpecError(f'resources= must be a dict such as {{"GPU": 1}}, not {resources!r}')
+        raise SpecError(
+            f'resources= must be a dict such as {{"GPU": 1}}, not {safe_repr(resources)}'
+        )
     for name, amount in resources.items():
         if not isinstance(name, str) or not isinstance(amount, Real) or not amount > 0:
             raise SpecError(
-                f'resources= must be a dict such as {{"GPU": 1}}; {name!r}: {amount!r} is wrong'
+                'resources= must be a dict such as {"GPU": 1}; '
+                f"{safe_repr(name)}: {safe_repr(amount)} is wrong"
             )
     return tuple(sorted((name, float(amount)) for name, amount in resources.items()))
 
@@ -169,7 +175,9 @@ def positive_seconds(value: float | timedelta, what: str) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
-        raise SpecError(f"{what} must be a positive number of seconds or timedelta, not {value!r}")
+        raise SpecError(
+            f"{what} must be a positive number of seconds or timedelta, not {safe_repr(value)}"
+        )
     return float(value)
 
 
@@ -239,12 +247,12 @@ def function_call(
         return _make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(
-            f"cannot call {function!r}: give a function first, then its arguments; "
+            f"cannot call {safe_repr(function)}: give a function first, then its arguments; "
             "for an executable use batch.process(...)"
         )
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
-    return _make_call(_apply, _family(function), ((function, args, kwargs), {}))
+    return _make_call(_apply, family_of(function), ((function, args, kwargs), {}))
 
 
 def _is_task_or_handle(obj: object) -> bool:
@@ -259,10 +267,14 @@ def _apply(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return function(*args, **kwargs)
 
 
-def _family(function: Callable[..., Any]) -> Hashable:
-    inner = getattr(function, "func", getattr(function, "__func__", function))
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return getattr(inner, "__module__", None), name
+def family_of(function: Callable[..., Any]) -> Hashable:
+    """Return the family of the calls of a callable that is not a plain function."""
+    inner = attribute(function, "func")
+    if inner is None:
+        inner = attribute(function, "__func__")
+    inner = function if inner is None else inner
+    name = text_attribute(inner, "__qualname__") or type_name(inner)
+    return text_attribute(inner, "__module__"), name
 
 
 def process_call(
@@ -284,11 +296,11 @@ def process_call(
     """
     if not isinstance(target, (str, Path)) or not str(target):
         raise SpecError(
-            f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
-            "for a Python function use batch.function(...)"
+            f"cannot run {safe_repr(target)}: give an executable as str or Path, then its "
+            "arguments; for a Python function use batch.function(...)"
         )
     if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _is_task_or_handle(stdin)):
-        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
+        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {safe_repr(stdin)}")
     command = {
         "command": [target, *args],
         "cwd": cwd,

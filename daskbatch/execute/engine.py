@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
 from daskbatch import errors
@@ -19,11 +20,12 @@ from daskbatch.batch.batch import Batch
 from daskbatch.batch.factory import TaskSettings, make_record
 from daskbatch.batch.task import Task as BatchTask
 from daskbatch.cluster.session import Session
-from daskbatch.describe.spec import DEFAULT_OPTIONS, Call
+from daskbatch.describe.spec import DEFAULT_OPTIONS, Call, family_of
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, WorkerLost
 from daskbatch.execute.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import attribute
 
 #: After this time, a waiting fetch of a large value checks whether the value is still wanted. The
 #: time doubles with every check. Seconds.
@@ -128,11 +130,8 @@ _Sent = tuple[Callable[..., Any], RemoteMethod]
 
 def kind_of(method: Callable[..., Any]) -> Hashable:
     """Return the kind of the calls of a method; calls of one kind take about the same time."""
-    inner = getattr(method, "__func__", getattr(method, "func", method))
-    return getattr(inner, "__code__", None) or (
-        getattr(inner, "__module__", None),
-        getattr(inner, "__qualname__", type(inner).__qualname__),
-    )
+    code = attribute(method.__func__ if type(method) is MethodType else method, "__code__")
+    return code if type(code) is CodeType else family_of(method)
 
 
 class Engine:

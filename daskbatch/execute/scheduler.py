@@ -38,6 +38,7 @@ from daskbatch.execute.rmi_task import RmiTask
 from daskbatch.execute.task import Task, TaskState
 from daskbatch.execute.worker import Worker
 from daskbatch.execute.worker_watch import WorkerSet
+from daskbatch.serialization.safe_text import callable_name
 from daskbatch.timeouts import Deadline
 
 _logger = logging.getLogger("daskbatch")
@@ -218,7 +219,7 @@ class Scheduler:
         threads = self._threads.get(worker)
         called = EngineCall(
             *(method, tuple(args), dict(kwargs or {})),
-            name=name or str(getattr(method, "__name__", type(method).__name__)),
+            name=name or callable_name(method),
             kind=kind_of(method),
             told=_nothing,
         )
@@ -483,5 +484,5 @@ def _name_of(tasks: Sequence[Task]) -> str:
     """Return the name of a job's tasks on Dask's dashboard."""
     for task in tasks:
         if isinstance(task, RmiTask):
-            return str(getattr(task.method, "__name__", type(task.method).__name__))
+            return callable_name(task.method)
     return "job"

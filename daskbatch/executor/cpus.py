@@ -10,6 +10,7 @@ import re
 from typing import SupportsIndex
 
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import safe_repr
 
 #: The environment variables from which libraries read how many threads to use.
 _THREAD_VARIABLES = (
@@ -47,7 +48,9 @@ def count_cpus(cpus: int | float | str) -> float:
     elif isinstance(cpus, (int, float)) and not isinstance(cpus, bool):
         count = float(cpus)
     if not 0 < count < float("inf"):
-        raise SpecError(f'cpus_per_job= must be a number such as 2, "0.5" or "500m", not {cpus!r}')
+        raise SpecError(
+            f'cpus_per_job= must be a number such as 2, "0.5" or "500m", not {safe_repr(cpus)}'
+        )
     return count
 
 
@@ -85,7 +88,7 @@ def count_workers(max_workers: SupportsIndex) -> int:
     except TypeError:
         count = None
     if count is None or isinstance(max_workers, bool):
-        raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
+        raise SpecError(f"max_workers must be a whole number, not {safe_repr(max_workers)}")
     if count <= 0:
         raise SpecError("max_workers must be greater than 0")
     return count

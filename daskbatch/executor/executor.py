@@ -53,6 +53,7 @@ from daskbatch.executor.cpus import count_cpus, count_workers, thread_limits
 from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.worker.cores import CORES
 
 
@@ -427,7 +428,7 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
     64
     """
     if not isinstance(batch, Batch):
-        raise SpecError(f"as_executor takes a Batch, not {batch!r}")
+        raise SpecError(f"as_executor takes a Batch, not {safe_repr(batch)}")
     return BatchPoolExecutor._on_batch(batch)
 
 

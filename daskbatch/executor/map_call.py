@@ -21,6 +21,7 @@ from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import Arguments, CallFactory
 from daskbatch.executor.pool import Pool
 from daskbatch.serialization.exceptions import unpack_error
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.chunk import Chunk
 from daskbatch.worker.execution.task_context import waiting_in_loop
@@ -71,9 +72,11 @@ class MapCall:
         try:
             chunksize = operator.index(chunksize)
         except TypeError:
-            raise SpecError(f"chunksize must be a whole number, not {chunksize!r}") from None
+            raise SpecError(
+                f"chunksize must be a whole number, not {safe_repr(chunksize)}"
+            ) from None
         if chunksize < 1:
-            raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
+            raise SpecError(f"chunksize must be >= 1, not {safe_repr(chunksize)}")
         if buffersize is not None:
             try:
                 buffersize = operator.index(buffersize)

@@ -12,7 +12,16 @@ from typing import Any, cast
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, pickling
-from daskbatch.serialization.safe_text import safe_traceback, summary
+from daskbatch.serialization.safe_text import (
+    is_from_outside,
+    safe_traceback,
+    summary,
+    traceback_of,
+    type_name,
+)
+
+# It goes round what the class of an exception puts in place of the attribute.
+_set_cause = vars(BaseException)["__cause__"].__set__
 
 
 def pack_error(
@@ -33,24 +42,33 @@ def pack_error(
     heading : str
         A text to write above the traceback.
     """
-    start = error.__traceback__
-    for _ in range(hidden_frames):
-        if start is not None and start.tb_next is not None:
-            start = start.tb_next
-    text = heading + safe_traceback(error, start)
+    # Whatever goes wrong here, a signal included, must not end the thread that reports the error.
+    brief = text = type_name(error)
     try:
-        data = _dumps((error, text))
-        assert isinstance(pickling.loads(data)[0], BaseException)
-    except Exception:
-        substitute = SerializationError(
-            f"task {label} raised an exception that cannot be sent: {summary(error)}"
+        brief = summary(error)
+        start = traceback_of(error)
+        for _ in range(hidden_frames):
+            if start is not None and start.tb_next is not None:
+                start = start.tb_next
+        text = safe_traceback(error, start)
+    except BaseException:  # of a signal handler: Ctrl-C in a child process
+        pass
+    text = heading + text
+    try:
+        data = _dumps(error)
+        _require_exception(pickling.loads(data))
+    except BaseException:  # pickling may run any code, even sys.exit()
+        data = _dumps(
+            SerializationError(f"task {label} raised an exception that cannot be sent: {brief}")
         )
-        return _dumps((substitute, text))
-    return data
+    return pickling.dumps_plain((data, text, label, brief))
 
 
 def unpack_error(data: bytes, heading: str = "") -> BaseException:
     """Undo `pack_error`: return the exception, with the worker's traceback as its cause.
+
+    If the exception cannot be unpickled in this process, a `SerializationError` with its text is
+    returned.
 
     Parameters
     ----------
@@ -64,10 +82,26 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
     # faster without it.
     from concurrent.futures.process import _RemoteTraceback
 
-    error, text = pickling.loads(data)
-    assert isinstance(error, BaseException)
-    error.__cause__ = _RemoteTraceback(f'\n"""\n{heading}{text}"""')  # type: ignore[arg-type]
+    pickled, text, label, brief = pickling.loads(data)
+    try:
+        error = _require_exception(pickling.loads(pickled))
+    except BaseException as failure:  # unpickling may run any code, even sys.exit()
+        if is_from_outside(failure):
+            raise
+        error = SerializationError(
+            f"task {label} raised an exception that cannot be loaded here: {brief}; "
+            f"to load it raises {summary(failure)}"
+        )
+    # Not by an assignment: the class of the exception may define what that does.
+    _set_cause(error, _RemoteTraceback(f'\n"""\n{heading}{text}"""'))  # type: ignore[arg-type]
     return error
+
+
+def _require_exception(loaded: object) -> BaseException:
+    """Return an unpickled object if it is an exception; an exception may unpickle as anything."""
+    if not issubclass(type(loaded), BaseException):
+        raise TypeError(f"it is unpickled as an object of type {type_name(loaded)}")
+    return cast("BaseException", loaded)
 
 
 def reworded(error: OSError, text: str) -> OSError:
@@ -160,7 +194,7 @@ def _sendable(
     for name, value in state.items():
         try:
             _dumps(value, states)
-        except Exception:
+        except BaseException:  # pickling may run any code, even sys.exit()
             continue
         sendable[name] = value
     return sendable

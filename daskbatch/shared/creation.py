@@ -20,6 +20,7 @@ from daskbatch.cluster.connection import connect, register
 from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.actor import SharedActor
 from daskbatch.shared.actor_creation import make_actors
 from daskbatch.shared.data import routes
@@ -151,7 +152,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
         The cluster cannot import daskbatch.
     """
     if name is not None and not (isinstance(name, str) and name):
-        raise SpecError(f"name= must be a text that is not empty, not {name!r}")
+        raise SpecError(f"name= must be a text that is not empty, not {safe_repr(name)}")
     client = context.client
     address = str(client.scheduler.address)
     register(client, SharedRegistry())
@@ -226,7 +227,8 @@ def _make_object(
 def _require_compatible(found: ObjectInfo, wanted: ObjectOptions, name: str | None) -> None:
     if found.options.kind != wanted.kind:
         raise SpecError(
-            f"the name {name!r} is that of a {description_of(found.uid, found.options, None)}"
+            f"the name {safe_repr(name)} is that of a "
+            f"{description_of(found.uid, found.options, None)}"
         )
     default = ObjectOptions(wanted.kind)
     for field in ("shards", "replicas", "memory_limit", "maxsize"):

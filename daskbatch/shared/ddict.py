@@ -16,6 +16,7 @@ from typing import Any
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
 from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
@@ -398,7 +399,7 @@ def _require_count(parameter: str, number: Any) -> int:
     except TypeError:
         count = 0
     if count < 1:
-        raise SpecError(f"{parameter}= must be a whole number from 1, not {number!r}")
+        raise SpecError(f"{parameter}= must be a whole number from 1, not {safe_repr(number)}")
     return count
 
 
@@ -406,7 +407,7 @@ def _require_timeout(timeout: float | timedelta | None) -> float | None:
     seconds = parse_timeout(timeout)
     given = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if given is not None and given < 0:
-        raise SpecError(f"timeout= must not be negative, and is {timeout!r}")
+        raise SpecError(f"timeout= must not be negative, and is {safe_repr(timeout)}")
     return seconds
 
 
@@ -416,5 +417,7 @@ def _parse_size(limit: int | str) -> int:
     except (ValueError, AttributeError, TypeError):
         size = -1
     if size < 0:
-        raise SpecError(f'memory_limit= must be bytes or a text such as "1GiB", not {limit!r}')
+        raise SpecError(
+            f'memory_limit= must be bytes or a text such as "1GiB", not {safe_repr(limit)}'
+        )
     return size

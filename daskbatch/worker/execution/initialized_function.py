@@ -12,7 +12,7 @@ from typing import Any
 
 from daskbatch.errors import ServiceLost
 from daskbatch.serialization import namespaces, pickling
-from daskbatch.serialization.safe_text import safe_str
+from daskbatch.serialization.safe_text import summary
 from daskbatch.worker.execution.interrupt import Stopped
 
 
@@ -44,7 +44,7 @@ class _Initialization:
                 except BaseException as error:
                     self._failure = error
         if self._failure is not None:
-            cause = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
+            cause = summary(self._failure)
             failed = InitializerFailed(f"the executor's initializer failed: {cause}")
             raise failed from self._failure
 
