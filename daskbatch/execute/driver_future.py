@@ -44,6 +44,10 @@ def _report(tell: Callable[[Any, BaseException | None], None], future: Any) -> N
         if future.cancelled():
             tell(None, errors.TaskCancelled("the future of the task was cancelled"))
             return
+        if isinstance(future, Future) and (error := future.exception()) is not None:
+            # `result` takes an exception that is false, like an empty container, for none.
+            tell(None, error)
+            return
         value = future.result()
     except BaseException as error:
         tell(None, error)

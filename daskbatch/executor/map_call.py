@@ -241,7 +241,10 @@ class MapCall:
                 if record.value is not None:
                     value = self._pool.get(record)
                 else:
-                    value = await loop.run_in_executor(None, self._pool.get, record)
+                    # The exception is returned: asyncio cannot pass a StopIteration.
+                    value, error = await loop.run_in_executor(None, self._pool.outcome, record)
+                    if error is not None:
+                        raise error
                 if is_chunk:
                     for each in self._unpack(record, value):
                         yield each

@@ -304,4 +304,8 @@ def call_in_thread(function: Callable[[], T]) -> T:
     while not done.done():
         with suppress(TimeoutError):
             done.exception(STOP_POLL_SECONDS)
+    # Not `result`: it takes an exception that is false, like an empty container, for none.
+    error = done.exception()
+    if error is not None:
+        raise error
     return done.result()
