@@ -22,6 +22,7 @@ from daskbatch.errors import (
     TaskError,
     TaskTimeout,
 )
+from daskbatch.forking import end_forked_process, generation
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
@@ -199,6 +200,7 @@ class BlockRun(Progress):
         attempts = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
+        process = generation()
         while True:
             if context is not None:
                 context.next_task()
@@ -215,6 +217,8 @@ class BlockRun(Progress):
                 doing = ""
                 self._before_call()
                 value = self._call(member, function, args, kwargs)
+                if process != generation():
+                    end_forked_process(None)
                 if type(value) is CoroutineType:
                     # Not at the top: a child starts faster without it.
                     import asyncio
@@ -226,6 +230,8 @@ class BlockRun(Progress):
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
+                if process != generation():  # the function has forked: this is its child
+                    end_forked_process(raised)
                 if context is not None and context.resources:
                     context.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member), value)

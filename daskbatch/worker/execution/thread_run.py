@@ -56,6 +56,7 @@ class ThreadRun(BlockRun):
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         status, value = super()._run(member, link, capture)
+        capture.end_task()
         if self._decided.setdefault(member, status) == Status.CANCELLED:
             return Status.CANCELLED, None
         return status, value

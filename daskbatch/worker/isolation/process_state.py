@@ -163,6 +163,9 @@ def _read_raw_environment() -> dict[Any, Any]:
 
 def _text_stream(file: int) -> io.TextIOWrapper:
     raw = io.FileIO(file, "w", closefd=False)
-    return io.TextIOWrapper(
+    raw.name = {1: "<stdout>", 2: "<stderr>"}[file]
+    stream = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
+    stream.mode = "w"  # type: ignore[misc]
+    return stream
