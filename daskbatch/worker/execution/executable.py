@@ -22,6 +22,7 @@ from typing import IO, Any
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
+from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -237,6 +238,7 @@ def _run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                umask=initial_state.umask(),
                 bufsize=0,
             )
         except OSError as error:

@@ -39,6 +39,8 @@ class _Initialization:
                     initializer, initargs = pickling.loads(setup)
                     initializer(*initargs)
                     self.done = True
+                    for function in after_initializer:
+                        function()
                 except Stopped:
                     raise  # the task was stopped; the initializer has not failed
                 except BaseException as error:
@@ -48,6 +50,9 @@ class _Initialization:
             failed = InitializerFailed(f"the executor's initializer failed: {cause}")
             raise failed from self._failure
 
+
+#: Called when an initializer has set what later tasks are to find.
+after_initializer: list[Callable[[], object]] = []
 
 #: By executor.
 _initializations: dict[str, _Initialization] = {}

@@ -18,7 +18,8 @@ from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
-from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.execution.outcome import BlockResult, Status
+from daskbatch.worker.processes import initial_state
 
 
 class ThreadRun(BlockRun):
@@ -53,6 +54,15 @@ class ThreadRun(BlockRun):
         self._stop_lock = threading.Lock()
 
     # -- the thread that runs the block ---------------------------------------------------
+
+    def __call__(self) -> BlockResult:
+        mask = initial_state.signal_mask()
+        try:
+            return super().__call__()
+        finally:
+            # What a task leaves in this thread must not reach the next one.
+            initial_state.set_signal_mask(mask)
+            initial_state.open_standard_descriptors()
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         status, value = super()._run(member, link, capture)

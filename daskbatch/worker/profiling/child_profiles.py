@@ -150,6 +150,7 @@ def _listen(told: ChildOrder) -> None:
         _listener = None
     if _listener is None and told.wanted:
         listener = socket.socket(socket.AF_UNIX)
+        listener.settimeout(None)  # a task may have set a default
         try:
             listener.bind(os.path.join(told.directory, str(os.getpid())))
         except OSError:
@@ -168,6 +169,7 @@ def _serve(listener: socket.socket) -> None:
             connection, _ = listener.accept()
         except OSError:
             return
+        connection.settimeout(None)
         with connection, contextlib.suppress(OSError):
             question = _receive(connection).decode()
             answer = b""
