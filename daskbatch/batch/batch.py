@@ -41,10 +41,11 @@ class Batch:
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
 
     A Batch can be pickled and sent to other processes and to tasks. The pickle holds the
-    scheduler's address and the Batch's id, never credentials. An unpickled copy registers as a
-    separate client on first use and must be closed. A copy used inside a task closes itself: the
-    task completes only when everything that it submitted has completed, and if the task fails,
-    what it submitted is cancelled. A task that waits releases its worker slot.
+    scheduler's address and the Batch's id, never credentials. A copy that was unpickled in another
+    process is a separate client from then on, registered in the background, and must be closed;
+    one that is dropped, or whose process ends, has closed. A copy used inside a task closes
+    itself: the task completes only when everything that it submitted has completed, and if the
+    task fails, what it submitted is cancelled. A task that waits releases its worker slot.
 
     Parameters
     ----------
@@ -132,7 +133,8 @@ class Batch:
     def client_id(self) -> int:
         """The number of this client of the Batch; 0 is the client that created the Batch.
 
-        A copy becomes a client on first use. Each task that uses copies is one client.
+        Each copy is a client: one that was unpickled in another process is registered in the
+        background, any other one on its first use.
 
         Raises
         ------
@@ -816,6 +818,8 @@ def _create_context(
 def _copy(
     address: tuple[str, str, bool], name: str | None, directory: str, background_batching: bool
 ) -> Batch:
-    """Unpickle a Batch: the copy registers as a separate client on first use."""
+    """Unpickle a Batch: the copy is a separate client."""
     identity = Identity(Address(*address))
-    return Batch._from_context(BatchContext(identity, name, directory, background_batching))
+    copy = Batch._from_context(BatchContext(identity, name, directory, background_batching))
+    identity.register_if_unpickled_elsewhere()
+    return copy

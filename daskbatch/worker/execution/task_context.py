@@ -76,7 +76,7 @@ class TaskContext:
     Attributes
     ----------
     resources : dict
-        What the task uses, by Batch.
+        What the task uses: the clients that it is, by the names of their `Identity`.
     task_number : int
         Increases with every task, so that successive tasks can be told apart.
     allocation : Allocation, optional
