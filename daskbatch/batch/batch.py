@@ -28,6 +28,7 @@ from daskbatch.cluster.session import Session, make_session
 from daskbatch.describe.access import Access, Mode
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.serialization.exceptions import reworded
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 
@@ -802,7 +803,13 @@ def _create_context(
     environment: Mapping[str, str] | None,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
-    batch, directory = uuid.uuid4().hex[:12], os.getcwd()
+    name = require_name(name or None)
+    batch = uuid.uuid4().hex[:12]
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError as error:
+        what = "the current directory of this process has been deleted: change to another one"
+        raise reworded(error, what) from None
     session = make_session(batch, cluster, num_workers, directory, environment)
     session.background.name = name or "batch"
     address = Address(session.client.scheduler.address, batch, session.grows)

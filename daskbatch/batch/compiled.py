@@ -7,7 +7,7 @@ A `CompiledTask` has `plan` infer the order of its members, and submits them whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.serialization.safe_text import safe_repr
+from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
 
 
@@ -274,6 +274,11 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise GraphError(f"compile takes a list of tasks, not {safe_repr(tasks)}")
+    if isinstance(tasks, Set) and not isinstance(tasks, KeysView):
+        raise GraphError(
+            f"compile takes a list of tasks, not a {type_name(tasks)}, which has no order: the "
+            "order of the list is that of the sequential program"
+        )
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):

@@ -25,6 +25,7 @@ from daskbatch.describe.spec import (
     make_options,
     process_call,
 )
+from daskbatch.describe.values import path_of, text_of
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
 from daskbatch.serialization.safe_text import callable_name, safe_repr
@@ -72,7 +73,8 @@ def make_settings(
     env: Mapping[str, str] | None = None,
 ) -> TaskSettings:
     """Validate the options of tasks; see `Batch.options`."""
-    if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+    directory = path_of(cwd)
+    if cwd is not None and directory is None:
         raise SpecError(f"cwd= must be a path, not {safe_repr(cwd)}")
     options = make_options(
         timeout=timeout,
@@ -81,17 +83,21 @@ def make_settings(
         workers=workers,
         priority=priority,
         isolation=isolation,
-        cwd=None if cwd is None else context.absolute(cwd),
+        cwd=None if directory is None else context.absolute(directory),
         env=env,
     )
-    require_name(name)
+    name = require_name(name)
     return TaskSettings(options, _channels(reads, Mode.READ), _channels(writes, Mode.WRITE), name)
 
 
-def require_name(name: str | None) -> None:
-    """Check that a ``name=`` is a text that is not empty, or None."""
-    if name is not None and (not isinstance(name, str) or not name):
+def require_name(name: str | None) -> str | None:
+    """Return a ``name=``, which must be a text that is not empty, or None."""
+    if name is None:
+        return None
+    text = text_of(name)
+    if not text:
         raise SpecError(f"name= must be a text, not {safe_repr(name)}")
+    return text
 
 
 def make_function(

@@ -5,7 +5,6 @@ All records are immutable. The functions may be called by any number of threads.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,13 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
+from daskbatch.describe.generators import warn_of_generator
 from daskbatch.describe.initializer import Initializer
+from daskbatch.describe.values import isinstance_of, number_of, path_of, text_of, whole_number_of
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
-from daskbatch.serialization.safe_text import attribute, safe_repr, text_attribute, type_name
+from daskbatch.serialization.safe_text import attribute, plain, safe_repr, text_attribute, type_name
 from daskbatch.worker.execution.executable import execute
 
 
@@ -101,27 +102,30 @@ def make_options(
     SpecError
         A value has the wrong type or is out of range.
     """
-    if not isinstance(retries, int) or retries < 0:
+    count = int(retries) if type(retries) is bool else whole_number_of(retries)
+    if count is None or count < 0:
         raise SpecError(f"retries= must be a whole number from 0, not {safe_repr(retries)}")
-    if not isinstance(priority, Real) or math.isnan(priority):
+    rank = float(priority) if type(priority) is bool else number_of(priority)
+    if rank is None:
         raise SpecError(f"priority= must be a number, not {safe_repr(priority)}")
-    if isolation not in (None, "thread", "process"):
+    if isolation is not None and text_of(isolation) not in ("thread", "process"):
         raise SpecError(f'isolation= must be "thread" or "process", not {safe_repr(isolation)}')
-    if isolation == "thread" and (cwd is not None or env):
+    if text_of(isolation) == "thread" and (cwd is not None or env):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
         )
-    if workers is None or isinstance(workers, str):
-        workers = [] if workers is None else [workers]
-    if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
+    if workers is None or isinstance_of(workers, str):
+        workers = [] if workers is None else [workers]  # type: ignore[list-item]
+    names = list(map(text_of, workers)) if isinstance_of(workers, Iterable) else [None]
+    if None in names:
         raise SpecError(f"workers= must be addresses or host names, not {safe_repr(workers)}")
     return Options(
         timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
-        retries=retries,
+        retries=count,
         resources=_resources(resources),
-        workers=tuple(workers),
-        priority=float(priority),
-        isolated=isolation == "process"
+        workers=tuple(name for name in names if name is not None),
+        priority=rank,
+        isolated=text_of(isolation) == "process"
         or (isolation is None and not (timeout is None and cwd is None and not env)),
         cwd=None if cwd is None else os.fspath(cwd),
         env=tuple(sorted(_environment(env).items())),
@@ -138,7 +142,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
             )
         if not is_variable(name):
             raise SpecError(f"env= holds {safe_repr(name)}, which cannot be the name of a variable")
-    return {name: os.fsdecode(value) for name, value in (env or {}).items()}
+    return {plain(name): plain(os.fsdecode(value)) for name, value in (env or {}).items()}
 
 
 def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
@@ -154,7 +158,7 @@ def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float]
                 'resources= must be a dict such as {"GPU": 1}; '
                 f"{safe_repr(name)}: {safe_repr(amount)} is wrong"
             )
-    return tuple(sorted((name, float(amount)) for name, amount in resources.items()))
+    return tuple(sorted((plain(name), float(amount)) for name, amount in resources.items()))
 
 
 def positive_seconds(value: float | timedelta, what: str) -> float:
@@ -250,6 +254,7 @@ def function_call(
             f"cannot call {safe_repr(function)}: give a function first, then its arguments; "
             "for an executable use batch.process(...)"
         )
+    warn_of_generator(function)
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
     return _make_call(_apply, family_of(function), ((function, args, kwargs), {}))
@@ -294,19 +299,24 @@ def process_call(
     SpecError
         The target is not a path, or a setting has the wrong type.
     """
-    if not isinstance(target, (str, Path)) or not str(target):
+    path = path_of(target)
+    if not path:
         raise SpecError(
             f"cannot run {safe_repr(target)}: give an executable as str or Path, then its "
             "arguments; for a Python function use batch.function(...)"
         )
-    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or _is_task_or_handle(stdin)):
+    if isinstance_of(stdin, os.PathLike):
+        stdin = Path(os.fsdecode(stdin))
+    elif isinstance_of(stdin, str):
+        stdin = plain(stdin)
+    elif not (stdin is None or isinstance_of(stdin, bytes) or _is_task_or_handle(stdin)):
         raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {safe_repr(stdin)}")
     command = {
-        "command": [target, *args],
+        "command": [path, *args],
         "cwd": cwd,
         "env": _environment(env),
         "stdin": stdin,
         "check": bool(check),
         "timeout": timeout,
     }
-    return _make_call(execute, os.fspath(target), ((), command))
+    return _make_call(execute, path, ((), command))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import TaskSettings, make_record, make_settings
 from daskbatch.batch.validation import require_own, require_producers
+from daskbatch.describe.generators import warn_of_generator
 from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import Call, function_call
 from daskbatch.dispatch.task_record import TaskRecord
@@ -107,6 +109,8 @@ class CallFactory:
         if options.timeout is not None or options.retries:
             return None  # these options hold for single calls
         name = self._settings.name or callable_name(function)
+        if type(function) is not FunctionType:
+            warn_of_generator(function)
         with pickling.within(self._namespace):
             call = function_call(run_chunk, (repr(name), function, chunk), _NO_KEYWORDS)
         if call.failure is not None:

@@ -5,10 +5,10 @@ Pure functions; they raise `SpecError` for a value that is wrong.
 
 from __future__ import annotations
 
-import operator
 import re
 from typing import SupportsIndex
 
+from daskbatch.describe.values import number_of, text_of, whole_number_of
 from daskbatch.errors import SpecError
 from daskbatch.serialization.safe_text import safe_repr
 
@@ -41,12 +41,12 @@ def count_cpus(cpus: int | float | str) -> float:
     1.5
     """
     count = 0.0
-    if isinstance(cpus, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(m?)", cpus.strip())
+    if (text := text_of(cpus)) is not None:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(m?)", text.strip())
         if found is not None:
             count = float(found[1]) / (1000 if found[2] else 1)
-    elif isinstance(cpus, (int, float)) and not isinstance(cpus, bool):
-        count = float(cpus)
+    else:
+        count = number_of(cpus) or 0.0
     if not 0 < count < float("inf"):
         raise SpecError(
             f'cpus_per_job= must be a number such as 2, "0.5" or "500m", not {safe_repr(cpus)}'
@@ -83,11 +83,8 @@ def count_workers(max_workers: SupportsIndex) -> int:
     >>> count_workers(2)
     2
     """
-    try:
-        count = operator.index(max_workers)
-    except TypeError:
-        count = None
-    if count is None or isinstance(max_workers, bool):
+    count = whole_number_of(max_workers)
+    if count is None:
         raise SpecError(f"max_workers must be a whole number, not {safe_repr(max_workers)}")
     if count <= 0:
         raise SpecError("max_workers must be greater than 0")

@@ -112,7 +112,7 @@ class BatchPoolExecutor(Executor):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         require_interpreter()
-        require_name(name)
+        name = require_name(name)
         max_workers = None if max_workers is None else count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")

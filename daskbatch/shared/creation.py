@@ -19,6 +19,7 @@ from daskbatch import config
 from daskbatch.cluster.connection import connect, register
 from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
+from daskbatch.describe.values import text_of
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.actor import SharedActor
@@ -151,8 +152,11 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     BatchError
         The cluster cannot import daskbatch.
     """
-    if name is not None and not (isinstance(name, str) and name):
-        raise SpecError(f"name= must be a text that is not empty, not {safe_repr(name)}")
+    if name is not None:
+        text = text_of(name)
+        if not text:
+            raise SpecError(f"name= must be a text that is not empty, not {safe_repr(name)}")
+        name = text
     client = context.client
     address = str(client.scheduler.address)
     register(client, SharedRegistry())

@@ -6,7 +6,6 @@ number of threads may use one.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from html import escape
@@ -15,6 +14,7 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
+from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
@@ -392,13 +392,8 @@ def _unpickle(
 
 
 def _require_count(parameter: str, number: Any) -> int:
-    try:
-        # NumPy before 2.3 takes its booleans for numbers.
-        kind = getattr(getattr(number, "dtype", None), "kind", "")
-        count = 0 if isinstance(number, bool) or kind == "b" else operator.index(number)
-    except TypeError:
-        count = 0
-    if count < 1:
+    count = whole_number_of(number)
+    if count is None or count < 1:
         raise SpecError(f"{parameter}= must be a whole number from 1, not {safe_repr(number)}")
     return count
 
