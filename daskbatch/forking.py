@@ -9,14 +9,24 @@ it runs without the package.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+#: What a forked child writes if it returns from the function that has forked it.
+_RETURNED = (
+    "daskbatch: a process that a task has forked returned from the task's function. It ends here; "
+    "let it call sys.exit() or os._exit()"
+)
 
 _Hook = TypeVar("_Hook", bound=Callable[[], object])
 
 #: The parent's objects, in a child; they are never released.
 _inherited: list[Any] = []
+
+#: How many forks lie between this process and the one that imported this module.
+_generation = 0
 
 
 def after_fork(hook: _Hook) -> _Hook:
@@ -30,6 +40,45 @@ def after_fork(hook: _Hook) -> _Hook:
     """
     os.register_at_fork(after_in_child=hook)
     return hook
+
+
+def generation() -> int:
+    """Return a number that differs between a process and its forked children."""
+    return _generation
+
+
+@after_fork
+def _count_fork() -> None:
+    global _generation
+    _generation += 1
+
+
+def end_forked_process(error: BaseException | None) -> NoReturn:
+    """End a forked child as Python ends a program, without the parent's threads and exit handlers.
+
+    Parameters
+    ----------
+    error : BaseException, optional
+        What the code that the child has run has raised; None if it has returned, and the child
+        would go on with what is the parent's work.
+    """
+    code: Any = 1
+    try:
+        if error is None:
+            print(_RETURNED, file=sys.stderr)
+        elif not issubclass(type(error), SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        else:
+            code = getattr(error, "code", None)
+            if code is not None and not isinstance(code, int):
+                print(code, file=sys.stderr)
+                code = 1
+    finally:
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        finally:
+            os._exit((code or 0) & 0xFF)
 
 
 def make_lock() -> threading.Lock:

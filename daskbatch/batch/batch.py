@@ -38,6 +38,8 @@ from daskbatch.describe.access import Access, Mode
 from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import BatchWarning, LifecycleError, SpecError
+from daskbatch.serialization.exceptions import reworded
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.client_names import make_topic
 
@@ -51,10 +53,11 @@ class Batch:
     """Runs a sequential program of tasks in parallel, on any Dask cluster.
 
     A Batch can be pickled and sent to other processes and to tasks. The pickle holds the
-    scheduler's address and the Batch's id, never credentials. An unpickled copy registers as a
-    separate client on first use and must be closed. A copy used inside a task closes itself: the
-    task completes only when everything that it submitted has completed, and if the task fails,
-    what it submitted is cancelled. A task that waits releases its worker slot.
+    scheduler's address and the Batch's id, never credentials. A copy that was unpickled in another
+    process is a separate client from then on, registered in the background, and must be closed;
+    one that is dropped, or whose process ends, has closed. A copy used inside a task closes
+    itself: the task completes only when everything that it submitted has completed, and if the
+    task fails, what it submitted is cancelled. A task that waits releases its worker slot.
 
     Parameters
     ----------
@@ -144,7 +147,7 @@ class Batch:
         initargs: tuple[Any, ...] = (),
     ) -> None:
         if initializer is not None and not callable(initializer):
-            raise SpecError(f"initializer= must be a callable, not {initializer!r}")
+            raise SpecError(f"initializer= must be a callable, not {safe_repr(initializer)}")
         prepared = None if initializer is None else (initializer, tuple(initargs))
         self._context = _create_context(
             cluster, num_workers, name, background_batching, None, bool(strict), prepared
@@ -163,7 +166,8 @@ class Batch:
     def client_id(self) -> int:
         """The number of this client of the Batch; 0 is the client that created the Batch.
 
-        A copy becomes a client on first use. Each task that uses copies is one client.
+        Each copy is a client: one that was unpickled in another process is registered in the
+        background, any other one on its first use.
 
         Raises
         ------
@@ -785,7 +789,7 @@ class Batch:
         '42'
         """
         if not isinstance(path, (str, os.PathLike)):
-            raise SpecError(f"batch.open takes a path as a str or a Path, not {path!r}")
+            raise SpecError(f"batch.open takes a path as a str or a Path, not {safe_repr(path)}")
         file = os.fspath(path)
         writes = isinstance(mode, str) and not set(mode).isdisjoint("wax+")
         self._context.await_conflicting_tasks(self.write(file) if writes else self.read(file))
@@ -962,7 +966,13 @@ def _create_context(
     initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
-    batch, directory = uuid.uuid4().hex[:12], os.getcwd()
+    name = require_name(name or None)
+    batch = uuid.uuid4().hex[:12]
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError as error:
+        what = "the current directory of this process has been deleted: change to another one"
+        raise reworded(error, what) from None
     session = make_session(batch, cluster, num_workers, directory, environment)
     session.background.name = name or "batch"
     address = Address(session.client.scheduler.address, batch, session.grows)
@@ -992,12 +1002,14 @@ def _copy(
     initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
     kind: type[Batch] = Batch,
 ) -> Batch:
-    """Unpickle a Batch: the copy registers as a separate client on first use."""
+    """Unpickle a Batch: the copy is a separate client."""
     identity = Identity(Address(*address))
     prepared = _make_initializer(identity.address.batch, initializer)
-    return kind._from_context(
+    copy = kind._from_context(
         BatchContext(identity, name, directory, background_batching, strict, None, prepared)
     )
+    identity.register_if_unpickled_elsewhere()
+    return copy
 
 
 @atexit.register

@@ -8,7 +8,7 @@ A `CompiledTask` has `plan` infer the order of its members, and submits them whe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
+from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
 
 
@@ -330,7 +331,7 @@ class CompiledTask(Task):
         """
         for task in (a, b):
             if not isinstance(task, Task):
-                raise GraphError(f"explain takes two tasks; {task!r} is not a task")
+                raise GraphError(f"explain takes two tasks; {safe_repr(task)} is not a task")
         return explain(self.graph, self._records, a._record, b._record)
 
     def to_dot(self) -> str:
@@ -398,11 +399,16 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
         One of them has been started, or is queued.
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
-        raise GraphError(f"compile takes a list of tasks, not {tasks!r}")
+        raise GraphError(f"compile takes a list of tasks, not {safe_repr(tasks)}")
+    if isinstance(tasks, Set) and not isinstance(tasks, KeysView):
+        raise GraphError(
+            f"compile takes a list of tasks, not a {type_name(tasks)}, which has no order: the "
+            "order of the list is that of the sequential program"
+        )
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):
-            raise GraphError(f"compile takes tasks; {task!r} is not a task")
+            raise GraphError(f"compile takes tasks; {safe_repr(task)} is not a task")
         record = task._record
         if record.client_id != client_id or record.producers:
             require_own(client_id, record)

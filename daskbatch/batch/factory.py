@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.batch.context import BatchContext
@@ -26,9 +25,11 @@ from daskbatch.describe.spec import (
     make_options,
     process_call,
 )
+from daskbatch.describe.values import path_of, text_of
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import SpecError
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import callable_name, safe_repr
 
 #: What ``reads=`` and ``writes=`` accept.
 Accesses = Access | Iterable[Access] | None
@@ -78,8 +79,9 @@ def make_settings(
     env: Mapping[str, str] | None = None,
 ) -> TaskSettings:
     """Validate the options of tasks; see `Batch.options`."""
-    if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
-        raise SpecError(f"cwd= must be a path, not {cwd!r}")
+    directory = path_of(cwd)
+    if cwd is not None and directory is None:
+        raise SpecError(f"cwd= must be a path, not {safe_repr(cwd)}")
     options = make_options(
         timeout=timeout,
         retries=retries,
@@ -88,19 +90,23 @@ def make_settings(
         priority=priority,
         isolation=isolation,
         cores=cores,
-        cwd=None if cwd is None else context.absolute(cwd),
+        cwd=None if directory is None else context.absolute(directory),
         env=env,
     )
-    require_name(name)
+    name = require_name(name)
     removed = _channels(removes, Mode.WRITE, "removes")
     written = _channels(writes, Mode.WRITE) + removed
     return TaskSettings(options, _channels(reads, Mode.READ), written, name, removed)
 
 
-def require_name(name: str | None) -> None:
-    """Check that a ``name=`` is a text that is not empty, or None."""
-    if name is not None and (not isinstance(name, str) or not name):
-        raise SpecError(f"name= must be a text, not {name!r}")
+def require_name(name: str | None) -> str | None:
+    """Return a ``name=``, which must be a text that is not empty, or None."""
+    if name is None:
+        return None
+    text = text_of(name)
+    if not text:
+        raise SpecError(f"name= must be a text, not {safe_repr(name)}")
+    return text
 
 
 def make_function(
@@ -121,7 +127,7 @@ def make_function(
             call = function_call(target, args, kwargs)
         settings = settings._replace(options=context.with_initializer(settings.options))
     session = context.session
-    name = settings.name or name_of(target)
+    name = settings.name or callable_name(target)
     return Task(context, make_record(context, session, call, name, settings), session)
 
 
@@ -169,14 +175,6 @@ def make_record(
     return record
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function for messages and Dask's dashboard."""
-    if type(function) is FunctionType:
-        return function.__name__
-    inner = getattr(function, "func", function)
-    return getattr(inner, "__name__", None) or type(inner).__name__
-
-
 def _split_accesses(
     args: tuple[Any, ...], settings: TaskSettings
 ) -> tuple[tuple[Any, ...], TaskSettings]:
@@ -208,12 +206,12 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
         wanted = f"a list of what {read}(...) returns"
         if hasattr(accesses, "__batch_channels__"):
             wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
-        raise SpecError(f"{parameter}= is {accesses!r}: give {wanted}")
+        raise SpecError(f"{parameter}= is {safe_repr(accesses)}: give {wanted}")
     channels: list[Channel] = []
     for access in (accesses,) if isinstance(accesses, Access) else accesses:
         if not isinstance(access, Access):
             raise SpecError(
-                f"{parameter}= holds {access!r}: give what batch.{mode.value}(...) returns"
+                f"{parameter}= holds {safe_repr(access)}: give what batch.{mode.value}(...) returns"
             )
         if access.mode is not mode:
             raise SpecError(f"{parameter}= holds a {access}: put it into {access.mode.value}s=")

@@ -18,6 +18,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
@@ -220,11 +221,11 @@ def as_completed(tasks: Iterable[Any], timeout: float | None = None) -> Iterator
     [1, 2, 4]
     """
     if not isinstance(tasks, Iterable):
-        raise SpecError(f"as_completed takes a list of tasks, not {tasks!r}")
+        raise SpecError(f"as_completed takes a list of tasks, not {safe_repr(tasks)}")
     awaited = list(dict.fromkeys(tasks))
     for task in awaited:
         if not hasattr(task, "_records_to_await"):
-            raise SpecError(f"as_completed takes tasks; {task!r} is not a task")
+            raise SpecError(f"as_completed takes tasks; {safe_repr(task)} is not a task")
     for task in awaited:
         if not task._is_over():
             try:

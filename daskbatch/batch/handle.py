@@ -98,5 +98,12 @@ class Handle:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._task._reduce_part(self._part)
 
+    def __format__(self, specification: str) -> str:
+        raise TypeError(
+            f"the {self._part} of {self._task!r} cannot be part of a text, since it is not known "
+            "yet: give the handle itself as an argument of a task, and make the text there; or "
+            f"wait for the value with {self._part}.get(); to show the handle, write {{handle!r}}"
+        )
+
     def __repr__(self) -> str:
         return f"<{self._part} of {self._task!r}>"

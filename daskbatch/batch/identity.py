@@ -1,16 +1,19 @@
 """Resolves which client (`Session`) a Batch object stands for in the current process and task.
 
-Outside of tasks each Batch object is one client, created on first use. Inside a task all copies of
-a Batch share one client, which ends with the task, so nothing that a task leaves open can block
-`Batch.join`. A pickle of a Batch holds an `Address` alone; credentials come from the process that
-unpickles it. Several threads may use an `Identity`.
+Each Batch object is one client: outside of tasks from the moment that it is unpickled in another
+process (see `registration`), in a task and in the creator's process from its first use. A client in
+a task ends with the task, so nothing that a task leaves open can block `Batch.join`. A pickle of a
+Batch holds an `Address` alone; credentials come from the process that unpickles it. Several threads
+may use an `Identity`.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import NamedTuple
 
+from daskbatch.batch.registration import is_unpickled_by_user, register_later
 from daskbatch.batch.told_failures import tell_in_task
 from daskbatch.cluster.connection import as_client_security, remember_security
 from daskbatch.cluster.session import Session
@@ -53,11 +56,16 @@ class Identity:
         self.address = address
         self._own = own
         self._closed = False
+        self._dropped = False
+        #: The name under which a task's context has the client that this object is there.
+        self._resource = f"{address.batch}/{next(_numbers)}"
         # The slot's context and the number of the task in it, if a task creates this object. A copy
         # that is unpickled as an argument of a task also serves the threads of that task.
         context = current_context()
         self._created_in = None if context is None else (weakref.ref(context), context.task_number)
         _identities.add(self)
+        if own is not None:
+            _created_here.add(address.batch)
 
     def session(self) -> Session:
         """Return the client that this object stands for in this process and task.
@@ -78,7 +86,7 @@ class Identity:
         context = self._task_context()
         with _attach_lock:
             if context is not None:
-                resource = context.resources.get(self.address.batch)
+                resource = context.resources.get(self._resource)
                 if resource is None:
                     resource = self._attach(context)
                 if isinstance(resource, Session):
@@ -99,7 +107,7 @@ class Identity:
             return None
         if context is None:
             return self._own
-        resource = context.resources.get(self.address.batch)
+        resource = context.resources.get(self._resource)
         return resource if isinstance(resource, Session) else None
 
     @property
@@ -110,7 +118,7 @@ class Identity:
         except SubmitAfterCloseError:
             return True
         if context is not None:
-            resource = context.resources.get(self.address.batch)
+            resource = context.resources.get(self._resource)
             if isinstance(resource, Session):
                 return resource.closed
             return resource is not None
@@ -126,14 +134,44 @@ class Identity:
         if session is not None:
             session.close()
         elif context is not None:
-            context.resources.setdefault(self.address.batch, _ClosedUnused())
+            context.resources.setdefault(self._resource, _ClosedUnused())
         else:
             self._closed = True
+            if self._own is not None:  # it has just been registered in the background
+                self._own.close()
 
     def abandon(self) -> None:
         """End the client without waiting: the last object that used it has been dropped."""
+        self._dropped = True
         if self._own is not None:
             self._own.abandon()
+
+    # -- registration in the background: implements `registration.Registrable` --------------
+
+    @property
+    def scheduler(self) -> str:
+        """The address of the scheduler."""
+        return self.address.scheduler
+
+    def register_if_unpickled_elsewhere(self) -> None:
+        """If the program has unpickled this copy, in another process than the creator's, register
+        it in the background.
+        """
+        if self.address.batch not in _created_here and is_unpickled_by_user():
+            register_later(self)
+
+    def register(self) -> None:
+        """Register the copy as a client, unless it has been registered, closed or dropped."""
+        with _attach_lock:
+            if self._own is None and not (self._closed or self._dropped):
+                self._own = self._attach(None)
+        # `close` and `abandon` set their flag first, and then look for the client. So either they
+        # see the client, or this sees the flag.
+        own = self._own
+        if own is not None and self._dropped:
+            own.abandon()
+        elif own is not None and self._closed:
+            own.close()
 
     def _task_context(self) -> TaskContext | None:
         """Return the context of the task that uses this object, or None outside of tasks."""
@@ -165,13 +203,14 @@ class Identity:
             scheduler = context.scheduler
         if context.security is not None and context.scheduler == scheduler:
             remember_security(scheduler, as_client_security(loads(context.security)))
-        session = Session(batch, scheduler, within=context, grows=grows)
+        session = Session(batch, scheduler, within=context, grows=grows, resource=self._resource)
         session.before_end = tell_in_task
         return session
 
     def reset_after_fork(self) -> None:
         """Become another client: this is the copy of the object in a forked child."""
         keep_inherited([self._own])
+        self._dropped = False
         self._own = self._created_in = None
 
 
@@ -185,6 +224,11 @@ class _ClosedUnused:
         pass
 
 
+_numbers = itertools.count()
+
+#: The ids of the Batches that this process has created.
+_created_here: set[str] = set()
+
 #: All identities of this process; a forked child resets its copies of them.
 _identities: weakref.WeakSet[Identity] = weakref.WeakSet()
 
@@ -194,5 +238,6 @@ _attach_lock = make_rlock()
 
 @after_fork
 def _reset_all() -> None:
+    _created_here.clear()
     for identity in list(_identities):
         identity.reset_after_fork()

@@ -13,7 +13,7 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.factory import TaskSettings, make_record, name_of
+from daskbatch.batch.factory import TaskSettings, make_record
 from daskbatch.batch.task import Task
 from daskbatch.describe.gang import Gang
 from daskbatch.describe.job_call import (
@@ -25,6 +25,7 @@ from daskbatch.describe.job_call import (
 )
 from daskbatch.describe.spec import Call, Options, rank_call
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import callable_name
 from daskbatch.worker.mpi.rank_function import RankSettings
 
 #: What a job runs.
@@ -47,7 +48,7 @@ def make_job(
     if callable(target):
         ranks = count_ranks(num_procs)
         call = _callable_job(context, target, args, kwargs, options, ranks, stdin, check)
-        name = name_of(target)
+        name = callable_name(target)
     else:
         if kwargs:
             raise SpecError(f"an executable takes no keyword arguments: {', '.join(kwargs)}")
@@ -103,7 +104,7 @@ def _callable_job(
 ) -> Call:
     if stdin is not None or not check:
         name = "check=" if stdin is None else "stdin="
-        raise SpecError(f"{name} is for executables, and {name_of(target)!r} is a function")
+        raise SpecError(f"{name} is for executables, and {callable_name(target)!r} is a function")
     ranks = RankSettings(
         num_procs=num_procs,
         cores=1 if options.gang is None else options.gang.cores,

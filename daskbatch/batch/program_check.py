@@ -16,6 +16,7 @@ from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import GraphError, ProgramWarning, SpecError
 from daskbatch.plan.checks import check_program
 from daskbatch.plan.program import overlap
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.worker.execution.declared_files import is_symbolic
 
 #: The number of findings that a warning names.
@@ -31,7 +32,7 @@ _MAX_COMPARED_NAMES = 2000
 def require_check(check: object) -> None:
     """Check that a ``check=`` of `Batch.compile` is one of those that exist."""
     if check not in ("warn", "error", None):
-        raise SpecError(f'check= must be "warn", "error" or None, not {check!r}')
+        raise SpecError(f'check= must be "warn", "error" or None, not {safe_repr(check)}')
 
 
 def check_declarations(

@@ -22,7 +22,7 @@ from daskbatch.errors import (
     TasksFailed,
 )
 from daskbatch.serialization.exceptions import unpack_error
-from daskbatch.serialization.safe_text import safe_str, summary
+from daskbatch.serialization.safe_text import is_from_outside, summary
 
 #: How long a warning waits for an exception that is still on its worker.
 _ERROR_TIMEOUT_SECONDS = 5.0
@@ -53,7 +53,7 @@ def failure_of(
     if record.root_failure is not None:
         root = record.root_failure
         cause = failure_of(root, dispatcher, timeout, looked)
-        why = f"failed: {type(cause).__name__}: {safe_str(cause)}"
+        why = f"failed: {summary(cause)}"
         if root.phase == Phase.CANCELLED:
             why = "was cancelled"
         error = DependencyFailed(
@@ -139,10 +139,9 @@ def load_result(load: Callable[[], Any], record: TaskRecord) -> Any:
     """
     try:
         return load()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # unpickling may run any code, also sys.exit()
+        if is_from_outside(error):
+            raise
         raise LoadingError(
-            f"the result of task {record.label} cannot be loaded here: "
-            f"{type(error).__name__}: {safe_str(error)}"
+            f"the result of task {record.label} cannot be loaded here: {summary(error)}"
         ) from error

@@ -30,6 +30,7 @@ from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.ranked_text import RankedText
 from daskbatch.worker.execution.task_context import waiting_in_loop
@@ -511,7 +512,9 @@ class Task:
                 f"task {record.label} {kind}: rank() is for the stdout and stderr of jobs"
             )
         if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= index < ranks:
-            raise SpecError(f"task {record.label} has the ranks 0 to {ranks - 1}, not {index!r}")
+            raise SpecError(
+                f"task {record.label} has the ranks 0 to {ranks - 1}, not {safe_repr(index)}"
+            )
         self._get_part(part, timeout)
         output = record.output
         assert output is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.factory import TaskSettings, make_function, make_process, name_of
+from daskbatch.batch.factory import TaskSettings, make_function, make_process
 from daskbatch.batch.job_factory import make_job
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Channel, Mode
@@ -26,6 +26,7 @@ from daskbatch.describe.template.binding import (
 )
 from daskbatch.describe.template.reader import read_template
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import callable_name, safe_repr
 
 
 def import_template(
@@ -33,7 +34,7 @@ def import_template(
 ) -> ImportedFunction:
     """Read a template and bind its import arguments; see `Batch.import_func`."""
     if not isinstance(ptd_file, (str, os.PathLike)):
-        raise SpecError(f"ptd_file= must be the path of a template, not {ptd_file!r}")
+        raise SpecError(f"ptd_file= must be the path of a template, not {safe_repr(ptd_file)}")
     file = os.fspath(ptd_file)
     template = read_template(context.absolute(file), file)
     return ImportedFunction(context, BoundTemplate(template, args, kwargs))
@@ -133,7 +134,7 @@ class ImportedFunction:
         for executable in executables:
             if callable(executable.target):
                 raise SpecError(
-                    f"{self._file}: the target {name_of(executable.target)!r} is a function: "
+                    f"{self._file}: the target {callable_name(executable.target)!r} is a function: "
                     "expected executables, since the job has several targets"
                 )
             template = ProcessTemplate(

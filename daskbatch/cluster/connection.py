@@ -28,8 +28,10 @@ from distributed.security import Security
 
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
+from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.forking import after_fork
+from daskbatch.serialization.safe_text import safe_repr
 
 #: The interval at which a client sends its messages to the scheduler. Dask's own 10 ms would be
 #: twice as long as a whole call takes.
@@ -127,8 +129,12 @@ def connect(
             raise SpecError(
                 "num_workers= is for the embedded cluster; it cannot change a given cluster"
             )
-        if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 1:
-            raise SpecError(f"num_workers= must be a whole number from 1, not {num_workers!r}")
+        count = whole_number_of(num_workers)
+        if count is None or count < 1:
+            raise SpecError(
+                f"num_workers= must be a whole number from 1, not {safe_repr(num_workers)}"
+            )
+        num_workers = count
     if cluster is None:
         cluster = os.environ.get("DASKBATCH_CLUSTER") or config.get("cluster")
     if cluster is None:
@@ -145,11 +151,16 @@ def connect(
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
         remember_security(cluster.scheduler.address, cluster.security)
         return Connection(cluster, owns_client=False)
+    if isinstance(cluster, Cluster) and cluster.asynchronous:
+        raise SpecError(
+            "cluster= must not be an asynchronous cluster object: give its scheduler_address, or "
+            "make the cluster without asynchronous=True"
+        )
     if isinstance(cluster, (str, Cluster)):
         return Connection(open_client(cluster), owns_client=True)
     raise SpecError(
         "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
-        f"not {cluster!r}"
+        f"not {safe_repr(cluster)}"
     )
 
 
@@ -229,7 +240,7 @@ def open_client(cluster: str | Cluster, existed_before: bool = False) -> Client:
             reason = (
                 "it needs TLS: set distributed.comm.tls in Dask's configuration in this process"
             )
-        raise ServiceLost(f"no Dask scheduler answers at {cluster!r}: {reason}") from error
+        raise ServiceLost(f"no Dask scheduler answers at {safe_repr(cluster)}: {reason}") from error
     remember_security(client.scheduler.address, client.security)
     return client
 

@@ -29,6 +29,7 @@ import dask
 import dask.config
 import psutil
 
+from daskbatch import config
 from daskbatch.dispatch.lower import TOKEN
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork
@@ -118,7 +119,9 @@ class EmbeddedCluster:
                     **_WORKER_ENVIRONMENT,
                     **interpreter.environment(wanted),
                     ADDED_VARIABLE: ",".join(added),
-                    "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.config),
+                    "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(
+                        config.portable(dask.config.config)
+                    ),
                 },
                 start_new_session=True,
                 text=True,

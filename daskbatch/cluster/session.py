@@ -63,6 +63,8 @@ class Session:
         The connection to the cluster, if this client creates the Batch.
     grows : bool
         Whether the cluster may have more workers later.
+    resource : str
+        The name under which the task's context has it.
 
     Raises
     ------
@@ -77,7 +79,9 @@ class Session:
         within: TaskContext | None = None,
         connection: Connection | None = None,
         grows: bool = True,
+        resource: str = "",
     ) -> None:
+        self._resource = resource or batch
         self.batch = batch
         #: Whether this client starts no more tasks.
         self.closed = False
@@ -116,10 +120,10 @@ class Session:
                 self._backend.prepare()
             self._publish()
         except BaseException as error:
-            published = within is not None and within.resources.get(batch) is self
+            published = within is not None and within.resources.get(self._resource) is self
             if published and isinstance(error, Exception):
                 assert within is not None
-                del within.resources[batch]
+                del within.resources[self._resource]
                 published = False
             if not published:  # else the task, which is being stopped, ends it
                 self._disconnect()
@@ -134,7 +138,7 @@ class Session:
             self._shared.subscribe(self)
         if self._within is not None:
             # From here on it ends with the task, whatever happens.
-            self._within.resources[self.batch] = self
+            self._within.resources[self._resource] = self
         is_creator = self._connection is not None
         self.number = self._backend.connect(self.dispatcher, self.batch, is_creator, self._on_loss)
         self.client_id = make_client_id(self.batch, 0 if is_creator else self.number)

@@ -10,26 +10,21 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from daskbatch.errors import SpecError
 from daskbatch.serialization import pickling
-
-
-def safe_repr(value: object) -> str:
-    """Return the `repr` of a value for a message, or its type if `repr` raises."""
-    try:
-        return repr(value)
-    except Exception:  # an error of the class; or Python refuses a number of 5 000 digits
-        return f"a {type(value).__name__}"
+from daskbatch.serialization.safe_text import is_from_outside, plain, safe_repr
 
 
 def _require_hashable(value: object, what: str) -> None:
     try:
         hash(value)
-    except TypeError:
-        raise SpecError(f"{what} must be hashable, and {safe_repr(value)} is not") from None
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
+        cause = None if type(error) is TypeError else error
+        raise SpecError(f"{what} must be hashable, and {safe_repr(value)} is not") from cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +193,7 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
     SpecError
         Tasks cannot communicate through an object of this type, or a channel is not hashable.
     """
-    if isinstance(obj, (str, Path)):
+    if isinstance(obj, (str, os.PathLike)):
         return Access(mode, _files(obj, channels, base))
     if isinstance(obj, CommunicationObject):
         keys: tuple[Hashable, ...] = tuple(channels)
@@ -215,14 +210,14 @@ def make_access(mode: Mode, obj: object, channels: Sequence[Any], base: str) -> 
     return Access(mode, tuple(Channel(owner, key) for key in keys or (WHOLE,)))
 
 
-def _files(path: str | Path, names: Sequence[Any], base: str) -> tuple[Channel, ...]:
-    directory = os.path.join(base, path)
+def _files(path: str | os.PathLike[Any], names: Sequence[Any], base: str) -> tuple[Channel, ...]:
+    directory = os.path.join(base, plain(os.fsdecode(path)))
     if not names:
         return (_file(directory),)
     for name in names:
-        if not isinstance(name, (str, Path)):
+        if not isinstance(name, (str, os.PathLike)):
             raise SpecError(f"{safe_repr(name)} is not a file name: give a str or a Path")
-    return tuple(_file(os.path.join(directory, name)) for name in names)
+    return tuple(_file(os.path.join(directory, plain(os.fsdecode(name)))) for name in names)
 
 
 def _file(path: str) -> Channel:

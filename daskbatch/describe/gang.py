@@ -9,7 +9,9 @@ import math
 import re
 from typing import NamedTuple
 
+from daskbatch.describe.values import number_of, text_of
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import safe_repr
 
 #: The environment variables from which libraries read how many threads to use.
 _THREAD_VARIABLES = (
@@ -67,14 +69,16 @@ def count_cores(cores: int | float | str, what: str) -> float:
     1.5
     """
     count = 0.0
-    if isinstance(cores, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(m?)", cores.strip())
+    if (text := text_of(cores)) is not None:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(m?)", text.strip())
         if found is not None:
             count = float(found[1]) / (1000 if found[2] else 1)
-    elif isinstance(cores, (int, float)) and not isinstance(cores, bool):
-        count = float(cores)
+    else:
+        count = number_of(cores) or 0.0
     if not 0 < count < float("inf"):
-        raise SpecError(f'{what} must be a number such as 2, "0.5" or "500m", not {cores!r}')
+        raise SpecError(
+            f'{what} must be a number such as 2, "0.5" or "500m", not {safe_repr(cores)}'
+        )
     return count
 
 

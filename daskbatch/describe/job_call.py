@@ -15,6 +15,7 @@ from typing import Any
 
 from daskbatch.describe.spec import Call, checked_environment, is_task_or_handle, make_call
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.worker.mpi.job import JobPart, run_job
 from daskbatch.worker.mpi.rank_function import RankFunction
 
@@ -57,9 +58,9 @@ class ProcessTemplate:
     def __post_init__(self) -> None:
         require_executable(self.target)
         if isinstance(self.args, (str, bytes)) or not isinstance(self.args, Sequence):
-            raise SpecError(f"args= must be a list of arguments, not {self.args!r}")
+            raise SpecError(f"args= must be a list of arguments, not {safe_repr(self.args)}")
         if self.cwd is not None and not isinstance(self.cwd, (str, os.PathLike)):
-            raise SpecError(f"cwd= must be a path, not {self.cwd!r}")
+            raise SpecError(f"cwd= must be a path, not {safe_repr(self.cwd)}")
         checked_environment(self.env)
 
 
@@ -67,7 +68,7 @@ def require_executable(target: object) -> None:
     """Check that an executable of a job is a path that is not empty."""
     if not isinstance(target, (str, Path)) or not str(target):
         raise SpecError(
-            f"cannot run {target!r} on the ranks of a job: give an executable as str or Path, or a "
+            f"cannot run {safe_repr(target)} on the ranks of a job: give an executable as str or Path, or a "
             "function, then its arguments; or a list of pairs (num_procs, ProcessTemplate) of "
             "executables"
         )
@@ -82,7 +83,7 @@ def count_ranks(num_procs: object) -> int:
     4
     """
     if not isinstance(num_procs, Integral) or isinstance(num_procs, bool) or num_procs < 1:
-        what = "is missing: it" if num_procs is None else f"is {num_procs!r}: it"
+        what = "is missing: it" if num_procs is None else f"is {safe_repr(num_procs)}: it"
         raise SpecError(f"num_procs= {what} must be a whole number from 1")
     return int(num_procs)
 
@@ -100,16 +101,22 @@ def split_parts(target: Sequence[Any], num_procs: object) -> list[tuple[int, Pro
     parts = []
     for part in target:
         if not (isinstance(part, (tuple, list)) and len(part) == 2):
-            raise SpecError(f"target= holds {part!r}: give pairs (num_procs, ProcessTemplate)")
+            raise SpecError(
+                f"target= holds {safe_repr(part)}: give pairs (num_procs, ProcessTemplate)"
+            )
         count, template = part
         if not isinstance(template, ProcessTemplate):
-            raise SpecError(f"target= holds {template!r}: give pairs (num_procs, ProcessTemplate)")
+            raise SpecError(
+                f"target= holds {safe_repr(template)}: give pairs (num_procs, ProcessTemplate)"
+            )
         parts.append((count_ranks(count), template))
     if not parts:
         raise SpecError("target= is an empty list: give pairs (num_procs, ProcessTemplate)")
     total = sum(count for count, _ in parts)
     if num_procs is not None and count_ranks(num_procs) != total:
-        raise SpecError(f"num_procs= is {num_procs!r}, but the parts of target= have {total} ranks")
+        raise SpecError(
+            f"num_procs= is {safe_repr(num_procs)}, but the parts of target= have {total} ranks"
+        )
     return parts
 
 
@@ -136,7 +143,7 @@ def job_call(
         See `run_job`.
     """
     if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or is_task_or_handle(stdin)):
-        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
+        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {safe_repr(stdin)}")
     ready = [
         JobPart(
             count,

@@ -5,7 +5,6 @@ All records are immutable. The functions may be called by any number of threads.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,13 @@ from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
 from daskbatch.describe.gang import Gang, count_cores, thread_limits, whole_slots
+from daskbatch.describe.generators import warn_of_generator
 from daskbatch.describe.initializer import Initializer
+from daskbatch.describe.values import isinstance_of, number_of, path_of, text_of, whole_number_of
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_arguments
+from daskbatch.serialization.safe_text import attribute, plain, safe_repr, text_attribute, type_name
 from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import RankFunction, RankSettings, call_object
@@ -112,38 +114,44 @@ def make_options(
     SpecError
         A value has the wrong type or is out of range.
     """
-    if not isinstance(retries, int) or retries < 0:
-        raise SpecError(f"retries= must be a whole number from 0, not {retries!r}")
-    if not isinstance(priority, Real) or math.isnan(priority):
-        raise SpecError(f"priority= must be a number, not {priority!r}")
-    if isolation not in (None, "thread", "process", "fresh"):
-        raise SpecError(f'isolation= must be "thread", "process" or "fresh", not {isolation!r}')
-    if isolation == "thread" and (cwd is not None or env):
+    count = int(retries) if type(retries) is bool else whole_number_of(retries)
+    if count is None or count < 0:
+        raise SpecError(f"retries= must be a whole number from 0, not {safe_repr(retries)}")
+    rank = float(priority) if type(priority) is bool else number_of(priority)
+    if rank is None:
+        raise SpecError(f"priority= must be a number, not {safe_repr(priority)}")
+    if isolation is not None and text_of(isolation) not in ("thread", "process", "fresh"):
+        raise SpecError(
+            f'isolation= must be "thread", "process" or "fresh", not {safe_repr(isolation)}'
+        )
+    where = text_of(isolation)
+    if where == "thread" and (cwd is not None or env):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
         )
-    if workers is None or isinstance(workers, str):
-        workers = [] if workers is None else [workers]
-    if not isinstance(workers, Iterable) or not all(isinstance(each, str) for each in workers):
-        raise SpecError(f"workers= must be addresses or host names, not {workers!r}")
-    isolated = isolation in ("process", "fresh") or (
-        isolation is None and not (timeout is None and cwd is None and not env and cores is None)
+    if workers is None or isinstance_of(workers, str):
+        workers = [] if workers is None else [workers]  # type: ignore[list-item]
+    names = list(map(text_of, workers)) if isinstance_of(workers, Iterable) else [None]
+    if None in names:
+        raise SpecError(f"workers= must be addresses or host names, not {safe_repr(workers)}")
+    isolated = where in ("process", "fresh") or (
+        where is None and not (timeout is None and cwd is None and not env and cores is None)
     )
     variables = checked_environment(env)
     slots = 1
     if cores is not None:
-        count = count_cores(cores, "cores=")
-        slots = whole_slots(count)
-        if isolation != "thread":
-            variables = {**thread_limits(count), **variables}
+        amount = count_cores(cores, "cores=")
+        slots = whole_slots(amount)
+        if where != "thread":
+            variables = {**thread_limits(amount), **variables}
     return Options(
         timeout=None if timeout is None else positive_seconds(timeout, "timeout="),
-        retries=retries,
+        retries=count,
         resources=_resources(resources),
-        workers=tuple(workers),
-        priority=float(priority),
+        workers=tuple(name for name in names if name is not None),
+        priority=rank,
         isolated=isolated,
-        fresh=isolation == "fresh",
+        fresh=where == "fresh",
         gang=None if slots == 1 else Gang(1, slots),
         cwd=None if cwd is None else os.fspath(cwd),
         env=tuple(sorted(variables.items())),
@@ -152,26 +160,31 @@ def make_options(
 
 def checked_environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
-        raise SpecError(f"env= must be a dict of str to str, not {env!r}")
+        raise SpecError(f"env= must be a dict of str to str, not {safe_repr(env)}")
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not is_value(value):
-            raise SpecError(f"env= must map str to str; {name!r}: {value!r} is wrong")
+            raise SpecError(
+                f"env= must map str to str; {safe_repr(name)}: {safe_repr(value)} is wrong"
+            )
         if not is_variable(name):
-            raise SpecError(f"env= holds {name!r}, which cannot be the name of a variable")
-    return {name: os.fsdecode(value) for name, value in (env or {}).items()}
+            raise SpecError(f"env= holds {safe_repr(name)}, which cannot be the name of a variable")
+    return {plain(name): plain(os.fsdecode(value)) for name, value in (env or {}).items()}
 
 
 def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
     if resources is None:
         return ()
     if not isinstance(resources, Mapping):
-        raise SpecError(f'resources= must be a dict such as {{"GPU": 1}}, not {resources!r}')
+        raise SpecError(
+            f'resources= must be a dict such as {{"GPU": 1}}, not {safe_repr(resources)}'
+        )
     for name, amount in resources.items():
         if not isinstance(name, str) or not isinstance(amount, Real) or not amount > 0:
             raise SpecError(
-                f'resources= must be a dict such as {{"GPU": 1}}; {name!r}: {amount!r} is wrong'
+                'resources= must be a dict such as {"GPU": 1}; '
+                f"{safe_repr(name)}: {safe_repr(amount)} is wrong"
             )
-    return tuple(sorted((name, float(amount)) for name, amount in resources.items()))
+    return tuple(sorted((plain(name), float(amount)) for name, amount in resources.items()))
 
 
 def positive_seconds(value: float | timedelta, what: str) -> float:
@@ -192,7 +205,9 @@ def positive_seconds(value: float | timedelta, what: str) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
-        raise SpecError(f"{what} must be a positive number of seconds or timedelta, not {value!r}")
+        raise SpecError(
+            f"{what} must be a positive number of seconds or timedelta, not {safe_repr(value)}"
+        )
     return float(value)
 
 
@@ -262,12 +277,13 @@ def function_call(
         return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(
-            f"cannot call {function!r}: give a function first, then its arguments; "
+            f"cannot call {safe_repr(function)}: give a function first, then its arguments; "
             "for an executable use batch.process(...)"
         )
+    warn_of_generator(function)
     # A partial, a bound method or a callable object may hold tasks: it is packed with the
     # arguments.
-    return make_call(_apply, _family(function), ((function, args, kwargs), {}))
+    return make_call(_apply, family_of(function), ((function, args, kwargs), {}))
 
 
 def rank_call(
@@ -284,13 +300,13 @@ def rank_call(
         The function is not callable.
     """
     if not callable(function):
-        raise SpecError(f"cannot call {function!r} on the ranks of a job")
+        raise SpecError(f"cannot call {safe_repr(function)} on the ranks of a job")
     if type(function) is FunctionType:
         ranked, arguments = RankFunction(function, settings), (args, kwargs)
     else:
         # It may hold tasks: it is packed with the arguments.
         ranked, arguments = RankFunction(call_object, settings), ((function, args, kwargs), {})
-    return make_call(ranked, ("ranks", settings.num_procs, _family(function)), arguments)
+    return make_call(ranked, ("ranks", settings.num_procs, family_of(function)), arguments)
 
 
 def is_task_or_handle(obj: object) -> bool:
@@ -305,10 +321,14 @@ def _apply(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return function(*args, **kwargs)
 
 
-def _family(function: Callable[..., Any]) -> Hashable:
-    inner = getattr(function, "func", getattr(function, "__func__", function))
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return getattr(inner, "__module__", None), name
+def family_of(function: Callable[..., Any]) -> Hashable:
+    """Return the family of the calls of a callable that is not a plain function."""
+    inner = attribute(function, "func")
+    if inner is None:
+        inner = attribute(function, "__func__")
+    inner = function if inner is None else inner
+    name = text_attribute(inner, "__qualname__") or type_name(inner)
+    return text_attribute(inner, "__module__"), name
 
 
 def process_call(
@@ -328,19 +348,24 @@ def process_call(
     SpecError
         The target is not a path, or a setting has the wrong type.
     """
-    if not isinstance(target, (str, Path)) or not str(target):
+    path = path_of(target)
+    if not path:
         raise SpecError(
-            f"cannot run {target!r}: give an executable as str or Path, then its arguments; "
-            "for a Python function use batch.function(...)"
+            f"cannot run {safe_repr(target)}: give an executable as str or Path, then its "
+            "arguments; for a Python function use batch.function(...)"
         )
-    if not (stdin is None or isinstance(stdin, (str, bytes, Path)) or is_task_or_handle(stdin)):
-        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {stdin!r}")
+    if isinstance_of(stdin, os.PathLike):
+        stdin = Path(os.fsdecode(stdin))
+    elif isinstance_of(stdin, str):
+        stdin = plain(stdin)
+    elif not (stdin is None or isinstance_of(stdin, bytes) or is_task_or_handle(stdin)):
+        raise SpecError(f"stdin= must be a text, bytes, a Path or a task, not {safe_repr(stdin)}")
     command = {
-        "command": [target, *args],
+        "command": [path, *args],
         "cwd": cwd,
         "env": checked_environment(env),
         "stdin": stdin,
         "check": bool(check),
         "timeout": timeout,
     }
-    return make_call(execute, os.fspath(target), ((), command))
+    return make_call(execute, path, ((), command))

@@ -19,6 +19,7 @@ from daskbatch.plan.durations import Durations
 from daskbatch.plan.packing import pack
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_function
+from daskbatch.serialization.safe_text import is_from_outside, summary
 
 #: Results of blocks up to this size may travel along order-only edges.
 _MAX_SMALL_RESULT_BYTES = 4096
@@ -211,7 +212,8 @@ def pickle_functions(records: Iterable[TaskRecord]) -> None:
     """Pickle each function once, with its globals, as they are now.
 
     A function that was pickled for a queued task is not pickled again for it. A function that
-    cannot be pickled makes its tasks fail later; nothing but `KeyboardInterrupt` is raised.
+    cannot be pickled makes its tasks fail later; nothing is raised, except by a signal
+    handler (Ctrl-C).
     """
     pickled: dict[int, bytes | SerializationError] = {}
     for record in records:
@@ -224,11 +226,11 @@ def pickle_functions(records: Iterable[TaskRecord]) -> None:
                 # Tasks that are started together belong to one executor, or to none.
                 prepare = record.options.prepare
                 found = pickling.dumps(function) if prepare is None else prepare.dumps(function)
-            except KeyboardInterrupt:
-                raise
             except BaseException as error:  # pickling may run any code, even sys.exit()
+                if is_from_outside(error):
+                    raise
                 hint = hint_on_function(function, error)
-                found = SerializationError(f"{type(error).__name__}: {error}{hint}")
+                found = SerializationError(f"{summary(error)}{hint}")
                 found.__cause__ = error
             pickled[id(function)] = found
         record.function = found

@@ -11,13 +11,15 @@ from types import FunctionType
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.factory import TaskSettings, make_record, make_settings, name_of
+from daskbatch.batch.factory import TaskSettings, make_record, make_settings
 from daskbatch.batch.validation import require_own, require_producers
+from daskbatch.describe.generators import warn_of_generator
 from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import Call, function_call
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import callable_name
 from daskbatch.worker.execution.chunk import run_chunk
 
 #: The positional arguments of one call.
@@ -97,7 +99,9 @@ class CallFactory:
         options = self._settings.options
         if options.timeout is not None or options.retries:
             return None  # these options hold for single calls
-        name = self._settings.name or name_of(function)
+        name = self._settings.name or callable_name(function)
+        if type(function) is not FunctionType:
+            warn_of_generator(function)
         with pickling.within(self._namespace):
             call = function_call(run_chunk, (repr(name), function, chunk), _NO_KEYWORDS)
         if call.failure is not None:
@@ -106,7 +110,7 @@ class CallFactory:
 
     def _make_record(self, call: Call, function: Callable[..., Any]) -> TaskRecord:
         session = self._context.session
-        name = self._settings.name or name_of(function)
+        name = self._settings.name or callable_name(function)
         record = make_record(self._context, session, call, name, self._settings)
         if call.references:
             require_own(session.client_id, record)

@@ -54,6 +54,7 @@ from daskbatch.executor.future import BatchPoolFuture
 from daskbatch.executor.map_call import MapCall
 from daskbatch.executor.pool import Pool, require_interpreter
 from daskbatch.executor.worker_count import count_workers
+from daskbatch.serialization.safe_text import safe_repr
 
 
 class BatchPoolExecutor(Executor):
@@ -111,7 +112,7 @@ class BatchPoolExecutor(Executor):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         require_interpreter()
-        require_name(name)
+        name = require_name(name)
         max_workers = None if max_workers is None else count_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -423,7 +424,7 @@ def as_executor(batch: Batch) -> BatchPoolExecutor:
     64
     """
     if not isinstance(batch, Batch):
-        raise SpecError(f"as_executor takes a Batch, not {batch!r}")
+        raise SpecError(f"as_executor takes a Batch, not {safe_repr(batch)}")
     return BatchPoolExecutor._on_batch(batch)
 
 

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
+from contextlib import suppress
 from typing import Any, Protocol
 
 from daskbatch.batch.task import Task
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import TaskCrashed
+from daskbatch.serialization.safe_text import type_name
 from daskbatch.worker.execution.task_context import (
     TaskContext,
     current_context,
@@ -122,10 +124,15 @@ class BatchPoolFuture(Future[Any]):
 
         See `concurrent.futures.Future.result`.
         """
+        error: BaseException | None = None
         try:
-            return super().result(self._wait_in_task(timeout))
+            # The base class takes an exception that is false, like an empty container, for none.
+            error = super().exception(self._wait_in_task(timeout))
+            if error is not None:
+                raise error
+            return self._result
         finally:
-            del self  # else the exception would refer to the future, and the future to it
+            del self, error  # else the exception would refer to them, and they to it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the call; return the exception that it raised, or None.
@@ -153,21 +160,63 @@ class BatchPoolFuture(Future[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait without blocking the event loop; return or raise what `result` does."""
-        if current_context() is None or self.done():
-            return asyncio.wrap_future(self).__await__()
-        return self._await_in_task().__await__()
+        return self._result_async().__await__()
 
-    async def _await_in_task(self) -> Any:
-        async with waiting_in_loop():
-            return await asyncio.wrap_future(self)
+    async def _result_async(self) -> Any:
+        # Not by `asyncio.wrap_future`: that never ends for a StopIteration (up to 3.11), and
+        # makes new exceptions of some types, without the cause and the notes of the call's own.
+        if not self.done():
+            if current_context() is None:
+                await self._settled()
+            else:
+                async with waiting_in_loop():
+                    await self._settled()
+        if self.cancelled():
+            raise asyncio.CancelledError
+        error = super().exception(0)
+        try:
+            if error is not None:
+                raise error  # a coroutine turns a StopIteration into a RuntimeError
+            return self._result
+        finally:
+            del self, error
+
+    async def _settled(self) -> None:
+        """Wait until the future is settled; cancel it if this coroutine is cancelled."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        def notify(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and the coroutine with it
+                loop.call_soon_threadsafe(wake)
+
+        self.add_done_callback(notify)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.task.__reduce__()
 
     def __repr__(self) -> str:
+        state = self._state.lower()
         if self.running():
-            return f"<{type(self).__name__} at {id(self):#x} state=running>"
-        return super().__repr__()
+            state = "running"
+        elif self.cancelled():
+            state = "cancelled"
+        elif self._state == FINISHED:
+            # The base class asks an exception whether it is true, which runs code of the user.
+            error = self._exception
+            state += f" returned {type_name(self._result)}"
+            if error is not None:
+                state = f"finished raised {type_name(error)}"
+        return f"<{type_name(self)} at {id(self):#x} state={state}>"
 
     # -- called by the pool's threads -----------------------------------------------------
 

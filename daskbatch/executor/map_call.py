@@ -21,6 +21,7 @@ from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import Arguments, CallFactory
 from daskbatch.executor.pool import Pool
 from daskbatch.serialization.exceptions import unpack_error
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.chunk import Chunk
 from daskbatch.worker.execution.task_context import waiting_in_loop
@@ -71,9 +72,11 @@ class MapCall:
         try:
             chunksize = operator.index(chunksize)
         except TypeError:
-            raise SpecError(f"chunksize must be a whole number, not {chunksize!r}") from None
+            raise SpecError(
+                f"chunksize must be a whole number, not {safe_repr(chunksize)}"
+            ) from None
         if chunksize < 1:
-            raise SpecError(f"chunksize must be >= 1, not {chunksize!r}")
+            raise SpecError(f"chunksize must be >= 1, not {safe_repr(chunksize)}")
         if buffersize is not None:
             try:
                 buffersize = operator.index(buffersize)
@@ -238,7 +241,10 @@ class MapCall:
                 if record.value is not None:
                     value = self._pool.get(record)
                 else:
-                    value = await loop.run_in_executor(None, self._pool.get, record)
+                    # The exception is returned: asyncio cannot pass a StopIteration.
+                    value, error = await loop.run_in_executor(None, self._pool.outcome, record)
+                    if error is not None:
+                        raise error
                 if is_chunk:
                     for each in self._unpack(record, value):
                         yield each

@@ -183,12 +183,16 @@ class Pool:
 
     def get(self, record: TaskRecord, timeout: float | None = None) -> Any:
         """Wait for a call; return what it returned, or raise what it raised."""
-        task = self.task_of(record)
-        task.wait(timeout)
-        value, error = task._value_or_error()
+        self.task_of(record).wait(timeout)
+        value, error = self.outcome(record)
         if error is not None:
-            raise self.convert_error(error)
+            raise error
         return value
+
+    def outcome(self, record: TaskRecord) -> tuple[Any, BaseException | None]:
+        """Return what a call that is over has returned, and what `get` raises for it."""
+        value, error = self.task_of(record)._value_or_error()
+        return value, None if error is None else self.convert_error(error)
 
     def convert_error(self, error: BaseException) -> BaseException:
         """Return the exception of a call as `concurrent.futures` has it.
@@ -210,8 +214,7 @@ class Pool:
             else:
                 future._settle(None, self.broken)
             return
-        value, error = self.task_of(record)._value_or_error()
-        future._settle(value, None if error is None else self.convert_error(error))
+        future._settle(*self.outcome(record))
         if record.block is not None and record.phase == Phase.DONE:
             record.value = None  # its worker keeps the pickle, and the future the object
 

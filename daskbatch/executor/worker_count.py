@@ -5,10 +5,11 @@ Pure functions; they raise `SpecError` for a value that is wrong.
 
 from __future__ import annotations
 
-import operator
 from typing import SupportsIndex
 
+from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import safe_repr
 
 
 def count_workers(max_workers: SupportsIndex) -> int:
@@ -29,12 +30,9 @@ def count_workers(max_workers: SupportsIndex) -> int:
     >>> count_workers(2)
     2
     """
-    try:
-        count = operator.index(max_workers)
-    except TypeError:
-        count = None
-    if count is None or isinstance(max_workers, bool):
-        raise SpecError(f"max_workers must be a whole number, not {max_workers!r}")
+    count = whole_number_of(max_workers)
+    if count is None:
+        raise SpecError(f"max_workers must be a whole number, not {safe_repr(max_workers)}")
     if count <= 0:
         raise SpecError("max_workers must be greater than 0")
     return count

@@ -7,7 +7,6 @@ seconds. Any thread may call it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -15,7 +14,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from daskbatch.serialization import pickling
-from daskbatch.serialization.safe_text import safe_str
+from daskbatch.serialization.safe_text import is_from_outside, safe_repr, safe_str, type_name
 from daskbatch.timeouts import Deadline
 
 #: The search looks into at most this many levels of parts, and into no further one after this time.
@@ -34,7 +33,7 @@ _Part = tuple[str, Any]
 
 def kind_of(obj: object) -> str:
     """Return the name of an object's type with an article: ``a lock``, ``an Event``."""
-    name = type(obj).__name__
+    name = type_name(obj)
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
@@ -86,34 +85,37 @@ def _hint(
     tasks: bool,
     advice: str,
 ) -> str:
-    found: _Part | None = None
-    with contextlib.suppress(Exception):  # looking at an object may run any code
-        found = _find(parts(), tasks, {id(whole)})
+    found = _find(parts, tasks, {id(whole)})
     if found is None:
         return ""
     where, part = found
-    if isinstance(part, Future):
+    if issubclass(type(part), Future):
         advice = " of another executor: give its result()"
     elif _BOUND_TO_PROCESS not in safe_str(error):
         advice = ""
     return f"; it is {where}, {kind_of(part)}{advice}"
 
 
-def _find(parts: Iterable[_Part], tasks: bool, seen: set[int]) -> _Part | None:
-    """Find the innermost part that cannot be pickled."""
+def _find(parts: Callable[[], Iterable[_Part]], tasks: bool, seen: set[int]) -> _Part | None:
+    """Find the innermost part that cannot be pickled, among those that can be looked at."""
     found: _Part | None = None
     deadline = Deadline(_SEARCH_TIMEOUT_SECONDS)
     for _ in range(_MAX_DEPTH):
         if deadline.passed:
             break
-        part = _first_failing([each for each in parts if id(each[1]) not in seen], tasks)
+        try:
+            part = _first_failing([each for each in parts() if id(each[1]) not in seen], tasks)
+        except BaseException as failure:  # to look at an object may run any code
+            if is_from_outside(failure):
+                raise
+            break
         if part is None:
             break
         found = part
         seen.add(id(part[1]))
-        if isinstance(part[1], Future):
+        if issubclass(type(part[1]), Future):
             break
-        parts = _parts_of(*part)
+        parts = partial(_parts_of, *part)
     return found
 
 
@@ -138,7 +140,7 @@ def _parts_of(where: str, obj: Any, name: str = "") -> list[_Part]:
     where = where or name
     if isinstance(obj, Mapping) and type(obj).__module__ in ("builtins", "collections"):
         found = [(f"a key of {where}", key) for key in obj]
-        return found + [(f"{where}[{safe_str(key, repr)}]", obj[key]) for key in obj]
+        return found + [(f"{where}[{safe_repr(key)}]", obj[key]) for key in obj]
     if isinstance(obj, (set, frozenset)):
         return [(f"an element of {where}", each) for each in obj]
     if isinstance(obj, (list, tuple)):
@@ -186,7 +188,9 @@ def _items(state: Any) -> Iterable[_Part]:
 def _state_of(obj: Any) -> list[_Part]:
     try:
         reduced: Any = obj.__reduce_ex__(pickling.PROTOCOL)
-    except (Exception, SystemExit):
+    except BaseException as failure:
+        if is_from_outside(failure):
+            raise
         return []
     state = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
     states = state if isinstance(state, tuple) else (state,)

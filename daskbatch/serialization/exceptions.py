@@ -12,8 +12,16 @@ from typing import Any, cast
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, pickling
-from daskbatch.serialization.safe_text import summary
+from daskbatch.serialization.safe_text import (
+    is_from_outside,
+    summary,
+    traceback_of,
+    type_name,
+)
 from daskbatch.serialization.tracebacks import user_traceback
+
+# It goes round what the class of an exception puts in place of the attribute.
+_set_cause = vars(BaseException)["__cause__"].__set__
 
 
 class PackedError(Exception):
@@ -50,24 +58,32 @@ def pack_error(
     """
     if isinstance(error, PackedError):
         return error.data
-    start = error.__traceback__
-    for _ in range(hidden_frames):
-        if start is not None and start.tb_next is not None:
-            start = start.tb_next
-    text = user_traceback(error, start)
+    # Whatever goes wrong here, a signal included, must not end the thread that reports the error.
+    brief = text = type_name(error)
     try:
-        data = _dumps((error, text, heading))
-        assert isinstance(pickling.loads(data)[0], BaseException)
-    except Exception:
-        substitute = SerializationError(
-            f"task {label} raised an exception that cannot be sent: {summary(error)}"
+        brief = summary(error)
+        start = traceback_of(error)
+        for _ in range(hidden_frames):
+            if start is not None and start.tb_next is not None:
+                start = start.tb_next
+        text = user_traceback(error, start)
+    except BaseException:  # of a signal handler: Ctrl-C in a child process
+        pass
+    try:
+        data = _dumps(error)
+        _require_exception(pickling.loads(data))
+    except BaseException:  # pickling may run any code, even sys.exit()
+        data = _dumps(
+            SerializationError(f"task {label} raised an exception that cannot be sent: {brief}")
         )
-        return _dumps((substitute, text, heading))
-    return data
+    return pickling.dumps_plain((data, text, label, brief, heading))
 
 
 def unpack_error(data: bytes, heading: str = "") -> BaseException:
     """Undo `pack_error`: return the exception, with the worker's traceback as its cause.
+
+    If the exception cannot be unpickled in this process, a `SerializationError` with its text is
+    returned.
 
     Parameters
     ----------
@@ -77,19 +93,27 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
         A text to write above the traceback, before that of `pack_error`. The exception itself
         stays as the user's code raised it.
     """
-    error, text, place = pickling.loads(data)
-    assert isinstance(error, BaseException)
+    pickled, text, label, brief, place = pickling.loads(data)
+    try:
+        error = _require_exception(pickling.loads(pickled))
+    except BaseException as failure:  # unpickling may run any code, even sys.exit()
+        if is_from_outside(failure):
+            raise
+        error = SerializationError(
+            f"task {label} raised an exception that cannot be loaded here: {brief}; "
+            f"to load it raises {summary(failure)}"
+        )
+    # Not by an assignment: the class of the exception may define what that does.
     above = ", ".join(filter(None, (heading, place)))
-    error.__cause__ = TaskTraceback(f"{above}:\n{text}".rstrip() if above else text.rstrip())
+    _set_cause(error, TaskTraceback(f"{above}:\n{text}".rstrip() if above else text.rstrip()))
     return error
 
 
-class TaskTraceback(Exception):
-    """The traceback of a task on its worker, as a text; the cause of the task's exception."""
-
-
-# Python writes the module before the name: this is the package that the user knows.
-TaskTraceback.__module__ = "daskbatch"
+def _require_exception(loaded: object) -> BaseException:
+    """Return an unpickled object if it is an exception; an exception may unpickle as anything."""
+    if not issubclass(type(loaded), BaseException):
+        raise TypeError(f"it is unpickled as an object of type {type_name(loaded)}")
+    return cast("BaseException", loaded)
 
 
 def reworded(error: OSError, text: str) -> OSError:
@@ -182,7 +206,7 @@ def _sendable(
     for name, value in state.items():
         try:
             _dumps(value, states)
-        except Exception:
+        except BaseException:  # pickling may run any code, even sys.exit()
             continue
         sendable[name] = value
     return sendable
@@ -200,3 +224,11 @@ def _rebuild(
 
 def _restore(error: BaseException, state: dict[str, object]) -> None:
     error.__setstate__(state)
+
+
+class TaskTraceback(Exception):
+    """The traceback of a task on its worker, as a text; the cause of the task's exception."""
+
+
+# Python writes the module before the name: this is the package that the user knows.
+TaskTraceback.__module__ = "daskbatch"

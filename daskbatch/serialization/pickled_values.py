@@ -138,7 +138,7 @@ def pack_values(values: Sequence[Any]) -> tuple[PickledValues, dict[int, BaseExc
         try:
             common_data = by_value.dumps(common, pickling.PROTOCOL)
             return _without_failed(packed, pickled, failed, common_data)
-        except Exception:  # one common part cannot be pickled: pickle each value by itself
+        except BaseException:  # one common part cannot be pickled: pickle each value by itself
             for position in packed_by_value:
                 failed.pop(position, None)
                 try:

@@ -24,6 +24,7 @@ import cloudpickle
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, namespaces, tracking
+from daskbatch.serialization.safe_text import is_from_outside, summary
 from daskbatch.serialization.thread_values import ThreadValues
 
 #: The version of the pickle protocol: from 5 on there are out-of-band buffers.
@@ -66,7 +67,10 @@ _buffer_of_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDi
 
 def are_plain(values: Sequence[object]) -> bool:
     """Return whether the types of all values are in `PLAIN`: such values hold no task or buffer."""
-    return PLAIN.issuperset(map(type, values))
+    try:
+        return PLAIN.issuperset(map(type, values))
+    except Exception:  # a metaclass may define how its classes are hashed and compared
+        return False
 
 
 def dumps_plain(obj: object) -> bytes:
@@ -175,8 +179,10 @@ def pack(obj: object) -> Packed:
             targets.clear()
             buffers.clear()
             data = _dumps_by_value(obj, _goes_in_band)
-    except Exception as error:
-        raise SerializationError(f"{type(error).__name__}: {error}") from error
+    except BaseException as error:  # pickling may run any code, even sys.exit()
+        if is_from_outside(error):
+            raise
+        raise SerializationError(summary(error)) from error
     finally:
         _found.restore(thread, outer)
     return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
@@ -217,7 +223,9 @@ def can_be_pickled(obj: object, tasks: bool = False) -> bool:
     try:
         with _found.set(([], []) if tasks else None):
             by_value.Pickler(_NullFile(), PROTOCOL, lambda _: None).dump(obj)
-    except (Exception, SystemExit):
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
         return False
     return True
 

@@ -5,9 +5,9 @@ The names, texts and tracebacks of a user's objects come from the user's own cod
 something else than a text, or call ``sys.exit``. Every module that needs such a text asks this
 module for it, and always receives a plain `str`.
 
-Any thread may call any function. The functions raise nothing, with one exception: if a signal
-handler raises while they run (in the main thread, for example `KeyboardInterrupt` after Ctrl-C),
-they pass that on, since it does not come from the object.
+Any thread may call any function. The functions raise nothing, with one exception: what comes from
+outside of the object is passed on. That is what a signal handler raises (in the main thread, for
+example `KeyboardInterrupt` after Ctrl-C), and an `Interruption`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,19 @@ _RAISING = {opcode.opmap["RAISE_VARARGS"], opcode.opmap["RERAISE"]}
 
 # These go round what a metaclass, or a `__getattribute__`, puts in place of the attribute.
 _name_of_type = type.__dict__["__name__"].__get__
-_ATTRIBUTES: Final = {
-    name: vars(BaseException)[name].__get__
-    for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__")
-}
+_cause_of = vars(BaseException)["__cause__"].__get__
+_context_of = vars(BaseException)["__context__"].__get__
+_suppresses_context = vars(BaseException)["__suppress_context__"].__get__
 _members_of_group = vars(BaseExceptionGroup)["exceptions"].__get__
+
+#: Returns the traceback of an exception.
+traceback_of: Final[Callable[[BaseException], TracebackType | None]] = vars(BaseException)[
+    "__traceback__"
+].__get__
+
+
+class Interruption(BaseException):
+    """An exception that another thread throws into a thread, in the middle of any code."""
 
 
 def guarded(make: Callable[[], str], otherwise: Callable[[BaseException], str]) -> str:
@@ -52,7 +60,7 @@ def guarded(make: Callable[[], str], otherwise: Callable[[BaseException], str]) 
     try:
         return plain(make())
     except BaseException as error:
-        if is_from_signal(error):
+        if is_from_outside(error):
             raise
         return otherwise(error)
 
@@ -77,25 +85,14 @@ def type_name(obj: object) -> str:
     return plain(_name_of_type(type(obj)))
 
 
-def safe_str(value: object, words: Callable[[object], str] = str) -> str:
-    """Return an object's text, even if its own ``__str__`` or ``__repr__`` fails.
-
-    Parameters
-    ----------
-    value : object
-        Any object.
-    words : callable
-        `str` or `repr`.
-    """
-    return guarded(
-        partial(words, value),
-        lambda error: f"<its __{words.__name__}__ raised {type_name(error)}>",
-    )
+def safe_str(value: object) -> str:
+    """Return an object's text, even if its own ``__str__`` fails."""
+    return guarded(partial(str, value), lambda error: f"<its __str__ raised {type_name(error)}>")
 
 
 def safe_repr(value: object) -> str:
-    """Return an object's ``repr``, even if it fails."""
-    return safe_str(value, repr)
+    """Return an object's ``repr``; if that fails, its type."""
+    return guarded(partial(repr, value), lambda _: f"a {type_name(value)}")
 
 
 def summary(error: BaseException) -> str:
@@ -122,7 +119,7 @@ def attribute(obj: object, name: str) -> Any:
     try:
         return getattr(obj, name, None)
     except BaseException as error:
-        if is_from_signal(error):
+        if is_from_outside(error):
             raise
         return None
 
@@ -173,30 +170,33 @@ def plain_traceback(
     """
     parts = []
     for each, relation in _chain_of(error):
-        frames = start if each is error else _ATTRIBUTES["__traceback__"](each)
+        frames = start if each is error else traceback_of(each)
         head = "Traceback (most recent call last):\n" if frames is not None else ""
         parts.append(f"{head}{_frames_of(frames)}{summary(each)}\n{relation}")
     note = f"[daskbatch: Python could not format this traceback: {type_name(failure)}]\n"
     return "".join(reversed(parts)) + note
 
 
-def is_from_signal(error: BaseException) -> bool:
-    """Return whether a signal handler has raised an exception, and not the code that ran.
+def is_from_outside(error: BaseException) -> bool:
+    """Return whether an exception comes from outside of the code in which it appeared.
 
-    Python runs the handlers in the main thread, between any two instructions of the code that
-    runs there. So Ctrl-C may raise `KeyboardInterrupt` in the middle of a ``__str__``. It is told
-    apart from a ``__str__`` that raises `KeyboardInterrupt` itself by the instruction at which the
-    exception appeared.
+    That is so for an `Interruption`, and for what a signal handler raises. Python runs the
+    handlers in the main thread, between any two instructions of the code that runs there. So
+    Ctrl-C may raise `KeyboardInterrupt` in the middle of a ``__str__``. It is told apart from a
+    ``__str__`` that raises `KeyboardInterrupt` itself by the instruction at which the exception
+    appeared.
 
     Parameters
     ----------
     error : BaseException
         The exception, caught where it is to be handled.
     """
+    if issubclass(type(error), Interruption):
+        return True
     if threading.current_thread() is not threading.main_thread():
         return False
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
-    trace = _ATTRIBUTES["__traceback__"](error)
+    trace = traceback_of(error)
     raised_at = None
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -233,10 +233,8 @@ def _chain_of(error: BaseException) -> Iterator[tuple[BaseException, str]]:
         if issubclass(type(each), BaseExceptionGroup):
             members = _members_of_group(each)
             pending += [(member, "(a member of the group below)\n\n") for member in members]
-        cause = _ATTRIBUTES["__cause__"](each)
-        context = None
-        if not _ATTRIBUTES["__suppress_context__"](each):
-            context = _ATTRIBUTES["__context__"](each)
+        cause = _cause_of(each)
+        context = None if _suppresses_context(each) else _context_of(each)
         if cause is not None:
             sentence = "The above exception was the direct cause of the following exception:"
             pending.append((cause, f"\n{sentence}\n\n"))

@@ -19,7 +19,9 @@ from daskbatch import config
 from daskbatch.cluster.connection import connect, register
 from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
+from daskbatch.describe.values import text_of
 from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.actor import SharedActor
 from daskbatch.shared.actor_creation import make_actors
 from daskbatch.shared.data import routes
@@ -150,8 +152,11 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     BatchError
         The cluster cannot import daskbatch.
     """
-    if name is not None and not (isinstance(name, str) and name):
-        raise SpecError(f"name= must be a text that is not empty, not {name!r}")
+    if name is not None:
+        text = text_of(name)
+        if not text:
+            raise SpecError(f"name= must be a text that is not empty, not {safe_repr(name)}")
+        name = text
     client = context.client
     address = str(client.scheduler.address)
     register(client, SharedRegistry())
@@ -226,7 +231,8 @@ def _make_object(
 def _require_compatible(found: ObjectInfo, wanted: ObjectOptions, name: str | None) -> None:
     if found.options.kind != wanted.kind:
         raise SpecError(
-            f"the name {name!r} is that of a {description_of(found.uid, found.options, None)}"
+            f"the name {safe_repr(name)} is that of a "
+            f"{description_of(found.uid, found.options, None)}"
         )
     default = ObjectOptions(wanted.kind)
     for field in ("shards", "replicas", "memory_limit", "maxsize"):

@@ -6,7 +6,6 @@ number of threads may use one.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from html import escape
@@ -15,7 +14,9 @@ from typing import Any
 
 from daskbatch import config
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
+from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import ServiceLost, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
@@ -397,14 +398,9 @@ def _unpickle(
 
 
 def _require_count(parameter: str, number: Any) -> int:
-    try:
-        # NumPy before 2.3 takes its booleans for numbers.
-        kind = getattr(getattr(number, "dtype", None), "kind", "")
-        count = 0 if isinstance(number, bool) or kind == "b" else operator.index(number)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise SpecError(f"{parameter}= must be a whole number from 1, not {number!r}")
+    count = whole_number_of(number)
+    if count is None or count < 1:
+        raise SpecError(f"{parameter}= must be a whole number from 1, not {safe_repr(number)}")
     return count
 
 
@@ -412,7 +408,7 @@ def _require_timeout(timeout: float | timedelta | None) -> float | None:
     seconds = parse_timeout(timeout)
     given = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if given is not None and given < 0:
-        raise SpecError(f"timeout= must not be negative, and is {timeout!r}")
+        raise SpecError(f"timeout= must not be negative, and is {safe_repr(timeout)}")
     return seconds
 
 
@@ -422,5 +418,7 @@ def _parse_size(limit: int | str) -> int:
     except (ValueError, AttributeError, TypeError):
         size = -1
     if size < 0:
-        raise SpecError(f'memory_limit= must be bytes or a text such as "1GiB", not {limit!r}')
+        raise SpecError(
+            f'memory_limit= must be bytes or a text such as "1GiB", not {safe_repr(limit)}'
+        )
     return size

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from daskbatch.errors import LifecycleError, ServiceLost
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.data.codec import (
     Value,
     decode_key,
@@ -93,7 +94,8 @@ class DictClient:
         value = await_answer(get, deadline)
         if value is None:
             raise TimeoutError(
-                f"the key {key!r} of {self._proxy.description} was not written within {timeout:g} s"
+                f"the key {safe_repr(key)} of {self._proxy.description} was not written within "
+                f"{timeout:g} s"
             )
         return unpack(value)
 

@@ -21,6 +21,7 @@ from numbers import Number
 from typing import Any, Self
 
 from daskbatch.describe.access import Mode
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.dict_client import DictClient
 from daskbatch.shared.store import operations
 from daskbatch.timeouts import Deadline
@@ -224,7 +225,7 @@ class DictMapping(MutableMapping[Any, Any]):
         (0, 1, 11)
         """
         if not isinstance(value, Number):
-            raise TypeError(f"fetch_add adds numbers, not {value!r}")
+            raise TypeError(f"fetch_add adds numbers, not {safe_repr(value)}")
         self._await_conflicting_tasks(Mode.WRITE, key)
         return self._client.add(key, value)
 

@@ -15,7 +15,9 @@ from time import monotonic
 from typing import Any
 
 from daskbatch.describe.access import CommunicationDomain, CommunicationObject, Mode
+from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import SerializationError, SpecError
+from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
@@ -84,9 +86,10 @@ class Queue:
     def __init__(
         self, cluster: ClusterArgument = None, maxsize: int = 0, *, name: str | None = None
     ) -> None:
-        if not isinstance(maxsize, int) or isinstance(maxsize, bool):
-            raise SpecError(f"maxsize= must be a whole number, not {maxsize!r}")
-        options = ObjectOptions("queue", 1, maxsize=max(0, maxsize))
+        size = whole_number_of(maxsize)
+        if size is None:
+            raise SpecError(f"maxsize= must be a whole number, not {safe_repr(maxsize)}")
+        options = ObjectOptions("queue", 1, maxsize=max(0, size))
         with owner_context(cluster, name) as context:
             proxy = create_or_open(context, options, name)
         self._attach(proxy, context.before_access)
@@ -346,7 +349,7 @@ def _seconds_to_wait(block: bool, timeout: float | timedelta | None) -> float | 
         return 0.0
     seconds = parse_timeout(timeout)
     if isinstance(timeout, (int, float)) and timeout < 0:
-        raise ValueError(f"timeout= must not be negative, and is {timeout!r}")
+        raise ValueError(f"timeout= must not be negative, and is {safe_repr(timeout)}")
     return seconds
 
 

@@ -37,6 +37,7 @@ from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
+from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 from daskbatch.worker.slot_holding import GangSlots
@@ -87,6 +88,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             with contextlib.suppress(Exception):  # then children cannot use the worker's
                 self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
+        initial_state.record()
         if worker.nanny is not None:
             _record_added_environment()
         #: The blocks that run, by topic and number.

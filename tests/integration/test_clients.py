@@ -405,3 +405,93 @@ def test_nobody_comes_while_the_last_leaves(owner: Batch) -> None:
     for thread in threads:
         thread.join(30)
     assert len(errors) == 2
+
+
+# -- copies that are not used ------------------------------------------------------------
+
+
+def _numbers(batch: Batch) -> list[int]:
+    """Return the numbers of the clients of a Batch that are registered and have not closed."""
+    name = batch._context.identity.address.batch
+
+    def find(dask_scheduler: object) -> list[int]:
+        service = dask_scheduler.plugins["daskbatch-service"]  # type: ignore[attr-defined]
+        return [each.number for each in service._clients.of_batch(name) if not each.closed]
+
+    return list(batch.client.run_on_scheduler(find))
+
+
+@pytest.mark.parametrize("how", ["closed", "ended", "killed"])
+def test_one_that_was_unpickled_elsewhere_counts_without_being_used(
+    owner: Batch, how: str, tmp_path: Path
+) -> None:
+    with process(clients.hold, owner, tmp_path, how) as child:
+        wait_until(lambda: _numbers(owner) == [0, 1])
+        owner.close()
+        with pytest.raises(TimeoutError, match="client 1 .* has not closed"):
+            owner.join(timeout=0.3)
+        if how == "killed":
+            child.kill()
+        (tmp_path / "go").touch()
+        owner.join(timeout=30)
+        (tmp_path / "end").touch()
+
+
+def test_one_that_was_unpickled_elsewhere_and_dropped_holds_up_nothing(
+    owner: Batch, tmp_path: Path
+) -> None:
+    with process(clients.hold, owner, tmp_path, "dropped"):
+        owner.close()
+        owner.join(timeout=30)
+        (tmp_path / "go").touch()
+
+
+def test_each_that_was_unpickled_elsewhere_is_closed_for_itself(owner: Batch) -> None:
+    begin, closed, end = context.Event(), context.Event(), context.Event()
+    with process(clients.hold_several, pickle.dumps(owner), begin, closed, end):
+        wait_until(lambda: sorted(_numbers(owner)) == [0, 1, 2, 3])
+        begin.set()
+        assert closed.wait(30)
+        wait_until(lambda: len(_numbers(owner)) == 3)
+        owner.close()
+        with pytest.raises(TimeoutError):
+            owner.join(timeout=0.3)
+        end.set()
+        owner.join(timeout=30)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_each_that_a_task_unpickles_is_closed_for_itself(owner: Batch, isolation: str) -> None:
+    make = owner.options(isolation=isolation).function
+    task = make(clients.close_one_of_two, pickle.dumps(owner))
+    task.run(timeout=30)
+    assert task.get() == (True, False, 1, 2, 8)
+    task = make(clients.close_without_use, pickle.dumps(owner))
+    task.run(timeout=30)
+    assert task.get() == (True, False, 8)
+    wait_until(lambda: _numbers(owner) == [0])
+
+
+def test_what_dask_unpickles_is_not_registered(owner: Batch) -> None:
+    kept = owner.client.submit(lambda batch: [batch], owner, pure=False)
+    moved = owner.client.submit(lambda batches: repr(batches[0]), kept, pure=False)
+    assert "not used here" in moved.result(30)
+    owner.client.replicate([kept], n=2)
+    assert "not used here" in repr(owner.client.run_on_scheduler(repr, owner))
+    assert _numbers(owner) == [0]
+    del kept, moved
+
+
+def test_to_unpickle_one_of_a_cluster_that_is_gone_takes_no_time() -> None:
+    with Batch(num_workers=1) as embedded:
+        data = pickle.dumps(embedded)
+    code = (
+        "import pickle, sys; from daskbatch import ServiceLost\n"
+        "copy = pickle.loads(sys.stdin.buffer.read())\n"
+        "try: copy.function(len, '')\n"
+        "except ServiceLost as error: print('ServiceLost')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"ServiceLost\n", b"")

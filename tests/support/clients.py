@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -290,3 +292,41 @@ def large(batch: Batch) -> int:
 def note(path: Path, name: str) -> None:
     with path.open("a") as file:
         file.write(f"{name}\n")
+
+
+def hold(batch: Batch, directory: Path, how: str) -> None:
+    """Keep a copy that is never used until the test says so; then close, drop or only leave it."""
+    if how == "dropped":
+        del batch
+        gc.collect()
+    wait_for_file(directory / "go")
+    if how == "closed":
+        batch.close()
+        wait_for_file(directory / "end")
+
+
+def hold_several(data: bytes, begin: Any, closed: Any, end: Any) -> None:
+    """Unpickle several copies, and close one of them; use none."""
+    copies = [pickle.loads(data) for _ in range(3)]
+    begin.wait(60)
+    copies[1].close()
+    closed.set()
+    end.wait(60)
+
+
+def close_one_of_two(data: bytes) -> tuple[bool, bool, int, int, int]:
+    """Unpickle two copies in a task, close one, and use the other."""
+    first, second = pickle.loads(data), pickle.loads(data)
+    numbers = first.client_id, second.client_id
+    first.close()
+    task = second.function(pow, 2, 3)
+    task.run(timeout=30)
+    return first.closed, second.closed, *numbers, task.get()
+
+
+def close_without_use(data: bytes) -> tuple[bool, bool, int]:
+    first, second = pickle.loads(data), pickle.loads(data)
+    first.close()
+    task = second.function(pow, 2, 3)
+    task.run(timeout=30)
+    return first.closed, second.closed, task.get()

@@ -42,6 +42,7 @@ from daskbatch.describe.template.validators import (
     compile_checked,
 )
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import callable_name
 
 
 class ChannelUse(NamedTuple):
@@ -191,7 +192,7 @@ def _make_label(file: str, name: Evaluator | Constant, target: Evaluator | Const
     if isinstance(name, Constant) and name.value is not None:
         return str(name.value)
     if isinstance(target, Constant) and callable(target.value):
-        return str(getattr(target.value, "__name__", type(target.value).__name__))
+        return callable_name(target.value)
     return Path(file).stem
 
 

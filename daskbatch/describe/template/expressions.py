@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from daskbatch.describe.access import safe_repr
 from daskbatch.describe.template.yaml_scalars import Plain
 from daskbatch.errors import SpecError
+from daskbatch.serialization.safe_text import guarded, type_name
 
 #: Messages show a value only if its text is not longer.
 _MAX_SHOWN_LETTERS = 60
@@ -169,6 +170,9 @@ def _require_callable(function: object, name: str, where: str) -> None:
 
 def describe(value: object) -> str:
     """Describe an argument in a message; it may be large, and of any type."""
-    if isinstance(value, (str, int, float)) and len(text := safe_repr(value)) <= _MAX_SHOWN_LETTERS:
-        return text
-    return "None" if value is None else f"a {type(value).__name__}"
+    kind = "None" if value is None else f"a {type_name(value)}"
+    if not issubclass(type(value), (str, int, float)):
+        return kind
+    # Python refuses to write a number of 5 000 digits.
+    text = guarded(partial(repr, value), lambda _: kind)
+    return text if len(text) <= _MAX_SHOWN_LETTERS else kind

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
+from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
+from daskbatch.describe.spec import family_of
 from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.serialization.safe_text import attribute
 
 
 class EngineCall(NamedTuple):
@@ -101,8 +104,5 @@ class CallOutcome(NamedTuple):
 
 def kind_of(method: Callable[..., Any]) -> Hashable:
     """Return the kind of the calls of a method; calls of one kind take about the same time."""
-    inner = getattr(method, "__func__", getattr(method, "func", method))
-    return getattr(inner, "__code__", None) or (
-        getattr(inner, "__module__", None),
-        getattr(inner, "__qualname__", type(inner).__qualname__),
-    )
+    code = attribute(method.__func__ if type(method) is MethodType else method, "__code__")
+    return code if type(code) is CodeType else family_of(method)

@@ -45,6 +45,10 @@ def _report(on_done: Callable[[Any, BaseException | None], None], future: Any) -
         if future.cancelled():
             on_done(None, errors.TaskCancelled("the future of the task was cancelled"))
             return
+        if isinstance(future, Future) and (error := future.exception()) is not None:
+            # `result` takes an exception that is false, like an empty container, for none.
+            on_done(None, error)
+            return
         value = future.result()
     except BaseException as error:
         on_done(None, error)

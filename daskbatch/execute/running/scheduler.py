@@ -29,6 +29,7 @@ from daskbatch.execute.running.launcher import Launcher
 from daskbatch.execute.running.worker_pool import WorkerPool
 from daskbatch.execute.workers.worker import Worker
 from daskbatch.execute.workers.worker_watch import WorkerSet
+from daskbatch.serialization.safe_text import callable_name
 from daskbatch.timeouts import Deadline
 
 _logger = logging.getLogger("daskbatch")
@@ -224,7 +225,7 @@ class Scheduler:
             raise errors.TaskCancelled("the job has ended")
         called = EngineCall(
             *(method, tuple(args), dict(kwargs or {})),
-            name=name or str(getattr(method, "__name__", type(method).__name__)),
+            name=name or callable_name(method),
             kind=kind_of(method),
             on_over=_nothing,
         )
@@ -338,5 +339,5 @@ def _name_of(tasks: Sequence[Task]) -> str:
     """Return the name of a job's tasks on Dask's dashboard."""
     for task in tasks:
         if isinstance(task, RmiTask):
-            return str(getattr(task.method, "__name__", type(task.method).__name__))
+            return callable_name(task.method)
     return "job"

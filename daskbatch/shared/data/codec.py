@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
-from daskbatch.serialization.safe_text import safe_str
-from daskbatch.worker.execution.interrupt import Stopped
+from daskbatch.serialization.safe_text import is_from_outside, safe_repr, summary
 
 #: A buffer of at least this size is sent and kept apart from the pickle, so that it is not copied.
 MIN_BUFFER_BYTES = 1 << 14
@@ -56,8 +55,12 @@ def encode_key(key: object) -> Any:
         return key
     try:
         return PickledKey(pickling.dumps(key))
-    except Exception as error:
-        raise SerializationError(f"the key {key!r} cannot be pickled: {error}") from error
+    except BaseException as error:  # pickling may run any code, sys.exit() included
+        if is_from_outside(error):
+            raise
+        raise SerializationError(
+            f"the key {safe_repr(key)} cannot be pickled: {summary(error)}"
+        ) from error
 
 
 def decode_key(encoded: Any) -> Any:
@@ -72,11 +75,11 @@ def decode_key(encoded: Any) -> Any:
         return encoded
     try:
         return pickling.loads(encoded.data)
-    except (KeyboardInterrupt, Stopped):
-        raise
     except BaseException as error:  # unpickling may run any code, sys.exit() included
+        if is_from_outside(error):
+            raise
         raise SerializationError(
-            f"a key cannot be unpickled in this process: {type(error).__name__}: {error}"
+            f"a key cannot be unpickled in this process: {summary(error)}"
         ) from error
 
 
@@ -104,9 +107,11 @@ def pack(obj: object, key: Any = _NO_KEY) -> Value:
         return data if len(data) < MIN_BUFFER_BYTES else (PickleBuffer(data),)
     try:
         data, buffers = pickling.dumps_with_buffers(obj, MIN_BUFFER_BYTES)
-    except Exception as error:
-        of = "" if key is _NO_KEY else f" of the key {safe_str(decode_key(key), repr)}"
-        reason = f"{type(error).__name__}: {safe_str(error)}{hint_on_value('value', obj, error)}"
+    except BaseException as error:  # pickling may run any code, sys.exit() included
+        if is_from_outside(error):
+            raise
+        of = "" if key is _NO_KEY else f" of the key {safe_repr(decode_key(key))}"
+        reason = f"{summary(error)}{hint_on_value('value', obj, error)}"
         raise SerializationError(
             f"the value{of}, {kind_of(obj)}, cannot be pickled: {reason}"
         ) from error
@@ -127,11 +132,11 @@ def unpack(value: Value) -> Any:
         if isinstance(value, tuple):
             return pickle.loads(value[0], buffers=value[1:])
         return pickle.loads(value)
-    except (KeyboardInterrupt, Stopped):
-        raise
     except BaseException as error:
+        if is_from_outside(error):
+            raise
         raise SerializationError(
-            f"a value cannot be unpickled in this process: {type(error).__name__}: {error}"
+            f"a value cannot be unpickled in this process: {summary(error)}"
         ) from error
 
 

@@ -6,10 +6,11 @@ files, so that their fields may change with the version: all processes of a clus
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import is_from_outside, safe_repr, summary
 
 
 class ServerAddress(NamedTuple):
@@ -203,8 +204,8 @@ def encode_error(error: BaseException) -> bytes:
     try:
         data = pickling.dumps(error)
         pickling.loads(data)
-    except Exception:
-        return pickling.dumps(SerializationError(f"{type(error).__name__}: {error}"))
+    except BaseException:  # pickling may run any code, even sys.exit()
+        return pickling.dumps(SerializationError(summary(error)))
     return data
 
 
@@ -212,8 +213,12 @@ def decode_error(data: bytes) -> BaseException:
     """Undo `encode_error`."""
     try:
         error = pickling.loads(data)
-    except Exception as failure:
+    except BaseException as failure:  # unpickling may run any code, even sys.exit()
+        if is_from_outside(failure):
+            raise
         return SerializationError(
-            f"an exception of the other side cannot be unpickled here: {failure}"
+            f"an exception of the other side cannot be unpickled here: {summary(failure)}"
         )
-    return error if isinstance(error, BaseException) else SerializationError(repr(error))
+    if not issubclass(type(error), BaseException):
+        return SerializationError(safe_repr(error))
+    return cast("BaseException", error)

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import safe_repr
 
 
 def dumps_for_later(key: object) -> bytes:
@@ -67,7 +68,7 @@ class _Pickler(pickle.Pickler):
         # process's program. In a notebook, the name may stand for another class now.
         found = _find(name)
         if "<" in name or not (found is None or found is obj):
-            raise pickle.PicklingError(f"{obj!r} has no name in __main__")
+            raise pickle.PicklingError(f"{safe_repr(obj)} has no name in __main__")
         return _named, (name,)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from daskbatch.errors import BatchError
+from daskbatch.serialization.safe_text import safe_str, type_name
 from daskbatch.shared.data.messages import Request, encode_error
 
 #: The status of an answer, which travels as ``(status, result)``: the result; a pickled exception;
@@ -78,7 +79,7 @@ def answer_to(
     except Exception as error:
         return Answer(FAILED, encode_error(error))
     except BaseException as error:  # unpickling a key or a value may run any code
-        message = f"{type(error).__name__} was raised where it is kept: {error}"
+        message = f"{type_name(error)} was raised where it is kept: {safe_str(error)}"
         return Answer(FAILED, encode_error(BatchError(message)))
     if type(result) is ResultToConfirm:
         return Answer(CONFIRM, result.result, result.settle)

@@ -22,10 +22,11 @@ from daskbatch.errors import (
     TaskError,
     TaskTimeout,
 )
+from daskbatch.forking import end_forked_process, generation
 from daskbatch.serialization import classes, loading, mirror, pickling, spawned
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.serialization.safe_text import safe_str
+from daskbatch.serialization.safe_text import attribute, safe_repr, summary, traceback_of
 from daskbatch.worker.execution.block import (
     LOCAL,
     NO_LIMITS,
@@ -237,6 +238,7 @@ class BlockRun(Progress):
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
+        process = generation()
         while True:
             if context is not None:
                 context.next_task()
@@ -267,6 +269,8 @@ class BlockRun(Progress):
                         function = self._watched(member, declared, function)
                 self._before_call()
                 value = self._call(member, function, args, kwargs)
+                if process != generation():
+                    end_forked_process(None)
                 if type(value) is CoroutineType:
                     # Not at the top: a child starts faster without it.
                     import asyncio
@@ -281,6 +285,8 @@ class BlockRun(Progress):
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 self.loading = False
+                if process != generation():  # the function has forked: this is its child
+                    end_forked_process(raised)
                 if context is not None and context.resources:
                     context.give_up()
                 error = as_task_error(raised, doing, self.spec.label(member), value)
@@ -401,24 +407,29 @@ def as_task_error(
         `error` itself, if the function has raised it; but `TaskCrashed` for `SystemExit` and
         `KeyboardInterrupt`.
     """
-    cause = f"{type(error).__name__}: {safe_str(error)}"
+    cause = summary(error)
+    # Not `isinstance`: it looks up `__class__`, which an exception may define.
+    kind = type(error)
     made: TaskError
     if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
         made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
-    elif isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        what = f"task {label} called sys.exit({safe_str(error.code, repr)})"
-        made = TaskCrashed(what, exitcode=code, exited=True, code=error.code)
-    elif isinstance(error, KeyboardInterrupt):
+    elif issubclass(kind, SystemExit):
+        given = attribute(error, "code")
+        code = int(given is not None)
+        if issubclass(type(given), int):
+            code = int.__index__(given)  # not by a method that a subclass may define
+        what = f"task {label} called sys.exit({safe_repr(given)})"
+        made = TaskCrashed(what, exitcode=code, exited=True, code=given)
+    elif issubclass(kind, KeyboardInterrupt):
         what = f"task {label} was interrupted"
         made = TaskCrashed(what, exitcode=-signal.SIGINT, interrupted=True)
     elif doing:
         hint = hint_on_value("result", value, error)
         what = f"its result, {kind_of(value)}, cannot be sent"
         made = SerializationError(f"task {label}: {what}: {cause}{hint}")
-    elif isinstance(error, (ProcessFailed, TaskTimeout)):
+    elif kind is ProcessFailed or kind is TaskTimeout:
         error.args = (f"task {label}: {error}",)
         return error
     else:
         return error
-    return made.with_traceback(error.__traceback__)
+    return made.with_traceback(traceback_of(error))

@@ -1,8 +1,9 @@
 """Captures what a task writes to stdout and stderr, even if several tasks run in one process.
 
-A context variable says where the writes of this thread, or of this coroutine, go. Threads that
-a task starts itself do not have its context; what they write goes where it would go without
-this module. Any number of threads may capture at the same time.
+A context variable says where the writes of this thread, or of this coroutine, go. A thread that
+a task starts does not have its context, so `threading.Thread.start` notes whose thread it is, as
+long as the task runs. A process that a task forks writes to a `StreamFile` of the task. Any number
+of threads may capture at the same time.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from daskbatch.forking import make_lock
 from daskbatch.worker.execution.ranked_text import RankedText
+from daskbatch.worker.execution.stream_file import ForkedSink, StreamFile
 
 
 class BoundedText:
     """What a task has written to one stream: all of it, or its head and its tail.
 
-    Used by one thread at a time.
+    Several threads may use it: those that a task starts write to the same text.
 
     Parameters
     ----------
@@ -31,18 +36,20 @@ class BoundedText:
         How many bytes of UTF-8 are kept.
     """
 
-    __slots__ = ("_head", "_limit", "_ranks", "_tail", "size")
+    __slots__ = ("_head", "_limit", "_lock", "_ranks", "_tail", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._lock = threading.Lock()
         self.clear()
 
     def clear(self) -> None:
         """Forget all that was written."""
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._ranks: Sequence[BoundedText] = ()
-        self.size = 0
+        with self._lock:
+            self._head = bytearray()
+            self._tail = bytearray()
+            self._ranks: Sequence[BoundedText] = ()
+            self.size = 0
 
     def for_ranks(self, count: int) -> list[BoundedText]:
         """Return a text for each rank of a job; together they keep as much as this one."""
@@ -55,6 +62,10 @@ class BoundedText:
 
     def add(self, data: bytes) -> None:
         """Add UTF-8 data that was written."""
+        with self._lock:
+            self._add(data)
+
+    def _add(self, data: bytes) -> None:
         self.size += len(data)
         if self.size <= self._limit:
             self._head += data
@@ -75,6 +86,10 @@ class BoundedText:
         """Return the text, without the last newline; for a job a `RankedText`."""
         if self._ranks:
             return RankedText(text.text() + "\n" if text.size else "" for text in self._ranks)
+        with self._lock:
+            return self._text()
+
+    def _text(self) -> str:
         if self.size <= self._limit:
             return self._head.decode("utf-8", "replace").removesuffix("\n")
         rest = self._limit - self._limit // 2
@@ -88,32 +103,145 @@ class BoundedText:
 
 
 class Capture:
-    """The two streams of the task that runs in a context. Used by one thread at a time.
+    """The two streams of the task that runs in a context.
+
+    One thread at a time uses it, the task's. The threads that a task starts only find out where
+    they write, and ask for descriptors.
 
     Parameters
     ----------
     limit : int
         How many bytes of each stream are kept.
+
+    Attributes
+    ----------
+    task_number : int
+        Increases when a task ends, so that the threads of one task do not write for the next.
+    closed : bool
+        Whether nothing more is captured: contexts that were copied outlive the capture.
     """
 
-    __slots__ = ("stderr", "stdout")
+    __slots__ = ("__weakref__", "_open_files", "closed", "stderr", "stdout", "task_number")
 
     def __init__(self, limit: int) -> None:
         self.stdout = BoundedText(limit)
         self.stderr = BoundedText(limit)
+        self.task_number = 0
+        self.closed = False
+        #: The files of the streams whose descriptors were asked for, by "stdout" and "stderr".
+        self._open_files: dict[str, StreamFile] = {}
 
     def clear(self) -> None:
         """Forget all that was written."""
+        for file in self._open_files.values():
+            file.drain(None)
         self.stdout.clear()
         self.stderr.clear()
 
     def texts(self) -> tuple[str, str]:
         """Return the texts of stdout and stderr."""
+        self._drain_files()
         return self.stdout.text(), self.stderr.text()
+
+    def end_task(self) -> None:
+        """Add what is not yet part of the texts; threads that still run no longer write here."""
+        for name, router in _routers.items():
+            stream = getattr(sys, name, None)
+            if stream is not router and stream is not None:
+                # The task has put another stream there, which may write to the router.
+                with suppress(BaseException):
+                    stream.flush()
+        self._drain_files()
+        self.task_number += 1
+
+    def _drain_files(self) -> None:
+        for name, file in list(self._open_files.items()):
+            file.drain(getattr(self, name))
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add UTF-8 data that the task has written to a stream.
+
+        Parameters
+        ----------
+        name : str
+            "stdout" or "stderr".
+        data : bytes
+            The data.
+        """
+        sink = getattr(self, name)
+        file = self._open_files.get(name)
+        if file is not None and type(sink) is BoundedText:
+            file.drain(sink)  # it was written before
+        sink.add(data)
+
+    def descriptor(self, name: str) -> int:
+        """Return a descriptor; what any process writes to it is part of a stream.
+
+        Parameters
+        ----------
+        name : str
+            "stdout" or "stderr".
+        """
+        file = self._open_files.get(name)
+        if file is None:
+            file = self._open_files.setdefault(name, StreamFile())
+        return file.number
+
+    def continue_in_fork(self) -> None:
+        """Write to the files from now on, in a forked process, where no other process reads."""
+        self.stdout = ForkedSink(self.descriptor("stdout"))  # type: ignore[assignment]
+        self.stderr = ForkedSink(self.descriptor("stderr"))  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Capture nothing more, and close the descriptors."""
+        self.end_task()
+        self.closed = True
+        for file in self._open_files.values():
+            file.close()
+        self._open_files.clear()
 
 
 #: Where the writes of the current context go; None for where they go without capturing.
 current_capture: ContextVar[Capture | None] = ContextVar("daskbatch_capture", default=None)
+
+#: The attribute of a thread that a task has started: the task's capture, and the task's number.
+_OWNER = "_daskbatch_capture"
+
+
+def find_capture() -> Capture | None:
+    """Return where the writes of this thread go; None for where they go without capturing."""
+    capture = current_capture.get()
+    if capture is None:
+        owner = vars(threading.current_thread()).get(_OWNER)
+        if owner is not None:
+            capture = owner[0]()
+            if capture is not None and capture.task_number != owner[1]:
+                return None
+    return None if capture is None or capture.closed else capture
+
+
+_start_thread = threading.Thread.start
+
+
+def _start_thread_of_task(thread: threading.Thread) -> None:
+    """Start a thread, and note which task it belongs to; in place of `Thread.start`."""
+    capture = find_capture()
+    if capture is not None:
+        vars(thread)[_OWNER] = weakref.ref(capture), capture.task_number
+    _start_thread(thread)
+
+
+def _before_fork() -> None:
+    capture = find_capture()
+    if capture is not None:
+        capture.descriptor("stdout")
+        capture.descriptor("stderr")
+
+
+def _after_fork_in_child() -> None:
+    capture = find_capture()
+    if capture is not None:
+        capture.continue_in_fork()
 
 
 @contextmanager
@@ -133,47 +261,87 @@ def capturing(limit: int) -> Iterator[Capture]:
     finally:
         _uninstall()
         current_capture.reset(token)
+        capture.close()
 
 
-class _BinaryRouter(io.RawIOBase):
+class _BinaryRouter(io.BufferedIOBase):
     """Replaces the `buffer` of sys.stdout or sys.stderr: what is written there is output, too."""
+
+    mode = "wb"
 
     def __init__(self, text: _Router) -> None:
         self._text = text
+
+    @property
+    def name(self) -> str:
+        return self._text.name
+
+    @property
+    def raw(self) -> _BinaryRouter:
+        return self
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        sink = self._text.sink()
-        if sink is None:
+        if isinstance(data, str):
+            raise TypeError("a bytes-like object is required, not 'str'")
+        capture = find_capture()
+        if capture is None:
             return int(self._text.original.buffer.write(data))
-        content = bytes(data)
-        sink.add(content)
+        content = bytes(memoryview(data))
+        capture.add(self._text.stream, content)
         return len(content)
+
+    def fileno(self) -> int:
+        return self._text.fileno()
+
+    def isatty(self) -> bool:
+        return self._text.isatty()
 
     def flush(self) -> None:
         self._text.flush()
+
+    def close(self) -> None:
+        # A task that closes its stdout, or a wrapper around it, must not close the worker's.
+        pass
 
 
 class _Router(io.TextIOBase):
     """Replaces sys.stdout or sys.stderr, and asks the context where a write belongs."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.original: TextIO = getattr(sys, name)
+    mode = "w"
+    write_through = False
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.name = f"<{stream}>"
+        self.original: TextIO = getattr(sys, stream)
         self.buffer = _BinaryRouter(self)
 
-    def sink(self) -> BoundedText | None:
-        capture = current_capture.get()
-        return None if capture is None else getattr(capture, self.name)
+    def __getattr__(self, name: str) -> Any:
+        # What this class does not define is as the original has it: a notebook's, for example.
+        if name == "original":  # this object is not complete
+            raise AttributeError(name)
+        return getattr(self.original, name)
 
     def write(self, text: str) -> int:
-        sink = self.sink()
-        if sink is None:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        capture = find_capture()
+        if capture is None:
             return self.original.write(text)
-        sink.add(text.encode("utf-8", "backslashreplace"))
+        capture.add(self.stream, text.encode("utf-8", "backslashreplace"))
         return len(text)
+
+    @property
+    def line_buffering(self) -> bool:
+        # What a task writes is kept at once.
+        return find_capture() is not None or bool(getattr(self.original, "line_buffering", True))
+
+    def detach(self) -> Any:
+        # The task may wrap what this returns; the stream itself must stay as it is.
+        return self.buffer
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
         for line in lines:
@@ -184,18 +352,19 @@ class _Router(io.TextIOBase):
 
     def flush(self) -> None:
         # Python flushes a stream when it is collected; the original may be closed by then.
-        if current_capture.get() is None and not getattr(self.original, "closed", False):
+        if find_capture() is None and not getattr(self.original, "closed", False):
             self.original.flush()
 
     def isatty(self) -> bool:
-        return current_capture.get() is None and self.original.isatty()
+        return find_capture() is None and self.original.isatty()
 
     def fileno(self) -> int:
-        return self.original.fileno()
+        capture = find_capture()
+        return self.original.fileno() if capture is None else capture.descriptor(self.stream)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8" if current_capture.get() is not None else self.original.encoding
+        return "utf-8" if find_capture() is not None else self.original.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
@@ -203,7 +372,7 @@ class _Router(io.TextIOBase):
 
     def reconfigure(self, **options: Any) -> None:
         # What a task writes is always kept as UTF-8: there is nothing to configure.
-        if current_capture.get() is None:
+        if find_capture() is None:
             self.original.reconfigure(**options)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -211,11 +380,13 @@ class _Router(io.TextIOBase):
         pass
 
 
-_lock = threading.Lock()
+_lock = make_lock()
 #: The number of blocks that capture now.
 _users = 0
 #: By "stdout" and "stderr".
 _routers: dict[str, _Router] = {}
+#: Holds an entry once `Thread.start` is replaced.
+_patched: list[bool] = []
 
 
 def _install() -> None:
@@ -225,6 +396,11 @@ def _install() -> None:
         _users += 1
         if _users > 1:
             return
+        if not _patched:
+            # For good: another library may replace the method, too, and call this one.
+            _patched.append(True)
+            threading.Thread.start = _start_thread_of_task  # type: ignore[assignment,method-assign]
+            os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
         # stderr first: it is the one that log handlers use, if both are the same stream.
         for name in ("stderr", "stdout"):
             stream = getattr(sys, name)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType
 from typing import Any, NamedTuple
 
+from daskbatch.forking import end_forked_process, generation
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.pickled_values import PickledValues, pack_values
 from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
@@ -51,16 +52,21 @@ def run_chunk(label: str, function: Callable[..., Any], calls: Sequence[tuple[An
     """
     values: list[Any] = []
     errors: dict[int, bytes] = {}
+    process = generation()
     for position, args in enumerate(calls):
         value = None
         try:
             value = function(*args)
+            if process != generation():
+                end_forked_process(None)
             if type(value) is CoroutineType:
                 value = asyncio.run(value)
         except Stopped:
             raise
         except BaseException as raised:
             which = f"task {label}, call {position + 1} of the {len(calls)} in its chunk"
+            if process != generation():  # the call has forked: this is its child
+                end_forked_process(raised)
             errors[position] = pack_error(as_task_error(raised, "", label), label, heading=which)
         values.append(value)
     packet, failed = pack_values(values)

@@ -23,6 +23,7 @@ from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
 from daskbatch.worker.mpi.rank_variables import without_rank_variables
+from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -232,6 +233,7 @@ def _run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                umask=initial_state.umask(),
                 bufsize=0,
             )
         except OSError as error:
@@ -239,6 +241,7 @@ def _run(
                 raise unusable_path_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
             hint = shell_hint(argv) if is_missing else ""
+            hint = hint or _path_hint(argv[0], cwd, is_missing)
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
             return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
         assert process.stdout is not None
@@ -263,6 +266,25 @@ def _run(
             f"{argv[0]} ran for longer than its timeout of {timeout:g} s: it was ended after "
             f"{time.monotonic() - began:.1f} s{_last_output(sink)}"
         )
+
+
+def _path_hint(target: str, cwd: str, is_missing: bool) -> str:
+    """Return where an executable that cannot be run was looked for, and what is wrong there."""
+    path = os.path.normpath(os.path.join(cwd, target))
+    if os.sep not in target:
+        if not is_missing:
+            return ""
+        here = f"; {path} is there: write ./{target}" if os.path.exists(path) else ""
+        return f"; it is in no directory of the worker's PATH{here}"
+    if os.path.isdir(path):
+        return f"; {path} is a directory"
+    if not os.path.exists(path):
+        return f"; there is no {path}"
+    if is_missing:
+        return f"; {path} is there, but not the interpreter that its first line names"
+    if os.access(path, os.X_OK):
+        return ""
+    return f"; {path} has no permission to be executed (chmod +x)"
 
 
 def shell_hint(argv: Sequence[str]) -> str:

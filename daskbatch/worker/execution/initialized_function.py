@@ -17,7 +17,7 @@ from typing import Any
 
 from daskbatch.errors import ServiceLost
 from daskbatch.serialization import mirror, namespaces, pickling
-from daskbatch.serialization.safe_text import safe_str
+from daskbatch.serialization.safe_text import summary
 from daskbatch.worker.execution.interrupt import Stopped
 
 
@@ -53,13 +53,14 @@ class _Initialization:
                         if before.get(variable) is not value
                     ]
                     self.done = True
+                    for function in after_initializer:
+                        function()
                 except Stopped:
                     raise  # the task was stopped; the initializer has not failed
                 except BaseException as error:
                     self._failure = error
         if self._failure is not None:
-            cause = f"{type(self._failure).__name__}: {safe_str(self._failure)}"
-            failed = InitializerFailed(f"the initializer failed: {cause}")
+            failed = InitializerFailed(f"the initializer failed: {summary(self._failure)}")
             raise failed from self._failure
 
     def enter_thread(self) -> None:
@@ -89,6 +90,9 @@ def _separate(context: contextvars.Context) -> contextvars.Context:
 _entered: contextvars.ContextVar[_Initialization | None] = contextvars.ContextVar(
     "daskbatch-initialized", default=None
 )
+
+#: Called when an initializer has set what later tasks are to find.
+after_initializer: list[Callable[[], object]] = []
 
 #: By Batch or executor.
 _initializations: dict[str, _Initialization] = {}

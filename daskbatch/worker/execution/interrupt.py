@@ -15,6 +15,8 @@ from threading import Lock, get_ident
 from time import sleep
 from typing import Any
 
+from daskbatch.serialization.safe_text import Interruption
+
 # A separate function object: `ctypes.pythonapi` is shared by the whole process, and so are
 # the argument types that other modules may set there.
 _throw = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
@@ -39,7 +41,7 @@ _starting: Mapping[Any, Any] = (
 _MAX_STARTING_POLLS = 2_000
 
 
-class Stopped(BaseException):
+class Stopped(Interruption):
     """The call was stopped; raised in the function, and by `StoppableCaller.call`."""
 
 

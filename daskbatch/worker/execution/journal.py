@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import pickle
 import struct
 import time
@@ -65,6 +66,8 @@ class Journal:
         for end in "ab":
             with open(f"{path}-{end}.journal", "w+b" if block is None else "r+b") as file:
                 if block is None:
+                    # Whatever mask for new files a task has set, another process must open it.
+                    os.fchmod(file.fileno(), 0o600)
                     file.truncate(_FILE_BYTES)
                 self._maps.append(mmap.mmap(file.fileno(), _FILE_BYTES))
         self._turn = 0

@@ -78,7 +78,7 @@ class TaskContext:
     Attributes
     ----------
     resources : dict
-        What the task uses, by Batch.
+        What the task uses: the clients that it is, by the names of their `Identity`.
     task_number : int
         Increases with every task, so that successive tasks can be told apart.
     allocation : Allocation, optional
@@ -307,4 +307,8 @@ def call_in_thread(function: Callable[[], T]) -> T:
     while not done.done():
         with suppress(TimeoutError):
             done.exception(STOP_POLL_SECONDS)
+    # Not `result`: it takes an exception that is false, like an empty container, for none.
+    error = done.exception()
+    if error is not None:
+        raise error
     return done.result()

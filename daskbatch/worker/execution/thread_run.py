@@ -20,9 +20,10 @@ from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
-from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
+from daskbatch.worker.processes import initial_state
 
 
 class ThreadRun(BlockRun):
@@ -61,10 +62,20 @@ class ThreadRun(BlockRun):
 
     # -- the thread that runs the block ---------------------------------------------------
 
+    def __call__(self) -> BlockResult:
+        mask = initial_state.signal_mask()
+        try:
+            return super().__call__()
+        finally:
+            # What a task leaves in this thread must not reach the next one.
+            initial_state.set_signal_mask(mask)
+            initial_state.open_standard_descriptors()
+
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         index, _ = self.spec.calls[member]
         self._caller.thrown = self._stopped_by.get(index, Stopped)
         status, value = super()._run(member, link, capture)
+        capture.end_task()
         if self._decided.setdefault(member, status) == Status.CANCELLED:
             return Status.CANCELLED, None
         return status, value

@@ -24,6 +24,7 @@ from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
+from daskbatch.worker.execution.initialized_function import after_initializer
 from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
@@ -159,8 +160,10 @@ class ChildServer:
 
     def __init__(self, control: int, pipe: int) -> None:
         self._control = socket.socket(fileno=control)
+        self._control.settimeout(None)
         self._frames = FrameWriter(pipe, self._control)
         self._process_state = ProcessState()
+        after_initializer.append(self._process_state.settings.record)
         self._claims: FlushingClaims | None = None
         after_fork(self._close_in_forked_process)
 

@@ -21,7 +21,7 @@ from daskbatch.worker.isolation.control import READY, REQUEST_SIZE
 from daskbatch.worker.isolation.frames import FrameReader
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 from daskbatch.worker.isolation.unnamed_file import new_file, write_file
-from daskbatch.worker.processes import interpreter, process_tree
+from daskbatch.worker.processes import initial_state, interpreter, process_tree
 from daskbatch.worker.processes.interpreter import HASH_SEED
 from daskbatch.worker.processes.reaper import get_reaper
 
@@ -84,8 +84,10 @@ class ChildProcess:
         with contextlib.ExitStack() as undo:
             self.marker = os.urandom(12).hex()
             self.files = _output_file(undo), _output_file(undo)
+            initial_state.open_standard_descriptors()
             self._control, control = socket.socketpair()
             undo.callback(self._control.close)
+            control.settimeout(None)  # a task may have set a default, which would hold for it
             self._pipe, pipe = os.pipe()
             undo.callback(os.close, self._pipe)
             self._wake_read, self._wake_write = os.pipe()
@@ -140,6 +142,8 @@ class ChildProcess:
             stdout=self.files[0],
             stderr=self.files[1],
             env=executable.clean_environment(marked),
+            cwd=initial_state.directory(),
+            umask=initial_state.umask(),
             pass_fds=[control, pipe],
             start_new_session=True,
         )

@@ -17,6 +17,7 @@ from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.isolation.output_files import add_output
+from daskbatch.worker.isolation.process_settings import ProcessSettings
 from daskbatch.worker.isolation.shared_claims import SharedClaims
 
 #: A file of output that is larger than this is emptied after it was read.
@@ -55,7 +56,7 @@ class FileCapture(Capture):
     def collect(self) -> None:
         """Add what was written since the last call."""
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # a member may have put any object there
                 stream.flush()
         _libc.fflush(None)
         ends = _ends_of(self._files)
@@ -106,6 +107,8 @@ class ProcessState:
         with contextlib.suppress(ValueError, AttributeError):
             stream = ctypes.c_void_p.in_dll(_libc, "stdout")
             _libc.setvbuf(stream, None, _LINE_BUFFERED, ctypes.c_size_t(0))
+        self.settings = ProcessSettings()
+        self._environ = os.environ
         self.keep_environment()
         self._directory: int | None = None
         with contextlib.suppress(OSError):
@@ -141,6 +144,7 @@ class ProcessState:
 
     def restore(self) -> None:
         """Undo what `enter` and the member have changed."""
+        self.settings.restore()
         for number, file in enumerate(self.files, 1):
             os.dup2(file, number)
         if sys.stdout is not self.stdout or self.stdout.closed:
@@ -149,6 +153,7 @@ class ProcessState:
             sys.stderr = self.stderr = self._reopened(self.stderr, 2)
         if self._directory is not None:
             os.fchdir(self._directory)
+        os.environ = self._environ  # a member may have put another object there  # noqa: B003
         if getattr(os.environ, "_data", None) != self._raw_environment:
             for name in os.environ.keys() - self._environment.keys():
                 del os.environ[name]
@@ -167,6 +172,9 @@ def _read_raw_environment() -> dict[Any, Any]:
 
 def _text_stream(file: int) -> io.TextIOWrapper:
     raw = io.FileIO(file, "w", closefd=False)
-    return io.TextIOWrapper(
+    raw.name = {1: "<stdout>", 2: "<stderr>"}[file]
+    stream = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
+    stream.mode = "w"  # type: ignore[misc]
+    return stream

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -116,7 +117,106 @@ def test_the_stream_can_be_reconfigured_as_that_of_a_script_can() -> None:
     assert capture.texts()[0] == "done"
 
 
+# -- descriptors --------------------------------------------------------------------------
+
+
+def test_what_a_process_writes_to_the_descriptor_keeps_its_place() -> None:
+    with worker_streams() as outside:
+        with capturing(LIMIT) as capture:
+            print("one")
+            os.write(sys.stdout.fileno(), b"two\n")
+            print("three")
+            os.write(sys.stdout.buffer.fileno(), b"four")
+            os.write(sys.stderr.fileno(), b"an error")
+        assert capture.texts() == ("one\ntwo\nthree\nfour", "an error")
+        assert outside.getvalue() == ""
+
+
+def test_the_descriptor_belongs_to_the_task_alone() -> None:
+    with capturing(LIMIT) as first:
+        number = sys.stdout.fileno()
+        with capturing(LIMIT) as second:
+            assert sys.stdout.fileno() != number
+            os.write(sys.stdout.fileno(), b"second")
+        os.write(number, b"first")
+        assert sys.stdout.fileno() == number
+    assert (first.texts()[0], second.texts()[0]) == ("first", "second")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_much_that_is_written_to_the_descriptor_is_cut_in_the_middle() -> None:
+    with capturing(LIMIT) as capture:
+        for number in range(40):
+            os.write(sys.stdout.fileno(), b"%d" % (number % 10) * 100_000)
+            if number % 9 == 0:
+                print("x", end="")
+    text = capture.texts()[0]
+    assert (text[0], text[-1]) == ("0", "9")
+    assert "bytes dropped" in text
+
+
+def test_a_capture_that_is_cleared_forgets_what_was_written_to_the_descriptor() -> None:
+    with capturing(LIMIT) as capture:
+        os.write(sys.stdout.fileno(), b"one")
+        capture.clear()
+        os.write(sys.stdout.fileno(), b"two")
+    assert capture.texts()[0] == "two"
+
+
+def test_the_stream_has_all_attributes_of_a_stream_of_a_script() -> None:
+    with capturing(LIMIT):
+        for name in dir(io.TextIOWrapper):
+            if not name.startswith("__"):
+                assert hasattr(sys.stdout, name), name
+        for name in dir(io.BufferedWriter):
+            if not name.startswith("_"):
+                assert hasattr(sys.stdout.buffer, name), name
+
+
 # -- threads and coroutines ---------------------------------------------------------------
+
+
+def test_a_thread_writes_for_the_task_that_has_started_it() -> None:
+    with worker_streams() as outside:
+        with capturing(LIMIT) as capture:
+            thread = threading.Thread(target=print, args=("for the task",))
+            thread.start()
+            thread.join(30)
+        assert capture.texts()[0] == "for the task"
+        assert outside.getvalue() == ""
+
+
+def test_a_thread_that_outlives_its_task_writes_for_no_other() -> None:
+    with worker_streams() as outside:
+        go, written = threading.Event(), threading.Event()
+
+        def write() -> None:
+            assert go.wait(30)
+            print("late", flush=True)
+            written.set()
+
+        with capturing(LIMIT) as capture:
+            threading.Thread(target=write).start()
+            capture.end_task()
+            capture.clear()
+            print("the next task")
+            go.set()
+            assert written.wait(30)
+            assert capture.texts()[0] == "the next task"
+        assert outside.getvalue() == "late\n"
+
+
+def test_threads_that_write_at_once_lose_nothing() -> None:
+    with capturing(LIMIT * 1000) as capture:
+        threads = [
+            threading.Thread(target=lambda: [print("x") for _ in range(500)]) for _ in "abcd"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert capture.texts()[0].replace("\n", "") == "x" * 2000
 
 
 def test_two_threads_at_once_have_an_output_each() -> None:
