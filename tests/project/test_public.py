@@ -27,6 +27,7 @@ NAMES = {
     "Queue",
     "CommunicationDomain",
     "CommunicationObject",
+    "ProcessTemplate",
     "BatchError",
     "SpecError",
     "TemplateError",
@@ -154,9 +155,14 @@ def test_parameters_of_a_batch() -> None:
             "writes=None, name=None, timeout=None)",
         ),
         (
+            "job",
+            "(target, *args, num_procs=None, cwd=None, env=None, stdin=None, check=True, "
+            "reads=None, writes=None, name=None, timeout=None, **kwargs)",
+        ),
+        (
             "options",
             "(*, reads=None, writes=None, name=None, timeout=None, retries=0, resources=None, "
-            "workers=None, priority=0, isolation=None, cwd=None, env=None)",
+            "workers=None, priority=0, isolation=None, cores=None, cwd=None, env=None)",
         ),
         ("compile", "(tasks, name=None)"),
         ("import_func", "(ptd_file, *import_args, **import_kwargs)"),
@@ -181,7 +187,7 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 
 def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
-    methods |= {"ddict", "queue"}
+    methods |= {"ddict", "queue", "job"}
     life = {"open", "fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes
@@ -207,8 +213,9 @@ def test_what_tasks_offer(batch: Batch) -> None:
     assert own(program) == TASK | {"tasks", "graph", "explain", "to_dot", "visualize"}
     for task in (function, process, program):
         for part in (task.result, task.stdout, task.stderr):
-            assert own(part) == {"get"}
+            assert own(part) == {"get", "rank"}
             assert shape(part.get) == "(timeout=None)"
+            assert shape(part.rank) == "(index, timeout=None)"
         for method in (task.wait, task.run, task.get):
             assert shape(method) == "(timeout=None)"
         assert inspect.isawaitable(task)
@@ -216,8 +223,9 @@ def test_what_tasks_offer(batch: Batch) -> None:
 
 def test_what_options_return_makes_the_same_tasks(batch: Batch) -> None:
     configured = batch.options(retries=1)
-    assert own(configured) == {"function", "process"}
+    assert own(configured) == {"function", "process", "job"}
     assert own(configured.function(len, "")) == own(configured.process("true")) == TASK
+    assert own(configured.job("true", num_procs=1)) == TASK
 
 
 # -- importing ----------------------------------------------------------------------------
