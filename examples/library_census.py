@@ -76,12 +76,13 @@ def make_list(checksums: Path, target: Path) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the sequential program: what it calls, what it reads, what it writes."""
+    """A line of the sequential program: what it calls, reads, writes and removes."""
 
     call: Callable[..., Any] | str
     arguments: tuple[Any, ...]
     reads: tuple[Path, ...] = ()
     writes: tuple[Path, ...] = ()
+    removes: tuple[Path, ...] = ()
 
 
 def write_program(files: Sequence[Path], home: Path) -> list[Step]:
@@ -99,7 +100,7 @@ def write_program(files: Sequence[Path], home: Path) -> list[Step]:
             Step("cp", (file, source), writes=(source,)),
             Step(take_apart, (source, words), (source,), (words,)),
             Step("sort", ("-o", ordered, words), (words,), (ordered,)),
-            Step(remove, (words,), writes=(words,)),
+            Step(remove, (words,), removes=(words,)),
             Step(count, (ordered, counts), (ordered,), (counts,)),
             Step("sh", ("-c", pack), (source,), (packed,)),
             Step("sh", ("-c", check), (packed,), (checksum,)),
@@ -128,6 +129,7 @@ def describe(batch: Batch, step: Step, home: Path) -> Any:
     options = batch.options(
         reads=[batch.read(path) for path in step.reads],
         writes=[batch.write(path) for path in step.writes],
+        removes=[batch.write(path) for path in step.removes],
         cwd=None if callable(step.call) else home,
     )
     if callable(step.call):

@@ -438,7 +438,7 @@ def _absolute(given: Any, directory: Any = -1) -> str | None:
         except (OSError, TypeError):
             return None
         given = os.path.join(base, given)
-    return os.path.normpath(given)
+    return str(os.path.normpath(given))
 
 
 def _is_covered(path: str, by: frozenset[str] | set[str]) -> bool:
