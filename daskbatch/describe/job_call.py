@@ -68,9 +68,9 @@ def require_executable(target: object) -> None:
     """Check that an executable of a job is a path that is not empty."""
     if not isinstance(target, (str, Path)) or not str(target):
         raise SpecError(
-            f"cannot run {safe_repr(target)} on the ranks of a job: give an executable as str or Path, or a "
-            "function, then its arguments; or a list of pairs (num_procs, ProcessTemplate) of "
-            "executables"
+            f"cannot run {safe_repr(target)} on the ranks of a job: give an executable as str or "
+            "Path, or a function, then its arguments; or a list of pairs "
+            "(num_procs, ProcessTemplate) of executables"
         )
 
 
