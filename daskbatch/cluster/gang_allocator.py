@@ -295,9 +295,9 @@ class GangAllocator:
         """Have a gang hold the slots of a plan, and grant them if it holds enough."""
         missing = self._take_over(gang, plan.targets or ())
         choice = plan.choice
-        if choice is not None and missing == [choice.slots[0]] and _all_held(gang):
+        if choice is not None and _lacks_only_first(gang, choice, missing):
             # All other slots are held, and that of its task is idle.
-            self._grant(gang, choice)
+            self._grant(gang, choice, first_is_idle=True)
             return
         if plan.targets is None:
             return
@@ -340,17 +340,27 @@ class GangAllocator:
 
     # -- granting -------------------------------------------------------------------------
 
-    def _grant(self, gang: GangRun, choice: SlotChoice) -> None:
-        """Have Dask run the task of a gang, in exchange for the holder of its first slot."""
+    def _grant(self, gang: GangRun, choice: SlotChoice, first_is_idle: bool = False) -> None:
+        """Have Dask run the task of a gang, in exchange for the holder of its first slot.
+
+        Parameters
+        ----------
+        gang : GangRun
+            The gang.
+        choice : SlotChoice
+            Its slots; it has a holder for each of them.
+        first_is_idle : bool
+            Whether it has none for the first slot, which is idle.
+        """
         scheduler = self._scheduler
         head = choice.slots[0].address
         own, gang.holders = gang.holders, []
         exchanged: Holder | None = None
-        for position, slot in enumerate(choice.slots):
+        if not first_is_idle:
+            exchanged = _find(choice.slots[0], gang, own)
+        for slot in choice.slots[1:]:
             holder = _find(slot, gang, own)
-            if holder is not None and position == 0:
-                exchanged = holder
-            elif holder is not None:
+            if holder is not None:
                 gang.holders.append(holder)
         for holder in own:
             holder.owner, holder.idle_since = None, monotonic()
@@ -438,6 +448,15 @@ def _as_waiting(gang: GangRun) -> WaitingGang:
 
 def _all_held(gang: GangRun) -> bool:
     return all(holder.held for holder in gang.holders)
+
+
+def _lacks_only_first(gang: GangRun, choice: SlotChoice, missing: Sequence[ChosenSlot]) -> bool:
+    """Return whether a gang holds all slots of a choice but one that its task can run in."""
+    if len(missing) != 1 or not _all_held(gang):
+        return False
+    (slot,), first = missing, choice.slots[0]
+    same = slot.leads_rank == first.leads_rank or not gang.request.resources
+    return slot.address == first.address and same
 
 
 def _resources_of(slot: ChosenSlot, gang: GangRun) -> dict[str, float]:
