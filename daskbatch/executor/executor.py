@@ -322,6 +322,7 @@ class BatchPoolExecutor(Executor):
         workers: str | Sequence[str] | None = None,
         priority: float = 0,
         isolation: str | None = None,
+        cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> BatchPoolExecutor:
@@ -347,6 +348,7 @@ class BatchPoolExecutor(Executor):
             workers=workers,
             priority=priority,
             isolation=isolation,
+            cores=cores,
             cwd=cwd,
             env=env,
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from distributed.deploy.subprocess import SubprocessCluster
+from support.outside import outside_cluster
 
 from daskbatch import Batch, TaskCancelled, WorkerLost
 from daskbatch.batch.task import Task
@@ -186,9 +186,7 @@ def cluster_of(shape: str) -> Iterator[Batch]:
             yield batch
         return
     with (
-        SubprocessCluster(
-            n_workers=workers, threads_per_worker=threads, dashboard_address=":0"
-        ) as made,
+        outside_cluster(workers, threads) as made,
         Batch(made) as batch,
     ):
         yield batch

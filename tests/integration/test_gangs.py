@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
-from distributed.deploy.subprocess import SubprocessCluster
+from support.outside import outside_cluster
 from support.waiting import wait_until
 
 from daskbatch import (
@@ -76,7 +76,11 @@ def four(request: pytest.FixtureRequest) -> Iterator[Batch]:
         return
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=False, dashboard_address=":0"
+            n_workers=2,
+            threads_per_worker=2,
+            processes=False,
+            protocol="tcp",
+            dashboard_address=":0",
         ) as cluster,
         Batch(cluster) as batch,
     ):
@@ -301,7 +305,7 @@ def kill_itself(once: Path) -> str:
 @pytest.mark.slow
 def test_workers_that_are_killed_and_a_cluster_that_is_restarted(tmp_path: Path) -> None:
     with (
-        SubprocessCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        outside_cluster(workers=2, threads=1) as cluster,
         Batch(cluster) as batch,
     ):
         two = batch.options(cores=2, isolation="thread")

@@ -47,7 +47,8 @@ MAY_IMPORT = {
 
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
-    *("cluster", "worker/plugin.py", "batch/batch.py", "executor/executor.py"),
+    *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("batch/batch.py", "executor/executor.py"),
     *("execute/remote_method.py", "execute/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),
     *("shared/creation.py", "shared/scheduler_rpc.py", "shared/waiting.py", "shared/registry.py"),
