@@ -96,6 +96,9 @@ class ClusterBackend:
         self._questions = itertools.count()
         self._callbacks: dict[int, RevokeCallback] = {}
         self._listener: Listener | None = None
+        #: How often workers have joined or left; what they offered, and when that was asked.
+        self._worker_changes = 0
+        self._known_capacities: tuple[int, list[Capacity]] = -1, []
         #: The objects that are notified when workers have joined or left.
         self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
@@ -138,6 +141,7 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
         if listener is None:
@@ -177,10 +181,22 @@ class ClusterBackend:
         self._futures.update(futures.values())
         return {key: futures[key] for key in lowered.buffers}
 
-    def capacities(self) -> list[Capacity]:
-        """Return what the present workers offer."""
-        found = self.client.sync(self.client.scheduler.daskbatch_capacities)
-        return [Capacity(*each) for each in found]
+    def capacities(self, fresh: bool = False) -> list[Capacity]:
+        """Return what the present workers offer.
+
+        Parameters
+        ----------
+        fresh : bool
+            Whether the scheduler must be asked. If not, the last answer will do, unless workers
+            have joined or left since: this saves a round trip for each task.
+        """
+        asked_at, known = self._known_capacities
+        now = self._worker_changes
+        if fresh or asked_at != now:
+            found = self.client.sync(self.client.scheduler.daskbatch_capacities)
+            known = [Capacity(*each) for each in found]
+            self._known_capacities = now, known
+        return known
 
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function, after some seconds, with what the workers offer then."""

@@ -47,6 +47,9 @@ _LEND_DELAY_SECONDS = 0.02
 #: How long slots that seem idle may take to be held; then the gang asks for others as well.
 _IMPATIENT_AFTER_SECONDS = 0.25
 
+#: How long a worker that has ended a holder by itself gets no other one.
+_UNFIT_SECONDS = 1.0
+
 #: The interval of checks while gangs wait or are being stopped.
 _CHECK_INTERVAL_SECONDS = 0.25
 
@@ -70,6 +73,8 @@ class GangAllocator:
         #: All gangs, by number; and those that Dask has not dropped, by their keys.
         self._gangs: dict[int, GangRun] = {}
         self._by_key: dict[Any, GangRun] = {}
+        #: The workers that have ended a holder by themselves, and until when they get no other one.
+        self._unfit: dict[str, float] = {}
         #: Whether there are idle holders, whose slots ordinary tasks may want.
         self._has_idle = False
         self._is_advancing = False
@@ -154,8 +159,9 @@ class GangAllocator:
     def _holder_ended(self, key: Any) -> None:
         holder = self._holders.record_end(key)
         if holder is not None and isinstance(holder.owner, GangRun):
-            # Its worker has left. What the gang's task does there cannot be stopped from here.
+            # Its worker has left or is about to, or cannot run it.
             holder.owner.holders.remove(holder)
+            self._unfit[holder.address] = monotonic() + _UNFIT_SECONDS
 
     def _drop(self, gang: GangRun) -> None:
         """Forget a gang, and leave its holders behind."""
@@ -255,19 +261,31 @@ class GangAllocator:
     def _advance(self) -> None:
         """Free what others want, and have the waiting gangs collect slots."""
         self._is_advancing = False
-        self._holders.forget_ended()
-        self._free_wanted()
+        try:
+            self._holders.forget_ended()
+            self._free_wanted()
+            self._collect_all()
+        finally:
+            self._check_later()
+
+    def _collect_all(self) -> None:
+        """Have the waiting gangs collect slots, in their order."""
         waiting = [gang for gang in self._gangs.values() if gang.wants_slots]
         if waiting:
             waiting.sort(key=lambda gang: gang.order)
             counts = count_slots(self._scheduler, self._gangs.values(), self._holders.all())
-            workers = describe_workers(self._scheduler, counts, waiting[0].key)
+            now = monotonic()
+            self._unfit = {each: until for each, until in self._unfit.items() if until > now}
+            workers = [
+                worker
+                for worker in describe_workers(self._scheduler, counts, waiting[0].key)
+                if worker.address not in self._unfit
+            ]
             plans = plan_collections([_as_waiting(gang) for gang in waiting], workers)
             for gang, plan in zip(waiting, plans, strict=True):
                 gang.why = plan.why
                 if gang.wants_slots:
                     self._collect(gang, plan)
-        self._check_later()
 
     def _free_wanted(self) -> None:
         """Free the idle holders whose slots an ordinary task waits for, or that are old."""
@@ -295,9 +313,9 @@ class GangAllocator:
         """Have a gang hold the slots of a plan, and grant them if it holds enough."""
         missing = self._take_over(gang, plan.targets or ())
         choice = plan.choice
-        if choice is not None and missing == [choice.slots[0]] and _all_held(gang):
+        if choice is not None and _lacks_only_first(gang, choice, missing):
             # All other slots are held, and that of its task is idle.
-            self._grant(gang, choice)
+            self._grant(gang, choice, first_is_idle=True)
             return
         if plan.targets is None:
             return
@@ -340,17 +358,27 @@ class GangAllocator:
 
     # -- granting -------------------------------------------------------------------------
 
-    def _grant(self, gang: GangRun, choice: SlotChoice) -> None:
-        """Have Dask run the task of a gang, in exchange for the holder of its first slot."""
+    def _grant(self, gang: GangRun, choice: SlotChoice, first_is_idle: bool = False) -> None:
+        """Have Dask run the task of a gang, in exchange for the holder of its first slot.
+
+        Parameters
+        ----------
+        gang : GangRun
+            The gang.
+        choice : SlotChoice
+            Its slots; it has a holder for each of them.
+        first_is_idle : bool
+            Whether it has none for the first slot, which is idle.
+        """
         scheduler = self._scheduler
         head = choice.slots[0].address
         own, gang.holders = gang.holders, []
         exchanged: Holder | None = None
-        for position, slot in enumerate(choice.slots):
+        if not first_is_idle:
+            exchanged = _find(choice.slots[0], gang, own)
+        for slot in choice.slots[1:]:
             holder = _find(slot, gang, own)
-            if holder is not None and position == 0:
-                exchanged = holder
-            elif holder is not None:
+            if holder is not None:
                 gang.holders.append(holder)
         for holder in own:
             holder.owner, holder.idle_since = None, monotonic()
@@ -420,8 +448,8 @@ class GangAllocator:
                 self._ask_whether_over(gang)
             elif gang.state is GangState.WAITING and scheduler.no_workers_timeout is not None:
                 # It waits for other tasks, and not for a worker.
-                state = scheduler.tasks[gang.key]
-                if scheduler.unrunnable.pop(state, None) is not None:
+                state = scheduler.tasks.get(gang.key)
+                if state is not None and scheduler.unrunnable.pop(state, None) is not None:
                     scheduler.unrunnable[state] = monotonic()
         self._advance()
 
@@ -438,6 +466,15 @@ def _as_waiting(gang: GangRun) -> WaitingGang:
 
 def _all_held(gang: GangRun) -> bool:
     return all(holder.held for holder in gang.holders)
+
+
+def _lacks_only_first(gang: GangRun, choice: SlotChoice, missing: Sequence[ChosenSlot]) -> bool:
+    """Return whether a gang holds all slots of a choice but one that its task can run in."""
+    if len(missing) != 1 or not _all_held(gang):
+        return False
+    (slot,), first = missing, choice.slots[0]
+    same = slot.leads_rank == first.leads_rank or not gang.request.resources
+    return slot.address == first.address and same
 
 
 def _resources_of(slot: ChosenSlot, gang: GangRun) -> dict[str, float]:

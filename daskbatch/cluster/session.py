@@ -144,6 +144,9 @@ class Session:
         """
         asking = [record for record in records if _requires(record.options)]
         refused = _refused(asking, self._backend.capacities()) if asking else {}
+        if refused:
+            # What is known of the workers may be old.
+            refused = _refused(asking, self._backend.capacities(fresh=True))
         if refused and not self.grows:
             record, why = next(iter(refused.items()))
             raise SpecError(f"task {record.label} {why}")
@@ -164,10 +167,14 @@ class Session:
             Those that no worker could run at the last check.
         """
 
+        # Records that are over need not exist any longer.
+        watched = weakref.WeakSet(records)
+        del records
+
         def check(workers: list[Capacity]) -> None:
-            refused = _refused([r for r in records if r.phase == Phase.WAITING], workers)
+            refused = _refused([r for r in watched if r.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({r: why for r, why in refused.items() if r in unmet_before})
-            unfinished = [record for record in records if not record.over]
+            unfinished = [record for record in watched if not record.over]
             if unfinished:
                 self._watch_requirements(unfinished, set(refused))
 

@@ -320,11 +320,15 @@ def test_workers_that_are_killed_and_a_cluster_that_is_restarted(tmp_path: Path)
         (other,) = [pid for address, pid in pids.items() if address != ran_on]
         os.kill(other, signal.SIGKILL)
         waits = start(two.function(len, "abc"))
-        wait_until(lambda: other not in batch.client.run(os.getpid).values())
+        wait_until(lambda: other not in batch.client.run_on_scheduler(_worker_pids))
         (tmp_path / "end").touch()
         assert runs.get(timeout=120) == "end"
         assert waits.get(timeout=120) == 3
         no_slot_is_held(batch)
+
+
+def _worker_pids(dask_scheduler: Any) -> list[int]:
+    return [worker.pid for worker in dask_scheduler.workers.values()]
 
 
 def _worker_of_gang(dask_scheduler: Any) -> str:
