@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 
@@ -41,9 +42,8 @@ def main() -> None:
             for _ in range(repeat):
                 ours.append(seconds(lambda c=command: by_batch(batch, c)))
                 theirs.append(seconds(lambda c=command: by_hand(launcher, c)))
-            ratio = sorted(ours)[repeat // 2] / sorted(theirs)[repeat // 2]
+            ratio = statistics.median(ours) / statistics.median(theirs)
             table.row_at_most(f"{what}, median of {repeat}", ratio, "×", most=1.15)
-            print(f"{sorted(ours)[repeat // 2]:.3f} {sorted(theirs)[repeat // 2]:.3f}")
     table.end()
 
 
