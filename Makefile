@@ -39,6 +39,7 @@ RUNS ?= 25
 faults: $(VENV)/check  ## run random programs while workers are killed; SEEDS=0-99 RUNS=25
 	PYTHONPATH=tests $(RUN) -m faults.engine_harness --seeds $(SEEDS)
 	PYTHONPATH=tests $(RUN) -m faults.shared_harness --runs $(RUNS)
+	PYTHONPATH=tests $(RUN) -m faults.rank_harness --seeds 0-$(RUNS)
 
 check: $(VENV)/check  ## ruff, mypy, the walls between the packages
 	$(RUN) -m ruff check .

@@ -14,6 +14,6 @@ from support.ranks import needs_ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("seed", "kills"), [(1, 0), (2, 2)])
 def test_no_job_sees_another_one_and_nothing_is_left(seed: int, kills: int, tmp_path: Path) -> None:
-    tally = run_seeds([seed], tmp_path, count=15, kills=kills)
+    tally = run_seeds([seed], tmp_path, count=10, kills=kills)
     assert not tally.violations, "\n".join(tally.violations)
     assert tally.counts["value"] > 0

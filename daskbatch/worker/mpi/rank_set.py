@@ -492,7 +492,7 @@ class RankSet:
             with contextlib.suppress(OSError):
                 rank.sock.shutdown(socket.SHUT_RDWR)
         self.launcher_code(farewell)
-        self.end(0.0)
+        self.end()
 
     def end(self, grace: float = _TERMINATION_GRACE_SECONDS, close: bool = True) -> None:
         """End all processes of the set, and close it.
