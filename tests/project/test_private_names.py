@@ -144,6 +144,24 @@ NAMES = [
         "worker/isolation/process_state.py",
         lambda data: {os.fsencode(name) for name in os.environ} == set(data),
     ),
+    Use(
+        "os:environ._data",
+        "worker/execution/surroundings.py",
+        lambda data: {os.fsencode(name) for name in os.environ} == set(data),
+    ),
+    Use("enum:Flag._inverted_", "serialization/enums.py"),
+    Use("abc:_get_dump", "serialization/classes.py", callable_with(1)),
+    Use(
+        "sys:_xoptions",
+        "worker/processes/interpreter.py",
+        lambda options: isinstance(options, dict),
+    ),
+    Use(
+        "importlib.machinery:ModuleSpec",
+        "serialization/pickling.py",
+        lambda spec: spec("name", None)._initializing is False,
+        word="_initializing",
+    ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
     Use("os:_exit", "worker/isolation/child_main.py", callable_with(1)),
     Use(
