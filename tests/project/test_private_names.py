@@ -157,9 +157,9 @@ NAMES = [
         lambda options: isinstance(options, dict),
     ),
     Use(
-        "importlib.machinery:ModuleSpec",
+        "os:__spec__",
         "serialization/pickling.py",
-        lambda spec: spec("name", None)._initializing is False,
+        lambda spec: spec._initializing is False,
         word="_initializing",
     ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
