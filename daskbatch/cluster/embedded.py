@@ -240,6 +240,8 @@ def run_cluster(settings: dict[str, Any]) -> None:
     del os.environ[interpreter.VARIABLE]
     tempfile.tempdir = None
     dask.config.set(_CONFIG)
+    seed = {HASH_SEED: os.environ[HASH_SEED]}  # else Dask would give workers another value
+    dask.config.set({"distributed.nanny.pre-spawn-environ": seed})
     asyncio.run(_serve(settings))
 
 

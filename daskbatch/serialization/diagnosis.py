@@ -150,7 +150,25 @@ def _parts_of(where: str, obj: Any, name: str = "") -> list[_Part]:
     if isinstance(obj, partial):
         inner = {"func": obj.func, "args": obj.args, "keywords": obj.keywords}
         return [(f"{where}.{what}", each) for what, each in inner.items()]
-    return [(f"{where}.{what}", each) for what, each in _state_of(obj)]
+    if isinstance(obj, type):
+        own = type.__getattribute__(obj, "__dict__").items()
+        name = type.__getattribute__(obj, "__qualname__")
+        found = [(f"the base {each.__name__} of {name}", each) for each in obj.__bases__]
+        return found + [(f"{name}.{what}", each) for what, each in own if what not in _NOT_SENT]
+    if isinstance(obj, (staticmethod, classmethod)):
+        return [(where, obj.__func__)]
+    if isinstance(obj, property):
+        accessors = {"getter": obj.fget, "setter": obj.fset, "deleter": obj.fdel}
+        return [(f"the {what} of {where}", each) for what, each in accessors.items()]
+    found = [(f"{where}.{what}", each) for what, each in _state_of(obj)]
+    wrapped = getattr(obj, "__wrapped__", None)
+    if callable(wrapped):
+        found.append((where, wrapped))
+    return [*found, (f"the class {type(obj).__qualname__}", type(obj))]
+
+
+#: Attributes of a class that each process makes by itself.
+_NOT_SENT = frozenset(("__dict__", "__weakref__"))
 
 
 def _references_of(function: FunctionType) -> Iterator[_Part]:

@@ -165,9 +165,10 @@ def test_a_function_of_a_module_that_workers_do_not_have(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "not_on_workers.py").write_text("def f():\n    return 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))  # the shared workers started before this
+    monkeypatch.syspath_prepend(str(tmp_path))
     import not_on_workers  # type: ignore[import-not-found]
 
+    monkeypatch.undo()  # the workers follow changes of sys.path
     task = batch.function(not_on_workers.f)
     task.run(timeout=60)
     with pytest.raises(

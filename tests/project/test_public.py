@@ -138,7 +138,8 @@ def shape(function: Callable[..., Any]) -> str:
 
 def test_parameters_of_a_batch() -> None:
     assert (
-        shape(Batch) == "(cluster=None, *, num_workers=None, name=None, background_batching=True)"
+        shape(Batch) == "(cluster=None, *, num_workers=None, name=None, background_batching=True, "
+        "initializer=None, initargs=())"
     )
 
 

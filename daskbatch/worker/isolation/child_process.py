@@ -31,7 +31,7 @@ import sys
 sys.path[:] = {path!r}
 from daskbatch.worker.isolation.child_main import main
 from daskbatch.worker.processes.interpreter import apply
-apply({settings!r})
+apply({settings!r}, hides_seed={hides_seed})
 main({control}, {pipe}, {parent})
 """
 
@@ -126,6 +126,7 @@ class ChildProcess:
         program = _PROGRAM.format(
             path=sys.path,
             settings=interpreter.applied(),
+            hides_seed=HASH_SEED in os.environ.get(executable.ADDED_VARIABLE, "").split(","),
             control=control,
             pipe=pipe,
             parent=os.getpid(),
@@ -135,7 +136,9 @@ class ChildProcess:
             flags += [f"-W{each}" for each in sys.warnoptions]
         marked = {process_tree.MARKER: self.marker, process_tree.OWNER: get_reaper().owner}
         # The hash of a text is the same as in the worker.
-        marked |= {name: value for name, value in os.environ.items() if name == HASH_SEED}
+        seed = interpreter.hash_seed()
+        if seed is not None:
+            marked[HASH_SEED] = seed
         return subprocess.Popen(
             [sys.executable, *flags, "-c", program],
             stdin=subprocess.DEVNULL,

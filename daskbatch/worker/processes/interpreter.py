@@ -87,13 +87,24 @@ def capture() -> str:
             "filters": filters,
             "recursion": sys.getrecursionlimit(),
             "digits": sys.get_int_max_str_digits(),
+            "seed": os.environ.get(HASH_SEED, DEFAULT_HASH_SEED),
         }
     )
 
 
-def apply(settings: str | None) -> None:
-    """Give this process the settings that `capture` has returned; nothing if there are none."""
+def apply(settings: str | None, hides_seed: bool = False) -> None:
+    """Give this process the settings that `capture` has returned; nothing if there are none.
+
+    Parameters
+    ----------
+    settings : str, optional
+        The settings.
+    hides_seed : bool
+        Whether tasks must not see `HASH_SEED` in the environment, since it is not the user's.
+    """
     global _applied
+    if hides_seed:
+        os.environ.pop(HASH_SEED, None)
     if settings is None:
         return
     _applied = settings
@@ -117,6 +128,17 @@ def apply(settings: str | None) -> None:
 def applied() -> str | None:
     """Return the settings that this process has been given, for the processes that it starts."""
     return _applied
+
+
+def hash_seed() -> str | None:
+    """Return the value of `HASH_SEED` for processes that this one starts; None for no value.
+
+    Dask may have given this process another value than its interpreter was started with.
+    """
+    if _applied is None:
+        return os.environ.get(HASH_SEED)
+    seed: str = json.loads(_applied)["seed"]
+    return seed
 
 
 def inherit() -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -152,3 +152,30 @@ def test_to_look_disturbs_no_pack_that_runs() -> None:
 
     _, found, _ = pickling.pack([Lonely(), Looks(), Lonely()])
     assert [type(each) for each in found] == [Lonely, Lonely]
+
+
+def test_what_a_class_has_is_named_and_not_its_object() -> None:
+    class Base:
+        lock = LOCK
+
+    class Derived(Base):
+        pass
+
+    class Uses:
+        def method(self) -> Any:
+            return LOCAL
+
+        @property
+        def read(self) -> Any:
+            return LOCAL
+
+    LOCAL = threading.Lock()
+    cached = lru_cache(lambda: LOCAL)
+    name = test_what_a_class_has_is_named_and_not_its_object.__name__
+    for value, what in (
+        (Base(), f"{name}.<locals>.Base.lock, a lock"),
+        ([Derived()], f"{name}.<locals>.Base.lock, a lock"),
+        (Uses(), f"{name}.<locals>.Uses.method, there the closure variable LOCAL, a lock"),
+        (cached, "value, there the closure variable LOCAL, a lock"),
+    ):
+        assert hint_on_value("value", value, ERROR) == f"; it is {what}"
