@@ -71,6 +71,14 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
 class TaskTraceback(Exception):
     """The traceback of a task on its worker, as a text; the cause of the task's exception."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_task_traceback, self.args
+
+
+def _make_task_traceback(text: str = "") -> TaskTraceback:
+    # By a function: the class is not found by the module that it names.
+    return TaskTraceback(text)
+
 
 # Python writes the module before the name: this is the package that the user knows.
 TaskTraceback.__module__ = "daskbatch"
