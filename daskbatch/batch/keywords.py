@@ -40,7 +40,7 @@ def suggesting(method: Callable[_P, _T]) -> Callable[_P, _T]:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
             for name in kwargs:
-                if name not in known and (hint := _nearest(name, tuple(known))):
+                if name not in known and (hint := _nearest(name, tuple(known), 0.6)):
                     raise TypeError(f"{error}; did you mean {hint}=?") from None
             raise
 
@@ -63,7 +63,7 @@ def require_no_typo(target: Callable[..., Any], keywords: Iterable[str]) -> None
         The function takes no keyword of this name, and the name is almost one of ours.
     """
     for name in keywords:
-        near = _nearest(name, _OWN)
+        near = _nearest(name, _OWN, 0.75)
         if near and not _takes(target, name):
             raise SpecError(
                 f"{name}= is neither a parameter of the function nor of Batch.function: did you "
@@ -72,8 +72,8 @@ def require_no_typo(target: Callable[..., Any], keywords: Iterable[str]) -> None
 
 
 @lru_cache(maxsize=256)
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.75)
+def _nearest(name: str, known: tuple[str, ...], similarity: float) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=similarity)
     return close[0] if close else ""
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+from itertools import islice
 from typing import NamedTuple
 
 from daskbatch.describe.access import FILES, Channel
@@ -18,6 +19,12 @@ _PATTERN_CHARACTERS = frozenset("*?[")
 
 #: A path is compared with at most this many others, to find one that was meant.
 _MAX_COMPARED_PATHS = 2000
+
+#: Only for this many missing paths it is found out what was meant.
+_MAX_HINTS = 10
+
+#: How much two names may differ of which one is a typo.
+_MAX_TYPO_CHARACTERS, _MIN_SIMILARITY = 3, 0.75
 
 
 class Finding(NamedTuple):
@@ -68,9 +75,10 @@ def check_program(
         if not is_written_before(path)
     ]
     missing = find_missing({path for _, path in unwritten})
-    for position, path in unwritten:
-        if path in missing:
-            findings.append(_missing(position, path, accesses))
+    found = [each for each in unwritten if each[1] in missing]
+    written = dict.fromkeys(path for _, _, writes in accesses for path in writes) if found else {}
+    for number, (position, path) in enumerate(found):
+        findings.append(_missing(position, path, written, number < _MAX_HINTS))
     return sorted(findings)
 
 
@@ -133,20 +141,28 @@ def _replaced_writes(tasks: Sequence[PlannedTask], accesses: _Accesses) -> list[
     return findings
 
 
-def _missing(position: int, path: str, accesses: _Accesses) -> Finding:
+def _missing(position: int, path: str, written: Iterable[str], hint: bool) -> Finding:
     text = f"reads {path}, which is not there, and which no task before it writes"
     if not _PATTERN_CHARACTERS.isdisjoint(path):
         text += "; it is taken as the name of one file, and not as a pattern"
         return Finding(position, text)
-    # In the order of the program, so that of many files the first ones are compared.
-    others = {each: None for _, _, writes in accesses for each in writes if each != path}
-    if path in {each for _, _, writes in accesses for each in writes}:
+    if path in written:
         return Finding(position, f"{text}; a later task writes it")
-    near = list(others)[:_MAX_COMPARED_PATHS]
-    close = get_close_matches(path, near, n=1, cutoff=0.8)
-    if close:
-        return Finding(position, f"{text}; did you mean {close[0]}?")
+    if not hint:
+        return Finding(position, text)
+    near = next((each for each in islice(written, _MAX_COMPARED_PATHS) if _is_near(path, each)), "")
+    if near:
+        return Finding(position, f"{text}; did you mean {near}?")
     return Finding(position, text, path)
+
+
+def _is_near(path: str, other: str) -> bool:
+    """Return whether two paths differ by little behind the directory that they share."""
+    shared = len(os.path.commonpath([path, other]))
+    one, another = path[shared:], other[shared:]
+    if abs(len(one) - len(another)) > _MAX_TYPO_CHARACTERS:
+        return False
+    return SequenceMatcher(None, one, another, autojunk=False).ratio() >= _MIN_SIMILARITY
 
 
 def _directories(path: str) -> Iterator[str]:

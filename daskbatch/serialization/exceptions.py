@@ -116,6 +116,22 @@ def _require_exception(loaded: object) -> BaseException:
     return cast("BaseException", loaded)
 
 
+class TaskTraceback(Exception):
+    """The traceback of a task on its worker, as a text; the cause of the task's exception."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_task_traceback, self.args
+
+
+def _make_task_traceback(text: str = "") -> TaskTraceback:
+    # By a function: the class is not found by the module that it names.
+    return TaskTraceback(text)
+
+
+# Python writes the module before the name: this is the package that the user knows.
+TaskTraceback.__module__ = "daskbatch"
+
+
 def reworded(error: OSError, text: str) -> OSError:
     """Return an `OSError` with another text, but the same type, number, file and traceback.
 
@@ -224,11 +240,3 @@ def _rebuild(
 
 def _restore(error: BaseException, state: dict[str, object]) -> None:
     error.__setstate__(state)
-
-
-class TaskTraceback(Exception):
-    """The traceback of a task on its worker, as a text; the cause of the task's exception."""
-
-
-# Python writes the module before the name: this is the package that the user knows.
-TaskTraceback.__module__ = "daskbatch"

@@ -386,4 +386,4 @@ def test_a_check_as_error(strict: Batch, here: Path) -> None:
         strict.compile([task])
     assert task.name == "len"
     with pytest.raises(ValueError, match='must be "warn", "error" or None'):
-        strict.compile([task], check="maybe")
+        strict.compile([strict.function(len, "")], check="maybe")
