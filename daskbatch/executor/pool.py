@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from daskbatch.batch.batch import Batch
 from daskbatch.batch.task import Task
@@ -198,8 +198,9 @@ class Pool:
 
         If the initializer has failed, the pool is broken from now on.
         """
-        if isinstance(error, InitializerFailed) and self.broken is None:
-            self._break(error)
+        # Not `isinstance`: it looks up `__class__`, which an exception may define.
+        if issubclass(type(error), InitializerFailed) and self.broken is None:
+            self._break(cast("InitializerFailed", error))
         return to_executor_error(error)
 
     def _settle(self, future: BatchPoolFuture) -> None:
@@ -211,7 +212,11 @@ class Pool:
             else:
                 future._settle(None, self.broken)
             return
-        future._settle(*self.outcome(record))
+        try:
+            outcome = self.outcome(record)
+        except BaseException as error:  # a future that is never settled is waited for for ever
+            outcome = None, error
+        future._settle(*outcome)
         if record.block is not None and record.phase == Phase.DONE:
             record.value = None  # its worker keeps the pickle, and the future the object
 
