@@ -126,6 +126,8 @@ NAMES = [
     Use(f"{_FUTURES}:Future._state", "executor/future.py"),
     Use(f"{_FUTURES}:Future._condition", "executor/future.py"),
     Use(f"{_FUTURES}:Future._waiters", "executor/future.py"),
+    Use(f"{_FUTURES}:Future._result", "executor/future.py"),
+    Use(f"{_FUTURES}:Future._exception", "executor/future.py"),
     Use(
         "concurrent.futures.process:_RemoteTraceback",
         "serialization/exceptions.py",
@@ -144,6 +146,9 @@ NAMES = [
         lambda data: {os.fsencode(name) for name in os.environ} == set(data),
     ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
+    Use("os:_exit", "forking.py", callable_with(1)),
+    Use("sys:_getframe", "batch/registration.py", callable_with(1)),
+    Use("sys:_getframe", "describe/generators.py", callable_with(1)),
     Use("os:_exit", "worker/isolation/child_main.py", callable_with(1)),
     Use(
         "threading:Lock",
