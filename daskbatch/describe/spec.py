@@ -125,7 +125,8 @@ def make_options(
             f'isolation= must be "thread", "process" or "fresh", not {safe_repr(isolation)}'
         )
     where = text_of(isolation)
-    if where == "thread" and (cwd is not None or env):
+    variables = checked_environment(env)
+    if where == "thread" and (cwd is not None or variables):
         raise SpecError(
             'cwd= and env= need isolation="process": a thread shares those of its process'
         )
@@ -135,9 +136,8 @@ def make_options(
     if None in names:
         raise SpecError(f"workers= must be addresses or host names, not {safe_repr(workers)}")
     isolated = where in ("process", "fresh") or (
-        where is None and not (timeout is None and cwd is None and not env and cores is None)
+        where is None and not (timeout is None and cwd is None and not variables and cores is None)
     )
-    variables = checked_environment(env)
     slots = 1
     if cores is not None:
         amount = count_cores(cores, "cores=")
@@ -159,27 +159,29 @@ def make_options(
 
 
 def checked_environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    if env is not None and not isinstance(env, Mapping):
+    if env is None:
+        return {}
+    if not isinstance_of(env, Mapping):
         raise SpecError(f"env= must be a dict of str to str, not {safe_repr(env)}")
-    for name, value in (env or {}).items():
-        if not isinstance(name, str) or not is_value(value):
+    for name, value in env.items():
+        if not isinstance_of(name, str) or not is_value(value):
             raise SpecError(
                 f"env= must map str to str; {safe_repr(name)}: {safe_repr(value)} is wrong"
             )
         if not is_variable(name):
             raise SpecError(f"env= holds {safe_repr(name)}, which cannot be the name of a variable")
-    return {plain(name): plain(os.fsdecode(value)) for name, value in (env or {}).items()}
+    return {plain(name): plain(os.fsdecode(value)) for name, value in env.items()}
 
 
 def _resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
     if resources is None:
         return ()
-    if not isinstance(resources, Mapping):
+    if not isinstance_of(resources, Mapping):
         raise SpecError(
             f'resources= must be a dict such as {{"GPU": 1}}, not {safe_repr(resources)}'
         )
     for name, amount in resources.items():
-        if not isinstance(name, str) or not isinstance(amount, Real) or not amount > 0:
+        if not isinstance_of(name, str) or not isinstance_of(amount, Real) or not amount > 0:
             raise SpecError(
                 'resources= must be a dict such as {"GPU": 1}; '
                 f"{safe_repr(name)}: {safe_repr(amount)} is wrong"
@@ -202,13 +204,12 @@ def positive_seconds(value: float | timedelta, what: str) -> float:
     SpecError
         The value is neither a positive number nor a positive `timedelta`.
     """
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
+    seconds = number_of(value.total_seconds() if isinstance_of(value, timedelta) else value)  # type: ignore[union-attr]
+    if seconds is None or not seconds > 0:
         raise SpecError(
             f"{what} must be a positive number of seconds or timedelta, not {safe_repr(value)}"
         )
-    return float(value)
+    return seconds
 
 
 class Call(NamedTuple):

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from daskbatch.batch.batch import Batch
 from daskbatch.batch.task import Task
@@ -22,7 +22,8 @@ from daskbatch.executor.future import BatchPoolFuture, as_remote_traceback, to_e
 from daskbatch.executor.settler import Settler
 from daskbatch.executor.submit_queue import SubmitQueue
 from daskbatch.forking import after_fork
-from daskbatch.serialization.exceptions import TaskTraceback
+from daskbatch.serialization.exceptions import TaskTraceback, set_cause
+from daskbatch.serialization.safe_text import attribute
 from daskbatch.worker.execution.initialized_function import InitializerFailed
 from daskbatch.worker.execution.task_context import TaskContext
 
@@ -199,10 +200,12 @@ class Pool:
 
         If the initializer has failed, the pool is broken from now on.
         """
-        if isinstance(error.__cause__, TaskTraceback):
-            error.__cause__ = as_remote_traceback(error.__cause__)
-        if isinstance(error, InitializerFailed) and self.broken is None:
-            self._break(error)
+        cause = attribute(error, "__cause__")
+        if type(cause) is TaskTraceback:
+            set_cause(error, as_remote_traceback(cause))
+        # Not `isinstance`: it looks up `__class__`, which an exception may define.
+        if issubclass(type(error), InitializerFailed) and self.broken is None:
+            self._break(cast("InitializerFailed", error))
         return to_executor_error(error)
 
     def _settle(self, future: BatchPoolFuture) -> None:
@@ -214,7 +217,11 @@ class Pool:
             else:
                 future._settle(None, self.broken)
             return
-        future._settle(*self.outcome(record))
+        try:
+            outcome = self.outcome(record)
+        except BaseException as error:  # a future that is never settled is waited for for ever
+            outcome = None, error
+        future._settle(*outcome)
         if record.block is not None and record.phase == Phase.DONE:
             record.value = None  # its worker keeps the pickle, and the future the object
 

@@ -20,8 +20,8 @@ from daskbatch.serialization.safe_text import (
 )
 from daskbatch.serialization.tracebacks import user_traceback
 
-# It goes round what the class of an exception puts in place of the attribute.
-_set_cause = vars(BaseException)["__cause__"].__set__
+#: Sets the cause of an exception: the attribute, and not what its class puts in place of it.
+set_cause = vars(BaseException)["__cause__"].__set__
 
 
 class PackedError(Exception):
@@ -105,7 +105,7 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
         )
     # Not by an assignment: the class of the exception may define what that does.
     above = ", ".join(filter(None, (heading, place)))
-    _set_cause(error, TaskTraceback(f"{above}:\n{text}".rstrip() if above else text.rstrip()))
+    set_cause(error, TaskTraceback(f"{above}:\n{text}".rstrip() if above else text.rstrip()))
     return error
 
 

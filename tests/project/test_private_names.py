@@ -127,6 +127,8 @@ NAMES = [
     Use(f"{_FUTURES}:Future._state", "executor/future.py"),
     Use(f"{_FUTURES}:Future._condition", "executor/future.py"),
     Use(f"{_FUTURES}:Future._waiters", "executor/future.py"),
+    Use(f"{_FUTURES}:Future._result", "executor/future.py"),
+    Use(f"{_FUTURES}:Future._exception", "executor/future.py"),
     Use(
         "concurrent.futures.process:_RemoteTraceback",
         "serialization/exceptions.py",
@@ -168,6 +170,9 @@ NAMES = [
         word="_initializing",
     ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
+    Use("os:_exit", "forking.py", callable_with(1)),
+    Use("sys:_getframe", "batch/registration.py", callable_with(1)),
+    Use("sys:_getframe", "describe/generators.py", callable_with(1)),
     Use("os:_exit", "worker/isolation/child_main.py", callable_with(1)),
     Use("os:_exit", "worker/mpi/rank_main.py", callable_with(1)),
     Use("os:_exit", "worker/mpi/rank_server.py", callable_with(1)),

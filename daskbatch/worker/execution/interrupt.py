@@ -160,8 +160,9 @@ class StoppableCaller:
         # No exception can come any longer: from here on this is ordinary code.
         try:
             fired, self._fired = self._fired, False
-            returned = isinstance(error, _Over)
-            if fired and not isinstance(error, Stopped):
+            # Not `isinstance`: it looks up `__class__`, which an exception may define.
+            returned = type(error) is _Over
+            if fired and not issubclass(type(error), Stopped):
                 raise Stopped from None if returned else error
             if not returned:
                 raise error  # a Stopped: its traceback shows where the function was
