@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 #: CPython's files: `test_cpython_executor.py` and `test_cpython_mapping.py` run what is in them.
 collect_ignore = ["conformance/cpython"]
+
+
+def pytest_configure() -> None:
+    """Have this process, and the programs that it starts, listen to Ctrl-C and to hang-ups.
+
+    A shell that runs the tests in its background, or with `nohup`, has them ignore these.
+    """
+    for number, default in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

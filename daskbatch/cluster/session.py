@@ -399,6 +399,17 @@ def _end_all() -> None:
                 unfinished,
             )
         session.end()
+    logging.getLogger("asyncio").addFilter(_is_worth_telling)
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Return False for a timeout in an event loop of Dask that the exit has stopped.
+
+    A connection of Dask waits for its next message with a time limit. If the loop stops between
+    this time and the next step of the connection, asyncio says that nobody has seen the timeout.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, TimeoutError) and "never retrieved" in record.getMessage())
 
 
 def _end_with_multiprocessing() -> None:
