@@ -1,4 +1,7 @@
-"""The scheduler's record of a gang, from the moment when it could run to its end."""
+"""Records a gang on the scheduler, from the moment when it could run to its end.
+
+To be used on the scheduler's event loop alone.
+"""
 
 from __future__ import annotations
 
