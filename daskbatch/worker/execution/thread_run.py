@@ -128,6 +128,7 @@ class ThreadRun(BlockRun):
             label=self.spec.name(member),
             context=self.context,
             started=self._count_out,
+            directory="" if self.journal is None else os.path.dirname(self.journal.location()[0]),
         )
 
     def _count_out(self, seconds: float) -> None:

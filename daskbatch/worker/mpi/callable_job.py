@@ -36,6 +36,7 @@ def run_callable(
     label: str,
     context: TaskContext | None,
     started: Callable[[float], None] = lambda seconds: None,
+    directory: str = "",
 ) -> list[RankValue]:
     """Run a callable on every rank; return the values of the ranks, in their order.
 
@@ -51,6 +52,8 @@ def run_callable(
         The context of the task: its slots, and where they are.
     started : callable
         Called with the seconds that it took to start ranks, if none were idle.
+    directory : str
+        Where files may be made that end with the worker; empty for temporary files.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def run_callable(
             try:
                 if not ranks.ranks:
                     began = perf_counter()
-                    ranks.start(running.fileno())
+                    ranks.start(running.fileno(), directory)
                     started(perf_counter() - began)
                 request, layout = make_request(
                     call,

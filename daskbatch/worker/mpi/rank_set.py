@@ -242,13 +242,16 @@ class RankSet:
 
     # -- start ----------------------------------------------------------------------------
 
-    def start(self, stop: int) -> None:
+    def start(self, stop: int, directory: str = "") -> None:
         """Start the ranks, and wait until all have connected.
 
         Parameters
         ----------
         stop : int
             A descriptor that is readable when the job is to be stopped.
+        directory : str
+            Where a directory for the list of hosts may be made; the nanny removes it if the worker
+            is killed. Empty for the directory of temporary files.
 
         Raises
         ------
@@ -263,14 +266,18 @@ class RankSet:
         listener = RankListener(size, self.key.hosts[0][0] if remote else None)
         try:
             self.mark = bytes.fromhex(listener.address.mark)
-            self._directory = tempfile.mkdtemp(prefix="daskbatch-ranks-")
+            if remote or any("{hostfile}" in word for word in launcher.words):
+                self._directory = tempfile.mkdtemp(prefix="daskbatch-ranks-", dir=directory or None)
             # multiprocessing starts its children with the same flags.
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
             program = [sys.executable, *flags, "-c", _PROGRAM.format(path=sys.path)]
             env = self._environment()
             env[LINK_VARIABLE] = listener.address.encode()
             command = launcher.command(
-                [Part(size, program)], self.key.hosts, self._directory, _passed_on(env, self.key)
+                [Part(size, program)],
+                self.key.hosts,
+                self._directory or "",
+                _passed_on(env, self.key),
             )
             self._launch(command, env)
             self._connect(listener, stop, command)
