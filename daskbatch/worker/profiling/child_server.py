@@ -73,6 +73,7 @@ def _listen(wanted: WantedProfilers) -> None:
         return
     descriptor = os.open(wanted.directory, os.O_RDONLY)
     listener = socket.socket(socket.AF_UNIX)
+    listener.settimeout(None)  # a task may have set a default
     try:
         # The worker must not find the socket before it accepts connections.
         name = os.urandom(8).hex()
