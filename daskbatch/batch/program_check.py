@@ -86,11 +86,11 @@ def _find_missing(paths: Iterable[str]) -> set[str]:
     """Return the paths at which there is nothing."""
     by_directory: dict[str, list[str]] = {}
     for path in paths:
-        if is_symbolic(path):
-            continue
         by_directory.setdefault(os.path.dirname(path), []).append(path)
     missing: set[str] = set()
     for directory, some in by_directory.items():
+        if is_symbolic(some[0]):
+            continue
         if len(some) < _MIN_PATHS_TO_LIST:
             missing.update(path for path in some if not os.path.lexists(path))
             continue

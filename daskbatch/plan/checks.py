@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -165,11 +166,12 @@ def _is_near(path: str, other: str) -> bool:
     return SequenceMatcher(None, one, another, autojunk=False).ratio() >= _MIN_SIMILARITY
 
 
-def _directories(path: str) -> Iterator[str]:
-    """Yield the directories above a path, from the inside out."""
-    while True:
-        above = os.path.dirname(path)
-        if above == path:
-            return
-        yield above
-        path = above
+def _directories(path: str) -> tuple[str, ...]:
+    """Return the directories above a path, from the inside out."""
+    return _with_parents(path[: path.rfind(os.sep)] or os.sep) if len(path) > 1 else ()
+
+
+@lru_cache(maxsize=4096)
+def _with_parents(directory: str) -> tuple[str, ...]:
+    """Return a directory and those above it; many files are in few directories."""
+    return (directory, *_directories(directory))
