@@ -63,13 +63,13 @@ class BoundedText:
     def add(self, data: bytes) -> None:
         """Add UTF-8 data that was written."""
         with self._lock:
-            self._add(data)
+            self.size += len(data)
+            if self.size <= self._limit:
+                self._head += data
+            else:
+                self._add_beyond_limit(data)
 
-    def _add(self, data: bytes) -> None:
-        self.size += len(data)
-        if self.size <= self._limit:
-            self._head += data
-            return
+    def _add_beyond_limit(self, data: bytes) -> None:
         half = self._limit // 2
         if len(self._head) > half or not self._tail:
             # The first data that does not fit: from here on the head is one half.
@@ -145,13 +145,13 @@ class Capture:
 
     def end_task(self) -> None:
         """Add what is not yet part of the texts; threads that still run no longer write here."""
-        for name, router in _routers.items():
-            stream = getattr(sys, name, None)
-            if stream is not router and stream is not None:
+        for stream in (sys.stdout, sys.stderr):
+            if type(stream) is not _Router and stream is not None:
                 # The task has put another stream there, which may write to the router.
                 with suppress(BaseException):
                     stream.flush()
-        self._drain_files()
+        if self._open_files:
+            self._drain_files()
         self.task_number += 1
 
     def _drain_files(self) -> None:
@@ -168,10 +168,9 @@ class Capture:
         data : bytes
             The data.
         """
-        sink = getattr(self, name)
-        file = self._open_files.get(name)
-        if file is not None and type(sink) is BoundedText:
-            file.drain(sink)  # it was written before
+        sink = self.stdout if name == "stdout" else self.stderr
+        if self._open_files and type(sink) is BoundedText and name in self._open_files:
+            self._open_files[name].drain(sink)  # it was written before
         sink.add(data)
 
     def descriptor(self, name: str) -> int:

@@ -63,12 +63,11 @@ class ThreadRun(BlockRun):
     # -- the thread that runs the block ---------------------------------------------------
 
     def __call__(self) -> BlockResult:
-        mask = initial_state.signal_mask()
         try:
             return super().__call__()
         finally:
             # What a task leaves in this thread must not reach the next one.
-            initial_state.set_signal_mask(mask)
+            initial_state.restore_signal_mask()
             initial_state.open_standard_descriptors()
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:

@@ -16,13 +16,16 @@ from pathlib import Path
 #: The mask and the directory; None until they are recorded.
 _umask: int | None = None
 _directory: str | None = None
+#: The signals that are blocked in threads that have not run a task.
+_signal_mask: set[signal.Signals] = set()
 #: Duplicates of the standard descriptors.
 _standard: dict[int, int] = {}
 
 
 def record() -> None:
     """Record the settings of this process; called before it runs any task."""
-    global _umask, _directory
+    global _umask, _directory, _signal_mask
+    _signal_mask = signal_mask()
     _umask = read_umask()
     with contextlib.suppress(OSError):
         _directory = os.getcwd()
@@ -60,7 +63,7 @@ def open_standard_descriptors() -> None:
     """
     for number in range(3):
         try:
-            os.fstat(number)
+            os.get_inheritable(number)  # the quickest way to ask for an open descriptor
         except OSError:
             if number in _standard:
                 os.dup2(_standard[number], number)
@@ -69,6 +72,12 @@ def open_standard_descriptors() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
+
+
+def restore_signal_mask() -> None:
+    """Block no other signals in this thread than before it ran tasks."""
+    if signal.pthread_sigmask(signal.SIG_BLOCK, ()) != _signal_mask:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _signal_mask)
 
 
 def signal_mask() -> set[signal.Signals]:
