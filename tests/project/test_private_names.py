@@ -128,7 +128,7 @@ NAMES = [
     Use(f"{_FUTURES}:Future._waiters", "executor/future.py"),
     Use(
         "concurrent.futures.process:_RemoteTraceback",
-        "serialization/exceptions.py",
+        "executor/future.py",
         lambda kind: kind("text").tb == "text",
     ),
     Use("threading:_register_atexit", "executor/pool.py", parameters("func")),
