@@ -55,7 +55,7 @@ class CompiledTask(Task):
     >>> power = batch.function(pow, double, 8)
     >>> both = batch.compile([double, power])
     >>> both.explain(double, power), both.graph.counts()["argument"]
-    ("'pow' (1) waits for 'pow' (0): it takes its result.", 1)
+    ("'pow[1]' (1) waits for 'pow[0]' (0): it takes its result.", 1)
     >>> both.state, both.tasks == (double, power)
     ('created', True)
     >>> both.start()

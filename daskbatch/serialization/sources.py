@@ -21,7 +21,6 @@ from functools import lru_cache
 from threading import Lock
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 #: The source of a longer function does not travel.
 _MAX_SOURCE_CHARACTERS = 64 * 1024
@@ -46,8 +45,10 @@ class Source(NamedTuple):
     text: str
 
 
-#: The sources that have arrived, by the code that they belong to.
-_received: WeakKeyDictionary[CodeType, Source] = WeakKeyDictionary()
+#: The sources that have arrived, by the code that they belong to. Equal code has equal sources, and
+#: may arrive several times. So these are kept, the last ones, and not weakly.
+_received: dict[CodeType, Source] = {}
+_MAX_RECEIVED = 10_000
 
 
 def source_of(code: CodeType) -> Source | None:
@@ -75,6 +76,8 @@ def make_code(make: Any, arguments: tuple[Any, ...], first: int, text: str) -> C
     """
     code: CodeType = make(*arguments)
     source = Source(first, text)
+    if len(_received) > _MAX_RECEIVED:
+        _received.clear()
     _received[code] = source
     for each in _nested(code):
         _received[each] = source

@@ -131,7 +131,7 @@ NAMES = [
     Use(f"{_FUTURES}:Future._exception", "executor/future.py"),
     Use(
         "concurrent.futures.process:_RemoteTraceback",
-        "serialization/exceptions.py",
+        "executor/future.py",
         lambda kind: kind("text").tb == "text",
     ),
     Use("threading:_register_atexit", "executor/pool.py", parameters("func")),
