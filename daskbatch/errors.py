@@ -376,6 +376,8 @@ class TasksFailed(BatchError, ExceptionGroup[Exception]):
     >>> error = TasksFailed("2 of 3 tasks failed", [ValueError("a"), OSError("b")])
     >>> error.subgroup(OSError).exceptions
     (OSError('b'),)
+    >>> error.derive([KeyError("c")])
+    TasksFailed('2 of 3 tasks failed', [KeyError('c')])
     """
 
     def derive(self, excs: Sequence[Any], /) -> Self:  # type: ignore[override]

@@ -418,7 +418,7 @@ class Batch:
         >>> job = batch.job("sh", "-c", "echo rank $DASKBATCH_RANK of $DASKBATCH_SIZE", num_procs=2)
         >>> job.run()
         >>> job.get(), job.stdout.get(), job.stdout.rank(1)
-        (0, 'rank 0 of 2\nrank 1 of 2', 'rank 1 of 2')
+        (0, 'rank 0 of 2\\nrank 1 of 2', 'rank 1 of 2')
         """
         options = self.options(
             reads=reads, writes=writes, name=name, timeout=timeout, cwd=cwd, env=env

@@ -61,6 +61,8 @@ class CompiledTask(Task):
     >>> both.start()
     >>> both.get(), both.result.get(), both.stdout.get(), both.stderr.get()
     ([2, 256], [2, 256], '', '')
+    >>> both.info.state, both.why()
+    ('done', "2 of 2 tasks of 'pow' are over.")
     >>> both.cancel()
     False
     """
@@ -269,7 +271,23 @@ class CompiledTask(Task):
         return CompiledTask(self._context, record, tasks)
 
     def debug(self) -> Any:
-        """Raise `LifecycleError`: only a member can run here; see `Task.debug`."""
+        """Raise `LifecycleError`: only a member can run here; see `Task.debug`.
+
+        Raises
+        ------
+        LifecycleError
+            Always; the message names the members that have failed.
+
+        Examples
+        --------
+        >>> program = batch.compile([batch.function(int, "four")])
+        >>> program.run()
+        >>> try:
+        ...     program.debug()
+        ... except LifecycleError as error:
+        ...     print(error)
+        'int' is a compiled task: call debug() of a member that has failed (these have: 'int')
+        """
         failed = ", ".join(task._record.label for task in self._in_phase(Phase.FAILED)) or "none"
         raise LifecycleError(
             f"{self._record.label} is a compiled task: call debug() of a member that has failed "

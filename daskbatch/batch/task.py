@@ -42,6 +42,17 @@ _NOT_LOADED = object()
 class Task:
     """A unit of work; made by the methods of a `Batch`, and by imported templates.
 
+    Not to be made by its constructor. Use it for type hints and for `isinstance`.
+
+    Parameters
+    ----------
+    context : BatchContext
+        What the tasks of one Batch share.
+    record : TaskRecord
+        What the dispatcher knows of the task.
+    session : Session, optional
+        The client that made the task; by default that of the context.
+
     Notes
     -----
     Several threads may start, wait for, query and cancel a task at the same time. If two threads

@@ -1,6 +1,6 @@
 """Records a gang on the scheduler, from the moment when it could run to its end.
 
-To be used on the scheduler's event loop alone.
+Not thread-safe: the scheduler's event loop alone uses these records.
 """
 
 from __future__ import annotations

@@ -18,16 +18,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from threading import Lock
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
+
+from daskbatch.forking import make_lock
 
 #: The source of a longer function does not travel.
 _MAX_SOURCE_CHARACTERS = 64 * 1024
 
 #: Held while the cache of source lines, which all threads share, has the lines of one traceback.
-_cache_lock = Lock()
-os.register_at_fork(after_in_child=_cache_lock._at_fork_reinit)  # type: ignore[attr-defined]
+_cache_lock = make_lock()
 
 
 class Source(NamedTuple):

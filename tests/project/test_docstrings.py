@@ -29,10 +29,9 @@ MODULES = sorted(
 
 #: What users hold of daskbatch, and do not make themselves.
 GIVEN = [Task, CompiledTask, Handle, TaskFactory, ImportedFunction, Graph, BatchPoolFuture]
-CLASSES = [
-    *(each for name in daskbatch.__all__ if inspect.isclass(each := getattr(daskbatch, name))),
-    *GIVEN,
-]
+PUBLIC = [each for name in daskbatch.__all__ if inspect.isclass(each := getattr(daskbatch, name))]
+#: Bases stand before the classes that inherit from them.
+CLASSES = sorted(dict.fromkeys([*PUBLIC, *GIVEN]), key=lambda each: len(each.__mro__))
 
 #: What users call by other signs than by a name.
 OPERATORS = {

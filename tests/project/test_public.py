@@ -43,6 +43,19 @@ NAMES = {
     "SerializationError",
     "TaskCancelled",
     "ServiceLost",
+    "MissingInput",
+    "MissingOutput",
+    "UndeclaredAccess",
+    "TasksFailed",
+    "BatchWarning",
+    "TasksFailedWarning",
+    "ProgramWarning",
+    "MissingInputWarning",
+    "MissingOutputWarning",
+    "Task",
+    "CompiledTask",
+    "TaskInfo",
+    "as_completed",
     "__version__",
 }
 
@@ -63,10 +76,19 @@ BASES: dict[str, tuple[str | type, ...]] = {
     "SerializationError": ("TaskError", PicklingError),
     "TaskCancelled": ("TaskError", CancelledError),
     "ServiceLost": ("BatchError", BrokenExecutor),
+    "MissingInput": ("TaskError",),
+    "MissingOutput": ("TaskError",),
+    "UndeclaredAccess": ("TaskError",),
+    "TasksFailed": ("BatchError", ExceptionGroup),
+    "BatchWarning": (UserWarning,),
+    "TasksFailedWarning": ("BatchWarning",),
+    "ProgramWarning": ("BatchWarning",),
+    "MissingInputWarning": ("BatchWarning",),
+    "MissingOutputWarning": ("BatchWarning",),
 }
 
 TASK = {"start", "wait", "run", "get", "cancel", "read", "write", "name", "uid", "state"}
-TASK |= {"result", "stdout", "stderr"}
+TASK |= {"result", "stdout", "stderr", "info", "why", "again", "debug", "as_future"}
 
 
 def own(thing: object) -> set[str]:
@@ -139,7 +161,7 @@ def shape(function: Callable[..., Any]) -> str:
 def test_parameters_of_a_batch() -> None:
     assert (
         shape(Batch) == "(cluster=None, *, num_workers=None, name=None, background_batching=True, "
-        "initializer=None, initargs=())"
+        "strict=False, initializer=None, initargs=())"
     )
 
 
@@ -162,10 +184,11 @@ def test_parameters_of_a_batch() -> None:
         ),
         (
             "options",
-            "(*, reads=None, writes=None, name=None, timeout=None, retries=0, resources=None, "
+            "(*, reads=None, writes=None, removes=None, name=None, timeout=None, retries=0, "
+            "resources=None, "
             "workers=None, priority=0, isolation=None, cores=None, cwd=None, env=None)",
         ),
-        ("compile", "(tasks, name=None)"),
+        ("compile", "(tasks, name=None, check='warn')"),
         ("import_func", "(ptd_file, *import_args, **import_kwargs)"),
         ("read", "(obj, *channels)"),
         ("write", "(obj, *channels)"),
@@ -211,14 +234,17 @@ def test_what_tasks_offer(batch: Batch) -> None:
     function, process = batch.function(len, ""), batch.process("true")
     program = batch.compile([function, process])
     assert own(function) == own(process) == TASK
-    assert own(program) == TASK | {"tasks", "graph", "explain", "to_dot", "visualize"}
+    assert own(program) == TASK | {
+        *("tasks", "graph", "explain", "to_dot", "visualize", "failures", "skipped")
+    }
     for task in (function, process, program):
         for part in (task.result, task.stdout, task.stderr):
             assert own(part) == {"get", "rank"}
             assert shape(part.get) == "(timeout=None)"
             assert shape(part.rank) == "(index, timeout=None)"
-        for method in (task.wait, task.run, task.get):
-            assert shape(method) == "(timeout=None)"
+        for method in (task.wait, task.run):
+            assert shape(method) == "(timeout=None, *, check=False)"
+        assert shape(task.get) == "(timeout=None)"
         assert inspect.isawaitable(task)
 
 

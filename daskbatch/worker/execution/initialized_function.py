@@ -126,6 +126,7 @@ class InitializedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.initialize()
+        self._initialization.enter_thread()
         return self.function(*args, **kwargs)
 
 
