@@ -16,7 +16,7 @@ from typing import Any
 from daskbatch.describe.access import FILES
 from daskbatch.dispatch.task_record import Group, TaskRecord
 from daskbatch.errors import ProcessFailed
-from daskbatch.serialization.safe_text import guarded
+from daskbatch.serialization.safe_text import guarded, has_type
 
 #: Only so much of what an executable has written to stderr is searched for paths, from its end.
 _MAX_SEARCHED_CHARACTERS = 10_000
@@ -40,7 +40,7 @@ def add_hint(error: BaseException, record: TaskRecord) -> None:
     record : TaskRecord
         The task.
     """
-    if not isinstance(error, (FileNotFoundError, ProcessFailed)):
+    if not has_type(error, FileNotFoundError, ProcessFailed):
         return
     group = record.group
     if group is None or not group.members:
@@ -82,14 +82,14 @@ def _hint(path: str, record: TaskRecord, group: Group) -> str:
 
 def _paths_in(error: BaseException) -> Iterator[str]:
     """Yield what may be the path of the file that was missing."""
-    if isinstance(error, ProcessFailed):
+    if has_type(error, ProcessFailed):
         seen = set()
         for word in _BETWEEN_PATHS.split(error.stderr[-_MAX_SEARCHED_CHARACTERS:]):
             if word and word not in seen:
                 seen.add(word)
                 yield word
         return
-    assert isinstance(error, OSError)
+    assert has_type(error, OSError)
     names: tuple[Any, Any] = error.filename, error.filename2
     for name in names:
         if isinstance(name, (str, bytes, os.PathLike)):

@@ -22,7 +22,7 @@ from daskbatch.errors import (
     TasksFailed,
 )
 from daskbatch.serialization.exceptions import unpack_error
-from daskbatch.serialization.safe_text import is_from_outside, summary
+from daskbatch.serialization.safe_text import has_type, is_from_outside, summary
 
 #: How long a warning waits for an exception that is still on its worker.
 _ERROR_TIMEOUT_SECONDS = 5.0
@@ -101,9 +101,9 @@ def tasks_failed(
         The exceptions of the members that failed or were cancelled; if all others succeeded or
         were skipped, those of the skipped ones.
     """
-    cancelled = sum(isinstance(error, TaskCancelled) for error in errors)
+    cancelled = sum(has_type(error, TaskCancelled) for error in errors)
     skipped = unsuccessful - len(errors)
-    if errors and all(isinstance(error, DependencyFailed) for error in errors):
+    if errors and all(has_type(error, DependencyFailed) for error in errors):
         skipped = len(errors)
         # One for each task that they needed.
         errors = list({error.root: error for error in errors}.values())  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def tasks_failed(
     said = ", ".join(f"{number} {words}" for number, words in counts if number)
     members: list[Exception] = []
     for error in errors:
-        if not isinstance(error, Exception):
+        if not has_type(error, Exception):
             # A group of exceptions cannot hold it.
             raised, error = error, TaskError(f"a task raised {summary(error)}")
             error.__cause__ = raised

@@ -56,7 +56,8 @@ def pack_error(
     heading : str
         A text to write above the traceback: where the task ran, and which attempt it was.
     """
-    if isinstance(error, PackedError):
+    # Not `isinstance`: it looks up `__class__`, which an exception may define.
+    if type(error) is PackedError:
         return error.data
     # Whatever goes wrong here, a signal included, must not end the thread that reports the error.
     brief = text = type_name(error)

@@ -20,7 +20,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard, TypeVar
+
+T = TypeVar("T")
 
 #: Without source lines, a traceback shows at most this many of the first and of the last frames.
 _MAX_PLAIN_FRAMES = 30
@@ -72,6 +74,17 @@ def plain(text: str) -> str:
     another process.
     """
     return text if type(text) is str else str.__str__(text)
+
+
+def has_type(obj: object, *kinds: type[T]) -> TypeGuard[T]:
+    """Return whether an object is an instance of a class; its own code is not asked.
+
+    `isinstance` looks up `__class__`, which the class of an object may define.
+
+    >>> has_type(KeyError("k"), LookupError), has_type(None, KeyError, OSError)
+    (True, False)
+    """
+    return issubclass(type(obj), kinds)
 
 
 def type_name(obj: object) -> str:

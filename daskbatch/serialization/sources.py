@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from daskbatch.forking import make_lock
+from daskbatch.serialization.safe_text import has_type
 
 #: The source of a longer function does not travel.
 _MAX_SOURCE_CHARACTERS = 64 * 1024
@@ -100,7 +101,7 @@ def sources_shown(error: BaseException) -> Iterator[None]:
     with _cache_lock:
         before = {name: linecache.cache.get(name) for name in found}
         for name, sources in found.items():
-            lines = _merged(sources)
+            lines = _merged(sources, linecache.getlines(name))
             # Without a time of change, Python does not compare it with a file of this name.
             linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
         try:
@@ -128,7 +129,7 @@ def _sources_in(error: BaseException) -> dict[str, list[Source]]:
             if source is not None:
                 found.setdefault(frame.f_code.co_filename, []).append(source)
         pending += [each.__cause__, each.__context__]
-        if isinstance(each, BaseExceptionGroup):
+        if has_type(each, BaseExceptionGroup):
             pending += each.exceptions
     return found
 
@@ -140,9 +141,9 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
         trace = trace.tb_next
 
 
-def _merged(sources: list[Source]) -> list[str]:
-    """Return the lines of a file of which some functions are there."""
-    lines: list[str] = []
+def _merged(sources: list[Source], file: list[str]) -> list[str]:
+    """Return the lines of a file: those of the functions that have arrived, the others as here."""
+    lines = list(file)
     for first, text in sources:
         some = text.splitlines(keepends=True)
         lines += ["\n"] * (first - 1 + len(some) - len(lines))

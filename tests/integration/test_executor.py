@@ -193,7 +193,10 @@ def test_the_traceback_says_which_call_it_is_of(executor: BatchPoolExecutor) -> 
     future = executor.submit(divmod, 1, 0)
     with pytest.raises(ZeroDivisionError) as caught:
         future.result(SECONDS)
-    assert f"task 'divmod' ({future.task.uid}):\nTraceback" in str(caught.value.__cause__)
+    heading = str(caught.value.__cause__).strip().splitlines()[1]
+    assert heading.startswith("task 'divmod'")
+    assert f", {future.task.uid}, on worker tcp://" in heading
+    assert heading.endswith(", attempt 1:")
 
 
 def test_each_call_of_a_chunk_keeps_its_own_exception(executor: BatchPoolExecutor) -> None:

@@ -29,11 +29,20 @@ TREE = {
     "SerializationError": (errors.TaskError,),
     "TaskCancelled": (errors.TaskError, CancelledError),
     "ServiceLost": (errors.BatchError, BrokenExecutor),
+    "MissingInput": (errors.TaskError,),
+    "MissingOutput": (errors.TaskError,),
+    "UndeclaredAccess": (errors.TaskError,),
+    "TasksFailed": (errors.BatchError, ExceptionGroup),
+    "BatchWarning": (UserWarning,),
+    "TasksFailedWarning": (errors.BatchWarning,),
+    "ProgramWarning": (errors.BatchWarning,),
+    "MissingInputWarning": (errors.BatchWarning,),
+    "MissingOutputWarning": (errors.BatchWarning,),
 }
 
 #: One of each, with all its attributes.
 SAMPLES = [
-    *(getattr(errors, name)("what happened") for name in TREE),
+    *(getattr(errors, name)("what happened") for name in TREE if name != "TasksFailed"),
     errors.ProcessFailed("code 3", returncode=3, command=["cp", "a", "b"], stderr="cp: no a"),
     errors.DependencyFailed("'b' did not run", root="a"),
     errors.TaskCrashed("it exited", exitcode=-11),
@@ -80,6 +89,14 @@ def test_a_copy_has_the_type_the_arguments_and_the_attributes(error, copied) -> 
     assert again.args == error.args
     assert vars(again) == vars(error)
     assert str(again) == str(error)
+
+
+def test_a_group_survives_pickling_with_its_members() -> None:
+    error = errors.TasksFailed("2 of 3 tasks failed", [ValueError("a"), OSError("b")])
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is errors.TasksFailed
+    assert again.message == "2 of 3 tasks failed"
+    assert list(map(repr, again.exceptions)) == ["ValueError('a')", "OSError('b')"]
 
 
 def test_notes_survive_pickling() -> None:

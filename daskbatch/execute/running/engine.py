@@ -24,6 +24,7 @@ from daskbatch.errors import LifecycleError, SerializationError, ServiceLost, Wo
 from daskbatch.execute.running.calls import CallOutcome, CallSequence, Ending, EngineCall
 from daskbatch.execute.running.remote_method import Misplaced, RemoteMethod
 from daskbatch.serialization import pickling
+from daskbatch.serialization.safe_text import has_type
 
 #: After this time, a waiting fetch of a large value checks whether the value is still wanted. The
 #: time doubles with every check. Seconds.
@@ -188,10 +189,10 @@ class Engine:
         if self.was_cancelled(record):
             # The value was lost, and the call was cancelled when it was about to run again.
             return CallOutcome(Ending.CANCELLED, deaths=deaths)
-        if isinstance(error, (Misplaced, WorkerLost)):
-            deaths += isinstance(error, WorkerLost) and not deaths
+        if has_type(error, Misplaced, WorkerLost):
+            deaths += has_type(error, WorkerLost) and not deaths
             return CallOutcome(Ending.LOST, None, error, seconds, deaths)
-        if isinstance(error, ServiceLost):
+        if has_type(error, ServiceLost):
             return CallOutcome(Ending.SERVICE_LOST, None, error)
         return CallOutcome(Ending.RAISED, None, error, seconds)
 

@@ -20,6 +20,7 @@ from daskbatch.execute.scheduling.durations import Durations
 from daskbatch.execute.scheduling.graph import TaskGraph
 from daskbatch.execute.scheduling.progress import Change, JobProgress, Stage
 from daskbatch.execute.workers.worker import Worker
+from daskbatch.serialization.safe_text import has_type
 
 
 class JobState:
@@ -143,9 +144,9 @@ class JobState:
 
     def fail(self, position: int, error: BaseException, worker: Any) -> None:
         """Process an exception that an execution has raised."""
-        if isinstance(error, DependenciesFailed):
+        if has_type(error, DependenciesFailed):
             self._fail_dependencies(position, error)
-        elif isinstance(error, FailedDependency):
+        elif has_type(error, FailedDependency):
             self._lose_if_named(position, error)
             self._apply(position, self.progress.dependency_failed(position), error)
         else:
@@ -166,7 +167,7 @@ class JobState:
 
     def mark_failed(self, position: int, error: BaseException) -> None:
         """Process that user code has marked a task as failed; the task is not running."""
-        if isinstance(error, FailedDependency):
+        if has_type(error, FailedDependency):
             self._lose_if_named(position, error)
             self._apply(position, self.progress.dependency_failed(position), error)
             return

@@ -373,7 +373,7 @@ def load_with_definitions(data: bytes) -> LoadedFunction:
 
 def _hint_on_module(error: BaseException) -> str:
     """Return what to do about a module that is not found."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
+    if type(error) is not ModuleNotFoundError or not error.name:
         return ""
     return (
         f"; the worker finds no module {error.name!r}: add its directory to sys.path before the "

@@ -138,7 +138,7 @@ class RankRun(BlockRun):
 
     def _packed_error(self, error: BaseException, member: int, place: str) -> bytes:
         where = f"on {self._place}"
-        if isinstance(error, TaskError):
+        if issubclass(type(error), TaskError):
             error.args = (f"{error} ({where})", *error.args[1:])
         else:
             with contextlib.suppress(Exception):

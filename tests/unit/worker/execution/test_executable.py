@@ -107,7 +107,7 @@ def test_a_missing_executable_is_a_failure_if_checked() -> None:
             "; there is no shell: pass the arguments separately: process('sort', '-n', 'x', '1')",
         ),
         ("sort x >", "; there is no shell: call one: process('sh', '-c', 'sort x > 1')"),
-        ("sort", "directory"),
+        ("sort", "; it is in no directory of the worker's PATH"),
     ],
 )
 def test_a_line_for_a_shell_is_told_to_be_none(
