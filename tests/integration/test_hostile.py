@@ -215,7 +215,7 @@ def test_a_callable_that_answers_to_every_attribute(slot: Batch, isolation: str)
     program = slot.compile(tasks)
     program.run(timeout=SECONDS)
     assert program.result.get() == [0, 5, 5, 3]
-    assert [task.name for task in tasks] == ["ok", "AnswersAll", "AnswersAll", "ok"]
+    assert [task.name for task in tasks] == ["ok[0]", "AnswersAll[0]", "AnswersAll[1]", "ok[1]"]
     assert "AnswersAll" in program.to_dot()
     executor = as_executor(slot)
     futures = [executor.submit(each, 1) for each in (ok, AnswersAll(), AnswersAll().a.b, ok)]

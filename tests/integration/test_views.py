@@ -7,6 +7,7 @@ import concurrent.futures
 import inspect
 import pickle
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.waiting import wait_for_file, wait_until, wait_until_running
 import daskbatch
 from daskbatch import (
     Batch,
+    BatchWarning,
     CompiledTask,
     DependencyFailed,
     LifecycleError,
@@ -388,12 +390,14 @@ def test_a_cancelled_task_is_no_failure(batch: Batch) -> None:
 
 
 def submit_failures(batch: Batch) -> str:
+    # The filters of the test suite, which workers have as well, hide these warnings.
+    warnings.simplefilter("default", BatchWarning)
     batch.compile([batch.function(fail, n) for n in range(2)]).start()
     return "done"
 
 
 def test_failures_that_a_task_has_not_looked_at_are_in_its_stderr(batch: Batch) -> None:
-    task = batch.function(submit_failures, batch)
+    task = batch.options(isolation="fresh").function(submit_failures, batch)
     task.run(timeout=60)
     assert task.get() == "done"
     assert "TasksFailedWarning: 2 tasks failed:\n  'fail[0]' (0): ValueError: 0\n" in (
