@@ -261,7 +261,7 @@ def test_options_are_for_many_tasks(batch: Batch, tmp_path: Path) -> None:
     )
     tasks = [appending.function(note, number, path) for number in range(20)]
     batch.compile(tasks).run(timeout=60)
-    assert {task.name for task in tasks} == {"append"}
+    assert [task.name for task in tasks] == [f"append[{number}]" for number in range(20)]
     assert path.read_text().split() == [str(number) for number in range(20)]
 
 
