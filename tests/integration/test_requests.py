@@ -70,7 +70,7 @@ def test_on_a_cluster_that_may_grow_it_fails_after_a_time() -> None:
         assert small.get() == 4
         with pytest.raises(SpecError, match="'large' asks for the resources {'GPU': 2.0}; the"):
             large.get()
-        with pytest.raises(DependencyFailed, match="because 'large' failed: SpecError"):
+        with pytest.raises(DependencyFailed, match=r"because 'large' \('abc'\) failed: SpecError"):
             behind.get()
 
 
