@@ -41,6 +41,10 @@ main()
 #: How long the ranks of a set may take to start.
 _START_TIMEOUT_SECONDS = 120.0
 
+#: How long the other ranks may take once one has connected. A launcher starts all of them at nearly
+#: the same time; and MPICH's does not end if a rank is killed before it has started MPI.
+_OTHERS_TIMEOUT_SECONDS = 30.0
+
 #: After the worker has closed the connections, how long the ranks may take to end by themselves.
 _FAREWELL_SECONDS = 2.0
 
@@ -333,7 +337,8 @@ class RankSet:
         arrivals: dict[tuple[str, int], Arrival],
     ) -> None:
         assert self._process is not None
-        deadline = Deadline(_START_TIMEOUT_SECONDS)
+        limit = _START_TIMEOUT_SECONDS
+        deadline = Deadline(limit)
         found: dict[int, Rank] = {}
         size = self.key.size
         poll = select.poll()
@@ -345,6 +350,8 @@ class RankSet:
             if stop in ready:
                 raise JobStopped
             while (arrival := listener.take()) is not None:
+                limit = min(_OTHERS_TIMEOUT_SECONDS, _START_TIMEOUT_SECONDS)
+                deadline = Deadline(limit)
                 role, number = arrival.hello.role, arrival.hello.rank
                 is_double = (role, number) in arrivals or (role == "rank" and number in found)
                 if is_double or not 0 <= number < size:
@@ -364,7 +371,7 @@ class RankSet:
                 missing = sorted(set(range(size)) - complete)
                 raise self._failure(
                     command,
-                    f"ranks {missing} have not connected within {_START_TIMEOUT_SECONDS:g} s",
+                    f"ranks {missing} have not connected within {limit:g} s",
                 )
         self.ranks = [found[number] for number in range(size)]
 
