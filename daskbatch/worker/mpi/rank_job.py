@@ -145,6 +145,9 @@ class RankJob:
             if self._failures:
                 self._settle(stop)
                 raise self._error()
+        if any(rank.aborted is not None for rank in self._set.ranks):
+            # MPICH's `MPI_Abort` may return before the launcher ends the ranks.
+            raise self._error()
         return [self._values[number] for number in range(len(self._set.ranks))]
 
     @property
