@@ -1,4 +1,4 @@
-"""Frees locks in forked children, and keeps the parent's objects from being finalized there.
+"""Frees locks and closes sockets in forked children; nothing of the parent is finalized there.
 
 A forked child has copies of its parent's objects but none of its threads. A lock that a thread
 of the parent held would never be released in the child, and a finalizer that ran in the child
@@ -8,11 +8,16 @@ it runs without the package.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import socket
 
 #: What a forked child writes if it returns from the function that has forked it.
 _RETURNED = (
@@ -98,3 +103,21 @@ def make_rlock() -> threading.RLock:
 def keep_inherited(objects: Iterable[Any]) -> None:
     """Keep the parent's objects in a child for ever, so that no finalizer runs there."""
     _inherited.extend(objects)
+
+
+#: The sockets that a forked child must close. Otherwise the other side would believe that this
+#: process lives for as long as the child does.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def close_in_children(sock: socket.socket) -> None:
+    """Have the processes that this one forks close their copy of a socket."""
+    _sockets.add(sock)
+
+
+@after_fork
+def _close_inherited() -> None:
+    for sock in list(_sockets):
+        with contextlib.suppress(OSError):
+            os.close(sock.detach())
+    _sockets.clear()

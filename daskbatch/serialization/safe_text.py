@@ -16,7 +16,6 @@ import linecache
 import opcode
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType, TracebackType
@@ -149,22 +148,6 @@ def callable_name(function: Callable[..., Any]) -> str:
     return name
 
 
-def safe_traceback(error: BaseException, start: TracebackType | None) -> str:
-    """Return an exception with its traceback as Python shows it, as far as that is possible.
-
-    Parameters
-    ----------
-    error : BaseException
-        The exception, with its cause or context, its notes, and the members of a group.
-    start : traceback, optional
-        The first frame to show of the exception itself.
-    """
-    return guarded(
-        lambda: "".join(traceback.format_exception(type(error), error, start)),
-        lambda failure: plain_traceback(error, start, failure),
-    )
-
-
 def plain_traceback(
     error: BaseException, start: TracebackType | None, failure: BaseException
 ) -> str:
@@ -176,8 +159,10 @@ def plain_traceback(
 
     Parameters
     ----------
-    error, start
-        See `safe_traceback`.
+    error : BaseException
+        The exception, with its cause or context, its notes, and the members of a group.
+    start : traceback, optional
+        The first frame to show of the exception itself.
     failure : BaseException
         What the formatter has raised.
     """

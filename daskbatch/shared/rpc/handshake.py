@@ -11,13 +11,10 @@ it joins the pieces that it receives, which makes one more copy of each large va
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import ssl
-import weakref
 
-from daskbatch.forking import after_fork
+from daskbatch.forking import close_in_children
 from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.socket_transport import IdleCheck
 from daskbatch.timeouts import Deadline
@@ -37,23 +34,6 @@ _ACCEPT_POLL_SECONDS = 1.0
 #: A machine that has died does not close its connections. So the system probes a connection that
 #: has been silent for this time.
 _KEEPALIVE_SECONDS = 15
-
-#: The sockets that a forked child must close. Otherwise the other side would believe that this
-#: process lives for as long as the child does.
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-
-def close_in_children(sock: socket.socket) -> None:
-    """Have the processes that this one forks close their copy of a socket."""
-    _sockets.add(sock)
-
-
-@after_fork
-def _close_inherited() -> None:
-    for sock in list(_sockets):
-        with contextlib.suppress(OSError):
-            os.close(sock.detach())
-    _sockets.clear()
 
 
 def connect_to_server(

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from time import sleep
 from typing import TypeAlias
 
+from daskbatch.forking import close_in_children
 from daskbatch.shared.data.messages import Request, ServerAddress, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
-from daskbatch.shared.rpc.handshake import accept_client, close_in_children
+from daskbatch.shared.rpc.handshake import accept_client
 from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
 from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
 

@@ -15,10 +15,10 @@ import sys
 import threading
 from typing import NamedTuple
 
+from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_server
 from daskbatch.worker.mpi.messages import Hello, MessageKind, MessageReader
-from daskbatch.worker.mpi.open_files import close_in_children
 from daskbatch.worker.mpi.rank_connection import SetAddress, tune
 
 #: How long a process that has connected may take to prove that it knows the secret.

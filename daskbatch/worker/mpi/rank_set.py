@@ -22,7 +22,7 @@ from daskbatch.errors import ProcessFailed
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution import executable
 from daskbatch.worker.isolation.unnamed_file import new_file
-from daskbatch.worker.mpi.launcher import Part, clean_environment, find_launcher
+from daskbatch.worker.mpi.launcher import Part, find_launcher
 from daskbatch.worker.mpi.messages import MessageKind, MessageReader, RankMessage, encode
 from daskbatch.worker.mpi.rank_connection import LINK_VARIABLE
 from daskbatch.worker.mpi.rank_listener import Arrival, RankListener
@@ -296,11 +296,8 @@ class RankSet:
         reaper = get_reaper()
         reaper.ensure()
         added = {**dict(self.key.env), OWNER: reaper.owner, MARKER: self.marker}
-        environ = executable.clean_environment({})
-        return {
-            **clean_environment({os.fsdecode(n): os.fsdecode(v) for n, v in environ.items()}),
-            **added,
-        }
+        environ = executable.clean_environment(added)
+        return {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
 
     def _launch(self, command: list[str], env: dict[str, str]) -> None:
         self._output = new_file()
@@ -350,7 +347,7 @@ class RankSet:
             if stop in ready:
                 raise JobStopped
             while (arrival := listener.take()) is not None:
-                limit = min(_OTHERS_TIMEOUT_SECONDS, _START_TIMEOUT_SECONDS)
+                limit = _OTHERS_TIMEOUT_SECONDS
                 deadline = Deadline(limit)
                 role, number = arrival.hello.role, arrival.hello.rank
                 is_double = (role, number) in arrivals or (role == "rank" and number in found)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from daskbatch.serialization import safe_text
+from daskbatch.serialization.tracebacks import user_traceback
 
 
 class Raises:
@@ -124,7 +125,7 @@ def test_the_traceback_of_an_ordinary_exception_is_the_one_of_python() -> None:
             first.add_note("a note")
             raise ValueError("second") from first
     error = caught.value
-    text = safe_text.safe_traceback(error, error.__traceback__)
+    text = user_traceback(error, error.__traceback__)
     assert text == "".join(traceback.format_exception(error))
 
 
@@ -174,7 +175,7 @@ def test_an_exception_that_python_cannot_format_hides_no_other(
                 raise ValueError("the outer one")  # noqa: B904
             raise BaseExceptionGroup("the outer one", [KeyError("other"), caught]) from None
     except BaseException as error:
-        text = safe_text.safe_traceback(error, error.__traceback__)
+        text = user_traceback(error, error.__traceback__)
     assert type(text) is str
     if how != "alone":
         assert "the outer one" in text
@@ -195,7 +196,7 @@ def test_a_loader_that_raises_costs_the_source_lines_only() -> None:
     try:
         scope["fail"]()  # type: ignore[operator]
     except ValueError as error:
-        text = safe_text.safe_traceback(error, error.__traceback__)
+        text = user_traceback(error, error.__traceback__)
     assert 'File "odd-file.py", line 2, in fail' in text
     assert "ValueError: v" in text
 
@@ -206,9 +207,9 @@ def test_a_long_chain_of_unformattable_causes_ends() -> None:
         outer = Keyed(str(number))
         outer.__cause__ = first
         first = outer
-    assert "Keyed: 2999" in safe_text.safe_traceback(first, None)
+    assert "Keyed: 2999" in user_traceback(first, None)
     first.__cause__.__cause__ = first  # type: ignore[union-attr]
-    assert "Keyed: 2999" in safe_text.safe_traceback(first, None)
+    assert "Keyed: 2999" in user_traceback(first, None)
 
 
 class Signals:
