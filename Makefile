@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-unit test-latest test-oldest faults check bench docs dist format lock clean
+.PHONY: demo test test-unit test-latest test-oldest faults check bench docs notebooks dist format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
@@ -56,6 +56,9 @@ bench: $(VENV)/check  ## time daskbatch against raw Dask and process pools
 docs: $(VENV)/docs  ## build the documentation site in docs-output; a warning is an error
 	$(RUN) -m sphinx -n -W --keep-going -q -c docs . docs-output
 	@echo "open docs-output/index.html"
+
+notebooks: $(VENV)/check  ## run the notebooks and store their outputs
+	cd tests && ../$(RUN) -m support.notebooks
 
 dist: $(VENV)/docs  ## build sdist and wheel in dist, check them, and try the wheel elsewhere
 	rm -rf dist build

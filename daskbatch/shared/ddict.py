@@ -358,7 +358,7 @@ class DDict(DictMapping):
         self, keys: tuple[Any, ...]
     ) -> tuple[CommunicationObject, tuple[Any, ...]]:
         """Return what `Batch.read` and `Batch.write` declare: this dictionary and the keys."""
-        return CommunicationObject(_DOMAIN, f"ddict-{self._proxy.uid}"), keys
+        return CommunicationObject(_DOMAIN, self._proxy.access_name("ddict")), keys
 
     def _check_declared(self, mode: str, keys: tuple[Any, ...]) -> None:
         # Not at the top: the mapping calls it only where strict tasks run.

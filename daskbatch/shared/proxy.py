@@ -18,6 +18,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from daskbatch.describe.access import ObjectName
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.shared.actor import local_actor
@@ -176,6 +177,11 @@ class ObjectProxy:
         """What the object is called in messages."""
         info = self._info
         return description_of(self.uid, info and info.options, info and info.name)
+
+    def access_name(self, kind: str) -> str:
+        """Return the name of the object among accesses; see `ObjectName`."""
+        info = self._info
+        return ObjectName.make(f"{kind}-{self.uid}", info and info.name)
 
     def _lost_error(self, reason: str) -> ServiceLost:
         return lost_error(self.description, reason, self.info.options.replicas)

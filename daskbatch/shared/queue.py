@@ -325,7 +325,7 @@ class Queue:
         """Return what `Batch.read` and `Batch.write` declare: this queue as a whole."""
         if channels:
             raise SpecError("a Queue is read and written as a whole: it has no channels")
-        return CommunicationObject(_DOMAIN, f"queue-{self._proxy.uid}"), ()
+        return CommunicationObject(_DOMAIN, self._proxy.access_name("queue")), ()
 
     def __reduce__(self) -> tuple[Callable[..., Queue], tuple[Any, ...]]:
         return _unpickle, (self._proxy.scheduler, self._proxy.uid)
