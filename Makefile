@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-unit test-latest test-oldest faults check bench docs notebooks dist format lock clean
+.PHONY: demo test test-unit test-latest test-oldest faults check bench compare docs notebooks dist format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
@@ -52,6 +52,9 @@ bench: $(VENV)/check  ## time daskbatch against raw Dask and process pools
 		$(RUN) $$each || missed="$$missed $$each"; \
 	done; \
 	test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
+
+compare: $(VENV)/check  ## compare with other libraries, where they are installed; writes a page
+	$(RUN) benchmarks/compare/compare.py --page docs/about/comparison.md
 
 docs: $(VENV)/docs  ## build the documentation site in docs-output; a warning is an error
 	$(RUN) -m sphinx -n -W --keep-going -q -c docs . docs-output
