@@ -39,6 +39,7 @@ _LIMIT_SECONDS = 120
 _ENVIRONMENT = {
     **os.environ,
     "PYTHONWARNINGS": "ignore",
+    "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of each start
     # Some libraries start programs that are installed beside the interpreter.
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -102,14 +103,14 @@ def page(times: dict[tuple[str, str], list[float]], repeats: int) -> str:
         [
             "# Comparison",
             "",
-            "The same programs with each library, on two worker processes of one machine. A number is",
-            "the time of the library over the time of daskbatch: 2 is twice as slow as daskbatch, and",
-            "**bold** numbers are where daskbatch is slower. A dash: the library has no such thing.",
+            "The same programs with each library, on two worker processes of one machine. A number",
+            "is the time of the library over the time of daskbatch: 2 is twice as slow as daskbatch.",
+            "Where daskbatch is slower, it is **bold**. A dash: the library has no such thing.",
             "",
             *table(times, libraries),
             "",
-            f"Median of {repeats} runs, each in a fresh process, the libraries in turn. *spread* is the",
-            "largest distance between two runs of one library, as a part of its median.",
+            f"Median of {repeats} runs, each in a fresh process, the libraries in turn. *spread* is",
+            "the largest distance between two runs of one library, as a part of its median.",
             "",
             f"- Date: {date.today().isoformat()}",
             f"- Machine: {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs;"
@@ -118,7 +119,7 @@ def page(times: dict[tuple[str, str], list[float]], repeats: int) -> str:
             "- Command: `make compare`",
             "",
             "Libraries whose executors take no futures as arguments (ProcessPoolExecutor, loky,",
-            "executorlib) are driven by hand: each call is submitted as soon as what it needs is there.",
+            "executorlib) are driven by hand: a call is submitted as soon as what it needs is there.",
             "`benchmarks/compare/` has the programs, and what each library does.",
             "",
         ]

@@ -1,7 +1,7 @@
 """The programs that all libraries run, as lists of calls.
 
-A program is a list of `Call`s. An argument `Result(i)` stands for the result of the i-th call, which
-comes earlier in the list. `expected` is what the last call returns: a library that returns
+A program is a list of `Call`s. An argument `Result(i)` stands for the result of the i-th call,
+which comes earlier in the list. `expected` is what the last call returns: a library that returns
 something else has no time.
 """
 
