@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from daskbatch import Batch, DDict, GraphError, ProcessFailed, SpecError, as_executor
+from daskbatch import (
+    Batch,
+    BatchWarning,
+    DDict,
+    GraphError,
+    ProcessFailed,
+    SpecError,
+    as_executor,
+)
 
 SECONDS = 60
 
@@ -190,12 +198,12 @@ def test_a_handle_is_no_part_of_a_text(batch: Batch) -> None:
 
 def test_a_generator_whose_state_is_sent_is_warned_of(batch: Batch) -> None:
     executor = as_executor(batch)
-    with pytest.warns(UserWarning, match="'rand' draw the same numbers") as caught:
+    with pytest.warns(BatchWarning, match="'rand' draw the same numbers") as caught:
         draws = list(executor.map(np.random.rand, [1] * 3))
     assert draws[0] == draws[1] == draws[2]
     assert caught[0].filename == __file__
     for function in (random.random, np.random.default_rng().normal):
-        with pytest.warns(UserWarning, match="draw the same numbers"):
+        with pytest.warns(BatchWarning, match="draw the same numbers"):
             executor.submit(function).result(SECONDS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
