@@ -127,9 +127,7 @@ def test_the_exception_of_the_call_is_raised(
     assert "in fail_with" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize(
-    "way", [by_await, by_async_map, by_awaiting_a_task, by_map, *COPYING_WAYS]
-)
+@pytest.mark.parametrize("way", [by_await, by_async_map, by_awaiting_a_task, by_map, *COPYING_WAYS])
 def test_a_stop_iteration_does_not_end_what_awaits_it(
     batch: Batch, way: Callable[..., Any]
 ) -> None:

@@ -66,7 +66,7 @@ def _column(kind: str) -> list[str]:
         unguarded.write_text(SCRIPT.replace(GUARD, "if True:\n"))
         found = _run(kind, "all", str(guarded))
         words = [_word(number, found.get(number, [False])) for number in range(len(TITLES))]
-        if not _all(_run(kind, "0", str(unguarded)).get(0)):
+        if not _all(_run(kind, "bare", str(unguarded)).get(0)):
             words[_IN_A_FILE] = "with a guard" if words[_IN_A_FILE] == "yes" else "no"
     number = str(_WITHOUT_A_FILE)
     anywhere = [

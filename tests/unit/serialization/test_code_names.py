@@ -60,11 +60,11 @@ def outer(local):
         attribute = in_body
         def method(self):
             import package.module
-            return [in_comprehension for _ in self.items if "identifier"]
+            return [in_comprehension for _ in self.items("identifier")]
     return Inner
 """
     names = names_of(compile(text, "text", "exec").co_consts[0])
     assert set(names.globals) >= {"stored", "deleted", "in_body", "in_comprehension"}
-    assert "items" not in names.globals and "local" not in names.globals
+    assert not {"items", "local"} & set(names.globals)
     assert names.imports == {"package.module"}
     assert "identifier" in names.texts
