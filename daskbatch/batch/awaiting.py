@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from daskbatch.serialization.safe_text import attribute
+from daskbatch.serialization.safe_text import text_attribute
 
-#: The modules whose callbacks copy the outcome of a future to a future of asyncio.
-_COPYING_MODULES = ("asyncio.futures", "_asyncio")
+#: The module whose callbacks copy the outcome of a future to a future of asyncio.
+_COPYING_MODULE = "asyncio.futures"
 
 
 def awaitable_callback(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,8 +26,7 @@ def awaitable_callback(callback: Callable[..., Any]) -> Callable[..., Any]:
     callback : callable
         What is to be called with the future; returned as it is, if it does not belong to asyncio.
     """
-    module = attribute(callback, "__module__")
-    if type(module) is not str or module not in _COPYING_MODULES:
+    if text_attribute(callback, "__module__") != _COPYING_MODULE:
         return callback
 
     def call(future: Future[Any]) -> None:
