@@ -147,11 +147,12 @@ class BatchContext:
         session = self.session
         if self.strict:
             set_rules(records, self.directory)
+        client_id = session.client_id
         for record in records:
-            if record.client_id != session.client_id:
-                require_own(session.client_id, record)
+            if record.client_id != client_id:
+                require_own(client_id, record)
             if record.call is not None and record.call.references:
-                require_own(session.client_id, record)
+                require_own(client_id, record)
                 require_producers(record)
                 session.background.start_queued(record.producers)
         session.submit(records, name, group)

@@ -167,9 +167,8 @@ def make_record(
     if session.closed:
         context.require_open()
     options, reads, writes, _, removes = settings
-    record = TaskRecord(
-        *(session.client_id, next(session.numbers), name, call, options, reads, writes)
-    )
+    number = next(session.numbers)
+    record = TaskRecord(session.client_id, number, name, call, options, reads, writes)
     if removes:
         record.removes = removes
     return record

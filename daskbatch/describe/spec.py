@@ -240,6 +240,9 @@ class Call(NamedTuple):
     failure: SerializationError | None = None
 
 
+_new_tuple = tuple.__new__
+
+
 def make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
     try:
         return Call(function, family, *pickling.pack(arguments))
@@ -274,7 +277,9 @@ def function_call(
     """
     if type(function) is FunctionType:
         if not kwargs and pickling.are_plain(args):
-            return Call(function, function.__code__, pickling.dumps_plain((args, {})))
+            data = pickling.dumps_plain((args, {}))
+            # In a third less time than by `Call(...)`: most tasks are made here.
+            return _new_tuple(Call, (function, function.__code__, data, (), (), None))
         return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(

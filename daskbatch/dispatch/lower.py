@@ -201,7 +201,9 @@ class _Lowering:
                 index = functions.setdefault(record.function, len(functions))
                 calls.append((index, record.call.data))
                 options = record.options
-                if options.retries or options.timeout or options.cwd or options.env:
+                if options is not DEFAULT_OPTIONS and (
+                    options.retries or options.timeout or options.cwd or options.env
+                ):
                     # One object for equal limits: then pickle writes it once.
                     found = Limits(options.retries, options.timeout, options.cwd, options.env)
                     limits[member] = equal.setdefault(found, found)

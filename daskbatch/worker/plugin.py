@@ -13,9 +13,10 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import Worker, WorkerPlugin, get_worker
@@ -36,11 +37,13 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
-from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 from daskbatch.worker.slot_holding import GangSlots
+
+if TYPE_CHECKING:
+    from daskbatch.worker.mpi.rank_pool import RankPool
 
 PLUGIN_NAME = "daskbatch-worker"
 
@@ -135,7 +138,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
-        get_rank_pool().close()
+        if (ranks := _rank_pool()) is not None:
+            ranks.close()
         close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
@@ -269,7 +273,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initialized_function.forget(topic)
         forget_later(topic)
         get_child_pool().end_initialized(topic)
-        get_rank_pool().end_client(topic)
+        if (ranks := _rank_pool()) is not None:
+            ranks.end_client(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         """Forget the revocations of blocks that are over."""
@@ -305,6 +310,12 @@ def _record_added_environment() -> None:
     added = [name for name in found if name not in names]
     if added and ADDED_VARIABLE not in os.environ:
         os.environ[ADDED_VARIABLE] = ",".join(added)
+
+
+def _rank_pool() -> RankPool | None:
+    """Return the ranks of this process; None if no job has run, since a worker starts without."""
+    found = sys.modules.get("daskbatch.worker.mpi.rank_pool")
+    return None if found is None else found.get_rank_pool()  # type: ignore[no-any-return]
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

@@ -120,7 +120,7 @@ class RankRun(BlockRun):
         return super()._run(member, link, capture)
 
     def _arguments(self, data: bytes, link: Link) -> Any:
-        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
 
     def _call(
