@@ -89,13 +89,19 @@ class Launcher(NamedTuple):
         Whose launcher it is.
     words : tuple of str
         The path of the launcher; for `Kind.CUSTOM`, the words of the command line.
-    offers_port : bool
-        Whether ranks that are not its children can connect to it, by a TCP port.
     """
 
     kind: Kind
     words: tuple[str, ...]
-    offers_port: bool = False
+
+    @property
+    def offers_port(self) -> bool:
+        """Whether ranks that are not its children can connect to it, by a TCP port."""
+        if self.kind is not Kind.MPICH:
+            return False
+        with contextlib.suppress(OSError):
+            return _has_port_option(self.words[0], os.stat(self.words[0]).st_mtime_ns)
+        return False
 
     @property
     def reads_hostfile(self) -> bool:
@@ -166,8 +172,7 @@ def find_launcher(configured: str = AUTO) -> Launcher:
         with contextlib.suppress(OSError):
             kind, answer = _identify(path, os.stat(path).st_mtime_ns)
             if kind is not None:
-                offers_port = kind is Kind.MPICH and _offers_port(path, os.stat(path).st_mtime_ns)
-                return Launcher(kind, (path,), offers_port)
+                return Launcher(kind, (path,))
             others.append(f"{path} says {answer!r}")
     found = f"; found, but not known: {'; '.join(others)}" if others else ""
     raise _unusable(
@@ -198,7 +203,7 @@ def _identify(path: str, modified: int) -> tuple[Kind | None, str]:
 
 
 @lru_cache(maxsize=64)
-def _offers_port(path: str, modified: int) -> bool:
+def _has_port_option(path: str, modified: int) -> bool:
     """Ask a launcher of MPICH whether it has the option for a port."""
     return "-pmi-port " in _ask(path, "-help")
 

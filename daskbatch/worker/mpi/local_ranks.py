@@ -49,12 +49,16 @@ MAX_RANKS = 64
 #: How the launcher names a rank, with the names that it uses if there is no port.
 _RANK, _RANK_ALIAS, _SIZE_ALIAS = b"PMI_ID", b"PMI_RANK", b"PMI_SIZE"
 
+#: Where the rank reaches the launcher: ``host:port``. The launcher names the host by its own name,
+#: which not each system can resolve. It listens on all addresses.
+_PORT, _HOST = b"PMI_PORT", b"127.0.0.1"
+
 #: Names an open file of the placeholder, which the rank does not have.
 _CONTROL = b"HYDI_CONTROL_FD"
 
-#: How long a rank has to end by itself when its placeholder has been killed: MPICH kills all
-#: placeholders as soon as one rank has closed its connection, which it does when it dies.
-_SETTLE_SECONDS = 0.1
+#: The bit among the flags of a process in /proc that says that it is about to end (`PF_EXITING`),
+#: and the position of the flags behind the name of the process.
+_EXITING_FLAG, _FLAGS_POSITION = 0x4, 6
 
 #: How long an executable may take to end after SIGTERM.
 _GRACE_SECONDS = 2.0
@@ -137,11 +141,9 @@ class _LocalRank:
         self.marker = marker
         self.code: int | None = None
         self.stopping = self.signalled = False
-        #: When SIGKILL is sent; when output is no longer waited for; when the end of the
-        #: placeholder counts. Each None if that is not to happen.
+        #: When SIGKILL is sent, and when output is no longer waited for; None if never.
         self.kill_at: float | None = None
         self.until: float | None = None
-        self.signal_at: float | None = None
         assert process.stdout is not None
         assert process.stderr is not None
         self.pipes: list[IO[bytes]] = [process.stdout, process.stderr]
@@ -152,8 +154,7 @@ class _LocalRank:
     @property
     def dues(self) -> list[float]:
         """The times at which something is to be done."""
-        times = (self.kill_at, self.until, self.signal_at)
-        return [each for each in times if each is not None]
+        return [each for each in (self.kill_at, self.until) if each is not None]
 
     def terminate(self) -> None:
         """Send SIGTERM to the executable and to what it has started."""
@@ -315,6 +316,7 @@ class LocalRanks:
         marker = f"{self._marker}-{rank}"
         environ.pop(_CONTROL, None)
         environ |= {_RANK_ALIAS: b"%d" % rank, _SIZE_ALIAS: b"%d" % self._size}
+        environ[_PORT] = _HOST + b":" + environ.get(_PORT, b"").rpartition(b":")[2]
         environ |= {os.fsencode(name): os.fsencode(text) for name, text in start.env.items()}
         environ |= {b"DASKBATCH_RANK": b"%d" % rank, b"DASKBATCH_SIZE": b"%d" % self._size}
         environ[rank_supervisor.RANK_MARKER.encode()] = marker.encode()
@@ -352,22 +354,22 @@ class LocalRanks:
     def _on_end(self, local: _LocalRank) -> None:
         self._selector.unregister(local.end)
         local.code = local.process.wait()
-        local.signal_at = local.kill_at = None
+        local.kill_at = None
         local.until = time.monotonic() + _FINAL_OUTPUT_SECONDS
 
     def _on_killed(self, local: _LocalRank) -> None:
-        """Wait for a moment: the rank may have died first, and then says more about the reason."""
+        """End a rank whose placeholder has been killed.
+
+        MPICH kills all placeholders as soon as one rank has closed its connection, which it does
+        when it dies. So the end of that rank itself may not be known yet.
+        """
         self._selector.unregister(local.placeholder)
-        if local.code is None:
-            local.signal_at = time.monotonic() + _SETTLE_SECONDS
+        if local.code is None and not local.stopping and not _is_exiting(local.process.pid):
+            local.signalled = True
+            local.terminate()
+            local.kill_at = time.monotonic() + _GRACE_SECONDS
 
     def _on_time(self, rank: int, local: _LocalRank, now: float) -> None:
-        if local.signal_at is not None and now >= local.signal_at:
-            local.signal_at = None
-            if not local.stopping:
-                local.signalled = True
-                local.terminate()
-                local.kill_at = now + _GRACE_SECONDS
         if local.kill_at is not None and now >= local.kill_at:
             local.kill_at = None
             local.kill()
@@ -380,3 +382,13 @@ class LocalRanks:
                 # What the executable has started, and what has not ended after SIGTERM.
                 local.kill()
             self._events.append(Ended(rank, local.code, local.signalled and not local.stopping))
+
+
+def _is_exiting(pid: int) -> bool:
+    """Return whether a child of this process has ended, or is about to end."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.readall().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[_FLAGS_POSITION]) & _EXITING_FLAG)

@@ -57,8 +57,7 @@ class SupervisedRanks:
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `take` has something to do."""
-        number: int = self._selector.fileno()  # type: ignore[attr-defined]
-        return number
+        return self._selector.fileno()
 
     def due(self) -> float | None:
         """Return when `take` is to be called even if nothing happens: never."""
