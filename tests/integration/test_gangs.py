@@ -311,7 +311,7 @@ def kill_itself(once: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_and_a_cluster_that_is_restarted(tmp_path: Path) -> None:
+def test_workers_that_are_killed(tmp_path: Path) -> None:
     with (
         outside_cluster(workers=2, threads=1) as cluster,
         Batch(cluster) as batch,

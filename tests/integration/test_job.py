@@ -572,12 +572,18 @@ def test_a_killed_supervisor(batch: Batch, tmp_path: Path, generation: int) -> N
     assert run(sh(batch, "true")) == 0
 
 
+@pytest.mark.parametrize("supervised", [False, True])
 @pytest.mark.parametrize("victim", ["placeholder", "proxy", "launcher"])
-def test_a_killed_part_of_the_launcher(batch: Batch, tmp_path: Path, victim: str) -> None:
-    if find_launcher().kind is not Kind.MPICH:
-        pytest.skip("other launchers start supervisors")
-    task = sh(batch, TREE, tmp_path / "pid")
-    task.start()
+def test_a_killed_part_of_the_launcher(
+    batch: Batch, tmp_path: Path, victim: str, supervised: bool
+) -> None:
+    launcher = find_launcher()
+    if launcher.kind is not Kind.MPICH or (supervised and victim == "placeholder"):
+        pytest.skip("there is no such process")
+    setting = f"{launcher.words[0]} -n {{num_procs}}" if supervised else "auto"
+    with dask.config.set({"daskbatch.mpi-launcher": setting}):
+        task = sh(batch, TREE, tmp_path / "pid")
+        task.start()
     pids = tree_pids(tmp_path / "pid")
     marker = psutil.Process(pids[3]).environ()[MARKER]
     found = [
@@ -606,8 +612,8 @@ def is_marked(process: psutil.Process, marker: str) -> bool:
 def test_a_rank_is_found_by_its_launcher_and_has_its_variables(batch: Batch) -> None:
     code = (
         "import os; from mpi4py import MPI; c = MPI.COMM_WORLD\n"
-        "print(c.rank, os.environ['PMI_RANK'], os.environ['PMI_SIZE'], os.environ['DASKBATCH_SIZE'],"
-        " 'HYDI_CONTROL_FD' in os.environ)"
+        "e = os.environ; print(c.rank, e['PMI_RANK'], e['PMI_SIZE'], e['DASKBATCH_SIZE'],"
+        " 'HYDI_CONTROL_FD' in e)"
     )
     if find_launcher().kind is not Kind.MPICH:
         pytest.skip("these are the variables of MPICH")

@@ -56,9 +56,11 @@ _PORT, _HOST = b"PMI_PORT", b"127.0.0.1"
 #: Names an open file of the placeholder, which the rank does not have.
 _CONTROL = b"HYDI_CONTROL_FD"
 
-#: The bit among the flags of a process in /proc that says that it is about to end (`PF_EXITING`),
-#: and the position of the flags behind the name of the process.
-_EXITING_FLAG, _FLAGS_POSITION = 0x4, 6
+#: The bit among the flags of a process in /proc that says that it is about to end (`PF_EXITING`).
+_EXITING_FLAG = 0x4
+
+#: What stands behind the name of a process in /proc: its state, its parent, and its flags.
+_STATE_POSITION, _PARENT_POSITION, _FLAGS_POSITION = 0, 1, 6
 
 #: How long an executable may take to end after SIGTERM.
 _GRACE_SECONDS = 2.0
@@ -220,6 +222,9 @@ class LocalRanks:
         # One descriptor stands for all: it is readable when one of them is.
         self._selector = selectors.EpollSelector()
         self._selector.register(self._pipes.pids, selectors.EVENT_READ, self._on_placeholders)
+        #: A descriptor that is readable once the launcher's process that has started the
+        #: placeholders has ended; it may do so without ending them.
+        self._parent: int | None = None
         #: What the launcher starts in place of each rank.
         self.command = self._pipes.placeholder()
 
@@ -269,6 +274,8 @@ class LocalRanks:
         """Close all files. No placeholder runs any longer: it would open other files."""
         for rank in self._running():
             rank.close()
+        if self._parent is not None:
+            os.close(self._parent)
         self._selector.close()
         self._pipes.__exit__()
 
@@ -293,6 +300,9 @@ class LocalRanks:
             if not is_ours or not number.isdigit() or int(number) in self._ranks:
                 raise ProcessLookupError(pid)
             rank = int(number)
+            if self._parent is None:
+                self._parent = os.pidfd_open(int(_stat(pid)[_PARENT_POSITION]))
+                self._selector.register(self._parent, selectors.EVENT_READ, self._on_parent_end)
             self._ranks[rank] = None
             start = self._start_of(rank)
             local = None if start is None else self._start(rank, start, environ, placeholder)
@@ -357,14 +367,26 @@ class LocalRanks:
         local.kill_at = None
         local.until = time.monotonic() + _FINAL_OUTPUT_SECONDS
 
+    def _on_parent_end(self) -> None:
+        """End all ranks: the launcher has lost its process on this host."""
+        assert self._parent is not None
+        self._selector.unregister(self._parent)
+        for rank in self._running():
+            self._end_with_launcher(rank)
+
     def _on_killed(self, local: _LocalRank) -> None:
-        """End a rank whose placeholder has been killed.
+        """End a rank whose placeholder has been killed."""
+        self._selector.unregister(local.placeholder)
+        self._end_with_launcher(local)
+
+    def _end_with_launcher(self, local: _LocalRank) -> None:
+        """End a rank, unless it has ended by itself.
 
         MPICH kills all placeholders as soon as one rank has closed its connection, which it does
         when it dies. So the end of that rank itself may not be known yet.
         """
-        self._selector.unregister(local.placeholder)
-        if local.code is None and not local.stopping and not _is_exiting(local.process.pid):
+        is_wanted = local.code is None and not local.stopping and not local.signalled
+        if is_wanted and not _is_exiting(local.process.pid):
             local.signalled = True
             local.terminate()
             local.kill_at = time.monotonic() + _GRACE_SECONDS
@@ -387,8 +409,14 @@ class LocalRanks:
 def _is_exiting(pid: int) -> bool:
     """Return whether a child of this process has ended, or is about to end."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            fields = file.readall().rpartition(b")")[2].split()
+        fields = _stat(pid)
     except OSError:
         return True
-    return fields[0] in (b"Z", b"X") or bool(int(fields[_FLAGS_POSITION]) & _EXITING_FLAG)
+    ended = fields[_STATE_POSITION] in (b"Z", b"X")
+    return ended or bool(int(fields[_FLAGS_POSITION]) & _EXITING_FLAG)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return what stands behind the name of a process in /proc."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        return file.readall().rpartition(b")")[2].split()
