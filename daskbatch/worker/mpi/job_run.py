@@ -148,6 +148,8 @@ class JobRun:
         self.marker = f"{reaper.owner}-job{next(_jobs)}"
         self.started = 0
         self._stop_requested = False
+        #: The ranks that were not started, because the job was being stopped already.
+        self._refused: set[int] = set()
         #: The error of a rank whose directory cannot be used.
         self._directory_error: OSError | None = None
         #: When the first rank has failed, or the launcher has ended too early.
@@ -266,7 +268,8 @@ class JobRun:
         self._pump(self._have_started_ended, due)
 
     def _have_started_ended(self) -> bool:
-        return all(rank in self.ends or rank in self.lost for rank in self._ranks.numbers)
+        over = {*self.ends, *self.lost, *self._refused}
+        return all(rank in over for rank in self._ranks.numbers)
 
     def _end_launcher(self) -> None:
         """End the supervisors, wait for the end of the launcher, and end what is left."""
@@ -377,6 +380,7 @@ class JobRun:
     def _start_of(self, rank: int) -> RankStart | None:
         """Return what a rank runs; None if the job is to end."""
         if self._stopping:
+            self._refused.add(rank)
             return None
         part = self.part_of(rank)
         env = {**part.env, MARKER: self.marker, OWNER: self._owner}

@@ -286,38 +286,46 @@ class LocalRanks:
 
     def _on_placeholders(self) -> None:
         for pid in self._pipes.read_pids():
-            with contextlib.suppress(OSError):  # it has ended: the launcher says why
-                self._on_placeholder(pid)
+            try:
+                placeholder = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue  # it has ended: the launcher says why
+            try:
+                self._on_placeholder(pid, placeholder)
+            except BaseException:
+                os.close(placeholder)
+                raise
 
-    def _on_placeholder(self, pid: int) -> None:
-        placeholder = os.pidfd_open(pid)
+    def _on_placeholder(self, pid: int, placeholder: int) -> None:
         try:
             with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
                 entries = file.readall().split(b"\0")
-            environ = dict(each.split(b"=", 1) for each in entries if b"=" in each)
-            number = environ.get(_RANK, b"")
-            is_ours = environ.get(MARKER.encode()) == self._marker.encode()
-            if not is_ours or not number.isdigit() or int(number) in self._ranks:
-                raise ProcessLookupError(pid)
-            rank = int(number)
-            if self._parent is None:
-                self._parent = os.pidfd_open(int(_stat(pid)[_PARENT_POSITION]))
-                self._selector.register(self._parent, selectors.EVENT_READ, self._on_parent_end)
-            self._ranks[rank] = None
-            start = self._start_of(rank)
-            local = None if start is None else self._start(rank, start, environ, placeholder)
-        except BaseException:
+            parent = int(_stat(pid)[_PARENT_POSITION])
+        except (ProcessLookupError, FileNotFoundError, PermissionError):
+            entries, parent = [], 0  # it has ended
+        environ = dict(each.split(b"=", 1) for each in entries if b"=" in each)
+        number = environ.get(_RANK, b"")
+        is_ours = environ.get(MARKER.encode()) == self._marker.encode()
+        if not is_ours or not number.isdigit() or int(number) in self._ranks:
             os.close(placeholder)
-            raise
+            return
+        rank = int(number)
+        if self._parent is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._parent = os.pidfd_open(parent)
+                self._selector.register(self._parent, selectors.EVENT_READ, self._on_parent_end)
+        self._ranks[rank] = None
+        start = self._start_of(rank)
+        local = None if start is None else self._start(rank, start, environ, placeholder)
         if local is None:
             os.close(placeholder)
             return
-        self._ranks[rank] = local
         for pipe, is_error in zip(local.pipes, (False, True), strict=True):
             data = (self._on_output, rank, local, pipe, is_error)
             self._selector.register(pipe, selectors.EVENT_READ, data)
         self._selector.register(local.end, selectors.EVENT_READ, (self._on_end, local))
         self._selector.register(placeholder, selectors.EVENT_READ, (self._on_killed, local))
+        self._ranks[rank] = local
 
     def _start(
         self, rank: int, start: RankStart, environ: dict[bytes, bytes], placeholder: int
