@@ -11,8 +11,9 @@ last output of the rank would be lost::
 
     launcher -- guard -- supervisor -- executable
 
-The launcher knows the guard alone. If the guard is killed, the supervisor ends the executable, and
-reports its output and its end. If the supervisor is killed, the guard ends the executable.
+The launcher knows the guard alone. If the guard is killed, or the launcher's process that has
+started it, the supervisor ends the executable, and reports its output and its end. If the
+supervisor is killed, the guard ends the executable.
 
 The program imports this very file, without the package and its imports. So this module uses only
 modules in C and those that Python has imported at its start: all others would take longer than the
