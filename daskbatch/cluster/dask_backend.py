@@ -198,6 +198,10 @@ class ClusterBackend:
             self._known_capacities = now, known
         return known
 
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return what each gang waits for; asks the scheduler. See `GangAllocator.describe`."""
+        return list(self.client.sync(self.client.scheduler.daskbatch_gangs))
+
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function, after some seconds, with what the workers offer then."""
 

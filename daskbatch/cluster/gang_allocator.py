@@ -222,6 +222,13 @@ class GangAllocator:
             if holder.owner is None:
                 self._holders.release(holder)
 
+    def end_all(self) -> None:
+        """End all holders: Dask is about to restart, and demands that no task remains.
+
+        No client has made the holders, so Dask does not release them with the tasks of clients.
+        """
+        self._holders.drop_all()
+
     def clear(self) -> None:
         """Forget all gangs: Dask has forgotten all tasks."""
         self._gangs.clear()

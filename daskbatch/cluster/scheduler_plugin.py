@@ -8,6 +8,7 @@ on the scheduler's event loop.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from time import time
@@ -118,6 +119,14 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_gangs": self._gangs.describe,
             }
         )
+        restart = scheduler.handlers["restart"]
+
+        @functools.wraps(restart)
+        async def restart_without_holders(**options: Any) -> None:
+            self._gangs.end_all()
+            await restart(**options)
+
+        scheduler.handlers["restart"] = restart_without_holders
 
     # -- clients --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -202,6 +203,10 @@ class Session:
     def capacities(self) -> list[Capacity]:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
+
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
+        return self._backend.gangs()
 
     @property
     def slots(self) -> int:
