@@ -1,0 +1,1 @@
+"""Computes what a report tells, from the records of a run: pure functions of frozen records."""
