@@ -67,6 +67,15 @@ class RunGraph:
         """Return the edges of a node to nodes of this run."""
         return (edge for edge in node.waits_for if edge.uid in self.nodes)
 
+    def edges_by_node(
+        self, node: TaskEntry | BarrierEntry
+    ) -> dict[str, tuple[EdgeEntry, ...]]:
+        """Return the edges of a node to nodes of this run, by the uids of these."""
+        found: dict[str, tuple[EdgeEntry, ...]] = {}
+        for edge in self.edges(node):
+            found[edge.uid] = (*found.get(edge.uid, ()), edge)
+        return found
+
     @cached_property
     def order(self) -> Sequence[str]:
         """The uids of all nodes, each after those that it waits for; nodes in circles are last."""
@@ -99,11 +108,8 @@ class RunGraph:
         task : TaskEntry
             The task that waited.
         """
-        first: dict[str, list[EdgeEntry]] = {}
-        for edge in self.edges(task):
-            first.setdefault(edge.uid, []).append(edge)
         seen = {task.uid}
-        pending = deque((uid, tuple(edges)) for uid, edges in first.items())
+        pending = deque(self.edges_by_node(task).items())
         while pending:
             uid, edges = pending.popleft()
             if uid in seen:
@@ -113,9 +119,8 @@ class RunGraph:
             if isinstance(node, TaskEntry) and has_run(node):
                 yield node, edges
                 continue
-            for edge in self.edges(node):
-                through = (edge,) if isinstance(node, BarrierEntry) else edges
-                pending.append((edge.uid, through))
+            for before, own in self.edges_by_node(node).items():
+                pending.append((before, own if isinstance(node, BarrierEntry) else edges))
 
     @cached_property
     def ready_times(self) -> dict[str, float]:
