@@ -48,6 +48,31 @@ COMMON: Mapping[str, _Types] = {
     "run": _TEXT,
 }
 
+_DESCRIPTION: Mapping[str, _Types] = {
+    "program": (str, _UNKNOWN),
+    "created": _NUMBER,
+    "reads": _LIST,
+    "writes": _LIST,
+    "waits_for": _LIST,
+}
+
+_OUTCOME: Mapping[str, _Types] = {
+    "worker": (str, _UNKNOWN),
+    "host": (str, _UNKNOWN),
+    "pid": (int, _UNKNOWN),
+    "attempts": _WHOLE,
+    "started": (float, int, _UNKNOWN),
+    "ended": _NUMBER,
+    "seconds": (float, int, _UNKNOWN),
+    "cpu_seconds": (float, int, _UNKNOWN),
+    "max_memory": (int, _UNKNOWN),
+    "error": (str, _UNKNOWN),
+    "warnings": _LIST,
+    "root": (str, _UNKNOWN),
+    "stdout": (str, _UNKNOWN),
+    "stderr": (str, _UNKNOWN),
+}
+
 #: The further fields by kind of event and state.
 FIELDS: Mapping[tuple[str, str], Mapping[str, _Types]] = {
     ("run", "begun"): {
@@ -62,17 +87,8 @@ FIELDS: Mapping[tuple[str, str], Mapping[str, _Types]] = {
     ("run", "changed"): {"slots": _LIST},
     ("run", "ended"): {},
     ("program", "waiting"): {"tasks": _WHOLE},
-    **dict.fromkeys((("program", state) for state in END_STATES), {"tasks": _WHOLE}),
-    **dict.fromkeys(
-        (("task", state) for state in WAITING_STATES),
-        {
-            "program": (str, _UNKNOWN),
-            "created": _NUMBER,
-            "reads": _LIST,
-            "writes": _LIST,
-            "waits_for": _LIST,
-        },
-    ),
+    **{("program", state): {"tasks": _WHOLE} for state in END_STATES},
+    **{("task", state): _DESCRIPTION for state in WAITING_STATES},
     ("task", "running"): {
         "worker": _TEXT,
         "host": _TEXT,
@@ -80,25 +96,7 @@ FIELDS: Mapping[tuple[str, str], Mapping[str, _Types]] = {
         "attempt": _WHOLE,
         "started": _NUMBER,
     },
-    **dict.fromkeys(
-        (("task", state) for state in END_STATES),
-        {
-            "worker": (str, _UNKNOWN),
-            "host": (str, _UNKNOWN),
-            "pid": (int, _UNKNOWN),
-            "attempts": _WHOLE,
-            "started": (float, int, _UNKNOWN),
-            "ended": _NUMBER,
-            "seconds": (float, int, _UNKNOWN),
-            "cpu_seconds": (float, int, _UNKNOWN),
-            "max_memory": (int, _UNKNOWN),
-            "error": (str, _UNKNOWN),
-            "warnings": _LIST,
-            "root": (str, _UNKNOWN),
-            "stdout": (str, _UNKNOWN),
-            "stderr": (str, _UNKNOWN),
-        },
-    ),
+    **{("task", state): _OUTCOME for state in END_STATES},
     ("barrier", "waiting"): {"waits_for": _LIST},
 }
 
