@@ -237,7 +237,7 @@ class CompiledTask(Task):
         To read it counts as a look at the failures of the members.
         """
         infos = [task.info for task in self.tasks]
-        return program_info(self.name, self.uid, self.state, infos)
+        return program_info(self.name, self.uid, self.state, self._record.created, infos)
 
     def why(self) -> str:
         """Say in one sentence how far the members are, and why the next one is not further.

@@ -207,7 +207,7 @@ class Dispatcher:
                 requeued = self.table.apply_report(block, report)
             else:
                 for record in block.unfinished_members([report.running]):
-                    self.table.set_phase(record, Phase.RUNNING)
+                    self.table.begin(record, report.begin)
             if isinstance(report, ExpiredReport):
                 first = report.running + 1
                 behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
@@ -293,7 +293,7 @@ class Dispatcher:
                 if block.number in self.table.live:
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
-                        report = trace.as_report()
+                        report = trace.as_report(str(details.get("worker") or ""))
                         requeued += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
                     requeued += self.table.recover(block, running, details)

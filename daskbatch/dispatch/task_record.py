@@ -11,12 +11,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from time import time
 from typing import Any, Protocol
 
 from daskbatch.describe.access import Channel
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Call, Options
 from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
+from daskbatch.worker.execution.measures import Measures, MemberBegin
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.task_context import call_releasing_slot
 
@@ -71,11 +73,15 @@ class TaskRecord:
     __slots__ = (
         "__weakref__",
         "base_name",
+        "begin",
         "block",
         "call",
         "client_id",
+        "created",
+        "ended",
         "function",
         "group",
+        "measured",
         "member",
         "number",
         "options",
@@ -120,6 +126,8 @@ class TaskRecord:
         self.removes: tuple[Channel, ...] = ()
         #: In a strict Batch the pickled `strict_access.Rules` of the task.
         self.strict: bytes | None = None
+        #: When it was made, in seconds since the epoch.
+        self.created = time()
         #: The compiled task or the executor that it is a member of.
         self.group: Group | None = None
 
@@ -146,6 +154,12 @@ class TaskRecord:
         self.output: tuple[str, str] | None = SILENT
         #: How long the task ran.
         self.seconds = 0.0
+        #: Where and when it has begun, as far as its worker has reported that.
+        self.begin: MemberBegin | None = None
+        #: What was measured of it, once it is over: the measures in a report, and its position.
+        self.measured: tuple[Measures, int] | None = None
+        #: When this client learnt that it is over, if nothing was measured.
+        self.ended: float | None = None
         #: The record whose failure kept this task from running.
         self.root_failure: TaskRecord | None = None
 

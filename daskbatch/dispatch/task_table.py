@@ -10,6 +10,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from time import time
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -36,6 +37,7 @@ from daskbatch.dispatch.task_record import (
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
 
 #: The phase of a task, by the `Status` of its member; a deferred one has none.
@@ -123,6 +125,8 @@ class TaskTable:
         if record.waits:
             record.waits = tuple(record.unfinished_waits().items())
         record.overwrites = ()
+        if record.measured is None:
+            record.ended = time()
         self.set_phase(record, phase)
         if phase > _DONE:
             self.failures.add(record)
@@ -156,8 +160,13 @@ class TaskTable:
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
-        record.block = None
+        record.block = record.begin = None
         self.set_phase(record, Phase.WAITING)
+
+    def begin(self, record: TaskRecord, begin: MemberBegin | None) -> None:
+        """Record that a worker has begun a task."""
+        record.begin = begin
+        self.set_phase(record, Phase.RUNNING)
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -239,6 +248,7 @@ class TaskTable:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        measures = report.measures
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
             zip(
@@ -263,6 +273,10 @@ class TaskTable:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
+            if measures is not None and (
+                status <= Status.FAILED or measures.of(member - report.start).ended is not None
+            ):
+                record.measured = measures, member - report.start
             self.settle_member(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
@@ -322,7 +336,7 @@ class TaskTable:
             record.block = None
             return []
         for each in records:
-            each.block = None
+            each.block = each.begin = each.measured = None
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)
         return records

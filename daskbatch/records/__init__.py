@@ -1,4 +1,1 @@
-"""What is recorded of a run: its tasks, edges, slots and programs.
-
-`run_record` holds the frozen records that reports, traces and pictures are made from.
-"""
+"""What is recorded of a run: its tasks, its events, and where they are written."""

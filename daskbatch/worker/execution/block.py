@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from daskbatch.worker.execution.client_names import first_topic
+from daskbatch.worker.execution.measures import Measures, MemberBegin
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
@@ -209,6 +210,8 @@ class OutcomeReport(NamedTuple):
     outputs : mapping
         stdout and stderr of those members that wrote any; None for those that stay on the
         worker.
+    measures : Measures, optional
+        Where and when they ran, and what they used; None if that is not known.
     """
 
     block: int
@@ -217,6 +220,7 @@ class OutcomeReport(NamedTuple):
     values: Sequence[bytes | None]
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
+    measures: Measures | None = None
 
 
 class RunningReport(NamedTuple):
@@ -228,10 +232,13 @@ class RunningReport(NamedTuple):
         The block's number.
     running : int
         The member that runs now.
+    begin : MemberBegin, optional
+        Where and when it has begun.
     """
 
     block: int
     running: int
+    begin: MemberBegin | None = None
 
 
 class ExpiredReport(NamedTuple):
@@ -248,11 +255,14 @@ class ExpiredReport(NamedTuple):
     rest : bytes
         A `Status` for each member behind the one that runs: DEFERRED, or CANCELLED for one
         that was revoked before.
+    begin : MemberBegin, optional
+        Where and when the member that runs has begun.
     """
 
     block: int
     running: int
     rest: bytes
+    begin: MemberBegin | None = None
 
 
 class MissingReport(NamedTuple):

@@ -29,6 +29,7 @@ from daskbatch.worker.execution.executable import (
     clean_environment,
     shell_hint,
 )
+from daskbatch.worker.execution.measures import UNKNOWN_CPU, Usage, sum_usage
 from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
@@ -85,10 +86,17 @@ class RankEnd(NamedTuple):
         Its exit code; negative for a signal.
     by_itself : bool
         Whether neither the launcher nor this worker had stopped it.
+    cpu_seconds : float
+        The processor time of its executable; `UNKNOWN_CPU` if it is not known.
+    max_memory : int
+        The peak of the memory of its executable, at least that of its supervisor; 0 if it is not
+        known. Bytes.
     """
 
     code: int
     by_itself: bool = True
+    cpu_seconds: float = UNKNOWN_CPU
+    max_memory: int = 0
 
 
 class JobRun:
@@ -185,6 +193,7 @@ class JobRun:
             self._launched() as self._process,
             end_of(self._process.pid) as self._end,
         ):
+            running.pid = self._process.pid
             self._selector.register(running, selectors.EVENT_READ, self._on_stop_request)
             self._selector.register(self._listener, selectors.EVENT_READ, self._on_connection)
             for pipe in (self._process.stdout, self._process.stderr):
@@ -429,8 +438,8 @@ class JobRun:
         elif kind == rank_supervisor.STDERR:
             self._output.stderr[rank].add(content)
         elif kind == rank_supervisor.EXIT:
-            code, was_signalled = rank_supervisor.ENDED.unpack(content)
-            self._on_end(rank, RankEnd(code, not (was_signalled or self._stopping)))
+            code, was_signalled, *used = rank_supervisor.ENDED.unpack(content)
+            self._on_end(rank, RankEnd(code, not (was_signalled or self._stopping), *used))
         elif kind == rank_supervisor.FAILED:
             number, is_directory = rank_supervisor.FAILURE.unpack(content)
             self._on_end(rank, self._not_started(rank, number, is_directory))
@@ -453,6 +462,13 @@ class JobRun:
         line = f"{part.command[0]}: {text}{self.place_of(rank)}{hint}\n"
         self._output.stderr[rank].add(os.fsencode(line))
         return RankEnd(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE)
+
+    def usage(self) -> Usage:
+        """Return what the executables of all ranks have used, as far as they have reported it."""
+        return sum_usage(
+            (Usage(end.cpu_seconds, end.max_memory or None) for end in self.ends.values()),
+            self._process.pid,
+        )
 
     @property
     def started(self) -> int:
