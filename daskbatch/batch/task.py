@@ -20,6 +20,7 @@ from daskbatch.batch.debugging import run_here
 from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, task_info
+from daskbatch.batch.reporting.notebook_forms import handle_html, task_html
 from daskbatch.batch.result import failure_of, load_result
 from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
@@ -152,6 +153,13 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        return task_html(self)
+
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks; see `Handle`."""
+        return handle_html(self, part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduce_part("result")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from daskbatch._version import __version__
 from daskbatch.records.run_record import BarrierEntry, EdgeEntry, RunRecord, TaskEntry
 from daskbatch.report.analysis.run_graph import RunGraph, group_name, has_run, reason
 from daskbatch.report.analysis.timeline import make_rows
+from daskbatch.report.whole_file import write_whole
 
 _Event = dict[str, Any]
 
@@ -23,9 +25,17 @@ _Event = dict[str, Any]
 _COLOURS = {"failed": "terrible", "cancelled": "grey"}
 
 
-def trace_text(run: RunRecord) -> str:
-    """Return the trace of a run as JSON."""
-    return json.dumps(make_trace(run), ensure_ascii=False, separators=(",", ":"))
+def write_trace(run: RunRecord, path: Path) -> Path:
+    """Write the trace of a run into a file as JSON, as a whole or not at all; return the path.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    # Without `ensure_ascii`, a name with half of a surrogate pair could not be written.
+    write_whole(path, json.dumps(make_trace(run), separators=(",", ":")))
+    return path
 
 
 def make_trace(run: RunRecord) -> dict[str, Any]:

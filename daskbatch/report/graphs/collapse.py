@@ -12,13 +12,36 @@ from collections.abc import Callable
 from daskbatch.records.run_record import RunRecord, TaskEntry
 from daskbatch.report.analysis.groups import count_states
 from daskbatch.report.analysis.run_graph import RunGraph, group_name
-from daskbatch.report.graphs.picture import Picture, PictureEdge, PictureNode
+from daskbatch.report.graphs.picture import (
+    Picture,
+    PictureEdge,
+    PictureNode,
+    is_large,
+    make_picture,
+)
 
 #: With more groups than this, names that differ in their digits alone are one group; and if that
 #: is not enough, all names but the most frequent ones are one group.
 _MAX_GROUPS = 60
 
 _OTHER_NAMES = "other names"
+
+
+def choose_picture(run: RunRecord, collapsed: bool | None, files: bool = False) -> Picture:
+    """Return the picture of a run with a node for each task, or for the tasks of each name.
+
+    Parameters
+    ----------
+    run : RunRecord
+        The run.
+    collapsed : bool, optional
+        Whether tasks of one name are one node; None for `is_large`.
+    files : bool
+        Whether the edges between single tasks are labelled with files.
+    """
+    if is_large(run) if collapsed is None else collapsed:
+        return collapse(run)
+    return make_picture(run, files)
 
 
 def collapse(run: RunRecord) -> Picture:

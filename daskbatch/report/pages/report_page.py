@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +18,13 @@ from daskbatch.report.analysis.occupancy import Occupancy
 from daskbatch.report.analysis.run_graph import RunGraph, duration, group_name, has_run
 from daskbatch.report.analysis.timeline import TimelineRow, make_rows
 from daskbatch.report.analysis.what_if import Estimate, estimate
-from daskbatch.report.graphs.collapse import collapse
-from daskbatch.report.graphs.picture import is_large, make_picture
+from daskbatch.report.graphs.collapse import choose_picture
+from daskbatch.report.graphs.picture import is_large
 from daskbatch.report.graphs.style import HAZARD_WORDS, STATE_COLOURS
 from daskbatch.report.graphs.svg import to_svg
 from daskbatch.report.pages.timeline_svg import draw_timeline, name_colours
 from daskbatch.report.pages.units import bytes_text, percent_text, seconds_text, time_text
+from daskbatch.report.whole_file import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -93,29 +92,6 @@ def write_report(run: RunRecord, path: Path) -> Path:
     return path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that nobody ever sees a part of it.
-
-    Parameters
-    ----------
-    path : Path
-        The file; it is replaced.
-    text : str
-        What it holds afterwards, in UTF-8.
-    """
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent or ".")
-    try:
-        with open(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def render_report(run: RunRecord) -> str:
     """Return the report of a run as HTML."""
     found = analyse(run)
@@ -164,9 +140,7 @@ def render_report(run: RunRecord) -> str:
 def _draw_graph(run: RunRecord) -> str:
     if not run.tasks:
         return ""
-    if is_large(run):
-        return to_svg(collapse(run))
-    return to_svg(make_picture(run, files=len(run.tasks) <= _MAX_LABELLED_TASKS))
+    return to_svg(choose_picture(run, None, files=len(run.tasks) <= _MAX_LABELLED_TASKS))
 
 
 def _count_hazards(run: RunRecord) -> dict[str, int]:
