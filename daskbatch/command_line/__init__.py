@@ -1,0 +1,1 @@
+"""The commands of ``python -m daskbatch``: `main` parses them, and each has a module."""
