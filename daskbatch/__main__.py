@@ -1,4 +1,7 @@
-"""Runs the command line of daskbatch: ``python -m daskbatch``."""
+"""Runs the command line of daskbatch: ``python -m daskbatch``.
+
+To import it runs nothing.
+"""
 
 from __future__ import annotations
 

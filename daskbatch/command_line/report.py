@@ -26,10 +26,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the log_dir of the Batch")
     parser.add_argument("--run", metavar="ID", help="the run, if not the last one")
+    parser.add_argument("--output", metavar="FILE", type=Path, help=f"the file, if not DIR/{_FILE}")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help=f"the file, if not DIR/{_FILE}"
+        "--trace", metavar="FILE", type=Path, help="also write a trace for Perfetto"
     )
-    parser.add_argument("--trace", metavar="FILE", type=Path, help="also write a trace for Perfetto")
     parser.set_defaults(command=run)
 
 

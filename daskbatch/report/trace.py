@@ -145,9 +145,7 @@ def _flows(graph: RunGraph, places: dict[str, tuple[int, int]], begin: float) ->
             yield {"ph": "f", "bp": "e", **common, "pid": pid, "tid": tid, "ts": arrives}
 
 
-def _before(
-    graph: RunGraph, task: TaskEntry
-) -> Iterator[tuple[TaskEntry, tuple[EdgeEntry, ...]]]:
+def _before(graph: RunGraph, task: TaskEntry) -> Iterator[tuple[TaskEntry, tuple[EdgeEntry, ...]]]:
     barriers: list[EdgeEntry] = []
     for uid, edges in graph.edges_by_node(task).items():
         node = graph.nodes[uid]
@@ -157,7 +155,7 @@ def _before(
             yield node, edges
     if barriers:
         behind = TaskEntry(task.uid, task.name, task.state, waits_for=tuple(barriers))
-        found = [each for each in graph.predecessors(behind)]
+        found = list(graph.predecessors(behind))
         if found:
             last, edges = max(found, key=lambda each: each[0].ended or 0.0)
             yield last, edges

@@ -38,7 +38,7 @@ def show(shown: Displayed, is_running: Callable[[Any], bool]) -> None:
     from IPython import get_ipython
     from IPython.display import display
 
-    handle = display(_form(shown), raw=True, display_id=True)
+    handle: Any = display(_form(shown), raw=True, display_id=True)  # type: ignore[no-untyped-call]
     # Only kernels can change what they have displayed.
     if handle is None or not hasattr(get_ipython(), "kernel") or not is_running(shown):
         return

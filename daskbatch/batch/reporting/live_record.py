@@ -1,4 +1,4 @@
-"""Makes the `RunRecord` of tasks that a program holds, while they run and after the Batch has ended.
+"""Makes the `RunRecord` of tasks that a program holds, also after the Batch has ended.
 
 It asks neither the scheduler nor workers, but for the exception and the output of failed tasks if
 a report needs them. Any thread may call all functions. None counts as a look at a failure.
@@ -108,9 +108,7 @@ def batch_record(
     with_failures : bool
         See `program_record`.
     """
-    return _run_record(
-        session.client_id, name, [*tasks], programs, session, None, with_failures
-    )
+    return _run_record(session.client_id, name, [*tasks], programs, session, None, with_failures)
 
 
 def _run_record(
@@ -232,13 +230,14 @@ def _with_failure(entry: TaskEntry, task: RecordedTask, wants_output: bool) -> T
         entry = replace(entry, warnings=said)
     if entry.state != "failed":
         return entry
-    outputs = {"stdout": "", "stderr": ""}
     if wants_output:
-        for part in outputs:
-            with contextlib.suppress(Exception):  # it is lost, or its worker does not answer
-                text = task._get_part(part, _OUTPUT_TIMEOUT_SECONDS)
-                outputs[part] = str(text)[-_MAX_OUTPUT_LETTERS:]
-    return replace(entry, error=error_line(record, dispatcher), **outputs)
+        with contextlib.suppress(Exception):  # it is lost, or its worker does not answer
+            stdout, stderr = (
+                str(task._get_part(part, _OUTPUT_TIMEOUT_SECONDS))[-_MAX_OUTPUT_LETTERS:]
+                for part in ("stdout", "stderr")
+            )
+            entry = replace(entry, stdout=stdout, stderr=stderr)
+    return replace(entry, error=error_line(record, dispatcher))
 
 
 def _with_slots(run: RunRecord, slots: int) -> RunRecord:

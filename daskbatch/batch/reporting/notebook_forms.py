@@ -112,7 +112,8 @@ def state_counts(states: Iterable[str]) -> str:
     if not total:
         return "<p>no tasks</p>"
     parts = "".join(
-        f'<div style="width:{100 * number / total:.2f}%;background:{STATE_COLOURS[state][1]}"></div>'
+        f'<div style="width:{100 * number / total:.2f}%;'
+        f'background:{STATE_COLOURS[state][1]}"></div>'
         for state, number in counts.items()
         if number
     )

@@ -67,9 +67,7 @@ class RunGraph:
         """Return the edges of a node to nodes of this run."""
         return (edge for edge in node.waits_for if edge.uid in self.nodes)
 
-    def edges_by_node(
-        self, node: TaskEntry | BarrierEntry
-    ) -> dict[str, tuple[EdgeEntry, ...]]:
+    def edges_by_node(self, node: TaskEntry | BarrierEntry) -> dict[str, tuple[EdgeEntry, ...]]:
         """Return the edges of a node to nodes of this run, by the uids of these."""
         found: dict[str, tuple[EdgeEntry, ...]] = {}
         for edge in self.edges(node):

@@ -67,9 +67,7 @@ def estimate(graph: RunGraph, slots: int) -> tuple[Estimate, ...]:
             simulate(graph, durations, slots, lambda edge: edge.hazard not in _ORDER_ONLY),
         ),
         compared(f"with twice the slots ({2 * slots})", simulate(graph, durations, 2 * slots)),
-        compared(
-            f"with the longest task ({longest.name}) halved", simulate(graph, halved, slots)
-        ),
+        compared(f"with the longest task ({longest.name}) halved", simulate(graph, halved, slots)),
         compared("with a slot for each task", simulate(graph, durations, None)),
     )
 
@@ -132,9 +130,7 @@ def simulate(
                 make_ready(follower)
 
 
-def _slots_of(
-    graph: RunGraph, uid: str, durations: Mapping[str, float], slots: int | None
-) -> int:
+def _slots_of(graph: RunGraph, uid: str, durations: Mapping[str, float], slots: int | None) -> int:
     node = graph.nodes[uid]
     if uid not in durations or not isinstance(node, TaskEntry):
         return 0

@@ -36,7 +36,9 @@ def _node(node: PictureNode) -> str:
     label = f"{node.label} ({node.count})" if node.is_group else node.label
     text = f"label={_quoted(label)}"
     if node.states:
-        state = "failed" if "failed" in dict(node.states) else max(node.states, key=lambda s: s[1])[0]
+        state = (
+            "failed" if "failed" in dict(node.states) else max(node.states, key=lambda s: s[1])[0]
+        )
         fill, border = STATE_COLOURS.get(state, STATE_COLOURS["created"])
         text += f', shape=box, style="rounded,filled", fillcolor="{fill}", color="{border}"'
         text += f", tooltip={_quoted(node.title)}"

@@ -110,7 +110,10 @@ def make_layout(picture: Picture) -> Layout:
     shift = _MARGIN - top + (_LOOP_HEIGHT if backward else 0)
     boxes = [
         Box(
-            lefts[layer[n]] + (widths[layer[n]] - width) / 2, y[n] + shift - height / 2, width, height
+            lefts[layer[n]] + (widths[layer[n]] - width) / 2,
+            y[n] + shift - height / 2,
+            width,
+            height,
         )
         for n, (width, height) in enumerate(sizes)
     ]
@@ -200,9 +203,7 @@ class _Columns:
             for index, edge in enumerate(picture.edges)
             if layer[edge.before] >= layer[edge.after]
         )
-        spans = sum(
-            max(0, layer[edge.after] - layer[edge.before] - 1) for edge in picture.edges
-        )
+        spans = sum(max(0, layer[edge.after] - layer[edge.before] - 1) for edge in picture.edges)
         for index, edge in enumerate(picture.edges):
             if index in self.backward:
                 continue
@@ -261,7 +262,9 @@ class _Columns:
             neighbours = self.before if forwards else self.after
             for nodes in self.layers if forwards else reversed(self.layers):
                 wanted = [
-                    sum(y[n] for n in near) / len(near) if (near := neighbours.get(node)) else y[node]
+                    sum(y[n] for n in near) / len(near)
+                    if (near := neighbours.get(node))
+                    else y[node]
                     for node in nodes
                 ]
                 for node, fitted in zip(nodes, self._fit(nodes, wanted), strict=True):

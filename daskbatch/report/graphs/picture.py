@@ -139,5 +139,3 @@ def _paths(
 def is_large(run: RunRecord) -> bool:
     """Return whether a run has too many tasks for a picture with a node for each."""
     return len(run.tasks) > MAX_SINGLE_TASKS
-
-

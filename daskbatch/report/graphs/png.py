@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _flatten(route: Sequence[_Point], is_backward: bool) -> list[_Point]:
     x_end, y_end = points[-1]
     points[-1] = x_end - 7, y_end
     flat = [points[0]]
-    for (x, y), (x_next, y_next) in zip(points, points[1:], strict=False):
+    for (x, y), (x_next, y_next) in pairwise(points):
         middle = (x + x_next) / 2
         flat += _bezier((x, y), (middle, y), (middle, y_next), (x_next, y_next))
     return flat

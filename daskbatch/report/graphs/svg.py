@@ -128,7 +128,8 @@ def _node(node: PictureNode, box: Box) -> Iterator[str]:
     if node.is_group:
         yield (
             f'<text x="{_n(centre)}" y="{_n(box.y + 30)}" text-anchor="middle" font-size="10" '
-            f'fill="#4a5568" pointer-events="none">{node.count} task{"s" * (node.count != 1)}</text>'
+            f'fill="#4a5568" pointer-events="none">{node.count} '
+            f"task{'s' * (node.count != 1)}</text>"
         )
         yield from _state_bar(node, box)
 
@@ -180,5 +181,3 @@ def _legend(picture: Picture, top: float) -> Iterator[str]:
 
 def _legend_text(y: float, words: str) -> str:
     return f'<text x="50" y="{_n(y + 4)}" font-size="11" fill="#2d3748">{words}</text>'
-
-

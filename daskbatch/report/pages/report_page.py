@@ -29,8 +29,8 @@ from daskbatch.report.whole_file import write_whole
 if TYPE_CHECKING:
     from jinja2 import Template
 
-#: At most this many failures, steps of the critical path at each end, and tasks with the largest
-#: memory are shown.
+#: At most this many kinds of failures, steps of the critical path at each end, and tasks with the
+#: largest memory are shown.
 _MAX_FAILURES, _MAX_PATH_ENDS, _MAX_MEMORY_TASKS = 50, 100, 10
 
 #: Up to this many tasks the edges of the graph are labelled with files.
@@ -119,9 +119,9 @@ def render_report(run: RunRecord) -> str:
         cpu=sum(cpu) if cpu else None,
         busy=found.idle.busy / found.idle.total if found.idle.total else 0.0,
         peak=max((task.max_memory or 0 for task in run.tasks), default=0) or None,
-        failed=failed[:_MAX_FAILURES],
+        failures=_alike(failed)[:_MAX_FAILURES],
         failed_count=len(failed),
-        skipped=Counter(task.root or "?" for task in run.tasks if task.state == "skipped"),
+        skipped=Counter(task.root for task in run.tasks if task.state == "skipped"),
         warned=[task for task in run.tasks if task.warnings][:_MAX_FAILURES],
         path_steps=_ends(found.path.steps),
         timeline=timeline,
@@ -155,6 +155,19 @@ def _ends(steps: Sequence[Any]) -> list[tuple[int, Any]]:
         return numbered
     left_out = len(numbered) - 2 * _MAX_PATH_ENDS
     return [*numbered[:_MAX_PATH_ENDS], (left_out, None), *numbered[-_MAX_PATH_ENDS:]]
+
+
+def _alike(failed: Sequence[TaskEntry]) -> list[tuple[TaskEntry, list[TaskEntry]]]:
+    """Return failed tasks, each with those of the same name and error, of which there are more."""
+    groups: dict[tuple[str, str | None], list[TaskEntry]] = {}
+    for task in failed:
+        groups.setdefault((group_name(task.name), task.error), []).append(task)
+    # The first one of which the output is known stands for all.
+    chosen = []
+    for tasks in groups.values():
+        shown = next((task for task in tasks if task.stderr or task.stdout), tasks[0])
+        chosen.append((shown, [task for task in tasks if task is not shown]))
+    return chosen
 
 
 def _table(run: RunRecord, begin: float) -> dict[str, Any]:
