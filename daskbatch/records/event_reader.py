@@ -136,7 +136,8 @@ class _Reading:
             task["created"] = event.get("created")
             task["reads"] = tuple(map(str, event.get("reads") or ()))
             task["writes"] = tuple(map(str, event.get("writes") or ()))
-            task["waits_for"] = _edges(event)
+            # A task that was queued is described twice, the second time without its edges.
+            task["waits_for"] = _edges(event) or task.get("waits_for", ())
             task["slots"] = int(event.get("slots") or 1)
             if state == "waiting":
                 task["submitted"] = time

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from daskbatch._version import __version__
-from daskbatch.batch.info import warning_text
+from daskbatch.batch.info import describe_warning
 from daskbatch.batch.result import error_line
 from daskbatch.cluster.session import Session
 from daskbatch.dispatch.execution_record import execution_of
@@ -226,7 +226,7 @@ def _with_failure(entry: TaskEntry, task: RecordedTask, wants_output: bool) -> T
     record, dispatcher = task._record, task._session.dispatcher
     warnings = dispatcher.table.failures.warnings_of(record)
     if warnings:
-        said = tuple(map(warning_text, warnings))
+        said = tuple(map(describe_warning, warnings))
         entry = replace(entry, warnings=said)
     if entry.state != "failed":
         return entry
