@@ -35,7 +35,7 @@ _CARD = (
     "border:1px solid #cbd5e0;border-radius:6px;padding:8px 14px;margin:4px 0;background:#fff;"
     "color:#1a202c;font-family:system-ui,sans-serif;font-size:13px;line-height:1.5"
 )
-_CELL = 'style="text-align:left;padding:1px 14px 1px 0"'
+_CELL = 'style="text-align:left;padding:1px 14px 1px 0;font-size:13px"'
 _PRE = (
     "background:#f7fafc;color:#1a202c;border:1px solid #e2e8f0;padding:6px 10px;margin:4px 0;"
     "max-height:260px;overflow:auto;white-space:pre-wrap"
