@@ -105,7 +105,7 @@ def make_layout(picture: Picture) -> Layout:
     for width in widths:
         lefts.append(lefts[-1] + width + gap)
     top = min((y[n] - sizes[n][1] / 2 for n in range(len(sizes))), default=0.0)
-    top = min(top, min(y[len(sizes) :], default=0.0))
+    top = min(top, min(y[len(sizes) :], default=top))
     backward = columns.backward
     shift = _MARGIN - top + (_LOOP_HEIGHT if backward else 0)
     boxes = [

@@ -122,7 +122,7 @@ def render_report(run: RunRecord) -> str:
         failures=_alike(failed)[:_MAX_FAILURES],
         failed_count=len(failed),
         skipped=Counter(task.root for task in run.tasks if task.state == "skipped"),
-        warned=[task for task in run.tasks if task.warnings][:_MAX_FAILURES],
+        warned=[task for task in run.tasks if task.warnings],
         path_steps=_ends(found.path.steps),
         timeline=timeline,
         colours=colours,
