@@ -60,9 +60,13 @@ def batch(shared_batch: Batch) -> Iterator[Batch]:
     shared_batch.fence(timeout=60)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless browser; tests that need it are skipped where there is none."""
+    """A headless browser; tests that need it are skipped where there is none.
+
+    While it is open, playwright's event loop counts as running in this thread: the other tests of a
+    module that uses it must not call `asyncio.run`.
+    """
     from support.browser import start_chromium
 
     with start_chromium() as browser:

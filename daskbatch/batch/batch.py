@@ -29,9 +29,8 @@ from daskbatch.batch.keywords import require_no_typo, suggesting
 from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
+from daskbatch.batch.reporting.batch_views import batch_form, write_batch_report
 from daskbatch.batch.reporting.live_display import show
-from daskbatch.batch.reporting.live_record import batch_record
-from daskbatch.batch.reporting.notebook_forms import batch_html
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
@@ -41,7 +40,6 @@ from daskbatch.describe.access import Access, Mode
 from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import BatchWarning, LifecycleError, SpecError
-from daskbatch.report.pages.report_page import write_report
 from daskbatch.serialization.exceptions import reworded
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
@@ -228,32 +226,13 @@ class Batch:
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
     def _repr_html_(self) -> str:
-        session = self._session_or_none
-        state = "closed" if self.closed else "open"
-        if session is None:
-            return batch_html(f"{state}, not used here", 0, None, [], [])
-        state = "ended" if session.ended else state
-        programs = self._programs()
-        records = [task._record for task in self._single_tasks()]
-        records += [record for program in programs for record in program._records]
-        return batch_html(state, session.slots, session, records, programs)
+        return batch_form(self._context, self._held_tasks())
 
     def _ipython_display_(self) -> None:
         show(self, lambda batch: not batch._is_idle())
 
-    def _single_tasks(self) -> list[Task]:
-        """Return the tasks that have been started, are in no compiled task, and are held."""
-        return [
-            task
-            for task in getattr(self, "tasks", ())
-            if task._record.call is not None
-            and (task._record.group is None or not task._record.group.is_program)
-        ]
-
-    def _programs(self) -> list[CompiledTask]:
-        """Return the compiled tasks that have been started and that the program holds."""
-        programs = [each for each in [*self._context.programs] if each._group.started]
-        return sorted(programs, key=lambda each: each._record.number)
+    def _held_tasks(self) -> Iterable[Task]:
+        return getattr(self, "tasks", ())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
@@ -900,10 +879,7 @@ class Batch:
         ...     batch.report(Path(directory) / "run.html").name
         'run.html'
         """
-        session = self._session
-        name = self._context.name or "batch"
-        run = batch_record(name, self._single_tasks(), self._programs(), session, True)
-        return write_report(run, Path(filename))
+        return write_batch_report(self._context, self._held_tasks(), filename)
 
     # -- the end --------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""Parses the command line, and runs the command."""
+"""Parses the command line, and runs the command.
+
+Runs in the main thread of a process that does nothing else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command ``report``: makes a report of a run from its log directory."""
+"""The command ``report``: makes a report of a run from its log directory.
+
+Needs no cluster. What goes wrong is printed, and the exit code is 1.
+"""
 
 from __future__ import annotations
 

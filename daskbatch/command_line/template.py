@@ -1,4 +1,7 @@
-"""The command ``template``: says what a template takes, or what is wrong with it."""
+"""The command ``template``: says what a template takes, or what is wrong with it.
+
+Needs no cluster, and calls nothing that the template names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Writes a text file so that no reader ever sees a part of it."""
+"""Writes a text file so that no reader ever sees a part of it.
+
+Any thread may call it. It raises `OSError`, and then leaves what was there.
+"""
 
 from __future__ import annotations
 

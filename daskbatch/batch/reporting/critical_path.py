@@ -1,4 +1,7 @@
-"""The critical path of a compiled task, as a list of tasks with the reasons between them."""
+"""The critical path of a compiled task, as a list of tasks with the reasons between them.
+
+Any thread may make one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sums up the tasks of a run by their names."""
+"""Sums up the tasks of a run by their names.
+
+Pure; any thread may call all functions.
+"""
 
 from __future__ import annotations
 

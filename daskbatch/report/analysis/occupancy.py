@@ -1,4 +1,7 @@
-"""Computes how many slots of a run were taken at each time."""
+"""Computes how many slots of a run were taken at each time.
+
+Pure; made in O(n log n) for n tasks, and asked in O(log n).
+"""
 
 from __future__ import annotations
 

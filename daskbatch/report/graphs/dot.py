@@ -1,4 +1,7 @@
-"""Writes a picture of a graph in the DOT language of Graphviz."""
+"""Writes a picture of a graph in the DOT language of Graphviz.
+
+Pure; any thread may call it. Names are quoted, whatever they are.
+"""
 
 from __future__ import annotations
 

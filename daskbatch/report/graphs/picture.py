@@ -1,4 +1,7 @@
-"""Defines what a picture of a graph shows: nodes with names and states, edges with reasons."""
+"""Defines what a picture of a graph shows: nodes with names and states, edges with reasons.
+
+Pure; any thread may call all functions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Draws a picture of a graph as PNG, by Pillow, which the extra ``dashboard`` brings."""
+"""Draws a picture of a graph as PNG, by Pillow, which the extra ``dashboard`` brings.
+
+Pillow is imported when it is needed. Any thread may call `write_png`.
+"""
 
 from __future__ import annotations
 

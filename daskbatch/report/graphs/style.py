@@ -1,4 +1,7 @@
-"""The colours of states and hazards, in pictures, reports and notebooks."""
+"""The colours of states and hazards, in pictures, reports and notebooks.
+
+Hazards also differ in their dashes, for people who do not tell the colours apart.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Draws a picture of a graph as SVG: a text; writing it to a file is up to the caller."""
+"""Draws a picture of a graph as SVG: a text; writing it to a file is up to the caller.
+
+Pure; any thread may call it. Names are escaped, whatever they are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Renders the report of a run as one HTML file."""
+"""Renders the report of a run as one HTML file.
+
+Any thread may call all functions. jinja2 is imported with the first report, and escapes all values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Writes times and sizes for people."""
+"""Writes times and sizes for people.
+
+Pure; any thread may call all functions.
+"""
 
 from __future__ import annotations
 

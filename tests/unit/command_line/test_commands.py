@@ -18,13 +18,13 @@ from daskbatch.command_line.main import main
 TEMPLATE = """
 import_args: [model, base_dir]
 args: [day, word]
-kwargs: [{times: n}]
+kwargs: {times: n}
 type: function
 name: simulate
 executables:
   - target: model
     args: [day]
-    kwargs: [{word: word}, {n: n}]
+    kwargs: {word: word, n: n}
 reads:
   - files: [[base_dir, day]]
 timeout: {min: 2}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.runs import edge, execute, run_of, slots, task
 
@@ -102,6 +102,7 @@ def test_a_log_with_a_circle_and_missing_tasks_still_has_a_path() -> None:
     assert [step.name for step in path_of(run(one, two)).steps] == ["two", "one"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 40))
 def test_length_and_gaps_are_the_makespan(seed: int, count: int, tasks: int) -> None:
     rng = random.Random(seed)

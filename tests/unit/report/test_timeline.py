@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.runs import execute, run_of, slots, task
 
@@ -24,6 +24,7 @@ def idle(run: RunRecord) -> IdleTime:
     return find_idle_time(run, RunGraph(run), Occupancy(run).slots)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=40))
 def test_no_two_tasks_of_a_row_overlap(times: list[tuple[int, int]]) -> None:
     tasks = tuple(task(f"t{n}", start, start + took) for n, (start, took) in enumerate(times))
@@ -77,6 +78,7 @@ def test_idle_slots_have_causes() -> None:
     assert found.busy + sum(found.by_cause.values()) == pytest.approx(found.total)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 40))
 def test_busy_and_idle_time_are_all_the_time(seed: int, count: int, tasks: int) -> None:
     rng = random.Random(seed)

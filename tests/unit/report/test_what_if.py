@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.runs import edge, execute, run_of, slots, task
 
@@ -59,6 +59,7 @@ def test_nothing_is_estimated_if_nothing_has_run() -> None:
     assert estimate(RunGraph(RunRecord("r", "r", tasks=(task("a"),))), 2) == ()
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 40))
 def test_a_run_without_lost_time_is_its_own_estimate(seed: int, count: int, tasks: int) -> None:
     rng = random.Random(seed)
