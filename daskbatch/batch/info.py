@@ -119,7 +119,7 @@ def task_info(record: TaskRecord, dispatcher: Dispatcher) -> TaskInfo:
         reads=tuple(map(str, record.reads)),
         writes=tuple(map(str, record.writes)),
         error=error_line(record, dispatcher) if failed else None,
-        warnings=tuple(map(_text, failures.warnings_of(record))),
+        warnings=tuple(map(describe_warning, failures.warnings_of(record))),
     )
 
 
@@ -161,5 +161,6 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _text(warning: TaskWarning) -> str:
+def describe_warning(warning: TaskWarning) -> str:
+    """Return a warning of a worker about declared files in words."""
     return _SAID[warning.kind].format(", ".join(warning.paths))

@@ -20,6 +20,7 @@ from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
@@ -406,6 +407,16 @@ class IsolatedRun(Progress):
             self._measured_member, self._first_usage, self._peak_bytes = member, used, 0
         self._last_usage = used
         self._peak_bytes = max(self._peak_bytes, used.memory)
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        with self._outcome_lock:
+            child, attempt = self._child, self._attempt_of(member)
+            if child is None or self.claims.running != member or member < len(self.log.statuses):
+                return None
+            begin, data = self._outputs.since(child.files, name == "stderr", position, most)
+            if self.claims.running != member or self._attempt_of(member) != attempt:
+                return None
+            return OutputPart(attempt, begin, data)
 
     def _pid_of(self, member: int) -> int:
         child = self._child
