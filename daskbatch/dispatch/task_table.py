@@ -290,6 +290,10 @@ class TaskTable:
         self._placer.learn(ran, sizes)
         return deferred
 
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run, by what was learnt; any thread may ask."""
+        return self._placer.expected_seconds(record)
+
     # -- lost workers ---------------------------------------------------------------------
 
     def find_block(self, key: BlockKey) -> SubmittedBlock | None:
