@@ -96,6 +96,7 @@ class CompiledTask(Task):
                 check(records)
         self._group = Group(record.name, len(records), is_program=True)
         self._group.directory = context.directory
+        self._group.uid = record.uid
         if self._access_count and any(each.writes for each in records):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:

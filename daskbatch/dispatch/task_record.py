@@ -9,6 +9,7 @@ changes its record.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from time import time
@@ -241,8 +242,12 @@ class Group:
         "is_program",
         "members",
         "name",
+        "size",
         "started",
+        "started_at",
+        "uid",
         "unfinished",
+        "unsuccessful",
         "writers",
     )
 
@@ -251,6 +256,13 @@ class Group:
         self.unfinished = unfinished
         self.is_program = is_program
         self.started = False
+        #: The number of members, and when they were started, in seconds since the epoch.
+        self.size = unfinished
+        self.started_at = 0.0
+        #: The uid of the compiled task.
+        self.uid = ""
+        #: The number of members that are over without success, by their phases.
+        self.unsuccessful: Counter[Phase] = Counter()
         #: The members of a compiled task in which any task writes, weakly: a member must not
         #: keep the others.
         self.members: Sequence[weakref.ref[TaskRecord]] = ()
@@ -258,6 +270,14 @@ class Group:
         self.directory = ""
         #: Which member writes which path first: its position, and the member; made when needed.
         self.writers: dict[str, tuple[int, weakref.ref[TaskRecord]]] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the whole, once all members are over."""
+        for phase in (Phase.FAILED, Phase.CANCELLED, Phase.SKIPPED):
+            if self.unsuccessful[phase]:
+                return phase
+        return Phase.DONE
 
 
 class BlockFuture(Protocol):

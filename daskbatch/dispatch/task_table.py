@@ -18,6 +18,7 @@ from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.observers import Observers
 from daskbatch.dispatch.placer import Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,
@@ -63,7 +64,8 @@ class TaskTable:
     def __init__(self, submitter: Submitter, setting: Setting) -> None:
         self._placer = Placer(submitter, setting)
         self._inline_limit = setting.inline_limit
-        self.outcomes = CompletionTracker()
+        self.observers = Observers()
+        self.outcomes = CompletionTracker(self.observers.flush)
         #: What went wrong, and the program has not looked at.
         self.failures = FailureLog()
         #: The blocks that are not over, by their numbers.
@@ -88,12 +90,19 @@ class TaskTable:
         be set to `QUEUED` without the lock.
         """
         before, record.phase = record.phase, phase
+        if self.observers.changes is not None and before != phase:
+            self.observers.changes.append((record, phase))
         if phase >= _DONE:
             if before < _DONE:
                 if before >= _WAITING:
                     self.outcomes.unfinished -= 1
-                if record.group is not None:
-                    record.group.unfinished -= 1
+                group = record.group
+                if group is not None:
+                    group.unfinished -= 1
+                    if phase > _DONE:
+                        group.unsuccessful[phase] += 1
+                    if not group.unfinished and group.is_program:
+                        self.observers.program_over(group)
         elif phase == _WAITING:
             if before < _WAITING:
                 self.outcomes.unfinished += 1
@@ -280,6 +289,10 @@ class TaskTable:
             self.settle_member(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run, by what was learnt; any thread may ask."""
+        return self._placer.expected_seconds(record)
 
     # -- lost workers ---------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ END_STATES = ("done", "failed", "skipped", "cancelled")
 TASK_STATES = (*WAITING_STATES, "running", *END_STATES)
 
 #: The reasons of an edge: the value is an argument; read after write; write after read; write
-#: after write. Where a barrier stands between tasks, its edges have the reasons of the tasks'.
-HAZARDS = ("argument", "RAW", "WAR", "WAW")
+#: after write; read after read, in a domain that orders reads. Where a barrier stands between
+#: tasks, its edges have the reasons of the tasks'.
+HAZARDS = ("argument", "RAW", "WAR", "WAW", "RAR")
 
 _Types = tuple[type, ...]
 _TEXT: _Types = (str,)

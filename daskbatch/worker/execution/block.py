@@ -153,6 +153,8 @@ class BlockSpec(NamedTuple):
         array of C ints; empty if all are -1.
     surroundings : bytes, optional
         What the script has changed in its search path and environment; see `surroundings`.
+    streams : bool
+        Whether the worker sends what members write while they write it.
     """
 
     block: int
@@ -181,6 +183,7 @@ class BlockSpec(NamedTuple):
         return name if position < 0 else f"{name}[{position}]"
 
     surroundings: bytes | None = None
+    streams: bool = False
 
     @property
     def namespace(self) -> str:
@@ -286,5 +289,35 @@ class MissingReport(NamedTuple):
     paths: tuple[str, ...]
 
 
+class OutputReport(NamedTuple):
+    """Reports what a member has written to a stream.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    member : int
+        The member.
+    attempt : int
+        The number of the attempt, from 1.
+    stream : int
+        0 for stdout, 1 for stderr.
+    begin : int
+        The position of the data in the stream. Bytes.
+    data : bytes
+        What it has written there.
+    is_whole : bool
+        Whether this is a part of the text that is kept of a member that is over.
+    """
+
+    block: int
+    member: int
+    attempt: int
+    stream: int
+    begin: int
+    data: bytes
+    is_whole: bool = False
+
+
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport
+Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport | OutputReport

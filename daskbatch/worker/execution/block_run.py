@@ -51,6 +51,7 @@ from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails, Usage
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
 from daskbatch.worker.mpi.job import run_job
@@ -111,6 +112,8 @@ class BlockRun(Progress):
         self._retried = 0
         #: What processes of the running member have used.
         self._usage: Usage | None = None
+        #: Where the output of the running member is.
+        self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
 
     def __call__(self) -> BlockResult:
@@ -126,6 +129,7 @@ class BlockRun(Progress):
             loading.enter(self._scope),
             self._capturing() as capture,
         ):
+            self._output = capture
             for member in range(len(log.statuses), len(spec.calls)):
                 self._member_began = last
                 self.running = member
@@ -197,6 +201,16 @@ class BlockRun(Progress):
     def add_usage(self, usage: Usage) -> None:
         """Record what processes of the running member have used in one attempt."""
         self._usage = usage.after(self._usage)
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        capture, attempt = self._output, self._retried
+        if capture is None or self.running != member or member < len(self.log.statuses):
+            return None
+        begin, data = capture.since(name, position, most)
+        # The member may have ended or failed meanwhile, and what was read may be of another one.
+        if self.running != member or self._retried != attempt or member < len(self.log.statuses):
+            return None
+        return OutputPart(self.tried.get(member, 0) + attempt + 1, begin, data)
 
     def _attempt_of(self, member: int) -> int:
         return self._retried + 1

@@ -24,6 +24,7 @@ from daskbatch.worker.execution.journal import Journal
 from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart, OutputStream, whole_output
 from daskbatch.worker.execution.task_context import TaskContext
 
 
@@ -74,6 +75,8 @@ class Progress(ABC):
         self._report_lock = threading.Lock()
         self._reported_running = -1
         self._reported_attempt = 0
+        self._output_stream = OutputStream(spec.block) if spec.streams else None
+        self._streamed_members = 0
         self._reported_expired = False
 
     @abstractmethod
@@ -149,6 +152,33 @@ class Progress(ABC):
         """Return the process of the running member."""
         return os.getpid()
 
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        """Return what the running member has written to a stream; None if it does not run.
+
+        Parameters
+        ----------
+        member : int
+            The member.
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        return None
+
+    def _stream_output(self, stream: OutputStream, done: int, running: int) -> list[Report]:
+        """Return what members have written since the last call, for a client that keeps it."""
+        reports: list[Report] = []
+        if running >= done:
+            reports += stream.of_running(running, self.read_output)
+        for member in range(self._streamed_members, done):
+            texts = self.log.outputs.get(member)
+            # The report on the member has all that is shorter.
+            if texts is not None and sum(map(len, texts)) * 4 > self.spec.inline_limit:
+                reports += whole_output(self.spec.block, member, texts)
+        self._streamed_members = done
+        return reports
+
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
         with self._report_lock:
@@ -168,8 +198,12 @@ class Progress(ABC):
             # has been returned so far.
             limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
             worker = "" if self.context is None else self.context.worker
+            streamed = []
+            if self._output_stream is not None:
+                streamed = self._stream_output(self._output_stream, done, running)
             reports: list[Report] = [
                 *notices,
+                *streamed,
                 *self.log.new_reports(self.spec.block, done, limit, worker, os.getpid()),
             ]
             if expired or running >= max(done, self._reported_running):

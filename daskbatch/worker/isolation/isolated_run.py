@@ -20,6 +20,7 @@ from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
@@ -314,7 +315,9 @@ class IsolatedRun(Progress):
                 # The member did not cause the end, and the one before it is over.
                 self._failed_starts += end is _End.GONE
             elif member in self._stopped:
-                self._record_without_child(member, Status.CANCELLED, None, output, child.pid)
+                self._record_without_child(
+                    member, Status.CANCELLED, None, output, child.pid, attempt + 1, ran
+                )
             else:
                 limits = self.spec.limits.get(member, NO_LIMITS)
                 retries = self._retries.get(member, limits.retries) - attempt
@@ -330,7 +333,7 @@ class IsolatedRun(Progress):
                     packed = pack_error(error, label, heading=place)
                     self._record_without_child(
                         *(member, Status.FAILED, packed, output, child.pid),
-                        attempts=limits.retries - retries + 1,
+                        *(limits.retries - retries + 1, ran),
                     )
             self._memory_bytes = 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
@@ -350,13 +353,12 @@ class IsolatedRun(Progress):
         output: tuple[str, str] | None,
         pid: int | None = None,
         attempts: int = 1,
+        seconds: float = 0.0,
     ) -> None:
         """Record an outcome that no child sends; called while no child uses the journal."""
-        now = perf_counter()
-        seconds = now - self.claims.began
         ended, cpu, details = NOT_MEASURED
         if pid is not None:  # else it has not begun
-            ended, memory = now + self.epoch_offset, None
+            ended, memory = perf_counter() + self.epoch_offset, None
             if self._measured_member == member:
                 cpu = max(0.0, self._last_usage.cpu_seconds - self._first_usage.cpu_seconds)
                 memory = self._peak_bytes or None
@@ -405,6 +407,16 @@ class IsolatedRun(Progress):
             self._measured_member, self._first_usage, self._peak_bytes = member, used, 0
         self._last_usage = used
         self._peak_bytes = max(self._peak_bytes, used.memory)
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        with self._outcome_lock:
+            child, attempt = self._child, self._attempt_of(member)
+            if child is None or self.claims.running != member or member < len(self.log.statuses):
+                return None
+            begin, data = self._outputs.since(child.files, name == "stderr", position, most)
+            if self.claims.running != member or self._attempt_of(member) != attempt:
+                return None
+            return OutputPart(attempt, begin, data)
 
     def _pid_of(self, member: int) -> int:
         child = self._child

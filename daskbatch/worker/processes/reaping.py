@@ -12,7 +12,7 @@ import subprocess
 from time import monotonic, sleep
 
 from daskbatch.worker.execution.measures import UNKNOWN_CPU, Usage
-from daskbatch.worker.processes.tree_usage import peak_memory, read_tree, resident_memory
+from daskbatch.worker.processes.tree_usage import peak_memory, read_tree
 
 #: The shortest and the longest time between two looks. Between them it is a part of the time that
 #: the process has run for.
@@ -41,7 +41,9 @@ class ProcessMeter:
         self._process = process
         self._began = monotonic()
         self._due = self._began + _MIN_INTERVAL_SECONDS
-        self._memory = resident_memory(process.pid)
+        #: The peak of the memory; 0 as long as it is not known. What the process has directly after
+        #: its start says nothing.
+        self._memory = 0
         self._cpu_seconds = 0.0
 
     def seconds_until_look(self) -> float:

@@ -52,12 +52,6 @@ def peak_memory(pid: int) -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def resident_memory(pid: int) -> int:
-    """Return the present resident memory of a process; 0 if it is not known. Bytes."""
-    fields = _read(pid, "statm").split()
-    return int(fields[1]) * _PAGE_BYTES if fields else 0
-
-
 def _read_stat(pid: int) -> TreeUsage:
     # The name, in brackets, may contain anything.
     fields = _read(pid, "stat").rpartition(b")")[2].split()
