@@ -26,9 +26,12 @@ from daskbatch.batch.factory import Accesses, make_function, make_settings, requ
 from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.job_factory import Target
 from daskbatch.batch.keywords import require_no_typo, suggesting
+from daskbatch.batch.log_directory import prepare, record_events
 from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
+from daskbatch.batch.reporting.batch_views import batch_form, write_batch_report
+from daskbatch.batch.reporting.live_display import show
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
@@ -79,6 +82,10 @@ class Batch:
         `MissingOutput`), or if a Python function accesses a file below the current directory, a
         declared path, a dictionary's key or a queue in another way than it declares
         (`UndeclaredAccess`). By default the first two are warnings. Executables are not watched.
+    log_dir : str or Path, optional
+        A directory to which all that happens to the tasks of this client is written while it
+        happens: ``events.jsonl``, and the output of each task. A second run appends to it. See
+        ``docs/looking-at-a-run.md``.
     initializer : callable, optional
         Each process that runs functions of this Batch calls it once, before the first one. What it
         sets is seen by the functions: also global variables of the script. If it raises, all
@@ -143,15 +150,24 @@ class Batch:
         name: str | None = None,
         background_batching: bool = True,
         strict: bool = False,
+        log_dir: str | Path | None = None,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise SpecError(f"initializer= must be a callable, not {safe_repr(initializer)}")
         prepared = None if initializer is None else (initializer, tuple(initargs))
+        logged = prepare(log_dir)
         self._context = _create_context(
-            cluster, num_workers, name, background_batching, None, bool(strict), prepared
+            *(cluster, num_workers, name, background_batching, None, bool(strict), prepared),
+            streams=logged is not None,
         )
+        if logged is not None:
+            try:
+                record_events(self._session, logged, name or "batch")
+            except BaseException:
+                self._session.end()
+                raise
         watch(self)
 
     @classmethod
@@ -222,6 +238,15 @@ class Batch:
             state = "ended"
         remaining = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
+
+    def _repr_html_(self) -> str:
+        return batch_form(self._context, self._held_tasks())
+
+    def _ipython_display_(self) -> None:
+        show(self, lambda batch: not batch._is_idle())
+
+    def _held_tasks(self) -> Iterable[Task]:
+        return getattr(self, "tasks", ())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
@@ -837,6 +862,39 @@ class Batch:
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
 
+    def report(self, filename: str | Path = "report.html") -> Path:
+        """Write what the tasks of this client have done into one HTML file; see `CompiledTask`.
+
+        It has the tasks that this client has started and that the program still holds, those of
+        compiled tasks as long as it holds these. It works at any time, also after the Batch has
+        ended. With ``log_dir=``, ``python -m daskbatch report`` makes one of all tasks.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     batch.report(Path(directory) / "run.html").name
+        'run.html'
+        """
+        return write_batch_report(self._context, self._held_tasks(), filename)
+
     # -- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -964,6 +1022,7 @@ def _create_context(
     environment: Mapping[str, str] | None,
     strict: bool = False,
     initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+    streams: bool = False,
 ) -> BatchContext:
     """Create a Batch on the cluster, as its first client."""
     name = require_name(name or None)
@@ -973,7 +1032,7 @@ def _create_context(
     except FileNotFoundError as error:
         what = "the current directory of this process has been deleted: change to another one"
         raise reworded(error, what) from None
-    session = make_session(batch, cluster, num_workers, directory, environment)
+    session = make_session(batch, cluster, num_workers, directory, environment, streams)
     session.background.name = name or "batch"
     address = Address(session.client.scheduler.address, batch, session.grows)
     return BatchContext(

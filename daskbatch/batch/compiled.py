@@ -17,10 +17,13 @@ from daskbatch.batch.copies import copy_record, copy_records
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, program_info
 from daskbatch.batch.positions import numbered
+from daskbatch.batch.reporting.critical_path import CriticalPath, critical_path
+from daskbatch.batch.reporting.live_display import show
+from daskbatch.batch.reporting.live_record import program_record
+from daskbatch.batch.reporting.notebook_forms import program_html
 from daskbatch.batch.result import failure_of, tasks_failed
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
-from daskbatch.batch.visualize import draw
 from daskbatch.batch.why import why_program
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
@@ -28,6 +31,12 @@ from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
+from daskbatch.report.graphs.collapse import choose_picture
+from daskbatch.report.graphs.dot import to_dot
+from daskbatch.report.graphs.draw import draw
+from daskbatch.report.graphs.svg import to_svg
+from daskbatch.report.pages.report_page import write_report
+from daskbatch.report.trace import write_trace
 from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
 
@@ -67,7 +76,7 @@ class CompiledTask(Task):
     False
     """
 
-    __slots__ = ("_access_count", "_graph", "_group", "tasks")
+    __slots__ = ("__weakref__", "_access_count", "_graph", "_group", "tasks")
 
     def __init__(
         self,
@@ -87,10 +96,12 @@ class CompiledTask(Task):
                 check(records)
         self._group = Group(record.name, len(records), is_program=True)
         self._group.directory = context.directory
+        self._group.uid = record.uid
         if self._access_count and any(each.writes for each in records):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
+        context.programs.add(self)
 
     @property
     def graph(self) -> Graph:
@@ -237,7 +248,7 @@ class CompiledTask(Task):
         To read it counts as a look at the failures of the members.
         """
         infos = [task.info for task in self.tasks]
-        return program_info(self.name, self.uid, self.state, infos)
+        return program_info(self.name, self.uid, self.state, self._record.created, infos)
 
     def why(self) -> str:
         """Say in one sentence how far the members are, and why the next one is not further.
@@ -352,8 +363,13 @@ class CompiledTask(Task):
                 raise GraphError(f"explain takes two tasks; {safe_repr(task)} is not a task")
         return explain(self.graph, self._records, a._record, b._record)
 
-    def to_dot(self) -> str:
+    def to_dot(self, *, collapse: bool | None = None, files: bool = False) -> str:
         """Return the graph in the DOT language of Graphviz.
+
+        Parameters
+        ----------
+        collapse, files
+            See `visualize`.
 
         Examples
         --------
@@ -362,15 +378,27 @@ class CompiledTask(Task):
           0 [label="len"];
         }
         """
-        return self.graph.to_dot()
+        return to_dot(choose_picture(program_record(self), collapse, files))
 
-    def visualize(self, filename: str | Path = "graph.svg") -> Path:
-        """Draw the graph into a file.
+    def visualize(
+        self,
+        filename: str | Path = "graph.svg",
+        *,
+        collapse: bool | None = None,
+        files: bool = False,
+    ) -> Path:
+        """Draw the graph into a file, with the states of the tasks and the hazards of the edges.
 
         Parameters
         ----------
         filename : str or Path
-            The suffixes ``.svg`` and ``.dot`` always work; other formats need Graphviz's ``dot``.
+            The suffixes ``.svg`` and ``.dot`` always work, ``.png`` with Pillow, which the extra
+            ``daskbatch[dashboard]`` brings; other formats need Graphviz's ``dot``.
+        collapse : bool, optional
+            Whether all tasks of one name are one node; by default if there are more than 200.
+        files : bool
+            Whether the edges are labelled with the files and keys that both tasks access. Edges
+            from and to barriers, and between the tasks of two names, are not.
 
         Returns
         -------
@@ -380,7 +408,7 @@ class CompiledTask(Task):
         Raises
         ------
         SpecError
-            The format is unknown, or Graphviz is not installed.
+            The format is unknown, what it needs is not installed, or the graph is too large for it.
         OSError
             The file cannot be written.
 
@@ -392,7 +420,107 @@ class CompiledTask(Task):
         ...     program.visualize(Path(directory) / "four.svg").name
         'four.svg'
         """
-        return draw(self.graph, Path(filename))
+        return draw(choose_picture(program_record(self), collapse, files), Path(filename))
+
+    def _repr_svg_(self) -> str:
+        return to_svg(choose_picture(program_record(self), None))
+
+    def _repr_html_(self) -> str:
+        return program_html(self)
+
+    def _ipython_display_(self) -> None:
+        show(self, lambda program: program._group.started and not program._is_over())
+
+    # -- after the run --------------------------------------------------------------------
+
+    def critical_path(self) -> CriticalPath:
+        """Return the tasks that the makespan hangs on, first to last.
+
+        The last one is the member that ended last; the one before each is that of its
+        predecessors in the graph that ended last. Members that are not over do not count.
+
+        Returns
+        -------
+        CriticalPath
+            A list of tasks. Its text says why each waited for the one before it. Its ``length``,
+            the seconds of the tasks, and ``gaps``, the seconds between them, are together the
+            ``makespan``: the time from the first start of all members to the last end.
+
+        Examples
+        --------
+        >>> double = batch.function(pow, 2, 1)
+        >>> program = batch.compile([double, batch.function(str, double)])
+        >>> program.run()
+        >>> path = program.critical_path()
+        >>> [task.name for task in path], path.steps[1].reason
+        (['pow', 'str'], 'argument')
+        """
+        return critical_path(program_record(self), self.tasks)
+
+    def report(self, filename: str | Path = "report.html") -> Path:
+        """Write what has happened so far into one HTML file, which needs no network.
+
+        It shows the states, failures with the end of their output, the critical path, estimates
+        of what would have been faster, the timeline by slot, idle time and its causes, the graph
+        and all tasks. It does not count as a look at failures. It works at any time, also after
+        the Batch has ended.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> program = batch.compile([batch.function(len, "four")])
+        >>> program.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     program.report(Path(directory) / "run.html").name
+        'run.html'
+        """
+        return write_report(program_record(self, with_failures=True), Path(filename))
+
+    def trace(self, filename: str | Path = "trace.json") -> Path:
+        """Write the run as trace events, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
+
+        Each slot of a worker is a row, each task a slice, and each edge an arrow.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> program = batch.compile([batch.function(len, "four")])
+        >>> program.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     program.trace(Path(directory) / "run.json").name
+        'run.json'
+        """
+        return write_trace(program_record(self, with_failures=True), Path(filename))
 
 
 def _count_accesses(records: Iterable[TaskRecord]) -> int:

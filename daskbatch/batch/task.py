@@ -20,6 +20,7 @@ from daskbatch.batch.debugging import run_here
 from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, task_info
+from daskbatch.batch.reporting.notebook_forms import handle_html, task_html
 from daskbatch.batch.result import failure_of, load_result
 from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
@@ -153,6 +154,13 @@ class Task:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
 
+    def _repr_html_(self) -> str:
+        return task_html(self)
+
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks; see `Handle`."""
+        return handle_html(self, part)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduce_part("result")
 
@@ -243,7 +251,9 @@ class Task:
             )
         self._context.submit([record], record.name)
 
-    def wait(self, timeout: float | None = None, *, check: bool = False) -> None:
+    def wait(
+        self, timeout: float | None = None, *, check: bool = False, progress: bool = False
+    ) -> None:
         """Wait until the task is over, however it ends.
 
         Ctrl-C ends the wait, and the task continues; a second Ctrl-C in a wait for the same task
@@ -256,6 +266,9 @@ class Task:
         check : bool
             Whether to raise the task's own exception at the end, if it has failed; of a compiled
             task `TasksFailed`.
+        progress : bool
+            Whether to show meanwhile how far it is: in a terminal as a line on stderr, in a
+            notebook below the cell, else as few plain lines on stderr.
 
         Raises
         ------
@@ -275,10 +288,19 @@ class Task:
         if not self._is_over():
             self._require_started()
             seconds = parse_timeout(timeout)
-            if not wait_attentively(self, seconds):
+            if not (self._wait_shown(seconds) if progress else wait_attentively(self, seconds)):
                 raise TimeoutError(f"task {self._record.label} is not over after {seconds:g} s")
         if check:
             self._raise_failure()
+
+    def _wait_shown(self, seconds: float | None) -> bool:
+        """Wait as `wait_attentively`, and show the progress meanwhile."""
+        # Not at the top: most programs do not show it.
+        from daskbatch.observation.progress_monitor import ProgressMonitor
+
+        session, records = self._session, self._records_to_await()
+        with ProgressMonitor(self.name, records, self._dispatcher, session.slots):
+            return wait_attentively(self, seconds)
 
     def _raise_failure(self) -> None:
         """Raise the exception of the task, if it is over without success."""
@@ -306,14 +328,16 @@ class Task:
         if record.phase == Phase.QUEUED and record.group is None:
             self._session.background.flush([record])
 
-    def run(self, timeout: float | None = None, *, check: bool = False) -> None:
+    def run(
+        self, timeout: float | None = None, *, check: bool = False, progress: bool = False
+    ) -> None:
         """Start the task and wait until it is over, however it ends.
 
         Raises what `start` and `wait` raise.
 
         Parameters
         ----------
-        timeout, check
+        timeout, check, progress
             See `wait`.
 
         Examples
@@ -324,7 +348,7 @@ class Task:
         'done'
         """
         self.start()
-        self.wait(timeout, check=check)
+        self.wait(timeout, check=check, progress=progress)
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its result; see `Handle.get`, also for what it raises.

@@ -66,6 +66,8 @@ class Session:
         Whether the cluster may have more workers later.
     resource : str
         The name under which the task's context has it.
+    streams : bool
+        Whether workers send what tasks write while they write it.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Session:
         connection: Connection | None = None,
         grows: bool = True,
         resource: str = "",
+        streams: bool = False,
     ) -> None:
         self._resource = resource or batch
         self.batch = batch
@@ -88,6 +91,8 @@ class Session:
         self.closed = False
         #: Called before a task's client ends with the task, which has returned.
         self.before_end: Callable[[Session], None] | None = None
+        #: Called after its end.
+        self.at_end: list[Callable[[], None]] = []
         self._ended = False
         self._within = within
         self._released = False
@@ -107,7 +112,7 @@ class Session:
         try:
             task_key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, self.topic, task_key)
-            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection))
+            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
             self.dispatcher.outcomes.context = within
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
@@ -208,6 +213,10 @@ class Session:
         """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
         return self._backend.gangs()
 
+    def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
+        """Call a function on Dask's event loop with what the workers offer."""
+        self._backend.capacities_later(0.0, then)
+
     @property
     def slots(self) -> int:
         """The number of tasks that run at once."""
@@ -278,6 +287,8 @@ class Session:
         idle = self.idle
         self.dispatcher.give_up()
         self._backend.disconnect(idle)
+        for function in self.at_end:
+            function()
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -332,7 +343,7 @@ class Session:
         self.end()
 
 
-def _setting(topic: str, connection: Connection | None) -> Setting:
+def _setting(topic: str, connection: Connection | None, streams: bool) -> Setting:
     is_embedded = connection is not None and connection.embedded is not None
     return Setting(
         topic=topic,
@@ -342,6 +353,7 @@ def _setting(topic: str, connection: Connection | None) -> Setting:
         inline_limit=config.get_bytes("inline-limit"),
         output_limit=config.get_bytes("output-limit"),
         surroundings=Surroundings() if is_embedded else None,
+        streams=streams,
     )
 
 
@@ -351,6 +363,7 @@ def make_session(
     num_workers: int | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
+    streams: bool = False,
 ) -> Session:
     """Create a Batch, and return its first client.
 
@@ -364,10 +377,12 @@ def make_session(
         The working directory of an embedded cluster's workers.
     environment : mapping, optional
         Variables that are added to the environment of an embedded cluster's workers.
+    streams : bool
+        See `Session`.
     """
     _require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
-    return Session(batch, connection=connection)
+    return Session(batch, connection=connection, streams=streams)
 
 
 def _requires(options: Options) -> bool:

@@ -12,9 +12,11 @@ input was deferred defers them.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from time import time
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
@@ -22,6 +24,7 @@ from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.placer import pickle_functions
+from daskbatch.dispatch.program_logger import PROGRAM_LOGGER, log_loss, log_reruns, log_retries
 from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
 from daskbatch.dispatch.task_record import BlockKey, Group, Phase, SubmittedBlock, TaskRecord
@@ -37,10 +40,13 @@ from daskbatch.worker.execution.block import (
     ExpiredReport,
     MissingReport,
     OutcomeReport,
+    OutputReport,
     Report,
 )
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
+
+_logger = logging.getLogger("daskbatch")
 
 #: How long the scheduler may take to report what a worker that died had done.
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
@@ -100,6 +106,9 @@ class Dispatcher:
                 )
             if group is not None:
                 group.started = True
+                group.started_at = time()
+                if group.is_program:
+                    self._program_started(group)
                 # Only for earlier producers: the group's own order is known already.
                 wait_for_producers(new)
             self.table.start(new)
@@ -107,6 +116,13 @@ class Dispatcher:
                 wait_for_producers(new)
             self.table.place(new, name, again=False)
             self._changed.notify_all()
+
+    def _program_started(self, group: Group) -> None:
+        """Have the logging module receive what happens to a program that is being started."""
+        if _logger.isEnabledFor(logging.INFO):
+            observers = self.table.observers
+            observers.add(PROGRAM_LOGGER, tasks=_logger.isEnabledFor(logging.DEBUG))
+            PROGRAM_LOGGER.program_started(group)
 
     def call_later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
         """Call a function after some seconds, in a thread that holds no lock."""
@@ -203,11 +219,16 @@ class Dispatcher:
                 warning = TaskWarning(report.kind, report.paths)
                 self.table.failures.warn(record, warning)
                 return
+            if isinstance(report, OutputReport):
+                self.table.observers.output_arrived(block.records[report.member], report)
+                return
             if isinstance(report, OutcomeReport):
                 requeued = self.table.apply_report(block, report)
+                if report.measures is not None and report.measures.details:
+                    log_retries(block, report)
             else:
                 for record in block.unfinished_members([report.running]):
-                    self.table.set_phase(record, Phase.RUNNING)
+                    self.table.begin(record, report.begin)
             if isinstance(report, ExpiredReport):
                 first = report.running + 1
                 behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
@@ -284,6 +305,7 @@ class Dispatcher:
         """
         with self._changed:
             requeued: list[TaskRecord] = []
+            log_loss(details, len(keys))
             done = {trace.block: trace for trace in traces or ()}
             for key in keys:
                 block = self.table.find_block(key)
@@ -293,12 +315,13 @@ class Dispatcher:
                 if block.number in self.table.live:
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
-                        report = trace.as_report()
+                        report = trace.as_report(str(details.get("worker") or ""))
                         requeued += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
                     requeued += self.table.recover(block, running, details)
                     self._forget(block)
             requeued.sort(key=lambda record: record.rank)
+            log_reruns(requeued)
             self.table.place(requeued, "batch")
             self._changed.notify_all()
 

@@ -70,6 +70,8 @@ class Setting:
         See `BlockSpec`.
     surroundings : Surroundings, optional
         What the script changes in its search path and environment, for an embedded cluster.
+    streams : bool
+        Whether workers send what tasks write while they write it.
     """
 
     topic: str
@@ -79,6 +81,7 @@ class Setting:
     inline_limit: int
     output_limit: int
     surroundings: Surroundings | None = None
+    streams: bool = False
 
 
 @dataclass(slots=True)
@@ -243,6 +246,7 @@ class _Lowering:
             declared=declared,
             strict=[self._source(each, inputs) for each in rules],
             surroundings=self._surroundings,
+            streams=setting.streams,
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:

@@ -10,6 +10,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from time import time
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,6 +18,7 @@ from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.observers import Observers
 from daskbatch.dispatch.placer import Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,
@@ -36,6 +38,7 @@ from daskbatch.dispatch.task_record import (
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
 
 #: The phase of a task, by the `Status` of its member; a deferred one has none.
@@ -61,7 +64,8 @@ class TaskTable:
     def __init__(self, submitter: Submitter, setting: Setting) -> None:
         self._placer = Placer(submitter, setting)
         self._inline_limit = setting.inline_limit
-        self.outcomes = CompletionTracker()
+        self.observers = Observers()
+        self.outcomes = CompletionTracker(self.observers.flush)
         #: What went wrong, and the program has not looked at.
         self.failures = FailureLog()
         #: The blocks that are not over, by their numbers.
@@ -86,12 +90,19 @@ class TaskTable:
         be set to `QUEUED` without the lock.
         """
         before, record.phase = record.phase, phase
+        if self.observers.changes is not None and before != phase:
+            self.observers.changes.append((record, phase))
         if phase >= _DONE:
             if before < _DONE:
                 if before >= _WAITING:
                     self.outcomes.unfinished -= 1
-                if record.group is not None:
-                    record.group.unfinished -= 1
+                group = record.group
+                if group is not None:
+                    group.unfinished -= 1
+                    if phase > _DONE:
+                        group.unsuccessful[phase] += 1
+                    if not group.unfinished and group.is_program:
+                        self.observers.program_over(group)
         elif phase == _WAITING:
             if before < _WAITING:
                 self.outcomes.unfinished += 1
@@ -123,6 +134,8 @@ class TaskTable:
         if record.waits:
             record.waits = tuple(record.unfinished_waits().items())
         record.overwrites = ()
+        if record.measured is None:
+            record.ended = time()
         self.set_phase(record, phase)
         if phase > _DONE:
             self.failures.add(record)
@@ -156,8 +169,13 @@ class TaskTable:
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
-        record.block = None
+        record.block = record.begin = None
         self.set_phase(record, Phase.WAITING)
+
+    def begin(self, record: TaskRecord, begin: MemberBegin | None) -> None:
+        """Record that a worker has begun a task."""
+        record.begin = begin
+        self.set_phase(record, Phase.RUNNING)
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -239,6 +257,7 @@ class TaskTable:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        measures = report.measures
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
             zip(
@@ -263,9 +282,17 @@ class TaskTable:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
+            if measures is not None and (
+                status <= Status.FAILED or measures.of(member - report.start).ended is not None
+            ):
+                record.measured = measures, member - report.start
             self.settle_member(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run, by what was learnt; any thread may ask."""
+        return self._placer.expected_seconds(record)
 
     # -- lost workers ---------------------------------------------------------------------
 
@@ -322,7 +349,7 @@ class TaskTable:
             record.block = None
             return []
         for each in records:
-            each.block = None
+            each.block = each.begin = each.measured = None
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)
         return records

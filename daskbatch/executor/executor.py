@@ -47,6 +47,7 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch.batch import Batch, open_batch
 from daskbatch.batch.factory import Accesses, require_name
+from daskbatch.batch.reporting.notebook_forms import executor_html
 from daskbatch.describe.gang import count_cores, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import CallFactory
@@ -177,6 +178,9 @@ class BatchPoolExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self._pool.batch!r}>"
+
+    def _repr_html_(self) -> str:
+        return executor_html(self._pool.slots, self._pool.count_unfinished(), self._pool.batch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("an executor cannot be sent to another process: make another one there")

@@ -119,6 +119,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
+        worker.handlers["daskbatch_output"] = self._read_output
         worker.batched_send(
             {
                 "op": "daskbatch-hello",
@@ -133,6 +134,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
+        worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
@@ -260,6 +262,15 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker.batched_send(
             {"op": "daskbatch-revoked", "request": request, "began": running, "stopping": stopping}
         )
+
+    def _read_output(
+        self, topic: str, block: int, member: int, name: str, position: int, most: int
+    ) -> tuple[int, int, bytes] | None:
+        """Return what a running member has written; None if it does not run here."""
+        with self._lock:
+            run = self._runs.get((topic, block))
+        part = None if run is None else run.read_output(member, name, position, most)
+        return None if part is None else tuple(part)
 
     def _end(self, topic: str) -> None:
         """Stop the tasks of a client that has ended, and begin no other one."""

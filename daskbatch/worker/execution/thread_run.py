@@ -89,10 +89,12 @@ class ThreadRun(BlockRun):
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         if function is executable.execute:
-            return self._execute(member, partial(executable.execute, **kwargs))
+            run = partial(executable.execute, **kwargs, measured=self.add_usage)
+            return self._execute(member, run)
         if function is run_job:
             directory = "" if self.journal is None else os.path.dirname(self.journal.location()[0])
-            return self._execute(member, partial(run_job, **kwargs, directory=directory))
+            job = partial(run_job, **kwargs, directory=directory, measured=self.add_usage)
+            return self._execute(member, job)
         if type(function) is RankFunction:
             return self._execute(member, partial(self._run_on_ranks, member, function, *args))
         limits = self.spec.limits.get(member)
@@ -127,6 +129,7 @@ class ThreadRun(BlockRun):
             label=self.spec.name(member),
             context=self.context,
             started=self._count_out,
+            measured=self.add_usage,
             directory="" if self.journal is None else os.path.dirname(self.journal.location()[0]),
         )
 
@@ -150,6 +153,12 @@ class ThreadRun(BlockRun):
         return member not in self._decided
 
     # -- other threads --------------------------------------------------------------------
+
+    def _pid_of(self, member: int) -> int:
+        running = executable.running_by_thread.get(self._thread)
+        if self._executing != member or running is None or not running.pid:
+            return super()._pid_of(member)
+        return running.pid
 
     def stop_running(self, member: int) -> bool:
         if member < len(self.log.statuses):

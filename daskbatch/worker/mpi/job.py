@@ -6,13 +6,14 @@ Any number of threads may run jobs.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daskbatch.errors import ProcessFailed
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.executable import RunningExecutable, as_text, open_stdin
+from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.execution.task_context import current_context
 
 # Clients, workers and children import this module, and start faster without what runs a job.
@@ -59,6 +60,7 @@ def run_job(
     launcher: str,
     is_mpmd: bool,
     directory: str = "",
+    measured: Callable[[Usage], None] | None = None,
 ) -> int | list[int]:
     """Run a job and wait for its end.
 
@@ -78,6 +80,8 @@ def run_job(
         Whether the result is a list with the exit code of each part.
     directory : str
         Where files of the job may be made on this host.
+    measured : callable, optional
+        Called with what the ranks have used, when they have ended.
 
     Returns
     -------
@@ -116,6 +120,8 @@ def run_job(
             job.run(running, None if isinstance(source, int) else source, timeout)
         finally:
             output.settle()
+            if measured is not None and running.pid:
+                measured(job.usage())
     return _result(job, output, check, is_mpmd)
 
 

@@ -28,6 +28,7 @@ from daskbatch.worker.execution.executable import (
     clean_environment,
     shell_hint,
 )
+from daskbatch.worker.execution.measures import UNKNOWN_CPU, Usage, sum_usage
 from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
 from daskbatch.worker.mpi.local_ranks import LocalRanks, can_watch_locally
@@ -87,10 +88,17 @@ class RankEnd(NamedTuple):
         Its exit code; negative for a signal.
     by_itself : bool
         Whether neither the launcher nor this worker had stopped it.
+    cpu_seconds : float
+        The processor time of its executable; `UNKNOWN_CPU` if it is not known.
+    max_memory : int
+        The peak of the memory of its executable, at least that of its supervisor; 0 if it is not
+        known. Bytes.
     """
 
     code: int
     by_itself: bool = True
+    cpu_seconds: float = UNKNOWN_CPU
+    max_memory: int = 0
 
 
 class JobRun:
@@ -190,6 +198,7 @@ class JobRun:
             self._launched() as self._process,
             end_of(self._process.pid) as self._end,
         ):
+            running.pid = self._process.pid
             self._selector.register(running, selectors.EVENT_READ, self._on_stop_request)
             self._selector.register(self._ranks, selectors.EVENT_READ, self._on_ranks)
             for pipe in (self._process.stdout, self._process.stderr):
@@ -402,7 +411,9 @@ class JobRun:
                 streams[rank].add(event.data)
             elif isinstance(event, Ended):
                 by_itself = not (event.was_signalled or self._stopping)
-                self._on_end(rank, RankEnd(event.code, by_itself))
+                self._on_end(
+                    rank, RankEnd(event.code, by_itself, event.cpu_seconds, event.max_memory)
+                )
             elif isinstance(event, NotStarted):
                 self._on_end(rank, self._not_started(rank, event.number, event.is_directory))
             else:
@@ -425,6 +436,13 @@ class JobRun:
         line = f"{part.command[0]}: {text}{self.place_of(rank)}{hint}\n"
         self._output.stderr[rank].add(os.fsencode(line))
         return RankEnd(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE)
+
+    def usage(self) -> Usage:
+        """Return what the executables of all ranks have used, as far as they have reported it."""
+        return sum_usage(
+            (Usage(end.cpu_seconds, end.max_memory or None) for end in self.ends.values()),
+            self._process.pid,
+        )
 
     # -- where ranks belong ---------------------------------------------------------------
 

@@ -142,6 +142,8 @@ class _LocalRank:
         self.process = process
         self.marker = marker
         self.code: int | None = None
+        #: What it has used, once it has ended: seconds, bytes.
+        self.cpu_seconds, self.max_memory = 0.0, 0
         self.stopping = self.signalled = False
         #: When SIGKILL is sent, and when output is no longer waited for; None if never.
         self.kill_at: float | None = None
@@ -157,6 +159,13 @@ class _LocalRank:
     def dues(self) -> list[float]:
         """The times at which something is to be done."""
         return [each for each in (self.kill_at, self.until) if each is not None]
+
+    def wait(self) -> None:
+        """Take the exit code of the executable, which has ended, and what it has used."""
+        _, status, used = os.wait4(self.process.pid, 0)
+        self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = used.ru_utime + used.ru_stime
+        self.max_memory = used.ru_maxrss * 1024  # it runs on Linux only
 
     def terminate(self) -> None:
         """Send SIGTERM to the executable and to what it has started."""
@@ -371,7 +380,7 @@ class LocalRanks:
 
     def _on_end(self, local: _LocalRank) -> None:
         self._selector.unregister(local.end)
-        local.code = local.process.wait()
+        local.wait()
         local.kill_at = None
         local.until = time.monotonic() + _FINAL_OUTPUT_SECONDS
 
@@ -411,7 +420,10 @@ class LocalRanks:
             if local.stopping or local.signalled or local.has_left_behind():
                 # What the executable has started, and what has not ended after SIGTERM.
                 local.kill()
-            self._events.append(Ended(rank, local.code, local.signalled and not local.stopping))
+            was_signalled = local.signalled and not local.stopping
+            self._events.append(
+                Ended(rank, local.code, was_signalled, local.cpu_seconds, local.max_memory)
+            )
 
 
 def _is_exiting(pid: int) -> bool:

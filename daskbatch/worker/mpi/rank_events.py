@@ -46,11 +46,25 @@ class Output(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A rank has ended: its exit code, and whether the launcher had ended it."""
+    """A rank has ended.
+
+    Parameters
+    ----------
+    rank, code : int
+        Which one, and its exit code.
+    was_signalled : bool
+        Whether the launcher had ended it.
+    cpu_seconds : float
+        The processor time of its executable.
+    max_memory : int
+        The peak of the memory of its executable. Bytes.
+    """
 
     rank: int
     code: int
     was_signalled: bool
+    cpu_seconds: float
+    max_memory: int
 
 
 class NotStarted(NamedTuple):

@@ -79,9 +79,10 @@ END = b"e"
 
 # From the supervisor:
 STDOUT, STDERR = b"o", b"r"
-#: The executable has ended: its exit code, and whether a signal to this supervisor came before.
+#: The executable has ended: its exit code, whether a signal to this supervisor came before, the
+#: processor time of the executable in seconds, and the peak of its memory in bytes.
 EXIT = b"x"
-ENDED = Struct(">i?")
+ENDED = Struct(">i?dq")
 #: It could not be started: the number of the error, and whether the directory is the reason.
 FAILED = b"f"
 FAILURE = Struct(">i?")
@@ -358,6 +359,8 @@ class _Supervisor:
         #: it, has ended.
         self._guards = guards
         self._code: int | None = None
+        #: The processor time and the peak of the memory, once it has ended.
+        self._usage = -1.0, 0
         #: When the executable is sent SIGKILL.
         self._kill_at: float | None = None
         #: Whether the worker has requested to stop; or the launcher has, before the end.
@@ -381,7 +384,7 @@ class _Supervisor:
             self._supervise()
             assert self._code is not None
             was_signalled = self._signalled and not self._stopping
-            self._connection.send(EXIT, ENDED.pack(self._code, was_signalled))
+            self._connection.send(EXIT, ENDED.pack(self._code, was_signalled, *self._usage))
         while self._connection.receive()[0] != END:
             pass
 
@@ -416,8 +419,10 @@ class _Supervisor:
                 else:
                     self._obey()
             if self._code is None:
-                pid, status = os.waitpid(self._rank.pid, os.WNOHANG)
+                pid, status, used = os.wait4(self._rank.pid, os.WNOHANG)
                 if pid:
+                    unit = 1 if sys.platform == "darwin" else 1024
+                    self._usage = used.ru_utime + used.ru_stime, used.ru_maxrss * unit
                     self._code = os.waitstatus_to_exitcode(status)
                     self._rank.pid = 0
                     until = time.monotonic() + _FINAL_OUTPUT_SECONDS

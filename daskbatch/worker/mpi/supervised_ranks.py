@@ -156,9 +156,9 @@ class SupervisedRanks:
         if kind in (rank_supervisor.STDOUT, rank_supervisor.STDERR):
             self._events.append(Output(rank, kind == rank_supervisor.STDERR, content))
         elif kind == rank_supervisor.EXIT:
-            code, was_signalled = rank_supervisor.ENDED.unpack(content)
+            code, was_signalled, *used = rank_supervisor.ENDED.unpack(content)
             self._ended.add(rank)
-            self._events.append(Ended(rank, code, was_signalled))
+            self._events.append(Ended(rank, code, was_signalled, *used))
             if code == 0:
                 self._links[rank].end()
         elif kind == rank_supervisor.FAILED:
