@@ -716,7 +716,7 @@ class Batch:
             name=name,
         )
 
-    def queue(self, maxsize: int = 0, *, name: str | None = None) -> Queue:
+    def queue(self, maxsize: int = 0, *, replicas: int = 1, name: str | None = None) -> Queue:
         """Make a queue on a worker of this Batch; it ends with the Batch.
 
         If this process finds the queue empty or full, asks for its size or joins it, the
@@ -724,7 +724,7 @@ class Batch:
 
         Parameters
         ----------
-        maxsize, name
+        maxsize, replicas, name
             See `Queue`.
 
         Raises
@@ -741,7 +741,7 @@ class Batch:
         """
         from daskbatch.shared.queue import Queue
 
-        return Queue(self._owner_context(), maxsize, name=name)
+        return Queue(self._owner_context(), maxsize, replicas=replicas, name=name)
 
     def _owner_context(self) -> OwnerContext:
         """Return where the Batch creates shared objects; `DDict` and `Queue` call this."""

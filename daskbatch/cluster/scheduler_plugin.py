@@ -18,6 +18,7 @@ from distributed import Scheduler, SchedulerPlugin
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
+from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -97,6 +98,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
         self._capacities = Capacities(scheduler)
+        self._departures = departures_of(scheduler)
+        self._departures.tracker = self._worker_losses
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
@@ -277,6 +280,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Complete the answers of a worker that has left, and report its death; called by Dask."""
+        self._departures.remove_worker(worker)
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():

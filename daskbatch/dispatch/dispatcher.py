@@ -270,6 +270,7 @@ class Dispatcher:
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
+        planned: bool = False,
     ) -> None:
         """Record that a worker has died, and with it all that it had not reported.
 
@@ -281,6 +282,8 @@ class Dispatcher:
             What is known of its death; see `WorkerLost`.
         traces : sequence of JournaledBlock, optional
             What it had done; None if that is unknown.
+        planned : bool
+            Whether it has left in good order: then this counts as no death.
         """
         with self._changed:
             requeued: list[TaskRecord] = []
@@ -296,7 +299,7 @@ class Dispatcher:
                         report = trace.as_report()
                         requeued += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    requeued += self.table.recover(block, running, details)
+                    requeued += self.table.recover(block, running, details, planned)
                     self._forget(block)
             requeued.sort(key=lambda record: record.rank)
             self.table.place(requeued, "batch")

@@ -278,7 +278,11 @@ class TaskTable:
         block.lost = self._any_lost = True
 
     def recover(
-        self, block: SubmittedBlock, running: int | None, details: Mapping[str, Any]
+        self,
+        block: SubmittedBlock,
+        running: int | None,
+        details: Mapping[str, Any],
+        planned: bool = False,
     ) -> list[TaskRecord]:
         """Settle the members of a lost block that must not run again; returns the others.
 
@@ -290,6 +294,8 @@ class TaskTable:
             The member that was running; -1 if none was, None if that is unknown.
         details : mapping
             What is known of the worker's death; see `lost_with_worker`.
+        planned : bool
+            Whether the worker has left in good order.
         """
         requeued = []
         unfinished = block.unfinished_members()
@@ -299,11 +305,12 @@ class TaskTable:
                 self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
-                self.deaths[record] += 1
+                self.deaths[record] += not planned
                 beside = [r for r in unfinished if r is not record] if running is None else ()
                 reason = rerun_refusal(record, self.deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self.deaths[record], details)
+                    attempt = self.deaths[record] + planned
+                    error = lost_with_worker(record, reason, attempt, details, planned)
                     failure = pack_error(error, record.label)
                     self.settle_member(block, record, Status.FAILED, failure)
                     continue

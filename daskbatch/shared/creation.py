@@ -54,12 +54,16 @@ class OwnerContext(NamedTuple):
         Called before each access from this process.
     must_create : bool
         Whether a name that is in use is an error.
+    grows : bool
+        Whether the cluster may have more workers later. If so, copies for which there is no worker
+        yet are made then.
     """
 
     client: Client
     owner: str | None
     before_access: Callable[..., None] | None = None
     must_create: bool = False
+    grows: bool = True
 
 
 class HasOwnerContext(Protocol):
@@ -172,7 +176,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
             _require_compatible(found, options, name)
             return proxy_of(address, found.uid, found)
         try:
-            info = _make_object(client, address, uid, options, name, found)
+            info = _make_object(context, address, uid, options, name, found)
         except BaseException:
             with suppress(Exception):
                 call_scheduler(address, routes.CLOSE, uid=uid)
@@ -197,7 +201,7 @@ def _begin_creation(
 
 
 def _make_object(
-    client: Client,
+    context: OwnerContext,
     address: str,
     uid: str,
     options: ObjectOptions,
@@ -207,6 +211,8 @@ def _make_object(
     """Make the actors of a new object."""
     count = options.shards or min(len(workers), _MAX_DEFAULT_SHARDS)
     replicas = options.replicas
+    if replicas > len(workers) and context.grows:
+        replicas = len(workers)
     if replicas > len(workers):
         raise SpecError(
             f"replicas={replicas} needs as many workers, and there are {len(workers)} now"
@@ -218,7 +224,7 @@ def _make_object(
         for copy in range(replicas)
     ]
     # The futures in `made` keep the actors alive until the scheduler's plugin does.
-    made = make_actors(client, SharedActor, wanted)
+    made = make_actors(context.client, SharedActor, wanted)
     actors = [replica for replica, _ in made]
     shards = [actors[start : start + replicas] for start in range(0, len(actors), replicas)]
     answer: Any = call_scheduler(address, routes.FINISH_CREATION, uid=uid, shards=shards)

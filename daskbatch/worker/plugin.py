@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.metrics import time
 from distributed.threadpoolexecutor import thread_state as pool_state
@@ -25,6 +26,7 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec
@@ -113,6 +115,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._helper = get_helper_thread()
         self._ticking = False
         self._gangs = GangSlots(worker)
+        self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
@@ -122,11 +125,14 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
+                "created": psutil.Process().create_time(),
             }
         )
 
-    def teardown(self, worker: Worker) -> None:
+    async def teardown(self, worker: Worker) -> None:
         """Stop all tasks, and end what this worker has started; called by Dask."""
+        await self._departure.finish()
+        self._departure.close()
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
@@ -161,6 +167,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             if not self._ticking:
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
+        self._departure.note_begin(run)
 
     def _context(self, run: Progress) -> TaskContext:
         """Return the context of the members of a block that runs in this thread."""
@@ -192,7 +199,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if isinstance(slot, PoolSlot):
             # The pool reads this to decide whether the thread ends.
             pool_state.proceed = slot.finish()
-        if run.journal is not None:
+        if run.journal is not None and run.interrupted is None:
             run.journal.set_running(-1)
             self._journals.append(run.journal)
         # On the event loop this runs before Dask's own work for a finished key. So a request to

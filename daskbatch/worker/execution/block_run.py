@@ -141,7 +141,7 @@ class BlockRun(Progress):
                     if value is not None:
                         remaining_bytes -= len(value)
                 now = perf_counter()
-                if journal is not None and spec.journaled:
+                if journal is not None and spec.journaled and member != self.interrupted:
                     journal.record((member, status, value, now - last, output))
                 log.record(member, status, value, now - last, output)
                 last = now

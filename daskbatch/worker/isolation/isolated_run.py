@@ -331,7 +331,7 @@ class IsolatedRun(Progress):
         """Record an outcome that no child sends; called while no child uses the journal."""
         if self.journal is not None:
             self.journal.resume()
-            if self.spec.journaled:
+            if self.spec.journaled and member != self.interrupted:
                 self.journal.record((member, status, value, 0.0, output))
         self.log.record(member, status, value, perf_counter() - self.claims.began, output)
 
