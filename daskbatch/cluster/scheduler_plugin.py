@@ -18,6 +18,7 @@ from distributed import Scheduler, SchedulerPlugin
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
+from daskbatch.cluster.growth.demands import Demands
 from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.messages import (
     BatchEnded,
@@ -98,6 +99,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
         self._capacities = Capacities(scheduler)
+        self._demands = Demands(scheduler)
         self._departures = departures_of(scheduler)
         self._departures.tracker = self._worker_losses
         self._background: set[asyncio.Task[None]] = set()
@@ -168,6 +170,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if client is None:
             return []
         self._gangs.end_idle()
+        self._demands.remove(topic)
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
+from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
@@ -132,6 +133,16 @@ class Dispatcher:
             record for some in members for record in some if group is None or record.group is group
         ]
         return sorted(records, key=lambda record: record.rank)
+
+    def demand(self, unknown: float) -> TaskDemand:
+        """Return how many slots the unfinished tasks could use; see `measure_demand`."""
+        with self._changed:
+            members = (
+                record
+                for block in list(self.table.live.values())
+                for record in block.unfinished_members()
+            )
+            return self.table.measure_demand(members, unknown)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Settle all unfinished tasks: as failed with an error, or as cancelled."""

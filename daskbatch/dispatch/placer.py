@@ -146,6 +146,10 @@ class Placer:
         for family, count in calls.items():
             self._durations.add(family, count, seconds[family], largest.get(family, 0))
 
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long tasks like this one took on average; None if none has run."""
+        return None if record.call is None else self._durations.seconds(record.call.family)
+
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         """Return what the packer needs to know of each task."""
         alike: dict[tuple[Hashable, Hashable], Candidate] = {}

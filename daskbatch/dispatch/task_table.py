@@ -159,6 +159,11 @@ class TaskTable:
         record.block = None
         self.set_phase(record, Phase.WAITING)
 
+    def measure_demand(self, records: Iterable[TaskRecord], unknown: float) -> TaskDemand:
+        """Return what unfinished tasks could use; see `demand.measure_demand`."""
+        unfinished = self.outcomes.unfinished
+        return measure_demand(records, unfinished, self._placer.expected_seconds, unknown)
+
     # -- blocks ---------------------------------------------------------------------------
 
     def place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
