@@ -66,9 +66,11 @@ class Batch:
         and never closes it. None uses the scheduler that the environment variable
         ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names; if there is none, it
         starts a cluster on this machine, which ends with the Batch.
-    num_workers : int, optional
+    num_workers : int or (int, int), optional
         Number of worker processes of the cluster on this machine, one task slot each; by default
-        the number of CPUs that this process may use. Not allowed with `cluster`, and ignored if
+        the number of CPUs that this process may use. A pair is the least and the most: the cluster
+        grows while tasks wait for a slot, and shrinks when slots are idle for
+        ``daskbatch.idle-timeout``. Not allowed with `cluster`, and ignored if
         ``DASKBATCH_CLUSTER`` or the setting names a scheduler.
     name : str, optional
         Name on Dask's dashboard for tasks that have no better one.
@@ -139,7 +141,7 @@ class Batch:
         self,
         cluster: str | Client | Cluster | None = None,
         *,
-        num_workers: int | None = None,
+        num_workers: int | tuple[int, int] | None = None,
         name: str | None = None,
         background_batching: bool = True,
         strict: bool = False,
@@ -940,7 +942,7 @@ class Batch:
 
 def open_batch(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     name: str | None,
     environment: Mapping[str, str],
 ) -> Batch:
@@ -958,7 +960,7 @@ def open_batch(
 
 def _create_context(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     name: str | None,
     background_batching: bool,
     environment: Mapping[str, str] | None,

@@ -94,7 +94,8 @@ class Session:
         self._released = False
         self._lock = threading.RLock()  # a finalizer may run while a thread holds it
         self._connection = connection
-        self.grows = grows if connection is None else connection.embedded is None
+        embedded = None if connection is None else connection.embedded
+        self.grows = grows if embedded is None else embedded.is_elastic
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
@@ -360,7 +361,7 @@ def _setting(topic: str, connection: Connection | None) -> Setting:
 def make_session(
     batch: str,
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
 ) -> Session:
