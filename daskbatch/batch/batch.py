@@ -444,6 +444,8 @@ class Batch:
         cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
+        restartable: bool = False,
+        walltime: float | timedelta | None = None,
     ) -> TaskFactory:
         """Set how tasks are run, apart from their arguments.
 
@@ -476,6 +478,13 @@ class Batch:
         cwd, env
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
+        restartable : bool
+            Whether a task may run again after the loss of its worker though it reads what it writes,
+            since it continues from what it has saved itself.
+        walltime : float or timedelta, optional
+            How long a task may take, in seconds. It does not begin on a worker whose announced end
+            comes sooner (``--lifetime``, or the time limit of its SLURM job). Nothing stops it; see
+            `timeout`.
 
         Returns
         -------
@@ -512,6 +521,8 @@ class Batch:
             cores=cores,
             cwd=cwd,
             env=env,
+            restartable=restartable,
+            walltime=walltime,
         )
         return TaskFactory(self._context, settings)
 

@@ -20,6 +20,7 @@ from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.growth.demands import Demands
 from daskbatch.cluster.leaving.departures import departures_of
+from daskbatch.cluster.leaving.walltimes import Walltimes
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -77,7 +78,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory)``: where the worker keeps its journals.
+    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it keeps
+      its journals, and when it ends.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
@@ -98,7 +100,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
-        self._capacities = Capacities(scheduler)
+        self._capacities = Capacities(scheduler, self._worker_losses.end_of)
+        self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
         self._demands = Demands(scheduler)
         self._departures = departures_of(scheduler)
         self._departures.tracker = self._worker_losses
@@ -107,7 +110,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._worker_losses.record_process,
+                "daskbatch-hello": self._hello,
             }
         )
         scheduler.handlers.update(
@@ -236,6 +239,11 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Forward a worker's report to the client that it concerns."""
         self._notify(topic, BlockReported(report))
 
+    def _hello(self, **process: Any) -> None:
+        """Record the process of a worker that has joined, and when it ends."""
+        self._worker_losses.record_process(**process)
+        self._walltimes.retry_soon()
+
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -300,6 +308,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
+        self._walltimes.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])

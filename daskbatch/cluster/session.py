@@ -385,7 +385,7 @@ def make_session(
 
 def _requires(options: Options) -> bool:
     """Return whether options require something that a cluster may not have."""
-    return bool(options.resources or options.workers or options.gang)
+    return bool(options.resources or options.workers or options.gang or options.walltime)
 
 
 def _require_not_loading() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ class _Worker:
     directory: str = ""
     #: When its process began, as `psutil` says.
     created: float = 0.0
+    #: When it will end, in seconds since the epoch, as far as that is announced.
+    ends: float = math.inf
     #: By topic, what ran when it began nothing more; None as long as it begins tasks.
     leaving: Mapping[str, bytes] | None = None
     #: What it has interrupted; None as long as something may run there.
@@ -150,12 +153,18 @@ class WorkerLossTracker:
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
     def record_process(
-        self, pid: int, owner: str, directory: str, created: float, worker: str
+        self, pid: int, owner: str, directory: str, created: float, ends: float, worker: str
     ) -> None:
-        """Record the process of a worker, and where it keeps its journals."""
+        """Record the process of a worker, where it keeps its journals, and when it will end."""
         self.add_worker(worker)
         found = self._workers[worker]
         found.pid, found.owner, found.directory, found.created = pid, owner, directory, created
+        found.ends = ends
+
+    def end_of(self, worker: str) -> float:
+        """Return when a worker will end, in seconds since the epoch; infinite if unknown."""
+        found = self._workers.get(worker)
+        return math.inf if found is None else found.ends
 
     def knows(self, worker: str) -> bool:
         """Return whether a worker has daskbatch's plugin."""

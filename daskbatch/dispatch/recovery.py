@@ -95,7 +95,7 @@ def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord])
     str or None
         None if it may run again.
     """
-    if not may_run_again(record):
+    if not (record.options.restartable or may_run_again(record)):
         return "it writes what it reads, so that a second run could do something else"
     if any(any(shared_channels(record.reads, other.writes)) for other in beside):
         return "what it reads may have been written since"

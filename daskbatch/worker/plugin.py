@@ -26,6 +26,7 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.worker.announced_end import announced_end
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
@@ -43,11 +44,15 @@ from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 from daskbatch.worker.slot_holding import GangSlots
+from daskbatch.worker.termination import leave_on_sigterm
 
 PLUGIN_NAME = "daskbatch-worker"
 
 #: The interval at which the event loop asks running blocks for reports, and checks their budgets.
 _TICK_INTERVAL_SECONDS = 0.02
+
+#: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
+_WALLTIME = "daskbatch_walltime"
 
 #: Values up to this size are kept in journals, for the case that the worker is killed.
 _MAX_JOURNALED_BYTES = 1 << 16
@@ -93,6 +98,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initial_state.record()
         if worker.nanny is not None:
             _record_added_environment()
+            leave_on_sigterm(worker)
         #: The blocks that run, by topic and number.
         self._runs: dict[tuple[str, int], Progress] = {}
         #: What members were given instead of being run, by topic and number of their block.
@@ -115,6 +121,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._helper = get_helper_thread()
         self._ticking = False
         self._gangs = GangSlots(worker)
+        #: When this worker ends, in seconds since the epoch, as far as that is announced.
+        self._ends = announced_end(getattr(worker, "lifetime", None))
         self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
@@ -126,6 +134,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
                 "created": psutil.Process().create_time(),
+                "ends": self._ends,
             }
         )
 
@@ -168,6 +177,15 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
         self._departure.note_begin(run)
+        if self._ends != math.inf and not self._fits(run):
+            run.defer_rest()
+
+    def _fits(self, run: Progress) -> bool:
+        """Return whether a block that begins is over, by its walltime, before this worker ends."""
+        assert run.context is not None
+        task = self._worker.state.tasks.get(run.context.key)
+        walltime = ((task and task.annotations) or {}).get(_WALLTIME)
+        return walltime is None or time() + walltime <= self._ends
 
     def _context(self, run: Progress) -> TaskContext:
         """Return the context of the members of a block that runs in this thread."""
