@@ -14,11 +14,13 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import dask
 import psutil
+from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.metrics import time
 from distributed.threadpoolexecutor import thread_state as pool_state
@@ -53,6 +55,9 @@ _TICK_INTERVAL_SECONDS = 0.02
 
 #: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
 _WALLTIME = "daskbatch_walltime"
+
+#: The default of `daskbatch.stop-grace`.
+_STOP_GRACE = "2s"
 
 #: Values up to this size are kept in journals, for the case that the worker is killed.
 _MAX_JOURNALED_BYTES = 1 << 16
@@ -120,6 +125,11 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         open_worker(worker.local_directory)
         self._helper = get_helper_thread()
         self._ticking = False
+        #: How long a member may take to stop until its slot is given to others; and the blocks of
+        #: such members.
+        grace = dask.config.get("daskbatch.stop-grace", default=_STOP_GRACE)
+        self._stop_grace: float = parse_timedelta(grace)
+        self._stuck: weakref.WeakSet[Progress] = weakref.WeakSet()
         self._gangs = GangSlots(worker)
         #: When this worker ends, in seconds since the epoch, as far as that is announced.
         self._ends = announced_end(getattr(worker, "lifetime", None))
@@ -252,9 +262,20 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._ticking = bool(runs)
         for run in runs:
             run.tick()
+            if run.seconds_stopping() > self._stop_grace and run not in self._stuck:
+                self._leave_slot(run)
             self._send(run)
         if runs:
             self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
+
+    def _leave_slot(self, run: Progress) -> None:
+        """Leave the slot of a member that does not stop to others; it keeps its thread."""
+        self._stuck.add(run)
+        run.defer_rest()
+        if run.context is not None:
+            # In another thread: the lock of the pool may be held for a moment.
+            slot = run.context.slot
+            threading.Thread(target=slot.release, name="daskbatch-release", daemon=True).start()
 
     def _send(self, run: Progress) -> None:
         for report in run.reports():

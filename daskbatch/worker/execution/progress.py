@@ -141,6 +141,10 @@ class Progress(ABC):
         self.interrupted = None
         return False
 
+    def seconds_stopping(self) -> float:
+        """Return for how long the running member has not stopped, though it was told to; else 0."""
+        return 0.0
+
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
         with self._report_lock:

@@ -56,6 +56,8 @@ class ThreadRun(BlockRun):
         self._due: tuple[int, int, float] | None = None
         #: The call that was interrupted because its time limit had passed.
         self._timed_out = 0
+        #: The member that was last told to stop, and when that was first done.
+        self._told_to_stop = (-1, 0.0)
         #: The member whose executable runs; it stays the same while the lock is held to stop it.
         self._executing = -1
         self._stop_lock = threading.Lock()
@@ -164,11 +166,21 @@ class ThreadRun(BlockRun):
         due, running = self._due, self.running
         if due is not None and perf_counter() > due[2]:
             self._timed_out = due[0]
+            self._note_stop(due[1])
             self._caller.stop(due[0])
         elif self._decided.get(running) == Status.CANCELLED:
             self._interrupt(running)
 
+    def seconds_stopping(self) -> float:
+        member, since = self._told_to_stop
+        return perf_counter() - since if member >= 0 and member == self.running else 0.0
+
+    def _note_stop(self, member: int) -> None:
+        if self._told_to_stop[0] != member:
+            self._told_to_stop = member, perf_counter()
+
     def _interrupt(self, member: int) -> None:
+        self._note_stop(member)
         with self._stop_lock:
             if self._executing != member:
                 due = self._due
