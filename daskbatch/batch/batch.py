@@ -479,8 +479,8 @@ class Batch:
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
         restartable : bool
-            Whether a task may run again after the loss of its worker though it reads what it writes,
-            since it continues from what it has saved itself.
+            Whether a task may run again after the loss of its worker though it reads what it
+            writes, since it continues from what it has saved itself.
         walltime : float or timedelta, optional
             How long a task may take, in seconds. It does not begin on a worker whose announced end
             comes sooner (``--lifetime``, or the time limit of its SLURM job). Nothing stops it; see

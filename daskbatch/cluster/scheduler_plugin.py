@@ -78,8 +78,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it keeps
-      its journals, and when it ends.
+    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
+      keeps its journals, and when it ends.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:

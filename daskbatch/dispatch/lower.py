@@ -51,8 +51,8 @@ GANG = "daskbatch-gang"
 #: Dask keeps the key on the scheduler.
 UNGRANTED = "daskbatch-ungranted"
 
-#: The name of the annotation of keys with a walltime, in seconds; and a resource that no worker has:
-#: Dask must not run these keys before a worker is there that stays long enough.
+#: The name of the annotation of keys with a walltime, in seconds; and a resource that no worker
+#: has: Dask must not run these keys before a worker is there that stays long enough.
 WALLTIME, UNFITTED = "daskbatch_walltime", "daskbatch-unfitted"
 
 #: The name of tokens in Dask. With another task's name, Dask would expect tokens to take as

@@ -1,7 +1,7 @@
 """Decides where the parts of a shared object are to be: what to add, to drop, and to move.
 
-The functions change nothing. Workers are given by their addresses. See `registry`, which carries out
-what they decide.
+The functions change nothing. Workers are given by their addresses. See `registry`, which carries
+out what they decide.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class Move(NamedTuple):
 
     Parameters
     ----------
-    index : int
-        The shard.
+    shard : int
+        The index of the shard.
     source, target : str
         The worker that has it, and the worker that is to have it.
     """
 
-    index: int
+    shard: int
     source: str
     target: str
 
@@ -85,7 +85,7 @@ def spread(shards: Mapping[int, Sequence[str]], able: Sequence[str]) -> list[Mov
     Examples
     --------
     >>> spread({0: ["a"], 1: ["a"], 2: ["a"]}, ["a", "b"])
-    [Move(index=0, source='a', target='b')]
+    [Move(shard=0, source='a', target='b')]
     >>> spread({0: ["a", "b"], 1: ["a", "b"]}, ["a", "b"])
     []
     """
@@ -116,9 +116,9 @@ def spread(shards: Mapping[int, Sequence[str]], able: Sequence[str]) -> list[Mov
         if found is None:
             break
         moves.append(found)
-        moved.add(found.index)
-        places[found.index].remove(found.source)
-        places[found.index].append(found.target)
+        moved.add(found.shard)
+        places[found.shard].remove(found.source)
+        places[found.shard].append(found.target)
         load[found.source] -= 1
         load[found.target] += 1
     return moves

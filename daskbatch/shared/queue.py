@@ -41,10 +41,10 @@ _STRICT_ACCESS = "daskbatch.worker.execution.strict_access"
 class Queue:
     """A queue that the client, tasks and their child processes share: first in, first out.
 
-    It lives on one worker. If that leaves in good order, the queue moves to another one; if it dies,
-    the queue is lost, unless it has copies. Items are copied when they are put. A task that waits
-    for an item, or for room, releases its worker slot meanwhile; a consumer that dies takes no item
-    with it.
+    It lives on one worker. If that leaves in good order, the queue moves to another one; if it
+    dies, the queue is lost, unless it has copies. Items are copied when they are put. A task that
+    waits for an item, or for room, releases its worker slot meanwhile; a consumer that dies takes
+    no item with it.
 
     Parameters
     ----------

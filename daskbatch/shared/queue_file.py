@@ -45,8 +45,8 @@ def _records(proxy: ObjectProxy, token: bytes) -> Iterator[tuple[bytes, Any, Any
         page = proxy.call(0, operations.QUEUE_PAGE, token, position)
         if page is None:
             raise ServiceLost(
-                f"{proxy.description} has moved to another worker while it was being saved; save it "
-                "again"
+                f"{proxy.description} has moved to another worker while it was being saved; save it"
+                " again"
             )
         if not page:
             return

@@ -367,7 +367,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 if layout.replicas and index not in obj.joining and index not in obj.moving
             }
             for move in spread(idle, self._workers()):
-                obj.moving[move.index] = move.source, move.target
+                obj.moving[move.shard] = move.source, move.target
             self._add_missing_backups(obj)
 
     def _add_missing_backups(self, obj: _Object) -> None:

@@ -1,8 +1,8 @@
 """Ends what a worker does before it leaves: begins nothing more, and reports what it had begun.
 
 A worker that leaves in good order does this at the request of the scheduler's part
-(`cluster.leaving.departures`), which waits for its answers. A worker that closes without one does it
-in `finish`. All runs on the worker's event loop, except for `note_begin`.
+(`cluster.leaving.departures`), which waits for its answers. A worker that closes without one does
+it in `finish`. All runs on the worker's event loop, except for `note_begin`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class WorkerDeparture:
 
     Messages that the worker receives on the stream from its scheduler:
 
-    - ``daskbatch-leave(request, seconds)``: begin nothing more; after `seconds` stop what runs. None
-      for no limit.
+    - ``daskbatch-leave(request, seconds)``: begin nothing more; after `seconds` stop what runs.
+      None for no limit.
     - ``daskbatch-stay(request)``: go on after all.
 
     Messages that it sends:

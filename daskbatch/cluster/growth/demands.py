@@ -1,8 +1,8 @@
 """Tells adaptive clusters how many workers tasks could use, also those that share a Dask key.
 
-Dask counts keys. Tasks whose duration is unknown share a few keys at first, so Dask would ask for one
-worker for a thousand of them. Clients report how many tasks could run and how long they take; the
-target is what it would be if each task were a key. All runs on the scheduler's event loop.
+Dask counts keys. Tasks whose duration is unknown share a few keys at first, so Dask would ask for
+one worker for a thousand of them. Clients report how many tasks could run and how long they take;
+the target is what it would be if each task were a key. All runs on the scheduler's event loop.
 """
 
 from __future__ import annotations

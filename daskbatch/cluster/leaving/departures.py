@@ -8,9 +8,10 @@ A worker leaves in these steps; each is over before the next begins:
    stopped, and the client decides by the rules for lost workers whether it runs again.
 4. The values that were made meanwhile move, and Dask removes the worker.
 
-This takes the place of Dask's `Scheduler.retire_workers`, which refuses workers with actors, and has
-running tasks run a second time elsewhere. Nannies that close call the handler ``daskbatch_leave``
-(`cluster.nanny_plugin`), and so do workers that get SIGTERM. All runs on the scheduler's event loop.
+This takes the place of Dask's `Scheduler.retire_workers`, which refuses workers with actors, and
+has running tasks run a second time elsewhere. Nannies that close call the handler
+``daskbatch_leave`` (`cluster.nanny_plugin`), and so do workers that get SIGTERM. All runs on the
+scheduler's event loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Has tasks with a walltime run only on workers that stay long enough.
 
-The Dask key of such a task requires a resource that no worker has (`lower.UNFITTED`). So Dask keeps it
-in the state ``no-worker``, until a worker is there that stays as long as the task takes; then the key
-is restricted to these workers, and Dask runs it. A key that arrives too late at its worker comes back
-to the client, which submits the task again. All runs on the scheduler's event loop.
+The Dask key of such a task requires a resource that no worker has (`lower.UNFITTED`). So Dask keeps
+it in the state ``no-worker``, until a worker is there that stays as long as the task takes; then
+the key is restricted to these workers, and Dask runs it. A key that arrives too late at its worker
+comes back to the client, which submits the task again. All runs on the scheduler's event loop.
 """
 
 from __future__ import annotations

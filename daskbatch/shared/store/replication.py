@@ -1,4 +1,4 @@
-"""Primary-backup replication of a shard or a queue: forwards changes to the backups, and builds new ones.
+"""Primary-backup replication: forwards changes to the backups, and builds new ones.
 
 The scheme is that of Alsberg & Day (1976) and Budhiraja et al. (The primary-backup approach,
 1993). The scheduler's plugin alone decides which replica is the primary and which are backups,
