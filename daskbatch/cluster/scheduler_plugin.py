@@ -105,6 +105,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._demands = Demands(scheduler)
         self._departures = departures_of(scheduler)
         self._departures.tracker = self._worker_losses
+        self._departures.users.append(self._gangs.uses)
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {

@@ -18,6 +18,9 @@ from distributed import Worker
 
 from daskbatch.forking import after_fork
 
+#: How long the nanny may take to answer.
+_NANNY_TIMEOUT_SECONDS = 2.0
+
 #: The process whose signal handler is set; -1 for none.
 _pid = -1
 
@@ -51,7 +54,12 @@ async def _leave(worker: Worker) -> None:
     # Whatever goes wrong: the process is to end.
     with contextlib.suppress(Exception):
         await worker.scheduler.daskbatch_leave(worker=worker.address)
-    await worker.close(nanny=True, reason="daskbatch: SIGTERM")
+    # Not by `close(nanny=True)`: the nanny may have been signalled, too, and be gone.
+    with contextlib.suppress(Exception):
+        nanny = worker.rpc(worker.nanny)
+        reason = "daskbatch: the worker has got SIGTERM"
+        await asyncio.wait_for(nanny.close_gracefully(reason=reason), _NANNY_TIMEOUT_SECONDS)
+    await worker.close(nanny=False, reason="daskbatch: SIGTERM")
 
 
 @after_fork

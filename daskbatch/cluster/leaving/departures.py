@@ -141,7 +141,9 @@ class Departures:
 
         A worker that retires itself leaves in any case, even if no other one can take what it has.
         """
-        if (workers is not None or names is not None) and (kwargs or (workers and names)):
+        if (workers is not None or names is not None) and (
+            kwargs or (workers is not None and names is not None)
+        ):
             # Dask's own method says what is wrong.
             return await self._retire_as_dask(workers=workers, names=names, **kwargs)  # type: ignore[no-any-return]
         if names is not None:
