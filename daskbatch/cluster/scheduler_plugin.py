@@ -80,6 +80,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
     - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
       keeps its journals, and when it ends.
+    - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
@@ -112,6 +113,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
                 "daskbatch-hello": self._hello,
+                "daskbatch-ends": self._worker_losses.record_end,
             }
         )
         scheduler.handlers.update(

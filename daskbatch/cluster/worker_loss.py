@@ -161,6 +161,11 @@ class WorkerLossTracker:
         found.pid, found.owner, found.directory, found.created = pid, owner, directory, created
         found.ends = ends
 
+    def record_end(self, ends: float, worker: str) -> None:
+        """Record when a worker will end, in seconds since the epoch."""
+        if worker in self._workers:
+            self._workers[worker].ends = ends
+
     def end_of(self, worker: str) -> float:
         """Return when a worker will end, in seconds since the epoch; infinite if unknown."""
         found = self._workers.get(worker)

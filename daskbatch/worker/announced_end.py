@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import psutil
+
+#: How long SLURM may take to say when a job ends.
+_ANSWER_TIMEOUT_SECONDS = 20.0
 
 #: Variables in which batch systems say when a job ends, in seconds since the epoch.
 _END_VARIABLES = ("SLURM_JOB_END_TIME",)
@@ -43,3 +48,43 @@ def announced_end(
         if text.isdigit():
             ends.append(float(text))
     return min(ends)
+
+
+def ask_slurm(environment: Mapping[str, str] = os.environ) -> float:
+    """Ask SLURM when the job of this process ends; infinite if that is unknown. It may take seconds.
+
+    Older versions of SLURM do not say it in the environment.
+
+    Parameters
+    ----------
+    environment : mapping
+        The environment of this process.
+    """
+    job = environment.get("SLURM_JOB_ID", "")
+    if not job.isdigit() or "SLURM_JOB_END_TIME" in environment:
+        return math.inf
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%e"],
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_TIMEOUT_SECONDS,
+            check=True,
+        )
+        return parse_time(answer.stdout)
+    except (OSError, subprocess.SubprocessError):
+        return math.inf
+
+
+def parse_time(text: str) -> float:
+    """Return a time of SLURM, in seconds since the epoch; infinite if it is none.
+
+    Examples
+    --------
+    >>> parse_time("N/A")
+    inf
+    """
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        return math.inf

@@ -28,7 +28,7 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
-from daskbatch.worker.announced_end import announced_end
+from daskbatch.worker.announced_end import announced_end, ask_slurm
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
@@ -84,8 +84,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     block for reports, at intervals and at the end, and sends them.
 
     Messages that the worker receives on the stream from its scheduler: `daskbatch-revoke`,
-    `daskbatch-forget`, `daskbatch-end`. It sends `daskbatch-hello`, `daskbatch-report` and
-    `daskbatch-revoked`.
+    `daskbatch-forget`, `daskbatch-end`. It sends `daskbatch-hello`, `daskbatch-ends`,
+    `daskbatch-report` and `daskbatch-revoked`.
     """
 
     name = PLUGIN_NAME
@@ -147,6 +147,18 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "ends": self._ends,
             }
         )
+
+        if "SLURM_JOB_ID" in os.environ:
+            threading.Thread(
+                target=self._ask_end, args=[worker], name="daskbatch-end-time", daemon=True
+            ).start()
+
+    def _ask_end(self, worker: Worker) -> None:
+        """Find out, in a thread, when the job of this worker ends, and report it."""
+        ends = min(self._ends, ask_slurm())
+        if ends != self._ends:
+            self._ends = ends
+            worker.loop.add_callback(worker.batched_send, {"op": "daskbatch-ends", "ends": ends})
 
     async def teardown(self, worker: Worker) -> None:
         """Stop all tasks, and end what this worker has started; called by Dask."""

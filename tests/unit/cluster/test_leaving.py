@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.leaving.recipients import Holding, not_begun, unable_to_leave
 from daskbatch.cluster.leaving.walltimes import fitting
-from daskbatch.worker.announced_end import announced_end
+from daskbatch.worker.announced_end import announced_end, ask_slurm
 
 ALL = Holding(unique_values=True, shards=True)
 
@@ -54,6 +57,18 @@ def test_workers_that_stay_long_enough() -> None:
 )
 def test_the_announced_end(lifetime: float | None, environment: dict[str, str], end: float) -> None:
     assert announced_end(lifetime, 1000.0, environment) == end
+
+
+def test_slurm_says_when_a_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "squeue"
+    program.write_text('#!/bin/sh\ntest "$3" = 17 && echo 2026-01-02T03:04:05\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    end = datetime(2026, 1, 2, 3, 4, 5).timestamp()
+    assert ask_slurm({"SLURM_JOB_ID": "17"}) == end
+    assert ask_slurm({"SLURM_JOB_ID": "18"}) == math.inf
+    assert ask_slurm({"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "1"}) == math.inf
+    assert ask_slurm({}) == math.inf
 
 
 def test_a_refused_connection_is_known_at_once() -> None:
