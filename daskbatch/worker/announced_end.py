@@ -1,4 +1,7 @@
-"""Finds out when a worker will end, as far as that is announced."""
+"""Finds out when a worker will end, as far as that is announced.
+
+Any thread may call the functions. They raise nothing: what cannot be found out is not announced.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def announced_end(
 
 
 def ask_slurm(environment: Mapping[str, str] = os.environ) -> float:
-    """Ask SLURM when the job of this process ends; infinite if that is unknown. It may take seconds.
+    """Ask SLURM, for some seconds, when the job of this process ends; infinite if unknown.
 
     Older versions of SLURM do not say it in the environment.
 

@@ -126,6 +126,7 @@ class Run:
         tasks: dict[str, list[Task]] = {"append": [], "large": [], "count": []}
         for number in range(TASKS):
             path = str(self.root / f"ä file {self.number}-{number}")
+            Path(path).touch()
             access = {"reads": batch.read(path), "writes": batch.write(path)}
             tasks["append"].append(
                 batch.function(append, path, rng.choice([0.01, 0.1, 0.6]), **access)

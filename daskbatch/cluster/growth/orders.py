@@ -1,4 +1,7 @@
-"""Finds out whether workers of a cluster are on order: requested, and not there yet."""
+"""Finds out whether workers of a cluster are on order: requested, and not there yet.
+
+Any thread may call the function, and it never raises.
+"""
 
 from __future__ import annotations
 

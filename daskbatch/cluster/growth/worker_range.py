@@ -1,4 +1,7 @@
-"""Reads how many workers an embedded cluster has: a number, or the least and the most."""
+"""Reads how many workers an embedded cluster has: a number, or the least and the most.
+
+The function is pure; it raises `SpecError` for a value that is wrong.
+"""
 
 from __future__ import annotations
 

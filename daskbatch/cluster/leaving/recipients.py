@@ -1,4 +1,7 @@
-"""Decides which workers can leave without a loss. The functions change nothing."""
+"""Decides which workers can leave without a loss.
+
+The functions are pure: `departures` describes the workers to them.
+"""
 
 from __future__ import annotations
 
