@@ -80,6 +80,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
     - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
       keeps its journals, and when it ends.
+    - ``daskbatch-interrupted(topic, key, trace)``: a block was interrupted, since the worker
+      leaves.
     - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
@@ -113,6 +115,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
                 "daskbatch-hello": self._hello,
+                "daskbatch-interrupted": self._interrupted,
                 "daskbatch-ends": self._worker_losses.record_end,
             }
         )
@@ -241,6 +244,10 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _report(self, topic: str, report: bytes, worker: str) -> None:
         """Forward a worker's report to the client that it concerns."""
         self._notify(topic, BlockReported(report))
+
+    def _interrupted(self, topic: str, key: Any, trace: bytes, worker: str) -> None:
+        """Notify a client that a block was interrupted, because its worker leaves."""
+        self._notify(topic, self._worker_losses.event_of_interruption(key, trace, worker))
 
     def _hello(self, **process: Any) -> None:
         """Record the process of a worker that has joined, and when it ends."""

@@ -96,11 +96,11 @@ class _Departed(NamedTuple):
     Parameters
     ----------
     keys : mapping
-        By topic, the Dask keys of the blocks that it has interrupted.
+        By topic, the Dask keys of the blocks that did not stop.
     traces : mapping
         By topic, a pickled list of what ran of them.
     stuck : bool
-        Whether a member still ran, though it was told to stop.
+        Whether a member still ran, though it was told to stop: one of these keys.
     """
 
     keys: Mapping[str, Iterable[Any]]
@@ -124,7 +124,7 @@ class _Worker:
     ends: float = math.inf
     #: By topic, what ran when it began nothing more; None as long as it begins tasks.
     leaving: Mapping[str, bytes] | None = None
-    #: What it has interrupted; None as long as something may run there.
+    #: What did not stop; None as long as it leaves tasks time to end.
     departed: _Departed | None = None
     #: How much memory it used when it was killed for that; 0 if it was not.
     out_of_memory_bytes: int = 0
@@ -187,7 +187,7 @@ class WorkerLossTracker:
         traces: Mapping[str, bytes],
         stuck: bool,
     ) -> None:
-        """Record what a worker has interrupted before it leaves; see `_Departed`."""
+        """Record what still runs on a worker that leaves; see `_Departed`."""
         if worker in self._workers:
             self._workers[worker].departed = _Departed(keys, traces, stuck)
 
@@ -200,6 +200,12 @@ class WorkerLossTracker:
         """Record that a worker has died, and the keys that it may have begun, by topic."""
         if address in self._workers:
             self._workers[address].began = began
+
+    def event_of_interruption(self, key: Any, trace: bytes, worker: str) -> WorkerDied:
+        """Return the event for a block that a worker has interrupted, since it leaves."""
+        found = self._workers.get(worker)
+        details = {} if found is None else _details(worker, found, None)
+        return WorkerDied([key], details, trace, planned=True)
 
     async def events_of_death(self, address: str) -> dict[str, WorkerDied]:
         """Find out what a worker that died had done; returns the event for each topic."""
@@ -220,13 +226,7 @@ class WorkerLossTracker:
             # It has begun nothing since it reported this.
             known = worker.leaving if departed is None else departed.traces
             fate = fate._replace(traces=known)
-        details = {
-            "worker": address,
-            "exitcode": fate.exitcode,
-            "memory": worker.out_of_memory_bytes or _memory(worker.state),
-            "memory_limit": worker.state.memory_limit or None,
-            "out_of_memory": bool(worker.out_of_memory_bytes),
-        }
+        details = _details(address, worker, fate.exitcode)
         return {
             topic: WorkerDied(
                 keys,
@@ -277,6 +277,17 @@ class WorkerLossTracker:
             )
             return WorkerFate(*answer)
         return None
+
+
+def _details(address: str, worker: _Worker, exitcode: int | None) -> dict[str, Any]:
+    """Return what is known of the end of a worker: keyword arguments of `WorkerLost`."""
+    return {
+        "worker": address,
+        "exitcode": exitcode,
+        "memory": worker.out_of_memory_bytes or _memory(worker.state),
+        "memory_limit": worker.state.memory_limit or None,
+        "out_of_memory": bool(worker.out_of_memory_bytes),
+    }
 
 
 def _memory(state: Any) -> int | None:

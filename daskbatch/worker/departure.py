@@ -39,9 +39,11 @@ class WorkerDeparture:
     - ``daskbatch-leaving(request, executing, traces)``: nothing begins from here on. `executing`
       has the Dask keys that run, and `traces` has, by topic, the pickled `JournaledBlock` of each
       block that runs.
-    - ``daskbatch-left(request, keys, traces, stuck)``: nothing of daskbatch runs from here on.
-      `keys` has, by topic, the Dask keys of the blocks that were interrupted, and `traces` what
-      ran of them. `stuck` says whether a member still runs, though it was told to stop.
+    - ``daskbatch-interrupted(topic, key, trace)``: a block has ended that was interrupted; `trace`
+      is a pickled list of its `JournaledBlock`.
+    - ``daskbatch-left(request, keys, traces, stuck)``: nothing of daskbatch runs from here on,
+      unless `stuck` is set. Then `keys` has, by topic, the Dask keys of the blocks that run though
+      they were told to stop, and `traces` what runs of them.
 
     Parameters
     ----------
@@ -82,6 +84,19 @@ class WorkerDeparture:
         if run.context is not None:
             self._keys.add(run.context.key)
 
+    def report_end(self, run: Progress) -> None:
+        """Report the end of a block that was interrupted; on the event loop."""
+        if run.interrupted is None or run.context is None:
+            return
+        self._worker.batched_send(
+            {
+                "op": "daskbatch-interrupted",
+                "topic": run.spec.topic,
+                "key": run.context.key,
+                "trace": _packed([run])[run.spec.topic],
+            }
+        )
+
     def _leave(self, request: int, seconds: float | None) -> None:
         self._begin_leaving(request)
         if self._task is not None:
@@ -94,6 +109,7 @@ class WorkerDeparture:
         runs = self._running()
         for run in runs:
             run.defer_rest()
+            run.tick()  # a block in a child learns from it which member runs
             self._note_key(run)
             self._report(run)
         executing = [task.key for task in self._executing()]
@@ -139,18 +155,17 @@ class WorkerDeparture:
         if self._finished:
             return
         self._finished = self._leaving = True
-        interrupted = []
         for run in self._running():
             run.defer_rest()
             run.tick()  # a block in a child learns from it which member runs
             self._report(run)
-            if run.interrupt():
-                interrupted.append(run)
+            run.interrupt()
         deadline = Deadline(_STOP_TIMEOUT_SECONDS)
         while self._running() and not deadline.passed:
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+        stuck = self._running()
         keys: dict[str, list[Any]] = {}
-        for run in interrupted:
+        for run in stuck:
             if run.context is not None:
                 keys.setdefault(run.spec.topic, []).append(run.context.key)
         self._worker.batched_send(
@@ -158,8 +173,8 @@ class WorkerDeparture:
                 "op": "daskbatch-left",
                 "request": self._request,
                 "keys": keys,
-                "traces": _packed(interrupted),
-                "stuck": bool(self._running()),
+                "traces": _packed(stuck),
+                "stuck": bool(stuck),
             }
         )
 

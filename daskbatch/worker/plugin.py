@@ -263,6 +263,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def _finish(self, run: Progress) -> None:
         self._send(run)
+        self._departure.report_end(run)
         with self._lock:
             # If Dask runs a key twice, the second run may begin before the first has ended.
             if self._runs.get(_key(run.spec)) is run:

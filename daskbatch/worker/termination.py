@@ -17,6 +17,7 @@ from typing import Any
 from distributed import Worker
 
 from daskbatch.forking import after_fork
+from daskbatch.worker.execution.ending import notice_sigterm, told_to_end
 
 #: How long the nanny may take to answer.
 _NANNY_TIMEOUT_SECONDS = 2.0
@@ -43,9 +44,11 @@ def leave_on_sigterm(worker: Worker) -> None:
         task.add_done_callback(_tasks.discard)
 
     def handle(number: int, frame: Any) -> None:
+        told_to_end.set()
         loop.call_soon_threadsafe(leave)
 
     signal.signal(signal.SIGTERM, handle)
+    notice_sigterm()
     _pid = os.getpid()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed import Client, LocalCluster, get_worker
 from support.waiting import wait_until
@@ -218,6 +219,28 @@ def test_sigterm_to_a_worker_lets_what_runs_end(batch: Batch, tmp_path: Path) ->
         task.get(60)
     assert contents(tmp_path, 6) == ["begin end "] * 6
     assert count_of(d.get, range(30)) == 30
+
+
+def test_an_executable_that_gets_sigterm_with_its_worker_has_not_failed(
+    batch: Batch, tmp_path: Path
+) -> None:
+    program = 'echo $$ >> "$0/pids"; test -e "$0/go" || exec sleep 600'
+    task = batch.process("sh", "-c", program, tmp_path)
+    task.start()
+    pids = tmp_path / "pids"
+    wait_until(lambda: pids.exists() and pids.read_text(), "it has not begun")
+    child = psutil.Process(int(pids.read_text()))
+    worker = next(pid for pid in batch.client.run(os.getpid).values() if _is_above(pid, child))
+    (tmp_path / "go").touch()
+    # As a batch system does at the end of a job's time.
+    child.terminate()
+    os.kill(worker, signal.SIGTERM)
+    assert task.get(60) == 0
+    assert len(pids.read_text().split()) == 2
+
+
+def _is_above(pid: int, child: psutil.Process) -> bool:
+    return pid in {parent.pid for parent in child.parents()}
 
 
 def _terminate_child() -> int | None:

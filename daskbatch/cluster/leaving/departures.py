@@ -66,7 +66,7 @@ class Tracker(Protocol):
         traces: Mapping[str, bytes],
         stuck: bool,
     ) -> None:
-        """Record what a worker has interrupted before it leaves."""
+        """Record what still runs on a worker that leaves."""
 
 
 @dataclass(slots=True, eq=False)
@@ -310,7 +310,7 @@ class Departures:
         stuck: bool,
         worker: str,
     ) -> None:
-        """Record what a worker has interrupted: nothing of daskbatch runs there any longer."""
+        """Record that nothing of daskbatch runs on a worker any longer, but for what is stuck."""
         if self.tracker is not None:
             self.tracker.record_left(worker, keys, traces, stuck)
         departure = self._departures.get(worker)

@@ -13,12 +13,13 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from daskbatch.errors import TaskTimeout
+from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import reworded
 from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
 from daskbatch.worker.execution.capture import Capture
+from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.mpi.job import run_job
@@ -139,7 +140,14 @@ class ThreadRun(BlockRun):
         self._thread = threading.get_ident()
         self._executing = member
         try:
-            return execute()
+            value = execute()
+            if type(value) is int and ended_with_worker(value):
+                self.interrupted = member
+            return value
+        except ProcessFailed as error:
+            if ended_with_worker(error.returncode):
+                self.interrupted = member
+            raise
         except OSError as error:
             if isinstance(error, TaskTimeout) or error.errno is None:
                 raise
@@ -149,7 +157,7 @@ class ThreadRun(BlockRun):
                 self._executing = -1
 
     def _may_retry(self, member: int) -> bool:
-        return member not in self._decided
+        return member not in self._decided and member != self.interrupted
 
     # -- other threads --------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
+from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.progress import Progress
@@ -300,6 +301,9 @@ class IsolatedRun(Progress):
                 # The member did not cause the end, and the one before it is over.
                 self._failed_starts += end is _End.GONE
             elif member in self._stopped:
+                self._record_without_child(member, Status.CANCELLED, None, output)
+            elif end is _End.GONE and ended_with_worker(code):
+                self.interrupted = member
                 self._record_without_child(member, Status.CANCELLED, None, output)
             else:
                 limits = self.spec.limits.get(member, NO_LIMITS)
