@@ -33,10 +33,24 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def batch(cluster: LocalCluster) -> Iterator[Batch]:
-    cluster.scale(3)
     with Batch(cluster) as batch:
-        wait_until(lambda: batch.num_workers == 3, "the workers have not joined")
+        scale_to(cluster, batch, 3)
         yield batch
+
+
+def scale_to(cluster: LocalCluster, batch: Batch, workers: int) -> None:
+    """Have a cluster get workers, also in place of those that were retired by others."""
+
+    def is_there() -> bool:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status.name in ("closed", "failed"):
+                del cluster.workers[name]
+                cluster.worker_spec.pop(name, None)
+        if len(cluster.worker_spec) != workers:
+            cluster.scale(workers)
+        return batch.num_workers == workers
+
+    wait_until(is_there, f"there are not {workers} workers")
 
 
 # -- what tasks do ----------------------------------------------------------------------
@@ -111,7 +125,7 @@ def test_scale_down_to_one_loses_nothing(
     assert [queue.get(timeout=60) for queue in queues] == [0, 1, 2]
     assert {shard["missing"] for shard in twice.stats()} == {1}
 
-    cluster.scale(3)
+    scale_to(cluster, batch, 3)
     wait_until(lambda: {shard["missing"] for shard in twice.stats()} == {0}, "no copy was made")
     wait_until(lambda: len({shard["worker"] for shard in once.stats()}) == 3, "nothing spreads")
     assert count_of(once.get, range(30)) == count_of(twice.get, range(30)) == 30
@@ -121,6 +135,7 @@ def test_scale_to_zero_and_up_again(cluster: LocalCluster, batch: Batch, tmp_pat
     tasks = read_write_tasks(batch, tmp_path, 6)
     await_begun(tmp_path, 3)
     cluster.scale(0)
+    wait_until(lambda: not cluster.scheduler.running, "the workers do not begin to leave")
     (tmp_path / "go").touch()
     wait_until(lambda: batch.num_workers == 0, "the workers have not left")
     assert sorted(task.state for task in tasks) == ["done"] * 3 + ["waiting"] * 3
@@ -170,9 +185,8 @@ def test_a_retired_worker_stays_away(cluster: LocalCluster, batch: Batch, tmp_pa
 
 
 def test_past_the_time_tasks_run_again_or_are_lost(cluster: LocalCluster, tmp_path: Path) -> None:
-    cluster.scale(2)
     with Batch(cluster) as batch, dask.config.set({"daskbatch.leave-timeout": "200ms"}):
-        wait_until(lambda: batch.num_workers == 2, "there are not two workers")
+        scale_to(cluster, batch, 2)
         names = ["lost", "restartable", "free"]
         tasks = {}
         for name in names:
@@ -197,8 +211,7 @@ def _move_to_new_worker(batch: Batch, cluster: LocalCluster, task: Task, path: P
     """Start a task, and retire the worker that it runs on while it runs."""
     task.start()
     wait_until(lambda: path.exists() and path.read_text(), "the task has not begun")
-    cluster.scale(len(cluster.worker_spec) + 1)
-    wait_until(lambda: batch.num_workers >= 2, "no other worker has joined")
+    scale_to(cluster, batch, 2)
     batch.client.retire_workers([path.with_suffix(".where").read_text()])
 
 
@@ -243,14 +256,13 @@ def _is_above(pid: int, child: psutil.Process) -> bool:
     return pid in {parent.pid for parent in child.parents()}
 
 
-def _terminate_child() -> int | None:
-    import multiprocessing
-
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=[600])
-    child.start()
-    child.terminate()
-    child.join(30)
-    return child.exitcode
+def _terminate_child() -> int:
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_sigterm_ends_what_a_task_has_forked(batch: Batch) -> None:
@@ -339,7 +351,7 @@ def test_a_thread_that_does_not_stop_leaves_its_slot(tmp_path: Path) -> None:
         dask.config.set({"daskbatch.stop-grace": "200ms"}),
         Batch(num_workers=1) as batch,
     ):
-        stuck = batch.function(_sleep_in_c, tmp_path / "begun", 6)
+        stuck = batch.function(_sleep_in_c, tmp_path / "begun", 3)
         stuck.start()
         wait_until((tmp_path / "begun").exists, "it has not begun")
         assert stuck.cancel()
@@ -355,9 +367,9 @@ def test_a_thread_that_does_not_stop_leaves_its_slot(tmp_path: Path) -> None:
 def test_a_dictionary_without_a_batch_moves(cluster: LocalCluster) -> None:
     from daskbatch import DDict, Queue
 
-    cluster.scale(2)
+    with Batch(cluster) as batch:
+        scale_to(cluster, batch, 2)
     with Client(cluster) as client:
-        client.wait_for_workers(2, timeout=60)
         d, queue = DDict(client, shards=2), Queue(client, replicas=2)
         d.update({number: number for number in range(30)})
         queue.put("a")
