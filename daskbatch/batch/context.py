@@ -216,7 +216,7 @@ class BatchContext:
             if method is not None:
                 method(mode, obj, keys, wait)
 
-        return OwnerContext(session.client, session.batch, before_access)
+        return OwnerContext(session.client, session.batch, before_access, grows=session.grows)
 
     def _await_conflicting_shared(
         self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool

@@ -77,6 +77,8 @@ def make_settings(
     cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
+    restartable: bool = False,
+    walltime: float | timedelta | None = None,
 ) -> TaskSettings:
     """Validate the options of tasks; see `Batch.options`."""
     directory = path_of(cwd)
@@ -92,6 +94,8 @@ def make_settings(
         cores=cores,
         cwd=None if directory is None else context.absolute(directory),
         env=env,
+        restartable=restartable,
+        walltime=walltime,
     )
     name = require_name(name)
     removed = _channels(removes, Mode.WRITE, "removes")

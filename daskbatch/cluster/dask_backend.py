@@ -153,9 +153,9 @@ class ClusterBackend:
                 self._answer(question, not_begun, stopping)
             case ValuesLost(keys):
                 self._call_guarded(listener.values_lost, keys)
-            case WorkerDied(keys, details, traces):
+            case WorkerDied(keys, details, traces, planned):
                 found = None if traces is None else pickle.loads(traces)
-                self._call_guarded(listener.worker_died, keys, details, found)
+                self._call_guarded(listener.worker_died, keys, details, found, planned)
             case SlotsChanged() | BatchEnded():
                 pass
 

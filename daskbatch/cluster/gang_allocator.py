@@ -109,6 +109,15 @@ class GangAllocator:
             for gang in sorted(self._gangs.values(), key=lambda gang: gang.order)
         ]
 
+    def uses(self, address: str) -> bool:
+        """Return whether a gang that runs elsewhere has slots of a worker."""
+        return any(
+            holder.address == address
+            for gang in self._gangs.values()
+            if gang.state is GangState.RUNNING
+            for holder in gang.holders
+        )
+
     # -- what happens on the scheduler ----------------------------------------------------
 
     def transition(self, key: Any, start: str, finish: str) -> None:

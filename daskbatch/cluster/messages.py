@@ -52,11 +52,14 @@ class WorkerDied(NamedTuple):
         What is known of its death: keyword arguments of `daskbatch.WorkerLost`.
     traces : bytes, optional
         A pickled list of `JournaledBlock`: what it had done; None if that is unknown.
+    planned : bool
+        Whether it has left in good order, and has interrupted what ran.
     """
 
     keys: Sequence[BlockKey]
     details: Mapping[str, Any]
     traces: bytes | None
+    planned: bool = False
 
 
 class BatchEnded(NamedTuple):

@@ -19,6 +19,9 @@ from distributed import Scheduler, SchedulerPlugin
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
+from daskbatch.cluster.growth.demands import Demands
+from daskbatch.cluster.leaving.departures import departures_of
+from daskbatch.cluster.leaving.walltimes import Walltimes
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -76,7 +79,11 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory)``: where the worker keeps its journals.
+    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
+      keeps its journals, and when it ends.
+    - ``daskbatch-interrupted(topic, key, trace)``: a block was interrupted, since the worker
+      leaves.
+    - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
@@ -97,13 +104,20 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
-        self._capacities = Capacities(scheduler)
+        self._capacities = Capacities(scheduler, self._worker_losses.end_of)
+        self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
+        self._demands = Demands(scheduler)
+        self._departures = departures_of(scheduler)
+        self._departures.tracker = self._worker_losses
+        self._departures.users.append(self._gangs.uses)
         self._background: set[asyncio.Task[None]] = set()
         scheduler.stream_handlers.update(
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._worker_losses.record_process,
+                "daskbatch-hello": self._hello,
+                "daskbatch-interrupted": self._interrupted,
+                "daskbatch-ends": self._worker_losses.record_end,
             }
         )
         scheduler.handlers.update(
@@ -174,6 +188,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if client is None:
             return []
         self._gangs.end_idle()
+        self._demands.remove(topic)
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
@@ -239,6 +254,15 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Forward a worker's report to the client that it concerns."""
         self._notify(topic, BlockReported(report))
 
+    def _interrupted(self, topic: str, key: Any, trace: bytes, worker: str) -> None:
+        """Notify a client that a block was interrupted, because its worker leaves."""
+        self._notify(topic, self._worker_losses.event_of_interruption(key, trace, worker))
+
+    def _hello(self, **process: Any) -> None:
+        """Record the process of a worker that has joined, and when it ends."""
+        self._worker_losses.record_process(**process)
+        self._walltimes.retry_soon()
+
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -286,6 +310,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Complete the answers of a worker that has left, and report its death; called by Dask."""
+        self._departures.remove_worker(worker)
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
@@ -302,6 +327,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
+        self._walltimes.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])

@@ -25,6 +25,8 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.growth.demand_report import DemandReport
+from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
@@ -98,7 +100,8 @@ class Session:
         self._released = False
         self._lock = threading.RLock()  # a finalizer may run while a thread holds it
         self._connection = connection
-        self.grows = grows if connection is None else connection.embedded is None
+        embedded = None if connection is None else connection.embedded
+        self.grows = grows if embedded is None else embedded.is_elastic
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
@@ -114,6 +117,7 @@ class Session:
             self._backend = ClusterBackend(self.client, self.topic, task_key)
             self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
             self.dispatcher.outcomes.context = within
+            self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
@@ -158,14 +162,16 @@ class Session:
             A task requires what no worker offers, and the cluster does not grow.
         """
         asking = [record for record in records if _requires(record.options)]
-        refused = _refused(asking, self._backend.capacities()) if asking else {}
+        refused = self._refused(asking, self._backend.capacities()) if asking else {}
         if refused:
             # What is known of the workers may be old.
-            refused = _refused(asking, self._backend.capacities(fresh=True))
+            refused = self._refused(asking, self._backend.capacities(fresh=True))
         if refused and not self.grows:
             record, why = next(iter(refused.items()))
             raise SpecError(f"task {record.label} {why}")
         self.dispatcher.submit(records, name, group)
+        if self.grows:
+            self._demand.start()
         if asking:
             self._watch_requirements(asking, set(refused))
 
@@ -187,13 +193,25 @@ class Session:
         del records
 
         def check(workers: list[Capacity]) -> None:
-            refused = _refused([r for r in watched if r.phase == Phase.WAITING], workers)
+            refused = self._refused([r for r in watched if r.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({r: why for r, why in refused.items() if r in unmet_before})
             unfinished = [record for record in watched if not record.over]
             if unfinished:
                 self._watch_requirements(unfinished, set(refused))
 
-        self._backend.capacities_later(config.get_seconds("unmet-timeout"), check)
+        timeout = config.get_optional_seconds("unmet-timeout")
+        if timeout is not None:
+            self._backend.capacities_later(timeout, check)
+
+    def _refused(
+        self, records: Sequence[TaskRecord], workers: Sequence[Capacity]
+    ) -> dict[TaskRecord, str]:
+        """Return the tasks that no worker can run, and why; none while workers are on order."""
+        if self.grows and (
+            not any(worker.is_here for worker in workers) or are_workers_on_order(self.client)
+        ):
+            return {}
+        return _refused(records, workers)
 
     def require_alive(self) -> None:
         """Check that the cluster still exists, and that this client is registered there.
@@ -360,7 +378,7 @@ def _setting(topic: str, connection: Connection | None, streams: bool) -> Settin
 def make_session(
     batch: str,
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
     streams: bool = False,
@@ -387,7 +405,7 @@ def make_session(
 
 def _requires(options: Options) -> bool:
     """Return whether options require something that a cluster may not have."""
-    return bool(options.resources or options.workers or options.gang)
+    return bool(options.resources or options.workers or options.gang or options.walltime)
 
 
 def _require_not_loading() -> None:

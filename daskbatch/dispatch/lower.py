@@ -51,6 +51,10 @@ GANG = "daskbatch-gang"
 #: Dask keeps the key on the scheduler.
 UNGRANTED = "daskbatch-ungranted"
 
+#: The name of the annotation of keys with a walltime, in seconds; and a resource that no worker
+#: has: Dask must not run these keys before a worker is there that stays long enough.
+WALLTIME, UNFITTED = "daskbatch_walltime", "daskbatch-unfitted"
+
 #: The name of tokens in Dask. With another task's name, Dask would expect tokens to take as
 #: long as that task, and let idle workers steal them together with the values.
 TOKEN = "daskbatch_token"
@@ -366,6 +370,9 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
         return found
     if options.resources:
         found["resources"] = dict(options.resources)
+    if options.walltime is not None:
+        found["resources"] = {**dict(options.resources), UNFITTED: 1}
+        found[WALLTIME] = options.walltime
     if options.workers:
         found["workers"] = list(options.workers)
     if options.other_workers:

@@ -200,6 +200,11 @@ class TaskRecord:
         return unfinished
 
     @property
+    def restartable(self) -> bool:
+        """Whether the task may run again though it reads what it writes."""
+        return self.options.restartable
+
+    @property
     def uid(self) -> str:
         """A text that identifies the task among all tasks."""
         return f"{self.client_id}-{self.number}"

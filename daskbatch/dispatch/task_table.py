@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import time
 from typing import Any
 from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.completion import CompletionTracker
+from daskbatch.dispatch.demand import TaskDemand, measure_demand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
@@ -177,6 +178,11 @@ class TaskTable:
         record.begin = begin
         self.set_phase(record, Phase.RUNNING)
 
+    def measure_demand(self, records: Iterable[TaskRecord], unknown: float) -> TaskDemand:
+        """Return what unfinished tasks could use; see `demand.measure_demand`."""
+        unfinished = self.outcomes.unfinished
+        return measure_demand(records, unfinished, self._placer.expected_seconds, unknown)
+
     # -- blocks ---------------------------------------------------------------------------
 
     def place(self, records: Sequence[TaskRecord], name: str, again: bool = True) -> None:
@@ -305,7 +311,11 @@ class TaskTable:
         block.lost = self._any_lost = True
 
     def recover(
-        self, block: SubmittedBlock, running: int | None, details: Mapping[str, Any]
+        self,
+        block: SubmittedBlock,
+        running: int | None,
+        details: Mapping[str, Any],
+        planned: bool = False,
     ) -> list[TaskRecord]:
         """Settle the members of a lost block that must not run again; returns the others.
 
@@ -317,6 +327,8 @@ class TaskTable:
             The member that was running; -1 if none was, None if that is unknown.
         details : mapping
             What is known of the worker's death; see `lost_with_worker`.
+        planned : bool
+            Whether the worker has left in good order.
         """
         requeued = []
         unfinished = block.unfinished_members()
@@ -326,11 +338,12 @@ class TaskTable:
                 self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
-                self.deaths[record] += 1
+                self.deaths[record] += not planned
                 beside = [r for r in unfinished if r is not record] if running is None else ()
                 reason = rerun_refusal(record, self.deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self.deaths[record], details)
+                    attempt = self.deaths[record] + planned
+                    error = lost_with_worker(record, reason, attempt, details, planned)
                     failure = pack_error(error, record.label)
                     self.settle_member(block, record, Status.FAILED, failure)
                     continue

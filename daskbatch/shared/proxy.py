@@ -196,6 +196,21 @@ class ObjectProxy:
         _ = self.info
         return self._layouts[index]
 
+    def describe_layout(self, index: int) -> dict[str, Any]:
+        """Return which worker serves a shard, how many copies it has, and how many are missing.
+
+        Raises
+        ------
+        ServiceLost
+            The shard is lost.
+        """
+        layout = self.layout(index)
+        if not layout.replicas:
+            raise self._lost_error(layout.lost)
+        copies = len(layout.replicas) - 1
+        missing = max(0, self.info.options.replicas - 1 - copies)
+        return {"worker": layout.replicas[0].worker, "copies": copies, "missing": missing}
+
     def refresh(self) -> None:
         """Request the layouts from the scheduler.
 

@@ -177,7 +177,7 @@ class BlockRun(Progress):
                             cpu = self._usage.cpu_seconds
                             self._usage = None
                         self._retried = 0
-                if journal is not None and spec.journaled:
+                if journal is not None and spec.journaled and member != self.interrupted:
                     journal.record((member, status, value, seconds, output, ended, cpu, details))
                 log.record(member, status, value, seconds, output, ended, cpu, details)
                 last = now
