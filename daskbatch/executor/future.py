@@ -80,6 +80,8 @@ class BatchPoolFuture(Future[Any]):
     >>> future = executor.submit(pow, 2, 10)
     >>> future.result(), future.exception()
     (1024, None)
+    >>> future.add_done_callback(lambda over: print(over.result()))
+    1024
     >>> future.task.state, future.running(), future.cancel()
     ('done', False, False)
     """

@@ -178,7 +178,7 @@ def submodules_of(names: CodeNames, values: Iterable[Any]) -> list[ModuleType]:
         The values that the code refers to; there may be packages among them.
     """
     modules = sys.modules
-    used = [each for each in values if type(each) is ModuleType]
+    used: list[Any] = [each for each in values if type(each) is ModuleType]
     if not used and not names.imports:
         return []
     used += [modules.get(name.partition(".")[0]) for name in names.imports]

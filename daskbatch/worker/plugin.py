@@ -385,7 +385,7 @@ def _record_added_environment() -> None:
 def _rank_pool() -> RankPool | None:
     """Return the ranks of this process; None if no job has run, since a worker starts without."""
     found = sys.modules.get("daskbatch.worker.mpi.rank_pool")
-    return None if found is None else found.get_rank_pool()  # type: ignore[no-any-return]
+    return None if found is None else found.get_rank_pool()
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

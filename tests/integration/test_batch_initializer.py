@@ -54,8 +54,9 @@ def prepared() -> Any:
 
 @pytest.mark.parametrize("isolation", ["thread", "process", "fresh"])
 def test_settings_of_libraries_hold_in_every_task(prepared: Batch, isolation: str) -> None:
+    count = 1 if isolation == "fresh" else 8  # each task starts a child then
     options = prepared.options(isolation=isolation)
-    tasks = [options.function(all_settings, number) for number in range(8)]
+    tasks = [options.function(all_settings, number) for number in range(count)]
     program = prepared.compile([*tasks, options.function(third), options.function(level_of_logger)])
     program.run(SECONDS, check=True)
     *found, text, level = program.get()
