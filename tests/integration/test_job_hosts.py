@@ -72,20 +72,20 @@ with Batch(address) as batch:
     found["mpi"] = [run(job), job.stdout.get()]
 
     # Callables: the communicator spans both hosts; output and failures come from both.
-    def place(comm, base):
+    def place(base, comm):
         import socket, subprocess
         found = subprocess.run(["ip", "-o", "-4", "addr", "show", "dev", "e0"], capture_output=True)
         address = found.stdout.decode().split("inet ")[1].split("/")[0]
         print(f"rank {comm.rank} on {address}")
         return comm.allreduce(base + comm.rank), comm.bcast(address), address, os.getpid()
 
-    def fail(comm, ranks):
+    def fail(ranks, comm):
         print(f"e{comm.rank}", file=sys.stderr)
         if comm.rank in ranks:
             raise LookupError(f"no value on rank {comm.rank}")
         comm.Barrier()
 
-    def die(comm, rank, first):
+    def die(rank, first, comm):
         Path(f"{first}.{comm.rank}").write_text(f"{os.getpid()}\\n")
         if comm.rank == rank:
             while not all(Path(f"{first}.{each}").exists() for each in range(3)):
