@@ -5,12 +5,14 @@ Lines that are not valid, such as a torn last one, are left out. Any thread may 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from daskbatch.errors import SpecError
+from daskbatch.records.event_log import complete
 from daskbatch.records.event_schema import END_STATES, EVENTS_FILE, VERSION
 from daskbatch.records.run_record import (
     BarrierEntry,
@@ -49,6 +51,9 @@ def read_run(directory: Path, run: str | None = None) -> RunRecord:
         The file cannot be read.
     """
     path = directory / EVENTS_FILE
+    # What a client that was killed had not formatted. The directory may be read-only.
+    with contextlib.suppress(OSError):
+        complete(directory)
     if not path.is_file():
         raise SpecError(f"{directory} has no {EVENTS_FILE}: it is not the log_dir of a Batch")
     runs: dict[str, list[_Event]] = {}
