@@ -101,7 +101,7 @@ class CompiledTask(Task):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
-        context.programs.add(self)
+        context.programs[record.number] = self
 
     @property
     def graph(self) -> Graph:

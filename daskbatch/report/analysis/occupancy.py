@@ -19,7 +19,8 @@ class Occupancy:
     Parameters
     ----------
     run : RunRecord
-        The run. If its slots are not known, their number is the largest number taken at once.
+        The run. Its slots are the largest number that there were at one time; if that is not
+        known, the largest number taken at once.
     worker : str, optional
         Only the slots of this worker; by default those of all.
 
@@ -40,9 +41,8 @@ class Occupancy:
         self._times = sorted(changes)
         self._taken = [*accumulate(changes[time] for time in self._times)]
         self.peak = max(self._taken, default=0)
-        threads = [each.threads for each in run.slots if worker in (None, each.worker)]
-        # Workers may have left, and others may have come.
-        self.slots = sum(threads) or self.peak
+        threads = sum(each.threads for each in run.slots if worker in (None, each.worker))
+        self.slots = (run.capacity if worker is None else 0) or threads or self.peak
         full = [
             (end - begin) if taken >= self.slots else 0.0
             for (begin, end), taken in zip(pairwise(self._times), self._taken, strict=False)
