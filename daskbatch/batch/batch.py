@@ -30,8 +30,6 @@ from daskbatch.batch.log_directory import prepare, record_events
 from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
-from daskbatch.batch.reporting.batch_views import batch_form, write_batch_report
-from daskbatch.batch.reporting.live_display import show
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
@@ -240,9 +238,13 @@ class Batch:
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
     def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.batch_views import batch_form  # few programs need it
+
         return batch_form(self._context, self._held_tasks())
 
     def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
         show(self, lambda batch: not batch._is_idle())
 
     def _held_tasks(self) -> Iterable[Task]:
@@ -893,6 +895,8 @@ class Batch:
         ...     batch.report(Path(directory) / "run.html").name
         'run.html'
         """
+        from daskbatch.batch.reporting.batch_views import write_batch_report
+
         return write_batch_report(self._context, self._held_tasks(), filename)
 
     # -- the end --------------------------------------------------------------------------

@@ -10,17 +10,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.copies import copy_record, copy_records
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, program_info
 from daskbatch.batch.positions import numbered
-from daskbatch.batch.reporting.critical_path import CriticalPath, critical_path
-from daskbatch.batch.reporting.live_display import show
-from daskbatch.batch.reporting.live_record import program_record
-from daskbatch.batch.reporting.notebook_forms import program_html
 from daskbatch.batch.result import failure_of, tasks_failed
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
@@ -31,14 +27,11 @@ from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.report.graphs.collapse import choose_picture
-from daskbatch.report.graphs.dot import to_dot
-from daskbatch.report.graphs.draw import draw
-from daskbatch.report.graphs.svg import to_svg
-from daskbatch.report.pages.report_page import write_report
-from daskbatch.report.trace import write_trace
 from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
+
+if TYPE_CHECKING:
+    from daskbatch.batch.reporting.critical_path import CriticalPath
 
 
 class CompiledTask(Task):
@@ -378,7 +371,9 @@ class CompiledTask(Task):
           0 [label="len"];
         }
         """
-        return to_dot(choose_picture(program_record(self), collapse, files))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.dot_text(self, collapse, files)
 
     def visualize(
         self,
@@ -420,15 +415,23 @@ class CompiledTask(Task):
         ...     program.visualize(Path(directory) / "four.svg").name
         'four.svg'
         """
-        return draw(choose_picture(program_record(self), collapse, files), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_picture(self, filename, collapse, files)
 
     def _repr_svg_(self) -> str:
-        return to_svg(choose_picture(program_record(self), None))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.svg_text(self)
 
     def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import program_html
+
         return program_html(self)
 
     def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
         show(self, lambda program: program._group.started and not program._is_over())
 
     # -- after the run --------------------------------------------------------------------
@@ -455,7 +458,9 @@ class CompiledTask(Task):
         >>> [task.name for task in path], path.steps[1].reason
         (['pow', 'str'], 'argument')
         """
-        return critical_path(program_record(self), self.tasks)
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.critical_path(self)
 
     def report(self, filename: str | Path = "report.html") -> Path:
         """Write what has happened so far into one HTML file, which needs no network.
@@ -489,7 +494,9 @@ class CompiledTask(Task):
         ...     program.report(Path(directory) / "run.html").name
         'run.html'
         """
-        return write_report(program_record(self, with_failures=True), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_report(self, filename)
 
     def trace(self, filename: str | Path = "trace.json") -> Path:
         """Write the run as trace events, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
@@ -520,7 +527,9 @@ class CompiledTask(Task):
         ...     program.trace(Path(directory) / "run.json").name
         'run.json'
         """
-        return write_trace(program_record(self, with_failures=True), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_trace(self, filename)
 
 
 def _count_accesses(records: Iterable[TaskRecord]) -> int:

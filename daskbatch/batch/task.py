@@ -20,7 +20,6 @@ from daskbatch.batch.debugging import run_here
 from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, task_info
-from daskbatch.batch.reporting.notebook_forms import handle_html, task_html
 from daskbatch.batch.result import failure_of, load_result
 from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
@@ -155,10 +154,14 @@ class Task:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
 
     def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import task_html  # few programs need it
+
         return task_html(self)
 
     def _part_html(self, part: str) -> str:
         """Return the form of a handle in notebooks; see `Handle`."""
+        from daskbatch.batch.reporting.notebook_forms import handle_html
+
         return handle_html(self, part)
 
     def __reduce__(self) -> tuple[Any, ...]:
