@@ -237,6 +237,19 @@ class Batch:
         remaining = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.batch_views import batch_form  # few programs need it
+
+        return batch_form(self._context, self._held_tasks())
+
+    def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
+        show(self, lambda batch: not batch._is_idle())
+
+    def _held_tasks(self) -> Iterable[Task]:
+        return getattr(self, "tasks", ())
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
         context = self._context
@@ -850,6 +863,41 @@ class Batch:
         if not wait_for_all(session, count_unfinished, seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
+
+    def report(self, filename: str | Path = "report.html") -> Path:
+        """Write what the tasks of this client have done into one HTML file; see `CompiledTask`.
+
+        It has the tasks that this client has started and that the program still holds, those of
+        compiled tasks as long as it holds these. It works at any time, also after the Batch has
+        ended. With ``log_dir=``, ``python -m daskbatch report`` makes one of all tasks.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     batch.report(Path(directory) / "run.html").name
+        'run.html'
+        """
+        from daskbatch.batch.reporting.batch_views import write_batch_report
+
+        return write_batch_report(self._context, self._held_tasks(), filename)
 
     # -- the end --------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class AwaitedTask(Protocol):
     def _look_at_failures(self) -> None: ...
     def _is_over(self) -> bool: ...
     def cancel(self) -> bool: ...
+    def _repr_html_(self) -> str: ...
 
     @property
     def state(self) -> str: ...
@@ -53,6 +54,9 @@ class TaskFuture(Future[Any]):
     def __init__(self, task: AwaitedTask) -> None:
         super().__init__()
         self._task = task
+
+    def _repr_html_(self) -> str:
+        return self._task._repr_html_()
 
     def cancel(self) -> bool:
         """Cancel the task; return whether it will not complete."""

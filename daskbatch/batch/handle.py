@@ -27,6 +27,9 @@ class HandleOwner(Protocol):
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         """Return what pickle is to write where a handle stands among arguments."""
 
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks."""
+
 
 class Handle:
     """The result, the stdout or the stderr of a task.
@@ -158,6 +161,9 @@ class Handle:
             "yet: give the handle itself as an argument of a task, and make the text there; or "
             f"wait for the value with {self._part}.get(); to show the handle, write {{handle!r}}"
         )
+
+    def _repr_html_(self) -> str:
+        return self._task._part_html(self._part)
 
     def __repr__(self) -> str:
         return f"<{self._part} of {self._task!r}>"

@@ -155,6 +155,17 @@ class Task:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
 
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import task_html  # few programs need it
+
+        return task_html(self)
+
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks; see `Handle`."""
+        from daskbatch.batch.reporting.notebook_forms import handle_html
+
+        return handle_html(self, part)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduce_part("result")
 

@@ -87,7 +87,8 @@ class ClusterBackend:
 
     def __init__(self, client: Client, topic: str, task_key: Any = None) -> None:
         self.client = client
-        self.slots = 0
+        #: The number of slots now, and the largest one so far: clusters grow and shrink.
+        self.slots = self.most_slots = 0
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -126,6 +127,7 @@ class ClusterBackend:
         """
         self._listener = listener
         number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.most_slots = max(self.most_slots, self.slots)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
@@ -141,6 +143,7 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            self.most_slots = max(self.most_slots, self.slots)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)

@@ -246,6 +246,11 @@ class Session:
         """The number of tasks that run at once."""
         return self._backend.slots
 
+    @property
+    def most_slots(self) -> int:
+        """The largest number of slots so far."""
+        return self._backend.most_slots
+
     def add_worker_listener(self, listener: WorkerListener) -> None:
         """Notify an object, as long as it lives, when workers have joined or left."""
         self._backend.worker_listeners.add(listener)

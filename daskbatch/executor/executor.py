@@ -178,6 +178,11 @@ class BatchPoolExecutor(Executor):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self._pool.batch!r}>"
 
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import executor_html  # few programs do
+
+        return executor_html(self._pool.slots, self._pool.count_unfinished(), self._pool.batch)
+
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("an executor cannot be sent to another process: make another one there")
 

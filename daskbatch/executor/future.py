@@ -204,6 +204,9 @@ class BatchPoolFuture(Future[Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         return self.task.__reduce__()
 
+    def _repr_html_(self) -> str:
+        return self.task._repr_html_()
+
     def __repr__(self) -> str:
         state = self._state.lower()
         if self.running():

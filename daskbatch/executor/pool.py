@@ -97,6 +97,10 @@ class Pool:
         """The calls that have not been submitted."""
         return self._submit_queue.waiting
 
+    def count_unfinished(self) -> int:
+        """Return the number of calls that are not over."""
+        return self._group.unfinished
+
     def task_context(self) -> TaskContext | None:
         """Return the context of the task that this runs in, or None outside of tasks."""
         return self._dispatcher.outcomes.current_context()

@@ -212,7 +212,7 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
     methods |= {"ddict", "queue", "job"}
-    life = {"open", "fence", "close", "join", "terminate"}
+    life = {"report", "open", "fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes
 
@@ -235,8 +235,12 @@ def test_what_tasks_offer(batch: Batch) -> None:
     program = batch.compile([function, process])
     assert own(function) == own(process) == TASK
     assert own(program) == TASK | {
-        *("tasks", "graph", "explain", "to_dot", "visualize", "failures", "skipped")
+        *("tasks", "graph", "explain", "to_dot", "visualize", "failures", "skipped"),
+        *("critical_path", "report", "trace"),
     }
+    assert shape(program.visualize) == "(filename='graph.svg', *, collapse=None, files=False)"
+    assert shape(program.report) == "(filename='report.html')"
+    assert shape(program.trace) == "(filename='trace.json')"
     for task in (function, process, program):
         for part in (task.result, task.stdout, task.stderr):
             assert own(part) == {"get", "rank"}

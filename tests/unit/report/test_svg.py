@@ -5,10 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
+from support.runs import run_of
 
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG, RAW, WAR, WAW
-from daskbatch.plan.svg import to_svg
+from daskbatch.report.graphs.picture import make_picture
+from daskbatch.report.graphs.svg import to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -18,7 +20,7 @@ GRAPH = Graph(
 
 
 def parsed(graph: Graph) -> ET.Element:
-    return ET.fromstring(to_svg(graph))
+    return ET.fromstring(to_svg(make_picture(run_of(graph))))
 
 
 def titles(graph: Graph, kind: str) -> list[str]:
