@@ -106,7 +106,7 @@ def test_all_can_be_had_after_the_batch_has_ended(tmp_path: Path) -> None:
     assert {"argument,RAW", "WAR"} <= hazards
     assert len(program.critical_path()) >= 1
     run = program_record(program)
-    assert run.slot_count == 2
+    assert run.capacity == 2
     for row in make_rows(run):
         assert not row.is_extra
     for form in (batch._repr_html_(), program._repr_html_(), program.tasks[5]._repr_html_()):

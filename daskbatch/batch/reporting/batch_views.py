@@ -56,7 +56,9 @@ def batch_form(context: BatchContext, tasks: Iterable[RecordedTask]) -> str:
 
 def _programs(context: BatchContext) -> list[Any]:
     """Return the compiled tasks that have been started and that the program holds."""
-    started = [each for each in [*context.programs] if each._group.started]
+    # Not `values()`: another thread may add one meanwhile.
+    held = [reference() for reference in context.programs.valuerefs()]
+    started = [each for each in held if each is not None and each._group.started]
     return sorted(started, key=lambda each: each._record.number)
 
 

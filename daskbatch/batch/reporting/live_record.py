@@ -153,7 +153,7 @@ def _run_record(
             ("client's host", platform.node()),
         ),
     )
-    return _with_slots(found, session.slots)
+    return _with_slots(found, session.most_slots)
 
 
 def _edges(
@@ -243,6 +243,16 @@ def _with_failure(entry: TaskEntry, task: RecordedTask, wants_output: bool) -> T
 def _with_slots(run: RunRecord, slots: int) -> RunRecord:
     """Return a record with the workers on which tasks have run.
 
+    Parameters
+    ----------
+    run : RunRecord
+        The record without workers.
+    slots : int
+        The largest number of slots that there were at one time.
+
+    Notes
+    -----
+
     A worker has at least as many slots as tasks ran there at once. All other slots of the cluster
     are one entry: which workers have them is not known once the Batch has ended.
     """
@@ -253,4 +263,4 @@ def _with_slots(run: RunRecord, slots: int) -> RunRecord:
     unused = slots - sum(entry.threads for entry in entries)
     if unused > 0:
         entries.append(SlotEntry(_UNUSED, "", unused))
-    return replace(run, slots=tuple(entries))
+    return replace(run, slots=tuple(entries), capacity=slots)

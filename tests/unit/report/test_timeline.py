@@ -109,5 +109,11 @@ def test_a_gang_takes_all_its_slots() -> None:
     assert idle(run).busy == pytest.approx(7.0)
 
 
+def test_the_slots_are_those_at_one_time() -> None:
+    run = RunRecord("r", "r", tasks=(task("a", 0, 2),), slots=slots(5), capacity=3)
+    assert Occupancy(run).slots == 3
+    assert Occupancy(run, "tcp://10.0.0.1:1").slots == 1
+
+
 def test_slots_that_are_not_known_are_those_that_were_used() -> None:
     assert Occupancy(RunRecord("r", "r", tasks=(task("a", 0, 2), task("b", 1, 3)))).slots == 2
