@@ -55,6 +55,12 @@ def dashboard_name(name: str) -> str:
     return plain if plain_is_shown else f"task_{plain}"
 
 
+def shown_name(record: TaskRecord) -> str:
+    """Return the name of a task on Dask's dashboard."""
+    prefix = "" if record.group is None else record.group.prefix
+    return dashboard_name(f"{prefix}_{record.base_name}" if prefix else record.base_name)
+
+
 def member_names(records: Sequence[TaskRecord]) -> tuple[str, NameCounts]:
     """Return the name of a block's key, and how many of its members have which name."""
     group = records[0].group
