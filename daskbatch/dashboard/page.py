@@ -147,7 +147,7 @@ class _Page:
         self._failures = Div(name="failures", sizing_mode="stretch_width")
         self._programs = _Table(
             "programs",
-            {"client": 90, "program": 140, "state": 70, "tasks": 60, **dict.fromkeys(STATES, 60)},
+            {"client": 80, "program": 130, "state": 70, "tasks": 60, **dict.fromkeys(STATES, 66)},
             height=210,
         )
         self._running = _Table(
@@ -353,6 +353,8 @@ class _Table:
             sizing_mode="stretch_width",
             height=height,
             sortable=True,
+            # That would need jquery-ui, which Dask's server does not have.
+            reorderable=False,
             selectable=False,
         )
 
@@ -474,9 +476,8 @@ def _label(client: ClientOnPage) -> str:
 
 
 def _failed_words(states: Mapping[str, int]) -> str:
-    return "".join(
-        f", {states[state]} {state}" for state in ("failed", "skipped", "cancelled") if states[state]
-    )
+    others = [state for state in ("failed", "skipped", "cancelled") if states[state]]
+    return "".join(f", {states[state]} {state}" for state in others)
 
 
 def _seconds(seconds: float) -> str:

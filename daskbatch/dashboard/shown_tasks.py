@@ -45,7 +45,7 @@ class _ShownBlock:
         How many members have which name.
     """
 
-    __slots__ = ("over", "own", "state", "names", "topic")
+    __slots__ = ("names", "over", "own", "state", "topic")
 
     def __init__(self, topic: str, names: NameCounts) -> None:
         self.topic = topic

@@ -25,6 +25,7 @@ from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
 from daskbatch.shared.placement import missing_replicas, spread, to_drop
+from daskbatch.shared.sizes import size_of
 from daskbatch.timeouts import Deadline
 
 #: The name of a client that Dask records as one that wants the actors, so that they stay until they
@@ -495,34 +496,16 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         return bool(answer["status"] == "OK")
 
     async def sizes(self, seconds: float) -> list[tuple[Any, ...]]:
-        """Return how much each object holds, as `dashboard.SharedSize` has it; asks the primaries.
+        """Return how much each object holds, as `dashboard.SharedSize` has it.
 
         Parameters
         ----------
         seconds : float
-            How long the primaries may take.
+            How long the primaries, which are asked, may take.
         """
-        objects = [each for each in self._objects.values() if each.layouts]
-        return list(await asyncio.gather(*(self._size(each, seconds) for each in objects)))
-
-    async def _size(self, obj: _Object, seconds: float) -> tuple[Any, ...]:
-        primaries = [layout.replicas[0] for layout in obj.layouts if layout.replicas]
-        totals: tuple[int | None, ...] = (None, None, None)
-        with contextlib.suppress(Exception):  # a worker does not answer: that is shown
-            answers = await asyncio.wait_for(
-                asyncio.gather(*(self._size_of(each) for each in primaries)), seconds
-            )
-            totals = tuple(map(sum, zip((0, 0, 0), *answers, strict=True)))
-        lost = len(obj.layouts) - len(primaries)
-        name = obj.name or obj.uid[:8]
-        return (obj.options.kind, name, *totals, len(obj.layouts), obj.options.replicas, lost)
-
-    async def _size_of(self, replica: Replica) -> tuple[int, int, int]:
-        answer = await self._scheduler.rpc(replica.worker).actor_execute(
-            function="size", actor=replica.key, args=[], kwargs={}
-        )
-        size: tuple[int, int, int] = pickle.loads(answer["result"])
-        return size
+        objects = [each.info for each in self._objects.values() if each.layouts]
+        asked = (size_of(self._scheduler, each, seconds) for each in objects)
+        return list(await asyncio.gather(*asked))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in the background; asyncio itself keeps no reference to its task."""
