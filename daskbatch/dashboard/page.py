@@ -15,11 +15,11 @@ from typing import Any
 
 from bokeh.models import (
     ColumnDataSource,
-    Div,
     FactorRange,
     HoverTool,
     Range1d,
 )
+from bokeh.models.widgets.markups import Div
 from bokeh.plotting import figure
 from dask.utils import format_bytes
 from distributed import Scheduler
@@ -379,7 +379,7 @@ def _progress_figure() -> tuple[Any, ColumnDataSource]:
     plot = figure(
         name="progress",
         y_range=FactorRange(),
-        x_range=Range1d(0, 1),
+        x_range=Range1d(start=0, end=1),
         height=210,
         sizing_mode="stretch_width",
         toolbar_location=None,
@@ -411,7 +411,7 @@ def _timeline_figure() -> tuple[Any, ColumnDataSource]:
     plot = figure(
         name="timeline",
         y_range=FactorRange(),
-        x_range=Range1d(-_TIMELINE_SECONDS, 0),
+        x_range=Range1d(start=-_TIMELINE_SECONDS, end=0),
         height=150,
         sizing_mode="stretch_width",
         toolbar_location=None,

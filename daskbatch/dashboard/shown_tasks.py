@@ -208,7 +208,7 @@ class ShownTasks:
             The numbers of further ones, by their names.
         """
         kept = self._failed_keys.setdefault(topic, [])
-        made = []
+        made: list[Any] = []
         counts = Counter(others)
         for name, error, worker in failures:
             if len(kept) + len(made) < _MAX_FAILED_KEYS:
