@@ -10,6 +10,7 @@ import contextlib
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Any, Protocol
@@ -171,9 +172,9 @@ def _edges(
 
     edges = {
         node: tuple(
-            EdgeEntry(uid(before), Hazard(name))
+            EdgeEntry(uid(before), hazard)
             for before, reasons in waits.items()
-            for name in reason_names(reasons)
+            for hazard in _hazards(reasons)
         )
         for node, waits in graph.waits.items()
     }
@@ -181,6 +182,11 @@ def _edges(
         BarrierEntry(uid(node), edges.get(node, ())) for node in graph.order if node >= len(tasks)
     ]
     return edges, barriers
+
+
+@cache
+def _hazards(reasons: int) -> tuple[Hazard, ...]:
+    return tuple(map(Hazard, reason_names(reasons)))
 
 
 def _producers(record: TaskRecord, members: set[int]) -> tuple[EdgeEntry, ...]:
