@@ -24,6 +24,7 @@ from daskbatch.batch.why import why_program
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.observation.output_follower import FollowedTask
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
@@ -329,6 +330,9 @@ class CompiledTask(Task):
         self.wait(timeout)
         values = [task._get_part(part, deadline.remaining()) for task in self.tasks]
         return values if part == "result" else "\n".join(filter(None, values))
+
+    def _followed(self, part: str) -> list[FollowedTask]:
+        return [followed for task in self.tasks for followed in task._followed(part)]
 
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         # Among arguments a compiled task stands for the list of its members' results.

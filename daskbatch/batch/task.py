@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from numbers import Integral
 from typing import Any
@@ -29,9 +29,11 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.observation.output_follower import FollowedTask, follow, tail
 from daskbatch.serialization import pickling
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.ranked_text import RankedText
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
@@ -559,6 +561,42 @@ class Task:
         text = output[part == "stderr"]
         # A job that has not run has written nothing.
         return text.rank(int(index)) if isinstance(text, RankedText) else ""
+
+    def _tail_part(self, part: str, count: int) -> list[str]:
+        """Return the last lines so far; see `Handle.tail`."""
+        self._require_stream(part, "tail")
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+            raise SpecError(f"tail() takes a positive number of lines, not {safe_repr(count)}")
+        return tail(self._followed(part), int(count), self._reader(part))
+
+    def _follow_part(self, part: str) -> Iterator[str]:
+        """Return an iterator over the lines as they are written; see `Handle.follow`."""
+        self._require_stream(part, "follow")
+        if not self._is_over():
+            self._require_started()
+        return follow(self._followed(part), self._dispatcher, self._reader(part))
+
+    def _require_stream(self, part: str, method: str) -> None:
+        if part == "result":
+            raise SpecError(
+                f"{method}() is for the stdout and stderr of task {self._record.label}, not for "
+                "its result"
+            )
+
+    def _followed(self, part: str) -> list[FollowedTask]:
+        """Return the tasks whose output belongs to this one's."""
+        return [FollowedTask(self._record, lambda: self._text_of(part))]
+
+    def _text_of(self, part: str) -> str:
+        """Return the whole text of a stream of this task, which is over."""
+        if self._record.output is None:
+            self._get_part(part, None)
+        output = self._record.output
+        return "" if output is None else output[part == "stderr"]
+
+    def _reader(self, part: str) -> Callable[[TaskRecord, int, int], OutputPart | None]:
+        session = self._session
+        return lambda record, position, most: session.read_output(record, part, position, most)
 
     def _fetch_result(self) -> None:
         """Fetch the result from its worker, if the task succeeded and the result is not here."""

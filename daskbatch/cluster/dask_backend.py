@@ -214,6 +214,27 @@ class ClusterBackend:
 
         self.client.loop.add_callback(ask)
 
+    def read_output(self, worker: str, **question: Any) -> tuple[int, int, bytes] | None:
+        """Ask a worker what a running member has written; None if it does not run there.
+
+        Parameters
+        ----------
+        worker : str
+            The address of the worker.
+        **question
+            The parameters of `BatchWorkerPlugin._read_output`, without the topic.
+        """
+        message = {"op": "daskbatch_output", "topic": self._topic, **question}
+        with contextlib.suppress(*UNREACHABLE_ERRORS, Exception):
+            found: tuple[int, int, bytes] | None = self.client.sync(
+                self.client.scheduler.proxy,
+                msg=message,
+                worker=worker,
+                callback_timeout=_ANSWER_TIMEOUT_SECONDS,
+            )
+            return found
+        return None
+
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster, or the registration there, is gone."""
         self.membership.require_registered()

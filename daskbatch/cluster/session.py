@@ -35,6 +35,7 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
@@ -207,6 +208,34 @@ class Session:
     def capacities(self) -> list[Capacity]:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
+
+    def read_output(
+        self, record: TaskRecord, name: str, position: int, most: int
+    ) -> OutputPart | None:
+        """Return what a running task has written; None if no worker runs it now.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        with self.dispatcher.outcomes.changed:
+            block, begin, member = record.block, record.begin, record.member
+        if block is None or begin is None or not begin.worker:
+            return None
+        answer = self._backend.read_output(
+            begin.worker,
+            block=block.number,
+            member=member,
+            name=name,
+            position=position,
+            most=most,
+        )
+        return None if answer is None else OutputPart(*answer)
 
     def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function on Dask's event loop with what the workers offer."""
