@@ -18,6 +18,7 @@ from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, program_info
 from daskbatch.batch.positions import numbered
 from daskbatch.batch.result import failure_of, tasks_failed
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
 from daskbatch.batch.why import why_program
@@ -70,7 +71,7 @@ class CompiledTask(Task):
     False
     """
 
-    __slots__ = ("__weakref__", "_access_count", "_graph", "_group", "tasks")
+    __slots__ = ("_access_count", "_graph", "_group", "tasks")
 
     def __init__(
         self,
@@ -169,6 +170,7 @@ class CompiledTask(Task):
             )
         records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
+        remember(self._session, self.tasks)
 
     def _require_not_started(self) -> None:
         raise LifecycleError(

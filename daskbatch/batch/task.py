@@ -21,6 +21,7 @@ from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, task_info
 from daskbatch.batch.result import failure_of, load_result
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Mode
@@ -72,7 +73,15 @@ class Task:
     ('done', None, 'hello', '')
     """
 
-    __slots__ = ("_context", "_future", "_in_background", "_loaded", "_record", "_session")
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_future",
+        "_in_background",
+        "_loaded",
+        "_record",
+        "_session",
+    )
 
     #: The future of the task, once `as_future` was called.
     _future: TaskFuture
@@ -255,6 +264,7 @@ class Task:
                 "again() returns a fresh one of the same description"
             )
         self._context.submit([record], record.name)
+        remember(self._session, [self])
 
     def wait(
         self, timeout: float | None = None, *, check: bool = False, progress: bool = False
