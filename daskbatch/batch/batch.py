@@ -9,7 +9,6 @@ import atexit
 import builtins
 import contextlib
 import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,29 +21,25 @@ from distributed.deploy import Cluster
 from daskbatch.batch.attentive_wait import wait_for_all
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
+from daskbatch.batch.context_creation import create_context, make_initializer
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.job_factory import Target
 from daskbatch.batch.keywords import require_no_typo, suggesting
-from daskbatch.batch.log_directory import prepare, record_events
 from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
-from daskbatch.batch.reporting.batch_views import batch_form, write_batch_report
-from daskbatch.batch.reporting.live_display import show
+from daskbatch.batch.started_tasks import started_tasks
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
 from daskbatch.batch.user_warnings import warn_all
-from daskbatch.cluster.session import Session, make_session, open_sessions
+from daskbatch.cluster.session import Session, open_sessions
 from daskbatch.describe.access import Access, Mode
-from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import BatchWarning, LifecycleError, SpecError
-from daskbatch.serialization.exceptions import reworded
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
-from daskbatch.worker.execution.client_names import make_topic
 
 if TYPE_CHECKING:
     from daskbatch.shared.creation import OwnerContext
@@ -159,17 +154,10 @@ class Batch:
         if initializer is not None and not callable(initializer):
             raise SpecError(f"initializer= must be a callable, not {safe_repr(initializer)}")
         prepared = None if initializer is None else (initializer, tuple(initargs))
-        logged = prepare(log_dir)
-        self._context = _create_context(
+        self._context = create_context(
             *(cluster, num_workers, name, background_batching, None, bool(strict), prepared),
-            streams=logged is not None,
+            log_dir,
         )
-        if logged is not None:
-            try:
-                record_events(self._session, logged, name or "batch")
-            except BaseException:
-                self._session.end()
-                raise
         watch(self)
 
     @classmethod
@@ -214,6 +202,23 @@ class Batch:
         """Whether `close` has been called."""
         return self._context.identity.closed
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that this client has started, as long as the program holds them.
+
+        They stand in the order in which they were started. The members of compiled tasks are
+        among them, and those of the background that have begun; a compiled task itself is not.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.start()
+        >>> task in batch.tasks
+        True
+        """
+        session = self._session_or_none
+        return () if session is None else started_tasks(session)  # type: ignore[return-value]
+
     def _is_idle(self) -> bool:
         """Return whether nothing is left to do here."""
         session = self._session_or_none
@@ -242,13 +247,14 @@ class Batch:
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
 
     def _repr_html_(self) -> str:
-        return batch_form(self._context, self._held_tasks())
+        from daskbatch.batch.reporting.batch_views import batch_form  # few programs need it
+
+        return batch_form(self._context, self.tasks)
 
     def _ipython_display_(self) -> None:
-        show(self, lambda batch: not batch._is_idle())
+        from daskbatch.batch.reporting.live_display import show
 
-    def _held_tasks(self) -> Iterable[Task]:
-        return getattr(self, "tasks", ())
+        show(self, lambda batch: not batch._is_idle())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
@@ -878,9 +884,9 @@ class Batch:
     def report(self, filename: str | Path = "report.html") -> Path:
         """Write what the tasks of this client have done into one HTML file; see `CompiledTask`.
 
-        It has the tasks that this client has started and that the program still holds, those of
-        compiled tasks as long as it holds these. It works at any time, also after the Batch has
-        ended. With ``log_dir=``, ``python -m daskbatch report`` makes one of all tasks.
+        It has `tasks`: those that this client has started and that the program still holds. It
+        works at any time, also after the Batch has ended. With ``log_dir=``,
+        ``python -m daskbatch report`` makes one of all tasks.
 
         Parameters
         ----------
@@ -906,7 +912,9 @@ class Batch:
         ...     batch.report(Path(directory) / "run.html").name
         'run.html'
         """
-        return write_batch_report(self._context, self._held_tasks(), filename)
+        from daskbatch.batch.reporting.batch_views import write_batch_report
+
+        return write_batch_report(self._context, self.tasks, filename)
 
     # -- the end --------------------------------------------------------------------------
 
@@ -1024,45 +1032,7 @@ def open_batch(
     environment : mapping
         Added to the environment of the workers, if the Batch starts the cluster.
     """
-    return Batch._from_context(_create_context(cluster, num_workers, name, True, environment))
-
-
-def _create_context(
-    cluster: str | Client | Cluster | None,
-    num_workers: int | tuple[int, int] | None,
-    name: str | None,
-    background_batching: bool,
-    environment: Mapping[str, str] | None,
-    strict: bool = False,
-    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
-    streams: bool = False,
-) -> BatchContext:
-    """Create a Batch on the cluster, as its first client."""
-    name = require_name(name or None)
-    batch = uuid.uuid4().hex[:12]
-    try:
-        directory = os.getcwd()
-    except FileNotFoundError as error:
-        what = "the current directory of this process has been deleted: change to another one"
-        raise reworded(error, what) from None
-    session = make_session(batch, cluster, num_workers, directory, environment, streams)
-    session.background.name = name or "batch"
-    address = Address(session.client.scheduler.address, batch, session.grows)
-    return BatchContext(
-        Identity(address, session),
-        name,
-        directory,
-        bool(background_batching),
-        strict,
-        session.background.lend(),
-        _make_initializer(batch, initializer),
-    )
-
-
-def _make_initializer(
-    batch: str, call: tuple[Callable[..., Any], tuple[Any, ...]] | None
-) -> Initializer | None:
-    return None if call is None else Initializer(make_topic(batch), *call)
+    return Batch._from_context(create_context(cluster, num_workers, name, True, environment))
 
 
 def _copy(
@@ -1076,7 +1046,7 @@ def _copy(
 ) -> Batch:
     """Unpickle a Batch: the copy is a separate client."""
     identity = Identity(Address(*address))
-    prepared = _make_initializer(identity.address.batch, initializer)
+    prepared = make_initializer(identity.address.batch, initializer)
     copy = kind._from_context(
         BatchContext(identity, name, directory, background_batching, strict, None, prepared)
     )

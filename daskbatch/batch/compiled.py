@@ -10,35 +10,30 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.copies import copy_record, copy_records
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, program_info
 from daskbatch.batch.positions import numbered
-from daskbatch.batch.reporting.critical_path import CriticalPath, critical_path
-from daskbatch.batch.reporting.live_display import show
-from daskbatch.batch.reporting.live_record import program_record
-from daskbatch.batch.reporting.notebook_forms import program_html
 from daskbatch.batch.result import failure_of, tasks_failed
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
 from daskbatch.batch.why import why_program
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.observation.output_follower import FollowedTask
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
-from daskbatch.report.graphs.collapse import choose_picture
-from daskbatch.report.graphs.dot import to_dot
-from daskbatch.report.graphs.draw import draw
-from daskbatch.report.graphs.svg import to_svg
-from daskbatch.report.pages.report_page import write_report
-from daskbatch.report.trace import write_trace
 from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
+
+if TYPE_CHECKING:
+    from daskbatch.batch.reporting.critical_path import CriticalPath
 
 
 class CompiledTask(Task):
@@ -76,7 +71,7 @@ class CompiledTask(Task):
     False
     """
 
-    __slots__ = ("__weakref__", "_access_count", "_graph", "_group", "tasks")
+    __slots__ = ("_access_count", "_graph", "_group", "tasks")
 
     def __init__(
         self,
@@ -101,7 +96,7 @@ class CompiledTask(Task):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
-        context.programs.add(self)
+        context.programs[record.number] = self
 
     @property
     def graph(self) -> Graph:
@@ -175,6 +170,7 @@ class CompiledTask(Task):
             )
         records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
+        remember(self._session, self.tasks)
 
     def _require_not_started(self) -> None:
         raise LifecycleError(
@@ -337,6 +333,9 @@ class CompiledTask(Task):
         values = [task._get_part(part, deadline.remaining()) for task in self.tasks]
         return values if part == "result" else "\n".join(filter(None, values))
 
+    def _followed(self, part: str) -> list[FollowedTask]:
+        return [followed for task in self.tasks for followed in task._followed(part)]
+
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         # Among arguments a compiled task stands for the list of its members' results.
         if part == "result":
@@ -378,7 +377,9 @@ class CompiledTask(Task):
           0 [label="len"];
         }
         """
-        return to_dot(choose_picture(program_record(self), collapse, files))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.dot_text(self, collapse, files)
 
     def visualize(
         self,
@@ -420,15 +421,23 @@ class CompiledTask(Task):
         ...     program.visualize(Path(directory) / "four.svg").name
         'four.svg'
         """
-        return draw(choose_picture(program_record(self), collapse, files), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_picture(self, filename, collapse, files)
 
     def _repr_svg_(self) -> str:
-        return to_svg(choose_picture(program_record(self), None))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.svg_text(self)
 
     def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import program_html
+
         return program_html(self)
 
     def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
         show(self, lambda program: program._group.started and not program._is_over())
 
     # -- after the run --------------------------------------------------------------------
@@ -455,7 +464,9 @@ class CompiledTask(Task):
         >>> [task.name for task in path], path.steps[1].reason
         (['pow', 'str'], 'argument')
         """
-        return critical_path(program_record(self), self.tasks)
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.critical_path(self)
 
     def report(self, filename: str | Path = "report.html") -> Path:
         """Write what has happened so far into one HTML file, which needs no network.
@@ -489,17 +500,20 @@ class CompiledTask(Task):
         ...     program.report(Path(directory) / "run.html").name
         'run.html'
         """
-        return write_report(program_record(self, with_failures=True), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_report(self, filename)
 
     def trace(self, filename: str | Path = "trace.json") -> Path:
-        """Write the run as trace events, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
+        """Write the run as a trace, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
 
         Each slot of a worker is a row, each task a slice, and each edge an arrow.
 
         Parameters
         ----------
         filename : str or Path
-            The file; it is replaced.
+            The file; it is replaced. With the suffix ``.pftrace`` it is in Perfetto's own format,
+            else it is JSON, in the Trace Event Format.
 
         Returns
         -------
@@ -520,7 +534,9 @@ class CompiledTask(Task):
         ...     program.trace(Path(directory) / "run.json").name
         'run.json'
         """
-        return write_trace(program_record(self, with_failures=True), Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_trace(self, filename)
 
 
 def _count_accesses(records: Iterable[TaskRecord]) -> int:

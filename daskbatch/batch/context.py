@@ -76,8 +76,8 @@ class BatchContext:
         self.directory = directory
         self.background_batching = background_batching
         self.strict = strict
-        #: The compiled tasks of this Batch, as long as the program holds them.
-        self.programs: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: The compiled tasks of this Batch by their numbers, as long as the program holds them.
+        self.programs: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._backlog = backlog
         # A Batch that is dropped without `close`, as when a notebook cell is run again, must not
         # leave a client behind.

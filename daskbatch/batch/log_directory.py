@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-
-import dask
-import distributed
 
 from daskbatch.batch.info import describe_warning
 from daskbatch.cluster.session import Session
@@ -86,7 +84,7 @@ def record_events(session: Session, directory: Path, name: str) -> None:
         The file of events cannot be opened.
     """
     dispatcher = session.dispatcher
-    versions = {"dask": dask.__version__, "distributed": distributed.__version__}
+    versions = {name: version(name) for name in ("dask", "distributed")}
     recorder = EventRecorder(
         directory, dispatcher.table, session.client_id, name, versions, describe_warning
     )

@@ -87,7 +87,8 @@ class ClusterBackend:
 
     def __init__(self, client: Client, topic: str, task_key: Any = None) -> None:
         self.client = client
-        self.slots = 0
+        #: The number of slots now, and the largest one so far: clusters grow and shrink.
+        self.slots = self.most_slots = 0
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -126,6 +127,7 @@ class ClusterBackend:
         """
         self._listener = listener
         number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.most_slots = max(self.most_slots, self.slots)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
@@ -141,6 +143,7 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            self.most_slots = max(self.most_slots, self.slots)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
@@ -214,6 +217,27 @@ class ClusterBackend:
                 self._call_guarded(then, [Capacity(*each) for each in found])
 
         self.client.loop.add_callback(ask)
+
+    def read_output(self, worker: str, **question: Any) -> tuple[int, int, bytes] | None:
+        """Ask a worker what a running member has written; None if it does not run there.
+
+        Parameters
+        ----------
+        worker : str
+            The address of the worker.
+        **question
+            The parameters of `BatchWorkerPlugin._read_output`, without the topic.
+        """
+        message = {"op": "daskbatch_output", "topic": self._topic, **question}
+        with contextlib.suppress(*UNREACHABLE_ERRORS, Exception):
+            found: tuple[int, int, bytes] | None = self.client.sync(
+                self.client.scheduler.proxy,
+                msg=message,
+                worker=worker,
+                callback_timeout=_ANSWER_TIMEOUT_SECONDS,
+            )
+            return found
+        return None
 
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster, or the registration there, is gone."""

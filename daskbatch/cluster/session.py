@@ -38,6 +38,7 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
@@ -231,6 +232,34 @@ class Session:
         """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
         return self._backend.gangs()
 
+    def read_output(
+        self, record: TaskRecord, name: str, position: int, most: int
+    ) -> OutputPart | None:
+        """Return what a running task has written; None if no worker runs it now.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        with self.dispatcher.outcomes.changed:
+            block, begin, member = record.block, record.begin, record.member
+        if block is None or begin is None or not begin.worker:
+            return None
+        answer = self._backend.read_output(
+            begin.worker,
+            block=block.number,
+            member=member,
+            name=name,
+            position=position,
+            most=most,
+        )
+        return None if answer is None else OutputPart(*answer)
+
     def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function on Dask's event loop with what the workers offer."""
         self._backend.capacities_later(0.0, then)
@@ -239,6 +268,11 @@ class Session:
     def slots(self) -> int:
         """The number of tasks that run at once."""
         return self._backend.slots
+
+    @property
+    def most_slots(self) -> int:
+        """The largest number of slots so far."""
+        return self._backend.most_slots
 
     def add_worker_listener(self, listener: WorkerListener) -> None:
         """Notify an object, as long as it lives, when workers have joined or left."""

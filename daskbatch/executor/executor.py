@@ -47,7 +47,6 @@ from distributed.deploy import Cluster
 
 from daskbatch.batch.batch import Batch, open_batch
 from daskbatch.batch.factory import Accesses, require_name
-from daskbatch.batch.reporting.notebook_forms import executor_html
 from daskbatch.describe.gang import count_cores, thread_limits
 from daskbatch.errors import SpecError
 from daskbatch.executor.call_factory import CallFactory
@@ -180,6 +179,8 @@ class BatchPoolExecutor(Executor):
         return f"<{type(self).__name__} on {self._pool.batch!r}>"
 
     def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import executor_html  # few programs do
+
         return executor_html(self._pool.slots, self._pool.count_unfinished(), self._pool.batch)
 
     def __reduce__(self) -> tuple[Any, ...]:

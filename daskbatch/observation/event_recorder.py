@@ -221,7 +221,7 @@ class EventRecorder:
         root = None if record.root_failure is None else record.root_failure.name
         warnings = self._table.failures.warnings_of(record)
         stdout, stderr = self._outputs.finish(record)
-        fields = {
+        fields: dict[str, Any] = {
             name: round(value, 7) if isinstance(value, float) else value
             for name, value in ran._asdict().items()
         }

@@ -6,6 +6,7 @@ one thread at a time; `Terminal` sees to that for what other threads write.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib
 import logging
@@ -25,7 +26,7 @@ from daskbatch.observation.progress_counts import (
     shown_name,
 )
 
-#: The intervals between plain lines: the first one, by which factor the next is longer, the longest.
+#: The intervals between plain lines: the first, by which factor the next is longer, the longest.
 _FIRST_LINE_SECONDS, _LINE_FACTOR, _MAX_LINE_SECONDS = 2.0, 2.0, 300.0
 
 _CLEAR_LINE = "\r\x1b[K"
@@ -163,7 +164,7 @@ class PlainBar:
         full = counts.over * _BAR_CELLS // max(1, counts.total)
         bar = "#" * full + "." * (_BAR_CELLS - full)
         text = f"{self._name} [{bar}] {describe_progress(counts, seconds, remaining)}"
-        self._stream.write(_CLEAR_LINE + text[: get_terminal_size().columns - 1])
+        self._stream.write(_CLEAR_LINE + text[: _columns(self._stream)])
         self._stream.flush()
 
     def clear(self) -> None:
@@ -192,11 +193,12 @@ class TqdmBar:
     """
 
     def __init__(self, name: str, total: int, stream: TextIO, tqdm: Any) -> None:
+        self._stream = stream
         self._bar = tqdm(
             total=total,
             desc=shown_name(name),
             file=stream,
-            dynamic_ncols=True,
+            ncols=_columns(stream),
             miniters=0,
             mininterval=0,
             leave=True,
@@ -209,6 +211,7 @@ class TqdmBar:
         if remaining is not None and counts.over < counts.total:
             parts.append(f"about {describe_time(remaining)} left")
         self._bar.n = counts.over
+        self._bar.ncols = _columns(self._stream)
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.refresh()
 
@@ -297,6 +300,15 @@ class _Above:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _columns(stream: TextIO) -> int:
+    """Return how long a line of a terminal can be, so that the cursor stays in it."""
+    columns = 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        columns = os.get_terminal_size(stream.fileno()).columns
+    # A terminal may not know its size.
+    return (columns or get_terminal_size().columns) - 1
 
 
 def _is_terminal(stream: Any) -> bool:

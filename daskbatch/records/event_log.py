@@ -30,8 +30,9 @@ _PAGE_BYTES = 4096
 #: How many lines are formatted at once, and how many more each second.
 _BURST_LINES, _LINES_PER_SECOND = 2000, 5000
 
-#: After this time without new events, the pending ones are formatted.
+#: Pending events are formatted after this time without new ones, and at the latest after this time.
 _REST_SECONDS = 0.05
+_MAX_PENDING_SECONDS = 1.0
 
 #: How the names of the files with pending events begin.
 _PENDING = "events.pending-"
@@ -66,6 +67,7 @@ class EventLog:
         self._pending: PendingFile | None = None
         #: What was written to the pending file, and is not formatted yet.
         self._waiting: deque[Lines] = deque()
+        self._waiting_since = 0.0
         self._allowed = float(_BURST_LINES)
         self._added_at = monotonic()
         self._changed = threading.Condition()
@@ -111,8 +113,10 @@ class EventLog:
         if self._pending is None:
             self._pending = PendingFile(self._pending_path)
         self._pending.add(lines)
-        self._waiting.append(lines)
         self._added_at = monotonic()
+        if not self._waiting:
+            self._waiting_since = self._added_at
+        self._waiting.append(lines)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="daskbatch-events", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter ends: `close` formats all
@@ -123,7 +127,8 @@ class EventLog:
         """Format what is pending, once the program has come to rest."""
         with self._changed:
             while self._waiting:
-                rest = self._added_at + _REST_SECONDS - monotonic()
+                due = self._added_at + _REST_SECONDS
+                rest = min(due, self._waiting_since + _MAX_PENDING_SECONDS) - monotonic()
                 if rest > 0 and not self._closed:
                     self._changed.wait(rest)
                 else:

@@ -5,12 +5,14 @@ Lines that are not valid, such as a torn last one, are left out. Any thread may 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from daskbatch.errors import SpecError
+from daskbatch.records.event_log import complete
 from daskbatch.records.event_schema import END_STATES, EVENTS_FILE, VERSION
 from daskbatch.records.run_record import (
     BarrierEntry,
@@ -49,6 +51,9 @@ def read_run(directory: Path, run: str | None = None) -> RunRecord:
         The file cannot be read.
     """
     path = directory / EVENTS_FILE
+    # What a client that was killed had not formatted. The directory may be read-only.
+    with contextlib.suppress(OSError):
+        complete(directory)
     if not path.is_file():
         raise SpecError(f"{directory} has no {EVENTS_FILE}: it is not the log_dir of a Batch")
     runs: dict[str, list[_Event]] = {}
@@ -89,7 +94,8 @@ class _Reading:
         self._begun: _Event = {}
         self._ended: float | None = None
         self._last: float | None = None
-        #: The workers, also those that have left.
+        #: The workers, also those that have left; the largest number of slots at one time.
+        self._capacity = 0
         self._slots: dict[str, SlotEntry] = {}
         #: The names of the files with the outputs, by uid.
         self._outputs: dict[str, tuple[str | None, str | None]] = {}
@@ -120,12 +126,15 @@ class _Reading:
             self._begun = event
         elif state == "ended":
             self._ended = time
+        threads_now = 0
         for slot in event.get("slots") or ():
             if isinstance(slot, dict):
                 worker, host, threads = slot["worker"], slot["host"], slot["threads"]
             else:
                 worker, host, threads = slot
             self._slots[str(worker)] = SlotEntry(str(worker), str(host), int(threads))
+            threads_now += int(threads)
+        self._capacity = max(self._capacity, threads_now)
 
     def _add_task(self, event: _Event, state: str, time: float) -> None:
         uid = str(event["uid"])
@@ -172,6 +181,7 @@ class _Reading:
             started=min(started, default=None),
             ended=max(ended, default=None),
             slots=tuple(self._slots.values()),
+            capacity=self._capacity,
             tasks=tasks,
             barriers=tuple(self._barriers.values()),
             programs=tuple(self._programs.values()),

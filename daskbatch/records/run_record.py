@@ -165,7 +165,9 @@ class RunRecord:
     created, started, ended : float, optional
         When the run was made; when its first task began, and its last task ended.
     slots : tuple of SlotEntry
-        The workers.
+        The workers, also those that have left.
+    capacity : int
+        The largest number of slots that there were at one time; 0 if that is not known.
     tasks : tuple of TaskEntry
         The tasks, in program order.
     barriers : tuple of BarrierEntry
@@ -182,6 +184,7 @@ class RunRecord:
     started: float | None = None
     ended: float | None = None
     slots: tuple[SlotEntry, ...] = ()
+    capacity: int = 0
     tasks: tuple[TaskEntry, ...] = ()
     barriers: tuple[BarrierEntry, ...] = ()
     programs: tuple[ProgramEntry, ...] = ()
@@ -191,8 +194,3 @@ class RunRecord:
         """Return the tasks and the barriers."""
         yield from self.tasks
         yield from self.barriers
-
-    @property
-    def slot_count(self) -> int:
-        """How many tasks of one slot can run at once; 0 if that is not known."""
-        return sum(slot.threads for slot in self.slots)

@@ -329,7 +329,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         with self._lock:
             run = self._runs.get((topic, block))
         part = None if run is None else run.read_output(member, name, position, most)
-        return None if part is None else tuple(part)
+        return None if part is None else (part.attempt, part.begin, part.data)
 
     def _end(self, topic: str) -> None:
         """Stop the tasks of a client that has ended, and begin no other one."""

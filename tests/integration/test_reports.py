@@ -106,7 +106,7 @@ def test_all_can_be_had_after_the_batch_has_ended(tmp_path: Path) -> None:
     assert {"argument,RAW", "WAR"} <= hazards
     assert len(program.critical_path()) >= 1
     run = program_record(program)
-    assert run.slot_count == 2
+    assert run.capacity == 2
     for row in make_rows(run):
         assert not row.is_extra
     for form in (batch._repr_html_(), program._repr_html_(), program.tasks[5]._repr_html_()):
@@ -129,6 +129,24 @@ def test_a_report_of_a_program_that_runs(batch: Batch, tmp_path: Path) -> None:
     assert "waits (1): running" in picture
     file.touch()
     program.wait(timeout=60)
+
+
+def test_the_report_of_a_batch_has_what_the_program_holds(tmp_path: Path) -> None:
+    with Batch(num_workers=1, name="of <all>") as batch:
+        single = batch.function(same, 1, name="single")
+        single.run(timeout=60)
+        kept = batch.compile([batch.function(same, single, name="kept")], name="program one")
+        kept.run(timeout=60)
+        members = [batch.function(same, n, name="member") for n in range(2)]
+        batch.compile(members).run(timeout=60)
+        gone = batch.function(same, 1, name="gone")
+        gone.run(timeout=60)
+        del gone
+        assert "4 done" in batch._repr_html_()
+        page = batch.report(tmp_path / "r.html").read_text("utf-8")
+    for part in ("of &lt;all&gt;", "single", "kept", "member[1]", "program one", "4 tasks"):
+        assert part in page
+    assert "gone" not in page
 
 
 def test_a_report_has_relative_and_odd_paths(

@@ -31,7 +31,10 @@ MAY_IMPORT = {
     "executor": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "batch": {
         *(*GROUND, "shared", "cluster", "dispatch", "plan", "describe", "worker"),
-        *("serialization", "report", "records"),
+        *("serialization", "report", "observation", "records"),
+    },
+    "observation": {
+        *(*GROUND, "dispatch", "plan", "describe", "worker", "serialization", "records"),
     },
     "shared": {*GROUND, "cluster", "describe", "worker", "serialization"},
     "cluster": {*GROUND, "dispatch", "plan", "describe", "worker", "serialization"},

@@ -67,7 +67,7 @@ class CriticalPath(list[Any]):
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def critical_path(run: RunRecord, tasks: Iterable[Any]) -> CriticalPath:
+def find_path(run: RunRecord, tasks: Iterable[Any]) -> CriticalPath:
     """Return the critical path of a run as tasks.
 
     Parameters

@@ -10,6 +10,7 @@ of the path plus its gaps is the makespan.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from daskbatch.records.run_record import Hazard, TaskEntry
 from daskbatch.report.analysis.occupancy import Occupancy
@@ -97,6 +98,11 @@ def find_critical_path(graph: RunGraph, occupancy: Occupancy) -> PathRecord:
     begin = min(task.started or 0.0 for task in ran)
     task: TaskEntry = max(ran, key=lambda task: (task.ended or 0.0, task.started or 0.0))
     steps: list[PathStep] = []
+
+    @cache
+    def workers(worker: str | None) -> Occupancy:
+        return Occupancy(graph.run, worker)
+
     seen = {task.uid}
     while True:
         waited = [each for each in graph.predecessors(task) if each[0].uid not in seen]
@@ -113,7 +119,7 @@ def find_critical_path(graph: RunGraph, occupancy: Occupancy) -> PathRecord:
                 reason="" if found is None else reason(found[0], task, edges),
                 hazards=tuple(dict.fromkeys(edge.hazard for edge in edges)),
                 gap=start - since,
-                gap_cause=_cause(task, since, start, occupancy),
+                gap_cause=_cause(task, since, start, (occupancy, workers(task.worker))),
             )
         )
         if found is None:
@@ -122,7 +128,11 @@ def find_critical_path(graph: RunGraph, occupancy: Occupancy) -> PathRecord:
         seen.add(task.uid)
 
 
-def _cause(task: TaskEntry, since: float, start: float, occupancy: Occupancy) -> str:
+def _cause(
+    task: TaskEntry, since: float, start: float, occupancies: tuple[Occupancy, Occupancy]
+) -> str:
+    """Return what happened in a gap; the occupancies are those of all slots and of its worker."""
+    everywhere, there = occupancies
     gap = start - since
     if gap < _MIN_GAP_SECONDS:
         return "the clocks of two hosts differ" if gap < -_MIN_GAP_SECONDS else ""
@@ -131,8 +141,10 @@ def _cause(task: TaskEntry, since: float, start: float, occupancy: Occupancy) ->
     begun = task.submitted or task.created or 0.0
     if begun - since > gap * _MIN_FULL_PART:
         return "the program started it only then"
-    if occupancy.seconds_full(since, start) > gap * _MIN_FULL_PART:
+    if everywhere.seconds_full(since, start) > gap * _MIN_FULL_PART:
         return "all slots were taken"
     if task.slots > 1:
         return f"it needs {task.slots} slots at once"
+    if there.seconds_full(since, start) > gap * _MIN_FULL_PART:
+        return "its worker ran other tasks"
     return "scheduling and start of the task"

@@ -19,19 +19,30 @@ class Occupancy:
     Parameters
     ----------
     run : RunRecord
-        The run. If its slots are not known, their number is the largest number taken at once.
+        The run. Its slots are the largest number that there were at one time; if that is not
+        known, the largest number taken at once.
+    worker : str, optional
+        Only the slots of this worker; by default those of all.
+
+    Attributes
+    ----------
+    slots, peak : int
+        The number of slots; the largest number that was taken at once.
     """
 
-    def __init__(self, run: RunRecord) -> None:
+    def __init__(self, run: RunRecord, worker: str | None = None) -> None:
         changes: dict[float, int] = {}
         for task in run.tasks:
+            if worker is not None and task.worker != worker:
+                continue
             if task.started is not None and task.ended is not None:
                 changes[task.started] = changes.get(task.started, 0) + task.slots
                 changes[task.ended] = changes.get(task.ended, 0) - task.slots
         self._times = sorted(changes)
         self._taken = [*accumulate(changes[time] for time in self._times)]
         self.peak = max(self._taken, default=0)
-        self.slots = run.slot_count or self.peak
+        threads = sum(each.threads for each in run.slots if worker in (None, each.worker))
+        self.slots = (run.capacity if worker is None else 0) or threads or self.peak
         full = [
             (end - begin) if taken >= self.slots else 0.0
             for (begin, end), taken in zip(pairwise(self._times), self._taken, strict=False)

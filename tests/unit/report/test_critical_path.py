@@ -85,6 +85,9 @@ def test_a_gap_says_why() -> None:
     assert path_of(run(first, gang)).steps[1].gap_cause == "it needs 3 slots at once"
     again = replace(task("again", 5.0, 6.0, "first"), attempts=2)
     assert path_of(run(first, again)).steps[1].gap_cause == "it was tried 2 times"
+    behind = [task(f"b{n}", 1.0 + n, 2.0 + n) for n in range(4)]  # on the same worker
+    found = path_of(run(first, *behind, task("behind", 5.0, 6.0, "first")))
+    assert found.steps[1].gap_cause == "its worker ran other tasks"
     assert "scheduling" in path_of(run(first, task("x", 5.0, 6.0, "first"))).steps[1].gap_cause
     clocks = path_of(run(first, task("elsewhere", 0.9, 2.0, "first")))
     assert clocks.steps[1].gap == pytest.approx(-0.1)

@@ -106,6 +106,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert run.run == "r1"
     assert run.slots == (SlotEntry("tcp://1:1", "1", 2),)
+    assert run.capacity == 2
     a, b, c, d = run.tasks
     assert (a.uid, a.state, a.program, a.error, a.started, a.ended) == (
         *("a", "failed", "p", "ValueError: no", 101.0, 102.0),
@@ -140,6 +141,21 @@ def test_the_last_run_is_read_unless_one_is_named(tmp_path: Path) -> None:
     assert len(read_run(tmp_path, "r1").tasks) == 4
     with pytest.raises(SpecError, match="no run 'r3'; it has r1, r2"):
         read_run(tmp_path, "r3")
+
+
+def test_workers_that_have_left_do_not_count_twice(tmp_path: Path) -> None:
+    lists = [["a", "b"], ["b"], ["b", "c"], []]
+    changes = [
+        event(
+            *("run", "r1", "changed", 99.5),
+            slots=[{"worker": name, "host": "h", "threads": 2} for name in names],
+        )
+        for names in lists
+    ]
+    write(tmp_path, [begun(), *changes])
+    run = read_run(tmp_path)
+    assert [each.worker for each in run.slots] == ["a", "b", "c"]
+    assert run.capacity == 4
 
 
 def test_lines_that_do_not_fit_are_left_out(tmp_path: Path) -> None:

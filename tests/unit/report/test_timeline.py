@@ -38,6 +38,18 @@ def test_no_two_tasks_of_a_row_overlap(times: list[tuple[int, int]]) -> None:
     assert len(rows) == most
 
 
+def test_the_steps_of_a_clock_are_no_overlap() -> None:
+    end = 1.8e9 + 1
+    tasks = (
+        task("a", 1.8e9, end),
+        task("b", end - 3e-7, end + 1),
+        task("c", end + 0.9999, end + 2),
+    )
+    first, second = make_rows(RunRecord("r", "r", tasks=tasks))
+    assert [(each.uid, each.started) for each in first.tasks] == [("a", 1.8e9), ("b", end)]
+    assert [each.uid for each in second.tasks] == ["c"]  # more than a step
+
+
 def test_each_slot_has_a_row_and_rows_beyond_them_are_marked() -> None:
     entries = (SlotEntry("tcp://10.0.0.1:1", "n", 2), SlotEntry("tcp://10.0.0.1:2", "n", 1))
     tasks = tuple(task(f"t{n}", 0.0, 1.0) for n in range(3))
@@ -107,6 +119,12 @@ def test_a_gang_takes_all_its_slots() -> None:
     assert occupancy.seconds_full(0.0, 2.0) == pytest.approx(1.0)
     assert occupancy.seconds_full(0.5, 0.75) == pytest.approx(0.25)
     assert idle(run).busy == pytest.approx(7.0)
+
+
+def test_the_slots_are_those_at_one_time() -> None:
+    run = RunRecord("r", "r", tasks=(task("a", 0, 2),), slots=slots(5), capacity=3)
+    assert Occupancy(run).slots == 3
+    assert Occupancy(run, "tcp://10.0.0.1:1").slots == 1
 
 
 def test_slots_that_are_not_known_are_those_that_were_used() -> None:
