@@ -195,10 +195,12 @@ def test_past_the_time_tasks_run_again_or_are_lost(cluster: LocalCluster, tmp_pa
             if name == "free":
                 access.pop("reads")
             factory = batch.options(restartable=name == "restartable", **access)
-            tasks[name] = factory.function(append, path, tmp_path / "go")
+            tasks[name] = factory.function(append, path, tmp_path / f"go {name}")
         for name in names:
             _move_to_new_worker(batch, cluster, tasks[name], tmp_path / f"file {name}")
-        (tmp_path / "go").touch()
+            # A second run has the only slot.
+            (tmp_path / f"go {name}").touch()
+            tasks[name].wait(60)
         with pytest.raises(WorkerLost, match=r"left the cluster .*leave-timeout.*it writes what"):
             tasks["lost"].get(60)
         assert tasks["lost"].state == "failed"
