@@ -261,7 +261,8 @@ class TaskTable:
         timed : bool
             Whether the report says how long the members ran.
         """
-        self._called_later = over = []
+        over: list[TaskRecord] = []
+        self._called_later = over
         try:
             return self._settle_reported(block, report, timed)
         finally:
