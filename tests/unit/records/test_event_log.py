@@ -32,7 +32,7 @@ def read(directory: Path) -> list[dict[str, object]]:
 def started(count: int, first: int = 0) -> StartedLines:
     numbers = range(first, first + count)
     common = {"kind": "task", "state": "waiting"}
-    names, positions = ["a \u00e9\"" for _ in numbers], [-1] + [3] * (count - 1)
+    names, positions = ['a \u00e9"' for _ in numbers], [-1] + [3] * (count - 1)
     return StartedLines(common, "run-", list(numbers), names, positions, [0.5] * count)
 
 
@@ -75,11 +75,16 @@ def test_lines_of_many_tasks_are_those_of_each(tmp_path: Path) -> None:
     log.close()
     base = {"kind": "task", "state": "waiting", "created": 0.5}
     assert read(tmp_path) == [
-        {**base, "uid": "run-0", "name": "a \u00e9\""},
-        {**base, "uid": "run-1", "name": "a \u00e9\"[3]"},
+        {**base, "uid": "run-0", "name": 'a \u00e9"'},
+        {**base, "uid": "run-1", "name": 'a \u00e9"[3]'},
         {
-            **{"state": "done", "uid": "run-7", "name": "n[0]", "started": 9.25, "ended": 9.5},
-            **{"seconds": 0.25, "cpu_seconds": None},
+            "state": "done",
+            "uid": "run-7",
+            "name": "n[0]",
+            "started": 9.25,
+            "ended": 9.5,
+            "seconds": 0.25,
+            "cpu_seconds": None,
         },
     ]
 
@@ -97,9 +102,7 @@ def test_a_burst_is_kept_first_and_formatted_when_the_program_rests(tmp_path: Pa
     log.close()
 
 
-def test_closing_formats_what_is_pending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_formats_what_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "_REST_SECONDS", 60.0)
     monkeypatch.setattr(event_log, "_MAX_PENDING_SECONDS", 60.0)
     log = EventLog(tmp_path, "run")
@@ -151,8 +154,9 @@ while True:
                             range(number, number + count)]), count)
     else:
         names = ["a"] * count
-        log.add(StartedLines({"s": 1}, "u-", list(range(number, number + count)), names, [-1] * count,
-                             [0.5] * count), count)
+        numbers = list(range(number, number + count))
+        more = [-1] * count, [0.5] * count
+        log.add(StartedLines({"s": 1}, "u-", numbers, names, *more), count)
     number += count
     # The program has been told of these.
     os.write(1, f"{number}\\n".encode())
