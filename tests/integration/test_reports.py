@@ -131,6 +131,24 @@ def test_a_report_of_a_program_that_runs(batch: Batch, tmp_path: Path) -> None:
     program.wait(timeout=60)
 
 
+def test_the_report_of_a_batch_has_what_the_program_holds(tmp_path: Path) -> None:
+    with Batch(num_workers=1, name="of <all>") as batch:
+        single = batch.function(same, 1, name="single")
+        single.run(timeout=60)
+        kept = batch.compile([batch.function(same, single, name="kept")], name="program one")
+        kept.run(timeout=60)
+        members = [batch.function(same, n, name="member") for n in range(2)]
+        batch.compile(members).run(timeout=60)
+        gone = batch.function(same, 1, name="gone")
+        gone.run(timeout=60)
+        del gone
+        assert "4 done" in batch._repr_html_()
+        page = batch.report(tmp_path / "r.html").read_text("utf-8")
+    for part in ("of &lt;all&gt;", "single", "kept", "member[1]", "program one", "4 tasks"):
+        assert part in page
+    assert "gone" not in page
+
+
 def test_a_report_has_relative_and_odd_paths(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
