@@ -73,6 +73,8 @@ class TaskTable:
         self.live: dict[int, SubmittedBlock] = {}
         #: The tasks that run and are being stopped.
         self.stopping: set[TaskRecord] = set()
+        #: While a report is applied: the tasks that are over, and whose callbacks are to be called.
+        self._called_later: list[TaskRecord] | None = None
         self._ranks = itertools.count()
         self._writers = LastWriters()
         #: For each task the number of workers that have died while they ran it.
@@ -141,7 +143,12 @@ class TaskTable:
         if phase > _DONE:
             self.failures.add(record)
         if self.outcomes.has_callbacks:
-            self.outcomes.call_back(record)
+            if self._called_later is None:
+                # What a callback tells the program must have been recorded.
+                self.observers.flush()
+                self.outcomes.call_back(record)
+            else:
+                self._called_later.append(record)
 
     def settle_member(
         self,
@@ -260,6 +267,20 @@ class TaskTable:
         timed : bool
             Whether the report says how long the members ran.
         """
+        over: list[TaskRecord] = []
+        self._called_later = over
+        try:
+            return self._settle_reported(block, report, timed)
+        finally:
+            self._called_later = None
+            if over:
+                self.observers.flush()
+                for record in over:
+                    self.outcomes.call_back(record)
+
+    def _settle_reported(
+        self, block: SubmittedBlock, report: OutcomeReport, timed: bool
+    ) -> list[TaskRecord]:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []

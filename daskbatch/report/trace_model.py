@@ -155,7 +155,7 @@ def _count_taken(slices: Iterable[Slice]) -> list[tuple[int, int]]:
 
 def details(task: TaskEntry) -> dict[str, str | int | float]:
     """Return what a viewer shows of a task that is clicked on."""
-    found = {
+    found: dict[str, str | int | float | None] = {
         "uid": task.uid,
         "state": task.state,
         "slots": task.slots,

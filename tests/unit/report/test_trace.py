@@ -138,7 +138,7 @@ def test_an_arrow_leads_from_the_last_task_behind_a_barrier() -> None:
     assert sorted(flows) == ["RAW", "argument"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(0, 30))
 def test_any_run_makes_a_valid_trace(seed: int, count: int, tasks: int) -> None:
     rng = random.Random(seed)
