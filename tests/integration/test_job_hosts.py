@@ -99,7 +99,7 @@ with Batch(address) as batch:
         try:
             value = job.get()
         except Exception as error:
-            value = [type(error).__name__, str(error), "\\n".join(error.__notes__)]
+            value = [type(error).__name__, str(error), "\\n".join(getattr(error, "__notes__", []))]
         return [value, [job.stdout.rank(rank) for rank in range(3)], job.stderr.get()]
 
     found["callable"] = outcome(place, 10)
