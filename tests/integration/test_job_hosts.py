@@ -107,8 +107,13 @@ with Batch(address) as batch:
     found["fails there"] = outcome(fail, [2])
     found["fails here"] = outcome(fail, [0])
     found["fails on both"] = outcome(fail, [0, 1, 2])
-    found["dies there"] = [outcome(die, 2, f"{shown}-die2")[0], all_end(started(f"{shown}-die2"))]
-    found["dies here"] = [outcome(die, 0, f"{shown}-die0")[0], all_end(started(f"{shown}-die0"))]
+    for name, rank in (("dies there", 2), ("dies here", 0)):
+        crashed = outcome(die, rank, f"{shown}-die{rank}")[0]
+        pids = [int(Path(f"{shown}-die{rank}.{each}").read_text()) for each in range(3)]
+        deadline = time.monotonic() + 60
+        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        found[name] = [crashed, not any(map(psutil.pid_exists, pids))]
     found["recovered"] = outcome(place, 30)
 
     job = sh(STAY, f"{shown}-cancelled")
