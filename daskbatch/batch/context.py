@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.identity import Identity
 from daskbatch.batch.validation import require_own, require_producers
-from daskbatch.cluster.session import Session
+from daskbatch.cluster.session import Session, set_summarizer
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import Options
@@ -235,6 +235,15 @@ class BatchContext:
         )
         if conflicting and wait:
             session.dispatcher.outcomes.wait(lambda: all(record.over for record in conflicting))
+
+
+def _summarize(session: Session) -> str:
+    from daskbatch.batch.reporting.client_summary import summarize  # few programs need it
+
+    return summarize(session)
+
+
+set_summarizer(_summarize)
 
 
 def _conflicts(record: TaskRecord, access: Access) -> bool:

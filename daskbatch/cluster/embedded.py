@@ -31,7 +31,7 @@ import psutil
 
 from daskbatch import config
 from daskbatch.cluster.growth.worker_range import WorkerRange
-from daskbatch.dispatch.lower import TOKEN
+from daskbatch.dispatch.key_names import TOKEN
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork
 from daskbatch.worker.execution.executable import ADDED_VARIABLE

@@ -68,7 +68,19 @@ class BatchEnded(NamedTuple):
     batch: str
 
 
-ClientEvent = BlockReported | SlotsChanged | MembersRevoked | ValuesLost | WorkerDied | BatchEnded
+class SummaryWanted(NamedTuple):
+    """Somebody looks at the page /daskbatch: the client answers with a `ClientSummary`."""
+
+
+ClientEvent = (
+    BlockReported
+    | SlotsChanged
+    | MembersRevoked
+    | ValuesLost
+    | WorkerDied
+    | BatchEnded
+    | SummaryWanted
+)
 
 #: The position of a kind of event is the number that stands for it.
 _KINDS: tuple[type[ClientEvent], ...] = (
@@ -78,6 +90,7 @@ _KINDS: tuple[type[ClientEvent], ...] = (
     ValuesLost,
     WorkerDied,
     BatchEnded,
+    SummaryWanted,
 )
 
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}

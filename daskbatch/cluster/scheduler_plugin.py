@@ -29,10 +29,14 @@ from daskbatch.cluster.messages import (
     MembersRevoked,
     Registration,
     SlotsChanged,
+    SummaryWanted,
     ValuesLost,
     encode,
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
+from daskbatch.dashboard.dashboard import Dashboard
+from daskbatch.dispatch.key_names import NAMES
+from daskbatch.dispatch.lower import TOPIC
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -74,6 +78,9 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
+    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others)`` has Dask's dashboard count
+      tasks as not run, or as failed; see `dispatch.unsuccessful`. Returns nothing.
+    - ``daskbatch_summary(topic, summary)`` is the answer to `SummaryWanted`. Returns nothing.
 
     Stream handlers that workers call:
 
@@ -111,6 +118,10 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._departures.tracker = self._worker_losses
         self._departures.users.append(self._gangs.uses)
         self._background: set[asyncio.Task[None]] = set()
+        self._dashboard = Dashboard(
+            scheduler, self._clients, self._ask_for_summary, SHARED_PLUGIN_NAME
+        )
+        self._dashboard.connect()
         scheduler.stream_handlers.update(
             {
                 "daskbatch-report": self._report,
@@ -131,6 +142,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_forget": self._forget,
                 "daskbatch_capacities": self._capacities.all,
                 "daskbatch_gangs": self._gangs.describe,
+                "daskbatch_unsuccessful": self._unsuccessful,
+                "daskbatch_summary": self._dashboard.record,
             }
         )
         restart = scheduler.handlers["restart"]
@@ -189,6 +202,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             return []
         self._gangs.end_idle()
         self._demands.remove(topic)
+        self._dashboard.remove(topic)
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
@@ -328,6 +342,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
         self._walltimes.transition(key, finish)
+        self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
@@ -335,6 +350,34 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
         self._gangs.clear()
+        self._dashboard.tasks.clear()
+
+    # -- the dashboard --------------------------------------------------------------------
+
+    def update_graph(
+        self, scheduler: Scheduler, *, annotations: Mapping[str, Any], **kwargs: Any
+    ) -> None:
+        """Have the dashboard show the blocks of a graph; called by Dask."""
+        names = annotations.get(NAMES)
+        if names:
+            self._dashboard.tasks.add(names, annotations[TOPIC])
+
+    def _unsuccessful(
+        self,
+        topic: str,
+        withdrawn: Sequence[tuple[Any, Mapping[str, int]]],
+        failures: Sequence[tuple[str, str, str]],
+        others: Mapping[str, int],
+    ) -> None:
+        """Have the dashboard count tasks of a client as not run, or as failed."""
+        if self._clients.find(topic) is None:
+            return
+        for key, names in withdrawn:
+            self._dashboard.tasks.withdraw(topic, key, names)
+        self._dashboard.tasks.fail(topic, failures, others)
+
+    def _ask_for_summary(self, topic: str) -> None:
+        self._notify(topic, SummaryWanted())
 
     # -- slots ----------------------------------------------------------------------------
 

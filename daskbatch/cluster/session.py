@@ -17,6 +17,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 from distributed import Client
@@ -44,6 +45,12 @@ from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
+
+#: For how long tasks that have not succeeded are collected before the dashboard learns of them.
+_UNSUCCESSFUL_DELAY_SECONDS = 0.1
+
+#: Which part of the time a client spends at most on summaries for the page /daskbatch.
+_MAX_SUMMARY_PART = 0.02
 
 #: How long a failed task waits for the tasks that it has started and that are being stopped.
 _STOP_TIMEOUT_SECONDS = 30.0
@@ -119,6 +126,10 @@ class Session:
             self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
             self.dispatcher.outcomes.context = within
             self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
+            self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
+            self._backend.on_summary_wanted = self._summary_wanted
+            #: When the next summary may be made, and whether one is being made.
+            self._next_summary, self._is_summing_up = 0.0, False
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
@@ -213,6 +224,41 @@ class Session:
         ):
             return {}
         return _refused(records, workers)
+
+    # -- the dashboard --------------------------------------------------------------------
+
+    def _unsuccessful_tasks(self) -> None:
+        """Report tasks that have not succeeded, a little later; called with the lock held."""
+        self._backend.call_later(_UNSUCCESSFUL_DELAY_SECONDS, self._show_unsuccessful)
+
+    def _show_unsuccessful(self) -> None:
+        with self.dispatcher.outcomes.changed:
+            tasks = self.dispatcher.table.unsuccessful.take()
+        if not self._ended:
+            self._backend.show_unsuccessful(tasks)
+
+    def _summary_wanted(self) -> None:
+        """Make and send a summary, in a thread; called on Dask's event loop."""
+        if _summarize is None or self._is_summing_up or monotonic() < self._next_summary:
+            return
+        self._is_summing_up = True
+        thread = threading.Thread(target=self._sum_up, name="daskbatch-summary", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends
+            self._is_summing_up = False
+
+    def _sum_up(self) -> None:
+        began = monotonic()
+        try:
+            if _summarize is not None and not self._ended:
+                self._backend.send_summary(_summarize(self))
+        except Exception:  # it is for a page only; the program goes on
+            _logger.debug("no summary for the page /daskbatch", exc_info=True)
+        finally:
+            now = monotonic()
+            self._next_summary = now + (now - began) / _MAX_SUMMARY_PART
+            self._is_summing_up = False
 
     def require_alive(self) -> None:
         """Check that the cluster still exists, and that this client is registered there.
@@ -393,6 +439,16 @@ class Session:
                 lambda: all(record.over for record in records), _STOP_TIMEOUT_SECONDS
             )
         self.end()
+
+
+#: Makes the summary of a client.
+_summarize: Callable[[Session], str] | None = None
+
+
+def set_summarizer(summarize: Callable[[Session], str]) -> None:
+    """Set the function that makes the text of a client's summary; any thread calls it."""
+    global _summarize
+    _summarize = summarize
 
 
 def _setting(topic: str, connection: Connection | None, streams: bool) -> Setting:

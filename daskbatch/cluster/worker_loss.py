@@ -21,7 +21,8 @@ from distributed import Scheduler
 
 from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.messages import WorkerDied, WorkerFate
-from daskbatch.dispatch.lower import TOKEN, TOPIC
+from daskbatch.dispatch.key_names import TOKEN
+from daskbatch.dispatch.lower import TOPIC
 from daskbatch.dispatch.task_record import BlockKey
 from daskbatch.worker.execution.outcome import BlockResult
 

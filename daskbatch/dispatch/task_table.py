@@ -36,6 +36,7 @@ from daskbatch.dispatch.task_record import (
     TaskRecord,
     find_root_failure,
 )
+from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
@@ -69,6 +70,8 @@ class TaskTable:
         self.outcomes = CompletionTracker(self.observers.flush)
         #: What went wrong, and the program has not looked at.
         self.failures = FailureLog()
+        #: What Dask's dashboard must count in another way than Dask does.
+        self.unsuccessful = UnsuccessfulTasks()
         #: The blocks that are not over, by their numbers.
         self.live: dict[int, SubmittedBlock] = {}
         #: The tasks that run and are being stopped.
@@ -142,6 +145,8 @@ class TaskTable:
         self.set_phase(record, phase)
         if phase > _DONE:
             self.failures.add(record)
+            if phase == Phase.FAILED:
+                self.unsuccessful.fail(record)
         if self.outcomes.has_callbacks:
             if self._called_later is None:
                 # What a callback tells the program must have been recorded.
@@ -162,6 +167,8 @@ class TaskTable:
         """Record the outcome of a member of a block."""
         block.unfinished -= 1
         self.stopping.discard(record)
+        if status != Status.DONE:
+            self.unsuccessful.withdraw(block, record)
         if status > Status.FAILED or self._is_inline(value, output):
             record.block = None
         if status == Status.SKIPPED:
@@ -177,6 +184,7 @@ class TaskTable:
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
+        self.unsuccessful.withdraw(block, record)
         record.block = record.begin = None
         self.set_phase(record, Phase.WAITING)
 
@@ -383,6 +391,8 @@ class TaskTable:
             record.block = None
             return []
         for each in records:
+            if each.block is not None:
+                self.unsuccessful.withdraw(each.block, each)
             each.block = each.begin = each.measured = None
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)

@@ -131,6 +131,10 @@ class SharedActor:
         """Return the address of the server."""
         return pickle.dumps(self.server.address)
 
+    async def size(self) -> bytes:
+        """Return how many keys or items it holds, and their bytes in memory and on disk."""
+        return pickle.dumps((self.state.count(), *self.state.store.sizes()))
+
     async def apply_layout(self, layout: bytes, key: str) -> None:
         """Adopt a layout of the shard; `key` is Dask's key of this actor."""
         await asyncio.to_thread(self._replicator.apply_layout, pickle.loads(layout), key)

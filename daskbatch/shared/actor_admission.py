@@ -67,7 +67,7 @@ async def describe_actor(
         await asyncio.sleep(_POLL_INTERVAL_SECONDS)
     describing = connection.actor_execute(function="describe", actor=key, args=[], kwargs={})
     answer = await _await_worker(scheduler, worker, describing, deadline)
-    address: ServerAddress = pickle.loads(_deserialize(answer["result"]))
+    address: ServerAddress = pickle.loads(load_received(answer["result"]))
     return address
 
 
@@ -83,11 +83,11 @@ async def _await_worker(scheduler: Scheduler, worker: str, call: Any, deadline: 
         calling.cancel()
     answer = await calling
     if answer["status"] != "OK":
-        raise ActorNotMade(str(_deserialize(answer["exception"])))
+        raise ActorNotMade(str(load_received(answer["exception"])))
     return answer
 
 
-def _deserialize(received: Any) -> Any:
+def load_received(received: Any) -> Any:
     """Load a value that Dask's scheduler leaves serialized, to pass it on."""
     if isinstance(received, Serialized):
         return deserialize(received.header, received.frames)

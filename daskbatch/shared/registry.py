@@ -25,6 +25,7 @@ from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
 from daskbatch.shared.placement import missing_replicas, spread, to_drop
+from daskbatch.shared.sizes import size_of
 from daskbatch.timeouts import Deadline
 
 #: The name of a client that Dask records as one that wants the actors, so that they stay until they
@@ -493,6 +494,18 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             # Most likely the worker has gone; then `remove_worker` is called.
             return False
         return bool(answer["status"] == "OK")
+
+    async def sizes(self, seconds: float) -> list[tuple[Any, ...]]:
+        """Return how much each object holds, as `dashboard.SharedSize` has it.
+
+        Parameters
+        ----------
+        seconds : float
+            How long the primaries, which are asked, may take.
+        """
+        objects = [each.info for each in self._objects.values() if each.layouts]
+        asked = (size_of(self._scheduler, each, seconds) for each in objects)
+        return list(await asyncio.gather(*asked))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in the background; asyncio itself keeps no reference to its task."""

@@ -259,6 +259,10 @@ class QueueState:
             self._unordered = False
         return next(iter(self._items.values()))
 
+    def count(self) -> int:
+        """Return the number of items."""
+        return len(self._items)
+
     def _qsize(self, request: Request, is_gone: Callable[[], bool]) -> int:
         return len(self._items)
 

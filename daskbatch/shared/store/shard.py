@@ -113,7 +113,7 @@ class Shard:
                 operations.GET: self._get,
                 operations.GET_SOME: self._get_some,
                 operations.HAS: self._has,
-                operations.COUNT: self._count,
+                operations.COUNT: self.count,
                 operations.KEYS: self._keys,
                 operations.PUT: self._put,
                 operations.PUT_SOME: self._put_some,
@@ -206,7 +206,8 @@ class Shard:
     def _has(self, key: Any) -> bool:
         return decode_key(key) in self._values
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Return the number of keys."""
         return len(self._values)
 
     def _keys(self) -> list[Any]:
