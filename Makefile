@@ -76,7 +76,7 @@ format: $(VENV)/check
 
 lock: $(VENV)/check  ## fit the lock to pyproject.toml; with UPGRADE=--upgrade, to the newest versions
 	$(RUN) $(LOCK) --group lock --extra check -o requirements/check.txt
-	$(RUN) $(LOCK) --extra dashboard -c requirements/check.txt -o requirements/demo.txt
+	$(RUN) $(LOCK) --extra dashboard --extra progress -c requirements/check.txt -o requirements/demo.txt
 	$(RUN) $(LOCK) --group dist --extra docs -c requirements/check.txt -o requirements/docs.txt
 
 LOCK = -m uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes \

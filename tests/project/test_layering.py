@@ -56,7 +56,7 @@ MAY_IMPORT = {
 DISTRIBUTED = {
     *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
     *("worker/departure.py", "worker/termination.py"),
-    *("batch/batch.py", "executor/executor.py"),
+    *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),
     *("shared/creation.py", "shared/scheduler_rpc.py", "shared/waiting.py", "shared/registry.py"),
