@@ -64,9 +64,11 @@ class Batch:
         and never closes it. None uses the scheduler that the environment variable
         ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names; if there is none, it
         starts a cluster on this machine, which ends with the Batch.
-    num_workers : int, optional
+    num_workers : int or (int, int), optional
         Number of worker processes of the cluster on this machine, one task slot each; by default
-        the number of CPUs that this process may use. Not allowed with `cluster`, and ignored if
+        the number of CPUs that this process may use. A pair is the least and the most: the cluster
+        grows while tasks wait for a slot, and shrinks when slots are idle for
+        ``daskbatch.idle-timeout``. Not allowed with `cluster`, and ignored if
         ``DASKBATCH_CLUSTER`` or the setting names a scheduler.
     name : str, optional
         Name on Dask's dashboard for tasks that have no better one.
@@ -141,7 +143,7 @@ class Batch:
         self,
         cluster: str | Client | Cluster | None = None,
         *,
-        num_workers: int | None = None,
+        num_workers: int | tuple[int, int] | None = None,
         name: str | None = None,
         background_batching: bool = True,
         strict: bool = False,
@@ -473,6 +475,8 @@ class Batch:
         cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
+        restartable: bool = False,
+        walltime: float | timedelta | None = None,
     ) -> TaskFactory:
         """Set how tasks are run, apart from their arguments.
 
@@ -505,6 +509,13 @@ class Batch:
         cwd, env
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
+        restartable : bool
+            Whether a task may run again after the loss of its worker though it reads what it
+            writes, since it continues from what it has saved itself.
+        walltime : float or timedelta, optional
+            How long a task may take, in seconds. It does not begin on a worker whose announced end
+            comes sooner (``--lifetime``, or the time limit of its SLURM job). Nothing stops it; see
+            `timeout`.
 
         Returns
         -------
@@ -541,6 +552,8 @@ class Batch:
             cores=cores,
             cwd=cwd,
             env=env,
+            restartable=restartable,
+            walltime=walltime,
         )
         return TaskFactory(self._context, settings)
 
@@ -747,7 +760,7 @@ class Batch:
             name=name,
         )
 
-    def queue(self, maxsize: int = 0, *, name: str | None = None) -> Queue:
+    def queue(self, maxsize: int = 0, *, replicas: int = 1, name: str | None = None) -> Queue:
         """Make a queue on a worker of this Batch; it ends with the Batch.
 
         If this process finds the queue empty or full, asks for its size or joins it, the
@@ -755,7 +768,7 @@ class Batch:
 
         Parameters
         ----------
-        maxsize, name
+        maxsize, replicas, name
             See `Queue`.
 
         Raises
@@ -772,7 +785,7 @@ class Batch:
         """
         from daskbatch.shared.queue import Queue
 
-        return Queue(self._owner_context(), maxsize, name=name)
+        return Queue(self._owner_context(), maxsize, replicas=replicas, name=name)
 
     def _owner_context(self) -> OwnerContext:
         """Return where the Batch creates shared objects; `DDict` and `Queue` call this."""
@@ -1006,7 +1019,7 @@ class Batch:
 
 def open_batch(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     name: str | None,
     environment: Mapping[str, str],
 ) -> Batch:

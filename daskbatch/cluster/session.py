@@ -17,6 +17,8 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -24,6 +26,8 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.growth.demand_report import DemandReport
+from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
@@ -41,6 +45,12 @@ from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
+
+#: For how long tasks that have not succeeded are collected before the dashboard learns of them.
+_UNSUCCESSFUL_DELAY_SECONDS = 0.1
+
+#: Which part of the time a client spends at most on summaries for the page /daskbatch.
+_MAX_SUMMARY_PART = 0.02
 
 #: How long a failed task waits for the tasks that it has started and that are being stopped.
 _STOP_TIMEOUT_SECONDS = 30.0
@@ -98,7 +108,8 @@ class Session:
         self._released = False
         self._lock = threading.RLock()  # a finalizer may run while a thread holds it
         self._connection = connection
-        self.grows = grows if connection is None else connection.embedded is None
+        embedded = None if connection is None else connection.embedded
+        self.grows = grows if embedded is None else embedded.is_elastic
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
@@ -114,6 +125,11 @@ class Session:
             self._backend = ClusterBackend(self.client, self.topic, task_key)
             self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
             self.dispatcher.outcomes.context = within
+            self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
+            self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
+            self._backend.on_summary_wanted = self._summary_wanted
+            #: When the next summary may be made, and whether one is being made.
+            self._next_summary, self._is_summing_up = 0.0, False
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
@@ -158,14 +174,16 @@ class Session:
             A task requires what no worker offers, and the cluster does not grow.
         """
         asking = [record for record in records if _requires(record.options)]
-        refused = _refused(asking, self._backend.capacities()) if asking else {}
+        refused = self._refused(asking, self._backend.capacities()) if asking else {}
         if refused:
             # What is known of the workers may be old.
-            refused = _refused(asking, self._backend.capacities(fresh=True))
+            refused = self._refused(asking, self._backend.capacities(fresh=True))
         if refused and not self.grows:
             record, why = next(iter(refused.items()))
             raise SpecError(f"task {record.label} {why}")
         self.dispatcher.submit(records, name, group)
+        if self.grows:
+            self._demand.start()
         if asking:
             self._watch_requirements(asking, set(refused))
 
@@ -187,13 +205,60 @@ class Session:
         del records
 
         def check(workers: list[Capacity]) -> None:
-            refused = _refused([r for r in watched if r.phase == Phase.WAITING], workers)
+            refused = self._refused([r for r in watched if r.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({r: why for r, why in refused.items() if r in unmet_before})
             unfinished = [record for record in watched if not record.over]
             if unfinished:
                 self._watch_requirements(unfinished, set(refused))
 
-        self._backend.capacities_later(config.get_seconds("unmet-timeout"), check)
+        timeout = config.get_optional_seconds("unmet-timeout")
+        if timeout is not None:
+            self._backend.capacities_later(timeout, check)
+
+    def _refused(
+        self, records: Sequence[TaskRecord], workers: Sequence[Capacity]
+    ) -> dict[TaskRecord, str]:
+        """Return the tasks that no worker can run, and why; none while workers are on order."""
+        if self.grows and (
+            not any(worker.is_here for worker in workers) or are_workers_on_order(self.client)
+        ):
+            return {}
+        return _refused(records, workers)
+
+    # -- the dashboard --------------------------------------------------------------------
+
+    def _unsuccessful_tasks(self) -> None:
+        """Report tasks that have not succeeded, a little later; called with the lock held."""
+        self._backend.call_later(_UNSUCCESSFUL_DELAY_SECONDS, self._show_unsuccessful)
+
+    def _show_unsuccessful(self) -> None:
+        with self.dispatcher.outcomes.changed:
+            tasks = self.dispatcher.table.unsuccessful.take()
+        if not self._ended:
+            self._backend.show_unsuccessful(tasks)
+
+    def _summary_wanted(self) -> None:
+        """Make and send a summary, in a thread; called on Dask's event loop."""
+        if _summarize is None or self._is_summing_up or monotonic() < self._next_summary:
+            return
+        self._is_summing_up = True
+        thread = threading.Thread(target=self._sum_up, name="daskbatch-summary", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends
+            self._is_summing_up = False
+
+    def _sum_up(self) -> None:
+        began = monotonic()
+        try:
+            if _summarize is not None and not self._ended:
+                self._backend.send_summary(_summarize(self))
+        except Exception:  # it is for a page only; the program goes on
+            _logger.debug("no summary for the page /daskbatch", exc_info=True)
+        finally:
+            now = monotonic()
+            self._next_summary = now + (now - began) / _MAX_SUMMARY_PART
+            self._is_summing_up = False
 
     def require_alive(self) -> None:
         """Check that the cluster still exists, and that this client is registered there.
@@ -208,6 +273,10 @@ class Session:
     def capacities(self) -> list[Capacity]:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
+
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
+        return self._backend.gangs()
 
     def read_output(
         self, record: TaskRecord, name: str, position: int, most: int
@@ -382,6 +451,16 @@ class Session:
         self.end()
 
 
+#: Makes the summary of a client.
+_summarize: Callable[[Session], str] | None = None
+
+
+def set_summarizer(summarize: Callable[[Session], str]) -> None:
+    """Set the function that makes the text of a client's summary; any thread calls it."""
+    global _summarize
+    _summarize = summarize
+
+
 def _setting(topic: str, connection: Connection | None, streams: bool) -> Setting:
     is_embedded = connection is not None and connection.embedded is not None
     return Setting(
@@ -399,7 +478,7 @@ def _setting(topic: str, connection: Connection | None, streams: bool) -> Settin
 def make_session(
     batch: str,
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
     streams: bool = False,
@@ -426,7 +505,7 @@ def make_session(
 
 def _requires(options: Options) -> bool:
     """Return whether options require something that a cluster may not have."""
-    return bool(options.resources or options.workers or options.gang)
+    return bool(options.resources or options.workers or options.gang or options.walltime)
 
 
 def _require_not_loading() -> None:

@@ -20,6 +20,7 @@ from time import time
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
+from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
@@ -148,6 +149,16 @@ class Dispatcher:
             record for some in members for record in some if group is None or record.group is group
         ]
         return sorted(records, key=lambda record: record.rank)
+
+    def demand(self, unknown: float) -> TaskDemand:
+        """Return how many slots the unfinished tasks could use; see `measure_demand`."""
+        with self._changed:
+            members = (
+                record
+                for block in list(self.table.live.values())
+                for record in block.unfinished_members()
+            )
+            return self.table.measure_demand(members, unknown)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Settle all unfinished tasks: as failed with an error, or as cancelled."""
@@ -291,6 +302,7 @@ class Dispatcher:
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
+        planned: bool = False,
     ) -> None:
         """Record that a worker has died, and with it all that it had not reported.
 
@@ -302,6 +314,8 @@ class Dispatcher:
             What is known of its death; see `WorkerLost`.
         traces : sequence of JournaledBlock, optional
             What it had done; None if that is unknown.
+        planned : bool
+            Whether it has left in good order: then this counts as no death.
         """
         with self._changed:
             requeued: list[TaskRecord] = []
@@ -318,7 +332,7 @@ class Dispatcher:
                         report = trace.as_report(str(details.get("worker") or ""))
                         requeued += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    requeued += self.table.recover(block, running, details)
+                    requeued += self.table.recover(block, running, details, planned)
                     self._forget(block)
             requeued.sort(key=lambda record: record.rank)
             log_reruns(requeued)

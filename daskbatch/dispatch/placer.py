@@ -101,7 +101,7 @@ class Placer:
         futures = dict(self._buffers)
         # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
         # because Dask takes equal keys for one key, even if they are of different clients.
-        lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, futures)
+        lowered = lower(blocks, uuid.uuid4().hex[:16], self._setting, futures)
         futures.update(self._submitter.submit(lowered, again))
         for block in blocks:
             block.buffer_futures = [futures[key] for key in block.buffer_keys]

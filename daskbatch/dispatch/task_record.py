@@ -200,6 +200,11 @@ class TaskRecord:
         return unfinished
 
     @property
+    def restartable(self) -> bool:
+        """Whether the task may run again though it reads what it writes."""
+        return self.options.restartable
+
+    @property
     def uid(self) -> str:
         """A text that identifies the task among all tasks."""
         return f"{self.client_id}-{self.number}"
@@ -242,6 +247,7 @@ class Group:
         "is_program",
         "members",
         "name",
+        "prefix",
         "size",
         "started",
         "started_at",
@@ -255,6 +261,8 @@ class Group:
         self.name = name
         self.unfinished = unfinished
         self.is_program = is_program
+        #: What is put before the names of its members on Dask's dashboard.
+        self.prefix = ""
         self.started = False
         #: The number of members, and when they were started, in seconds since the epoch.
         self.size = unfinished

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import time
 from typing import Any
 from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.completion import CompletionTracker
+from daskbatch.dispatch.demand import TaskDemand, measure_demand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
@@ -35,6 +36,7 @@ from daskbatch.dispatch.task_record import (
     TaskRecord,
     find_root_failure,
 )
+from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
@@ -68,6 +70,8 @@ class TaskTable:
         self.outcomes = CompletionTracker(self.observers.flush)
         #: What went wrong, and the program has not looked at.
         self.failures = FailureLog()
+        #: What Dask's dashboard must count in another way than Dask does.
+        self.unsuccessful = UnsuccessfulTasks()
         #: The blocks that are not over, by their numbers.
         self.live: dict[int, SubmittedBlock] = {}
         #: The tasks that run and are being stopped.
@@ -141,6 +145,8 @@ class TaskTable:
         self.set_phase(record, phase)
         if phase > _DONE:
             self.failures.add(record)
+            if phase == Phase.FAILED:
+                self.unsuccessful.fail(record)
         if self.outcomes.has_callbacks:
             if self._called_later is None:
                 # What a callback tells the program must have been recorded.
@@ -161,6 +167,8 @@ class TaskTable:
         """Record the outcome of a member of a block."""
         block.unfinished -= 1
         self.stopping.discard(record)
+        if status != Status.DONE:
+            self.unsuccessful.withdraw(block, record)
         if status > Status.FAILED or self._is_inline(value, output):
             record.block = None
         if status == Status.SKIPPED:
@@ -176,6 +184,7 @@ class TaskTable:
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
+        self.unsuccessful.withdraw(block, record)
         record.block = record.begin = None
         self.set_phase(record, Phase.WAITING)
 
@@ -183,6 +192,11 @@ class TaskTable:
         """Record that a worker has begun a task."""
         record.begin = begin
         self.set_phase(record, Phase.RUNNING)
+
+    def measure_demand(self, records: Iterable[TaskRecord], unknown: float) -> TaskDemand:
+        """Return what unfinished tasks could use; see `demand.measure_demand`."""
+        unfinished = self.outcomes.unfinished
+        return measure_demand(records, unfinished, self._placer.expected_seconds, unknown)
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -326,7 +340,11 @@ class TaskTable:
         block.lost = self._any_lost = True
 
     def recover(
-        self, block: SubmittedBlock, running: int | None, details: Mapping[str, Any]
+        self,
+        block: SubmittedBlock,
+        running: int | None,
+        details: Mapping[str, Any],
+        planned: bool = False,
     ) -> list[TaskRecord]:
         """Settle the members of a lost block that must not run again; returns the others.
 
@@ -338,6 +356,8 @@ class TaskTable:
             The member that was running; -1 if none was, None if that is unknown.
         details : mapping
             What is known of the worker's death; see `lost_with_worker`.
+        planned : bool
+            Whether the worker has left in good order.
         """
         requeued = []
         unfinished = block.unfinished_members()
@@ -347,11 +367,12 @@ class TaskTable:
                 self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
-                self.deaths[record] += 1
+                self.deaths[record] += not planned
                 beside = [r for r in unfinished if r is not record] if running is None else ()
                 reason = rerun_refusal(record, self.deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self.deaths[record], details)
+                    attempt = self.deaths[record] + planned
+                    error = lost_with_worker(record, reason, attempt, details, planned)
                     failure = pack_error(error, record.label)
                     self.settle_member(block, record, Status.FAILED, failure)
                     continue
@@ -370,6 +391,8 @@ class TaskTable:
             record.block = None
             return []
         for each in records:
+            if each.block is not None:
+                self.unsuccessful.withdraw(each.block, each)
             each.block = each.begin = each.measured = None
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)

@@ -331,6 +331,8 @@ class BatchPoolExecutor(Executor):
         cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
+        restartable: bool = False,
+        walltime: float | timedelta | None = None,
     ) -> BatchPoolExecutor:
         """Return the same executor with other options for its calls; see `Batch.options`.
 
@@ -357,6 +359,8 @@ class BatchPoolExecutor(Executor):
             cores=cores,
             cwd=cwd,
             env=env,
+            restartable=restartable,
+            walltime=walltime,
         )
         return self._with_calls(calls)
 

@@ -55,6 +55,7 @@ MAY_IMPORT = {
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
     *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("worker/departure.py", "worker/termination.py"),
     *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),

@@ -115,6 +115,9 @@ class BlockRun(Progress):
         #: Where the output of the running member is.
         self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
+        self._declared = spec.declared
+        #: The generation of the process that runs the block: a member may fork.
+        self._process = generation()
 
     def __call__(self) -> BlockResult:
         spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
@@ -174,7 +177,7 @@ class BlockRun(Progress):
                             cpu = self._usage.cpu_seconds
                             self._usage = None
                         self._retried = 0
-                if journal is not None and spec.journaled:
+                if journal is not None and spec.journaled and member != self.interrupted:
                     journal.record((member, status, value, seconds, output, ended, cpu, details))
                 log.record(member, status, value, seconds, output, ended, cpu, details)
                 last = now
@@ -300,7 +303,7 @@ class BlockRun(Progress):
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
-        process = generation()
+        process = self._process
         while True:
             if context is not None:
                 context.next_task()
@@ -324,7 +327,7 @@ class BlockRun(Progress):
                     args, kwargs = self._arguments(data, link)
                 self.loading = False
                 doing = ""
-                declared = self.spec.declared.get(member) if self.spec.declared else None
+                declared = self._declared.get(member) if self._declared else None
                 if declared is not None:
                     self._require(member, declared, INPUT, missing_inputs(declared))
                     if declared.rules >= 0 and not _runs_elsewhere(function):
@@ -343,6 +346,8 @@ class BlockRun(Progress):
                     self._call(member, context.finish, (), {})
                 if declared is not None:
                     self._require(member, declared, OUTPUT, missing_outputs(declared))
+                if value is None:
+                    return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:

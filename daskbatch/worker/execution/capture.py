@@ -219,14 +219,18 @@ class Capture:
 
     def end_task(self) -> None:
         """Add what is not yet part of the texts; threads that still run no longer write here."""
-        for stream in (sys.stdout, sys.stderr):
-            if type(stream) is not _Router and stream is not None:
-                # The task has put another stream there, which may write to the router.
-                with suppress(BaseException):
-                    stream.flush()
+        if type(sys.stdout) is not _Router or type(sys.stderr) is not _Router:
+            self._flush_replaced()
         if self._open_files:
             self._drain_files()
         self.task_number += 1
+
+    def _flush_replaced(self) -> None:
+        """Flush the streams that the task has put in place of a router: they may write to it."""
+        for stream in (sys.stdout, sys.stderr):
+            if type(stream) is not _Router and stream is not None:
+                with suppress(BaseException):
+                    stream.flush()
 
     def _drain_files(self) -> None:
         with self._file_lock:
@@ -358,9 +362,11 @@ def capturing(limit: int) -> Iterator[Capture]:
     try:
         yield capture
     finally:
-        _uninstall()
-        current_capture.reset(token)
-        capture.close()
+        try:
+            capture.close()
+        finally:
+            _uninstall()
+            current_capture.reset(token)
 
 
 class _BinaryRouter(io.BufferedIOBase):
@@ -500,15 +506,19 @@ def _install() -> None:
             _patched.append(True)
             threading.Thread.start = _start_thread_of_task  # type: ignore[assignment,method-assign]
             os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+        changes: list[tuple[Any, Any]] = []
         # stderr first: it is the one that log handlers use, if both are the same stream.
         for name in ("stderr", "stdout"):
             stream = getattr(sys, name)
             if isinstance(stream, _Router) or stream is None:
                 continue
-            router = _routers.setdefault(name, _Router(name))
+            router = _routers.get(name)
+            if router is None:
+                router = _routers[name] = _Router(name)
             router.original = stream
             setattr(sys, name, router)
-            _redirect_handlers(router, stream)
+            changes.append((stream, router))
+        _redirect_handlers(changes)
 
 
 def _uninstall() -> None:
@@ -522,12 +532,26 @@ def _uninstall() -> None:
             # A task may have set another stream meanwhile: then that stays.
             if getattr(sys, name) is router:
                 setattr(sys, name, router.original)
-            _redirect_handlers(router.original, router)
+        _redirect_handlers([(router, router.original) for router in _routers.values()])
 
 
-def _redirect_handlers(stream: Any, former: Any) -> None:
-    """Make all log handlers that write to the stream `former` write to `stream`."""
+def _redirect_handlers(changes: Sequence[tuple[Any, Any]]) -> None:
+    """Make all log handlers that write to one stream write to another.
+
+    Parameters
+    ----------
+    changes : sequence of (stream, stream)
+        The former streams, each with the one that replaces it. Of two for one former stream, the
+        first counts.
+    """
+    # All loggers are looked through for each block, so this is quick: most have no handlers.
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and handler.stream is former:
-                handler.setStream(stream)
+        handlers = getattr(logger, "handlers", None)
+        if not handlers:
+            continue
+        for handler in handlers:
+            if isinstance(handler, logging.StreamHandler):
+                for former, stream in changes:
+                    if handler.stream is former:
+                        handler.setStream(stream)
+                        break

@@ -56,6 +56,9 @@ class Progress(ABC):
         The member that runs now, or -1.
     tried : mapping
         How often members were tried before, in other processes.
+    interrupted : int, optional
+        The member that was stopped because the worker leaves. It has no outcome: the client decides
+        whether it runs again.
     """
 
     def __init__(self, spec: BlockSpec, claims: Claims, log: OutcomeLog) -> None:
@@ -69,6 +72,7 @@ class Progress(ABC):
         self.epoch_offset = time() - self.began
         self.running = -1
         self.tried: Mapping[int, int] = {}
+        self.interrupted: int | None = None
         #: What has been noticed about members and not been reported.
         self._notices: deque[MissingReport] = deque()
         self._expired = False
@@ -179,10 +183,28 @@ class Progress(ABC):
         self._streamed_members = done
         return reports
 
+    def interrupt(self) -> bool:
+        """Stop the member that runs, and report no outcome of it; True if one is being stopped."""
+        member = self.running
+        if member < 0:
+            return False
+        # First: its outcome may be recorded as soon as it is told to stop.
+        self.interrupted = member
+        if self.stop_running(member):
+            return True
+        self.interrupted = None
+        return False
+
+    def seconds_stopping(self) -> float:
+        """Return for how long the running member has not stopped, though it was told to; else 0."""
+        return 0.0
+
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
         with self._report_lock:
             done, running = len(self.log.statuses), self.running
+            if self.interrupted is not None:
+                done, running = min(done, self.interrupted), -1
             # Before the outcomes: once these have arrived, the program may ask for the notices.
             notices = []
             while self._notices:

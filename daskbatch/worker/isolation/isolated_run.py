@@ -16,6 +16,7 @@ from typing import Any
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
+from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -318,6 +319,11 @@ class IsolatedRun(Progress):
                 self._record_without_child(
                     member, Status.CANCELLED, None, output, child.pid, attempt + 1, ran
                 )
+            elif end is _End.GONE and ended_with_worker(code):
+                self.interrupted = member
+                self._record_without_child(
+                    member, Status.CANCELLED, None, output, child.pid, attempt + 1, ran
+                )
             else:
                 limits = self.spec.limits.get(member, NO_LIMITS)
                 retries = self._retries.get(member, limits.retries) - attempt
@@ -366,7 +372,7 @@ class IsolatedRun(Progress):
         measured = ended, cpu, details
         if self.journal is not None:
             self.journal.resume()
-            if self.spec.journaled:
+            if self.spec.journaled and member != self.interrupted:
                 self.journal.record((member, status, value, seconds, output, *measured))
         self.log.record(member, status, value, seconds, output, *measured)
 

@@ -132,7 +132,7 @@ class RankRun(BlockRun):
         return Usage(self.log.cpu_seconds[0], details.max_memory, os.getpid())
 
     def _arguments(self, data: bytes, link: Link) -> Any:
-        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
 
     def _call(

@@ -11,8 +11,9 @@ last output of the rank would be lost::
 
     launcher -- guard -- supervisor -- executable
 
-The launcher knows the guard alone. If the guard is killed, the supervisor ends the executable, and
-reports its output and its end. If the supervisor is killed, the guard ends the executable.
+The launcher knows the guard alone. If the guard is killed, or the launcher's process that has
+started it, the supervisor ends the executable, and reports its output and its end. If the
+supervisor is killed, the guard ends the executable.
 
 The program imports this very file, without the package and its imports. So this module uses only
 modules in C and those that Python has imported at its start: all others would take longer than the
@@ -351,11 +352,12 @@ class _Rank:
 class _Supervisor:
     """Passes output on, and waits for the end of the executable and for the worker's orders."""
 
-    def __init__(self, connection: _Connection, rank: _Rank, guard: int) -> None:
+    def __init__(self, connection: _Connection, rank: _Rank, guards: list[int]) -> None:
         self._connection = connection
         self._rank = rank
-        #: A pipe that closes when the guard has ended.
-        self._guard = guard
+        #: Descriptors that are readable once the guard, or the launcher's process that has started
+        #: it, has ended.
+        self._guards = guards
         self._code: int | None = None
         #: The processor time and the peak of the memory, once it has ended.
         self._usage = -1.0, 0
@@ -389,7 +391,7 @@ class _Supervisor:
     def _supervise(self) -> None:
         poller = poll()
         pipes = self._rank.pipes
-        for fd in (self._connection.socket.fileno(), self._guard, self._signals, *pipes):
+        for fd in (self._connection.socket.fileno(), *self._guards, self._signals, *pipes):
             poller.register(fd, POLLIN)
         until: float | None = None
         while pipes or self._code is None:
@@ -411,7 +413,7 @@ class _Supervisor:
                         del pipes[fd]
                 elif fd == self._signals:
                     os.read(fd, _READ_BYTES)
-                elif fd == self._guard:
+                elif fd in self._guards:
                     poller.unregister(fd)
                     self._on_guard_end()
                 else:
@@ -429,7 +431,7 @@ class _Supervisor:
             self._rank.kill()
 
     def _on_guard_end(self) -> None:
-        """End the executable: the launcher has killed the guard."""
+        """End the executable: the launcher has killed the guard, or has ended without it."""
         if self._code is None and not self._stopping and not self._signalled:
             self._signalled = True
             self._kill_at = time.monotonic() + _GRACE_SECONDS
@@ -445,7 +447,7 @@ class _Supervisor:
             self._kill_at = time.monotonic() + grace
 
 
-def _supervise(rank: int, marker: str, connection: _Connection, guard: int) -> None:
+def _supervise(rank: int, marker: str, connection: _Connection, guards: list[int]) -> None:
     """Do all that the supervisor does, after its connection was made."""
     start = _receive_start(connection)
     if start is None:
@@ -456,11 +458,21 @@ def _supervise(rank: int, marker: str, connection: _Connection, guard: int) -> N
         os.dup2(null, fd)
     executable = _Rank(rank, marker, *start)
     try:
-        _Supervisor(connection, executable, guard).run()
+        _Supervisor(connection, executable, guards).run()
     except BaseException:
         # The worker has died.
         executable.kill()
         raise
+
+
+def _open_process(pid: int) -> list[int]:
+    """Return a descriptor that is readable once a process has ended; none where that is unknown."""
+    if not hasattr(os, "pidfd_open"):
+        return []
+    try:
+        return [os.pidfd_open(pid)]
+    except OSError:
+        return []
 
 
 def _run() -> int:
@@ -474,6 +486,7 @@ def _run() -> int:
     try:
         rank = _rank()
         marker = f"{job}-{rank}"
+        guards = [read, *_open_process(os.getppid())]
         supervisor = os.fork()
         if supervisor:
             os.close(read)
@@ -486,7 +499,7 @@ def _run() -> int:
         os.setsid()
         connection = _Connection(host, int(port))
         connection.authenticate(bytes.fromhex(secret), rank)
-        _supervise(rank, marker, connection, read)
+        _supervise(rank, marker, connection, guards)
         return 0
     except (_Closed, OSError) as error:
         sys.stderr.write(f"daskbatch: a rank cannot report to its worker: {error}\n")
