@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "executor": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "batch": {
         *(*GROUND, "shared", "cluster", "dispatch", "plan", "describe", "worker"),
-        *("serialization", "report", "observation", "records"),
+        *("serialization", "report", "observation", "records", "dashboard"),
     },
     "observation": {
         *(*GROUND, "dispatch", "plan", "describe", "worker", "serialization", "records"),
     },
     "shared": {*GROUND, "cluster", "describe", "worker", "serialization"},
-    "cluster": {*GROUND, "dispatch", "plan", "describe", "worker", "serialization"},
+    "cluster": {*GROUND, "dashboard", "dispatch", "plan", "describe", "worker", "serialization"},
+    "dashboard": {"dispatch"},
     "dispatch": {*GROUND, "plan", "describe", "worker", "serialization"},
     "plan": {"errors", "describe"},
     "report": {"errors", "_version", "records"},
@@ -54,7 +55,7 @@ MAY_IMPORT = {
 
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
-    *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
     *("worker/departure.py", "worker/termination.py"),
     *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),

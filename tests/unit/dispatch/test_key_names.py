@@ -30,7 +30,9 @@ def record(name: str, group: Group | None = None) -> TaskRecord:
     return made
 
 
-@pytest.mark.parametrize("name", ["a", "two words", "2", "", "größe", "a" * 32, "-", "_x", "é", "("])
+@pytest.mark.parametrize(
+    "name", ["a", "two words", "2", "", "größe", "a" * 32, "-", "_x", "é", "("]
+)
 def test_dask_shows_a_name_as_a_whole(name: str) -> None:
     shown = dashboard_name(name)
     assert key_split((f"{shown}-{NONCE}", 1)) == shown
