@@ -39,6 +39,7 @@ from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.memory.host import host_id
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -88,6 +89,8 @@ class ClusterBackend:
     def __init__(self, client: Client, topic: str, task_key: Any = None) -> None:
         self.client = client
         self.slots = 0
+        #: Whether all workers can map this process's memory.
+        self.shares_memory = False
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -125,8 +128,10 @@ class ClusterBackend:
             See `Membership.register`, also for the exceptions.
         """
         self._listener = listener
-        number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
-        return number
+        registration = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.slots = registration.slots
+        self.shares_memory = _is_here(registration.hosts)
+        return registration.number
 
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
@@ -141,6 +146,7 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            self.shares_memory = _is_here(message.hosts)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
@@ -299,6 +305,11 @@ class ClusterBackend:
         """Call a function on Dask's event loop after some seconds."""
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._call_guarded, function)
+
+
+def _is_here(hosts: Sequence[str]) -> bool:
+    """Return whether all of the hosts are that of this process."""
+    return bool(host_id()) and set(hosts) == {host_id()}
 
 
 def _as_batch_error(error: BaseException) -> BaseException:

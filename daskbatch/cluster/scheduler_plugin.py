@@ -75,7 +75,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory)``: where the worker keeps its journals.
+    - ``daskbatch-hello(pid, owner, directory, host)``: where the worker keeps its journals.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
@@ -102,7 +102,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._worker_losses.record_process,
+                "daskbatch-hello": self._hello,
             }
         )
         scheduler.handlers.update(
@@ -128,7 +128,9 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         registered = self._clients.register(topic, batch, client, where, founds)
         if registered is None:
             return None
-        return Registration(registered.number, int(self._scheduler.total_nthreads))
+        return Registration(
+            *(registered.number, int(self._scheduler.total_nthreads), self._worker_losses.hosts())
+        )
 
     def _close(self, topic: str) -> None:
         """Record that a client starts no more tasks."""
@@ -304,8 +306,14 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- slots ----------------------------------------------------------------------------
 
     def _send_slots(self) -> None:
+        changed = SlotsChanged(int(self._scheduler.total_nthreads), self._worker_losses.hosts())
         for client in self._clients:
-            self._notify(client.topic, SlotsChanged(int(self._scheduler.total_nthreads)))
+            self._notify(client.topic, changed)
+
+    def _hello(self, worker: str, **process: Any) -> None:
+        """Record the process and the host of a worker."""
+        self._worker_losses.record_process(worker=worker, **process)
+        self._send_slots()
 
     def _send_to_workers(self, message: dict[str, Any]) -> None:
         for address in list(self._scheduler.workers):

@@ -94,6 +94,8 @@ class _Worker:
     pid: int = -1
     owner: str = ""
     directory: str = ""
+    #: Its host; see `memory.host.host_id`.
+    host: str = ""
     #: How much memory it used when it was killed for that; 0 if it was not.
     out_of_memory_bytes: int = 0
     #: The keys that it may have begun when it died, by topic.
@@ -120,11 +122,18 @@ class WorkerLossTracker:
         state = self._scheduler.workers[address]
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
-    def record_process(self, pid: int, owner: str, directory: str, worker: str) -> None:
-        """Record the process of a worker, and where it keeps its journals."""
+    def record_process(
+        self, pid: int, owner: str, directory: str, worker: str, host: str = ""
+    ) -> None:
+        """Record the process of a worker, where it keeps its journals, and its host."""
         self.add_worker(worker)
         found = self._workers[worker]
-        found.pid, found.owner, found.directory = pid, owner, directory
+        found.pid, found.owner, found.directory, found.host = pid, owner, directory, host
+
+    def hosts(self) -> list[str]:
+        """Return the hosts of the workers, each once; an empty text if one is not known."""
+        present = (self._workers.get(address) for address in self._scheduler.workers)
+        return sorted({"" if each is None else each.host for each in present})
 
     def record_out_of_memory(self, address: str, size: int) -> None:
         """Record that a worker is being killed because it uses `size` bytes."""

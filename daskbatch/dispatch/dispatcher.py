@@ -32,6 +32,7 @@ from daskbatch.errors import (
     ServiceLost,
     WorkerLost,
 )
+from daskbatch.serialization import stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import (
     ExpiredReport,
@@ -158,6 +159,8 @@ class Dispatcher:
         if block is None:
             return
         self.outcomes.require_own_process()
+        if self._adopt(record):
+            return
         if not block.lost:
             result = block.fetch(record.label, timeout)
             with self._changed:
@@ -169,6 +172,19 @@ class Dispatcher:
             if record.over and record.block is block:
                 self.table.place(self.table.revive(record), block.name)
             self._changed.notify_all()
+
+    def _adopt(self, record: TaskRecord) -> bool:
+        """Hold the value of a task where its worker has stored it; False if it is elsewhere."""
+        reference = record.reference
+        if reference is None or record.output is None:
+            return False
+        value = stored_value.adopt(reference)
+        if value.segment is None:
+            return False
+        with self._changed:
+            if record.reference is reference:
+                record.value = value
+        return True
 
     # -- revocation -----------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from daskbatch.dispatch.task_record import (
 )
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import Status
 
@@ -118,6 +119,7 @@ class TaskTable:
     ) -> None:
         """Record the outcome of a task, and call the functions that wait for it."""
         record.value = value
+        record.reference = None
         record.output = output
         record.seconds = seconds
         if record.waits:
@@ -149,7 +151,7 @@ class TaskTable:
 
     def _is_inline(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
         """Return whether a whole outcome is here, and small enough to be sent from here."""
-        if value is None or output is None:
+        if value is None or output is None or type(value) is StoredValue:
             return False
         return len(value) <= self._inline_limit
 
@@ -239,6 +241,7 @@ class TaskTable:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        references = report.references
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
             zip(
@@ -257,13 +260,17 @@ class TaskTable:
                 deferred.append(record)
                 continue
             output = report.outputs.get(member, SILENT)
+            reference = references.get(member) if references else None
             if timed and status <= Status.FAILED:
                 ran.append(record)
-                if value is None or output is None:
+                sent = value if reference is None else reference
+                if sent is None or output is None:
                     sizes.append(-1)
                 else:
-                    sizes.append(len(value) + len(output[0]) + len(output[1]))
+                    sizes.append(len(sent) + len(output[0]) + len(output[1]))
             self.settle_member(block, record, status, value, output, seconds)
+            if reference is not None:
+                record.reference = reference
         self._placer.learn(ran, sizes)
         return deferred
 

@@ -25,6 +25,8 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.memory.host import host_id
+from daskbatch.serialization import stored_value
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec
@@ -40,6 +42,7 @@ from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
+from daskbatch.worker.same_host import send_references
 from daskbatch.worker.slot_holding import GangSlots
 
 PLUGIN_NAME = "daskbatch-worker"
@@ -113,6 +116,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._helper = get_helper_thread()
         self._ticking = False
         self._gangs = GangSlots(worker)
+        stored_value.set_memory_limit(worker.memory_manager.memory_limit)
+        send_references(worker)
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
@@ -122,6 +127,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
+                "host": host_id(),
             }
         )
 

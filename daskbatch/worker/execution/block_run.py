@@ -21,12 +21,15 @@ from daskbatch.errors import (
     TaskCrashed,
     TaskError,
     TaskTimeout,
+    WorkerLost,
 )
 from daskbatch.forking import end_forked_process, generation
-from daskbatch.serialization import classes, loading, mirror, pickling, spawned
+from daskbatch.memory.segment import ValueGone
+from daskbatch.serialization import classes, loading, mirror, pickling, spawned, stored_value
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.safe_text import attribute, safe_repr, summary, traceback_of
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import (
     LOCAL,
     NO_LIMITS,
@@ -107,6 +110,7 @@ class BlockRun(Progress):
         journal = self.journal
         deadline = self.began + spec.budget
         remaining_bytes = spec.share_limit
+        remaining_stored = stored_value.block_limit()
         last = perf_counter()
         with (
             active_context(self.context, self.owns_process),
@@ -140,12 +144,14 @@ class BlockRun(Progress):
                         capture.clear()
                     if value is not None:
                         remaining_bytes -= len(value)
+                        if type(value) is StoredValue:
+                            remaining_stored -= value.stored_bytes
                 now = perf_counter()
                 if journal is not None and spec.journaled:
-                    journal.record((member, status, value, now - last, output))
+                    journal.record((member, status, kept_value(value), now - last, output))
                 log.record(member, status, value, now - last, output)
                 last = now
-                if now > deadline or remaining_bytes < 0:
+                if now > deadline or remaining_bytes < 0 or remaining_stored < 0:
                     self.defer_rest()
         self.running = -1
         mirror.end(self._scope)
@@ -155,6 +161,9 @@ class BlockRun(Progress):
 
     #: Whether this process runs nothing else.
     owns_process = False
+
+    #: Whether large values are stored in memory that other processes map.
+    stores_values = True
 
     #: How long the running member has waited for what later ones find ready, such as ranks that
     #: have started. Its duration does not contain this. Seconds.
@@ -282,6 +291,8 @@ class BlockRun(Progress):
                 if declared is not None:
                     self._require(member, declared, OUTPUT, missing_outputs(declared))
                 doing = SENDING_RESULT
+                if self.stores_values:
+                    return Status.DONE, stored_value.dumps(value, self.spec.inline_limit)
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 self.loading = False
@@ -335,12 +346,24 @@ class BlockRun(Progress):
     def _packed_call(self, function: RankFunction, data: bytes, link: Link) -> PackedCall:
         setup = None if self.spec.setup is None else self._content(self.spec.setup)
         values = [self._part(value) for value in link.values]
-        buffers = [self.inputs[position] for position in link.buffers]
+        allocation = None if self.context is None else self.context.allocation
+        if allocation is not None and len(allocation.hosts) > 1:
+            values = [
+                each if isinstance(each, str) else stored_value.carried(each) for each in values
+            ]
+        buffers = [self._buffer(each) for each in link.buffers]
         return PackedCall(function.data, setup, data, values, buffers)
+
+    def _buffer(self, given: int | bytes) -> bytes | memoryview:
+        """Return the content of a large buffer; the task may change it if it can be written to."""
+        content: bytes = self.inputs[given] if isinstance(given, int) else given
+        if isinstance(content, bytes) and stored_value.is_stored(content):
+            return pickling.loads(content)  # type: ignore[no-any-return]
+        return content
 
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]
-        buffers = [self.inputs[position] for position in link.buffers]
+        buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)
 
@@ -358,6 +381,11 @@ def _load_anew(data: bytes) -> LoadedFunction:
     mirror.install()
     spawned.install()
     return function, definitions
+
+
+def kept_value(value: bytes | None) -> bytes | None:
+    """Return what a journal keeps of a value: nothing if the value ends with the worker."""
+    return None if type(value) is StoredValue else value
 
 
 def _runs_elsewhere(function: Callable[..., Any]) -> bool:
@@ -411,7 +439,9 @@ def as_task_error(
     # Not `isinstance`: it looks up `__class__`, which an exception may define.
     kind = type(error)
     made: TaskError
-    if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
+    if doing == _LOADING_ARGUMENTS and kind is ValueGone:
+        made = WorkerLost(f"task {label}: a value among its arguments was lost: {cause}")
+    elif doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
         made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
     elif issubclass(kind, SystemExit):
         given = attribute(error, "code")
