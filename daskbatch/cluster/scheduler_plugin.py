@@ -29,6 +29,7 @@ from daskbatch.cluster.messages import (
     encode,
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
+from daskbatch.dispatch.lower import TOKEN
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -295,9 +296,17 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
+        if finish == "processing" and type(key) is tuple and key[0].startswith(TOKEN):
+            self._keep_token(key)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
+
+    def _keep_token(self, key: Any) -> None:
+        """Have Dask make a token where the block's result is: else the result would move."""
+        stealing = self._scheduler.extensions.get("stealing")
+        if stealing is not None:
+            stealing.remove_key_from_stealable(self._scheduler.tasks[key])
 
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""

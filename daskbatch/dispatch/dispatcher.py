@@ -175,9 +175,11 @@ class Dispatcher:
 
     def _adopt(self, record: TaskRecord) -> bool:
         """Hold the value of a task where its worker has stored it; False if it is elsewhere."""
-        reference = record.reference
-        if reference is None or record.output is None:
+        reference, block = record.reference, record.block
+        if reference is None or record.output is None or block is None:
             return False
+        if block.future is None or block.future.status == "cancelled":
+            return False  # the Batch has ended
         value = stored_value.adopt(reference)
         if value.segment is None:
             return False
@@ -317,6 +319,7 @@ class Dispatcher:
             requeued.sort(key=lambda record: record.rank)
             self.table.place(requeued, "batch")
             self._changed.notify_all()
+        stored_value.erase_orphans()
 
     def _forget(self, block: SubmittedBlock) -> None:
         self.table.forget(block)

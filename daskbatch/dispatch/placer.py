@@ -23,7 +23,7 @@ from daskbatch.serialization.diagnosis import hint_on_function
 from daskbatch.serialization.safe_text import is_from_outside, summary
 
 #: Results of blocks up to this size may travel along order-only edges.
-_MAX_SMALL_RESULT_BYTES = 4096
+MAX_SMALL_RESULT_BYTES = 4096
 
 
 class Submitter(Protocol):
@@ -187,8 +187,8 @@ class Placer:
         for record in block.records:
             if record.call is not None:
                 largest = self._durations.largest(record.call.family)
-                size += _MAX_SMALL_RESULT_BYTES if largest is None else largest
-                if size >= _MAX_SMALL_RESULT_BYTES:
+                size += MAX_SMALL_RESULT_BYTES if largest is None else largest
+                if size >= MAX_SMALL_RESULT_BYTES:
                     return False
         return True
 

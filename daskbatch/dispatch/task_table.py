@@ -17,7 +17,7 @@ from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.placer import Placer, Submitter
+from daskbatch.dispatch.placer import MAX_SMALL_RESULT_BYTES, Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,
     is_value_lost,
@@ -263,11 +263,13 @@ class TaskTable:
             reference = references.get(member) if references else None
             if timed and status <= Status.FAILED:
                 ran.append(record)
-                sent = value if reference is None else reference
-                if sent is None or output is None:
+                if reference is not None and output is not None:
+                    # Other tasks may share its block, but its block's result is not small.
+                    sizes.append(MAX_SMALL_RESULT_BYTES)
+                elif value is None or output is None:
                     sizes.append(-1)
                 else:
-                    sizes.append(len(sent) + len(output[0]) + len(output[1]))
+                    sizes.append(len(value) + len(output[0]) + len(output[1]))
             self.settle_member(block, record, status, value, output, seconds)
             if reference is not None:
                 record.reference = reference

@@ -17,6 +17,7 @@ import bisect
 import ctypes
 import mmap
 import os
+import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -29,10 +30,11 @@ from daskbatch.memory import range_locks
 HEADER_BYTES = 64
 
 TOKEN_BYTES = 16
-IDENTITY_BYTES = 8
 
 #: How the system names the files.
 FILE_NAME = "daskbatch-values"
+
+_PROCESS = struct.Struct("=i")
 
 #: Buffers begin at multiples of this number.
 _ALIGNMENT = 64
@@ -40,7 +42,7 @@ _ALIGNMENT = 64
 _PAGE_BYTES = mmap.PAGESIZE
 
 #: The size of the file. It takes memory only where something was written.
-_FILE_BYTES = 1 << 46
+FILE_BYTES = 1 << 46
 
 #: How much memory of dropped values is kept for new ones.
 _MAX_SPARE_BYTES = 256 << 20
@@ -62,6 +64,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
+def make_identity() -> bytes:
+    """Return what references call a new file: a random text that begins with this process."""
+    return _PROCESS.pack(os.getpid()) + os.urandom(8)
+
+
+def owner_of(identity: bytes) -> int:
+    """Return the process that has made a file."""
+    process: int = _PROCESS.unpack_from(identity)[0]
+    return process
+
+
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Return where buffers of some sizes begin in a range, and how long the range is."""
     starts, position = [], HEADER_BYTES
@@ -81,7 +94,7 @@ def new_memory_file() -> int:
     """
     file = os.memfd_create(FILE_NAME, os.MFD_CLOEXEC)
     try:
-        os.ftruncate(file, _FILE_BYTES)
+        os.ftruncate(file, FILE_BYTES)
     except BaseException:
         os.close(file)
         raise
@@ -121,7 +134,7 @@ class Arena:
     ) -> None:
         self.file = file
         self.location = location
-        self.identity = os.urandom(IDENTITY_BYTES) if identity is None else identity
+        self.identity = make_identity() if identity is None else identity
         self._watches = watches
         self._lock = threading.Lock()
         self._end = 0
@@ -267,6 +280,8 @@ class Arena:
 _own: Arena | None = None
 _own_lock = threading.Lock()
 _unavailable = False
+#: The file that this process is to write to, if its parent has made one: see `use_arena`.
+_given: tuple[tuple[int, int], bytes] | None = None
 
 
 def own_arena() -> Arena | None:
@@ -276,25 +291,34 @@ def own_arena() -> Arena | None:
         with _own_lock:
             if _own is None:
                 try:
-                    file = new_memory_file()
+                    _own = _open_arena()
                 except (OSError, AttributeError):
                     _unavailable = True
-                else:
-                    _own = Arena(file, (os.getpid(), file))
     return _own
 
 
-def use_arena(file: int, location: tuple[int, int], identity: bytes) -> None:
+def _open_arena() -> Arena:
+    if _given is None:
+        file = new_memory_file()
+        return Arena(file, (os.getpid(), file))
+    (process, descriptor), identity = _given
+    # Opened again, and not inherited: the locks of this process must not be those of its parent.
+    file = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    return Arena(file, (process, descriptor), identity, watches=False)
+
+
+def use_arena(location: tuple[int, int], identity: bytes) -> None:
     """Have this process write to a file that its parent has made, which outlives this process."""
-    global _own
-    _own = Arena(file, location, identity, watches=False)
+    global _given
+    _given = location, identity
 
 
 @after_fork
 def _forget_arena() -> None:
     """Leave the parent's arena to the parent."""
-    global _own, _own_lock
+    global _own, _own_lock, _given
     _own_lock = threading.Lock()
+    _given = None
     if _own is not None:
         keep_inherited([_own])
         _own = None

@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
 from daskbatch.memory.arena import (
+    FILE_BYTES,
     FILE_NAME,
-    IDENTITY_BYTES,
     TOKEN_BYTES,
     Arena,
     erase,
     layout,
+    make_identity,
     new_memory_file,
     own_arena,
+    owner_of,
 )
 from daskbatch.memory.host import host_id
 from daskbatch.memory.mapping import map_private
@@ -86,7 +88,8 @@ class AdoptedArena:
         #: Whether the process that writes to the file has ended.
         self.orphaned = False
         self._lock = threading.Lock()
-        #: How many segments hold each range, by its token.
+        #: By token, the ranges that are held: (offset, length), and by how many segments.
+        self._held: dict[bytes, tuple[int, int]] = {}
         self._holders: dict[bytes, int] = {}
         #: The ranges of deleted segments: (offset, length, token). Appending needs no lock.
         self._dropped: deque[tuple[int, int, bytes]] = deque()
@@ -102,6 +105,7 @@ class AdoptedArena:
                 range_locks.unlock(self.file, offset, length)
                 raise ValueGone("its memory has been used again")
             self._holders[token] = self._holders.get(token, 0) + 1
+            self._held[token] = offset, length
             self._release_dropped()
 
     def drop(self, offset: int, length: int, token: bytes) -> None:
@@ -117,13 +121,14 @@ class AdoptedArena:
                 self._lock.release()
 
     def _release_dropped(self) -> None:
+        released = bool(self._dropped)
         while self._dropped:
             each = offset, length, token = self._dropped.popleft()
             # Another segment may have been made of the range since.
             self._holders[token] -= 1
             if self._holders[token]:
                 continue
-            del self._holders[token]
+            del self._holders[token], self._held[token]
             range_locks.unlock(self.file, offset, length)
             if self._erases:
                 self._spare.append(each)
@@ -137,6 +142,23 @@ class AdoptedArena:
                 self._spare_bytes -= each[1]
             else:
                 self._spare.append(each)
+        if released and not _exists(owner_of(self.identity)):
+            self._erase_unheld()
+
+    def erase_unheld(self) -> None:
+        """Return to the system what no process holds or has mapped; its writer has ended."""
+        with self._lock:
+            self._erase_unheld()
+
+    def _erase_unheld(self) -> None:
+        # The kernel keeps all memory of the file as long as one process has any of it.
+        position = 0
+        for offset, length in (*sorted(self._held.values()), (FILE_BYTES, 0)):
+            gap = offset - position
+            if gap > 0 and range_locks.try_lock(self.file, position, gap):
+                erase(self.file, position, gap)
+                range_locks.unlock(self.file, position, gap)
+            position = offset + length
 
     def _erase(self, offset: int, length: int, token: bytes) -> bool:
         """Return a range to the system, unless it is used again; False if a reader has it."""
@@ -204,6 +226,17 @@ _adopted: weakref.WeakValueDictionary[bytes, AdoptedArena] = weakref.WeakValueDi
 _adopting = threading.Lock()
 
 
+def _exists(process: int) -> bool:
+    return os.path.exists(f"/proc/{process}")
+
+
+def erase_orphans() -> None:
+    """Return memory to the system that processes which have ended had written, and nobody holds."""
+    for arena in list(_adopted.values()):
+        if not _exists(owner_of(arena.identity)):
+            arena.erase_unheld()
+
+
 def store(buffers: Sequence[Any], sizes: Sequence[int]) -> Segment | None:
     """Store buffers in this process's arena; None if this system has no memory files.
 
@@ -232,6 +265,9 @@ def adopt(reference: Reference, made_here: bool = False) -> Segment:
     if reference.host != host_id() or not reference.host:
         raise ValueGone("its memory is on another host")
     try:
+        # Also if this process has the file open already: what nobody held when the process that
+        # the reference names ended is lost.
+        _require_file(reference)
         with _adopting:
             arena = _adopted.get(reference.arena)
             if arena is None:
@@ -301,21 +337,25 @@ def cut(memory: memoryview, sizes: Sequence[int]) -> list[memoryview]:
 
 def _open(reference: Reference, flags: int) -> int:
     """Open the memory file of another process."""
+    return os.open(_require_file(reference), flags | os.O_CLOEXEC)
+
+
+def _require_file(reference: Reference) -> str:
+    """Return the path of a memory file that another process has open."""
     path = f"/proc/{reference.process}/fd/{reference.descriptor}"
     # The process may have ended since, and another one may have its number.
     if not os.readlink(path).startswith(f"/memfd:{FILE_NAME}"):
         raise ValueGone("the process that has its memory has ended")
-    return os.open(path, flags | os.O_CLOEXEC)
+    return path
 
 
-def new_child_arena() -> tuple[AdoptedArena, int] | None:
+def new_child_arena() -> AdoptedArena | None:
     """Make the memory file that a child process will write to.
 
     Returns
     -------
-    tuple or None
-        This process's end, and a descriptor for the child, which the caller closes. None if this
-        system has no memory files.
+    AdoptedArena or None
+        This process's end. None if this system has no memory files.
     """
     if not host_id():
         return None
@@ -323,14 +363,9 @@ def new_child_arena() -> tuple[AdoptedArena, int] | None:
         file = new_memory_file()
     except OSError:
         return None
-    # The child's locks must not be this process's: so this one opens the file again.
-    arena = AdoptedArena(
-        os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC),
-        os.urandom(IDENTITY_BYTES),
-        erases=True,
-    )
+    arena = AdoptedArena(file, make_identity(), erases=True)
     _adopted[arena.identity] = arena
-    return arena, file
+    return arena
 
 
 @after_fork

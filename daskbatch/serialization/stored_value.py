@@ -11,13 +11,13 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from daskbatch.memory import segment
 from daskbatch.memory.segment import Reference, Segment, ValueGone
+from daskbatch.memory.shared_buffer import pickles_references
 from daskbatch.serialization import pickling
 from daskbatch.serialization.buffers import Buffer
 
@@ -32,9 +32,6 @@ _BUFFER_PICKLE = pickle.dumps(pickle.PickleBuffer(b""), 5, buffer_callback=lambd
 #: frames, whose sizes would differ.
 _PREFIX = b"\x80\x04cdaskbatch.serialization.stored_value\nload_stored\n"
 _SUFFIX = b"R."
-
-#: Whether a `StoredValue` is pickled as a reference, for a process of the same host.
-_by_reference: ContextVar[bool] = ContextVar("daskbatch_by_reference", default=False)
 
 #: The pickle, unless it is the first buffer; the sizes of the buffers; where they are.
 _Parts = tuple[bytes | None, tuple[int, ...], Reference]
@@ -86,7 +83,7 @@ class StoredValue(bytes):
         return bytes.__sizeof__(self) + self.stored_bytes
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        if _by_reference.get():
+        if pickles_references():
             return adopt, (bytes(self),)
         inner, sizes, reference = _parts(self)
         buffers = segment.cut(segment.attach(reference), sizes)
@@ -257,11 +254,6 @@ def adopt(data: bytes, made_here: bool = False) -> StoredValue:
     return value
 
 
-@contextmanager
-def by_reference() -> Iterator[None]:
-    """Within it, this thread pickles each `StoredValue` as a reference to its buffers."""
-    token = _by_reference.set(True)
-    try:
-        yield
-    finally:
-        _by_reference.reset(token)
+def erase_orphans() -> None:
+    """Free what workers that have ended had stored, and no process holds."""
+    segment.erase_orphans()

@@ -14,7 +14,7 @@ from typing import Any
 from distributed import Worker
 
 from daskbatch.memory.host import host_id
-from daskbatch.serialization import stored_value
+from daskbatch.memory.shared_buffer import by_reference
 
 #: How long the other worker may take to answer.
 _ANSWER_TIMEOUT_SECONDS = 5.0
@@ -55,7 +55,7 @@ def send_references(worker: Worker) -> None:
     ) -> Any:
         if who is None or not host_id() or not await is_reachable(who):
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
-        with stored_value.by_reference():
+        with by_reference():
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
 
     worker.handlers["get_data"] = get_data

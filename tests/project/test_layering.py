@@ -31,13 +31,14 @@ MAY_IMPORT = {
         *(*GROUND, "shared", "cluster", "dispatch", "plan", "describe", "worker"),
         "serialization",
     },
-    "shared": {*GROUND, "cluster", "describe", "worker", "serialization"},
-    "cluster": {*GROUND, "dispatch", "plan", "describe", "worker", "serialization"},
+    "shared": {*GROUND, "cluster", "describe", "worker", "serialization", "memory"},
+    "cluster": {*GROUND, "dispatch", "plan", "describe", "worker", "serialization", "memory"},
     "dispatch": {*GROUND, "plan", "describe", "worker", "serialization"},
     "plan": {"errors", "describe"},
     "describe": {"errors", "timeouts", "worker", "serialization"},
-    "worker": {"errors", "timeouts", "forking", "serialization"},
-    "serialization": {"errors", "timeouts", "forking"},
+    "worker": {"errors", "timeouts", "forking", "serialization", "memory"},
+    "serialization": {"errors", "timeouts", "forking", "memory"},
+    "memory": {"forking"},
     "timeouts": {"errors"},
     "forking": set(),
     "config": set(),
@@ -47,7 +48,7 @@ MAY_IMPORT = {
 
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
-    *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("cluster", "worker/plugin.py", "worker/slot_holding.py", "worker/same_host.py"),
     *("batch/batch.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),

@@ -235,7 +235,7 @@ def main(
     control: int,
     pipe: int,
     parent: int,
-    arena: tuple[int, tuple[int, int], bytes] | None = None,
+    arena: tuple[tuple[int, int], bytes] | None = None,
 ) -> NoReturn:
     """Run a child process, to its end.
 

@@ -126,19 +126,10 @@ class ChildProcess:
         self._closed = False
 
     def _start(self, control: int, pipe: int) -> subprocess.Popen[bytes]:
-        made = new_child_arena()
-        if made is None:
-            return self._start_with(control, pipe, [], None)
-        self._arena, file = made
-        try:
-            arena = file, self._arena.location, self._arena.identity
-            return self._start_with(control, pipe, [file], arena)
-        finally:
-            os.close(file)
-
-    def _start_with(
-        self, control: int, pipe: int, files: list[int], arena: object
-    ) -> subprocess.Popen[bytes]:
+        self._arena = new_child_arena()
+        arena = None
+        if self._arena is not None:
+            arena = self._arena.location, self._arena.identity
         program = _PROGRAM.format(
             arena=arena,
             path=sys.path,
@@ -164,7 +155,7 @@ class ChildProcess:
             env=executable.clean_environment(marked),
             cwd=initial_state.directory(),
             umask=initial_state.umask(),
-            pass_fds=[control, pipe, *files],
+            pass_fds=[control, pipe],
             start_new_session=True,
         )
 

@@ -12,6 +12,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
+from daskbatch.memory.shared_buffer import by_reference
 from daskbatch.serialization import pickling, stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
@@ -186,7 +187,7 @@ class IsolatedRun(Progress):
                 ),
                 allocation=context.allocation,
             )
-        with stored_value.by_reference():
+        with by_reference():
             return pack_request(request)
 
     def _attach(self, child: ChildProcess, start: int) -> bool:
