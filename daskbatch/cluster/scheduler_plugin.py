@@ -296,7 +296,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
-        if finish == "processing" and type(key) is tuple and key[0].startswith(TOKEN):
+        if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
             self._keep_token(key)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.

@@ -14,7 +14,7 @@ allocator keeps freed objects (Bonwick 1994).
 from __future__ import annotations
 
 import bisect
-import ctypes
+import contextlib
 import mmap
 import os
 import struct
@@ -25,6 +25,7 @@ from typing import Any
 
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
+from daskbatch.memory.libc import call
 
 #: Before the first buffer of a range: the token, and zeros up to a good alignment.
 HEADER_BYTES = 64
@@ -60,7 +61,6 @@ _CHECK_INTERVAL_SECONDS = 0.5
 _MAX_WRITE_BYTES = 1 << 30
 _MAX_WRITE_BUFFERS = 512
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
@@ -103,10 +103,8 @@ def new_memory_file() -> int:
 
 def erase(file: int, offset: int, length: int) -> None:
     """Return the memory of a range to the system."""
-    if hasattr(_libc, "fallocate"):
-        _libc.fallocate(
-            *(file, _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)),
-        )
+    with contextlib.suppress(OSError):
+        call("fallocate", file, _PUNCH_HOLE, offset, length)
 
 
 class Arena:

@@ -6,22 +6,10 @@ only as many arrays as descriptors. These mappings keep none. Any number of thre
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
 from typing import Any
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
-    ctypes.c_int64,
-)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_munmap = _libc.munmap
-_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-_FAILED = ctypes.c_void_p(-1).value
+from daskbatch.memory.libc import call, libc
 
 #: Without it, a system that counts what processes might use would refuse large mappings.
 _MAP_NORESERVE = 0x4000
@@ -39,8 +27,10 @@ class _Mapped:
             "version": 3,
         }
 
+        self._munmap = libc().munmap
+
     def __del__(self) -> None:
-        _munmap(*self._range)
+        self._munmap(*self._range)
 
 
 def map_private(file: int, offset: int, length: int) -> memoryview:
@@ -69,10 +59,7 @@ def map_private(file: int, offset: int, length: int) -> memoryview:
 
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    address = _libc.mmap(None, length, protection, flags, file, offset)
-    if address == _FAILED or address is None:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    address = call("mmap", None, length, protection, flags, file, offset)
     interface: Any = _Mapped(address, length)
     array: Any = np.asarray(interface)
     return memoryview(array)
@@ -89,4 +76,4 @@ def equal(one: memoryview, other: memoryview) -> bool:
         return False
     arrays = [np.frombuffer(each, np.uint8) for each in (one, other)]
     addresses = [each.ctypes.data for each in arrays]
-    return not _libc.memcmp(*addresses, one.nbytes)
+    return not libc().memcmp(*addresses, one.nbytes)

@@ -110,6 +110,7 @@ def test_each_reader_has_its_own_copy(make: Any, arrays: Any) -> None:
         assert found.dtype == same.dtype
         assert found.flags.f_contiguous == same.flags.f_contiguous
         np.testing.assert_array_equal(found, same)
+    for found in arrays(first):
         if found.flags.writeable:
             found[...] = 9
     for found, same in zip(arrays(second), expected, strict=True):
