@@ -27,7 +27,7 @@ from distributed import Client, wait
 
 from daskbatch import Batch
 
-REPEAT = 3
+REPEAT = int(os.environ.get("REPEAT", "3"))
 
 #: For each program, the most that the time may be, divided by that of each other system.
 MOST: dict[str, dict[str, float]] = {
@@ -107,6 +107,15 @@ class InPool:
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(self._pool.map(function, items))
+
+
+def measured(title: str, system: Any, names: Sequence[str]) -> dict[str, float]:
+    """Return the times of a system, and print them."""
+    found = {}
+    for name in names:
+        found[name] = measure(system, name, REPEAT)
+        print(f"  {title:<12}{name:<40}{found[name] * 1e3:>10.1f} ms", flush=True)
+    return found
 
 
 def with_ray(names: Sequence[str]) -> dict[str, float]:
@@ -212,17 +221,19 @@ def main() -> None:
     ]
     found: dict[str, dict[str, float]] = {}
     with raw_dask() as client:
-        found["Dask"] = {name: measure(InDask(client), name, REPEAT) for name in names}
-        edges = {each: seconds(partial(markers, client, each), REPEAT) for each in (2, 10)}
-        scattered = {
-            size: scatter_and_gather(client, np.ones(size // 8))
-            for size in (1_000_000, 100_000_000)
-        }
+        found["Dask"] = measured("Dask", InDask(client), names)
+        edges: dict[int, float] = {}
+        if not wanted or "edges" in wanted:
+            edges = {each: seconds(partial(markers, client, each), REPEAT) for each in (2, 10)}
+        scattered: dict[int, tuple[float, float]] = {}
+        if not wanted or "shared" in wanted:
+            for size in (1_000_000, 100_000_000):
+                scattered[size] = scatter_and_gather(client, np.ones(size // 8))
     with ProcessPoolExecutor(WORKERS) as pool:
-        found["pool"] = {name: measure(InPool(pool), name, REPEAT) for name in names}
-    found["Ray"] = with_ray(names)
+        found["pool"] = measured("pool", InPool(pool), names)
+    found["Ray"] = with_ray(names) if names else {}
     with Batch(num_workers=WORKERS) as batch:
-        own = {name: measure(InBatch(batch), name, REPEAT) for name in names}
+        own = measured("daskbatch", InBatch(batch), names)
         table = Table("the time of daskbatch, divided by that of others")
         for name in names:
             print(f"  {name}: {own[name] * 1e3:.1f} ms")
