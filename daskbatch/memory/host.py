@@ -1,4 +1,7 @@
-"""Identifies the host of this process, for processes that want to share memory with it."""
+"""Identifies the host of this process, for processes that want to share memory with it.
+
+Any number of threads may call it; it raises nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Calls functions of the C library that Python does not offer. Any number of threads may call."""
+"""Calls functions of the C library that Python does not offer.
+
+Any number of threads may call; `call` raises OSError if the function fails.
+"""
 
 from __future__ import annotations
 

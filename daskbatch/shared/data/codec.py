@@ -89,7 +89,9 @@ _NO_KEY = object()
 
 
 def pack(obj: object, key: Any = _NO_KEY) -> Value:
-    """Pickle a value. Large buffers are not copied: the caller sends them before they change.
+    """Pickle a value. Buffers from 256 KiB on are copied to memory that the host's processes map.
+
+    Smaller ones are not copied: the caller sends them before they change.
 
     Parameters
     ----------
