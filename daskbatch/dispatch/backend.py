@@ -46,8 +46,9 @@ class Listener(Protocol):
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
+        planned: bool = False,
     ) -> None:
-        """A worker has died."""
+        """A worker has died, or has left and interrupted what ran."""
 
     def give_up(self, error: BaseException | None = None) -> None:
         """No further report will arrive: all unfinished tasks have to be settled."""

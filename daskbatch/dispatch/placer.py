@@ -107,7 +107,7 @@ class Placer:
         # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
         # because Dask takes equal keys for one key, even if they are of different clients.
         lowered = lower(
-            *(blocks, name, uuid.uuid4().hex[:16], self._setting, futures),
+            *(blocks, uuid.uuid4().hex[:16], self._setting, futures),
             shares_memory=self._submitter.shares_memory,
         )
         futures.update(self._submitter.submit(lowered, again))
@@ -153,6 +153,10 @@ class Placer:
                     largest[family] = size
         for family, count in calls.items():
             self._durations.add(family, count, seconds[family], largest.get(family, 0))
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run; None if nothing was learnt of its family."""
+        return None if record.call is None else self._durations.seconds(record.call.family)
 
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         """Return what the packer needs to know of each task."""

@@ -12,7 +12,6 @@ import mmap
 import os
 import pickle
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from daskbatch.memory import segment
@@ -247,10 +246,14 @@ def adopt(data: bytes, made_here: bool = False) -> StoredValue:
     StoredValue
         It has no segment if the buffers are gone, or are on another host.
     """
-    value = StoredValue(data)
-    _, _, reference = _parts(data)
-    with suppress(ValueGone):
-        value.segment = segment.adopt(reference, made_here)
+    inner, sizes, reference = _parts(data)
+    try:
+        held = segment.adopt(reference, made_here)
+    except ValueGone:
+        return StoredValue(data)
+    # Others find it in this process from now on: the one that made it may end.
+    value = StoredValue(_compose((inner, sizes, held.reference)))
+    value.segment = held
     return value
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from daskbatch.worker.execution.client_names import first_topic
+from daskbatch.worker.execution.measures import Measures, MemberBegin
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
@@ -153,6 +154,8 @@ class BlockSpec(NamedTuple):
         array of C ints; empty if all are -1.
     surroundings : bytes, optional
         What the script has changed in its search path and environment; see `surroundings`.
+    streams : bool
+        Whether the worker sends what members write while they write it.
     """
 
     block: int
@@ -181,6 +184,7 @@ class BlockSpec(NamedTuple):
         return name if position < 0 else f"{name}[{position}]"
 
     surroundings: bytes | None = None
+    streams: bool = False
 
     @property
     def namespace(self) -> str:
@@ -210,6 +214,8 @@ class OutcomeReport(NamedTuple):
     outputs : mapping
         stdout and stderr of those members that wrote any; None for those that stay on the
         worker.
+    measures : Measures, optional
+        Where and when they ran, and what they used; None if that is not known.
     references : mapping
         For those values that the worker has stored for all processes of its host: the bytes of
         the `StoredValue`.
@@ -221,6 +227,7 @@ class OutcomeReport(NamedTuple):
     values: Sequence[bytes | None]
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
+    measures: Measures | None = None
     references: Mapping[int, bytes] = {}
 
 
@@ -233,10 +240,13 @@ class RunningReport(NamedTuple):
         The block's number.
     running : int
         The member that runs now.
+    begin : MemberBegin, optional
+        Where and when it has begun.
     """
 
     block: int
     running: int
+    begin: MemberBegin | None = None
 
 
 class ExpiredReport(NamedTuple):
@@ -253,11 +263,14 @@ class ExpiredReport(NamedTuple):
     rest : bytes
         A `Status` for each member behind the one that runs: DEFERRED, or CANCELLED for one
         that was revoked before.
+    begin : MemberBegin, optional
+        Where and when the member that runs has begun.
     """
 
     block: int
     running: int
     rest: bytes
+    begin: MemberBegin | None = None
 
 
 class MissingReport(NamedTuple):
@@ -281,5 +294,35 @@ class MissingReport(NamedTuple):
     paths: tuple[str, ...]
 
 
+class OutputReport(NamedTuple):
+    """Reports what a member has written to a stream.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    member : int
+        The member.
+    attempt : int
+        The number of the attempt, from 1.
+    stream : int
+        0 for stdout, 1 for stderr.
+    begin : int
+        The position of the data in the stream. Bytes.
+    data : bytes
+        What it has written there.
+    is_whole : bool
+        Whether this is a part of the text that is kept of a member that is over.
+    """
+
+    block: int
+    member: int
+    attempt: int
+    stream: int
+    begin: int
+    data: bytes
+    is_whole: bool = False
+
+
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport
+Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport | OutputReport
