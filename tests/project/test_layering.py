@@ -36,16 +36,20 @@ MAY_IMPORT = {
     "observation": {
         *(*GROUND, "dispatch", "plan", "describe", "worker", "serialization", "records"),
     },
-    "shared": {*GROUND, "cluster", "describe", "worker", "serialization"},
-    "cluster": {*GROUND, "dashboard", "dispatch", "plan", "describe", "worker", "serialization"},
+    "shared": {*GROUND, "cluster", "describe", "worker", "serialization", "memory"},
+    "cluster": {
+        *(*GROUND, "dashboard", "dispatch", "plan", "describe", "worker", "serialization"),
+        "memory",
+    },
     "dashboard": {"dispatch"},
     "dispatch": {*GROUND, "plan", "describe", "worker", "serialization"},
     "plan": {"errors", "describe"},
     "report": {"errors", "_version", "records"},
     "records": {"errors"},
     "describe": {"errors", "timeouts", "worker", "serialization"},
-    "worker": {"errors", "timeouts", "forking", "serialization"},
-    "serialization": {"errors", "timeouts", "forking"},
+    "worker": {"errors", "timeouts", "forking", "serialization", "memory"},
+    "serialization": {"errors", "timeouts", "forking", "memory"},
+    "memory": {"forking"},
     "timeouts": {"errors"},
     "forking": set(),
     "config": set(),
@@ -56,6 +60,7 @@ MAY_IMPORT = {
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
     *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
+    "worker/same_host.py",
     *("worker/departure.py", "worker/termination.py"),
     *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
