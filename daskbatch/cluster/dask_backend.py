@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import pickle
+import ssl
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from daskbatch.cluster.messages import (
     decode,
 )
 from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
+from daskbatch.cluster.open_links import OpenLinks
 from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
 from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
@@ -103,6 +105,12 @@ class ClusterBackend:
         self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
+        #: The direct connections with open blocks.
+        self.open_links = OpenLinks(topic, self._call_guarded, self._tls_context)
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        context = self.client.security.get_connection_args("client").get("ssl_context")
+        return context if isinstance(context, ssl.SSLContext) else None
 
     def prepare(self) -> None:
         """Register the plugins of the scheduler, nannies and workers; raises `BatchError`."""
@@ -124,13 +132,14 @@ class ClusterBackend:
         batch, is_creator, on_loss
             See `Membership.register`, also for the exceptions.
         """
-        self._listener = listener
+        self._listener = self.open_links.listener = listener
         number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
         self._listener = None
+        self.open_links.close()
         for future in list(self._futures):
             future.release()
         self.membership.unregister(idle)

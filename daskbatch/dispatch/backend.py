@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from daskbatch.dispatch.open_blocks.open_block import MemberLink
 from daskbatch.dispatch.placer import Submitter
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock
 from daskbatch.worker.execution.journal import JournaledBlock
@@ -48,6 +49,12 @@ class Listener(Protocol):
         traces: Sequence[JournaledBlock] | None,
     ) -> None:
         """A worker has died."""
+
+    def link_opened(self, number: int, link: MemberLink) -> None:
+        """The client has connected to an open block."""
+
+    def link_lost(self, number: int, was_cut: bool) -> None:
+        """The connection with an open block has closed, or could not be made."""
 
     def give_up(self, error: BaseException | None = None) -> None:
         """No further report will arrive: all unfinished tasks have to be settled."""

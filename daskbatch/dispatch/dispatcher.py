@@ -13,7 +13,8 @@ input was deferred defers them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from daskbatch.dispatch.backend import Backend
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.open_blocks.open_block import MemberLink
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
@@ -34,8 +36,10 @@ from daskbatch.errors import (
 )
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import (
+    ClosedReport,
     ExpiredReport,
     MissingReport,
+    OpenedReport,
     OutcomeReport,
     Report,
 )
@@ -63,6 +67,8 @@ class Dispatcher:
         self.outcomes = self.table.outcomes
         self._changed = self.outcomes.changed
         self._revocation = Revocation(self.table, backend)
+        self._open = self.table.open_blocks
+        self._open.on_empty = self._forget
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -105,7 +111,8 @@ class Dispatcher:
             self.table.start(new)
             if group is None:
                 wait_for_producers(new)
-            self.table.place(new, name, again=False)
+            with self._feeding():
+                self.table.place(new, name, again=False)
             self._changed.notify_all()
 
     def call_later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
@@ -145,6 +152,7 @@ class Dispatcher:
                         self.table.settle_member(block, record, Status.FAILED, failure)
                 self._backend.release(block)
             self.table.live.clear()
+            self._open.clear()
             self._changed.notify_all()
 
     def fetch(self, record: TaskRecord, timeout: float | None = None) -> None:
@@ -193,7 +201,7 @@ class Dispatcher:
     def report(self, data: bytes) -> None:
         """Apply a report of a worker: a pickled `Report`."""
         report: Report = pickle.loads(data)
-        with self._changed:
+        with self._changed, self._feeding():
             block = self.table.live.get(report.block)
             if block is None:
                 return
@@ -203,8 +211,13 @@ class Dispatcher:
                 warning = TaskWarning(report.kind, report.paths)
                 self.table.failures.warn(record, warning)
                 return
+            if isinstance(report, OpenedReport):
+                self._open.opened(report)
+                return
             if isinstance(report, OutcomeReport):
                 requeued = self.table.apply_report(block, report)
+            elif isinstance(report, ClosedReport):
+                requeued = self._open.closed(block, report.received)
             else:
                 for record in block.unfinished_members([report.running]):
                     self.table.set_phase(record, Phase.RUNNING)
@@ -214,9 +227,36 @@ class Dispatcher:
                 for record in block.unfinished_members(behind):
                     self.table.requeue(block, record)
                     requeued.append(record)
-            self.table.place(requeued, block.name)
+            self._place_again(block, requeued)
             if isinstance(report, ExpiredReport):
                 self._revocation.unstick(block)
+            self._changed.notify_all()
+
+    @contextmanager
+    def _feeding(self) -> Iterator[None]:
+        """Send at the end, in the same step, what has become ready for open blocks."""
+        self._open.flushes_soon = True
+        try:
+            yield
+        finally:
+            self._open.flush()
+
+    def _place_again(self, block: SubmittedBlock, requeued: Sequence[TaskRecord]) -> None:
+        """Place tasks again that a block has returned."""
+        if block.open:
+            self._open.hold_again(requeued, block.name)
+        else:
+            self.table.place(requeued, block.name)
+
+    def link_opened(self, number: int, link: MemberLink) -> None:
+        """Use a direct connection with an open block."""
+        with self._changed, self._feeding():
+            self._open.link_opened(number, link)
+
+    def link_lost(self, number: int, was_cut: bool) -> None:
+        """Record that the connection with an open block is lost; see `OpenBlocks.link_lost`."""
+        with self._changed, self._feeding():
+            self._open.link_lost(number, was_cut)
             self._changed.notify_all()
 
     def key_finished(
@@ -236,7 +276,7 @@ class Dispatcher:
         error : BaseException, optional
             Why there is no result: `ServiceLost`, `WorkerLost`, or another error.
         """
-        with self._changed:
+        with self._changed, self._feeding():
             requeued: list[TaskRecord] = []
             if error is not None:
                 requeued = self._key_failed(block, error)
@@ -248,8 +288,12 @@ class Dispatcher:
             elif result is not None:
                 report = result.as_report(block.number)
                 requeued = self.table.apply_report(block, report, timed=False)
+            if block.open:
+                # It has closed before it received these.
+                requeued += self._open.key_finished(block)
+                requeued.sort(key=lambda record: record.rank)
             self._forget(block)
-            self.table.place(requeued, block.name)
+            self._place_again(block, requeued)
             self._changed.notify_all()
 
     def _death_not_reported(self, block: SubmittedBlock) -> None:
@@ -282,8 +326,9 @@ class Dispatcher:
         traces : sequence of JournaledBlock, optional
             What it had done; None if that is unknown.
         """
-        with self._changed:
+        with self._changed, self._feeding():
             requeued: list[TaskRecord] = []
+            held: list[TaskRecord] = []
             done = {trace.block: trace for trace in traces or ()}
             for key in keys:
                 block = self.table.find_block(key)
@@ -291,18 +336,22 @@ class Dispatcher:
                     continue
                 self.table.mark_lost(block)
                 if block.number in self.table.live:
+                    returned = held if block.open else requeued
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
                         report = trace.as_report()
-                        requeued += self.table.apply_report(block, report, timed=False)
+                        returned += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    requeued += self.table.recover(block, running, details)
+                    returned += self.table.recover(block, running, details)
                     self._forget(block)
-            requeued.sort(key=lambda record: record.rank)
+            for some in (held, requeued):
+                some.sort(key=lambda record: record.rank)
+            self._open.hold_again(held, "batch")
             self.table.place(requeued, "batch")
             self._changed.notify_all()
 
     def _forget(self, block: SubmittedBlock) -> None:
+        self._open.forget(block)
         self.table.forget(block)
         self._revocation.forget(block)
 

@@ -111,6 +111,18 @@ class Placer:
         self._buffers.update(futures)
         return blocks
 
+    def next_number(self) -> int:
+        """Return a number for a block."""
+        return next(self._numbers)
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to take; None if no similar one has run."""
+        return 0.0 if record.call is None else self._durations.seconds(record.call.family)
+
+    def largest_value(self, record: TaskRecord) -> int:
+        """Return the bytes of the largest value of similar tasks that have run."""
+        return 0 if record.call is None else self._durations.largest(record.call.family) or 0
+
     def _places(self, records: Sequence[TaskRecord]) -> int:
         """Return how many blocks of these tasks can run at a time."""
         slots = self._submitter.slots

@@ -272,10 +272,12 @@ class SubmittedBlock:
         "buffer_keys",
         "failed",
         "future",
+        "held",
         "key",
         "long",
         "lost",
         "number",
+        "open",
         "records",
         "small",
         "unfinished",
@@ -292,6 +294,10 @@ class SubmittedBlock:
         self.small = False
         #: Whether the block may run for a long time.
         self.long = False
+        #: Whether it is not submitted: the client sends its members to open blocks, one by one.
+        self.held = False
+        #: Whether it is an open block: members are added while it runs.
+        self.open = False
         #: The blocks that its key waits for.
         self.waits: frozenset[SubmittedBlock] = frozenset()
         self.future: BlockFuture | None = None

@@ -109,6 +109,10 @@ class OutcomeLog:
             self._reported += len(reports[-1].statuses)
         return reports
 
+    def report_again(self) -> None:
+        """Have the next call of `new_reports` begin with the first member."""
+        self._reported = 0
+
     def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
         values: list[bytes | None] = []
         size = 0

@@ -1,0 +1,221 @@
+"""The client's direct connections with open blocks: one thread receives, others connect.
+
+A connection is made in the background. If it cannot be made, or nothing arrives on it for some
+seconds, the listener is notified, and the tasks take the ordinary way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from daskbatch.dispatch.backend import Listener
+from daskbatch.forking import close_in_children
+from daskbatch.worker.handshake import ServerAddress, connect_to_server
+from daskbatch.worker.open_blocks.link import PING_INTERVAL_SECONDS, Link, LinkClosed
+from daskbatch.worker.open_blocks.messages import ATTACHED
+
+_CONNECT_TIMEOUT_SECONDS = 2.0
+
+
+class ClientLink(Link):
+    """The client's end of a connection: a thread sends what the system does not take at once.
+
+    Any thread may use it.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connected socket.
+    block : int
+        The open block.
+    wake : callable
+        Wakes the thread that sends the rest.
+    """
+
+    def __init__(self, sock: socket.socket, block: int, wake: Callable[[], None]) -> None:
+        super().__init__(sock)
+        self.block = block
+        self._wake = wake
+
+    def send(self, *frames: bytes) -> None:
+        super().send(*frames)
+        if self.has_unsent or self.broken:
+            self._wake()
+
+
+class OpenLinks:
+    """The connections of one client. Any thread may use it.
+
+    Parameters
+    ----------
+    topic : str
+        The topic of the client.
+    call : callable
+        Calls a function of the listener so that an exception is reported and not lost.
+    tls : callable
+        Returns the client's certificates for workers with TLS.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        call: Callable[..., None],
+        tls: Callable[[], ssl.SSLContext | None],
+    ) -> None:
+        self._topic = topic
+        self._call = call
+        self._tls = tls
+        self.listener: Listener | None = None
+        self._lock = threading.Lock()
+        self._links: set[ClientLink] = set()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
+
+    def connect(self, block: int, address: ServerAddress) -> None:
+        """Connect to an open block in the background."""
+        threading.Thread(
+            target=self._connect, args=[block, address], name="daskbatch-open-connect", daemon=True
+        ).start()
+
+    def _connect(self, block: int, address: ServerAddress) -> None:
+        link: ClientLink | None = None
+        try:
+            tls = self._tls() if address.tls else None
+            sock = connect_to_server(address, tls, _CONNECT_TIMEOUT_SECONDS)
+            link = ClientLink(sock, block, self._wake)
+            link.send(pickle.dumps((self._topic, block), 5))
+            frames = self._first_frames(link)
+        except Exception as error:
+            if link is not None:
+                link.close()
+            # If the block has just ended, the worker closes the connection.
+            self._notify("link_lost", block, not isinstance(error, LinkClosed))
+            return
+        with self._lock:
+            if self._closed:
+                link.close()
+                return
+            self._links.add(link)
+            if self._thread is None:
+                self._start()
+        self._notify("link_opened", block, link)
+        for frame in frames:
+            self._notify("report", frame)
+        self._wake()
+
+    def _first_frames(self, link: ClientLink) -> list[bytes]:
+        end = monotonic() + _CONNECT_TIMEOUT_SECONDS
+        while not (frames := link.receive()):
+            if monotonic() > end:
+                raise TimeoutError("the worker does not answer")
+            link.wait(0.1)
+        if frames[0] != ATTACHED:
+            raise LinkClosed("the block has ended")
+        return frames[1:]
+
+    def _start(self) -> None:
+        self._wake_sockets = socket.socketpair()
+        for each in self._wake_sockets:
+            each.setblocking(False)
+            close_in_children(each)
+        self._thread = threading.Thread(target=self._run, name="daskbatch-open", daemon=True)
+        self._thread.start()
+
+    def _wake(self) -> None:
+        sockets = self._wake_sockets
+        if sockets is not None:
+            with contextlib.suppress(OSError):
+                sockets[1].send(b"w")
+
+    def _notify(self, method: str, *arguments: Any) -> None:
+        listener = self.listener
+        if listener is not None:
+            self._call(getattr(listener, method), *arguments)
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        assert self._wake_sockets is not None
+        process = os.getpid()
+        selector = selectors.DefaultSelector()
+        selector.register(self._wake_sockets[0], selectors.EVENT_READ)
+        registered: dict[ClientLink, int] = {}
+        checked_at = monotonic()
+        while not self._closed and os.getpid() == process:
+            with self._lock:
+                links = list(self._links)
+            for link in links:
+                events = selectors.EVENT_READ
+                if link.has_unsent:
+                    events |= selectors.EVENT_WRITE
+                self._register(selector, registered, link, events)
+            for key, events in selector.select(PING_INTERVAL_SECONDS):
+                if key.data is None:
+                    with contextlib.suppress(OSError):
+                        self._wake_sockets[0].recv(4096)
+                    continue
+                link = key.data
+                if events & selectors.EVENT_WRITE:
+                    link.flush()
+                if events & selectors.EVENT_READ:
+                    self._receive(selector, registered, link)
+            now = monotonic()
+            if now - checked_at > PING_INTERVAL_SECONDS:
+                checked_at = now
+                for link in list(registered):
+                    if not link.keep_alive():
+                        self._drop(selector, registered, link, True)
+        selector.close()
+
+    def _register(
+        self, selector: Any, registered: dict[ClientLink, int], link: ClientLink, events: int
+    ) -> None:
+        before = registered.get(link)
+        if before == events:
+            return
+        try:
+            if before is None:
+                selector.register(link.sock, events, link)
+            else:
+                selector.modify(link.sock, events, link)
+            registered[link] = events
+        except (ValueError, KeyError, OSError):  # it has been closed
+            self._drop(selector, registered, link, False)
+
+    def _receive(self, selector: Any, registered: dict[ClientLink, int], link: ClientLink) -> None:
+        try:
+            for frame in link.receive():
+                self._notify("report", frame)
+        except LinkClosed:
+            self._drop(selector, registered, link, False)
+
+    def _drop(
+        self, selector: Any, registered: dict[ClientLink, int], link: ClientLink, was_cut: bool
+    ) -> None:
+        registered.pop(link, None)
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            selector.unregister(link.sock)
+        with self._lock:
+            self._links.discard(link)
+        link.close()
+        self._notify("link_lost", link.block, was_cut)
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            self._closed = True
+            links = list(self._links)
+            self._links.clear()
+        for link in links:
+            link.close()
+        self._wake()

@@ -1,0 +1,82 @@
+"""Decides whether a graph of tasks is run in blocks that are planned ahead, or task by task.
+
+Blocks are cheap for each task, but from one to the next it takes some milliseconds. Open blocks
+take each task as soon as it is ready, which costs the client some time for each task. Does not know
+tasks beyond what its parameters say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daskbatch.plan.blocks import ASSUMED_TASK_SECONDS
+
+#: What a task in an open block costs the client.
+OPEN_TASK_SECONDS = 0.00015
+
+#: The time from the end of a block to the start of one that waits for it.
+_HOP_SECONDS = 0.008
+
+#: Longer tasks gain nothing.
+MAX_TASK_SECONDS = 0.1
+
+#: With at most this many tasks for each slot and each level, a graph is not too wide.
+_MAX_WIDTH_PER_SLOT = 64
+
+#: A small graph.
+_FEW_TASKS = 2000
+
+#: What is assumed of tasks of unknown duration; and the number of them for which that is done.
+_UNKNOWN_SECONDS = 0.002
+_MAX_UNKNOWN = 400
+
+
+def suits_open_blocks(
+    seconds: Sequence[float | None], waits: Sequence[Sequence[int]], slots: int
+) -> bool:
+    """Return whether tasks are better sent one by one.
+
+    Parameters
+    ----------
+    seconds : sequence of float or None
+        The expected duration of each task; None if similar tasks have not run.
+    waits : sequence of sequence of int
+        For each task the positions of those that it waits for, which come before it.
+    slots : int
+        The number of tasks that run at once.
+    """
+    count = len(waits)
+    levels, chains = _count_levels(waits)
+    if chains <= 1:
+        return False  # one task after another: one block
+    known = [each for each in seconds if each is not None]
+    if known:
+        average = sum(known) / len(known)
+    else:
+        average = _UNKNOWN_SECONDS if count <= _MAX_UNKNOWN else ASSUMED_TASK_SECONDS
+    if average > MAX_TASK_SECONDS:
+        return False
+    if count * OPEN_TASK_SECONDS < levels * _HOP_SECONDS:
+        return True
+    is_wide = count > _FEW_TASKS and count > levels * slots * _MAX_WIDTH_PER_SLOT
+    return average >= slots * OPEN_TASK_SECONDS and not is_wide
+
+
+def _count_levels(waits: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return how many strands must follow one another, and how many strands there are.
+
+    A strand is a chain of tasks of which each is the only one that waits for the one before.
+    """
+    successors = [0] * len(waits)
+    for each in waits:
+        for before in each:
+            successors[before] += 1
+    levels: list[int] = []
+    strands = 0
+    for each in waits:
+        if len(each) == 1 and successors[each[0]] == 1:
+            levels.append(levels[each[0]])
+            continue
+        strands += 1
+        levels.append(1 + max((levels[before] for before in each), default=0))
+    return max(levels, default=0), strands

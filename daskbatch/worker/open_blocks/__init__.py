@@ -1,0 +1,1 @@
+"""Runs open blocks: blocks that receive members by a direct connection while they run."""
