@@ -21,6 +21,7 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
+from daskbatch import config
 from daskbatch.cluster.connection import register
 from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.messages import (
@@ -106,7 +107,11 @@ class ClusterBackend:
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
         #: The direct connections with open blocks.
-        self.open_links = OpenLinks(topic, self._call_guarded, self._tls_context)
+        self.open_links = (
+            OpenLinks(topic, self._call_guarded, self._tls_context)
+            if config.get("open-blocks")
+            else None
+        )
 
     def _tls_context(self) -> ssl.SSLContext | None:
         context = self.client.security.get_connection_args("client").get("ssl_context")
@@ -132,14 +137,17 @@ class ClusterBackend:
         batch, is_creator, on_loss
             See `Membership.register`, also for the exceptions.
         """
-        self._listener = self.open_links.listener = listener
+        self._listener = listener
+        if self.open_links is not None:
+            self.open_links.listener = listener
         number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
         self._listener = None
-        self.open_links.close()
+        if self.open_links is not None:
+            self.open_links.close()
         for future in list(self._futures):
             future.release()
         self.membership.unregister(idle)

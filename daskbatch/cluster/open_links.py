@@ -18,38 +18,13 @@ from time import monotonic
 from typing import Any
 
 from daskbatch.dispatch.backend import Listener
+from daskbatch.dispatch.dispatcher import NOTIFY_INTERVAL_SECONDS
 from daskbatch.forking import close_in_children
 from daskbatch.worker.handshake import ServerAddress, connect_to_server
-from daskbatch.worker.open_blocks.link import PING_INTERVAL_SECONDS, Link, LinkClosed
+from daskbatch.worker.open_blocks.frame_link import PING_INTERVAL_SECONDS, FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
 
 _CONNECT_TIMEOUT_SECONDS = 2.0
-
-
-class ClientLink(Link):
-    """The client's end of a connection: a thread sends what the system does not take at once.
-
-    Any thread may use it.
-
-    Parameters
-    ----------
-    sock : socket.socket
-        The connected socket.
-    block : int
-        The open block.
-    wake : callable
-        Wakes the thread that sends the rest.
-    """
-
-    def __init__(self, sock: socket.socket, block: int, wake: Callable[[], None]) -> None:
-        super().__init__(sock)
-        self.block = block
-        self._wake = wake
-
-    def send(self, *frames: bytes) -> None:
-        super().send(*frames)
-        if self.has_unsent or self.broken:
-            self._wake()
 
 
 class OpenLinks:
@@ -76,7 +51,8 @@ class OpenLinks:
         self._tls = tls
         self.listener: Listener | None = None
         self._lock = threading.Lock()
-        self._links: set[ClientLink] = set()
+        #: The open connections, and their blocks.
+        self._links: dict[FrameLink, int] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
@@ -88,11 +64,11 @@ class OpenLinks:
         ).start()
 
     def _connect(self, block: int, address: ServerAddress) -> None:
-        link: ClientLink | None = None
+        link: FrameLink | None = None
         try:
             tls = self._tls() if address.tls else None
             sock = connect_to_server(address, tls, _CONNECT_TIMEOUT_SECONDS)
-            link = ClientLink(sock, block, self._wake)
+            link = FrameLink(sock, self._wake)
             link.send(pickle.dumps((self._topic, block), 5))
             frames = self._first_frames(link)
         except Exception as error:
@@ -105,15 +81,14 @@ class OpenLinks:
             if self._closed:
                 link.close()
                 return
-            self._links.add(link)
+            self._links[link] = block
             if self._thread is None:
                 self._start()
         self._notify("link_opened", block, link)
-        for frame in frames:
-            self._notify("report", frame)
+        self._notify("report_all", frames)
         self._wake()
 
-    def _first_frames(self, link: ClientLink) -> list[bytes]:
+    def _first_frames(self, link: FrameLink) -> list[bytes]:
         end = monotonic() + _CONNECT_TIMEOUT_SECONDS
         while not (frames := link.receive()):
             if monotonic() > end:
@@ -149,7 +124,7 @@ class OpenLinks:
         process = os.getpid()
         selector = selectors.DefaultSelector()
         selector.register(self._wake_sockets[0], selectors.EVENT_READ)
-        registered: dict[ClientLink, int] = {}
+        registered: dict[FrameLink, int] = {}
         checked_at = monotonic()
         while not self._closed and os.getpid() == process:
             with self._lock:
@@ -159,7 +134,12 @@ class OpenLinks:
                 if link.has_unsent:
                     events |= selectors.EVENT_WRITE
                 self._register(selector, registered, link, events)
-            for key, events in selector.select(PING_INTERVAL_SECONDS):
+            listener = self.listener
+            owes = listener is not None and listener.owes_notification
+            found = selector.select(NOTIFY_INTERVAL_SECONDS if owes else PING_INTERVAL_SECONDS)
+            if owes and not found:
+                self._notify("notify_waiting")
+            for key, events in found:
                 if key.data is None:
                     with contextlib.suppress(OSError):
                         self._wake_sockets[0].recv(4096)
@@ -178,7 +158,7 @@ class OpenLinks:
         selector.close()
 
     def _register(
-        self, selector: Any, registered: dict[ClientLink, int], link: ClientLink, events: int
+        self, selector: Any, registered: dict[FrameLink, int], link: FrameLink, events: int
     ) -> None:
         before = registered.get(link)
         if before == events:
@@ -192,23 +172,23 @@ class OpenLinks:
         except (ValueError, KeyError, OSError):  # it has been closed
             self._drop(selector, registered, link, False)
 
-    def _receive(self, selector: Any, registered: dict[ClientLink, int], link: ClientLink) -> None:
+    def _receive(self, selector: Any, registered: dict[FrameLink, int], link: FrameLink) -> None:
         try:
-            for frame in link.receive():
-                self._notify("report", frame)
+            self._notify("report_all", link.receive())
         except LinkClosed:
             self._drop(selector, registered, link, False)
 
     def _drop(
-        self, selector: Any, registered: dict[ClientLink, int], link: ClientLink, was_cut: bool
+        self, selector: Any, registered: dict[FrameLink, int], link: FrameLink, was_cut: bool
     ) -> None:
         registered.pop(link, None)
         with contextlib.suppress(KeyError, ValueError, OSError):
             selector.unregister(link.sock)
         with self._lock:
-            self._links.discard(link)
+            block = self._links.pop(link, None)
         link.close()
-        self._notify("link_lost", link.block, was_cut)
+        if block is not None:
+            self._notify("link_lost", block, was_cut)
 
     def close(self) -> None:
         """Close all connections."""

@@ -6,7 +6,7 @@ implementation within one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from daskbatch.dispatch.open_blocks.open_block import MemberLink
@@ -30,6 +30,16 @@ class Listener(Protocol):
 
     def report(self, data: bytes) -> None:
         """A worker has sent a report of a block."""
+
+    owes_notification: bool
+
+    def report_all(self, frames: Iterable[bytes]) -> None:
+        """An open block has sent reports. If `owes_notification` is set then, the caller calls
+        `notify_waiting` a moment later.
+        """
+
+    def notify_waiting(self) -> None:
+        """Some time has passed since `report_all`."""
 
     def key_finished(
         self,

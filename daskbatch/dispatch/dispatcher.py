@@ -16,6 +16,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
@@ -49,6 +50,9 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 #: How long the scheduler may take to report what a worker that died had done.
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
 
+#: While open blocks report, waiting threads are notified at this interval.
+NOTIFY_INTERVAL_SECONDS = 0.001
+
 
 class Dispatcher:
     """The started tasks of one client. Any thread may use it.
@@ -69,6 +73,9 @@ class Dispatcher:
         self._revocation = Revocation(self.table, backend)
         self._open = self.table.open_blocks
         self._open.on_empty = self._forget
+        #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
+        self.owes_notification = False
+        self._notified_at = 0.0
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -202,35 +209,72 @@ class Dispatcher:
         """Apply a report of a worker: a pickled `Report`."""
         report: Report = pickle.loads(data)
         with self._changed, self._feeding():
-            block = self.table.live.get(report.block)
-            if block is None:
-                return
-            requeued: list[TaskRecord] = []
-            if isinstance(report, MissingReport):
-                record = block.records[report.member]
-                warning = TaskWarning(report.kind, report.paths)
-                self.table.failures.warn(record, warning)
-                return
-            if isinstance(report, OpenedReport):
-                self._open.opened(report)
-                return
-            if isinstance(report, OutcomeReport):
-                requeued = self.table.apply_report(block, report)
-            elif isinstance(report, ClosedReport):
-                requeued = self._open.closed(block, report.received)
-            else:
-                for record in block.unfinished_members([report.running]):
-                    self.table.set_phase(record, Phase.RUNNING)
-            if isinstance(report, ExpiredReport):
-                first = report.running + 1
-                behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
-                for record in block.unfinished_members(behind):
-                    self.table.requeue(block, record)
-                    requeued.append(record)
-            self._place_again(block, requeued)
-            if isinstance(report, ExpiredReport):
-                self._revocation.unstick(block)
+            if self._apply(report):
+                self._changed.notify_all()
+
+    def report_all(self, frames: Iterable[bytes]) -> None:
+        """Apply the reports of an open block; waiting threads may be notified a moment later.
+
+        A fine-grained graph reports thousands of times in a second, and most threads wait for the
+        last of its tasks. So they are notified when no task is unfinished, or when they have not
+        been for `NOTIFY_INTERVAL_SECONDS`. Else the caller calls `notify_waiting` after that time;
+        see `owes_notification`.
+        """
+        reports: list[Report] = [pickle.loads(frame) for frame in frames]
+        with self._changed:
+            self._open.flushes_soon = True
+            try:
+                for report in reports:
+                    self.owes_notification |= self._apply(report)
+            finally:
+                self._open.flush()
+            if self.owes_notification:
+                now = monotonic()
+                is_due = now - self._notified_at > NOTIFY_INTERVAL_SECONDS
+                if is_due or not self.outcomes.unfinished:
+                    self._notified_at = now
+                    self.owes_notification = False
+                    self._changed.notify_all()
+
+    def notify_waiting(self) -> None:
+        """Notify the threads that wait for tasks."""
+        with self._changed:
+            self.owes_notification = False
+            self._notified_at = monotonic()
             self._changed.notify_all()
+
+    def _apply(self, report: Report) -> bool:
+        """Apply a report; return whether a thread may have waited for that."""
+        block = self.table.live.get(report.block)
+        if block is None:
+            return False
+        requeued: list[TaskRecord] = []
+        if isinstance(report, MissingReport):
+            record = block.records[report.member]
+            warning = TaskWarning(report.kind, report.paths)
+            self.table.failures.warn(record, warning)
+            return False
+        if isinstance(report, OpenedReport):
+            self._open.opened(report)
+            return False
+        if isinstance(report, OutcomeReport):
+            requeued = self.table.apply_report(block, report)
+        elif isinstance(report, ClosedReport):
+            requeued = self._open.closed(block, report.received)
+        else:
+            for record in block.unfinished_members([report.running]):
+                self.table.set_phase(record, Phase.RUNNING)
+        if isinstance(report, ExpiredReport):
+            first = report.running + 1
+            behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
+            for record in block.unfinished_members(behind):
+                self.table.requeue(block, record)
+                requeued.append(record)
+        if requeued:
+            self._place_again(block, requeued)
+        if isinstance(report, ExpiredReport):
+            self._revocation.unstick(block)
+        return True
 
     @contextmanager
     def _feeding(self) -> Iterator[None]:

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
-    *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("cluster", "worker/plugin.py", "worker/slot_holding.py", "worker/open_blocks/server.py"),
     *("batch/batch.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),

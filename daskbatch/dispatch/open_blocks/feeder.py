@@ -129,6 +129,8 @@ class OpenBlocks:
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
         self._names: dict[Hashable, str] = {}
+        #: What the script had changed when it last started tasks.
+        self._surroundings: bytes | None = None
         self._failures = 0
         self._paused_until = 0.0
 
@@ -210,6 +212,8 @@ class OpenBlocks:
     def _hold_all(self, records: Sequence[TaskRecord], name: str) -> None:
         if not records:
             return
+        if self._setting.surroundings is not None:
+            self._surroundings = self._setting.surroundings.changes()
         block = SubmittedBlock(self._table.next_number(), list(records))
         block.held = True
         block.key = (f"{name}-held", block.number)
@@ -329,9 +333,6 @@ class OpenBlocks:
         blocks = [each for each in self._open.get(placement, ()) if each.is_open]
         rooms = [(each.block.unfinished, each.block.number, each) for each in blocks]
         heapq.heapify(rooms)
-        surroundings = None
-        if self._setting.surroundings is not None and blocks:
-            surroundings = self._setting.surroundings.changes()
         while rooms:
             count, number, found = heapq.heappop(rooms)
             record = self._next(ready, found, count)
@@ -342,13 +343,13 @@ class OpenBlocks:
             for behind in self._held.waits_for_one(record):
                 self._put_behind(found, behind)
             if len(found.records) >= _MAX_MEMBERS:
-                found.send(surroundings)
+                found.send(self._surroundings)
                 found.end()
             else:
                 heapq.heappush(rooms, (count + 1, number, found))
         for each in blocks:
             if not each.closed:
-                each.send(surroundings)
+                each.send(self._surroundings)
         while ready and not is_held(ready[0][2]):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))
@@ -409,8 +410,8 @@ class OpenBlocks:
         """Connect to an open block that has begun."""
         found = self._by_number.get(report.block)
         if found is not None and found.link is None and self._links is not None:
-            _, *address = report
-            self._links.connect(report.block, ServerAddress(*address))
+            address = ServerAddress(report.host, report.port, report.secret, report.tls)
+            self._links.connect(report.block, address)
 
     def link_opened(self, number: int, link: MemberLink) -> None:
         """Use the connection with an open block."""

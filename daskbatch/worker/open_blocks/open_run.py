@@ -21,7 +21,7 @@ from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import BlockSpec, ClosedReport, Report
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.thread_run import ThreadRun
-from daskbatch.worker.open_blocks.link import Link, LinkClosed
+from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import END, NewMembers
 
 #: How long an open block without members keeps its slot: if nothing else wants the slot, and if
@@ -87,7 +87,7 @@ class OpenRun(ThreadRun):
         self.watch: SlotWatch | None = None
         self.closed = False
         self._reported_closed = False
-        self._link: Link | None = None
+        self._link: FrameLink | None = None
         self._link_was_lost = False
         self._attached = threading.Event()
         #: Held while members are added, and while the block closes.
@@ -164,7 +164,7 @@ class OpenRun(ThreadRun):
 
     # -- any thread -----------------------------------------------------------------------
 
-    def attach(self, link: Link) -> bool:
+    def attach(self, link: FrameLink) -> bool:
         """Use a connection with the client; False if the block has closed, or has one."""
         with self._member_lock:
             if self.closed or self._link is not None:

@@ -22,7 +22,7 @@ from distributed.core import Status as WorkerStatus
 from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.handshake import ServerAddress, accept_client
-from daskbatch.worker.open_blocks.link import Link, LinkClosed
+from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
 from daskbatch.worker.open_blocks.open_run import OpenRun
 
@@ -96,7 +96,7 @@ class OpenServer:
         accepted = accept_client(sock, self.address.secret, self._tls)
         if accepted is None:
             return
-        link = Link(accepted)
+        link = FrameLink(accepted)
         try:
             deadline = Deadline(_HELLO_TIMEOUT_SECONDS)
             while not (frames := link.receive()):

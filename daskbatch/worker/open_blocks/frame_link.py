@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from threading import Lock
 from time import monotonic
 
@@ -30,13 +31,16 @@ class LinkClosed(ConnectionError):
     """The other end has closed the connection, or it is broken."""
 
 
-class Link:
+class FrameLink:
     """One end of a connection. Any thread may call all methods.
 
     Parameters
     ----------
     sock : socket.socket
         A connected socket, authenticated; it is made non-blocking.
+    on_unsent : callable, optional
+        Called if not all could be sent at once, or the link is broken: then `flush` is to be
+        called once the socket takes more.
 
     Attributes
     ----------
@@ -46,11 +50,12 @@ class Link:
         Whether nothing more can be sent.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, on_unsent: Callable[[], None] | None = None) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.heard = monotonic()
         self.broken = False
+        self._on_unsent = on_unsent
         self._said = self.heard
         self._send_lock = Lock()
         self._unsent = bytearray()
@@ -68,6 +73,8 @@ class Link:
                 self._unsent += len(frame).to_bytes(_LENGTH_BYTES, "little")
                 self._unsent += frame
             self._send_some()
+        if self._on_unsent is not None and (self._unsent or self.broken):
+            self._on_unsent()
 
     def flush(self) -> bool:
         """Send more of what is kept; return whether nothing is."""
