@@ -109,7 +109,7 @@ class OpenLinks:
     def _wake(self) -> None:
         sockets = self._wake_sockets
         if sockets is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # full: it is awake; or closed
                 sockets[1].send(b"w")
 
     def _notify(self, method: str, *arguments: Any) -> None:
@@ -120,10 +120,11 @@ class OpenLinks:
     # -- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        assert self._wake_sockets is not None
+        sockets = self._wake_sockets
+        assert sockets is not None
         process = os.getpid()
         selector = selectors.DefaultSelector()
-        selector.register(self._wake_sockets[0], selectors.EVENT_READ)
+        selector.register(sockets[0], selectors.EVENT_READ)
         registered: dict[FrameLink, int] = {}
         checked_at = monotonic()
         while not self._closed and os.getpid() == process:
@@ -142,7 +143,7 @@ class OpenLinks:
             for key, events in found:
                 if key.data is None:
                     with contextlib.suppress(OSError):
-                        self._wake_sockets[0].recv(4096)
+                        sockets[0].recv(4096)
                     continue
                 link = key.data
                 if events & selectors.EVENT_WRITE:
@@ -156,6 +157,9 @@ class OpenLinks:
                     if not link.keep_alive():
                         self._drop(selector, registered, link, True)
         selector.close()
+        self._wake_sockets = None
+        for each in sockets:
+            each.close()
 
     def _register(
         self, selector: Any, registered: dict[FrameLink, int], link: FrameLink, events: int

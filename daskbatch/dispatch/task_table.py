@@ -17,7 +17,8 @@ from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.open_blocks.feeder import LinkMaker, OpenBlocks, OpenSubmitter
+from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
+from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter
 from daskbatch.dispatch.placer import Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,

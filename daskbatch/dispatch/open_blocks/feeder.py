@@ -15,12 +15,12 @@ import heapq
 import uuid
 from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
-from typing import Protocol
 
 from daskbatch.describe.spec import Options
-from daskbatch.dispatch.lower import Lowered, Setting, lower_open_block
+from daskbatch.dispatch.lower import Setting, lower_open_block
 from daskbatch.dispatch.open_blocks.held import HeldTasks
 from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, is_held
+from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
@@ -44,51 +44,6 @@ _MAX_FAILURES = 3
 _PAUSE_SECONDS = 60.0
 
 _PICKLED_NONE = pickling.dumps(None)
-
-
-class LinkMaker(Protocol):
-    """Connects to open blocks in the background."""
-
-    def connect(self, block: int, address: ServerAddress) -> None:
-        """Connect to an open block; the answer is `link_opened` or `link_lost` of the listener."""
-
-
-class OpenSubmitter(Protocol):
-    """The part of a backend that is used here; see `backend.Backend`."""
-
-    @property
-    def slots(self) -> int: ...
-
-    def submit(self, lowered: Lowered, again: bool) -> object: ...
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> None: ...
-
-
-class Table(Protocol):
-    """The part of the `TaskTable` that is used here."""
-
-    @property
-    def live(self) -> dict[int, SubmittedBlock]: ...
-
-    def add_block(self, block: SubmittedBlock) -> None: ...
-
-    def next_number(self) -> int: ...
-
-    def expected_seconds(self, record: TaskRecord) -> float | None: ...
-
-    def largest_value(self, record: TaskRecord) -> int: ...
-
-    def may_run(self, record: TaskRecord) -> bool: ...
-
-    def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None: ...
-
-    def settle_member(
-        self, block: SubmittedBlock, record: TaskRecord, status: int, value: bytes | None = None
-    ) -> None: ...
-
-    def place_in_blocks(self, records: Sequence[TaskRecord], name: str) -> None: ...
-
-    def flush_later(self) -> None: ...
 
 
 class OpenBlocks:

@@ -8,9 +8,11 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import (
@@ -168,16 +170,17 @@ def test_it_ends_at_once_if_it_is_idle_and_its_slot_is_wanted(
     assert client.received == 1
 
 
-def test_it_ends_after_its_time_only_if_its_slot_is_wanted(start: Callable[..., Client]) -> None:
+def test_it_ends_after_its_time_only_if_its_slot_is_wanted(
+    start: Callable[..., Client], tmp_path: Path
+) -> None:
     client = start(budget=0.0)
     client.send(add, *((number, 0) for number in range(50)))
     client.wait(lambda: len(client.values) == 50)
-    gate = threading.Event()
-    _gates.append(gate)
-    client.send(_pass_gate, *((len(_gates) - 1,) for _ in range(3)))
-    client.wait(lambda: client.run.running >= 50 or bool(client.link.wait(0.01)))
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, *([(gate,)] * 3))
+    wait_until(lambda: client.run.running >= 50)
     client.watch.wanted = True
-    gate.set()
+    gate.touch()
     client.wait_closed()
     assert client.received == 53
     client.wait(lambda: len(client.statuses) == 53)
@@ -185,31 +188,22 @@ def test_it_ends_after_its_time_only_if_its_slot_is_wanted(start: Callable[..., 
     assert client.statuses[52] == Status.DEFERRED
 
 
-_gates: list[threading.Event] = []
-
-
-def _pass_gate(number: int) -> None:
-    assert _gates[number].wait(TIMEOUT)
-
-
 def test_a_member_that_runs_for_long_gives_back_those_behind_it(
-    start: Callable[..., Client],
+    start: Callable[..., Client], tmp_path: Path
 ) -> None:
     client = start(budget=0.0)
-    gate = threading.Event()
-    _gates.append(gate)
-    client.send(_pass_gate, *((len(_gates) - 1,) for _ in range(2)))
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, *([(gate,)] * 2))
     while client.received is None:
         client.run.tick()  # as the worker's event loop does
         client.run.deliver()
-        client.wait(lambda: True)
         client.link.wait(0.01)
         for frame in client.link.receive():
             client.apply(pickle.loads(frame))
     assert client.received == 2
     # What arrives now is not received, and never runs.
     client.send(add, (1, 1))
-    gate.set()
+    gate.touch()
     client.wait(lambda: len(client.statuses) == 2)
     assert client.statuses[1] == Status.DEFERRED
     assert len(client.run.spec.calls) == 2
@@ -229,19 +223,18 @@ def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
 
 
 def test_outcomes_are_reported_again_after_the_connection_was_lost(
-    start: Callable[..., Client],
+    start: Callable[..., Client], tmp_path: Path
 ) -> None:
     client = start()
     client.send(add, (1, 2))
     client.wait(lambda: len(client.values) == 1)
-    gate = threading.Event()
-    _gates.append(gate)
-    client.send(_pass_gate, (len(_gates) - 1,))
-    client.wait(lambda: client.run.running == 1 or bool(client.link.wait(0.01)))
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, (gate,))
+    wait_until(lambda: client.run.running == 1)
     client.link.close()
     while client.run.deliver():
         client.run.tick()
-    gate.set()
+    gate.touch()
     found: set[int] = set()
     while found != {0, 1}:
         for report in client.run.reports():
