@@ -7,7 +7,7 @@ tasks beyond what its parameters say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from daskbatch.plan.blocks import ASSUMED_TASK_SECONDS
 
@@ -32,7 +32,10 @@ _MAX_UNKNOWN = 400
 
 
 def suits_open_blocks(
-    seconds: Sequence[float | None], waits: Sequence[Sequence[int]], slots: int
+    seconds: Sequence[float | None],
+    waits: Sequence[Sequence[int]],
+    kinds: Sequence[Hashable],
+    slots: int,
 ) -> bool:
     """Return whether tasks are better sent one by one.
 
@@ -42,12 +45,14 @@ def suits_open_blocks(
         The expected duration of each task; None if similar tasks have not run.
     waits : sequence of sequence of int
         For each task the positions of those that it waits for, which come before it.
+    kinds : sequence of hashable
+        For each task what tasks of one block have in common.
     slots : int
         The number of tasks that run at once.
     """
     count = len(waits)
-    levels, chains = _count_levels(waits)
-    if chains <= 1:
+    levels, strands = _count_levels(waits, kinds)
+    if strands <= 1:
         return False  # one task after another: one block
     known = [each for each in seconds if each is not None]
     if known:
@@ -62,10 +67,11 @@ def suits_open_blocks(
     return average >= slots * OPEN_TASK_SECONDS and not is_wide
 
 
-def _count_levels(waits: Sequence[Sequence[int]]) -> tuple[int, int]:
+def _count_levels(waits: Sequence[Sequence[int]], kinds: Sequence[Hashable]) -> tuple[int, int]:
     """Return how many strands must follow one another, and how many strands there are.
 
-    A strand is a chain of tasks of which each is the only one that waits for the one before.
+    A strand is a chain of tasks of one kind, of which each is the only one that waits for the one
+    before.
     """
     successors = [0] * len(waits)
     for each in waits:
@@ -73,8 +79,8 @@ def _count_levels(waits: Sequence[Sequence[int]]) -> tuple[int, int]:
             successors[before] += 1
     levels: list[int] = []
     strands = 0
-    for each in waits:
-        if len(each) == 1 and successors[each[0]] == 1:
+    for position, each in enumerate(waits):
+        if len(each) == 1 and successors[each[0]] == 1 and kinds[each[0]] == kinds[position]:
             levels.append(levels[each[0]])
             continue
         strands += 1

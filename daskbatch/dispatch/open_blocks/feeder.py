@@ -159,7 +159,8 @@ class OpenBlocks:
         ]
         calls = [record for record in records if record.call is not None]
         seconds_of = [expected(record) for record in calls]
-        if not suits_open_blocks(seconds_of, waits, slots):
+        kinds = [record.options.placement_key for record in records]
+        if not suits_open_blocks(seconds_of, waits, kinds, slots):
             return False
         fit = sum(map(self._may_be_member, calls))
         return fit >= 0.9 * len(calls)

@@ -17,7 +17,7 @@ def stencil(width: int, steps: int) -> list[list[int]]:
 
 
 def decide(seconds: float | None, waits: list[list[int]], slots: int = 2) -> bool:
-    return suits_open_blocks([seconds] * len(waits), waits, slots)
+    return suits_open_blocks([seconds] * len(waits), waits, [None] * len(waits), slots)
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0002, 0.001, 0.02])
@@ -27,6 +27,11 @@ def test_a_narrow_stencil_of_short_tasks_suits(seconds: float | None) -> None:
 
 def test_a_single_chain_is_one_block() -> None:
     assert not decide(0.001, [[], *([each] for each in range(999))])
+
+
+def test_a_chain_of_tasks_of_different_kinds_is_not() -> None:
+    waits = [[], *([each] for each in range(99))]
+    assert suits_open_blocks([0.001] * 100, waits, ["one", "other"] * 50, 2)
 
 
 def test_long_tasks_gain_nothing() -> None:
