@@ -48,7 +48,7 @@ class Worker:
     def __init__(self, cluster: Cluster, block: SubmittedBlock) -> None:
         self.cluster = cluster
         self.block = block
-        self.connected = self.closed = self.dead = False
+        self.announced = self.connected = self.closed = self.dead = False
         self.unread: deque[bytes] = deque()
         self.members: list[Any] = []
         self.statuses: list[int] = []
@@ -191,9 +191,9 @@ class Cluster:
             number = self.rng.randrange(len(self.later))
             choices.append(lambda: self.later.pop(number)())
         for worker in list(self.workers.values()):
-            if not worker.connected and not worker.dead and not worker.closed:
-                address = ServerAddress("host", 1, b"", False)
-                choices.append(lambda n=worker.block.number, a=address: self._open(n, a))
+            if not worker.announced:
+                choices.append(lambda w=worker: self._announce(w))
+                continue
             choices += [worker.read, worker.run_next, worker.run_next, worker.report]
             if worker.closed and len(worker.statuses) == len(worker.members):
                 choices.append(lambda w=worker: self._finish(w))
@@ -205,8 +205,10 @@ class Cluster:
         if choices:
             self.rng.choice(choices)()
 
-    def _open(self, number: int, address: ServerAddress) -> None:
-        self.dispatcher.report(pickle.dumps(OpenedReport(number, *address)))
+    def _announce(self, worker: Worker) -> None:
+        worker.announced = True
+        report = OpenedReport(worker.block.number, "host", 1, b"", False)
+        self.dispatcher.report(pickle.dumps(report))
 
     def _run_ordinary(self, block: SubmittedBlock) -> None:
         del self.ordinary[block.number]
