@@ -6,7 +6,8 @@ used again once all readers of the file come before in the program, so that writ
 and for writes (WAR, WAW).
 
 The makespan is compared with what no scheduler can beat, max(critical path, work / slots) of the
-durations that the tasks have measured, and with Dask's graph of the same tasks. Needs `wfcommons`.
+durations that the tasks have measured, and with Dask's graph of the same tasks. Needs the extra
+`workflows`.
 """
 
 from __future__ import annotations
