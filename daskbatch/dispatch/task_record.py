@@ -351,6 +351,11 @@ class SubmittedBlock:
         assert isinstance(result, BlockResult)
         return result
 
+    def drop_member(self, member: int) -> None:
+        """Put a record that no block has in the place of a member of an open block."""
+        assert isinstance(self.records, list)
+        self.records[member] = _NO_RECORD
+
     def distribute(self, result: BlockResult) -> None:
         """Store each member's part of the result in the member's record."""
         for member, record in enumerate(self.records):
@@ -373,6 +378,10 @@ class SubmittedBlock:
             else [self.records[member] for member in members if 0 <= member < count]
         )
         return [record for record in records if record.block is self and not record.over]
+
+
+#: In the place of a member that an open block has returned.
+_NO_RECORD = TaskRecord("", -1, "", None)
 
 
 def find_root_failure(record: TaskRecord) -> TaskRecord | None:

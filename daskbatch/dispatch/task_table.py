@@ -167,6 +167,9 @@ class TaskTable:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
         record.block = None
+        if block.open:
+            # It may become another member of the same block.
+            block.drop_member(record.member)
         self.set_phase(record, Phase.WAITING)
 
     # -- blocks ---------------------------------------------------------------------------

@@ -142,9 +142,10 @@ class OpenBlocks:
         if not any(record.waits for record in records):
             # Single calls, one after another: each finds a block that is open.
             ours = sum(found.block.unfinished for found in self._by_number.values())
+            ours += sum(block.unfinished for block in self._held_blocks)
             return (
-                len(records) + ours <= 2 * slots
-                and others <= ours
+                len(records) + others <= slots + ours
+                and len(records) + ours <= 2 * slots
                 and all(
                     (seconds := expected(record)) is not None
                     and seconds <= MAX_TASK_SECONDS
