@@ -1,8 +1,8 @@
 """Decides whether a graph of tasks is run in blocks that are planned ahead, or task by task.
 
 Blocks are cheap for each task, but from one to the next it takes some milliseconds. Open blocks
-take each task as soon as it is ready, which costs the client some time for each task. Does not know
-tasks beyond what its parameters say.
+take each task as soon as it is ready, which costs the client some time for each task. The expected
+makespans of both are compared. Does not know tasks beyond what its parameters say.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from collections.abc import Hashable, Sequence
 
 from daskbatch.plan.blocks import ASSUMED_TASK_SECONDS
 
-#: What a task in an open block costs the client.
-OPEN_TASK_SECONDS = 0.00015
+#: What a task in an open block costs the client, and its slot.
+_CLIENT_SECONDS = 0.00015
+_SLOT_SECONDS = 0.0001
 
-#: The time from the end of a block to the start of one that waits for it.
+#: The time until the first open block has opened.
+_OPEN_SECONDS = 0.012
+
+#: The time from the end of a planned block to the start of one that waits for it.
 _HOP_SECONDS = 0.008
 
 #: Longer tasks gain nothing.
 MAX_TASK_SECONDS = 0.1
 
-#: With at most this many tasks for each slot and each level, a graph is not too wide.
-_MAX_WIDTH_PER_SLOT = 64
-
-#: A small graph.
-_FEW_TASKS = 2000
-
-#: What is assumed of tasks of unknown duration; and the number of them for which that is done.
+#: What is assumed of tasks of unknown duration in a small graph; in a large one it is what the
+#: packing assumes.
 _UNKNOWN_SECONDS = 0.002
-_MAX_UNKNOWN = 400
+_FEW_TASKS = 400
 
 
 def suits_open_blocks(
@@ -58,13 +57,14 @@ def suits_open_blocks(
     if known:
         average = sum(known) / len(known)
     else:
-        average = _UNKNOWN_SECONDS if count <= _MAX_UNKNOWN else ASSUMED_TASK_SECONDS
+        average = _UNKNOWN_SECONDS if count <= _FEW_TASKS else ASSUMED_TASK_SECONDS
     if average > MAX_TASK_SECONDS:
         return False
-    if count * OPEN_TASK_SECONDS < levels * _HOP_SECONDS:
-        return True
-    is_wide = count > _FEW_TASKS and count > levels * slots * _MAX_WIDTH_PER_SLOT
-    return average >= slots * OPEN_TASK_SECONDS and not is_wide
+    work = count * average / slots
+    # At the end of each level, slots wait for the last of its tasks.
+    planned = work + levels * (_HOP_SECONDS + average)
+    fed = max(work + count * _SLOT_SECONDS / slots, count * _CLIENT_SECONDS) + _OPEN_SECONDS
+    return fed < planned
 
 
 def _count_levels(waits: Sequence[Sequence[int]], kinds: Sequence[Hashable]) -> tuple[int, int]:

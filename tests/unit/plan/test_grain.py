@@ -29,6 +29,10 @@ def test_a_single_chain_is_one_block() -> None:
     assert not decide(0.001, [[], *([each] for each in range(999))])
 
 
+def test_chains_side_by_side_are_blocks() -> None:
+    assert not decide(0.001, [[each - 10] if each >= 10 else [] for each in range(1_000)])
+
+
 def test_a_chain_of_tasks_of_different_kinds_is_not() -> None:
     waits = [[], *([each] for each in range(99))]
     assert suits_open_blocks([0.001] * 100, waits, ["one", "other"] * 50, 2)
