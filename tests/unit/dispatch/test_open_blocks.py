@@ -200,7 +200,8 @@ class Cluster:
             if faults and self.rng.random() < 0.03:
                 choices.append(lambda w=worker: self._fault(w))
         for block in list(self.ordinary.values()):
-            if all(each.number not in self.ordinary for each in block.waits):
+            unfinished = self.ordinary.keys() | self.workers.keys()
+            if all(each.number not in unfinished for each in block.waits):
                 choices.append(lambda b=block: self._run_ordinary(b))
         if choices:
             self.rng.choice(choices)()
@@ -212,17 +213,19 @@ class Cluster:
 
     def _run_ordinary(self, block: SubmittedBlock) -> None:
         del self.ordinary[block.number]
-        statuses = []
+        statuses: list[Status] = []
         for member, record in enumerate(block.records):
+            waits = record.unfinished_waits()
+            local = [before.member for before in waits if before.block is block]
             revoked = self.revoked.get((block.number, member))
-            if revoked is not None:
+            if len(local) < len(waits) or any(statuses[n] == Status.DEFERRED for n in local):
+                statuses.append(Status.DEFERRED)  # an open block has returned what it waits for
+            elif revoked is not None:
                 statuses.append(revoked)
-            elif record.block is block and not record.over:
-                waits = record.unfinished_waits()
-                assert all(before.block is block for before in waits)
-                statuses.append(self.run(record) if record.call else Status.DONE)
             else:
-                statuses.append(Status.DONE)
+                assert record.block is block
+                assert not record.over
+                statuses.append(self.run(record) if record.call else Status.DONE)
         values = [VALUE] * len(statuses)
         seconds = array("f", [0.001] * len(statuses)).tobytes()
         self.notify(OutcomeReport(block.number, 0, bytes(statuses), values, seconds, {}))
@@ -305,12 +308,13 @@ def test_all_tasks_end_once_and_in_order(seed: int, faults: bool) -> None:
         return run(record)
 
     cluster.run = check  # type: ignore[method-assign]
+    waits = {record: record.waits for record in records}
     dispatcher.submit(records, "test")
     finish(cluster, records, faults)
     assert {record.phase for record in records} == {Phase.DONE}
     position = {record: number for number, record in enumerate(order)}
     for record in order:
-        for before, _ in record.waits:
+        for before, _ in waits[record]:
             assert before.call is None or position[before] < position[record]
     calls = [record for record in records if record.call is not None]
     assert set(cluster.ran) == set(calls)
