@@ -12,6 +12,7 @@ block (a child process, a gang, a large argument) is placed in an ordinary block
 from __future__ import annotations
 
 import heapq
+import itertools
 import uuid
 from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
@@ -19,7 +20,7 @@ from time import monotonic
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.lower import Setting, lower_open_block
 from daskbatch.dispatch.open_blocks.held import HeldTasks
-from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, is_held
+from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, Urgency, is_held
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
@@ -78,8 +79,9 @@ class OpenBlocks:
         #: Held tasks that have become ready; and those that wait for one other task.
         self._turned_ready: list[TaskRecord] = []
         self._almost_ready: list[TaskRecord] = []
-        #: By placement: the ready tasks as (order, rank, record), and the open blocks.
-        self._ready: dict[Hashable, list[tuple[float, int, TaskRecord]]] = {}
+        #: By placement: a heap of the ready tasks, and the open blocks.
+        self._ready: dict[Hashable, list[Urgency]] = {}
+        self._entries = itertools.count()
         self._open: dict[Hashable, list[OpenBlock]] = {}
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
@@ -210,9 +212,9 @@ class OpenBlocks:
         """Record that a task is over."""
         if not self._held.concerns(record):
             return
-        self._held.remove(record)
+        was_held = self._held.remove(record)
         ready, almost = self._held.over(record)
-        if ready or almost:
+        if was_held or ready or almost:
             self._turned_ready += ready
             self._almost_ready += almost
             self._schedule_flush()
@@ -256,8 +258,7 @@ class OpenBlocks:
                     placement = record.options.placement_key
                     self._options[placement] = record.options
                     self._names[placement] = block.name
-                    entry = (-self._held.level(record), record.rank, record)
-                    heapq.heappush(self._ready.setdefault(placement, []), entry)
+                    heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
                 else:
                     self._table.requeue(block, record)
                     self._held.remove(record)
@@ -280,7 +281,10 @@ class OpenBlocks:
             and self._may_be_member(record)
             and all(not each.over or _has_part(each, part) for each, part in record.call.references)
         ):
-            found.add_behind(self._held.level(record), record)
+            found.add_behind(self._urgency(record))
+
+    def _urgency(self, record: TaskRecord) -> Urgency:
+        return Urgency(-self._held.level(record), record.rank, next(self._entries), record)
 
     # -- open blocks ------------------------------------------------------------------------
 
@@ -307,25 +311,23 @@ class OpenBlocks:
         for each in blocks:
             if not each.closed:
                 each.send(self._surroundings)
-        while ready and not is_held(ready[0][2]):
+        while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))
         # Kept while a block is open, for tasks that are sent ahead.
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
 
-    def _next(
-        self, ready: list[tuple[float, int, TaskRecord]], found: OpenBlock, count: int
-    ) -> TaskRecord | None:
+    def _next(self, ready: list[Urgency], found: OpenBlock, count: int) -> TaskRecord | None:
         """Return, and remove, the next task for an open block; None if it has no room."""
-        while ready and not is_held(ready[0][2]):
+        while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         behind = found.first_behind()
         first = ready[0] if ready else None
         chosen = behind if first is None or (behind is not None and behind < first) else first
         if chosen is None:
             return None
-        seconds = self._table.expected_seconds(chosen[2])
+        seconds = self._table.expected_seconds(chosen.record)
         most = 1
         if seconds is not None:
             most += min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
@@ -333,7 +335,7 @@ class OpenBlocks:
             return None
         if chosen is first:
             heapq.heappop(ready)
-        return chosen[2]
+        return chosen.record
 
     def _open_more(self, placement: Hashable, ready: int) -> None:
         blocks = self._open.setdefault(placement, [])

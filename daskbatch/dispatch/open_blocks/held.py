@@ -53,10 +53,13 @@ class HeldTasks:
             levels[record] = expected + max((levels.get(each, 0.0) for each in behind), default=0.0)
         return ready
 
-    def remove(self, record: TaskRecord) -> None:
-        """Hold a task no longer: it was sent, or placed in another way, or is over."""
+    def remove(self, record: TaskRecord) -> bool:
+        """Hold a task no longer: it was sent, or placed in another way, or is over.
+
+        Returns whether it was held.
+        """
         self._missing.pop(record, None)
-        self._levels.pop(record, None)
+        return self._levels.pop(record, None) is not None
 
     def level(self, record: TaskRecord) -> float:
         """Return the expected seconds from the begin of a held task to the end."""

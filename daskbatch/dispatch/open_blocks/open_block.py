@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import pickle
 from collections.abc import Hashable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from daskbatch.dispatch.declarations import declared_files
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
@@ -23,6 +23,27 @@ class MemberLink(Protocol):
     def send(self, *frames: bytes) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Urgency(NamedTuple):
+    """A held task in a heap: the most urgent comes first.
+
+    Parameters
+    ----------
+    order : float
+        The expected seconds from its begin to the end of the program, negated.
+    rank : int
+        Its rank: of equally urgent tasks the earlier one comes first.
+    number : int
+        Different for all entries, so that records are never compared.
+    record : TaskRecord
+        The task.
+    """
+
+    order: float
+    rank: int
+    number: int
+    record: TaskRecord
 
 
 class OpenBlock:
@@ -60,23 +81,23 @@ class OpenBlock:
         #: What will be sent by the next `send`.
         self._new_functions: list[bytes] = []
         self._new_members: list[OpenMember] = []
-        #: Held tasks that only wait for members of this block: (order, rank, record).
-        self._behind: list[tuple[float, int, TaskRecord]] = []
+        #: Held tasks that only wait for members of this block.
+        self._behind: list[Urgency] = []
 
     @property
     def is_open(self) -> bool:
         """Whether members can be sent."""
         return self.link is not None and not self.closed
 
-    def add_behind(self, level: float, record: TaskRecord) -> None:
+    def add_behind(self, urgency: Urgency) -> None:
         """Record that a held task waits only for a member of this block."""
-        heapq.heappush(self._behind, (-level, record.rank, record))
+        heapq.heappush(self._behind, urgency)
 
-    def first_behind(self) -> tuple[float, int, TaskRecord] | None:
+    def first_behind(self) -> Urgency | None:
         """Return the first held task that waits only for unfinished members of this block."""
         while self._behind:
             first = self._behind[0]
-            record = first[2]
+            record = first.record
             if is_held(record):
                 waits = record.unfinished_waits()
                 if waits and all(before.block is self.block for before in waits):

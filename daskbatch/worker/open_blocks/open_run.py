@@ -29,8 +29,9 @@ from daskbatch.worker.open_blocks.messages import END, NewMembers
 _IDLE_SECONDS = 0.1
 _IDLE_SECONDS_IF_WANTED = 0.002
 
-#: How long the client may take to connect.
+#: How long the client may take to connect: likewise.
 _CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS_IF_WANTED = 1.0
 
 #: How often a waiting block looks whether its slot is wanted.
 _POLL_INTERVAL_SECONDS = 0.002
@@ -149,10 +150,10 @@ class OpenRun(ThreadRun):
             if self.closed:
                 return False
             idle = perf_counter() - idle_since
+            wanted = self.watch is not None and self.watch.is_wanted()
             if self._link is None:
-                limit = _CONNECT_SECONDS
+                limit = _CONNECT_SECONDS_IF_WANTED if wanted else _CONNECT_SECONDS
             else:
-                wanted = self.watch is not None and self.watch.is_wanted()
                 limit = _IDLE_SECONDS_IF_WANTED if wanted else _IDLE_SECONDS
             connected = self.watch is None or self.watch.is_connected()
             if idle > limit or not connected:
