@@ -41,7 +41,7 @@ _POLL_INTERVAL_SECONDS = 0.002
 _NO_BUDGET_SECONDS = 1e9
 
 #: While members follow each other quickly, outcomes are sent at this interval.
-_SEND_INTERVAL_SECONDS = 0.0005
+_SEND_INTERVAL_SECONDS = 0.0002
 
 
 class SlotWatch(Protocol):
