@@ -127,9 +127,13 @@ class OpenLinks:
         selector.register(sockets[0], selectors.EVENT_READ)
         registered: dict[FrameLink, int] = {}
         checked_at = monotonic()
-        while not self._closed and os.getpid() == process:
+        while os.getpid() == process:
             with self._lock:
                 links = list(self._links)
+                if not links:
+                    # Another thread is started for the next connection.
+                    self._thread = self._wake_sockets = None
+                    break
             for link in links:
                 events = selectors.EVENT_READ
                 if link.has_unsent:
@@ -157,9 +161,9 @@ class OpenLinks:
                     if not link.keep_alive():
                         self._drop(selector, registered, link, True)
         selector.close()
-        self._wake_sockets = None
         for each in sockets:
             each.close()
+        self._notify("notify_waiting")
 
     def _register(
         self, selector: Any, registered: dict[FrameLink, int], link: FrameLink, events: int

@@ -376,7 +376,7 @@ class OpenBlocks:
         """Use the connection with an open block."""
         found = self._by_number.get(number)
         if found is None or found.link is not None:
-            link.close()
+            link.shut_down()
             return
         found.link = link
         self._failures = 0

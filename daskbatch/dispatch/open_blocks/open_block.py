@@ -22,7 +22,7 @@ class MemberLink(Protocol):
 
     def send(self, *frames: bytes) -> None: ...
 
-    def close(self) -> None: ...
+    def shut_down(self) -> None: ...
 
 
 class Urgency(NamedTuple):
@@ -159,7 +159,7 @@ class OpenBlock:
         """Close the connection."""
         self.closed = True
         if self.link is not None:
-            self.link.close()
+            self.link.shut_down()
 
 
 def is_held(record: TaskRecord) -> bool:

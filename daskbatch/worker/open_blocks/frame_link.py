@@ -157,9 +157,17 @@ class FrameLink:
             poll.register(self.sock, select.POLLOUT if sending else select.POLLIN)
             poll.poll(seconds * 1e3)
 
-    def close(self) -> None:
-        """Close the connection; what was kept is lost."""
+    def shut_down(self) -> None:
+        """End the connection, and let the thread that receives notice that; it calls `close`.
+
+        The number of a closed socket may be that of the next one, which that thread must not
+        confuse.
+        """
         self.broken = True
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; what was kept is lost."""
+        self.shut_down()
         self.sock.close()

@@ -60,7 +60,7 @@ class Worker:
         if not self.dead:
             self.unread.extend(frames)
 
-    def close(self) -> None:
+    def shut_down(self) -> None:
         self.connected = False
 
     # As the worker:
