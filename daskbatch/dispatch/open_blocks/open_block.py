@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 from daskbatch.dispatch.declarations import declared_files
-from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord, find_root_failure
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
 from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
@@ -98,7 +98,8 @@ class OpenBlock:
         while self._behind:
             first = self._behind[0]
             record = first.record
-            if is_held(record):
+            # If one that it needs has failed, it does not run; `OpenBlocks` finds that later.
+            if is_held(record) and find_root_failure(record) is None:
                 waits = record.unfinished_waits()
                 if waits and all(before.block is self.block for before in waits):
                     return first
