@@ -51,7 +51,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
 
 #: While open blocks report, waiting threads are notified at this interval.
-NOTIFY_INTERVAL_SECONDS = 0.001
+NOTIFY_INTERVAL_SECONDS = 0.003
 
 
 class Dispatcher:

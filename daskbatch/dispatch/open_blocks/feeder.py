@@ -296,7 +296,9 @@ class OpenBlocks:
         heapq.heapify(rooms)
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            record = self._next(ready, found, count)
+            # If each block has another ready task to take, this one need not keep it for others.
+            has_plenty = len(ready) > len(blocks)
+            record = self._next(ready, found, count, has_plenty)
             if record is None:
                 continue
             found.add(record)
@@ -318,7 +320,9 @@ class OpenBlocks:
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
 
-    def _next(self, ready: list[Urgency], found: OpenBlock, count: int) -> TaskRecord | None:
+    def _next(
+        self, ready: list[Urgency], found: OpenBlock, count: int, has_plenty: bool
+    ) -> TaskRecord | None:
         """Return, and remove, the next task for an open block; None if it has no room."""
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
@@ -330,7 +334,8 @@ class OpenBlocks:
         seconds = self._table.expected_seconds(chosen.record)
         most = 1
         if seconds is not None:
-            most += min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
+            ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
+            most += max(ahead, has_plenty and seconds <= MAX_TASK_SECONDS)
         if count >= most:
             return None
         if chosen is first:

@@ -34,7 +34,7 @@ _CONNECT_SECONDS = 5.0
 _CONNECT_SECONDS_IF_WANTED = 1.0
 
 #: How often a waiting block looks whether its slot is wanted.
-_POLL_INTERVAL_SECONDS = 0.002
+_POLL_INTERVAL_SECONDS = 0.004
 
 #: The block receives this in place of its budget, which does not end it if no other task waits. It
 #: is not infinite: that would keep the members behind one that waits from being deferred.
