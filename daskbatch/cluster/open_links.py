@@ -127,18 +127,18 @@ class OpenLinks:
         selector.register(sockets[0], selectors.EVENT_READ)
         registered: dict[FrameLink, int] = {}
         checked_at = monotonic()
+        is_awake = True
         while os.getpid() == process:
-            with self._lock:
-                links = list(self._links)
-                if not links:
-                    # Another thread is started for the next connection.
-                    self._thread = self._wake_sockets = None
-                    break
-            for link in links:
-                events = selectors.EVENT_READ
-                if link.has_unsent:
-                    events |= selectors.EVENT_WRITE
-                self._register(selector, registered, link, events)
+            if is_awake or not registered:
+                is_awake = False
+                with self._lock:
+                    links = list(self._links)
+                    if not links:
+                        # Another thread is started for the next connection.
+                        self._thread = self._wake_sockets = None
+                        break
+                for link in links:
+                    self._register(selector, registered, link)
             listener = self.listener
             owes = listener is not None and listener.owes_notification
             found = selector.select(NOTIFY_INTERVAL_SECONDS if owes else PING_INTERVAL_SECONDS)
@@ -146,12 +146,14 @@ class OpenLinks:
                 self._notify("notify_waiting")
             for key, events in found:
                 if key.data is None:
+                    is_awake = True
                     with contextlib.suppress(OSError):
                         sockets[0].recv(4096)
                     continue
                 link = key.data
                 if events & selectors.EVENT_WRITE:
                     link.flush()
+                    self._register(selector, registered, link)
                 if events & selectors.EVENT_READ:
                     self._receive(selector, registered, link)
             now = monotonic()
@@ -165,9 +167,9 @@ class OpenLinks:
             each.close()
         self._notify("notify_waiting")
 
-    def _register(
-        self, selector: Any, registered: dict[FrameLink, int], link: FrameLink, events: int
-    ) -> None:
+    def _register(self, selector: Any, registered: dict[FrameLink, int], link: FrameLink) -> None:
+        """Have the selector look for what a link waits for now."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.has_unsent else 0)
         before = registered.get(link)
         if before == events:
             return

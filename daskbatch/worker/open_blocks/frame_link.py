@@ -59,8 +59,10 @@ class FrameLink:
         self._said = self.heard
         self._send_lock = Lock()
         self._unsent = bytearray()
+        #: With TLS, more may have been decrypted than a call returns.
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
         #: With TLS the same: sending and receiving change one state.
-        self._receive_lock = self._send_lock if isinstance(sock, ssl.SSLSocket) else Lock()
+        self._receive_lock = self._send_lock if self._is_tls else Lock()
         self._received = bytearray()
 
     def send(self, *frames: bytes) -> None:
@@ -124,6 +126,8 @@ class FrameLink:
                         break
                     self._received += data
                     self.heard = monotonic()
+                    if len(data) < _READ_BYTES and not self._is_tls:
+                        return self._take_frames()
             except _WOULD_WAIT:
                 return self._take_frames()
             except (OSError, ValueError):
