@@ -346,7 +346,10 @@ class OpenBlocks:
         blocks = self._open.setdefault(placement, [])
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
-        wanted = min(max(1, self._submitter.slots), ready + busy) - len(usable)
+        slots = max(1, self._submitter.slots)
+        # One that has closed keeps its slot until its key is over. If another key were submitted
+        # before, Dask could queue it behind an open block, which would have to close for it.
+        wanted = min(ready + busy - len(usable), slots - len(blocks))
         for _ in range(wanted if ready else 0):
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
