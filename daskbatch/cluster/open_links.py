@@ -24,7 +24,7 @@ from daskbatch.worker.handshake import ServerAddress, connect_to_server
 from daskbatch.worker.open_blocks.frame_link import PING_INTERVAL_SECONDS, FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
 
-_CONNECT_TIMEOUT_SECONDS = 2.0
+_CONNECT_TIMEOUT_SECONDS = 4.0
 
 
 class OpenLinks:

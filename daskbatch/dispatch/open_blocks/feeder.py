@@ -98,6 +98,11 @@ class OpenBlocks:
         """Whether any task is held, or any block is open."""
         return bool(self._held_blocks or self._by_number)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the ordinary way is taken, since connections have failed."""
+        return monotonic() < self._paused_until
+
     def hold(self, records: Sequence[TaskRecord], name: str, others: int) -> Sequence[TaskRecord]:
         """Hold those tasks that are to be sent to open blocks; returns the other ones.
 
@@ -137,7 +142,7 @@ class OpenBlocks:
         self._hold_all(records, name)
 
     def _suits(self, records: Sequence[TaskRecord], others: int) -> bool:
-        if monotonic() < self._paused_until:
+        if self.is_paused:
             return False
         slots = max(1, self._submitter.slots)
         expected = self._table.expected_seconds
@@ -228,7 +233,7 @@ class OpenBlocks:
         """Send what is ready; called at the end of each change, with the lock held."""
         self.flushes_soon = True  # settling tasks here schedules nothing
         try:
-            if monotonic() < self._paused_until:
+            if self.is_paused:
                 self._release_held()
             while True:
                 self._sort_ready()

@@ -31,7 +31,7 @@ _IDLE_SECONDS_IF_WANTED = 0.002
 
 #: How long the client may take to connect: likewise.
 _CONNECT_SECONDS = 5.0
-_CONNECT_SECONDS_IF_WANTED = 1.0
+_CONNECT_SECONDS_IF_WANTED = 2.0
 
 #: How often a waiting block looks whether its slot is wanted.
 _POLL_INTERVAL_SECONDS = 0.004
