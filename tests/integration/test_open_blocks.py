@@ -353,7 +353,7 @@ def test_a_cut_connection_costs_no_task(
         program = batch.compile(tasks)
         program.start()
         wait_for_file(gate.with_suffix(".begun"))
-        assert made
+        assert made or is_paused(batch)
         for each in made:
             if silent:
                 each.is_cut = True
