@@ -1,4 +1,4 @@
-# The commands of this project: `make demo`, `make test`, `make check`, `make bench`, `make lock`.
+# The commands of this project: `make demo`, `make test`, `make check`, `make docs`, `make bench`, ...
 # Each installs what it needs into a virtual environment in this directory, in the versions that
 # the files in requirements/ name; nothing outside of this directory is changed.
 
@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-unit test-latest test-oldest faults check bench format lock clean
+.PHONY: demo test test-unit test-latest test-oldest faults check bench compare docs notebooks dist format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
@@ -53,6 +53,23 @@ bench: $(VENV)/check  ## time daskbatch against raw Dask and process pools
 	done; \
 	test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 
+compare: $(VENV)/check  ## compare with other libraries, where they are installed; writes a page
+	$(RUN) benchmarks/compare/compare.py --page docs/about/comparison.md
+
+docs: $(VENV)/docs  ## build the documentation site in docs-output; a warning is an error
+	$(RUN) -m sphinx -n -W --keep-going -q -c docs . docs-output
+	@echo "open docs-output/index.html"
+
+notebooks: $(VENV)/check  ## run the notebooks and store their outputs
+	cd tests && ../$(RUN) -m support.notebooks
+
+dist: $(VENV)/docs  ## build sdist and wheel in dist, check them, and try the wheel elsewhere
+	rm -rf dist build
+	$(RUN) -m build --no-isolation --outdir dist . > /dev/null
+	$(RUN) -m twine check --strict dist/*
+	$(RUN) -m check_wheel_contents dist/*.whl
+	$(RUN) tests/package/try_wheel.py dist/*.whl
+
 format: $(VENV)/check
 	$(RUN) -m ruff check --fix-only .
 	$(RUN) -m ruff format .
@@ -60,16 +77,17 @@ format: $(VENV)/check
 lock: $(VENV)/check  ## fit the lock to pyproject.toml; with UPGRADE=--upgrade, to the newest versions
 	$(RUN) $(LOCK) --group lock --extra check -o requirements/check.txt
 	$(RUN) $(LOCK) --extra dashboard -c requirements/check.txt -o requirements/demo.txt
+	$(RUN) $(LOCK) --group dist --extra docs -c requirements/check.txt -o requirements/docs.txt
 
 LOCK = -m uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header --group build pyproject.toml
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-oldest demo-output
+	rm -rf $(VENV) .venv-latest .venv-oldest demo-output docs-output dist build
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The file named after a set of requirements says that they are installed.
-$(VENV)/demo $(VENV)/check: $(VENV)/%: requirements/%.txt pyproject.toml
+$(VENV)/demo $(VENV)/check $(VENV)/docs: $(VENV)/%: requirements/%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { \
 		echo "daskbatch needs Python 3.11 or newer, and finds none on the PATH:" \
 			"install one, or name it as in  make PYTHON=/path/to/python3.12"; exit 1; }

@@ -12,7 +12,7 @@ from daskbatch import Batch
 from daskbatch.worker.mpi.launcher import find_launcher
 
 RANKS = 2
-REPEAT = 15
+REPEAT = 30
 
 #: A program that starts MPI and exchanges one number: the shortest that is of use.
 PROGRAM = "from mpi4py import MPI; assert MPI.COMM_WORLD.allreduce(1) == 2"
@@ -42,8 +42,15 @@ def main() -> None:
             for _ in range(repeat):
                 ours.append(seconds(lambda c=command: by_batch(batch, c)))
                 theirs.append(seconds(lambda c=command: by_hand(launcher, c)))
-            ratio = statistics.median(ours) / statistics.median(theirs)
-            table.row_at_most(f"{what}, median of {repeat}", ratio, "×", most=1.15)
+            lower, ratio, upper = (
+                a / b
+                for a, b in zip(
+                    statistics.quantiles(ours), statistics.quantiles(theirs), strict=True
+                )
+            )
+            table.row(f"{what}, lower quartiles of {repeat}", lower, "×")
+            table.row(f"{what}, upper quartiles of {repeat}", upper, "×")
+            table.row_at_most(f"{what}, medians of {repeat}", ratio, "×", most=1.15)
     table.end()
 
 

@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 import tokenize
 from collections import Counter
@@ -137,37 +136,6 @@ def describe(batch: Batch, step: Step, home: Path) -> Any:
     return options.process(step.call, *step.arguments)
 
 
-class ProgressLine:
-    """Shows progress on one line of the terminal, until all tasks are over."""
-
-    def __init__(self, tasks: Sequence[Any]) -> None:
-        self._tasks = tasks
-        self._over = threading.Event()
-        self._began = time.perf_counter()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        wait = 0.1 if sys.stderr.isatty() else 1.0
-        while not self._over.wait(wait):
-            self._show("\r" if sys.stderr.isatty() else "\n")
-        self._show("\n")
-
-    def _show(self, end: str) -> None:
-        states = Counter(task.state for task in self._tasks)
-        over = len(self._tasks) - states["waiting"] - states["running"]
-        bar = "#" * (30 * over // len(self._tasks))
-        seconds = time.perf_counter() - self._began
-        line = f"[{bar:<30}] {over}/{len(self._tasks)} over, {states['running']} running"
-        print(f"{line}, {seconds:.1f} s ", end=end, file=sys.stderr, flush=True)
-
-
 def choose_files(number: int) -> list[Path]:
     """Choose the largest source files of the standard library."""
     library = Path(sysconfig.get_path("stdlib"))
@@ -206,9 +174,7 @@ def main() -> None:
         began = time.perf_counter()
         tasks = [describe(batch, step, home) for step in write_program(files, home)]
         program = batch.compile(tasks, name="census")
-        program.start()
-        with ProgressLine(tasks):
-            program.wait()
+        program.run(progress=True)
         parallel = time.perf_counter() - began
         top = program.tasks[-2].get()  # raises the exception of a failed task
         edges = {reason: number for reason, number in program.graph.counts().items() if number}

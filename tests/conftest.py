@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -58,3 +58,16 @@ def batch(shared_batch: Batch) -> Iterator[Batch]:
     """The shared Batch; whatever a test has started on it must be over before the next."""
     yield shared_batch
     shared_batch.fence(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser; tests that need it are skipped where there is none.
+
+    While it is open, playwright's event loop counts as running in this thread: the other tests of a
+    module that uses it must not call `asyncio.run`.
+    """
+    from support.browser import start_chromium
+
+    with start_chromium() as browser:
+        yield browser

@@ -9,7 +9,6 @@ import atexit
 import builtins
 import contextlib
 import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from distributed.deploy import Cluster
 from daskbatch.batch.attentive_wait import wait_for_all
 from daskbatch.batch.compiled import CompiledTask, require_members
 from daskbatch.batch.context import BatchContext
+from daskbatch.batch.context_creation import create_context, make_initializer
 from daskbatch.batch.factory import Accesses, make_function, make_settings, require_name
 from daskbatch.batch.identity import Address, Identity
 from daskbatch.batch.job_factory import Target
@@ -29,19 +29,17 @@ from daskbatch.batch.keywords import require_no_typo, suggesting
 from daskbatch.batch.notebook import watch
 from daskbatch.batch.options import TaskFactory
 from daskbatch.batch.program_check import check_declarations, require_check
+from daskbatch.batch.started_tasks import started_tasks
 from daskbatch.batch.task import Task
 from daskbatch.batch.template_function import ImportedFunction, import_template
 from daskbatch.batch.told_failures import collect, tell, tell_at_exit
 from daskbatch.batch.user_warnings import warn_all
-from daskbatch.cluster.session import Session, make_session, open_sessions
+from daskbatch.cluster.session import Session, open_sessions
 from daskbatch.describe.access import Access, Mode
-from daskbatch.describe.initializer import Initializer
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import BatchWarning, LifecycleError, SpecError
-from daskbatch.serialization.exceptions import reworded
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
-from daskbatch.worker.execution.client_names import make_topic
 
 if TYPE_CHECKING:
     from daskbatch.shared.creation import OwnerContext
@@ -66,9 +64,11 @@ class Batch:
         and never closes it. None uses the scheduler that the environment variable
         ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names; if there is none, it
         starts a cluster on this machine, which ends with the Batch.
-    num_workers : int, optional
+    num_workers : int or (int, int), optional
         Number of worker processes of the cluster on this machine, one task slot each; by default
-        the number of CPUs that this process may use. Not allowed with `cluster`, and ignored if
+        the number of CPUs that this process may use. A pair is the least and the most: the cluster
+        grows while tasks wait for a slot, and shrinks when slots are idle for
+        ``daskbatch.idle-timeout``. Not allowed with `cluster`, and ignored if
         ``DASKBATCH_CLUSTER`` or the setting names a scheduler.
     name : str, optional
         Name on Dask's dashboard for tasks that have no better one.
@@ -79,6 +79,10 @@ class Batch:
         `MissingOutput`), or if a Python function accesses a file below the current directory, a
         declared path, a dictionary's key or a queue in another way than it declares
         (`UndeclaredAccess`). By default the first two are warnings. Executables are not watched.
+    log_dir : str or Path, optional
+        A directory to which all that happens to the tasks of this client is written while it
+        happens: ``events.jsonl``, and the output of each task. A second run appends to it. See
+        ``docs/looking-at-a-run.md``.
     initializer : callable, optional
         Each process that runs functions of this Batch calls it once, before the first one. What it
         sets is seen by the functions: also global variables of the script. If it raises, all
@@ -139,18 +143,20 @@ class Batch:
         self,
         cluster: str | Client | Cluster | None = None,
         *,
-        num_workers: int | None = None,
+        num_workers: int | tuple[int, int] | None = None,
         name: str | None = None,
         background_batching: bool = True,
         strict: bool = False,
+        log_dir: str | Path | None = None,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise SpecError(f"initializer= must be a callable, not {safe_repr(initializer)}")
         prepared = None if initializer is None else (initializer, tuple(initargs))
-        self._context = _create_context(
-            cluster, num_workers, name, background_batching, None, bool(strict), prepared
+        self._context = create_context(
+            *(cluster, num_workers, name, background_batching, None, bool(strict), prepared),
+            log_dir,
         )
         watch(self)
 
@@ -196,6 +202,23 @@ class Batch:
         """Whether `close` has been called."""
         return self._context.identity.closed
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that this client has started, as long as the program holds them.
+
+        They stand in the order in which they were started. The members of compiled tasks are
+        among them, and those of the background that have begun; a compiled task itself is not.
+
+        Examples
+        --------
+        >>> task = batch.function(len, "four")
+        >>> task.start()
+        >>> task in batch.tasks
+        True
+        """
+        session = self._session_or_none
+        return () if session is None else started_tasks(session)  # type: ignore[return-value]
+
     def _is_idle(self) -> bool:
         """Return whether nothing is left to do here."""
         session = self._session_or_none
@@ -222,6 +245,16 @@ class Batch:
             state = "ended"
         remaining = session.dispatcher.outcomes.unfinished + len(session.background.backlog)
         return f"<Batch {state}, {session.slots} workers, {remaining} tasks left>"
+
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.batch_views import batch_form  # few programs need it
+
+        return batch_form(self._context, self.tasks)
+
+    def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
+        show(self, lambda batch: not batch._is_idle())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The id and the address of the Batch, but nothing that is secret.
@@ -442,6 +475,8 @@ class Batch:
         cores: int | float | str | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
+        restartable: bool = False,
+        walltime: float | timedelta | None = None,
     ) -> TaskFactory:
         """Set how tasks are run, apart from their arguments.
 
@@ -474,6 +509,13 @@ class Batch:
         cwd, env
             Working directory, and added environment variables, of executables and of isolated
             functions; see `process`.
+        restartable : bool
+            Whether a task may run again after the loss of its worker though it reads what it
+            writes, since it continues from what it has saved itself.
+        walltime : float or timedelta, optional
+            How long a task may take, in seconds. It does not begin on a worker whose announced end
+            comes sooner (``--lifetime``, or the time limit of its SLURM job). Nothing stops it; see
+            `timeout`.
 
         Returns
         -------
@@ -510,6 +552,8 @@ class Batch:
             cores=cores,
             cwd=cwd,
             env=env,
+            restartable=restartable,
+            walltime=walltime,
         )
         return TaskFactory(self._context, settings)
 
@@ -716,7 +760,7 @@ class Batch:
             name=name,
         )
 
-    def queue(self, maxsize: int = 0, *, name: str | None = None) -> Queue:
+    def queue(self, maxsize: int = 0, *, replicas: int = 1, name: str | None = None) -> Queue:
         """Make a queue on a worker of this Batch; it ends with the Batch.
 
         If this process finds the queue empty or full, asks for its size or joins it, the
@@ -724,7 +768,7 @@ class Batch:
 
         Parameters
         ----------
-        maxsize, name
+        maxsize, replicas, name
             See `Queue`.
 
         Raises
@@ -741,7 +785,7 @@ class Batch:
         """
         from daskbatch.shared.queue import Queue
 
-        return Queue(self._owner_context(), maxsize, name=name)
+        return Queue(self._owner_context(), maxsize, replicas=replicas, name=name)
 
     def _owner_context(self) -> OwnerContext:
         """Return where the Batch creates shared objects; `DDict` and `Queue` call this."""
@@ -836,6 +880,41 @@ class Batch:
         if not wait_for_all(session, count_unfinished, seconds):
             raise TimeoutError(f"{count_unfinished()} tasks are not over after {seconds:g} s")
         background.backlog.start_over()
+
+    def report(self, filename: str | Path = "report.html") -> Path:
+        """Write what the tasks of this client have done into one HTML file; see `CompiledTask`.
+
+        It has `tasks`: those that this client has started and that the program still holds. It
+        works at any time, also after the Batch has ended. With ``log_dir=``,
+        ``python -m daskbatch report`` makes one of all tasks.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> task = batch.function(len, "four")
+        >>> task.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     batch.report(Path(directory) / "run.html").name
+        'run.html'
+        """
+        from daskbatch.batch.reporting.batch_views import write_batch_report
+
+        return write_batch_report(self._context, self.tasks, filename)
 
     # -- the end --------------------------------------------------------------------------
 
@@ -940,7 +1019,7 @@ class Batch:
 
 def open_batch(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     name: str | None,
     environment: Mapping[str, str],
 ) -> Batch:
@@ -953,44 +1032,7 @@ def open_batch(
     environment : mapping
         Added to the environment of the workers, if the Batch starts the cluster.
     """
-    return Batch._from_context(_create_context(cluster, num_workers, name, True, environment))
-
-
-def _create_context(
-    cluster: str | Client | Cluster | None,
-    num_workers: int | None,
-    name: str | None,
-    background_batching: bool,
-    environment: Mapping[str, str] | None,
-    strict: bool = False,
-    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
-) -> BatchContext:
-    """Create a Batch on the cluster, as its first client."""
-    name = require_name(name or None)
-    batch = uuid.uuid4().hex[:12]
-    try:
-        directory = os.getcwd()
-    except FileNotFoundError as error:
-        what = "the current directory of this process has been deleted: change to another one"
-        raise reworded(error, what) from None
-    session = make_session(batch, cluster, num_workers, directory, environment)
-    session.background.name = name or "batch"
-    address = Address(session.client.scheduler.address, batch, session.grows)
-    return BatchContext(
-        Identity(address, session),
-        name,
-        directory,
-        bool(background_batching),
-        strict,
-        session.background.lend(),
-        _make_initializer(batch, initializer),
-    )
-
-
-def _make_initializer(
-    batch: str, call: tuple[Callable[..., Any], tuple[Any, ...]] | None
-) -> Initializer | None:
-    return None if call is None else Initializer(make_topic(batch), *call)
+    return Batch._from_context(create_context(cluster, num_workers, name, True, environment))
 
 
 def _copy(
@@ -1004,7 +1046,7 @@ def _copy(
 ) -> Batch:
     """Unpickle a Batch: the copy is a separate client."""
     identity = Identity(Address(*address))
-    prepared = _make_initializer(identity.address.batch, initializer)
+    prepared = make_initializer(identity.address.batch, initializer)
     copy = kind._from_context(
         BatchContext(identity, name, directory, background_batching, strict, None, prepared)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.copies import copy_record, copy_records
@@ -18,18 +18,22 @@ from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, program_info
 from daskbatch.batch.positions import numbered
 from daskbatch.batch.result import failure_of, tasks_failed
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.task import Task
 from daskbatch.batch.validation import require_own
-from daskbatch.batch.visualize import draw
 from daskbatch.batch.why import why_program
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
+from daskbatch.observation.output_follower import FollowedTask
 from daskbatch.plan.explain import explain
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization.safe_text import safe_repr, type_name
 from daskbatch.timeouts import Deadline, parse_timeout
+
+if TYPE_CHECKING:
+    from daskbatch.batch.reporting.critical_path import CriticalPath
 
 
 class CompiledTask(Task):
@@ -87,10 +91,12 @@ class CompiledTask(Task):
                 check(records)
         self._group = Group(record.name, len(records), is_program=True)
         self._group.directory = context.directory
+        self._group.uid = record.uid
         if self._access_count and any(each.writes for each in records):
             self._group.members = [*map(weakref.ref, records)]
         for each in records:
             each.group = self._group
+        context.programs[record.number] = self
 
     @property
     def graph(self) -> Graph:
@@ -164,6 +170,7 @@ class CompiledTask(Task):
             )
         records = set_waits(self.graph, self._records, self._record.client_id)
         self._context.submit(records, self.name, self._group)
+        remember(self._session, self.tasks)
 
     def _require_not_started(self) -> None:
         raise LifecycleError(
@@ -237,7 +244,7 @@ class CompiledTask(Task):
         To read it counts as a look at the failures of the members.
         """
         infos = [task.info for task in self.tasks]
-        return program_info(self.name, self.uid, self.state, infos)
+        return program_info(self.name, self.uid, self.state, self._record.created, infos)
 
     def why(self) -> str:
         """Say in one sentence how far the members are, and why the next one is not further.
@@ -326,6 +333,9 @@ class CompiledTask(Task):
         values = [task._get_part(part, deadline.remaining()) for task in self.tasks]
         return values if part == "result" else "\n".join(filter(None, values))
 
+    def _followed(self, part: str) -> list[FollowedTask]:
+        return [followed for task in self.tasks for followed in task._followed(part)]
+
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         # Among arguments a compiled task stands for the list of its members' results.
         if part == "result":
@@ -352,8 +362,13 @@ class CompiledTask(Task):
                 raise GraphError(f"explain takes two tasks; {safe_repr(task)} is not a task")
         return explain(self.graph, self._records, a._record, b._record)
 
-    def to_dot(self) -> str:
+    def to_dot(self, *, collapse: bool | None = None, files: bool = False) -> str:
         """Return the graph in the DOT language of Graphviz.
+
+        Parameters
+        ----------
+        collapse, files
+            See `visualize`.
 
         Examples
         --------
@@ -362,15 +377,29 @@ class CompiledTask(Task):
           0 [label="len"];
         }
         """
-        return self.graph.to_dot()
+        from daskbatch.batch.reporting import program_views  # few programs need it
 
-    def visualize(self, filename: str | Path = "graph.svg") -> Path:
-        """Draw the graph into a file.
+        return program_views.dot_text(self, collapse, files)
+
+    def visualize(
+        self,
+        filename: str | Path = "graph.svg",
+        *,
+        collapse: bool | None = None,
+        files: bool = False,
+    ) -> Path:
+        """Draw the graph into a file, with the states of the tasks and the hazards of the edges.
 
         Parameters
         ----------
         filename : str or Path
-            The suffixes ``.svg`` and ``.dot`` always work; other formats need Graphviz's ``dot``.
+            The suffixes ``.svg`` and ``.dot`` always work, ``.png`` with Pillow, which the extra
+            ``daskbatch[dashboard]`` brings; other formats need Graphviz's ``dot``.
+        collapse : bool, optional
+            Whether all tasks of one name are one node; by default if there are more than 200.
+        files : bool
+            Whether the edges are labelled with the files and keys that both tasks access. Edges
+            from and to barriers, and between the tasks of two names, are not.
 
         Returns
         -------
@@ -380,7 +409,7 @@ class CompiledTask(Task):
         Raises
         ------
         SpecError
-            The format is unknown, or Graphviz is not installed.
+            The format is unknown, what it needs is not installed, or the graph is too large for it.
         OSError
             The file cannot be written.
 
@@ -392,7 +421,122 @@ class CompiledTask(Task):
         ...     program.visualize(Path(directory) / "four.svg").name
         'four.svg'
         """
-        return draw(self.graph, Path(filename))
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_picture(self, filename, collapse, files)
+
+    def _repr_svg_(self) -> str:
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.svg_text(self)
+
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import program_html
+
+        return program_html(self)
+
+    def _ipython_display_(self) -> None:
+        from daskbatch.batch.reporting.live_display import show
+
+        show(self, lambda program: program._group.started and not program._is_over())
+
+    # -- after the run --------------------------------------------------------------------
+
+    def critical_path(self) -> CriticalPath:
+        """Return the tasks that the makespan hangs on, first to last.
+
+        The last one is the member that ended last; the one before each is that of its
+        predecessors in the graph that ended last. Members that are not over do not count.
+
+        Returns
+        -------
+        CriticalPath
+            A list of tasks. Its text says why each waited for the one before it. Its ``length``,
+            the seconds of the tasks, and ``gaps``, the seconds between them, are together the
+            ``makespan``: the time from the first start of all members to the last end.
+
+        Examples
+        --------
+        >>> double = batch.function(pow, 2, 1)
+        >>> program = batch.compile([double, batch.function(str, double)])
+        >>> program.run()
+        >>> path = program.critical_path()
+        >>> [task.name for task in path], path.steps[1].reason
+        (['pow', 'str'], 'argument')
+        """
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.critical_path(self)
+
+    def report(self, filename: str | Path = "report.html") -> Path:
+        """Write what has happened so far into one HTML file, which needs no network.
+
+        It shows the states, failures with the end of their output, the critical path, estimates
+        of what would have been faster, the timeline by slot, idle time and its causes, the graph
+        and all tasks. It does not count as a look at failures. It works at any time, also after
+        the Batch has ended.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> program = batch.compile([batch.function(len, "four")])
+        >>> program.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     program.report(Path(directory) / "run.html").name
+        'run.html'
+        """
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_report(self, filename)
+
+    def trace(self, filename: str | Path = "trace.json") -> Path:
+        """Write the run as a trace, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
+
+        Each slot of a worker is a row, each task a slice, and each edge an arrow.
+
+        Parameters
+        ----------
+        filename : str or Path
+            The file; it is replaced. With the suffix ``.pftrace`` it is in Perfetto's own format,
+            else it is JSON, in the Trace Event Format.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> program = batch.compile([batch.function(len, "four")])
+        >>> program.run()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     program.trace(Path(directory) / "run.json").name
+        'run.json'
+        """
+        from daskbatch.batch.reporting import program_views  # few programs need it
+
+        return program_views.write_program_trace(self, filename)
 
 
 def _count_accesses(records: Iterable[TaskRecord]) -> int:

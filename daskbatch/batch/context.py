@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.identity import Identity
 from daskbatch.batch.validation import require_own, require_producers
-from daskbatch.cluster.session import Session
+from daskbatch.cluster.session import Session, set_summarizer
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.spec import Options
@@ -76,6 +76,8 @@ class BatchContext:
         self.directory = directory
         self.background_batching = background_batching
         self.strict = strict
+        #: The compiled tasks of this Batch by their numbers, as long as the program holds them.
+        self.programs: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._backlog = backlog
         # A Batch that is dropped without `close`, as when a notebook cell is run again, must not
         # leave a client behind.
@@ -147,11 +149,12 @@ class BatchContext:
         session = self.session
         if self.strict:
             set_rules(records, self.directory)
+        client_id = session.client_id
         for record in records:
-            if record.client_id != session.client_id:
-                require_own(session.client_id, record)
+            if record.client_id != client_id:
+                require_own(client_id, record)
             if record.call is not None and record.call.references:
-                require_own(session.client_id, record)
+                require_own(client_id, record)
                 require_producers(record)
                 session.background.start_queued(record.producers)
         session.submit(records, name, group)
@@ -213,7 +216,7 @@ class BatchContext:
             if method is not None:
                 method(mode, obj, keys, wait)
 
-        return OwnerContext(session.client, session.batch, before_access)
+        return OwnerContext(session.client, session.batch, before_access, grows=session.grows)
 
     def _await_conflicting_shared(
         self, mode: Mode, obj: DDict | Queue, keys: Sequence[Any], wait: bool
@@ -232,6 +235,15 @@ class BatchContext:
         )
         if conflicting and wait:
             session.dispatcher.outcomes.wait(lambda: all(record.over for record in conflicting))
+
+
+def _summarize(session: Session) -> str:
+    from daskbatch.batch.reporting.client_summary import summarize  # few programs need it
+
+    return summarize(session)
+
+
+set_summarizer(_summarize)
 
 
 def _conflicts(record: TaskRecord, access: Access) -> bool:

@@ -77,6 +77,8 @@ def make_settings(
     cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
+    restartable: bool = False,
+    walltime: float | timedelta | None = None,
 ) -> TaskSettings:
     """Validate the options of tasks; see `Batch.options`."""
     directory = path_of(cwd)
@@ -92,6 +94,8 @@ def make_settings(
         cores=cores,
         cwd=None if directory is None else context.absolute(directory),
         env=env,
+        restartable=restartable,
+        walltime=walltime,
     )
     name = require_name(name)
     removed = _channels(removes, Mode.WRITE, "removes")
@@ -167,9 +171,8 @@ def make_record(
     if session.closed:
         context.require_open()
     options, reads, writes, _, removes = settings
-    record = TaskRecord(
-        *(session.client_id, next(session.numbers), name, call, options, reads, writes)
-    )
+    number = next(session.numbers)
+    record = TaskRecord(session.client_id, number, name, call, options, reads, writes)
     if removes:
         record.removes = removes
     return record

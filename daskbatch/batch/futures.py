@@ -14,6 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from daskbatch.batch.awaiting import awaitable_callback
 from daskbatch.cluster.session import Session
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
@@ -36,6 +37,7 @@ class AwaitedTask(Protocol):
     def _look_at_failures(self) -> None: ...
     def _is_over(self) -> bool: ...
     def cancel(self) -> bool: ...
+    def _repr_html_(self) -> str: ...
 
     @property
     def state(self) -> str: ...
@@ -53,6 +55,9 @@ class TaskFuture(Future[Any]):
     def __init__(self, task: AwaitedTask) -> None:
         super().__init__()
         self._task = task
+
+    def _repr_html_(self) -> str:
+        return self._task._repr_html_()
 
     def cancel(self) -> bool:
         """Cancel the task; return whether it will not complete."""
@@ -95,6 +100,16 @@ class TaskFuture(Future[Any]):
         error = super().exception(timeout)
         self._look()
         return error
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call a function with the future once it is over; see `Future.add_done_callback`.
+
+        Parameters
+        ----------
+        fn : callable
+            The function. One of asyncio receives a `RuntimeError` for a `StopIteration`.
+        """
+        super().add_done_callback(awaitable_callback(fn))
 
     def _look(self) -> None:
         if self.done():

@@ -5,6 +5,7 @@ Several threads may use a `Handle`; the task that it belongs to does all the wor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 
@@ -17,8 +18,17 @@ class HandleOwner(Protocol):
     def _get_rank(self, part: str, index: int, timeout: float | None) -> str:
         """Wait for the task and return the output of one rank; see `Handle.rank`."""
 
+    def _tail_part(self, part: str, count: int) -> list[str]:
+        """Return the last lines so far; see `Handle.tail`."""
+
+    def _follow_part(self, part: str) -> Iterator[str]:
+        """Yield lines as they are written; see `Handle.follow`."""
+
     def _reduce_part(self, part: str) -> tuple[Any, ...]:
         """Return what pickle is to write where a handle stands among arguments."""
+
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks."""
 
 
 class Handle:
@@ -95,6 +105,53 @@ class Handle:
         """
         return self._task._get_rank(self._part, index, timeout)
 
+    def tail(self, n: int = 20) -> list[str]:
+        """Return the last lines that the task has written so far; does not wait for more.
+
+        Of a compiled task: the last lines of its members, in their order.
+
+        Parameters
+        ----------
+        n : int
+            The number of lines.
+
+        Raises
+        ------
+        SpecError
+            This is the handle of a result, or `n` is not a positive number.
+
+        Examples
+        --------
+        >>> task = batch.function(print, "one", "two", sep="\\n")
+        >>> task.run()
+        >>> task.stdout.tail(1)
+        ['two']
+        """
+        return self._task._tail_part(self._part, n)
+
+    def follow(self) -> Iterator[str]:
+        """Yield the lines that the task writes, as they are written, until it is over.
+
+        The first ones are those that it has written so far. If the task is tried again, those of
+        the next attempt follow. Where more was written than ``daskbatch.output-limit`` allows
+        before it was read, lines are missing. Of a compiled task: the lines of all members.
+
+        Raises
+        ------
+        SpecError
+            This is the handle of a result.
+        LifecycleError
+            The task has not been started.
+
+        Examples
+        --------
+        >>> task = batch.function(print, "one", "two", sep="\\n")
+        >>> task.start()
+        >>> list(task.stdout.follow())
+        ['one', 'two']
+        """
+        return self._task._follow_part(self._part)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._task._reduce_part(self._part)
 
@@ -104,6 +161,9 @@ class Handle:
             "yet: give the handle itself as an argument of a task, and make the text there; or "
             f"wait for the value with {self._part}.get(); to show the handle, write {{handle!r}}"
         )
+
+    def _repr_html_(self) -> str:
+        return self._task._part_html(self._part)
 
     def __repr__(self) -> str:
         return f"<{self._part} of {self._task!r}>"

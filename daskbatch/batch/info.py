@@ -5,13 +5,17 @@ Any thread may make and read the records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from daskbatch.batch.result import error_line
 from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.execution_record import execution_of
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.task_record import Phase, TaskRecord
+
+#: The states of a task that is over.
+_END_STATES = ("done", "failed", "skipped", "cancelled")
 
 #: What a warning says, by its kind.
 _SAID = {
@@ -29,19 +33,27 @@ class TaskInfo:
     name, uid, state : str
         See `Task`.
     worker, host : str, optional
-        Where it ran last.
+        The address and the host of the worker on which it ran last.
     pid : int, optional
-        The process in which it ran last.
-    attempts : int, optional
-        The number of attempts.
-    created, started, ended : float, optional
-        When it was made, began and ended, in seconds since the epoch.
+        The process in which it ran last: the worker, a child of it, the executable, the launcher
+        of a job of an executable, or rank 0 of a job of a callable.
+    attempts : int
+        How often it has begun, with the present attempt; 0 for a task that has not begun.
+    created : float
+        When the program made it, in seconds since the epoch.
+    started, ended : float, optional
+        When its last attempts on its last worker began, and when it ended; by the clock of the
+        worker's host, in seconds since the epoch. Of a task that did not run, `ended` is when this
+        client learnt that it is over.
     seconds : float, optional
-        How long it ran.
+        How long it ran: from `started` to `ended`.
     cpu_seconds : float, optional
-        The CPU time that it took, with all processes that it has started.
+        The processor time that it took. For functions in threads that of the task's own thread,
+        else with all processes that it has started and waited for.
     max_memory : int, optional
-        The peak of its resident memory, in bytes.
+        The peak of its resident memory in bytes, with the processes that it has started; of a job
+        the sum of the ranks' peaks. None for functions in threads, which share the memory of
+        their worker. Of a compiled task: the largest of its members.
     reads, writes : tuple of str
         What it declares to read and to write.
     error : str, optional
@@ -51,14 +63,18 @@ class TaskInfo:
 
     Notes
     -----
-    What is not known is None.
+    What is not known is None. Of a compiled task: its state, the first start, the last end once
+    all members are over, and sums.
 
     Examples
     --------
     >>> task = batch.function(len, "four")
     >>> task.run()
-    >>> isinstance(task.info, TaskInfo), task.info.state
-    (True, 'done')
+    >>> info = task.info
+    >>> isinstance(info, TaskInfo), info.state, info.attempts
+    (True, 'done', 1)
+    >>> info.created <= info.started <= info.ended
+    True
     """
 
     name: str
@@ -67,7 +83,7 @@ class TaskInfo:
     worker: str | None = None
     host: str | None = None
     pid: int | None = None
-    attempts: int | None = None
+    attempts: int = 0
     created: float | None = None
     started: float | None = None
     ended: float | None = None
@@ -90,36 +106,48 @@ def task_info(record: TaskRecord, dispatcher: Dispatcher) -> TaskInfo:
     """
     failures = dispatcher.table.failures
     failures.look_at(record)
-    failed = record.phase == Phase.FAILED
-    ran = failed or record.phase == Phase.DONE
+    # A report may change the record at this very moment: the fields must be of one state.
+    with dispatcher.outcomes.changed:
+        phase, ran = record.phase, execution_of(record, dispatcher.table.deaths[record])
+    failed = phase == Phase.FAILED
     return TaskInfo(
         name=record.name,
         uid=record.uid,
-        state=record.phase.name.lower(),
-        seconds=record.seconds if ran and record.seconds > 0 else None,
+        state=phase.name.lower(),
+        created=record.created,
+        **ran._asdict(),
         reads=tuple(map(str, record.reads)),
         writes=tuple(map(str, record.writes)),
         error=error_line(record, dispatcher) if failed else None,
-        warnings=tuple(map(_text, failures.warnings_of(record))),
+        warnings=tuple(map(describe_warning, failures.warnings_of(record))),
     )
 
 
-def program_info(name: str, uid: str, state: str, members: Sequence[TaskInfo]) -> TaskInfo:
+def program_info(
+    name: str, uid: str, state: str, created: float, members: Sequence[TaskInfo]
+) -> TaskInfo:
     """Return what is known of a compiled task.
 
     Parameters
     ----------
-    name, uid, state : str
+    name, uid, state, created : str, float
         Those of the compiled task.
     members : sequence of TaskInfo
         What is known of its members.
     """
-    seconds = [each.seconds for each in members if each.seconds is not None]
+    started = [each.started for each in members if each.started is not None]
+    ended = [each.ended for each in members if each.ended is not None]
     return TaskInfo(
         name=name,
         uid=uid,
         state=state,
-        seconds=sum(seconds) if seconds else None,
+        attempts=sum(each.attempts or 0 for each in members),
+        created=created,
+        started=min(started, default=None),
+        ended=max(ended, default=created) if state in _END_STATES else None,
+        seconds=_sum(each.seconds for each in members),
+        cpu_seconds=_sum(each.cpu_seconds for each in members),
+        max_memory=max((each.max_memory or 0 for each in members), default=0) or None,
         reads=tuple(dict.fromkeys(path for each in members for path in each.reads)),
         writes=tuple(dict.fromkeys(path for each in members for path in each.writes)),
         error=next((each.error for each in members if each.error is not None), None),
@@ -127,5 +155,12 @@ def program_info(name: str, uid: str, state: str, members: Sequence[TaskInfo]) -
     )
 
 
-def _text(warning: TaskWarning) -> str:
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def describe_warning(warning: TaskWarning) -> str:
+    """Return a warning of a worker about declared files in words."""
     return _SAID[warning.kind].format(", ".join(warning.paths))

@@ -25,6 +25,7 @@ from daskbatch.describe.job_call import (
 )
 from daskbatch.describe.spec import Call, Options, rank_call
 from daskbatch.errors import SpecError
+from daskbatch.serialization import pickling
 from daskbatch.serialization.safe_text import callable_name
 from daskbatch.worker.mpi.rank_function import RankSettings
 
@@ -47,7 +48,10 @@ def make_job(
     options = settings.options
     if callable(target):
         ranks = count_ranks(num_procs)
-        call = _callable_job(context, target, args, kwargs, options, ranks, stdin, check)
+        initializer = context.initializer
+        with pickling.within(None if initializer is None else initializer.namespace):
+            call = _callable_job(context, target, args, kwargs, options, ranks, stdin, check)
+        options = context.with_initializer(options)
         name = callable_name(target)
     else:
         if kwargs:

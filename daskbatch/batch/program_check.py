@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from daskbatch.batch.user_warnings import Notice, warn
-from daskbatch.describe.access import FILES, Channel
+from daskbatch.describe.access import Channel
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import GraphError, ProgramWarning, SpecError
 from daskbatch.plan.checks import check_program
-from daskbatch.plan.program import overlap
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.worker.execution.declared_files import is_symbolic
 
@@ -60,13 +59,11 @@ def check_declarations(
     """
     if check is None:
         return
-    waiting = [record.writes for record in background.unfinished_records() if record.writes]
 
-    def is_written_before(path: str) -> bool:
-        channel = (Channel(FILES, path),)
-        return any(overlap(channel, writes) for writes in waiting)
+    def written_before() -> list[Channel]:
+        return [each for record in background.unfinished_records() for each in record.writes]
 
-    findings = check_program(records, _find_missing, is_written_before)
+    findings = check_program(records, _find_missing, written_before)
     if not findings:
         return
     count = "1 declaration" if len(findings) == 1 else f"{len(findings)} declarations"
@@ -86,7 +83,7 @@ def _find_missing(paths: Iterable[str]) -> set[str]:
     """Return the paths at which there is nothing."""
     by_directory: dict[str, list[str]] = {}
     for path in paths:
-        by_directory.setdefault(os.path.dirname(path), []).append(path)
+        by_directory.setdefault(path[: path.rfind(os.sep)] or os.sep, []).append(path)
     missing: set[str] = set()
     for directory, some in by_directory.items():
         if is_symbolic(some[0]):
@@ -101,7 +98,7 @@ def _find_missing(paths: Iterable[str]) -> set[str]:
         except OSError:
             missing.update(some)
         else:
-            missing.update(path for path in some if os.path.basename(path) not in names)
+            missing.update([path for path in some if path[path.rfind(os.sep) + 1 :] not in names])
     return missing
 
 

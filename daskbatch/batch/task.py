@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from numbers import Integral
 from typing import Any
@@ -21,6 +21,7 @@ from daskbatch.batch.futures import TaskFuture, future_of
 from daskbatch.batch.handle import Handle
 from daskbatch.batch.info import TaskInfo, task_info
 from daskbatch.batch.result import failure_of, load_result
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.why import why
 from daskbatch.cluster.session import Session
 from daskbatch.describe.access import Mode
@@ -29,9 +30,11 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.recovery import value_lost
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
+from daskbatch.observation.output_follower import FollowedTask, follow, tail
 from daskbatch.serialization import pickling
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.timeouts import Deadline, parse_timeout
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.ranked_text import RankedText
 from daskbatch.worker.execution.task_context import waiting_in_loop
 
@@ -70,7 +73,15 @@ class Task:
     ('done', None, 'hello', '')
     """
 
-    __slots__ = ("_context", "_future", "_in_background", "_loaded", "_record", "_session")
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_future",
+        "_in_background",
+        "_loaded",
+        "_record",
+        "_session",
+    )
 
     #: The future of the task, once `as_future` was called.
     _future: TaskFuture
@@ -152,6 +163,17 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        from daskbatch.batch.reporting.notebook_forms import task_html  # few programs need it
+
+        return task_html(self)
+
+    def _part_html(self, part: str) -> str:
+        """Return the form of a handle in notebooks; see `Handle`."""
+        from daskbatch.batch.reporting.notebook_forms import handle_html
+
+        return handle_html(self, part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduce_part("result")
@@ -242,8 +264,11 @@ class Task:
                 "again() returns a fresh one of the same description"
             )
         self._context.submit([record], record.name)
+        remember(self._session, [self])
 
-    def wait(self, timeout: float | None = None, *, check: bool = False) -> None:
+    def wait(
+        self, timeout: float | None = None, *, check: bool = False, progress: bool = False
+    ) -> None:
         """Wait until the task is over, however it ends.
 
         Ctrl-C ends the wait, and the task continues; a second Ctrl-C in a wait for the same task
@@ -256,6 +281,9 @@ class Task:
         check : bool
             Whether to raise the task's own exception at the end, if it has failed; of a compiled
             task `TasksFailed`.
+        progress : bool
+            Whether to show meanwhile how far it is: in a terminal as a line on stderr, in a
+            notebook below the cell, else as few plain lines on stderr.
 
         Raises
         ------
@@ -275,10 +303,19 @@ class Task:
         if not self._is_over():
             self._require_started()
             seconds = parse_timeout(timeout)
-            if not wait_attentively(self, seconds):
+            if not (self._wait_shown(seconds) if progress else wait_attentively(self, seconds)):
                 raise TimeoutError(f"task {self._record.label} is not over after {seconds:g} s")
         if check:
             self._raise_failure()
+
+    def _wait_shown(self, seconds: float | None) -> bool:
+        """Wait as `wait_attentively`, and show the progress meanwhile."""
+        # Not at the top: most programs do not show it.
+        from daskbatch.observation.progress_monitor import ProgressMonitor
+
+        session, records = self._session, self._records_to_await()
+        with ProgressMonitor(self.name, records, self._dispatcher, session.slots):
+            return wait_attentively(self, seconds)
 
     def _raise_failure(self) -> None:
         """Raise the exception of the task, if it is over without success."""
@@ -306,14 +343,16 @@ class Task:
         if record.phase == Phase.QUEUED and record.group is None:
             self._session.background.flush([record])
 
-    def run(self, timeout: float | None = None, *, check: bool = False) -> None:
+    def run(
+        self, timeout: float | None = None, *, check: bool = False, progress: bool = False
+    ) -> None:
         """Start the task and wait until it is over, however it ends.
 
         Raises what `start` and `wait` raise.
 
         Parameters
         ----------
-        timeout, check
+        timeout, check, progress
             See `wait`.
 
         Examples
@@ -324,7 +363,7 @@ class Task:
         'done'
         """
         self.start()
-        self.wait(timeout, check=check)
+        self.wait(timeout, check=check, progress=progress)
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its result; see `Handle.get`, also for what it raises.
@@ -532,6 +571,42 @@ class Task:
         text = output[part == "stderr"]
         # A job that has not run has written nothing.
         return text.rank(int(index)) if isinstance(text, RankedText) else ""
+
+    def _tail_part(self, part: str, count: int) -> list[str]:
+        """Return the last lines so far; see `Handle.tail`."""
+        self._require_stream(part, "tail")
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+            raise SpecError(f"tail() takes a positive number of lines, not {safe_repr(count)}")
+        return tail(self._followed(part), int(count), self._reader(part))
+
+    def _follow_part(self, part: str) -> Iterator[str]:
+        """Return an iterator over the lines as they are written; see `Handle.follow`."""
+        self._require_stream(part, "follow")
+        if not self._is_over():
+            self._require_started()
+        return follow(self._followed(part), self._dispatcher, self._reader(part))
+
+    def _require_stream(self, part: str, method: str) -> None:
+        if part == "result":
+            raise SpecError(
+                f"{method}() is for the stdout and stderr of task {self._record.label}, not for "
+                "its result"
+            )
+
+    def _followed(self, part: str) -> list[FollowedTask]:
+        """Return the tasks whose output belongs to this one's."""
+        return [FollowedTask(self._record, lambda: self._text_of(part))]
+
+    def _text_of(self, part: str) -> str:
+        """Return the whole text of a stream of this task, which is over."""
+        if self._record.output is None:
+            self._get_part(part, None)
+        output = self._record.output
+        return "" if output is None else output[part == "stderr"]
+
+    def _reader(self, part: str) -> Callable[[TaskRecord, int, int], OutputPart | None]:
+        session = self._session
+        return lambda record, position, most: session.read_output(record, part, position, most)
 
     def _fetch_result(self) -> None:
         """Fetch the result from its worker, if the task succeeded and the result is not here."""

@@ -14,6 +14,7 @@ from typing import Any
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import TaskSettings, make_function, make_process
 from daskbatch.batch.job_factory import make_job
+from daskbatch.batch.started_tasks import remember
 from daskbatch.batch.task import Task
 from daskbatch.describe.access import Channel, Mode
 from daskbatch.describe.job_call import ProcessTemplate
@@ -96,6 +97,7 @@ class ImportedFunction:
         if self._context.background_batching:
             self._context.record_template_task(task._record, task._session)
             task._in_background = True
+            remember(task._session, [task])
         return task
 
     def __repr__(self) -> str:

@@ -180,6 +180,10 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
         reason = unmet(record.options, workers)
         if reason is not None:
             return reason
+    if record.options.gang is not None:
+        gang = _why_no_gang(record, session)
+        if gang is not None:
+            return gang
     busy = _processing(session)
     dispatcher, block = session.dispatcher, record.block
     with dispatcher.outcomes.changed:
@@ -202,6 +206,20 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
     if before:
         return f"waits for a slot, and {others} before it"
     return "has been submitted, and is about to begin"
+
+
+def _why_no_gang(record: TaskRecord, session: Session) -> str | None:
+    """Say what a task that takes several slots waits for; None if the scheduler does not know."""
+    with contextlib.suppress(Exception):  # the scheduler does not answer
+        waiting = [each for each in session.gangs() if each["why"]]
+        for before, gang in enumerate(waiting):
+            if record.block is not None and gang["key"] == record.block.key:
+                slots = gang["ranks"] * gang["cores"]
+                verb = "is" if before == 1 else "are"
+                others = f"; {before} task{'s' * (before > 1)} of several slots {verb} before it"
+                what = f"waits for {slots} slots, all at once: {gang['why']}"
+                return what + others * (before > 0)
+    return None
 
 
 def _where_running(record: TaskRecord, session: Session) -> str:

@@ -7,7 +7,9 @@ event loop.
 
 from __future__ import annotations
 
-from time import monotonic
+import math
+from collections.abc import Callable
+from time import monotonic, time
 from typing import Any
 
 from distributed import Scheduler
@@ -25,10 +27,15 @@ class Capacities:
     ----------
     scheduler : Scheduler
         The scheduler of the workers.
+    end_of : callable
+        Returns when a worker ends, by its address, in seconds since the epoch.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(
+        self, scheduler: Scheduler, end_of: Callable[[str], float] = lambda address: math.inf
+    ) -> None:
         self._scheduler = scheduler
+        self._end_of = end_of
         #: The nanny of each worker, by the worker's address.
         self._nannies: dict[str, str] = {}
         self._present: dict[str, Capacity] = {}
@@ -58,7 +65,10 @@ class Capacities:
         self._returning = {
             nanny: entry for nanny, entry in self._returning.items() if entry[1] > now
         }
-        present = [_capacity(each) for each in self._scheduler.workers.values()]
+        present = [
+            _capacity(each)._replace(seconds=self._end_of(each.address) - time())
+            for each in self._scheduler.workers.values()
+        ]
         return present + [capacity for capacity, _ in self._returning.values()]
 
 

@@ -28,7 +28,7 @@ from distributed.security import Security
 
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
-from daskbatch.describe.values import whole_number_of
+from daskbatch.cluster.growth.worker_range import worker_range
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.forking import after_fork
 from daskbatch.serialization.safe_text import safe_repr
@@ -100,7 +100,7 @@ class Connection:
 
 def connect(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
 ) -> Connection:
@@ -110,8 +110,8 @@ def connect(
     ----------
     cluster : str, Client, Cluster or None
         See `daskbatch.Batch`.
-    num_workers : int, optional
-        The number of task slots of an embedded cluster.
+    num_workers : int or (int, int), optional
+        The number of task slots of an embedded cluster, or the least and the most.
     directory : str
         The working directory of an embedded cluster's workers.
     environment : mapping, optional
@@ -129,16 +129,13 @@ def connect(
             raise SpecError(
                 "num_workers= is for the embedded cluster; it cannot change a given cluster"
             )
-        count = whole_number_of(num_workers)
-        if count is None or count < 1:
-            raise SpecError(
-                f"num_workers= must be a whole number from 1, not {safe_repr(num_workers)}"
-            )
-        num_workers = count
+        wanted = worker_range(num_workers)
+    else:
+        wanted = worker_range(CPU_COUNT)
     if cluster is None:
         cluster = os.environ.get("DASKBATCH_CLUSTER") or config.get("cluster")
     if cluster is None:
-        embedded = EmbeddedCluster(num_workers or CPU_COUNT, directory, environment or {})
+        embedded = EmbeddedCluster(wanted, directory, environment or {})
         try:
             return Connection(open_client(embedded.address), True, embedded)
         except BaseException:

@@ -29,6 +29,7 @@ from daskbatch.cluster.messages import (
     BlockReported,
     MembersRevoked,
     SlotsChanged,
+    SummaryWanted,
     ValuesLost,
     WorkerDied,
     decode,
@@ -40,6 +41,7 @@ from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import SubmittedBlock
+from daskbatch.dispatch.unsuccessful import Unsuccessful
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -90,7 +92,8 @@ class ClusterBackend:
 
     def __init__(self, client: Client, topic: str, task_key: Any = None) -> None:
         self.client = client
-        self.slots = 0
+        #: The number of slots now, and the largest one so far: clusters grow and shrink.
+        self.slots = self.most_slots = 0
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -104,6 +107,8 @@ class ClusterBackend:
         self._known_capacities: tuple[int, list[Capacity]] = -1, []
         #: The objects that are notified when workers have joined or left.
         self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
+        #: Called on Dask's event loop when somebody looks at the page /daskbatch.
+        self.on_summary_wanted: Callable[[], None] = lambda: None
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
         #: The direct connections with open blocks.
@@ -141,6 +146,7 @@ class ClusterBackend:
         if self.open_links is not None:
             self.open_links.listener = listener
         number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.most_slots = max(self.most_slots, self.slots)
         return number
 
     def disconnect(self, idle: bool = False) -> None:
@@ -158,6 +164,7 @@ class ClusterBackend:
         listener = self._listener
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
+            self.most_slots = max(self.most_slots, self.slots)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
@@ -170,9 +177,11 @@ class ClusterBackend:
                 self._answer(question, not_begun, stopping)
             case ValuesLost(keys):
                 self._call_guarded(listener.values_lost, keys)
-            case WorkerDied(keys, details, traces):
+            case WorkerDied(keys, details, traces, planned):
                 found = None if traces is None else pickle.loads(traces)
-                self._call_guarded(listener.worker_died, keys, details, found)
+                self._call_guarded(listener.worker_died, keys, details, found, planned)
+            case SummaryWanted():
+                self._call_guarded(self.on_summary_wanted)
             case SlotsChanged() | BatchEnded():
                 pass
 
@@ -215,6 +224,10 @@ class ClusterBackend:
             self._known_capacities = now, known
         return known
 
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return what each gang waits for; asks the scheduler. See `GangAllocator.describe`."""
+        return list(self.client.sync(self.client.scheduler.daskbatch_gangs))
+
     def capacities_later(self, seconds: float, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function, after some seconds, with what the workers offer then."""
 
@@ -227,6 +240,27 @@ class ClusterBackend:
                 self._call_guarded(then, [Capacity(*each) for each in found])
 
         self.client.loop.add_callback(ask)
+
+    def read_output(self, worker: str, **question: Any) -> tuple[int, int, bytes] | None:
+        """Ask a worker what a running member has written; None if it does not run there.
+
+        Parameters
+        ----------
+        worker : str
+            The address of the worker.
+        **question
+            The parameters of `BatchWorkerPlugin._read_output`, without the topic.
+        """
+        message = {"op": "daskbatch_output", "topic": self._topic, **question}
+        with contextlib.suppress(*UNREACHABLE_ERRORS, Exception):
+            found: tuple[int, int, bytes] | None = self.client.sync(
+                self.client.scheduler.proxy,
+                msg=message,
+                worker=worker,
+                callback_timeout=_ANSWER_TIMEOUT_SECONDS,
+            )
+            return found
+        return None
 
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster, or the registration there, is gone."""
@@ -311,6 +345,28 @@ class ClusterBackend:
         self.client.loop.add_callback(
             self.client.scheduler.daskbatch_forget, topic=self._topic, blocks=list(blocks)
         )
+
+    def show_unsuccessful(self, tasks: Unsuccessful) -> None:
+        """Have Dask's dashboard count tasks as not run, or as failed."""
+        self.client.loop.add_callback(
+            self._tell,
+            self.client.scheduler.daskbatch_unsuccessful,
+            withdrawn=[(key, dict(names)) for key, names in tasks.withdrawn.items()],
+            failures=[*map(tuple, tasks.failures)],
+            others=dict(tasks.others),
+        )
+
+    def send_summary(self, summary: str) -> None:
+        """Send the scheduler what the page /daskbatch shows of this client."""
+        self.client.loop.add_callback(
+            self._tell, self.client.scheduler.daskbatch_summary, summary=summary
+        )
+
+    async def _tell(self, route: Callable[..., Any], **message: Any) -> None:
+        """Call a handler of the scheduler whose answer does not matter."""
+        if self.client.status == "running":
+            with contextlib.suppress(*UNREACHABLE_ERRORS):
+                await route(topic=self._topic, **message)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function on Dask's event loop after some seconds."""

@@ -30,7 +30,8 @@ import dask.config
 import psutil
 
 from daskbatch import config
-from daskbatch.dispatch.lower import TOKEN
+from daskbatch.cluster.growth.worker_range import WorkerRange
+from daskbatch.dispatch.key_names import TOKEN
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
@@ -56,6 +57,10 @@ _MAX_SOCKET_DIRECTORY_BYTES = 70
 
 #: The interval at which the cluster process looks for nannies that have given up.
 _CHECK_INTERVAL_SECONDS = 0.5
+
+#: How often an elastic cluster is adapted; and it grows if the tasks that wait take longer than
+#: this together.
+_ADAPT_INTERVAL_SECONDS, _TARGET_SECONDS = 0.25, 0.25
 
 #: As Dask's nannies do: one thread for each linear algebra call, because every core has a
 #: worker. The creator's settings take precedence.
@@ -85,8 +90,8 @@ class EmbeddedCluster:
 
     Parameters
     ----------
-    num_workers : int
-        The number of worker processes, of one thread each.
+    workers : WorkerRange
+        The number of worker processes, of one thread each; or the least and the most.
     directory : str
         Their working directory.
     environment : mapping, optional
@@ -99,8 +104,13 @@ class EmbeddedCluster:
     """
 
     def __init__(
-        self, num_workers: int, directory: str, environment: Mapping[str, str] | None = None
+        self,
+        workers: WorkerRange,
+        directory: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        #: Whether it grows and shrinks.
+        self.is_elastic = workers.is_elastic
         wanted = {**os.environ, **(environment or {})}
         added = [
             name
@@ -138,7 +148,8 @@ class EmbeddedCluster:
             "path": [os.fspath(each) for each in sys.path if isinstance(each, (str, os.PathLike))],
             "argv": [str(each) for each in sys.argv],
             "interpreter": interpreter.capture(),
-            "workers": num_workers,
+            "workers": list(workers),
+            "idle": config.get_seconds("idle-timeout"),
             "answer": send,
             "scratch": scratch,
             "sockets": sockets,
@@ -247,9 +258,17 @@ def run_cluster(settings: dict[str, Any]) -> None:
 
 async def _serve(settings: dict[str, Any]) -> None:
     from distributed import LocalCluster
+    from distributed.deploy import Adaptive
 
+    class NannyAdaptive(Adaptive):  # type: ignore[misc]
+        """Ends workers by their nannies, which have them leave in good order."""
+
+        async def scale_down(self, workers: Any) -> None:
+            await self.cluster.scale_down(workers)
+
+    workers = WorkerRange(*settings["workers"])
     cluster = await LocalCluster(
-        n_workers=settings["workers"],
+        n_workers=workers.least,
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
@@ -259,7 +278,16 @@ async def _serve(settings: dict[str, Any]) -> None:
     )
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
-    replacing = asyncio.create_task(_replace_workers(cluster, settings["workers"]))
+    if workers.is_elastic:
+        cluster.adapt(
+            NannyAdaptive,
+            minimum=workers.least,
+            maximum=workers.most,
+            interval=_ADAPT_INTERVAL_SECONDS,
+            wait_count=max(1, round(settings["idle"] / _ADAPT_INTERVAL_SECONDS)),
+            target_duration=_TARGET_SECONDS,
+        )
+    replacing = asyncio.create_task(_replace_workers(cluster))
     await asyncio.to_thread(sys.stdin.read)
     replacing.cancel()
     # The creator is gone, so the workers are no longer needed. To close them in order would take
@@ -269,7 +297,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     os._exit(0)
 
 
-async def _replace_workers(cluster: Any, workers: int) -> None:
+async def _replace_workers(cluster: Any) -> None:
     """Replace nannies that have given up: a nanny does so if its worker dies at the start."""
     from distributed.core import Status
 
@@ -282,8 +310,8 @@ async def _replace_workers(cluster: Any, workers: int) -> None:
         ]
         for name in failed:
             del cluster.workers[name]
-        if len(cluster.workers) < workers:
-            cluster.scale(workers)
+        if failed:
+            cluster.scale(len(cluster.worker_spec))
 
 
 def _kill_children() -> None:

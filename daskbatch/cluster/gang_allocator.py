@@ -109,6 +109,15 @@ class GangAllocator:
             for gang in sorted(self._gangs.values(), key=lambda gang: gang.order)
         ]
 
+    def uses(self, address: str) -> bool:
+        """Return whether a gang that runs elsewhere has slots of a worker."""
+        return any(
+            holder.address == address
+            for gang in self._gangs.values()
+            if gang.state is GangState.RUNNING
+            for holder in gang.holders
+        )
+
     # -- what happens on the scheduler ----------------------------------------------------
 
     def transition(self, key: Any, start: str, finish: str) -> None:
@@ -221,6 +230,13 @@ class GangAllocator:
         for holder in self._holders.all():
             if holder.owner is None:
                 self._holders.release(holder)
+
+    def end_all(self) -> None:
+        """End all holders: Dask is about to restart, and demands that no task remains.
+
+        No client has made the holders, so Dask does not release them with the tasks of clients.
+        """
+        self._holders.drop_all()
 
     def clear(self) -> None:
         """Forget all gangs: Dask has forgotten all tasks."""

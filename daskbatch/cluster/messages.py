@@ -52,11 +52,14 @@ class WorkerDied(NamedTuple):
         What is known of its death: keyword arguments of `daskbatch.WorkerLost`.
     traces : bytes, optional
         A pickled list of `JournaledBlock`: what it had done; None if that is unknown.
+    planned : bool
+        Whether it has left in good order, and has interrupted what ran.
     """
 
     keys: Sequence[BlockKey]
     details: Mapping[str, Any]
     traces: bytes | None
+    planned: bool = False
 
 
 class BatchEnded(NamedTuple):
@@ -65,7 +68,19 @@ class BatchEnded(NamedTuple):
     batch: str
 
 
-ClientEvent = BlockReported | SlotsChanged | MembersRevoked | ValuesLost | WorkerDied | BatchEnded
+class SummaryWanted(NamedTuple):
+    """Somebody looks at the page /daskbatch: the client answers with a `ClientSummary`."""
+
+
+ClientEvent = (
+    BlockReported
+    | SlotsChanged
+    | MembersRevoked
+    | ValuesLost
+    | WorkerDied
+    | BatchEnded
+    | SummaryWanted
+)
 
 #: The position of a kind of event is the number that stands for it.
 _KINDS: tuple[type[ClientEvent], ...] = (
@@ -75,6 +90,7 @@ _KINDS: tuple[type[ClientEvent], ...] = (
     ValuesLost,
     WorkerDied,
     BatchEnded,
+    SummaryWanted,
 )
 
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}

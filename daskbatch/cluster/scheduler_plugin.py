@@ -8,6 +8,7 @@ on the scheduler's event loop.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from time import time
@@ -18,6 +19,9 @@ from distributed import Scheduler, SchedulerPlugin
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
 from daskbatch.cluster.gang_allocator import GangAllocator
+from daskbatch.cluster.growth.demands import Demands
+from daskbatch.cluster.leaving.departures import departures_of
+from daskbatch.cluster.leaving.walltimes import Walltimes
 from daskbatch.cluster.messages import (
     BatchEnded,
     BlockReported,
@@ -25,10 +29,14 @@ from daskbatch.cluster.messages import (
     MembersRevoked,
     Registration,
     SlotsChanged,
+    SummaryWanted,
     ValuesLost,
     encode,
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
+from daskbatch.dashboard.dashboard import Dashboard
+from daskbatch.dispatch.key_names import NAMES
+from daskbatch.dispatch.lower import TOPIC
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -70,12 +78,19 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
+    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others)`` has Dask's dashboard count
+      tasks as not run, or as failed; see `dispatch.unsuccessful`. Returns nothing.
+    - ``daskbatch_summary(topic, summary)`` is the answer to `SummaryWanted`. Returns nothing.
 
     Stream handlers that workers call:
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory)``: where the worker keeps its journals.
+    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
+      keeps its journals, and when it ends.
+    - ``daskbatch-interrupted(topic, key, trace)``: a block was interrupted, since the worker
+      leaves.
+    - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
 
     Messages to the streams of workers (see `worker.plugin.BatchWorkerPlugin`):
     ``daskbatch-revoke``, ``daskbatch-forget`` and ``daskbatch-end``. Messages to clients:
@@ -96,13 +111,24 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
         self._gangs = GangAllocator(scheduler)
-        self._capacities = Capacities(scheduler)
+        self._capacities = Capacities(scheduler, self._worker_losses.end_of)
+        self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
+        self._demands = Demands(scheduler)
+        self._departures = departures_of(scheduler)
+        self._departures.tracker = self._worker_losses
+        self._departures.users.append(self._gangs.uses)
         self._background: set[asyncio.Task[None]] = set()
+        self._dashboard = Dashboard(
+            scheduler, self._clients, self._ask_for_summary, SHARED_PLUGIN_NAME
+        )
+        self._dashboard.connect()
         scheduler.stream_handlers.update(
             {
                 "daskbatch-report": self._report,
                 "daskbatch-revoked": self._answer,
-                "daskbatch-hello": self._worker_losses.record_process,
+                "daskbatch-hello": self._hello,
+                "daskbatch-interrupted": self._interrupted,
+                "daskbatch-ends": self._worker_losses.record_end,
             }
         )
         scheduler.handlers.update(
@@ -116,8 +142,18 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_forget": self._forget,
                 "daskbatch_capacities": self._capacities.all,
                 "daskbatch_gangs": self._gangs.describe,
+                "daskbatch_unsuccessful": self._unsuccessful,
+                "daskbatch_summary": self._dashboard.record,
             }
         )
+        restart = scheduler.handlers["restart"]
+
+        @functools.wraps(restart)
+        async def restart_without_holders(**options: Any) -> None:
+            self._gangs.end_all()
+            await restart(**options)
+
+        scheduler.handlers["restart"] = restart_without_holders
 
     # -- clients --------------------------------------------------------------------------
 
@@ -165,6 +201,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if client is None:
             return []
         self._gangs.end_idle()
+        self._demands.remove(topic)
+        self._dashboard.remove(topic)
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
         if self._revoked.pop(topic, None) or not idle or client.number == 0:
@@ -230,6 +268,15 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Forward a worker's report to the client that it concerns."""
         self._notify(topic, BlockReported(report))
 
+    def _interrupted(self, topic: str, key: Any, trace: bytes, worker: str) -> None:
+        """Notify a client that a block was interrupted, because its worker leaves."""
+        self._notify(topic, self._worker_losses.event_of_interruption(key, trace, worker))
+
+    def _hello(self, **process: Any) -> None:
+        """Record the process of a worker that has joined, and when it ends."""
+        self._worker_losses.record_process(**process)
+        self._walltimes.retry_soon()
+
     # -- workers --------------------------------------------------------------------------
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -277,6 +324,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Complete the answers of a worker that has left, and report its death; called by Dask."""
+        self._departures.remove_worker(worker)
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
@@ -293,6 +341,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
+        self._walltimes.transition(key, finish)
+        self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
@@ -300,6 +350,34 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
         self._gangs.clear()
+        self._dashboard.tasks.clear()
+
+    # -- the dashboard --------------------------------------------------------------------
+
+    def update_graph(
+        self, scheduler: Scheduler, *, annotations: Mapping[str, Any], **kwargs: Any
+    ) -> None:
+        """Have the dashboard show the blocks of a graph; called by Dask."""
+        names = annotations.get(NAMES)
+        if names:
+            self._dashboard.tasks.add(names, annotations[TOPIC])
+
+    def _unsuccessful(
+        self,
+        topic: str,
+        withdrawn: Sequence[tuple[Any, Mapping[str, int]]],
+        failures: Sequence[tuple[str, str, str]],
+        others: Mapping[str, int],
+    ) -> None:
+        """Have the dashboard count tasks of a client as not run, or as failed."""
+        if self._clients.find(topic) is None:
+            return
+        for key, names in withdrawn:
+            self._dashboard.tasks.withdraw(topic, key, names)
+        self._dashboard.tasks.fail(topic, failures, others)
+
+    def _ask_for_summary(self, topic: str) -> None:
+        self._notify(topic, SummaryWanted())
 
     # -- slots ----------------------------------------------------------------------------
 

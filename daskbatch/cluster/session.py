@@ -17,6 +17,8 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -24,6 +26,8 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.growth.demand_report import DemandReport
+from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
@@ -35,11 +39,18 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.plugin import run_on_worker
 
 _logger = logging.getLogger("daskbatch")
+
+#: For how long tasks that have not succeeded are collected before the dashboard learns of them.
+_UNSUCCESSFUL_DELAY_SECONDS = 0.1
+
+#: Which part of the time a client spends at most on summaries for the page /daskbatch.
+_MAX_SUMMARY_PART = 0.02
 
 #: How long a failed task waits for the tasks that it has started and that are being stopped.
 _STOP_TIMEOUT_SECONDS = 30.0
@@ -65,6 +76,8 @@ class Session:
         Whether the cluster may have more workers later.
     resource : str
         The name under which the task's context has it.
+    streams : bool
+        Whether workers send what tasks write while they write it.
 
     Raises
     ------
@@ -80,6 +93,7 @@ class Session:
         connection: Connection | None = None,
         grows: bool = True,
         resource: str = "",
+        streams: bool = False,
     ) -> None:
         self._resource = resource or batch
         self.batch = batch
@@ -87,12 +101,15 @@ class Session:
         self.closed = False
         #: Called before a task's client ends with the task, which has returned.
         self.before_end: Callable[[Session], None] | None = None
+        #: Called after its end.
+        self.at_end: list[Callable[[], None]] = []
         self._ended = False
         self._within = within
         self._released = False
         self._lock = threading.RLock()  # a finalizer may run while a thread holds it
         self._connection = connection
-        self.grows = grows if connection is None else connection.embedded is None
+        embedded = None if connection is None else connection.embedded
+        self.grows = grows if embedded is None else embedded.is_elastic
         self._shared: SharedConnection | None = None
         if connection is None:
             assert address is not None
@@ -106,8 +123,13 @@ class Session:
         try:
             task_key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, self.topic, task_key)
-            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection))
+            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
             self.dispatcher.outcomes.context = within
+            self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
+            self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
+            self._backend.on_summary_wanted = self._summary_wanted
+            #: When the next summary may be made, and whether one is being made.
+            self._next_summary, self._is_summing_up = 0.0, False
             #: The tasks that this client has not started yet.
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
@@ -152,14 +174,16 @@ class Session:
             A task requires what no worker offers, and the cluster does not grow.
         """
         asking = [record for record in records if _requires(record.options)]
-        refused = _refused(asking, self._backend.capacities()) if asking else {}
+        refused = self._refused(asking, self._backend.capacities()) if asking else {}
         if refused:
             # What is known of the workers may be old.
-            refused = _refused(asking, self._backend.capacities(fresh=True))
+            refused = self._refused(asking, self._backend.capacities(fresh=True))
         if refused and not self.grows:
             record, why = next(iter(refused.items()))
             raise SpecError(f"task {record.label} {why}")
         self.dispatcher.submit(records, name, group)
+        if self.grows:
+            self._demand.start()
         if asking:
             self._watch_requirements(asking, set(refused))
 
@@ -181,13 +205,60 @@ class Session:
         del records
 
         def check(workers: list[Capacity]) -> None:
-            refused = _refused([r for r in watched if r.phase == Phase.WAITING], workers)
+            refused = self._refused([r for r in watched if r.phase == Phase.WAITING], workers)
             self.dispatcher.refuse({r: why for r, why in refused.items() if r in unmet_before})
             unfinished = [record for record in watched if not record.over]
             if unfinished:
                 self._watch_requirements(unfinished, set(refused))
 
-        self._backend.capacities_later(config.get_seconds("unmet-timeout"), check)
+        timeout = config.get_optional_seconds("unmet-timeout")
+        if timeout is not None:
+            self._backend.capacities_later(timeout, check)
+
+    def _refused(
+        self, records: Sequence[TaskRecord], workers: Sequence[Capacity]
+    ) -> dict[TaskRecord, str]:
+        """Return the tasks that no worker can run, and why; none while workers are on order."""
+        if self.grows and (
+            not any(worker.is_here for worker in workers) or are_workers_on_order(self.client)
+        ):
+            return {}
+        return _refused(records, workers)
+
+    # -- the dashboard --------------------------------------------------------------------
+
+    def _unsuccessful_tasks(self) -> None:
+        """Report tasks that have not succeeded, a little later; called with the lock held."""
+        self._backend.call_later(_UNSUCCESSFUL_DELAY_SECONDS, self._show_unsuccessful)
+
+    def _show_unsuccessful(self) -> None:
+        with self.dispatcher.outcomes.changed:
+            tasks = self.dispatcher.table.unsuccessful.take()
+        if not self._ended:
+            self._backend.show_unsuccessful(tasks)
+
+    def _summary_wanted(self) -> None:
+        """Make and send a summary, in a thread; called on Dask's event loop."""
+        if _summarize is None or self._is_summing_up or monotonic() < self._next_summary:
+            return
+        self._is_summing_up = True
+        thread = threading.Thread(target=self._sum_up, name="daskbatch-summary", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends
+            self._is_summing_up = False
+
+    def _sum_up(self) -> None:
+        began = monotonic()
+        try:
+            if _summarize is not None and not self._ended:
+                self._backend.send_summary(_summarize(self))
+        except Exception:  # it is for a page only; the program goes on
+            _logger.debug("no summary for the page /daskbatch", exc_info=True)
+        finally:
+            now = monotonic()
+            self._next_summary = now + (now - began) / _MAX_SUMMARY_PART
+            self._is_summing_up = False
 
     def require_alive(self) -> None:
         """Check that the cluster still exists, and that this client is registered there.
@@ -203,10 +274,51 @@ class Session:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
 
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
+        return self._backend.gangs()
+
+    def read_output(
+        self, record: TaskRecord, name: str, position: int, most: int
+    ) -> OutputPart | None:
+        """Return what a running task has written; None if no worker runs it now.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        with self.dispatcher.outcomes.changed:
+            block, begin, member = record.block, record.begin, record.member
+        if block is None or begin is None or not begin.worker:
+            return None
+        answer = self._backend.read_output(
+            begin.worker,
+            block=block.number,
+            member=member,
+            name=name,
+            position=position,
+            most=most,
+        )
+        return None if answer is None else OutputPart(*answer)
+
+    def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
+        """Call a function on Dask's event loop with what the workers offer."""
+        self._backend.capacities_later(0.0, then)
+
     @property
     def slots(self) -> int:
         """The number of tasks that run at once."""
         return self._backend.slots
+
+    @property
+    def most_slots(self) -> int:
+        """The largest number of slots so far."""
+        return self._backend.most_slots
 
     def add_worker_listener(self, listener: WorkerListener) -> None:
         """Notify an object, as long as it lives, when workers have joined or left."""
@@ -273,6 +385,8 @@ class Session:
         idle = self.idle
         self.dispatcher.give_up()
         self._backend.disconnect(idle)
+        for function in self.at_end:
+            function()
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -327,7 +441,17 @@ class Session:
         self.end()
 
 
-def _setting(topic: str, connection: Connection | None) -> Setting:
+#: Makes the summary of a client.
+_summarize: Callable[[Session], str] | None = None
+
+
+def set_summarizer(summarize: Callable[[Session], str]) -> None:
+    """Set the function that makes the text of a client's summary; any thread calls it."""
+    global _summarize
+    _summarize = summarize
+
+
+def _setting(topic: str, connection: Connection | None, streams: bool) -> Setting:
     is_embedded = connection is not None and connection.embedded is not None
     return Setting(
         topic=topic,
@@ -337,15 +461,17 @@ def _setting(topic: str, connection: Connection | None) -> Setting:
         inline_limit=config.get_bytes("inline-limit"),
         output_limit=config.get_bytes("output-limit"),
         surroundings=Surroundings() if is_embedded else None,
+        streams=streams,
     )
 
 
 def make_session(
     batch: str,
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
+    streams: bool = False,
 ) -> Session:
     """Create a Batch, and return its first client.
 
@@ -359,15 +485,17 @@ def make_session(
         The working directory of an embedded cluster's workers.
     environment : mapping, optional
         Variables that are added to the environment of an embedded cluster's workers.
+    streams : bool
+        See `Session`.
     """
     _require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
-    return Session(batch, connection=connection)
+    return Session(batch, connection=connection, streams=streams)
 
 
 def _requires(options: Options) -> bool:
     """Return whether options require something that a cluster may not have."""
-    return bool(options.resources or options.workers or options.gang)
+    return bool(options.resources or options.workers or options.gang or options.walltime)
 
 
 def _require_not_loading() -> None:

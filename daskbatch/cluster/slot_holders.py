@@ -162,6 +162,17 @@ class SlotHolders:
         if found:
             self._scheduler.transitions(found, "daskbatch-forget-holders")
 
+    def drop_all(self) -> None:
+        """Have Dask forget all holders, and the workers end them."""
+        keys = [holder.key for holder in self._holders.values()] + self._ended
+        for holder in self._holders.values():
+            message = {"op": "daskbatch-free", "number": holder.number}
+            self._scheduler.worker_send(holder.address, message)
+        found = {key: "forgotten" for key in keys if key in self._scheduler.tasks}
+        self.clear()
+        if found:
+            self._scheduler.transitions(found, "daskbatch-drop-holders")
+
     def clear(self) -> None:
         """Forget all holders: Dask has forgotten all tasks."""
         self._holders.clear()

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.task_spec import Task
 from distributed import Scheduler
 
+from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.messages import WorkerDied, WorkerFate
-from daskbatch.dispatch.lower import TOKEN, TOPIC
+from daskbatch.dispatch.key_names import TOKEN
+from daskbatch.dispatch.lower import TOPIC
 from daskbatch.dispatch.task_record import BlockKey
 from daskbatch.worker.execution.outcome import BlockResult
 
-#: How long a nanny may take to report what its worker has left.
-_FATE_TIMEOUT_SECONDS = 15.0
+#: How long a connection to a nanny may take, and how long a nanny may take to report what its
+#: worker has left.
+_CONNECT_TIMEOUT_SECONDS, _FATE_TIMEOUT_SECONDS = 2.0, 15.0
+
+#: How many nannies beside that of a worker are asked about it.
+_MAX_OTHER_NANNIES = 3
 
 #: The traces of a worker that had begun nothing of a client.
 _NO_TRACES = pickle.dumps([], 5)
@@ -84,6 +91,24 @@ def reset_suspicion(scheduler: Scheduler, keys: Iterable[Any]) -> None:
             state.suspicious = 0
 
 
+class _Departed(NamedTuple):
+    """What a worker has reported when nothing of daskbatch ran there any longer.
+
+    Parameters
+    ----------
+    keys : mapping
+        By topic, the Dask keys of the blocks that did not stop.
+    traces : mapping
+        By topic, a pickled list of what ran of them.
+    stuck : bool
+        Whether a member still ran, though it was told to stop: one of these keys.
+    """
+
+    keys: Mapping[str, Iterable[Any]]
+    traces: Mapping[str, bytes]
+    stuck: bool
+
+
 @dataclass(slots=True)
 class _Worker:
     """What the tracker records of a worker while it lives, for when it is dead."""
@@ -94,6 +119,14 @@ class _Worker:
     pid: int = -1
     owner: str = ""
     directory: str = ""
+    #: When its process began, as `psutil` says.
+    created: float = 0.0
+    #: When it will end, in seconds since the epoch, as far as that is announced.
+    ends: float = math.inf
+    #: By topic, what ran when it began nothing more; None as long as it begins tasks.
+    leaving: Mapping[str, bytes] | None = None
+    #: What did not stop; None as long as it leaves tasks time to end.
+    departed: _Departed | None = None
     #: How much memory it used when it was killed for that; 0 if it was not.
     out_of_memory_bytes: int = 0
     #: The keys that it may have begun when it died, by topic.
@@ -120,11 +153,44 @@ class WorkerLossTracker:
         state = self._scheduler.workers[address]
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
-    def record_process(self, pid: int, owner: str, directory: str, worker: str) -> None:
-        """Record the process of a worker, and where it keeps its journals."""
+    def record_process(
+        self, pid: int, owner: str, directory: str, created: float, ends: float, worker: str
+    ) -> None:
+        """Record the process of a worker, where it keeps its journals, and when it will end."""
         self.add_worker(worker)
         found = self._workers[worker]
-        found.pid, found.owner, found.directory = pid, owner, directory
+        found.pid, found.owner, found.directory, found.created = pid, owner, directory, created
+        found.ends = ends
+
+    def record_end(self, ends: float, worker: str) -> None:
+        """Record when a worker will end, in seconds since the epoch."""
+        if worker in self._workers:
+            self._workers[worker].ends = ends
+
+    def end_of(self, worker: str) -> float:
+        """Return when a worker will end, in seconds since the epoch; infinite if unknown."""
+        found = self._workers.get(worker)
+        return math.inf if found is None else found.ends
+
+    def knows(self, worker: str) -> bool:
+        """Return whether a worker has daskbatch's plugin."""
+        return worker in self._workers and self._workers[worker].pid >= 0
+
+    def record_leaving(self, worker: str, traces: Mapping[str, bytes]) -> None:
+        """Record what runs on a worker that begins nothing more, by topic."""
+        if worker in self._workers:
+            self._workers[worker].leaving = traces
+
+    def record_left(
+        self,
+        worker: str,
+        keys: Mapping[str, Iterable[Any]],
+        traces: Mapping[str, bytes],
+        stuck: bool,
+    ) -> None:
+        """Record what still runs on a worker that leaves; see `_Departed`."""
+        if worker in self._workers:
+            self._workers[worker].departed = _Departed(keys, traces, stuck)
 
     def record_out_of_memory(self, address: str, size: int) -> None:
         """Record that a worker is being killed because it uses `size` bytes."""
@@ -136,40 +202,93 @@ class WorkerLossTracker:
         if address in self._workers:
             self._workers[address].began = began
 
+    def event_of_interruption(self, key: Any, trace: bytes, worker: str) -> WorkerDied:
+        """Return the event for a block that a worker has interrupted, since it leaves."""
+        found = self._workers.get(worker)
+        details = {} if found is None else _details(worker, found, None)
+        return WorkerDied([key], details, trace, planned=True)
+
     async def events_of_death(self, address: str) -> dict[str, WorkerDied]:
         """Find out what a worker that died had done; returns the event for each topic."""
         worker = self._workers.pop(address, None)
         if worker is None:
             return {}
-        fate = await self._ask_nanny(worker)
-        details = {
-            "worker": address,
-            "exitcode": fate.exitcode,
-            "memory": worker.out_of_memory_bytes or _memory(worker.state),
-            "memory_limit": worker.state.memory_limit or None,
-            "out_of_memory": bool(worker.out_of_memory_bytes),
-        }
+        departed = worker.departed
+        began = {topic: list(keys) for topic, keys in worker.began.items()}
+        if departed is None or departed.stuck:
+            fate = await self._ask_nanny(worker)
+        else:
+            fate = WorkerFate(None, departed.traces)
+        if departed is not None:
+            for topic, interrupted in departed.keys.items():
+                keys = began.setdefault(topic, [])
+                keys += [key for key in interrupted if key not in keys]
+        if fate.traces is None:
+            # It has begun nothing since it reported this.
+            known = worker.leaving if departed is None else departed.traces
+            fate = fate._replace(traces=known)
+        details = _details(address, worker, fate.exitcode)
         return {
             topic: WorkerDied(
-                keys, details, None if fate.traces is None else fate.traces.get(topic, _NO_TRACES)
+                keys,
+                details,
+                None if fate.traces is None else fate.traces.get(topic, _NO_TRACES),
+                departed is not None,
             )
-            for topic, keys in worker.began.items()
+            for topic, keys in began.items()
         }
 
     async def _ask_nanny(self, worker: _Worker) -> WorkerFate:
         if worker.nanny is None or not worker.directory:
             return WorkerFate()
+        # Also if no block ran there: the worker's processes must not outlive it.
+        fate = await self._ask(worker.nanny, worker)
+        if fate is None:
+            # The nanny has died with its worker. Another one on the same host can do the same.
+            for nanny in self._nannies_beside(worker):
+                fate = await self._ask(nanny, worker)
+                if fate is not None and fate.traces is not None:
+                    return fate._replace(exitcode=None)
+        return fate or WorkerFate()
+
+    def _nannies_beside(self, worker: _Worker) -> list[str]:
+        """Return the other nannies on the host of a worker, the first few."""
+        others = {
+            each.nanny
+            for each in self._scheduler.workers.values()
+            if each.nanny and each.nanny != worker.nanny and each.host == worker.state.host
+        }
+        return sorted(others)[:_MAX_OTHER_NANNIES]
+
+    async def _ask(self, nanny: str, worker: _Worker) -> WorkerFate | None:
+        """Ask a nanny what became of a worker; None if it does not answer."""
         # Any error of the nanny: the clients wait for the report, and must receive one.
         with contextlib.suppress(Exception):
-            # Also if no block ran there: the worker's processes must not outlive it.
+            if not await is_listening(nanny, _CONNECT_TIMEOUT_SECONDS):
+                return None
             answer = await asyncio.wait_for(
-                self._scheduler.rpc(worker.nanny).daskbatch_fate(
-                    pid=worker.pid, owner=worker.owner, directory=worker.directory
+                self._scheduler.rpc(nanny).daskbatch_fate(
+                    pid=worker.pid,
+                    owner=worker.owner,
+                    directory=worker.directory,
+                    created=worker.created,
+                    leaves=worker.departed is not None,
                 ),
                 _FATE_TIMEOUT_SECONDS,
             )
             return WorkerFate(*answer)
-        return WorkerFate()
+        return None
+
+
+def _details(address: str, worker: _Worker, exitcode: int | None) -> dict[str, Any]:
+    """Return what is known of the end of a worker: keyword arguments of `WorkerLost`."""
+    return {
+        "worker": address,
+        "exitcode": exitcode,
+        "memory": worker.out_of_memory_bytes or _memory(worker.state),
+        "memory_limit": worker.state.memory_limit or None,
+        "out_of_memory": bool(worker.out_of_memory_bytes),
+    }
 
 
 def _memory(state: Any) -> int | None:

@@ -124,6 +124,38 @@ class _Special(Enum):
         return self.name
 
 
+class ObjectName(str):
+    """The identity of a dictionary or a queue, with the name that messages show.
+
+    It is equal to the plain text, and is pickled as that. It does not change; any number of
+    threads may use it.
+    """
+
+    __slots__ = ("label",)
+
+    label: str
+
+    @classmethod
+    def make(cls, identity: str, label: object) -> str:
+        """Return an identity.
+
+        Parameters
+        ----------
+        identity : str
+            The text that accesses compare.
+        label : object
+            The name that messages show; None for the identity itself.
+        """
+        if label is None:
+            return identity
+        name = cls(identity)
+        name.label = str(label)
+        return name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
 #: The object whose channels are all files and directories.
 FILES = CommunicationObject(CommunicationDomain(), _Special.FILES)
 
@@ -140,9 +172,9 @@ class Channel(NamedTuple):
     def __str__(self) -> str:
         if self.object.name is FILES.name:
             return str(self.key)
-        if self.key is WHOLE:
-            return str(self.object.name)
-        return f"{self.object.name}[{safe_repr(self.key)}]"
+        name = self.object.name
+        shown = name.label if isinstance(name, ObjectName) else str(name)
+        return shown if self.key is WHOLE else f"{shown}[{safe_repr(self.key)}]"
 
 
 class Mode(Enum):

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from daskbatch.errors import BatchWarning
 from daskbatch.serialization.safe_text import attribute, callable_name, text_attribute, type_name
 
 
@@ -31,7 +32,7 @@ def warn_of_generator(function: Callable[..., Any]) -> None:
     while frame.f_back is not None and _is_of_package(frame.f_globals):
         frame = frame.f_back
     module = frame.f_globals.get("__name__") or "<unknown>"
-    warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno, module)
+    warnings.warn_explicit(text, BatchWarning, frame.f_code.co_filename, frame.f_lineno, module)
 
 
 def _is_generator(obj: object) -> bool:

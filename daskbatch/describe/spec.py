@@ -62,6 +62,10 @@ class Options:
         The caller decides which tasks share a block: tasks that are equal in this and are started
         together share one, others do not. The members of this block run one after another. They
         are not deferred when one of them takes long or waits; the caller revokes them then.
+    restartable : bool
+        Whether the task may run again after the loss of its worker though it reads what it writes.
+    walltime : float, optional
+        The seconds that a worker must stay for the task to begin there.
     """
 
     timeout: float | None = None
@@ -77,13 +81,15 @@ class Options:
     prepare: Initializer | None = None
     other_workers: bool = False
     apart: Hashable = None
+    restartable: bool = False
+    walltime: float | None = None
     #: The options that hold for a whole Dask key: tasks that differ here cannot share a block.
     placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         key = (
             *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
-            *(self.other_workers, self.apart, self.fresh, self.gang),
+            *(self.other_workers, self.apart, self.fresh, self.gang, self.walltime),
         )
         if any(key):
             object.__setattr__(self, "placement_key", key)
@@ -104,6 +110,8 @@ def make_options(
     cores: int | float | str | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
+    restartable: bool = False,
+    walltime: float | timedelta | None = None,
 ) -> Options:
     """Validate the options of a function; see `Batch.options`.
 
@@ -155,6 +163,8 @@ def make_options(
         gang=None if slots == 1 else Gang(1, slots),
         cwd=None if cwd is None else os.fspath(cwd),
         env=tuple(sorted(variables.items())),
+        restartable=bool(restartable),
+        walltime=None if walltime is None else positive_seconds(walltime, "walltime="),
     )
 
 
@@ -240,6 +250,9 @@ class Call(NamedTuple):
     failure: SerializationError | None = None
 
 
+_new_tuple = tuple.__new__
+
+
 def make_call(function: Callable[..., Any], family: Hashable, arguments: object) -> Call:
     try:
         return Call(function, family, *pickling.pack(arguments))
@@ -274,7 +287,9 @@ def function_call(
     """
     if type(function) is FunctionType:
         if not kwargs and pickling.are_plain(args):
-            return Call(function, function.__code__, pickling.dumps_plain((args, {})))
+            data = pickling.dumps_plain((args, {}))
+            # In a third less time than by `Call(...)`: most tasks are made here.
+            return _new_tuple(Call, (function, function.__code__, data, (), (), None))
         return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(

@@ -57,8 +57,9 @@ class Listener(Protocol):
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
+        planned: bool = False,
     ) -> None:
-        """A worker has died."""
+        """A worker has died, or has left and interrupted what ran."""
 
     def link_opened(self, number: int, link: MemberLink) -> None:
         """The client has connected to an open block."""

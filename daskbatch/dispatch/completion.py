@@ -18,16 +18,39 @@ from daskbatch.worker.execution.task_context import (
 )
 
 
+class _Changed(threading.Condition):
+    """A condition that calls a function before it wakes the threads that wait for it.
+
+    Parameters
+    ----------
+    before_wake : callable
+        Called with the lock held.
+    """
+
+    def __init__(self, before_wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._before_wake = before_wake
+
+    def notify_all(self) -> None:
+        self._before_wake()
+        super().notify_all()
+
+
 class CompletionTracker:
     """The number of a client's unfinished tasks, and the callbacks that wait for them.
 
     Any thread may use it. `changed` is held for every change of a started task. It is
     notified when tasks are over: once for many, because every waiting thread then checks its
     condition.
+
+    Parameters
+    ----------
+    before_wake : callable
+        Called with the lock held, before threads that wait for tasks wake up.
     """
 
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
+    def __init__(self, before_wake: Callable[[], None] = lambda: None) -> None:
+        self.changed: threading.Condition = _Changed(before_wake)
         #: The number of started tasks that are not over; see `TaskTable.set_phase`.
         self.unfinished = 0
         #: Whether any function may have to be called when a task is over.

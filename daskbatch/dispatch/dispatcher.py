@@ -12,19 +12,22 @@ input was deferred defers them.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
+from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.open_blocks.open_block import MemberLink
 from daskbatch.dispatch.placer import pickle_functions
+from daskbatch.dispatch.program_logger import PROGRAM_LOGGER, log_loss, log_reruns, log_retries
 from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
 from daskbatch.dispatch.task_record import BlockKey, Group, Phase, SubmittedBlock, TaskRecord
@@ -42,10 +45,13 @@ from daskbatch.worker.execution.block import (
     MissingReport,
     OpenedReport,
     OutcomeReport,
+    OutputReport,
     Report,
 )
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
+
+_logger = logging.getLogger("daskbatch")
 
 #: How long the scheduler may take to report what a worker that died had done.
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
@@ -113,6 +119,9 @@ class Dispatcher:
                 )
             if group is not None:
                 group.started = True
+                group.started_at = time()
+                if group.is_program:
+                    self._program_started(group)
                 # Only for earlier producers: the group's own order is known already.
                 wait_for_producers(new)
             self.table.start(new)
@@ -121,6 +130,13 @@ class Dispatcher:
             with self._feeding():
                 self.table.place(new, name, again=False)
             self._changed.notify_all()
+
+    def _program_started(self, group: Group) -> None:
+        """Have the logging module receive what happens to a program that is being started."""
+        if _logger.isEnabledFor(logging.INFO):
+            observers = self.table.observers
+            observers.add(PROGRAM_LOGGER, tasks=_logger.isEnabledFor(logging.DEBUG))
+            PROGRAM_LOGGER.program_started(group)
 
     def call_later(self, function: Callable[[], None], seconds: float = 0.0) -> None:
         """Call a function after some seconds, in a thread that holds no lock."""
@@ -146,6 +162,16 @@ class Dispatcher:
             record for some in members for record in some if group is None or record.group is group
         ]
         return sorted(records, key=lambda record: record.rank)
+
+    def demand(self, unknown: float) -> TaskDemand:
+        """Return how many slots the unfinished tasks could use; see `measure_demand`."""
+        with self._changed:
+            members = (
+                record
+                for block in list(self.table.live.values())
+                for record in block.unfinished_members()
+            )
+            return self.table.measure_demand(members, unknown)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Settle all unfinished tasks: as failed with an error, or as cancelled."""
@@ -254,16 +280,21 @@ class Dispatcher:
             warning = TaskWarning(report.kind, report.paths)
             self.table.failures.warn(record, warning)
             return False
+        if isinstance(report, OutputReport):
+            self.table.observers.output_arrived(block.records[report.member], report)
+            return False
         if isinstance(report, OpenedReport):
             self._open.opened(report)
             return False
         if isinstance(report, OutcomeReport):
             requeued = self.table.apply_report(block, report)
+            if report.measures is not None and report.measures.details:
+                log_retries(block, report)
         elif isinstance(report, ClosedReport):
             requeued = self._open.closed(block, report.received)
         else:
             for record in block.unfinished_members([report.running]):
-                self.table.set_phase(record, Phase.RUNNING)
+                self.table.begin(record, report.begin)
         if isinstance(report, ExpiredReport):
             first = report.running + 1
             behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
@@ -358,6 +389,7 @@ class Dispatcher:
         keys: Sequence[BlockKey],
         details: Mapping[str, Any],
         traces: Sequence[JournaledBlock] | None,
+        planned: bool = False,
     ) -> None:
         """Record that a worker has died, and with it all that it had not reported.
 
@@ -369,10 +401,13 @@ class Dispatcher:
             What is known of its death; see `WorkerLost`.
         traces : sequence of JournaledBlock, optional
             What it had done; None if that is unknown.
+        planned : bool
+            Whether it has left in good order: then this counts as no death.
         """
         with self._changed, self._feeding():
             requeued: list[TaskRecord] = []
             held: list[TaskRecord] = []
+            log_loss(details, len(keys))
             done = {trace.block: trace for trace in traces or ()}
             for key in keys:
                 block = self.table.find_block(key)
@@ -383,13 +418,14 @@ class Dispatcher:
                     returned = held if block.open else requeued
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
-                        report = trace.as_report()
+                        report = trace.as_report(str(details.get("worker") or ""))
                         returned += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    returned += self.table.recover(block, running, details)
+                    returned += self.table.recover(block, running, details, planned)
                     self._forget(block)
             for some in (held, requeued):
                 some.sort(key=lambda record: record.rank)
+            log_reruns([*held, *requeued])
             self._open.hold_again(held, "batch")
             self.table.place(requeued, "batch")
             self._changed.notify_all()

@@ -113,6 +113,11 @@ class FailureLog:
             self._warnings[record] = (*before, warning)
             self._untold.append((record, warning))
 
+    @property
+    def has_warnings(self) -> bool:
+        """Whether there is a warning about any task."""
+        return bool(self._warnings)
+
     def warnings_of(self, record: TaskRecord) -> tuple[TaskWarning, ...]:
         """Return the warnings about a task so far, told or not."""
         return self._warnings.get(record, ())

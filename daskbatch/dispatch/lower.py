@@ -8,7 +8,6 @@ every dependency to the worker that runs the dependent. The dispatcher calls it 
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,14 @@ from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.declarations import declared_files
+from daskbatch.dispatch.key_names import (
+    BUFFER,
+    NAMES,
+    BlockNames,
+    Stages,
+    dashboard_name,
+    member_names,
+)
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling
@@ -34,9 +41,6 @@ from daskbatch.worker.execution.block import (
 from daskbatch.worker.execution.outcome import token
 from daskbatch.worker.execution.surroundings import Surroundings
 
-#: The longest name that is shown on the dashboard.
-_MAX_NAME_CHARACTERS = 60
-
 #: A key of a Dask graph: of a block, a token or a buffer.
 GraphKey = str | BlockKey
 
@@ -51,9 +55,9 @@ GANG = "daskbatch-gang"
 #: Dask keeps the key on the scheduler.
 UNGRANTED = "daskbatch-ungranted"
 
-#: The name of tokens in Dask. With another task's name, Dask would expect tokens to take as
-#: long as that task, and let idle workers steal them together with the values.
-TOKEN = "daskbatch_token"
+#: The name of the annotation of keys with a walltime, in seconds; and a resource that no worker
+#: has: Dask must not run these keys before a worker is there that stays long enough.
+WALLTIME, UNFITTED = "daskbatch_walltime", "daskbatch-unfitted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Setting:
         See `BlockSpec`.
     surroundings : Surroundings, optional
         What the script changes in its search path and environment, for an embedded cluster.
+    streams : bool
+        Whether workers send what tasks write while they write it.
     """
 
     topic: str
@@ -79,6 +85,7 @@ class Setting:
     inline_limit: int
     output_limit: int
     surroundings: Surroundings | None = None
+    streams: bool = False
 
 
 @dataclass(slots=True)
@@ -93,7 +100,6 @@ class Lowered:
 
 def lower(
     blocks: Sequence[SubmittedBlock],
-    name: str,
     nonce: str,
     setting: Setting,
     existing_buffers: Mapping[str, Any],
@@ -104,8 +110,6 @@ def lower(
     ----------
     blocks : sequence of SubmittedBlock
         The blocks, each after those that it waits for.
-    name : str
-        Their name on Dask's dashboard.
     nonce : str
         Makes the keys unique.
     setting : Setting
@@ -113,7 +117,7 @@ def lower(
     existing_buffers : mapping
         The keys of buffers that are on the cluster already.
     """
-    lowering = _Lowering(name, nonce, setting, existing_buffers, len(blocks))
+    lowering = _Lowering(nonce, setting, existing_buffers, len(blocks))
     for block in blocks:
         lowering.add(block)
     return lowering.finish()
@@ -123,10 +127,11 @@ class _Lowering:
     """Makes one graph: `add` lowers each block, `finish` returns the graph."""
 
     def __init__(
-        self, name: str, nonce: str, setting: Setting, existing: Mapping[str, Any], count: int
+        self, nonce: str, setting: Setting, existing: Mapping[str, Any], count: int
     ) -> None:
-        self._group = f"{_dashboard_name(name)}-{nonce}"
         self._nonce = nonce
+        self._stages: Stages[SubmittedBlock] = Stages(nonce)
+        self._names = BlockNames()
         self._setting = setting
         followed = setting.surroundings
         self._surroundings = None if followed is None else followed.changes()
@@ -146,7 +151,16 @@ class _Lowering:
     def add(self, block: SubmittedBlock) -> None:
         inputs = _Inputs()
         spec = self._spec(block, inputs)
-        key = block.key = (self._group, self._next)
+        name, shown = member_names(block.records)
+        carried = inputs.blocks.items()
+        group = self._stages.place(
+            block,
+            name,
+            values=[other for other, whole in carried if whole or other.small],
+            tokens=[other for other, whole in carried if not (whole or other.small)],
+        )
+        key = block.key = (group, self._next)
+        self._names.add(key, shown)
         self._next -= 1
         options = block.records[0].options
         block.waits = frozenset(inputs.blocks)
@@ -179,7 +193,7 @@ class _Lowering:
         """Return the key of a block's token, which is added to the graph if it is not there."""
         key = self._tokens.get(block)
         if key is None:
-            key = self._tokens[block] = (f"{TOKEN}-{self._nonce}", block.number)
+            key = self._tokens[block] = (self._stages.token_group(block), block.number)
             self._layer(DEFAULT_OPTIONS)[key] = Task(key, token, TaskRef(block.key))
         return key
 
@@ -201,7 +215,9 @@ class _Lowering:
                 index = functions.setdefault(record.function, len(functions))
                 calls.append((index, record.call.data))
                 options = record.options
-                if options.retries or options.timeout or options.cwd or options.env:
+                if options is not DEFAULT_OPTIONS and (
+                    options.retries or options.timeout or options.cwd or options.env
+                ):
                     # One object for equal limits: then pickle writes it once.
                     found = Limits(options.retries, options.timeout, options.cwd, options.env)
                     limits[member] = equal.setdefault(found, found)
@@ -241,6 +257,7 @@ class _Lowering:
             declared=declared,
             strict=[self._source(each, inputs) for each in rules],
             surroundings=self._surroundings,
+            streams=setting.streams,
         )
 
     def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:
@@ -284,8 +301,12 @@ class _Lowering:
             for key, buffer in self._buffers.items():
                 layer[key] = DataNode(key, buffer.content)
         layers = {
-            f"{self._group}-{number}": MaterializedLayer(
-                mapping, annotations=_annotations(self._options[placement], self._setting.topic)
+            f"daskbatch-{self._nonce}-{number}": MaterializedLayer(
+                mapping,
+                annotations={
+                    **_annotations(self._options[placement], self._setting.topic),
+                    NAMES: self._names,
+                },
             )
             for number, (placement, mapping) in enumerate(self._layers.items())
         }
@@ -316,7 +337,7 @@ def lower_open_block(
     name, nonce, setting
         See `lower`.
     """
-    key = block.key = (f"{_dashboard_name(name)}-{nonce}", block.number)
+    key = block.key = (f"{dashboard_name(name)}-{nonce}", block.number)
     spec = BlockSpec(
         block=block.number,
         topic=setting.topic,
@@ -332,6 +353,7 @@ def lower_open_block(
         inline_limit=setting.inline_limit,
         output_limit=setting.output_limit,
         surroundings=None if setting.surroundings is None else setting.surroundings.changes(),
+        streams=setting.streams,
         open=True,
     )
     task = Task(key, setting.entry, pickling.dumps(spec), _data_producer=True)
@@ -385,7 +407,7 @@ def _argument(
 
 def buffer_key(buffer: pickling.Buffer) -> str:
     """Return the key of a shared buffer in Dask graphs."""
-    return f"buffer-{buffer.digest}"
+    return f"{BUFFER}-{buffer.digest}"
 
 
 def _annotations(options: Options, topic: str) -> dict[str, Any]:
@@ -398,14 +420,11 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
         return found
     if options.resources:
         found["resources"] = dict(options.resources)
+    if options.walltime is not None:
+        found["resources"] = {**dict(options.resources), UNFITTED: 1}
+        found[WALLTIME] = options.walltime
     if options.workers:
         found["workers"] = list(options.workers)
     if options.other_workers:
         found["allow_other_workers"] = True
     return found
-
-
-def _dashboard_name(name: str) -> str:
-    """Return a name that Dask's dashboard shows whole: it cuts at other characters."""
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:_MAX_NAME_CHARACTERS]
-    return plain if plain[:1].isalpha() else f"task_{plain}"

@@ -101,7 +101,7 @@ class Placer:
         futures = dict(self._buffers)
         # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
         # because Dask takes equal keys for one key, even if they are of different clients.
-        lowered = lower(blocks, name, uuid.uuid4().hex[:16], self._setting, futures)
+        lowered = lower(blocks, uuid.uuid4().hex[:16], self._setting, futures)
         futures.update(self._submitter.submit(lowered, again))
         for block in blocks:
             block.buffer_futures = [futures[key] for key in block.buffer_keys]
@@ -114,10 +114,6 @@ class Placer:
     def next_number(self) -> int:
         """Return a number for a block."""
         return next(self._numbers)
-
-    def expected_seconds(self, record: TaskRecord) -> float | None:
-        """Return how long a task is expected to take; None if no similar one has run."""
-        return 0.0 if record.call is None else self._durations.seconds(record.call.family)
 
     def largest_value(self, record: TaskRecord) -> int:
         """Return the bytes of the largest value of similar tasks that have run."""
@@ -157,6 +153,10 @@ class Placer:
                     largest[family] = size
         for family, count in calls.items():
             self._durations.add(family, count, seconds[family], largest.get(family, 0))
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run; None if nothing was learnt of its family."""
+        return None if record.call is None else self._durations.seconds(record.call.family)
 
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         """Return what the packer needs to know of each task."""

@@ -95,7 +95,7 @@ def rerun_refusal(record: TaskRecord, deaths: int, beside: Iterable[TaskRecord])
     str or None
         None if it may run again.
     """
-    if not may_run_again(record):
+    if not (record.options.restartable or may_run_again(record)):
         return "it writes what it reads, so that a second run could do something else"
     if any(any(shared_channels(record.reads, other.writes)) for other in beside):
         return "what it reads may have been written since"
@@ -114,7 +114,11 @@ def value_lost(record: TaskRecord) -> WorkerLost:
 
 
 def lost_with_worker(
-    record: TaskRecord, reason: str, attempt: int, details: Mapping[str, Any]
+    record: TaskRecord,
+    reason: str,
+    attempt: int,
+    details: Mapping[str, Any],
+    planned: bool = False,
 ) -> WorkerLost:
     """Return the exception for a task that was lost with its worker.
 
@@ -128,7 +132,17 @@ def lost_with_worker(
         Which attempt this was, counting from 1.
     details : mapping
         What is known of the worker's death: keyword arguments of `WorkerLost`; may be empty.
+    planned : bool
+        Whether the worker has left in good order, and the task did not end in time.
     """
+    if planned:
+        worker = details.get("worker", "its worker")
+        return WorkerLost(
+            f"task {record.label} was stopped when its worker {worker} left the cluster (it had "
+            f"daskbatch.leave-timeout to end), and does not run again: {reason}",
+            attempt=attempt,
+            **details,
+        )
     worker = f" {_describe_worker(**details)}" if details else ""
     return WorkerLost(
         f"task {record.label} was lost with its worker{worker}, and does not run again: {reason}",

@@ -5,6 +5,7 @@ The caller decides when to check: workers that meet them may still join the clus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class Capacity(NamedTuple):
         How many tasks it runs at once.
     is_here : bool
         False for a worker that has died, and that its nanny is about to replace.
+    seconds : float
+        How long it stays; infinite if no end is announced.
     """
 
     address: str
@@ -33,6 +36,7 @@ class Capacity(NamedTuple):
     resources: dict[str, float]
     slots: int = 1
     is_here: bool = True
+    seconds: float = math.inf
 
 
 def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
@@ -54,6 +58,12 @@ def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
     if options.workers and not allowed:
         existing = ", ".join(sorted({worker.address for worker in workers})[:5]) or "none"
         return f"may run only at {', '.join(options.workers)}; the workers are: {existing}"
+    longest = max((worker.seconds for worker in allowed), default=math.inf)
+    if options.walltime is not None and longest < options.walltime:
+        return (
+            f"has a walltime of {options.walltime:g} s; the worker that stays longest ends in "
+            f"{max(0.0, longest):.0f} s"
+        )
     required = dict(options.resources)
     if options.gang is not None and not workers:
         return None  # with no worker at all, tasks wait

@@ -9,14 +9,17 @@ changes its record.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from time import time
 from typing import Any, Protocol
 
 from daskbatch.describe.access import Channel
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Call, Options
 from daskbatch.errors import LifecycleError, SerializationError, WorkerLost
 from daskbatch.plan.hazards import NEEDS
+from daskbatch.worker.execution.measures import Measures, MemberBegin
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.task_context import call_releasing_slot
 
@@ -71,11 +74,15 @@ class TaskRecord:
     __slots__ = (
         "__weakref__",
         "base_name",
+        "begin",
         "block",
         "call",
         "client_id",
+        "created",
+        "ended",
         "function",
         "group",
+        "measured",
         "member",
         "number",
         "options",
@@ -120,6 +127,8 @@ class TaskRecord:
         self.removes: tuple[Channel, ...] = ()
         #: In a strict Batch the pickled `strict_access.Rules` of the task.
         self.strict: bytes | None = None
+        #: When it was made, in seconds since the epoch.
+        self.created = time()
         #: The compiled task or the executor that it is a member of.
         self.group: Group | None = None
 
@@ -146,6 +155,12 @@ class TaskRecord:
         self.output: tuple[str, str] | None = SILENT
         #: How long the task ran.
         self.seconds = 0.0
+        #: Where and when it has begun, as far as its worker has reported that.
+        self.begin: MemberBegin | None = None
+        #: What was measured of it, once it is over: the measures in a report, and its position.
+        self.measured: tuple[Measures, int] | None = None
+        #: When this client learnt that it is over, if nothing was measured.
+        self.ended: float | None = None
         #: The record whose failure kept this task from running.
         self.root_failure: TaskRecord | None = None
 
@@ -183,6 +198,11 @@ class TaskRecord:
                     seen.add(before)
                     over.append(before)
         return unfinished
+
+    @property
+    def restartable(self) -> bool:
+        """Whether the task may run again though it reads what it writes."""
+        return self.options.restartable
 
     @property
     def uid(self) -> str:
@@ -227,8 +247,13 @@ class Group:
         "is_program",
         "members",
         "name",
+        "prefix",
+        "size",
         "started",
+        "started_at",
+        "uid",
         "unfinished",
+        "unsuccessful",
         "writers",
     )
 
@@ -236,7 +261,16 @@ class Group:
         self.name = name
         self.unfinished = unfinished
         self.is_program = is_program
+        #: What is put before the names of its members on Dask's dashboard.
+        self.prefix = ""
         self.started = False
+        #: The number of members, and when they were started, in seconds since the epoch.
+        self.size = unfinished
+        self.started_at = 0.0
+        #: The uid of the compiled task.
+        self.uid = ""
+        #: The number of members that are over without success, by their phases.
+        self.unsuccessful: Counter[Phase] = Counter()
         #: The members of a compiled task in which any task writes, weakly: a member must not
         #: keep the others.
         self.members: Sequence[weakref.ref[TaskRecord]] = ()
@@ -244,6 +278,14 @@ class Group:
         self.directory = ""
         #: Which member writes which path first: its position, and the member; made when needed.
         self.writers: dict[str, tuple[int, weakref.ref[TaskRecord]]] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the whole, once all members are over."""
+        for phase in (Phase.FAILED, Phase.CANCELLED, Phase.SKIPPED):
+            if self.unsuccessful[phase]:
+                return phase
+        return Phase.DONE
 
 
 class BlockFuture(Protocol):

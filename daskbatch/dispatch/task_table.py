@@ -9,14 +9,17 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from time import time
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.completion import CompletionTracker
+from daskbatch.dispatch.demand import TaskDemand, measure_demand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.observers import Observers
 from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter
 from daskbatch.dispatch.placer import Placer, Submitter
@@ -35,9 +38,11 @@ from daskbatch.dispatch.task_record import (
     TaskRecord,
     find_root_failure,
 )
+from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
 
 #: The phase of a task, by the `Status` of its member; a deferred one has none.
@@ -68,13 +73,18 @@ class TaskTable:
         self._placer = Placer(submitter, setting)
         self._submitter = submitter
         self._inline_limit = setting.inline_limit
-        self.outcomes = CompletionTracker()
+        self.observers = Observers()
+        self.outcomes = CompletionTracker(self.observers.flush)
         #: What went wrong, and the program has not looked at.
         self.failures = FailureLog()
+        #: What Dask's dashboard must count in another way than Dask does.
+        self.unsuccessful = UnsuccessfulTasks()
         #: The blocks that are not over, by their numbers.
         self.live: dict[int, SubmittedBlock] = {}
         #: The tasks that run and are being stopped.
         self.stopping: set[TaskRecord] = set()
+        #: While a report is applied: the tasks that are over, and whose callbacks are to be called.
+        self._called_later: list[TaskRecord] | None = None
         self._ranks = itertools.count()
         self._writers = LastWriters()
         #: For each task the number of workers that have died while they ran it.
@@ -95,12 +105,19 @@ class TaskTable:
         be set to `QUEUED` without the lock.
         """
         before, record.phase = record.phase, phase
+        if self.observers.changes is not None and before != phase:
+            self.observers.changes.append((record, phase))
         if phase >= _DONE:
             if before < _DONE:
                 if before >= _WAITING:
                     self.outcomes.unfinished -= 1
-                if record.group is not None:
-                    record.group.unfinished -= 1
+                group = record.group
+                if group is not None:
+                    group.unfinished -= 1
+                    if phase > _DONE:
+                        group.unsuccessful[phase] += 1
+                    if not group.unfinished and group.is_program:
+                        self.observers.program_over(group)
         elif phase == _WAITING:
             if before < _WAITING:
                 self.outcomes.unfinished += 1
@@ -132,12 +149,21 @@ class TaskTable:
         if record.waits:
             record.waits = tuple(record.unfinished_waits().items())
         record.overwrites = ()
+        if record.measured is None:
+            record.ended = time()
         self.set_phase(record, phase)
         if phase > _DONE:
             self.failures.add(record)
+            if phase == Phase.FAILED:
+                self.unsuccessful.fail(record)
         self.open_blocks.over(record)
         if self.outcomes.has_callbacks:
-            self.outcomes.call_back(record)
+            if self._called_later is None:
+                # What a callback tells the program must have been recorded.
+                self.observers.flush()
+                self.outcomes.call_back(record)
+            else:
+                self._called_later.append(record)
 
     def settle_member(
         self,
@@ -151,6 +177,8 @@ class TaskTable:
         """Record the outcome of a member of a block."""
         block.unfinished -= 1
         self.stopping.discard(record)
+        if status != Status.DONE:
+            self.unsuccessful.withdraw(block, record)
         if status > Status.FAILED or self._is_inline(value, output):
             record.block = None
         if status == Status.SKIPPED:
@@ -166,11 +194,22 @@ class TaskTable:
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Take an unfinished member out of its block; the caller places it again."""
         block.unfinished -= 1
-        record.block = None
+        self.unsuccessful.withdraw(block, record)
+        record.block = record.begin = None
         if block.open:
             # It may become another member of the same block.
             block.drop_member(record.member)
         self.set_phase(record, Phase.WAITING)
+
+    def begin(self, record: TaskRecord, begin: MemberBegin | None) -> None:
+        """Record that a worker has begun a task."""
+        record.begin = begin
+        self.set_phase(record, Phase.RUNNING)
+
+    def measure_demand(self, records: Iterable[TaskRecord], unknown: float) -> TaskDemand:
+        """Return what unfinished tasks could use; see `demand.measure_demand`."""
+        unfinished = self.outcomes.unfinished
+        return measure_demand(records, unfinished, self._placer.expected_seconds, unknown)
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -223,10 +262,6 @@ class TaskTable:
     def next_number(self) -> int:
         """Return a number for a block."""
         return self._placer.next_number()
-
-    def expected_seconds(self, record: TaskRecord) -> float | None:
-        """Return how long a task is expected to take; None if no similar one has run."""
-        return self._placer.expected_seconds(record)
 
     def largest_value(self, record: TaskRecord) -> int:
         """Return the bytes of the largest value of similar tasks that have run."""
@@ -287,9 +322,24 @@ class TaskTable:
         timed : bool
             Whether the report says how long the members ran.
         """
+        over: list[TaskRecord] = []
+        self._called_later = over
+        try:
+            return self._settle_reported(block, report, timed)
+        finally:
+            self._called_later = None
+            if over:
+                self.observers.flush()
+                for record in over:
+                    self.outcomes.call_back(record)
+
+    def _settle_reported(
+        self, block: SubmittedBlock, report: OutcomeReport, timed: bool
+    ) -> list[TaskRecord]:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        measures = report.measures
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
             zip(
@@ -314,9 +364,17 @@ class TaskTable:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
+            if measures is not None and (
+                status <= Status.FAILED or measures.of(member - report.start).ended is not None
+            ):
+                record.measured = measures, member - report.start
             self.settle_member(block, record, status, value, output, seconds)
         self._placer.learn(ran, sizes)
         return deferred
+
+    def expected_seconds(self, record: TaskRecord) -> float | None:
+        """Return how long a task is expected to run, by what was learnt; any thread may ask."""
+        return self._placer.expected_seconds(record)
 
     # -- lost workers ---------------------------------------------------------------------
 
@@ -329,7 +387,11 @@ class TaskTable:
         block.lost = self._any_lost = True
 
     def recover(
-        self, block: SubmittedBlock, running: int | None, details: Mapping[str, Any]
+        self,
+        block: SubmittedBlock,
+        running: int | None,
+        details: Mapping[str, Any],
+        planned: bool = False,
     ) -> list[TaskRecord]:
         """Settle the members of a lost block that must not run again; returns the others.
 
@@ -341,6 +403,8 @@ class TaskTable:
             The member that was running; -1 if none was, None if that is unknown.
         details : mapping
             What is known of the worker's death; see `lost_with_worker`.
+        planned : bool
+            Whether the worker has left in good order.
         """
         requeued = []
         unfinished = block.unfinished_members()
@@ -350,11 +414,12 @@ class TaskTable:
                 self.settle_member(block, record, Status.CANCELLED)
                 continue
             if began:
-                self.deaths[record] += 1
+                self.deaths[record] += not planned
                 beside = [r for r in unfinished if r is not record] if running is None else ()
                 reason = rerun_refusal(record, self.deaths[record], beside)
                 if reason is not None:
-                    error = lost_with_worker(record, reason, self.deaths[record], details)
+                    attempt = self.deaths[record] + planned
+                    error = lost_with_worker(record, reason, attempt, details, planned)
                     failure = pack_error(error, record.label)
                     self.settle_member(block, record, Status.FAILED, failure)
                     continue
@@ -373,7 +438,9 @@ class TaskTable:
             record.block = None
             return []
         for each in records:
-            each.block = None
+            if each.block is not None:
+                self.unsuccessful.withdraw(each.block, each)
+            each.block = each.begin = each.measured = None
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)
         return records

@@ -38,7 +38,8 @@ class CallFactory:
     cores : float, optional
         The number of cores of each call, unless its options say otherwise.
     initializer : Initializer, optional
-        The initializer that each worker process runs before its first call.
+        The initializer that each worker process runs before its first call; by default that of
+        the Batch.
     settings : TaskSettings, optional
         The options of the calls; by default `cores` and no others.
     """
@@ -52,6 +53,8 @@ class CallFactory:
     ) -> None:
         self._context = context
         self._cores = cores
+        if initializer is None:
+            initializer = context.initializer  # each function of the Batch runs after that
         self._initializer = initializer
         self._namespace = None if initializer is None else initializer.namespace
         if settings is None:

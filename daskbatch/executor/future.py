@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from contextlib import suppress
 from typing import Any, Protocol
 
+from daskbatch.batch.awaiting import awaitable_callback
 from daskbatch.batch.task import Task
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import TaskCrashed
@@ -79,6 +80,8 @@ class BatchPoolFuture(Future[Any]):
     >>> future = executor.submit(pow, 2, 10)
     >>> future.result(), future.exception()
     (1024, None)
+    >>> future.add_done_callback(lambda over: print(over.result()))
+    1024
     >>> future.task.state, future.running(), future.cancel()
     ('done', False, False)
     """
@@ -140,6 +143,16 @@ class BatchPoolFuture(Future[Any]):
         See `concurrent.futures.Future.exception`.
         """
         return super().exception(self._wait_in_task(timeout))
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call a function with the future once it is over; see `Future.add_done_callback`.
+
+        Parameters
+        ----------
+        fn : callable
+            The function. One of asyncio receives a `RuntimeError` for a `StopIteration`.
+        """
+        super().add_done_callback(awaitable_callback(fn))
 
     def _wait_in_task(self, timeout: float | None) -> float | None:
         """If called inside a task, wait here with the worker slot released.
@@ -203,6 +216,9 @@ class BatchPoolFuture(Future[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.task.__reduce__()
+
+    def _repr_html_(self) -> str:
+        return self.task._repr_html_()
 
     def __repr__(self) -> str:
         state = self._state.lower()

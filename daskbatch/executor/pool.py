@@ -77,6 +77,7 @@ class Pool:
         self._changed = self._dispatcher.outcomes.changed
         self._group = Group("executor", 0)
         self._group.started = True
+        self._group.prefix = name or ""
         self._submit_queue = SubmitQueue(self._session, self._group, name, max_running)
         self._settler = Settler(self._dispatcher.outcomes, self._settle)
         #: Whether calls are no longer accepted, and whether all of them are over and settled.
@@ -96,6 +97,10 @@ class Pool:
     def waiting(self) -> list[TaskRecord]:
         """The calls that have not been submitted."""
         return self._submit_queue.waiting
+
+    def count_unfinished(self) -> int:
+        """Return the number of calls that are not over."""
+        return self._group.unfinished
 
     def task_context(self) -> TaskContext | None:
         """Return the context of the task that this runs in, or None outside of tasks."""

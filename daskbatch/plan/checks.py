@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 def check_program(
     tasks: Sequence[PlannedTask],
     find_missing: Callable[[Iterable[str]], set[str]],
-    is_written_before: Callable[[str], bool],
+    written_before: Callable[[], Iterable[Channel]],
 ) -> list[Finding]:
     """Return the declarations that are probably wrong, in program order.
 
@@ -59,36 +59,107 @@ def check_program(
         The tasks of the program.
     find_missing : callable
         Returns those of some paths at which there is neither a file nor a directory.
-    is_written_before : callable
-        Returns whether a task of another program, which comes before, writes a path.
+    written_before : callable
+        Returns what tasks of other programs write that may run before this one. It is called only
+        if something is missing.
     """
-    accesses = [
-        (position, _paths(task.reads), _paths(task.writes))
-        for position, task in enumerate(tasks)
-        if task.reads or task.writes
-    ]
-    if not accesses:
+    read = _all_paths(task.reads for task in tasks)
+    written = _all_paths(task.writes for task in tasks)
+    if not read and not written:
         return []
-    findings = _replaced_writes(tasks, accesses)
-    unwritten = [
-        (position, path)
-        for position, path in _reads_of_unwritten(accesses)
-        if not is_written_before(path)
-    ]
-    missing = find_missing({path for _, path in unwritten})
-    found = [each for each in unwritten if each[1] in missing]
-    written = dict.fromkeys(path for _, _, writes in accesses for path in writes) if found else {}
-    for number, (position, path) in enumerate(found):
-        findings.append(_missing(position, path, written, number < _MAX_HINTS))
+    if _are_nested(read | written):
+        accesses = _accesses(tasks)
+        findings = _replaced_writes(tasks, accesses)
+        unwritten = list(_reads_of_unwritten(accesses))
+    else:
+        findings, unwritten = _check_files(tasks)
+    missing = find_missing({path for _, path in unwritten}) if unwritten else ()
+    if missing:
+        found = _not_covered([each for each in unwritten if each[1] in missing], written_before())
+        in_order = dict.fromkeys(path for task in tasks for path in _paths(task.writes))
+        for number, (position, path) in enumerate(found):
+            findings.append(_missing(position, path, in_order, number < _MAX_HINTS))
     return sorted(findings)
 
 
 _Accesses = list[tuple[int, list[str], list[str]]]
 
 
-def _paths(channels: Sequence[Channel]) -> list[str]:
-    # Many tasks have one channel, or none.
+def _accesses(tasks: Sequence[PlannedTask]) -> _Accesses:
+    return [
+        (position, _paths(task.reads), _paths(task.writes))
+        for position, task in enumerate(tasks)
+        if task.reads or task.writes
+    ]
+
+
+def _paths(channels: Iterable[Channel]) -> list[str]:
     return [str(each.key) for each in channels if each.object.name is FILES.name]
+
+
+# The next three functions see each task of each program. They make no object for each task: many
+# of those would have Python's garbage collector look through all tasks, which takes longer.
+
+
+def _all_paths(groups: Iterable[Sequence[Channel]]) -> set[str]:
+    files = FILES.name
+    return {str(path) for channels in groups for owner, path in channels if owner.name is files}
+
+
+def _are_nested(paths: set[str]) -> bool:
+    """Return whether one of some paths is a directory above another one."""
+    above: set[str] = set()
+    for directory in {path[: path.rfind(os.sep)] for path in paths}:
+        above.update(_with_parents(directory or os.sep))
+    above.discard(os.sep)
+    return os.sep in paths or not paths.isdisjoint(above)
+
+
+def _check_files(tasks: Sequence[PlannedTask]) -> tuple[list[Finding], list[tuple[int, str]]]:
+    """Return what `_replaced_writes` and `_reads_of_unwritten` do, if no path is above another.
+
+    That is the most frequent case, and takes a small part of the time.
+    """
+    findings: list[Finding] = []
+    unwritten: list[tuple[int, str]] = []
+    #: By path, the task that wrote it last, or -1 if a task has read it since.
+    writers: dict[object, int] = {}
+    files = FILES.name
+    for position, task in enumerate(tasks):
+        for owner, path in task.reads:
+            if owner.name is not files:
+                continue
+            if path in writers:
+                writers[path] = -1
+            else:
+                unwritten.append((position, str(path)))
+        for owner, path in task.writes:
+            if owner.name is files:
+                before = writers.get(path, -1)
+                if 0 <= before < position:  # a task may name a path twice
+                    findings.append(_replaced(before, str(path), task))
+                writers[path] = position
+    return findings, unwritten
+
+
+def _not_covered(
+    reads: Sequence[tuple[int, str]], channels: Iterable[Channel]
+) -> list[tuple[int, str]]:
+    """Return the reads of paths that no channel overlaps."""
+    written = set(_paths(channels))
+    if not written:
+        return list(reads)
+    above = {each for path in written for each in _directories(path)}
+    return [
+        (position, path)
+        for position, path in reads
+        if path not in written and path not in above and written.isdisjoint(_directories(path))
+    ]
+
+
+def _replaced(position: int, path: str, by: PlannedTask) -> Finding:
+    text = f"writes {path}, and {by.name!r} writes it again before any task reads it"
+    return Finding(position, text)
 
 
 def _reads_of_unwritten(accesses: _Accesses) -> Iterator[tuple[int, str]]:
@@ -127,14 +198,8 @@ def _replaced_writes(tasks: Sequence[PlannedTask], accesses: _Accesses) -> list[
                 unread.pop(each, None)
         for path in writes:
             before = unread.get(path)
-            if before is not None:
-                findings.append(
-                    Finding(
-                        before,
-                        f"writes {path}, and {tasks[position].name!r} writes it again before any "
-                        "task reads it",
-                    )
-                )
+            if before is not None and before < position:
+                findings.append(_replaced(before, path, tasks[position]))
             unread[path] = position
             for each in _directories(path):
                 if each in read_directories:
@@ -163,7 +228,13 @@ def _is_near(path: str, other: str) -> bool:
     one, another = path[shared:], other[shared:]
     if abs(len(one) - len(another)) > _MAX_TYPO_CHARACTERS:
         return False
-    return SequenceMatcher(None, one, another, autojunk=False).ratio() >= _MIN_SIMILARITY
+    matcher = SequenceMatcher(None, one, another, autojunk=False)
+    # The first two are upper bounds, and much quicker.
+    return (
+        matcher.real_quick_ratio() >= _MIN_SIMILARITY
+        and matcher.quick_ratio() >= _MIN_SIMILARITY
+        and matcher.ratio() >= _MIN_SIMILARITY
+    )
 
 
 def _directories(path: str) -> tuple[str, ...]:

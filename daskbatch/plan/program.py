@@ -76,7 +76,7 @@ def build_graph(tasks: Sequence[PlannedTask]) -> Graph:
 
     @cache
     def can_rerun(node: Node) -> bool:
-        return may_run_again(tasks[node])
+        return getattr(tasks[node], "restartable", False) or may_run_again(tasks[node])
 
     tracker = HazardTracker(new_barrier)
     for node, task in enumerate(tasks):

@@ -25,7 +25,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from daskbatch.forking import make_lock
-from daskbatch.serialization import classes, enums, functions, named_objects, tracking
+from daskbatch.serialization import classes, enums, functions, named_objects, sources, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.sources import make_code, source_of
 
@@ -43,7 +43,20 @@ def _find_file_name_position() -> int | None:
 _FILE_NAME_POSITION = _find_file_name_position()
 
 
+#: By code object: what it is reduced to. It never changes, and to reduce it takes longer than to
+#: pickle what it is reduced to.
+_reduced_code: tracking.WeakTable[tuple[Any, ...]] = tracking.WeakTable()
+
+
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    found = _reduced_code.get(code)
+    if found is None:
+        found = _reduce_code_anew(code)
+        _reduced_code.set(code, found)
+    return found
+
+
+def _reduce_code_anew(code: CodeType) -> tuple[Any, ...]:
     make, arguments, *more = _reduce_without_file(code)
     if _FILE_NAME_POSITION is not None:
         before, after = arguments[:_FILE_NAME_POSITION], arguments[_FILE_NAME_POSITION + 1 :]
@@ -108,9 +121,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if id(kind) in self._ordinary:
-            return NotImplemented
         if kind is FunctionType:
+            if id(obj) in _OWN_FUNCTIONS:
+                return NotImplemented
             if named_objects.is_dispatcher(obj) and not named_objects.is_importable(obj):
                 return named_objects.reduce_dispatcher(obj)
             if named_objects.is_importable(obj):
@@ -118,6 +131,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             pickle_class = _pickle_class if self._finds_by_name else None
             anonymous = obj is self._anonymous
             return functions.reduce_function(obj, self.globals_ref, anonymous, pickle_class)
+        if id(kind) in self._ordinary:
+            return NotImplemented
         if kind is type or issubclass(kind, type):
             return self._reduce_class(obj)
         if enums.is_member(obj):
@@ -154,6 +169,15 @@ _SIMPLE_CLASSES: dict[int, type] = {
         *(type(None), type(Ellipsis), type(NotImplemented)),
     )
 }
+
+
+#: The ids of functions of daskbatch that pickles refer to: each process can import them.
+_OWN_FUNCTIONS = frozenset(
+    id(each)
+    for module in (classes, enums, functions, named_objects, sources)
+    for each in vars(module).values()
+    if type(each) is FunctionType and each.__module__ == module.__name__
+)
 
 
 def _reduces_itself(kind: type) -> bool:

@@ -110,6 +110,22 @@ def unpack_error(data: bytes, heading: str = "") -> BaseException:
     return error
 
 
+def brief_error(data: bytes) -> str:
+    """Return the type and the first line of a packed exception, without unpickling it.
+
+    Parameters
+    ----------
+    data : bytes
+        What `pack_error` has returned.
+    """
+    try:
+        brief = str(pickling.loads(data)[3])
+    except Exception:
+        return "its exception cannot be read"
+    line, _, more = brief.partition("\n")
+    return f"{line} ..." if more else line
+
+
 def _require_exception(loaded: object) -> BaseException:
     """Return an unpickled object if it is an exception; an exception may unpickle as anything."""
     if not issubclass(type(loaded), BaseException):

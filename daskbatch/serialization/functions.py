@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -29,6 +30,7 @@ _ATTRIBUTES = (
     *("__name__", "__qualname__", "__annotations__", "__kwdefaults__"),
     *("__defaults__", "__module__", "__doc__"),
 )
+_attributes_of = attrgetter(*_ATTRIBUTES)
 
 
 def is_bound(obj: Any) -> bool:
@@ -86,17 +88,19 @@ def _state_of(function: FunctionType, tracked: bool) -> tuple[Any, ...]:
     used = {name: own[name] for name in names.globals if name in own}
     main = sys.modules.get("__main__")
     if own.get("__name__") in MAIN_MODULES and (
-        names.mentions_main or any(value is main for value in used.values())
+        names.mentions_main or id(main) in map(id, used.values())
     ):
         found = own if main is None or main.__dict__ is own else main.__dict__
         words = sorted(names.names | names.texts)
         used.update((word, found[word]) for word in words if word in found and word not in used)
     cells = [_content_of(cell) for cell in function.__closure__ or ()]
-    values = [*used.values(), *(content[0] for content in cells if content)]
+    values = list(used.values())
+    if cells:
+        values += [content[0] for content in cells if content]
     # Copies of the texts: a text that is interned would be sent once, another one twice.
     attributes = {"".join(name): value for name, value in function.__dict__.items()}
-    slots = tuple(getattr(function, name) for name in _ATTRIBUTES)
     parameters = getattr(function, "__type_params__", ())
+    slots = _attributes_of(function)
     return tracked, attributes, slots, parameters, used, cells, submodules_of(names, values)
 
 

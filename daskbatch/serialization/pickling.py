@@ -24,6 +24,7 @@ import cloudpickle
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, namespaces, tracking
+from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.safe_text import is_from_outside, summary
 from daskbatch.serialization.thread_values import ThreadValues
 
@@ -81,7 +82,9 @@ def dumps_plain(obj: object) -> bytes:
 def dumps(obj: object) -> bytes:
     """Pickle an object: by reference if other processes can import it, else by value."""
     if type(obj) in PLAIN:
-        return dumps_plain(obj)
+        return pickle.dumps(obj, PROTOCOL)
+    if type(obj) is FunctionType and obj.__module__ in MAIN_MODULES:
+        return _dumps_by_value(obj, None, True)  # it cannot travel by reference
     data = dumps_by_reference(obj)
     return _dumps_by_value(obj, None, True) if data is None else data
 
@@ -184,7 +187,10 @@ def pack(obj: object) -> Packed:
             raise
         raise SerializationError(summary(error)) from error
     finally:
-        _found.restore(thread, outer)
+        if outer is None:  # not by `restore`: each task makes this call
+            del _found[thread]
+        else:
+            _found[thread] = outer
     return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
 
 

@@ -139,7 +139,8 @@ def attribute(obj: object, name: str) -> Any:
 def callable_name(function: Callable[..., Any]) -> str:
     """Return the name of a function, or of what a callable object wraps; else of its type."""
     if type(function) is FunctionType:
-        return plain(function.__name__)
+        own = function.__name__
+        return own if type(own) is str else plain(own)
     name = text_attribute(function, "__name__")
     if name is None:
         inner = attribute(function, "func")  # of a `functools.partial`

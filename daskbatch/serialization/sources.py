@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import itemgetter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ def source_of(code: CodeType) -> Source | None:
         return _received[code]
     with contextlib.suppress(Exception):
         lines = linecache.getlines(code.co_filename) or _main_lines(code.co_filename)
+        if not lines:
+            return None
         last = max(map(_last_line, (code, *_nested(code))))
         text = "".join(lines[code.co_firstlineno - 1 : last])
         if text and len(text) <= _MAX_SOURCE_CHARACTERS:
@@ -159,8 +162,12 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
+#: The last line of a position.
+_end_of = itemgetter(1)
+
+
 def _last_line(code: CodeType) -> int:
-    return max((end or 0 for _, end, *_ in code.co_positions()), default=0)
+    return max(filter(None, map(_end_of, code.co_positions())), default=0)
 
 
 def _main_lines(filename: str) -> list[str]:

@@ -66,11 +66,25 @@ def _hide_frames(shown: traceback.TracebackException, seen: set[int]) -> None:
                 (n for n, frame in enumerate(frames) if not _runs_coroutines(frame.filename)), 0
             )
             # Without any frame, Python would still write the line above the frames.
-            each.stack[:] = frames[first:]
+            each.stack[:] = map(_with_columns, frames[first:])
             if not each.stack:
                 each.stack = None  # type: ignore[assignment]
         pending += [other for other in (each.__cause__, each.__context__) if other is not None]
         pending += each.exceptions or ()
+
+
+def _with_columns(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    """Say at which columns a frame is, where no source line can be shown.
+
+    Python reads a program that arrives through a pipe once, and keeps no line of it.
+    """
+    if frame.filename != "<stdin>" or frame.line or frame.colno is None or frame.lineno is None:
+        return frame
+    end = frame.end_colno if frame.end_lineno == frame.lineno else None
+    # Python counts columns from 0, and the end is behind the last one; editors count from 1.
+    columns = f"column {frame.colno + 1}" + (f" to {end}" if end else "")
+    text = f"[{columns}; Python cannot read a pipe again to show the line]"
+    return traceback.FrameSummary(frame.filename, frame.lineno, frame.name, line=text)
 
 
 def _runs_coroutines(filename: str) -> bool:

@@ -71,26 +71,23 @@ class SharedActor:
             server_context = worker.security.get_listen_args("worker")["ssl_context"]
         store = _store_of(worker, spec)
         self.state: Shard | QueueState
-        self._replicator: Replicator | None = None
         if spec.options.kind == "queue":
             self.state = QueueState(str(spec), store, spec.options.maxsize)
         else:
             self.state = Shard(str(spec), store)
-            self.state.serves = spec.serves
-            self._replicator = Replicator(
-                self.state, tls_context(spec.scheduler), self._call_scheduler
-            )
-            self.state.backups = self._replicator
+        self.state.serves = spec.serves
+        self._replicator = Replicator(self.state, tls_context(spec.scheduler), self._call_scheduler)
+        self.state.backups = self._replicator
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
         self.server = RpcServer(host, self.handle, self._is_needed, server_context)
         _local_actors[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Execute a request; called by the threads of the server. See `rpc.answer.Handler`."""
-        if isinstance(self.state, QueueState):
-            return self.state(request, is_gone)
         if request.operation == _FOLLOW:
             return self._follow(*request.arguments)
+        if isinstance(self.state, QueueState):
+            return self.state(request, is_gone)
         return self.state(request)
 
     def read(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
@@ -106,8 +103,6 @@ class SharedActor:
 
     def _follow(self, epoch: int, *arguments: Any) -> None:
         """Make the changes that a primary sends, unless it has been replaced as primary."""
-        assert isinstance(self.state, Shard)
-        assert self._replicator is not None
         if self.state.closed or self.state.serves or epoch < self._replicator.epoch:
             raise NotServing
         self.state.follow(*arguments)
@@ -136,10 +131,17 @@ class SharedActor:
         """Return the address of the server."""
         return pickle.dumps(self.server.address)
 
+    async def size(self) -> bytes:
+        """Return how many keys or items it holds, and their bytes in memory and on disk."""
+        return pickle.dumps((self.state.count(), *self.state.store.sizes()))
+
     async def apply_layout(self, layout: bytes, key: str) -> None:
         """Adopt a layout of the shard; `key` is Dask's key of this actor."""
-        if self._replicator is not None:
-            await asyncio.to_thread(self._replicator.apply_layout, pickle.loads(layout), key)
+        await asyncio.to_thread(self._replicator.apply_layout, pickle.loads(layout), key)
+
+    async def stop_serving(self) -> None:
+        """Answer no further requests: another replica, which has all changes, is to serve."""
+        await asyncio.to_thread(self.state.stop_serving)
 
     async def add_backup(self, worker: str) -> None:
         """Begin to build one more backup, on another worker."""
@@ -148,7 +150,6 @@ class SharedActor:
         ).start()
 
     def _add_backup(self, worker: str) -> None:
-        assert self._replicator is not None
         spec = self._spec._replace(serves=False)
         try:
             with temporary_client(spec.scheduler) as client:
@@ -181,8 +182,7 @@ class SharedActor:
         _local_actors.pop((self._spec.uid, self._spec.shard), None)
         self.state.close()
         self.server.close()
-        if self._replicator is not None:
-            self._replicator.close()
+        self._replicator.close()
 
 
 #: The actors of this process, by object and shard.

@@ -11,6 +11,7 @@ import pickle
 from typing import Any
 
 from distributed import Scheduler
+from distributed.core import Status
 from distributed.protocol.pickle import dumps
 from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from distributed.worker_state_machine import UnpauseEvent
@@ -66,7 +67,7 @@ async def describe_actor(
         await asyncio.sleep(_POLL_INTERVAL_SECONDS)
     describing = connection.actor_execute(function="describe", actor=key, args=[], kwargs={})
     answer = await _await_worker(scheduler, worker, describing, deadline)
-    address: ServerAddress = pickle.loads(_deserialize(answer["result"]))
+    address: ServerAddress = pickle.loads(load_received(answer["result"]))
     return address
 
 
@@ -82,11 +83,11 @@ async def _await_worker(scheduler: Scheduler, worker: str, call: Any, deadline: 
         calling.cancel()
     answer = await calling
     if answer["status"] != "OK":
-        raise ActorNotMade(str(_deserialize(answer["exception"])))
+        raise ActorNotMade(str(load_received(answer["exception"])))
     return answer
 
 
-def _deserialize(received: Any) -> Any:
+def load_received(received: Any) -> Any:
     """Load a value that Dask's scheduler leaves serialized, to pass it on."""
     if isinstance(received, Serialized):
         return deserialize(received.header, received.frames)
@@ -94,8 +95,9 @@ def _deserialize(received: Any) -> Any:
 
 
 def _require_worker(scheduler: Scheduler, worker: str, deadline: Deadline) -> None:
-    if worker not in scheduler.workers:
-        raise ActorNotMade("the worker has gone")
+    state = scheduler.workers.get(worker)
+    if state is None or state.status == Status.closing_gracefully:
+        raise ActorNotMade("the worker has gone, or leaves")
     if deadline.passed:
         raise ActorNotMade("it takes too long: the worker does not answer, or is too busy")
 
@@ -107,7 +109,8 @@ async def _admit(key: str, seconds: float, dask_worker: Any) -> None:
     """
     state = dask_worker.state
     deadline = Deadline(seconds)
-    while not deadline.passed:
+    # A worker that leaves must not go on because of an actor.
+    while not deadline.passed and dask_worker.status != Status.closing_gracefully:
         task = state.tasks.get(key)
         if task is not None and task.state == "ready":
             # By its priority, the actor is the first task that the worker looks at.

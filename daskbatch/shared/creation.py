@@ -6,6 +6,7 @@ workers releases its slot meanwhile.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from distributed import Client, get_client
 from distributed.deploy import Cluster
 
-from daskbatch import config
 from daskbatch.cluster.connection import connect, register
 from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
@@ -30,8 +30,9 @@ from daskbatch.shared.proxy import ObjectProxy, proxy_of
 from daskbatch.shared.registry import SharedRegistry
 from daskbatch.shared.scheduler_rpc import call_scheduler, current_scheduler, temporary_client
 from daskbatch.shared.waiting import without_slot
-from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.task_context import current_context
+
+_logger = logging.getLogger("daskbatch")
 
 #: By default a dictionary has one shard per worker, and at most this number.
 _MAX_DEFAULT_SHARDS = 32
@@ -54,12 +55,16 @@ class OwnerContext(NamedTuple):
         Called before each access from this process.
     must_create : bool
         Whether a name that is in use is an error.
+    grows : bool
+        Whether the cluster may have more workers later. If so, copies for which there is no worker
+        yet are made then.
     """
 
     client: Client
     owner: str | None
     before_access: Callable[..., None] | None = None
     must_create: bool = False
+    grows: bool = True
 
 
 class HasOwnerContext(Protocol):
@@ -162,7 +167,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     register(client, SharedRegistry())
     uid = uuid.uuid4().hex[:12]
     with without_slot(None):
-        found = _begin_creation(address, uid, options, name, context.owner)
+        found = _begin_creation(client, uid, options, name, context.owner)
         if isinstance(found, ObjectInfo):
             if context.must_create:
                 raise SpecError(
@@ -172,7 +177,7 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
             _require_compatible(found, options, name)
             return proxy_of(address, found.uid, found)
         try:
-            info = _make_object(client, address, uid, options, name, found)
+            info = _make_object(context, address, uid, options, name, found)
         except BaseException:
             with suppress(Exception):
                 call_scheduler(address, routes.CLOSE, uid=uid)
@@ -181,23 +186,36 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
 
 
 def _begin_creation(
-    address: str, uid: str, options: ObjectOptions, name: str | None, owner: str | None
+    client: Client, uid: str, options: ObjectOptions, name: str | None, owner: str | None
 ) -> ObjectInfo | list[str]:
-    """Return the object of that name, or the addresses of the workers for a new one."""
-    deadline = Deadline(config.get_seconds("unmet-timeout"))
+    """Return the object of that name, or the addresses of the workers for a new one.
+
+    While the cluster has no worker it waits for one, and has a task that an adaptive cluster sees.
+    """
+    asking: Any = None
     while True:
         found: ObjectInfo | list[str] = call_scheduler(
-            address, routes.BEGIN_CREATION, uid=uid, options=options, name=name, owner=owner
+            str(client.scheduler.address),
+            routes.BEGIN_CREATION,
+            uid=uid,
+            options=options,
+            name=name,
+            owner=owner,
         )
         if found:
             return found
-        if deadline.passed:
-            raise ServiceLost(f"the cluster at {address} has no worker to take a {options.kind}")
+        if asking is None:
+            _logger.warning("%s waits for the first worker of the cluster", options.kind)
+            asking = client.submit(_ask_for_worker, pure=False, key=f"daskbatch-wants-worker-{uid}")
         sleep(_WORKER_POLL_INTERVAL_SECONDS)
 
 
+def _ask_for_worker() -> None:
+    """Do nothing: while there is no worker, an adaptive cluster starts one for this task."""
+
+
 def _make_object(
-    client: Client,
+    context: OwnerContext,
     address: str,
     uid: str,
     options: ObjectOptions,
@@ -207,6 +225,8 @@ def _make_object(
     """Make the actors of a new object."""
     count = options.shards or min(len(workers), _MAX_DEFAULT_SHARDS)
     replicas = options.replicas
+    if replicas > len(workers) and context.grows:
+        replicas = len(workers)
     if replicas > len(workers):
         raise SpecError(
             f"replicas={replicas} needs as many workers, and there are {len(workers)} now"
@@ -218,7 +238,7 @@ def _make_object(
         for copy in range(replicas)
     ]
     # The futures in `made` keep the actors alive until the scheduler's plugin does.
-    made = make_actors(client, SharedActor, wanted)
+    made = make_actors(context.client, SharedActor, wanted)
     actors = [replica for replica, _ in made]
     shards = [actors[start : start + replicas] for start in range(0, len(actors), replicas)]
     answer: Any = call_scheduler(address, routes.FINISH_CREATION, uid=uid, shards=shards)

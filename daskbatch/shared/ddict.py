@@ -189,22 +189,19 @@ class DDict(DictMapping):
     def stats(self) -> list[dict[str, Any]]:
         """Return for each shard: worker, copies, keys, and bytes in memory and on disk.
 
-        `copies` is the number of other workers that have the shard, too.
+        `copies` is the number of other workers that have the shard, too, and `missing` how many
+        there are to be more: until workers join, or the copies are made.
 
         Examples
         --------
         >>> d = batch.ddict(shards=1)
         >>> d["a"] = 1
-        >>> [(shard["keys"], shard["copies"]) for shard in d.stats()]
-        [(1, 0)]
+        >>> [(shard["keys"], shard["copies"], shard["missing"]) for shard in d.stats()]
+        [(1, 0, 0)]
         """
         self._proxy.refresh()
         return [
-            {
-                "worker": self._client.worker_of(index),
-                "copies": self._client.backups_of(index),
-                **each,
-            }
+            {**self._proxy.describe_layout(index), **each}
             for index, each in enumerate(self._client.call_all(operations.STATS))
         ]
 
@@ -358,7 +355,7 @@ class DDict(DictMapping):
         self, keys: tuple[Any, ...]
     ) -> tuple[CommunicationObject, tuple[Any, ...]]:
         """Return what `Batch.read` and `Batch.write` declare: this dictionary and the keys."""
-        return CommunicationObject(_DOMAIN, f"ddict-{self._proxy.uid}"), keys
+        return CommunicationObject(_DOMAIN, self._proxy.access_name("ddict")), keys
 
     def _check_declared(self, mode: str, keys: tuple[Any, ...]) -> None:
         # Not at the top: the mapping calls it only where strict tasks run.

@@ -251,10 +251,6 @@ class DictClient:
             raise lost_error(self._proxy.description, layout.lost, count)
         return layout.replicas[0].worker
 
-    def backups_of(self, index: int) -> int:
-        """Return the number of backups of a shard."""
-        return max(0, len(self._proxy.layout(index).replicas) - 1)
-
     def workers_for(self, keys: Iterable[Any]) -> list[str]:
         """Return the workers that serve keys, first those that serve most of them."""
         counts: dict[str, int] = {}

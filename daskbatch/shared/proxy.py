@@ -18,6 +18,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from daskbatch.describe.access import ObjectName
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.shared.actor import local_actor
@@ -177,6 +178,11 @@ class ObjectProxy:
         info = self._info
         return description_of(self.uid, info and info.options, info and info.name)
 
+    def access_name(self, kind: str) -> str:
+        """Return the name of the object among accesses; see `ObjectName`."""
+        info = self._info
+        return ObjectName.make(f"{kind}-{self.uid}", info and info.name)
+
     def _lost_error(self, reason: str) -> ServiceLost:
         return lost_error(self.description, reason, self.info.options.replicas)
 
@@ -189,6 +195,21 @@ class ObjectProxy:
         """Return the layout of a shard that this process knows."""
         _ = self.info
         return self._layouts[index]
+
+    def describe_layout(self, index: int) -> dict[str, Any]:
+        """Return which worker serves a shard, how many copies it has, and how many are missing.
+
+        Raises
+        ------
+        ServiceLost
+            The shard is lost.
+        """
+        layout = self.layout(index)
+        if not layout.replicas:
+            raise self._lost_error(layout.lost)
+        copies = len(layout.replicas) - 1
+        missing = max(0, self.info.options.replicas - 1 - copies)
+        return {"worker": layout.replicas[0].worker, "copies": copies, "missing": missing}
 
     def refresh(self) -> None:
         """Request the layouts from the scheduler.

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from html import escape
+from pathlib import Path
 from queue import Empty, Full
 from time import monotonic
 from typing import Any
@@ -21,7 +22,9 @@ from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
+from daskbatch.shared.data.snapshot import check_snapshot
 from daskbatch.shared.proxy import ObjectProxy, proxy_of
+from daskbatch.shared.queue_file import load_items, save_items
 from daskbatch.shared.store import operations
 from daskbatch.shared.store.operations import Operation
 from daskbatch.shared.waiting import await_answer
@@ -38,7 +41,8 @@ _STRICT_ACCESS = "daskbatch.worker.execution.strict_access"
 class Queue:
     """A queue that the client, tasks and their child processes share: first in, first out.
 
-    It lives on one worker, and is lost with it. Items are copied when they are put. A task that
+    It lives on one worker. If that leaves in good order, the queue moves to another one; if it
+    dies, the queue is lost, unless it has copies. Items are copied when they are put. A task that
     waits for an item, or for room, releases its worker slot meanwhile; a consumer that dies takes
     no item with it.
 
@@ -49,6 +53,9 @@ class Queue:
     maxsize : int
         Maximum number of items; 0 means unlimited. It may be exceeded temporarily by items returned
         to the queue because their consumer died before acknowledging them.
+    replicas : int
+        On how many workers it is. With 2, nothing is lost when one worker dies, and the queue goes
+        on. While there are fewer workers on a cluster that grows, it has fewer copies.
     name : str, optional
         Name under which other clients of the cluster can open the same queue. Lifetime: as that of
         a `DDict`.
@@ -84,12 +91,19 @@ class Queue:
     """
 
     def __init__(
-        self, cluster: ClusterArgument = None, maxsize: int = 0, *, name: str | None = None
+        self,
+        cluster: ClusterArgument = None,
+        maxsize: int = 0,
+        *,
+        replicas: int = 1,
+        name: str | None = None,
     ) -> None:
-        size = whole_number_of(maxsize)
+        size, copies = whole_number_of(maxsize), whole_number_of(replicas)
         if size is None:
             raise SpecError(f"maxsize= must be a whole number, not {safe_repr(maxsize)}")
-        options = ObjectOptions("queue", 1, maxsize=max(0, size))
+        if copies is None or copies < 1:
+            raise SpecError(f"replicas= must be a whole number from 1, not {safe_repr(replicas)}")
+        options = ObjectOptions("queue", 1, replicas=copies, maxsize=max(0, size))
         with owner_context(cluster, name) as context:
             proxy = create_or_open(context, options, name)
         self._attach(proxy, context.before_access)
@@ -289,6 +303,98 @@ class Queue:
                 f"items of {self._proxy.description} are not done after {seconds:g} s"
             )
 
+    def stats(self) -> dict[str, Any]:
+        """Return the worker, the items, the bytes in memory and on disk, and the copies.
+
+        `copies` is the number of other workers that have the queue, too, and `missing` how many
+        there are to be more: until workers join, or the copies are made.
+
+        Examples
+        --------
+        >>> queue = batch.queue()
+        >>> queue.put("a")
+        >>> queue.stats()["items"], queue.stats()["copies"], queue.stats()["missing"]
+        (1, 0, 0)
+        """
+        self._proxy.refresh()
+        found = self._call(operations.QUEUE_STATS)
+        return {**self._proxy.describe_layout(0), **found}
+
+    def save(self, path: str | Path) -> None:
+        """Write the items that are in the queue at one moment to a file; they stay in the queue.
+
+        An item that a consumer has received, or is receiving, is not written.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file. It is written as a whole or not at all: an old file stays until the new one
+            is complete.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written, or the path names something other than a regular file.
+        ServiceLost
+            The queue is lost, or moved during each of 3 attempts.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> queue = batch.queue()
+        >>> queue.put("a")
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     queue.save(Path(directory) / "state")
+        ...     Queue.load(Path(directory) / "state", batch).get()
+        'a'
+        """
+        self._start_conflicting_tasks()
+        save_items(self._proxy, path)
+
+    @classmethod
+    def load(cls, path: str | Path, cluster: ClusterArgument = None, **options: Any) -> Queue:
+        """Create a queue with the items that `save` has written.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        cluster, **options
+            See `Queue`. The name must not be in use, and a `maxsize` must have room for all items.
+
+        Returns
+        -------
+        Queue
+            A new queue.
+
+        Raises
+        ------
+        SpecError
+            `save` has not written the file, or it is damaged; the name is in use; or there are more
+            items than `maxsize`.
+        OSError
+            The file cannot be read.
+        LifecycleError, ServiceLost
+            See `Queue`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     batch.queue().save(Path(directory) / "nothing")
+        ...     Queue.load(Path(directory) / "nothing", batch).qsize()
+        0
+        """
+        check_snapshot(path)
+        with owner_context(cluster, options.get("name")) as context:
+            made = cls(context._replace(must_create=True), **options)
+        try:
+            load_items(made._proxy, path)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def close(self) -> None:
         """End the queue for all its users; its items are lost.
 
@@ -325,7 +431,7 @@ class Queue:
         """Return what `Batch.read` and `Batch.write` declare: this queue as a whole."""
         if channels:
             raise SpecError("a Queue is read and written as a whole: it has no channels")
-        return CommunicationObject(_DOMAIN, f"queue-{self._proxy.uid}"), ()
+        return CommunicationObject(_DOMAIN, self._proxy.access_name("queue")), ()
 
     def __reduce__(self) -> tuple[Callable[..., Queue], tuple[Any, ...]]:
         return _unpickle, (self._proxy.scheduler, self._proxy.uid)

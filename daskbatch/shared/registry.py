@@ -19,10 +19,13 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
 from distributed.core import Status
 
+from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica
+from daskbatch.shared.placement import missing_replicas, spread, to_drop
+from daskbatch.shared.sizes import size_of
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.handshake import ServerAddress
 
@@ -42,6 +45,12 @@ _RETRY_SECONDS = 2.0
 #: For how long other workers are preferred to one that could not take a backup or did not answer.
 _AVOID_WORKER_SECONDS = 60.0
 
+#: How long shards may take to move away from a worker, and how often the scheduler looks.
+_MOVE_TIMEOUT_SECONDS, _MOVE_POLL_INTERVAL_SECONDS = 120.0, 0.02
+
+#: How long after a worker has joined shards are spread: others may join at the same time.
+_SPREAD_DELAY_SECONDS = 0.5
+
 #: The states of workers that can take a shard; one that is being initialized will run soon.
 _ABLE_STATUSES = (Status.init, Status.running)
 
@@ -59,6 +68,8 @@ class _Object:
     layouts: list[Layout] = field(default_factory=list)
     #: The workers on which backups are being built, by shard.
     joining: dict[int, str] = field(default_factory=dict)
+    #: The workers from which a shard is to move, though they stay, by shard; and where it is to go.
+    moving: dict[int, tuple[str, str]] = field(default_factory=dict)
     #: The next attempt to build backups that could not be built.
     retry: asyncio.TimerHandle | None = None
     #: When a layout changes, it is set and replaced by a new one.
@@ -116,6 +127,9 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         #: By worker that failed to take a backup: until when others are preferred to it.
         self._avoided_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._departures = departures_of(scheduler)
+        self._departures.movers.append(self.move_from)
+        self._spreading: asyncio.TimerHandle | None = None
         handlers: dict[str, Callable[..., Any]] = {
             routes.BEGIN_CREATION: self._begin_creation,
             routes.DESCRIBE_ACTOR: self._describe_actor,
@@ -187,6 +201,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         found.notify()
         for worker in {each.worker for each in replicas} - set(self._scheduler.workers):
             self._remove_worker(worker)
+        # A worker may leave, or others may have joined, since the client was told the workers.
+        self._add_missing_backups(found)
         return found.info
 
     def _keep_actors(self, replicas: Sequence[Replica]) -> None:
@@ -265,6 +281,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         layout = obj.layouts[index]
         remaining = tuple(replica for replica in layout.replicas if replica not in lost)
         obj.layouts[index] = new = Layout(layout.epoch + 1, remaining, "" if remaining else reason)
+        if index in obj.moving and obj.moving[index][0] in {each.worker for each in lost}:
+            del obj.moving[index]
         if remaining and remaining[0] != layout.replicas[0]:
             obj.joining.pop(index, None)  # the primary that was building it has gone
         obj.notify()
@@ -275,6 +293,84 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         for obj in self._objects.values():
             self._add_missing_backups(obj)
+        if self._spreading is None:
+            loop = asyncio.get_running_loop()
+            self._spreading = loop.call_later(_SPREAD_DELAY_SECONDS, self._spread)
+
+    # -- moves ----------------------------------------------------------------------------
+
+    async def move_from(self, worker: str) -> bool:
+        """Move all that a worker has to workers that stay; returns whether all has moved."""
+        deadline = Deadline(_MOVE_TIMEOUT_SECONDS)
+        for obj in list(self._objects.values()):
+            self._add_missing_backups(obj)
+        while not deadline.passed and (state := self._scheduler.workers.get(worker)) is not None:
+            there = [
+                (obj, index)
+                for obj in list(self._objects.values())
+                for index, layout in enumerate(obj.layouts)
+                if any(replica.worker == worker for replica in layout.replicas)
+            ]
+            if not there and not any(_is_ours(ts.key) for ts in state.actors):
+                return True
+            for obj, index in there:
+                if self._is_stranded(obj, index):
+                    return False
+            await asyncio.gather(*(self._drop_leaving(obj, index) for obj, index in there))
+            await asyncio.sleep(_MOVE_POLL_INTERVAL_SECONDS)
+        return worker not in self._scheduler.workers
+
+    def _is_stranded(self, obj: _Object, index: int) -> bool:
+        """Return whether a shard is on workers that leave, and no other worker can take it."""
+        replicas = obj.layouts[index].replicas
+        return (
+            all(self._departures.is_leaving(replica.worker) for replica in replicas)
+            and index not in obj.joining
+            and not self._workers()
+        )
+
+    def _leaving(self, obj: _Object, index: int) -> set[str]:
+        """Return the workers that no longer count for a shard."""
+        replicas = obj.layouts[index].replicas
+        found = {each.worker for each in replicas if self._departures.is_leaving(each.worker)}
+        if index in obj.moving:
+            found.add(obj.moving[index][0])
+        return found
+
+    async def _drop_leaving(self, obj: _Object, index: int) -> None:
+        """Remove the replicas of a shard that others have replaced; the primary stops first."""
+        layout, leaving = obj.layouts[index], self._leaving(obj, index)
+        workers = [replica.worker for replica in layout.replicas]
+        more_come = index in obj.joining or bool(set(self._workers()) - {*workers, *leaving})
+        drop = to_drop(workers, obj.options.replicas, leaving, more_come)
+        if not drop:
+            return
+        if workers[0] in drop and not await self._call(layout.replicas[0], "stop_serving"):
+            # Most likely it has died. If not, it must go on.
+            await self._send_layout(obj.layouts[index])
+            return
+        if obj.uid not in self._objects:
+            return
+        if obj.layouts[index] is not layout:
+            # Another one has died meanwhile, for example: this one may have to serve again.
+            await self._send_layout(obj.layouts[index])
+            return
+        obj.moving.pop(index, None)
+        lost = [replica for replica in layout.replicas if replica.worker in drop]
+        self._drop(obj, index, lost, f"its worker {drop[0]} has left")
+
+    def _spread(self) -> None:
+        """Have shards move to workers that have fewer of their object."""
+        self._spreading = None
+        for obj in self._objects.values():
+            idle = {
+                index: [replica.worker for replica in layout.replicas]
+                for index, layout in enumerate(obj.layouts)
+                if layout.replicas and index not in obj.joining and index not in obj.moving
+            }
+            for move in spread(idle, self._workers()):
+                obj.moving[move.shard] = move.source, move.target
+            self._add_missing_backups(obj)
 
     def _add_missing_backups(self, obj: _Object) -> None:
         """Have backups built for shards with too few, if there are workers for them."""
@@ -282,9 +378,12 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             return
         for index, layout in enumerate(obj.layouts):
             there = layout.replicas
-            if not there or len(there) >= obj.options.replicas or index in obj.joining:
-                continue
             taken = {replica.worker for replica in there}
+            if not there or index in obj.joining:
+                continue
+            leaving = self._leaving(obj, index)
+            if not missing_replicas([*taken], obj.options.replicas, leaving):
+                continue
             free = [address for address in self._workers() if address not in taken]
             if not free:
                 if len(self._scheduler.workers) > len(there):
@@ -295,6 +394,9 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 free.sort(key=lambda address: get_address_host(address) == host)
                 now = time.monotonic()
                 free.sort(key=lambda address: self._avoided_until.get(address, 0.0) > now)
+                if index in obj.moving:
+                    target = obj.moving[index][1]
+                    free.sort(key=lambda address: address != target)
                 obj.joining[index] = free[0]
                 self._start(self._request_backup(obj, index, there[0], free[0]))
 
@@ -337,6 +439,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         obj.layouts[index] = new = Layout(epoch + 1, (*layout.replicas, replica))
         obj.notify()
         self._start(self._send_layout(new))
+        if index in obj.moving:
+            self._start(self._drop_leaving(obj, index))
         self._add_missing_backups(obj)
         return new
 
@@ -392,12 +496,29 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             return False
         return bool(answer["status"] == "OK")
 
+    async def sizes(self, seconds: float) -> list[tuple[Any, ...]]:
+        """Return how much each object holds, as `dashboard.SharedSize` has it.
+
+        Parameters
+        ----------
+        seconds : float
+            How long the primaries, which are asked, may take.
+        """
+        objects = [each.info for each in self._objects.values() if each.layouts]
+        asked = (size_of(self._scheduler, each, seconds) for each in objects)
+        return list(await asyncio.gather(*asked))
+
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in the background; asyncio itself keeps no reference to its task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _is_ours(key: Any) -> bool:
+    """Return whether a key is that of an actor of a shared object."""
+    return str(key).startswith(("daskbatch-ddict-", "daskbatch-queue-"))
 
 
 def _unpickling(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,6 +53,8 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
         return run()
     reporter.begin(run)
     try:
-        return run()
+        result = run()
+        # An interrupted member has no outcome. The scheduler's part reports which one it was.
+        return result if run.interrupted is None else BlockResult(b"")
     finally:
         reporter.end(run)

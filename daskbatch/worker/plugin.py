@@ -13,11 +13,15 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
+import psutil
+from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.metrics import time
 from distributed.threadpoolexecutor import thread_state as pool_state
@@ -25,6 +29,8 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.worker.announced_end import announced_end, ask_slurm
+from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec, OpenedReport, Report
@@ -36,18 +42,27 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
-from daskbatch.worker.mpi.rank_pool import get_rank_pool
 from daskbatch.worker.open_blocks.open_run import OpenRun
 from daskbatch.worker.open_blocks.server import OpenServer
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
 from daskbatch.worker.slot_holding import GangSlots
+from daskbatch.worker.termination import leave_on_sigterm
+
+if TYPE_CHECKING:
+    from daskbatch.worker.mpi.rank_pool import RankPool
 
 PLUGIN_NAME = "daskbatch-worker"
 
 #: The interval at which the event loop asks running blocks for reports, and checks their budgets.
 _TICK_INTERVAL_SECONDS = 0.02
+
+#: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
+_WALLTIME = "daskbatch_walltime"
+
+#: The default of `daskbatch.stop-grace`.
+_STOP_GRACE = "2s"
 
 #: Values up to this size are kept in journals, for the case that the worker is killed.
 _MAX_JOURNALED_BYTES = 1 << 16
@@ -74,8 +89,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     block for reports, at intervals and at the end, and sends them.
 
     Messages that the worker receives on the stream from its scheduler: `daskbatch-revoke`,
-    `daskbatch-forget`, `daskbatch-end`. It sends `daskbatch-hello`, `daskbatch-report` and
-    `daskbatch-revoked`.
+    `daskbatch-forget`, `daskbatch-end`. It sends `daskbatch-hello`, `daskbatch-ends`,
+    `daskbatch-report` and `daskbatch-revoked`.
     """
 
     name = PLUGIN_NAME
@@ -93,6 +108,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initial_state.record()
         if worker.nanny is not None:
             _record_added_environment()
+            leave_on_sigterm(worker)
         #: The blocks that run, by topic and number.
         self._runs: dict[tuple[str, int], Progress] = {}
         #: What members were given instead of being run, by topic and number of their block.
@@ -114,25 +130,51 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         open_worker(worker.local_directory)
         self._helper = get_helper_thread()
         self._ticking = False
+        #: How long a member may take to stop until its slot is given to others; and the blocks of
+        #: such members.
+        grace = dask.config.get("daskbatch.stop-grace", default=_STOP_GRACE)
+        self._stop_grace: float = parse_timedelta(grace)
+        self._stuck: weakref.WeakSet[Progress] = weakref.WeakSet()
         self._gangs = GangSlots(worker)
+        #: When this worker ends, in seconds since the epoch, as far as that is announced.
+        self._ends = announced_end(getattr(worker, "lifetime", None))
+        self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
         self._open_server: OpenServer | None = None
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
+        worker.handlers["daskbatch_output"] = self._read_output
         worker.batched_send(
             {
                 "op": "daskbatch-hello",
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
+                "created": psutil.Process().create_time(),
+                "ends": self._ends,
             }
         )
 
-    def teardown(self, worker: Worker) -> None:
+        if "SLURM_JOB_ID" in os.environ:
+            threading.Thread(
+                target=self._ask_end, args=[worker], name="daskbatch-end-time", daemon=True
+            ).start()
+
+    def _ask_end(self, worker: Worker) -> None:
+        """Find out, in a thread, when the job of this worker ends, and report it."""
+        ends = min(self._ends, ask_slurm())
+        if ends != self._ends:
+            self._ends = ends
+            worker.loop.add_callback(worker.batched_send, {"op": "daskbatch-ends", "ends": ends})
+
+    async def teardown(self, worker: Worker) -> None:
         """Stop all tasks, and end what this worker has started; called by Dask."""
+        await self._departure.finish()
+        self._departure.close()
         worker.stream_handlers.pop("daskbatch-revoke", None)
         worker.stream_handlers.pop("daskbatch-forget", None)
         worker.stream_handlers.pop("daskbatch-end", None)
+        worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
         if self._open_server is not None:
             self._open_server.close()
@@ -140,7 +182,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         for run in list(self._runs.values()):
             run.stop_all()
         get_child_pool().close()
-        get_rank_pool().close()
+        if (ranks := _rank_pool()) is not None:
+            ranks.close()
         close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
@@ -168,6 +211,16 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             if not self._ticking:
                 self._ticking = True
                 self._worker.loop.add_callback(self._start_ticking)
+        self._departure.note_begin(run)
+        if self._ends != math.inf and not self._fits(run):
+            run.defer_rest()
+
+    def _fits(self, run: Progress) -> bool:
+        """Return whether a block that begins is over, by its walltime, before this worker ends."""
+        assert run.context is not None
+        task = self._worker.state.tasks.get(run.context.key)
+        walltime = ((task and task.annotations) or {}).get(_WALLTIME)
+        return walltime is None or time() + walltime <= self._ends
 
     def _open(self, run: OpenRun) -> None:
         """Let the client of an open block connect; called with the lock held."""
@@ -207,7 +260,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if isinstance(slot, PoolSlot):
             # The pool reads this to decide whether the thread ends.
             pool_state.proceed = slot.finish()
-        if run.journal is not None:
+        if run.journal is not None and run.interrupted is None:
             run.journal.set_running(-1)
             self._journals.append(run.journal)
         # On the event loop this runs before Dask's own work for a finished key. So a request to
@@ -231,6 +284,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def _finish(self, run: Progress) -> None:
         self._send(run)
+        self._departure.report_end(run)
         with self._lock:
             # If Dask runs a key twice, the second run may begin before the first has ended.
             if self._runs.get(_key(run.spec)) is run:
@@ -242,9 +296,20 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             self._ticking = bool(runs)
         for run in runs:
             run.tick()
+            if run.seconds_stopping() > self._stop_grace and run not in self._stuck:
+                self._leave_slot(run)
             self._send(run)
         if runs:
             self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
+
+    def _leave_slot(self, run: Progress) -> None:
+        """Leave the slot of a member that does not stop to others; it keeps its thread."""
+        self._stuck.add(run)
+        run.defer_rest()
+        if run.context is not None:
+            # In another thread: the lock of the pool may be held for a moment.
+            slot = run.context.slot
+            threading.Thread(target=slot.release, name="daskbatch-release", daemon=True).start()
 
     def _send(self, run: Progress) -> None:
         if not run.deliver():
@@ -271,6 +336,15 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             {"op": "daskbatch-revoked", "request": request, "began": running, "stopping": stopping}
         )
 
+    def _read_output(
+        self, topic: str, block: int, member: int, name: str, position: int, most: int
+    ) -> tuple[int, int, bytes] | None:
+        """Return what a running member has written; None if it does not run here."""
+        with self._lock:
+            run = self._runs.get((topic, block))
+        part = None if run is None else run.read_output(member, name, position, most)
+        return None if part is None else (part.attempt, part.begin, part.data)
+
     def _end(self, topic: str) -> None:
         """Stop the tasks of a client that has ended, and begin no other one."""
         with self._lock:
@@ -283,7 +357,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         initialized_function.forget(topic)
         forget_later(topic)
         get_child_pool().end_initialized(topic)
-        get_rank_pool().end_client(topic)
+        if (ranks := _rank_pool()) is not None:
+            ranks.end_client(topic)
 
     def _forget(self, topic: str, blocks: list[int]) -> None:
         """Forget the revocations of blocks that are over."""
@@ -319,6 +394,12 @@ def _record_added_environment() -> None:
     added = [name for name in found if name not in names]
     if added and ADDED_VARIABLE not in os.environ:
         os.environ[ADDED_VARIABLE] = ",".join(added)
+
+
+def _rank_pool() -> RankPool | None:
+    """Return the ranks of this process; None if no job has run, since a worker starts without."""
+    found = sys.modules.get("daskbatch.worker.mpi.rank_pool")
+    return None if found is None else found.get_rank_pool()
 
 
 def _key(spec: BlockSpec) -> tuple[str, int]:

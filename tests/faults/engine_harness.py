@@ -21,7 +21,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Step:
     leaves: bool = False
     detached: bool = False
     seconds: float = 0.0
+    #: How many slots it takes at once; an executable is a job with as many ranks.
+    slots: int = 1
 
     @property
     def may_run_again(self) -> bool:
@@ -175,7 +177,10 @@ def random_program(seed: int, isolated: bool = True) -> list[Step]:
                 seconds=rng.choice([0, seconds, 2 * seconds]),
             )
         )
-    return steps
+    # Drawn apart from all else: the programs of the seeds stay what they were.
+    rng = random.Random(f"gangs {seed}")
+    share = rng.choice([0.0, 0.1, 0.3])
+    return [replace(step, slots=2) if rng.random() < share else step for step in steps]
 
 
 def act(root: str, step: Step, *values: Any) -> str:
@@ -233,6 +238,8 @@ def script(root: str, step: Step) -> str:
     line = f"printf '%s %s %s %s %s\\n' {step.number} $$ $$ $(date +%s.%N)"
     return "\n".join(
         [
+            # The first rank of a job does the work.
+            '[ "${DASKBATCH_RANK:-0}" = 0 ] || exit 0',
             f"{line} '' >> {base}/begun.log",
             "setsid sleep 300 >/dev/null 2>&1 </dev/null &" if step.leaves else "",
             f"text=$( {{ {said or ':'}; printf '%s\\n' \"$@\" {step.number}; }}"
@@ -532,6 +539,7 @@ class Run:
                 self._check()
         counts = self.tally.counts
         counts["runs"] += 1
+        counts["gangs"] += sum(step.slots > 1 for step in self._steps)
         counts.update(f"killed {kill.kind}" for kill in self._killer.kills)
         counts.update(f"outcome {outcome.kind}" for outcome in self._outcomes)
         if self._wrong:
@@ -564,11 +572,15 @@ class Run:
             writes=[self._batch.write(self._files, name) for name in step.writes],
             name=f"step-{step.number}",
             isolation="process" if step.kind == "isolated" else None,
+            cores=step.slots if step.slots > 1 and step.kind != "process" else None,
         )
         root = str(self._files)
         if step.kind == "process":
             label = f"faults-{step.number}"
-            return options.process("sh", "-c", script(root, step), label, *given)
+            command = ("sh", "-c", script(root, step), label, *given)
+            if step.slots > 1:
+                return options.job(*command, num_procs=step.slots)
+            return options.process(*command)
         return options.function(act, root, step, *given)
 
     def _outcome(self, task: Task) -> Outcome:

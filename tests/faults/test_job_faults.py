@@ -53,11 +53,12 @@ def assert_none_left(files: set[Path]) -> None:
 
 
 def worker_of(pid: int) -> int:
-    """Return the worker that has started a process, by the names of its ancestors."""
-    for process in psutil.Process(pid).parents():
+    """Return the worker that has started a rank: itself, or by a launcher."""
+    ancestors = psutil.Process(pid).parents()
+    for process in ancestors:
         if any("mpiexec" in word for word in process.cmdline()[:1]):
             return process.ppid()
-    raise AssertionError(f"{pid} was not started by a launcher")
+    return ancestors[0].pid
 
 
 @pytest.mark.slow

@@ -129,7 +129,9 @@ def shared_keys(batch: Batch) -> list[str]:
     """Return the keys of the buffers on the cluster."""
 
     def find(dask_scheduler: Any) -> list[str]:
-        return [key for key in map(str, dask_scheduler.tasks) if key.startswith("buffer-")]
+        return [
+            key for key in map(str, dask_scheduler.tasks) if key.startswith("daskbatch_buffer-")
+        ]
 
     found: list[str] = batch.client.run_on_scheduler(find)
     return found

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -80,7 +81,33 @@ def by_awaiting_a_task(batch: Batch, kind: type[BaseException]) -> Any:
     return asyncio.run(asyncio.wait_for(wait(), SECONDS))
 
 
+def by_wrapping_a_future(batch: Batch, kind: type[BaseException]) -> Any:
+    async def wait() -> Any:
+        return await asyncio.wrap_future(as_executor(batch).submit(fail_with, kind, "text"))
+
+    return asyncio.run(asyncio.wait_for(wait(), SECONDS))
+
+
+def by_wrapping_a_task(batch: Batch, kind: type[BaseException]) -> Any:
+    async def wait() -> Any:
+        task = batch.function(fail_with, kind, "text")
+        task.start()
+        return await asyncio.wrap_future(task.as_future())
+
+    return asyncio.run(asyncio.wait_for(wait(), SECONDS))
+
+
+def by_run_in_executor(batch: Batch, kind: type[BaseException]) -> Any:
+    async def wait() -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(as_executor(batch), fail_with, kind, "text")
+
+    return asyncio.run(asyncio.wait_for(wait(), SECONDS))
+
+
 WAYS = [by_result, by_map, by_chunks, by_task, by_await, by_async_map, by_awaiting_a_task]
+#: Those in which asyncio copies the outcome of a future.
+COPYING_WAYS = [by_wrapping_a_future, by_wrapping_a_task, by_run_in_executor]
 KINDS = [
     *(Falsy, Empty, Undecided, TimeoutError, concurrent.futures.CancelledError),
     concurrent.futures.InvalidStateError,
@@ -100,7 +127,7 @@ def test_the_exception_of_the_call_is_raised(
     assert "in fail_with" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("way", [by_await, by_async_map, by_awaiting_a_task, by_map])
+@pytest.mark.parametrize("way", [by_await, by_async_map, by_awaiting_a_task, by_map, *COPYING_WAYS])
 def test_a_stop_iteration_does_not_end_what_awaits_it(
     batch: Batch, way: Callable[..., Any]
 ) -> None:
@@ -116,6 +143,20 @@ def test_a_stop_iteration_is_raised_where_nothing_awaits(batch: Batch) -> None:
         by_result(batch, StopIteration)
     with pytest.raises(StopIteration, match="text"):
         by_task(batch, StopIteration)
+
+
+@pytest.mark.parametrize("way", COPYING_WAYS)
+def test_asyncio_copies_any_other_outcome_itself(batch: Batch, way: Callable[..., Any]) -> None:
+    with pytest.raises(Falsy, match="text"):
+        way(batch, Falsy)
+
+
+def test_a_callback_of_the_program_receives_the_future_itself(batch: Batch) -> None:
+    received: SimpleQueue[Any] = SimpleQueue()
+    future = as_executor(batch).submit(fail_with, StopIteration, "text")
+    future.add_done_callback(received.put)
+    assert received.get(timeout=SECONDS) is future
+    assert type(future.exception()) is StopIteration
 
 
 def test_the_text_of_a_future_runs_no_code_of_its_exception(batch: Batch) -> None:

@@ -148,10 +148,18 @@ def test_a_waiting_gang_takes_no_slot_and_what_it_waits_for_can_be_asked(
     for n in range(5):
         assert start(threads.function(pow, n, 2)).get(timeout=60) == n**2
     assert gangs(four)[-1]["why"] == "other gangs have the slots"
+    third = start(four.options(cores=2, isolation="thread", name="third").function(len, "ab"))
+    wait_until(lambda: len(gangs(four)) == 3 and gangs(four)[-1]["why"] != "")
+    said = second.why()
+    assert said.endswith(" waits for 4 slots, all at once: other gangs have the slots."), said
+    assert third.why().startswith("'third' ")
+    assert "waits for 2 slots, all at once: " in third.why()
+    assert third.why().endswith("; 1 task of several slots is before it.")
     assert second.state == "waiting"
     (tmp_path / "end").touch()
     assert first.get(timeout=60) == "end"
     assert second.get(timeout=60) == 3
+    assert third.get(timeout=60) == 2
 
 
 def test_a_stream_of_short_tasks_does_not_keep_a_gang_from_its_slots(four: Batch) -> None:
@@ -303,7 +311,7 @@ def kill_itself(once: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_and_a_cluster_that_is_restarted(tmp_path: Path) -> None:
+def test_workers_that_are_killed(tmp_path: Path) -> None:
     with (
         outside_cluster(workers=2, threads=1) as cluster,
         Batch(cluster) as batch,

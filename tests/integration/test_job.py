@@ -27,6 +27,9 @@ from daskbatch import (
     TaskTimeout,
 )
 from daskbatch.batch.task import Task
+from daskbatch.worker.mpi.launcher import Kind, find_launcher
+from daskbatch.worker.mpi.rank_supervisor import RANK_MARKER
+from daskbatch.worker.processes.process_tree import MARKER
 
 #: What each rank prints.
 SAY = "echo out $DASKBATCH_RANK of $DASKBATCH_SIZE; echo err $DASKBATCH_RANK >&2"
@@ -552,8 +555,12 @@ def test_a_killed_launcher(batch: Batch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_a_killed_supervisor(batch: Batch, tmp_path: Path, generation: int) -> None:
-    task = sh(batch, TREE, tmp_path / "pid")
-    task.start()
+    # A command line of the user may be that of any launcher: each rank has a supervisor.
+    with dask.config.set(
+        {"daskbatch.mpi-launcher": f"{find_launcher().words[0]} -n {{num_procs}}"}
+    ):
+        task = sh(batch, TREE, tmp_path / "pid")
+        task.start()
     pids = tree_pids(tmp_path / "pid")
     victim = psutil.Process(pids[3])
     for _ in range(generation):
@@ -563,6 +570,56 @@ def test_a_killed_supervisor(batch: Batch, tmp_path: Path, generation: int) -> N
         task.get(timeout=60)
     assert_all_ended(pids)
     assert run(sh(batch, "true")) == 0
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+@pytest.mark.parametrize("victim", ["placeholder", "proxy", "launcher"])
+def test_a_killed_part_of_the_launcher(
+    batch: Batch, tmp_path: Path, victim: str, supervised: bool
+) -> None:
+    launcher = find_launcher()
+    if launcher.kind is not Kind.MPICH or (supervised and victim == "placeholder"):
+        pytest.skip("there is no such process")
+    setting = f"{launcher.words[0]} -n {{num_procs}}" if supervised else "auto"
+    with dask.config.set({"daskbatch.mpi-launcher": setting}):
+        task = sh(batch, TREE, tmp_path / "pid")
+        task.start()
+    pids = tree_pids(tmp_path / "pid")
+    marker = psutil.Process(pids[3]).environ()[MARKER]
+    found = [
+        each
+        for each in psutil.process_iter()
+        if is_marked(each, marker) and RANK_MARKER not in each.environ()
+    ]
+    names = {"placeholder": "sh", "proxy": "hydra_pmi_proxy", "launcher": "mpiexec"}
+    some = [each for each in found if Path(each.cmdline()[0]).name == names[victim]]
+    assert len(some) == (2 if victim == "placeholder" else 1)
+    some[-1].kill()
+    with pytest.raises(ProcessFailed):
+        task.get(timeout=60)
+    assert_all_ended(pids)
+    assert not any(is_marked(each, marker) for each in found)
+    assert run(sh(batch, "true")) == 0
+
+
+def is_marked(process: psutil.Process, marker: str) -> bool:
+    try:
+        return process.environ().get(MARKER) == marker and bool(process.cmdline())
+    except (psutil.Error, OSError):
+        return False
+
+
+def test_a_rank_is_found_by_its_launcher_and_has_its_variables(batch: Batch) -> None:
+    code = (
+        "import os; from mpi4py import MPI; c = MPI.COMM_WORLD\n"
+        "e = os.environ; print(c.rank, e['PMI_RANK'], e['PMI_SIZE'], e['DASKBATCH_SIZE'],"
+        " 'HYDI_CONTROL_FD' in e)"
+    )
+    if find_launcher().kind is not Kind.MPICH:
+        pytest.skip("these are the variables of MPICH")
+    task = batch.job(*python(code), num_procs=2)
+    assert run(task) == 0
+    assert task.stdout.get() == "0 0 2 2 False\n1 1 2 2 False"
 
 
 def test_nothing_is_left_in_shared_memory(batch: Batch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hosts import cluster, hosts
@@ -69,6 +70,51 @@ with Batch(address) as batch:
     code = "from mpi4py import MPI; c = MPI.COMM_WORLD; print(c.rank, c.allreduce(c.rank + 1))"
     job = batch.job(sys.executable, "-c", code, num_procs=3)
     found["mpi"] = [run(job), job.stdout.get()]
+
+    # Callables: the communicator spans both hosts; output and failures come from both.
+    def place(base, comm):
+        import socket, subprocess
+        found = subprocess.run(["ip", "-o", "-4", "addr", "show", "dev", "e0"], capture_output=True)
+        address = found.stdout.decode().split("inet ")[1].split("/")[0]
+        print(f"rank {comm.rank} on {address}")
+        return comm.allreduce(base + comm.rank), comm.bcast(address), address, os.getpid()
+
+    def fail(ranks, comm):
+        print(f"e{comm.rank}", file=sys.stderr)
+        if comm.rank in ranks:
+            raise LookupError(f"no value on rank {comm.rank}")
+        comm.Barrier()
+
+    def die(rank, first, comm):
+        Path(f"{first}.{comm.rank}").write_text(f"{os.getpid()}\\n")
+        if comm.rank == rank:
+            while not all(Path(f"{first}.{each}").exists() for each in range(3)):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        comm.Barrier()
+
+    def outcome(function, *args, **options):
+        job = batch.job(function, *args, num_procs=3, **options)
+        job.run(timeout=120)
+        try:
+            value = job.get()
+        except Exception as error:
+            value = [type(error).__name__, str(error), "\\n".join(getattr(error, "__notes__", []))]
+        return [value, [job.stdout.rank(rank) for rank in range(3)], job.stderr.get()]
+
+    found["callable"] = outcome(place, 10)
+    found["again"] = outcome(place, 20)
+    found["fails there"] = outcome(fail, [2])
+    found["fails here"] = outcome(fail, [0])
+    found["fails on both"] = outcome(fail, [0, 1, 2])
+    for name, rank in (("dies there", 2), ("dies here", 0)):
+        crashed = outcome(die, rank, f"{shown}-die{rank}")[0]
+        pids = [int(Path(f"{shown}-die{rank}.{each}").read_text()) for each in range(3)]
+        deadline = time.monotonic() + 60
+        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        found[name] = [crashed, not any(map(psutil.pid_exists, pids))]
+    found["recovered"] = outcome(place, 30)
 
     job = sh(STAY, f"{shown}-cancelled")
     job.start()
@@ -148,8 +194,35 @@ def test_a_job_on_two_hosts(tmp_path: Path) -> None:
     assert found["late"][0] == "TaskTimeout"
     assert "stderr of ranks 0-2: late" in found["late"][2]
     assert found["mpi"] == [0, "0 6\n1 6\n2 6"]
+    _check_callables(found)
     assert found["cancelled"] == ["cancelled", True]
     assert found["killed 1"] == ["failed", True]
     assert found["killed 2"][1] is True
     assert found["lost"] == [None, "failed", True]
     assert found["after"] == 0
+
+
+def _check_callables(found: dict[str, Any]) -> None:
+    """Check what callables on ranks of both hosts have returned, written and raised."""
+    here, there = "10.78.0.1", "10.78.0.2"
+    places = [here, here, there]
+    for name, total in (("callable", 33), ("again", 63), ("recovered", 93)):
+        values, printed, _ = found[name]
+        assert [value[:3] for value in values] == [[total, here, place] for place in places], name
+        assert printed == [f"rank {rank} on {place}" for rank, place in enumerate(places)], name
+    # The ranks are kept, on both hosts.
+    first, again = ([value[3] for value in found[name][0]] for name in ("callable", "again"))
+    assert first == again
+    for name, rank in (("fails there", 2), ("fails here", 0)):
+        (kind, message, notes), _, errors = found[name]
+        assert (kind, message) == ("LookupError", f"no value on rank {rank}")
+        assert f"rank {rank} of 3" in notes, notes
+        assert f"e{rank}" in errors.splitlines()
+    kind, message, notes = found["fails on both"][0]
+    assert kind == "LookupError"
+    assert f"rank {message[-1]} of 3" in notes
+    for name, rank in (("dies there", 2), ("dies here", 0)):
+        (kind, message, _), ended = found[name]
+        assert kind == "TaskCrashed", message
+        assert f"rank {rank}" in message
+        assert ended

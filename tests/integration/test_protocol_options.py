@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from daskbatch import Batch, DDict, GraphError, ProcessFailed, SpecError, as_executor
+from daskbatch import (
+    Batch,
+    BatchWarning,
+    DDict,
+    GraphError,
+    ProcessFailed,
+    SpecError,
+    as_executor,
+)
 
 SECONDS = 60
 
@@ -154,9 +162,10 @@ def test_where_an_executable_was_looked_for(batch: Batch, tmp_path: Path) -> Non
 
 def test_a_batch_in_a_directory_that_was_deleted(tmp_path: Path) -> None:
     code = (
-        "import os, daskbatch\n"
+        # Python 3.13.0 cannot import the module `socket` in a directory that was deleted.
+        "import os\nfrom daskbatch import Batch\n"
         "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
-        "try: daskbatch.Batch()\n"
+        "try: Batch()\n"
         "except FileNotFoundError as error: print(error)\n"
     )
     done = subprocess.run(
@@ -190,12 +199,12 @@ def test_a_handle_is_no_part_of_a_text(batch: Batch) -> None:
 
 def test_a_generator_whose_state_is_sent_is_warned_of(batch: Batch) -> None:
     executor = as_executor(batch)
-    with pytest.warns(UserWarning, match="'rand' draw the same numbers") as caught:
+    with pytest.warns(BatchWarning, match="'rand' draw the same numbers") as caught:
         draws = list(executor.map(np.random.rand, [1] * 3))
     assert draws[0] == draws[1] == draws[2]
     assert caught[0].filename == __file__
     for function in (random.random, np.random.default_rng().normal):
-        with pytest.warns(UserWarning, match="draw the same numbers"):
+        with pytest.warns(BatchWarning, match="draw the same numbers"):
             executor.submit(function).result(SECONDS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

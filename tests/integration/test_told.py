@@ -320,6 +320,28 @@ def test_tracebacks_show_the_users_frames_with_their_lines(tmp_path: Path, stdin
         assert files == {"<stdin>" if stdin else "prögram 1.py"}
 
 
+def test_a_program_from_a_pipe_tells_lines_and_columns(tmp_path: Path) -> None:
+    # Python cannot read it again: no source line can be shown.
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=TRACEBACK,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = done.stdout.split("@@\n")
+    assert len(shown) == 3
+    for text in shown[:2]:
+        assert re.search(
+            r'File "<stdin>", line 6, in inner\n[ |]*\[column 12 to 16; Python cannot read a pipe '
+            r"again to show the line\]\n",
+            text,
+        ), text
+
+
 CELLS = [
     "from daskbatch import Batch\n"
     "import psutil\n"

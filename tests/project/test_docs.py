@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 from support.paths import PROJECT as HOME
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in HOME.glob("docs/*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(str(page.relative_to(HOME)) for page in HOME.glob("docs/**/*.md")),
+]
 
 _PROGRAM = re.compile(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
 
@@ -39,6 +44,17 @@ def test_a_program_of_a_document_prints_what_stands_there(
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert run.stdout.replace(str(tmp_path), "<here>") == printed
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_program_runs_or_the_page_says_why_not(document: str) -> None:
+    text = (HOME / document).read_text("utf-8")
+    languages = re.findall(r"^```(\S.*)$", text, re.MULTILINE)
+    assert set(languages) <= {"python", "py", "sh", "text", "yaml", "json", "html"} | {
+        language for language in languages if language.startswith("{")
+    }
+    for before in text.split("```py\n")[:-1]:
+        assert re.search(r"<!-- not run: .+ -->\s*$", before), "say above it why it is not run"
 
 
 def test_the_readme_has_a_program() -> None:

@@ -25,16 +25,23 @@ GROUND = {"_version", "errors", "config", "timeouts", "forking"}
 #: Each part, and the parts of daskbatch that it may import, besides itself. From top to bottom:
 #: a part never imports one that stands above it.
 MAY_IMPORT = {
+    "__main__": {"command_line"},
+    "command_line": {*GROUND, "batch", "describe", "worker", "records", "report"},
     "execute": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "executor": {*GROUND, "batch", "cluster", "dispatch", "describe", "worker", "serialization"},
     "batch": {
         *(*GROUND, "shared", "cluster", "dispatch", "plan", "describe", "worker"),
-        "serialization",
+        *("serialization", "report", "observation", "records"),
+    },
+    "observation": {
+        *(*GROUND, "dispatch", "plan", "describe", "worker", "serialization", "records"),
     },
     "shared": {*GROUND, "cluster", "describe", "worker", "serialization"},
     "cluster": {*GROUND, "dispatch", "plan", "describe", "worker", "serialization"},
     "dispatch": {*GROUND, "plan", "describe", "worker", "serialization"},
     "plan": {"errors", "describe"},
+    "report": {"errors", "_version", "records"},
+    "records": {"errors"},
     "describe": {"errors", "timeouts", "worker", "serialization"},
     "worker": {"errors", "timeouts", "forking", "serialization"},
     "serialization": {"errors", "timeouts", "forking"},
@@ -47,13 +54,21 @@ MAY_IMPORT = {
 
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
-    *("cluster", "worker/plugin.py", "worker/slot_holding.py", "worker/open_blocks/server.py"),
+    *("cluster", "worker/plugin.py", "worker/slot_holding.py"),
+    *("worker/departure.py", "worker/termination.py"),
+    "worker/open_blocks/server.py",
     *("batch/batch.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),
     *("shared/creation.py", "shared/scheduler_rpc.py", "shared/waiting.py", "shared/registry.py"),
 }
-DASK = {"config.py", "dispatch/lower.py", "dispatch/recovery.py", *DISTRIBUTED}
+DASK = {
+    "config.py",
+    "command_line/doctor.py",
+    "dispatch/lower.py",
+    "dispatch/recovery.py",
+    *DISTRIBUTED,
+}
 
 #: How many lines of code a file may have: docstrings, comments and empty lines do not count.
 MOST_LINES = 400

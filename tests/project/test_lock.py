@@ -18,9 +18,9 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 PLATFORMS = ["linux", "darwin"]
 
 #: The extra that each file has, with the dependencies of the package itself.
-EXTRAS = {"check": "check", "demo": "dashboard"}
+EXTRAS = {"check": "check", "demo": "dashboard", "docs": "docs"}
 #: And the dependency groups.
-GROUPS = {"check": ["build", "lock"], "demo": ["build"]}
+GROUPS = {"check": ["build", "lock"], "demo": ["build"], "docs": ["build", "dist"]}
 
 
 def required(extra: str, groups: list[str]) -> Iterator[Requirement]:

@@ -80,6 +80,9 @@ NAMES = [
         lambda executor: isinstance(executor, Executor),
     ),
     Use("distributed.client:Client._event_handlers", "cluster/membership.py"),
+    Use("distributed.client:Client._send_to_scheduler", "cluster/growth/demand_report.py"),
+    # A nanny has it once a cluster object has started the nanny: without it, nothing changes.
+    Use("distributed.deploy.spec:SpecCluster", "cluster/nanny_plugin.py", word="_cluster"),
     Use("distributed.client:Client._event_handlers", "cluster/shared_connection.py"),
     Use(
         "distributed.client:Client._reconnect",

@@ -186,7 +186,8 @@ def test_parameters_of_a_batch() -> None:
             "options",
             "(*, reads=None, writes=None, removes=None, name=None, timeout=None, retries=0, "
             "resources=None, "
-            "workers=None, priority=0, isolation=None, cores=None, cwd=None, env=None)",
+            "workers=None, priority=0, isolation=None, cores=None, cwd=None, env=None, "
+            "restartable=False, walltime=None)",
         ),
         ("compile", "(tasks, name=None, check='warn')"),
         ("import_func", "(ptd_file, *import_args, **import_kwargs)"),
@@ -198,7 +199,7 @@ def test_parameters_of_a_batch() -> None:
             "(*, shards=None, replicas=1, wait_for_keys=False, timeout=None, memory_limit=None, "
             "name=None)",
         ),
-        ("queue", "(maxsize=0, *, name=None)"),
+        ("queue", "(maxsize=0, *, replicas=1, name=None)"),
         ("fence", "(timeout=None)"),
         ("close", "()"),
         ("join", "(timeout=None)"),
@@ -212,7 +213,7 @@ def test_parameters_of_its_methods(method: str, parameters: str) -> None:
 def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
     methods |= {"ddict", "queue", "job"}
-    life = {"open", "fence", "close", "join", "terminate"}
+    life = {"report", "open", "fence", "close", "join", "terminate"}
     attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
     assert own(Batch) == methods | life | attributes
 
@@ -222,12 +223,13 @@ def test_what_dictionaries_and_queues_offer() -> None:
         "(cluster=None, *, shards=None, replicas=1, wait_for_keys=False, timeout=None, "
         "memory_limit=None, name=None)"
     )
-    assert shape(Queue) == "(cluster=None, maxsize=0, *, name=None)"
+    assert shape(Queue) == "(cluster=None, maxsize=0, *, replicas=1, name=None)"
     many = {"put_many", "get_many", "fetch_add", "freeze", "unfreeze", "frozen"}
     places = {"local_keys", "workers_for", "stats", "save", "load", "close", "name"}
     assert own(DDict) == own(MutableMapping) | many | places
     items = {"put", "get", "put_nowait", "get_nowait", "qsize", "empty", "full"}
-    assert own(Queue) == items | {"task_done", "join", "close", "name"}
+    items |= {"task_done", "join", "stats", "save", "load", "close", "name"}
+    assert own(Queue) == items
 
 
 def test_what_tasks_offer(batch: Batch) -> None:
@@ -235,8 +237,12 @@ def test_what_tasks_offer(batch: Batch) -> None:
     program = batch.compile([function, process])
     assert own(function) == own(process) == TASK
     assert own(program) == TASK | {
-        *("tasks", "graph", "explain", "to_dot", "visualize", "failures", "skipped")
+        *("tasks", "graph", "explain", "to_dot", "visualize", "failures", "skipped"),
+        *("critical_path", "report", "trace"),
     }
+    assert shape(program.visualize) == "(filename='graph.svg', *, collapse=None, files=False)"
+    assert shape(program.report) == "(filename='report.html')"
+    assert shape(program.trace) == "(filename='trace.json')"
     for task in (function, process, program):
         for part in (task.result, task.stdout, task.stderr):
             assert own(part) == {"get", "rank"}

@@ -207,6 +207,7 @@ class OpenBlocks:
                 or options.resources
                 or options.prepare
                 or options.apart is not None
+                or options.walltime is not None
             )
             and self._table.largest_value(record) <= self._setting.inline_limit
         )

@@ -104,8 +104,16 @@ TASK_DONE = Operation("task_done", _CHANGE, (), "False if no item was unfinished
 JOIN = Operation("join", _CONTROL, (), "whether all items are done, also after a wait")
 QSIZE = Operation("qsize", _CONTROL, (), "the number of items")
 QUEUE_STATS = Operation("stats", _CONTROL, (), "a dict of numbers")
+QUEUE_VIEW = Operation("view", _CONTROL, ("token",), "None; keeps the present items for QUEUE_PAGE")
+QUEUE_PAGE = Operation(
+    "page", _CONTROL, ("token", "position"), "some items of a view; None if unknown"
+)
+QUEUE_UNVIEW = Operation("unmark", _CONTROL, ("token",), "None; drops the view")
 
-QUEUE_OPERATIONS = (QUEUE_PUT, QUEUE_GET, TASK_DONE, JOIN, QSIZE, QUEUE_STATS)
+QUEUE_OPERATIONS = (
+    *(QUEUE_PUT, QUEUE_GET, TASK_DONE, JOIN, QSIZE, QUEUE_STATS),
+    *(QUEUE_VIEW, QUEUE_PAGE, QUEUE_UNVIEW),
+)
 
 # -- changes ------------------------------------------------------------------------------
 
@@ -116,6 +124,16 @@ Change = tuple[Any, ...]
 #: ``(SET, key, value)``, ``(DELETE, key)``, ``(CLEAR_ALL,)``, ``(SET_FROZEN, bool)``, and
 #: ``(SET_REPLIES, [(client id, sequence number, reply), ...])``.
 SET, DELETE, CLEAR_ALL, SET_FROZEN, SET_REPLIES = "set", "del", "clear", "freeze", "done"
+
+#: Of a queue: ``(ITEM_PUT, number, value)``; ``(ITEM_TAKEN, number, client id, sequence number)``,
+#: then ``(ITEM_CONFIRMED, number)`` or ``(ITEM_RETURNED, number)``; ``(ITEM_DONE,)``; and for a new
+#: backup ``(QUEUE_COUNTS, last number, unfinished items)`` and ``(ITEM_COPIED, number, value, taken
+#: by)``, where `taken by` is None, or a client id and a sequence number.
+ITEM_PUT, ITEM_TAKEN, ITEM_CONFIRMED, ITEM_RETURNED = "put", "taken", "confirmed", "returned"
+ITEM_DONE, ITEM_COPIED, QUEUE_COUNTS = "item done", "copied", "counts"
+
+#: The kinds of changes that carry a value, as their third element.
+WITH_VALUE = (SET, ITEM_PUT, ITEM_COPIED)
 
 # -- dispatch -----------------------------------------------------------------------------
 

@@ -1,31 +1,68 @@
-"""The items of a queue, on the worker that has it.
+"""The items of a queue, on the workers that have it.
 
 An item that is sent to a consumer leaves the queue for good only when the consumer has confirmed
 that it has received the item. Otherwise the item returns to its place in the queue. Any number of
 threads may use a `QueueState`.
+
+Like a shard of a dictionary, a queue has one primary, and backups that follow it; see
+`store.replication`. The primary makes each change on the backups first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
 
-from daskbatch.shared.data.codec import Value, prepare_to_send
-from daskbatch.shared.data.messages import Request, closed_error
+from daskbatch.shared.data.codec import Value, prepare_to_send, size_of
+from daskbatch.shared.data.messages import NotServing, Request, closed_error
 from daskbatch.shared.rpc.answer import ResultToConfirm
 from daskbatch.shared.rpc.reply_cache import ReplyCache
 from daskbatch.shared.store.operations import (
+    ITEM_CONFIRMED,
+    ITEM_COPIED,
+    ITEM_DONE,
+    ITEM_PUT,
+    ITEM_RETURNED,
+    ITEM_TAKEN,
     JOIN,
     QSIZE,
+    QUEUE_COUNTS,
     QUEUE_GET,
+    QUEUE_PAGE,
     QUEUE_PUT,
     QUEUE_STATS,
+    QUEUE_UNVIEW,
+    QUEUE_VIEW,
+    SET_REPLIES,
     TASK_DONE,
+    Change,
     by_name,
 )
+from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import SpillStore, StoredValue
+
+#: How long a replica that stops serving waits for confirmations of items that it has sent.
+_CONFIRM_TIMEOUT_SECONDS = 5.0
+
+#: After a replica has become the primary, an item that its predecessor has sent, and whose receipt
+#: nobody has confirmed, returns to the queue after this time. A consumer that lives asks again
+#: before.
+_RETURN_SECONDS = 10.0
+
+#: How long a view is kept after its reader has asked for a page; a page ends at this size.
+_VIEW_LIFETIME_SECONDS, _PAGE_BYTES = 600.0, 4 << 20
+
+
+class _Taken(NamedTuple):
+    """An item that was sent to a consumer, which has not confirmed it yet."""
+
+    item: StoredValue
+    client_id: bytes
+    seq: int
 
 
 class QueueState:
@@ -50,17 +87,33 @@ class QueueState:
         self._description = description
         self.store = store
         self._maxsize = maxsize
-        self._items: deque[StoredValue] = deque()
+        #: The items by number. They are in order, unless `_unordered` is set: a backup receives
+        #: them in another order, and some return.
+        self._items: OrderedDict[int, StoredValue] = OrderedDict()
+        self._unordered = False
+        #: By number: the items that were sent to a consumer, and are not confirmed; and those that
+        #: an earlier primary has sent.
+        self._taken: dict[int, _Taken] = {}
+        self._inherited: dict[int, _Taken] = {}
+        #: When the inherited ones return; None until the first request after that.
+        self._return_at: float | None = None
         #: How many items are not done; see `_task_done`.
         self._unfinished = 0
         self.closed = False
-        self._lock = threading.Lock()
-        self._not_empty = threading.Condition(self._lock)
-        self._not_full = threading.Condition(self._lock)
-        self._all_done = threading.Condition(self._lock)
+        #: Whether this is the primary, which answers requests.
+        self.serves = True
+        self.backups: Backups | None = None
+        #: Held by a thread while it changes anything, and while it tells the backups.
+        self.write_lock = threading.Lock()
+        self._not_empty = threading.Condition(self.write_lock)
+        self._not_full = threading.Condition(self.write_lock)
+        self._all_done = threading.Condition(self.write_lock)
+        self._confirmed = threading.Condition(self.write_lock)
         #: The number of the item that was put last.
         self._last_number = 0
         self._replies = ReplyCache()
+        #: By token: when the view was last used, and the items at the moment when it was made.
+        self._views: dict[bytes, tuple[float, list[StoredValue]]] = {}
         # Each is called with the request, and a function that returns whether the client has gone.
         self._handlers: dict[str, Callable[[Request, Callable[[], bool]], Any]] = by_name(
             {
@@ -70,6 +123,9 @@ class QueueState:
                 JOIN: self._join,
                 QSIZE: self._qsize,
                 QUEUE_STATS: self._stats,
+                QUEUE_VIEW: self._view,
+                QUEUE_PAGE: self._page,
+                QUEUE_UNVIEW: self._unview,
             }
         )
 
@@ -87,15 +143,25 @@ class QueueState:
         return self._handlers[request.operation](request, is_gone)
 
     def _require_open(self) -> None:
+        if not self.serves:
+            raise NotServing
         if self.closed:
             raise closed_error(self._description)
+
+    def _is_over(self) -> bool:
+        """Return whether this replica answers no requests any longer."""
+        return self.closed or not self.serves
+
+    # -- requests -------------------------------------------------------------------------
 
     def _put(self, request: Request, is_gone: Callable[[], bool]) -> bool:
         """Append an item; False if there is no room, even after a wait."""
         value: Value = request.arguments[0]
-        with self._lock:
+        with self.write_lock:
             if request.wait > 0 and self._is_full():
-                self._not_full.wait_for(lambda: not self._is_full() or self.closed, request.wait)
+                self._not_full.wait_for(
+                    lambda: not self._is_full() or self._is_over(), request.wait
+                )
                 if is_gone():
                     self._not_full.notify()  # another thread may have the room
                     return False
@@ -104,10 +170,13 @@ class QueueState:
                 return True
             if self._is_full():
                 return False
-            self._last_number += 1
-            self._items.append(self.store.keep(self._last_number, value))
+            number = self._last_number + 1
+            item = self.store.keep(number, value)  # this may fail, so it is first
+            self._send([(ITEM_PUT, number, value)], request, True)
+            self._last_number = number
+            self._items[number] = item
             self._unfinished += 1
-            self._replies.record(request.client_id, request.seq)
+            self._replies.record(request.client_id, request.seq, True)
             self._not_empty.notify()
             return True
 
@@ -116,59 +185,106 @@ class QueueState:
 
     def _get(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Remove and return the first item, to be confirmed; None if there is none after a wait."""
-        with self._lock:
-            if request.wait > 0 and not self._items:
-                self._not_empty.wait_for(lambda: self._items or self.closed, request.wait)
-                if is_gone():
-                    self._not_empty.notify()  # another thread may have the item
+        with self.write_lock:
+            if self._inherited:
+                self._settle_inherited(request)
+            item = self._already_sent(request) if self._inherited else None
+            if item is None:
+                if request.wait > 0 and not self._items:
+                    self._not_empty.wait_for(lambda: self._items or self._is_over(), request.wait)
+                    if is_gone():
+                        self._not_empty.notify()  # another thread may have the item
+                        return None
+                self._require_open()
+                if not self._items:
                     return None
-            self._require_open()
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            self._not_full.notify()
+                item = self._first()
+                self._send([(ITEM_TAKEN, item.key, request.client_id, request.seq)])
+                del self._items[item.key]
+                self._taken[item.key] = _Taken(item, request.client_id, request.seq)
+                self._not_full.notify()
+        taken = item
 
         def settle(received: bool) -> None:
-            if received:
-                return
-            with self._lock:
-                if not self.closed:
-                    self._put_back(item)
+            with self.write_lock:
+                found = self._taken.pop(taken.key, None) or self._inherited.pop(taken.key, None)
+                if found is None or self._is_over():
+                    return
+                if not received:
+                    self._insert(taken)
                     self._not_empty.notify()
+                self._confirmed.notify_all()
+                change = ITEM_CONFIRMED if received else ITEM_RETURNED
+                with contextlib.suppress(NotServing):  # then another primary settles it
+                    self._send([(change, taken.key)])
 
         try:
-            return ResultToConfirm(prepare_to_send(item.value), settle)
+            return ResultToConfirm(prepare_to_send(taken.value), settle)
         except Exception:  # the item is on disk, and cannot be read now
             settle(False)
             raise
 
-    def _put_back(self, item: StoredValue) -> None:
-        """Insert an item at its place by number: other items may have returned, too."""
-        place = 0
-        while place < len(self._items) and self._items[place].key < item.key:
-            place += 1
-        self._items.insert(place, item)
+    def _already_sent(self, request: Request) -> StoredValue | None:
+        """Return the item that an earlier primary has sent in answer to the same request."""
+        if not request.client_id:
+            return None
+        sent = (request.client_id, request.seq)
+        return next((each.item for each in self._inherited.values() if each[1:] == sent), None)
+
+    def _settle_inherited(self, request: Request) -> None:
+        """Settle the items that an earlier primary has sent: they were received, or they return."""
+        if self._return_at is None:
+            self._return_at = monotonic() + _RETURN_SECONDS
+        is_late = monotonic() > self._return_at
+        for number, taken in list(self._inherited.items()):
+            if taken.client_id == request.client_id and taken.seq < request.seq:
+                # The client would have asked for it again.
+                self._send([(ITEM_CONFIRMED, number)])
+                del self._inherited[number]
+            elif is_late and (taken.client_id, taken.seq) != request[1:3]:
+                self._send([(ITEM_RETURNED, number)])
+                del self._inherited[number]
+                self._insert(taken.item)
+
+    def _insert(self, item: StoredValue) -> None:
+        """Insert an item that may belong before others."""
+        if self._items and next(reversed(self._items)) > item.key:
+            self._unordered = True
+        self._items[item.key] = item
+
+    def _first(self) -> StoredValue:
+        """Return the first item; there is one."""
+        if self._unordered:
+            self._items = OrderedDict(sorted(self._items.items()))
+            self._unordered = False
+        return next(iter(self._items.values()))
+
+    def count(self) -> int:
+        """Return the number of items."""
+        return len(self._items)
 
     def _qsize(self, request: Request, is_gone: Callable[[], bool]) -> int:
         return len(self._items)
 
     def _task_done(self, request: Request, is_gone: Callable[[], bool]) -> bool:
         """Count an item as done; False if all items are done already."""
-        with self._lock:
+        with self.write_lock:
+            self._require_open()
             if self._replies.find(request.client_id, request.seq):
                 return True
             if not self._unfinished:
                 return False
+            self._send([(ITEM_DONE,)], request, True)
             self._unfinished -= 1
-            self._replies.record(request.client_id, request.seq)
+            self._replies.record(request.client_id, request.seq, True)
             if not self._unfinished:
                 self._all_done.notify_all()
             return True
 
     def _join(self, request: Request, is_gone: Callable[[], bool]) -> bool:
         """Wait until all items are done; return whether they are."""
-        with self._lock:
-            self._all_done.wait_for(lambda: not self._unfinished or self.closed, request.wait)
+        with self.write_lock:
+            self._all_done.wait_for(lambda: not self._unfinished or self._is_over(), request.wait)
             self._require_open()
             return not self._unfinished
 
@@ -176,11 +292,132 @@ class QueueState:
         memory, disk = self.store.sizes()
         return {"items": len(self._items), "bytes": memory, "spilled": disk}
 
+    def _view(self, request: Request, is_gone: Callable[[], bool]) -> None:
+        """Keep the present items for `_page`."""
+        now = monotonic()
+        with self.write_lock:
+            self._views = {
+                token: view
+                for token, view in self._views.items()
+                if now - view[0] < _VIEW_LIFETIME_SECONDS
+            }
+            items = [self._items[number] for number in sorted(self._items)]
+            self._views[request.arguments[0]] = now, items
+
+    def _page(self, request: Request, is_gone: Callable[[], bool]) -> list[Value] | None:
+        """Return some items of a view, from a position on; None if there is no such view."""
+        token, start = request.arguments
+        if token not in self._views:
+            return None
+        _, view = self._views[token]
+        self._views[token] = monotonic(), view
+        page: list[Value] = []
+        room = _PAGE_BYTES
+        for item in view[start:]:
+            page.append(prepare_to_send(item.value))
+            room -= size_of(page[-1])
+            if room < 0:
+                break
+        return page
+
+    def _unview(self, request: Request, is_gone: Callable[[], bool]) -> None:
+        self._views.pop(request.arguments[0], None)
+
+    # -- replicas: implements `replication.Replicated` -------------------------------------
+
+    def _send(
+        self, changes: Sequence[Change], request: Request | None = None, reply: Any = None
+    ) -> None:
+        """Make changes on the backups; the caller holds `write_lock`."""
+        if self.backups is not None:
+            client_id, seq = (b"", 0) if request is None else (request.client_id, request.seq)
+            self.backups.send(changes, client_id, seq, reply)
+
+    def first_changes(self) -> list[Change]:
+        """Return what a new backup is told before it receives any item."""
+        counts = (QUEUE_COUNTS, self._last_number, self._unfinished)
+        return [counts, (SET_REPLIES, list(self._replies.entries()))]
+
+    def values(self) -> list[StoredValue]:
+        """Return all items, in order."""
+        taken = [*self._inherited.values(), *self._taken.values()]
+        return [*(each.item for each in taken), *self._items.values()]
+
+    def copy(self, stored: StoredValue) -> Change | None:
+        """Return the change that gives a new backup an item; None if the item has gone."""
+        number = stored.key
+        taken = self._taken.get(number) or self._inherited.get(number)
+        if taken is None and number not in self._items:
+            return None
+        taken_by = None if taken is None else tuple(taken[1:])
+        return (ITEM_COPIED, number, prepare_to_send(stored.value), taken_by)
+
+    def follow(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
+        """Make the changes of the primary, as its backup; see `Backups.send`."""
+        with self.write_lock:
+            if self.serves:
+                raise NotServing
+            for kind, *arguments in changes:
+                self._follow_one(kind, arguments)
+            self._replies.record(client_id, seq, reply)
+        self.store.sweep()
+
+    def _follow_one(self, kind: str, arguments: Sequence[Any]) -> None:
+        if kind == ITEM_PUT:
+            number, value = arguments
+            self._insert(self.store.keep(number, value))
+            self._last_number = number
+            self._unfinished += 1
+        elif kind == ITEM_COPIED:
+            number, value, taken_by = arguments
+            item = self.store.keep(number, value)
+            if taken_by is None:
+                self._insert(item)
+            else:
+                self._inherited[number] = _Taken(item, *taken_by)
+        elif kind == ITEM_TAKEN:
+            number, client_id, seq = arguments
+            found = self._items.pop(number, None)
+            if found is not None:  # else it has not been copied yet
+                self._inherited[number] = _Taken(found, client_id, seq)
+        elif kind == ITEM_CONFIRMED:
+            self._inherited.pop(arguments[0], None)
+        elif kind == ITEM_RETURNED:
+            taken = self._inherited.pop(arguments[0], None)
+            if taken is not None:
+                self._insert(taken.item)
+        elif kind == ITEM_DONE:
+            self._unfinished -= 1
+        elif kind == QUEUE_COUNTS:
+            self._last_number, self._unfinished = arguments
+        else:
+            assert kind == SET_REPLIES
+            for entry in arguments[0]:
+                self._replies.record(*entry)
+
+    def stop_serving(self) -> None:
+        """Let another replica become the primary; waiting requests raise `NotServing`.
+
+        First it waits until what was sent to consumers is confirmed.
+        """
+        with self.write_lock:
+            self._confirmed.wait_for(
+                lambda: not self._taken or self.closed, _CONFIRM_TIMEOUT_SECONDS
+            )
+            self.serves = False
+            self._notify_all()
+
+    def _notify_all(self) -> None:
+        for condition in (self._not_empty, self._not_full, self._all_done, self._confirmed):
+            condition.notify_all()
+
     def close(self) -> None:
         """Close the queue, and wake all waiting threads, which then raise `LifecycleError`."""
-        with self._lock:
+        with self.write_lock:
             self.closed = True
             self._items.clear()
-            for condition in (self._not_empty, self._not_full, self._all_done):
-                condition.notify_all()
+            self._taken.clear()
+            self._inherited.clear()
+            self._views.clear()
+            self._notify_all()
         self.store.tidy()

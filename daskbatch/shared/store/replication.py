@@ -1,4 +1,4 @@
-"""Primary-backup replication of a shard: forwards changes to the backups, and builds new ones.
+"""Primary-backup replication: forwards changes to the backups, and builds new ones.
 
 The scheme is that of Alsberg & Day (1976) and Budhiraja et al. (The primary-backup approach,
 1993). The scheduler's plugin alone decides which replica is the primary and which are backups,
@@ -19,14 +19,14 @@ import ssl
 import threading
 from collections.abc import Callable, Sequence
 from time import sleep
-from typing import Any
+from typing import Any, Protocol
 
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.codec import prepare_to_send
 from daskbatch.shared.data.messages import Layout, NotServing, Replica
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
-from daskbatch.shared.store.operations import FOLLOW, SET, SET_FROZEN, SET_REPLIES, Change
-from daskbatch.shared.store.shard import Shard
+from daskbatch.shared.store.operations import FOLLOW, WITH_VALUE, Change
+from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import StoredValue
 from daskbatch.timeouts import Deadline
 
@@ -38,6 +38,25 @@ _COPY_PIECE_BYTES = 4 << 20
 
 #: How often, and at what interval, the primary asks the scheduler whether a new backup counts.
 _MAX_LAYOUT_ATTEMPTS, _LAYOUT_RETRY_SECONDS = 30, 1.0
+
+
+class Replicated(Protocol):
+    """What has replicas: a `Shard` or a `QueueState`. Any number of threads may use it."""
+
+    #: Held while anything changes.
+    write_lock: threading.Lock
+    backups: Backups | None
+    #: Whether this replica is the primary.
+    serves: bool
+
+    def first_changes(self) -> list[Change]:
+        """Return what a new backup is told before it receives any value."""
+
+    def values(self) -> list[StoredValue]:
+        """Return all values."""
+
+    def copy(self, stored: StoredValue) -> Change | None:
+        """Return the change that gives a new backup a value; None if it is no longer there."""
 
 
 class _FollowTimeout(Exception):
@@ -89,8 +108,8 @@ class Replicator:
 
     Parameters
     ----------
-    shard : Shard
-        The shard here.
+    shard : Replicated
+        The shard here, or the queue.
     tls_context : ssl.SSLContext, optional
         The certificates for connections to other workers.
     call_scheduler : callable
@@ -99,7 +118,7 @@ class Replicator:
 
     def __init__(
         self,
-        shard: Shard,
+        shard: Replicated,
         tls_context: ssl.SSLContext | None,
         call_scheduler: Callable[..., Layout],
     ) -> None:
@@ -234,9 +253,8 @@ class Replicator:
                 if not self._shard.serves:
                     raise NotServing
                 # From here on the backup receives all changes.
-                values, frozen, replies = self._shard.contents()
-                first = [(SET_FROZEN, frozen), (SET_REPLIES, replies)]
-                backup.follow(self.epoch, first, b"", 0, None)
+                values = self._shard.values()
+                backup.follow(self.epoch, self._shard.first_changes(), b"", 0, None)
                 self._joining = backup
             piece: list[StoredValue] = []
             room = _COPY_PIECE_BYTES
@@ -291,11 +309,8 @@ class Replicator:
             if self._joining is not backup:
                 raise NotServing
             # The backup has received later writes and removals as changes.
-            changes = [
-                (SET, stored.key, prepare_to_send(stored.value))
-                for stored in piece
-                if self._shard.is_current(stored)
-            ]
+            copies = [self._shard.copy(stored) for stored in piece]
+            changes = [change for change in copies if change is not None]
             if changes:
                 backup.follow(self.epoch, changes, b"", 0, None)
 
@@ -307,4 +322,6 @@ class Replicator:
 
 def _prepare_change(change: Change) -> Change:
     """Return a change in the form in which it is sent without a copy of its value."""
-    return (SET, change[1], prepare_to_send(change[2])) if change[0] == SET else change
+    if change[0] not in WITH_VALUE:
+        return change
+    return (*change[:2], prepare_to_send(change[2]), *change[3:])

@@ -113,7 +113,7 @@ class Shard:
                 operations.GET: self._get,
                 operations.GET_SOME: self._get_some,
                 operations.HAS: self._has,
-                operations.COUNT: self._count,
+                operations.COUNT: self.count,
                 operations.KEYS: self._keys,
                 operations.PUT: self._put,
                 operations.PUT_SOME: self._put_some,
@@ -150,10 +150,10 @@ class Shard:
         return self._handlers[operation.name](*arguments)
 
     def _require_serving(self) -> None:
-        if self.closed:
-            raise closed_error(self._description)
         if not self.serves:
             raise NotServing
+        if self.closed:
+            raise closed_error(self._description)
 
     # -- reading --------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Shard:
         with self._lock:
             self._waiters.setdefault(key, []).append(event)
         stored = self._values.get(key)
-        if stored is None and not self.closed:
+        if stored is None and not self.closed and self.serves:
             event.wait(seconds)
             stored = self._values.get(key)
         with self._lock:
@@ -206,7 +206,8 @@ class Shard:
     def _has(self, key: Any) -> bool:
         return decode_key(key) in self._values
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Return the number of keys."""
         return len(self._values)
 
     def _keys(self) -> list[Any]:
@@ -420,25 +421,43 @@ class Shard:
 
     # -- for a new backup -----------------------------------------------------------------
 
-    def contents(self) -> tuple[list[StoredValue], bool, list[tuple[bytes, int, Any]]]:
-        """Return all values, whether the shard is frozen, and the last replies to clients."""
-        return self._all_values(), self.frozen, list(self._replies.entries())
+    def first_changes(self) -> list[Change]:
+        """Return what a new backup is told before it receives any value."""
+        return [(SET_FROZEN, self.frozen), (SET_REPLIES, list(self._replies.entries()))]
 
-    def is_current(self, stored: StoredValue) -> bool:
-        """Return whether a value is still the one of its key."""
+    def values(self) -> list[StoredValue]:
+        """Return all values."""
+        return self._all_values()
+
+    def copy(self, stored: StoredValue) -> Change | None:
+        """Return the change that gives a new backup a value; None if its key has another one."""
         # By the decoded key: some keys, such as NaN, are equal only to the same object.
-        return self._values.get(stored.decoded) is stored
+        if self._values.get(stored.decoded) is not stored:
+            return None
+        return (SET, stored.key, prepare_to_send(stored.value))
 
     # -- the end --------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Close the shard and wake all waiters, which then raise `LifecycleError`."""
-        self.closed = True
+    def stop_serving(self) -> None:
+        """Let another replica become the primary: all changes so far are made on the backups.
+
+        Waiting requests raise `NotServing`.
+        """
+        with self.write_lock:
+            self.serves = False
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         with self._lock:
             waiters, self._waiters = self._waiters, {}
         for events in waiters.values():
             for event in events:
                 event.set()
+
+    def close(self) -> None:
+        """Close the shard and wake all waiters, which then raise `LifecycleError`."""
+        self.closed = True
+        self._wake_all()
         self._values = {}
         self._replies.clear()
         self._views.clear()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from daskbatch.worker.execution.client_names import first_topic
+from daskbatch.worker.execution.measures import Measures, MemberBegin
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
@@ -154,6 +155,8 @@ class BlockSpec(NamedTuple):
         What the script has changed in its search path and environment; see `surroundings`.
     open : bool
         Whether the block begins without members, and receives them while it runs.
+    streams : bool
+        Whether the worker sends what members write while they write it.
     """
 
     block: int
@@ -183,6 +186,7 @@ class BlockSpec(NamedTuple):
 
     surroundings: bytes | None = None
     open: bool = False
+    streams: bool = False
 
     @property
     def namespace(self) -> str:
@@ -212,6 +216,8 @@ class OutcomeReport(NamedTuple):
     outputs : mapping
         stdout and stderr of those members that wrote any; None for those that stay on the
         worker.
+    measures : Measures, optional
+        Where and when they ran, and what they used; None if that is not known.
     """
 
     block: int
@@ -220,6 +226,7 @@ class OutcomeReport(NamedTuple):
     values: Sequence[bytes | None]
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
+    measures: Measures | None = None
 
 
 class RunningReport(NamedTuple):
@@ -231,10 +238,13 @@ class RunningReport(NamedTuple):
         The block's number.
     running : int
         The member that runs now.
+    begin : MemberBegin, optional
+        Where and when it has begun.
     """
 
     block: int
     running: int
+    begin: MemberBegin | None = None
 
 
 class ExpiredReport(NamedTuple):
@@ -251,11 +261,14 @@ class ExpiredReport(NamedTuple):
     rest : bytes
         A `Status` for each member behind the one that runs: DEFERRED, or CANCELLED for one
         that was revoked before.
+    begin : MemberBegin, optional
+        Where and when the member that runs has begun.
     """
 
     block: int
     running: int
     rest: bytes
+    begin: MemberBegin | None = None
 
 
 class MissingReport(NamedTuple):
@@ -312,5 +325,43 @@ class ClosedReport(NamedTuple):
     received: int
 
 
+class OutputReport(NamedTuple):
+    """Reports what a member has written to a stream.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    member : int
+        The member.
+    attempt : int
+        The number of the attempt, from 1.
+    stream : int
+        0 for stdout, 1 for stderr.
+    begin : int
+        The position of the data in the stream. Bytes.
+    data : bytes
+        What it has written there.
+    is_whole : bool
+        Whether this is a part of the text that is kept of a member that is over.
+    """
+
+    block: int
+    member: int
+    attempt: int
+    stream: int
+    begin: int
+    data: bytes
+    is_whole: bool = False
+
+
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport | OpenedReport | ClosedReport
+Report = (
+    OutcomeReport
+    | RunningReport
+    | ExpiredReport
+    | MissingReport
+    | OutputReport
+    | OpenedReport
+    | ClosedReport
+)

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, thread_time
 from types import CoroutineType
 from typing import Any
 
@@ -47,8 +47,11 @@ from daskbatch.worker.execution.declared_files import (
 )
 from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.execution.initialized_function import InitializedFunction
+from daskbatch.worker.execution.journal import NOT_MEASURED
+from daskbatch.worker.execution.measures import MemberDetails, Usage
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.task_context import active_context
 from daskbatch.worker.mpi.job import run_job
@@ -56,6 +59,10 @@ from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
 _NO_LINK = Link()
 _PICKLED_NONE = pickling.dumps(None)
+
+#: Processor time is read once at least this much time has passed: the system call takes as long as
+#: a short member. Shorter members count as if they had computed all the time.
+_MIN_MEASURED_SECONDS = 0.001
 
 # What is being done when an exception is raised outside of the task's function.
 #: Before its call:
@@ -100,25 +107,41 @@ class BlockRun(Progress):
         self._functions: list[LoadedFunction | None] = [None] * len(spec.functions)
         #: Whether a member's arguments are being loaded, and not used yet.
         self.loading = False
+        #: When the running member has begun, by `perf_counter`; and how often it was tried again.
+        self._member_began = self.began
+        self._retried = 0
+        #: What processes of the running member have used.
+        self._usage: Usage | None = None
+        #: Where the output of the running member is.
+        self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
+        self._declared = spec.declared
+        #: The generation of the process that runs the block: a member may fork.
+        self._process = generation()
 
     def __call__(self) -> BlockResult:
         spec, claims, log, links = self.spec, self.claims, self.log, self.spec.links
         journal = self.journal
         deadline = self.began + spec.budget
         remaining_bytes = spec.share_limit
-        last = perf_counter()
+        offset = self.epoch_offset
+        measured = last = perf_counter()
+        measured_cpu = self._cpu_clock()
         with (
             active_context(self.context, self.owns_process),
             loading.enter(self._scope),
             self._capturing() as capture,
         ):
+            self._output = capture
             for member in self._members():
+                # Of an open block: after the wait for the member.
+                self._member_began = last + self.preparation
                 self.running = member
                 link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
                 value: bytes | None = None
                 output: tuple[str, str] | None = None
+                ended, cpu, details = NOT_MEASURED
                 claim = claims.claim(member)
                 if journal is not None:
                     journal.set_running(member)
@@ -130,6 +153,7 @@ class BlockRun(Progress):
                         status = claim
                 elif status == Status.DONE:
                     status, value = self._run(member, link, capture)
+                    ended = 1.0
                     if self.preparation:
                         # The next members of this kind need not wait for this again.
                         last += self.preparation
@@ -141,9 +165,22 @@ class BlockRun(Progress):
                     if value is not None:
                         remaining_bytes -= len(value)
                 now = perf_counter()
-                if journal is not None and spec.journaled:
-                    journal.record((member, status, value, now - last, output))
-                log.record(member, status, value, now - last, output)
+                seconds = now - last
+                if ended:
+                    ended, cpu = now + offset, seconds
+                    if now - measured > _MIN_MEASURED_SECONDS:
+                        spent = self._cpu_clock()
+                        cpu = max(0.0, spent - measured_cpu - (last - measured))
+                        measured, measured_cpu = now, spent
+                    if self._usage is not None or self._retried or self.tried or self.owns_process:
+                        details = self._details(member, seconds)
+                        if self._usage is not None:
+                            cpu = self._usage.cpu_seconds
+                            self._usage = None
+                        self._retried = 0
+                if journal is not None and spec.journaled and member != self.interrupted:
+                    journal.record((member, status, value, seconds, output, ended, cpu, details))
+                log.record(member, status, value, seconds, output, ended, cpu, details)
                 last = now
                 if now > deadline or remaining_bytes < 0:
                     self.defer_rest()
@@ -155,6 +192,35 @@ class BlockRun(Progress):
 
     #: Whether this process runs nothing else.
     owns_process = False
+
+    #: Returns the processor time of what runs the members, from any begin on.
+    _cpu_clock = staticmethod(thread_time)
+
+    def _details(self, member: int, seconds: float) -> MemberDetails:
+        """Return what is recorded of a member that has just ended, and ran for some seconds."""
+        usage = self._usage or Usage()
+        attempts = self.tried.get(member, 0) + self._retried + 1
+        return MemberDetails(attempts, usage.pid, usage.max_memory)
+
+    def add_usage(self, usage: Usage) -> None:
+        """Record what processes of the running member have used in one attempt."""
+        self._usage = usage.after(self._usage)
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        capture, attempt = self._output, self._retried
+        if capture is None or self.running != member or member < len(self.log.statuses):
+            return None
+        begin, data = capture.since(name, position, most)
+        # The member may have ended or failed meanwhile, and what was read may be of another one.
+        if self.running != member or self._retried != attempt or member < len(self.log.statuses):
+            return None
+        return OutputPart(self.tried.get(member, 0) + attempt + 1, begin, data)
+
+    def _attempt_of(self, member: int) -> int:
+        return self._retried + 1
+
+    def _began_at(self, member: int) -> float:
+        return self._member_began
 
     #: How long the running member has waited for what later ones find ready, such as ranks that
     #: have started. Its duration does not contain this. Seconds.
@@ -244,7 +310,7 @@ class BlockRun(Progress):
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
         value: Any = None
-        process = generation()
+        process = self._process
         while True:
             if context is not None:
                 context.next_task()
@@ -268,7 +334,7 @@ class BlockRun(Progress):
                     args, kwargs = self._arguments(data, link)
                 self.loading = False
                 doing = ""
-                declared = self.spec.declared.get(member) if self.spec.declared else None
+                declared = self._declared.get(member) if self._declared else None
                 if declared is not None:
                     self._require(member, declared, INPUT, missing_inputs(declared))
                     if declared.rules >= 0 and not _runs_elsewhere(function):
@@ -287,6 +353,8 @@ class BlockRun(Progress):
                     self._call(member, context.finish, (), {})
                 if declared is not None:
                     self._require(member, declared, OUTPUT, missing_outputs(declared))
+                if value is None:
+                    return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
@@ -298,6 +366,7 @@ class BlockRun(Progress):
                 error = as_task_error(raised, doing, self.spec.label(member), value)
                 if attempts > 0 and self._may_retry(member):
                     attempts -= 1
+                    self._retried += 1
                     self._before_retry()
                     capture.clear()
                     continue

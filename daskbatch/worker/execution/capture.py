@@ -24,6 +24,9 @@ from daskbatch.forking import make_lock
 from daskbatch.worker.execution.ranked_text import RankedText
 from daskbatch.worker.execution.stream_file import ForkedSink, StreamFile
 
+#: A longer line of a rank is passed on before its end.
+_MAX_LINE_BYTES = 1 << 16
+
 
 class BoundedText:
     """What a task has written to one stream: all of it, or its head and its tail.
@@ -36,7 +39,7 @@ class BoundedText:
         How many bytes of UTF-8 are kept.
     """
 
-    __slots__ = ("_head", "_limit", "_lock", "_ranks", "_tail", "size")
+    __slots__ = ("_head", "_limit", "_lock", "_merged", "_ranks", "_tail", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -49,11 +52,42 @@ class BoundedText:
             self._head = bytearray()
             self._tail = bytearray()
             self._ranks: Sequence[BoundedText] = ()
+            #: The lines of all ranks of a job, in the order in which they have arrived.
+            self._merged: BoundedText | None = None
             self.size = 0
 
     def for_ranks(self, count: int) -> list[BoundedText]:
         """Return a text for each rank of a job; together they keep as much as this one."""
-        return [BoundedText(self._limit // count) for _ in range(count)]
+        self._merged = merged = BoundedText(self._limit)
+        return [_RankText(self._limit // count, merged) for _ in range(count)]
+
+    def since(self, position: int, most: int) -> tuple[int, bytes]:
+        """Return what was written from a position on, as far as it is kept.
+
+        Parameters
+        ----------
+        position : int
+            The position in the stream; a negative one counts from the end. Bytes.
+        most : int
+            How many bytes to return at most.
+
+        Returns
+        -------
+        (int, bytes)
+            The position of the data, which is later than `position` if that part is not kept; and
+            the data. For a job these are the lines of all ranks, as they have arrived.
+        """
+        if self._merged is not None:
+            return self._merged.since(position, most)
+        with self._lock:
+            if position < 0:
+                position = max(0, self.size + position)
+            kept = len(self._head)
+            if position >= kept and self.size > kept:
+                start = self.size - len(self._tail)
+                position = max(position, start)
+                return position, bytes(self._tail[position - start : position - start + most])
+            return position, bytes(self._head[position : position + most])
 
     def set_ranks(self, texts: Sequence[BoundedText]) -> None:
         """Have this text consist of those of the ranks of a job, which are complete."""
@@ -102,6 +136,35 @@ class BoundedText:
         return f"{head}\n{line}\n{tail.decode('utf-8', 'replace')}".removesuffix("\n")
 
 
+class _RankText(BoundedText):
+    """What one rank of a job has written; its lines are also added to those of all ranks.
+
+    Parameters
+    ----------
+    limit : int
+        How many bytes of UTF-8 are kept.
+    merged : BoundedText
+        The lines of all ranks.
+    """
+
+    __slots__ = ("_line", "_of_all")
+
+    def __init__(self, limit: int, merged: BoundedText) -> None:
+        super().__init__(limit)
+        self._of_all = merged
+        self._line = b""
+
+    def add(self, data: bytes) -> None:
+        """Add UTF-8 data that was written."""
+        super().add(data)
+        lines, newline, rest = data.rpartition(b"\n")
+        if newline or len(self._line) > _MAX_LINE_BYTES:
+            self._of_all.add(self._line + lines + newline)
+            self._line = rest
+        else:
+            self._line += rest
+
+
 class Capture:
     """The two streams of the task that runs in a context.
 
@@ -121,7 +184,15 @@ class Capture:
         Whether nothing more is captured: contexts that were copied outlive the capture.
     """
 
-    __slots__ = ("__weakref__", "_open_files", "closed", "stderr", "stdout", "task_number")
+    __slots__ = (
+        "__weakref__",
+        "_file_lock",
+        "_open_files",
+        "closed",
+        "stderr",
+        "stdout",
+        "task_number",
+    )
 
     def __init__(self, limit: int) -> None:
         self.stdout = BoundedText(limit)
@@ -130,11 +201,14 @@ class Capture:
         self.closed = False
         #: The files of the streams whose descriptors were asked for, by "stdout" and "stderr".
         self._open_files: dict[str, StreamFile] = {}
+        #: Held while these files are read: another thread may ask for what was written so far.
+        self._file_lock = threading.Lock()
 
     def clear(self) -> None:
         """Forget all that was written."""
-        for file in self._open_files.values():
-            file.drain(None)
+        with self._file_lock:
+            for file in self._open_files.values():
+                file.drain(None)
         self.stdout.clear()
         self.stderr.clear()
 
@@ -145,18 +219,23 @@ class Capture:
 
     def end_task(self) -> None:
         """Add what is not yet part of the texts; threads that still run no longer write here."""
-        for stream in (sys.stdout, sys.stderr):
-            if type(stream) is not _Router and stream is not None:
-                # The task has put another stream there, which may write to the router.
-                with suppress(BaseException):
-                    stream.flush()
+        if type(sys.stdout) is not _Router or type(sys.stderr) is not _Router:
+            self._flush_replaced()
         if self._open_files:
             self._drain_files()
         self.task_number += 1
 
+    def _flush_replaced(self) -> None:
+        """Flush the streams that the task has put in place of a router: they may write to it."""
+        for stream in (sys.stdout, sys.stderr):
+            if type(stream) is not _Router and stream is not None:
+                with suppress(BaseException):
+                    stream.flush()
+
     def _drain_files(self) -> None:
-        for name, file in list(self._open_files.items()):
-            file.drain(getattr(self, name))
+        with self._file_lock:
+            for name, file in list(self._open_files.items()):
+                file.drain(getattr(self, name))
 
     def add(self, name: str, data: bytes) -> None:
         """Add UTF-8 data that the task has written to a stream.
@@ -170,7 +249,8 @@ class Capture:
         """
         sink = self.stdout if name == "stdout" else self.stderr
         if self._open_files and type(sink) is BoundedText and name in self._open_files:
-            self._open_files[name].drain(sink)  # it was written before
+            with self._file_lock:
+                self._open_files[name].drain(sink)  # it was written before
         sink.add(data)
 
     def descriptor(self, name: str) -> int:
@@ -186,6 +266,29 @@ class Capture:
             file = self._open_files.setdefault(name, StreamFile())
         return file.number
 
+    def since(self, name: str, position: int, most: int) -> tuple[int, bytes]:
+        """Return what was written to a stream from a position on; see `BoundedText.since`.
+
+        Any thread may call it.
+
+        Parameters
+        ----------
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        sink = self.stdout if name == "stdout" else self.stderr
+        if type(sink) is not BoundedText:
+            return position, b""
+        file = self._open_files.get(name)
+        if file is not None:
+            # What the processes of the task have written becomes a part of the text now.
+            with self._file_lock, suppress(OSError):
+                if not self.closed:
+                    file.drain(sink)
+        return sink.since(position, most)
+
     def continue_in_fork(self) -> None:
         """Write to the files from now on, in a forked process, where no other process reads."""
         self.stdout = ForkedSink(self.descriptor("stdout"))  # type: ignore[assignment]
@@ -194,10 +297,11 @@ class Capture:
     def close(self) -> None:
         """Capture nothing more, and close the descriptors."""
         self.end_task()
-        self.closed = True
-        for file in self._open_files.values():
-            file.close()
-        self._open_files.clear()
+        with self._file_lock:
+            self.closed = True
+            for file in self._open_files.values():
+                file.close()
+            self._open_files.clear()
 
 
 #: Where the writes of the current context go; None for where they go without capturing.
@@ -258,9 +362,11 @@ def capturing(limit: int) -> Iterator[Capture]:
     try:
         yield capture
     finally:
-        _uninstall()
-        current_capture.reset(token)
-        capture.close()
+        try:
+            capture.close()
+        finally:
+            _uninstall()
+            current_capture.reset(token)
 
 
 class _BinaryRouter(io.BufferedIOBase):
@@ -400,15 +506,19 @@ def _install() -> None:
             _patched.append(True)
             threading.Thread.start = _start_thread_of_task  # type: ignore[assignment,method-assign]
             os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+        changes: list[tuple[Any, Any]] = []
         # stderr first: it is the one that log handlers use, if both are the same stream.
         for name in ("stderr", "stdout"):
             stream = getattr(sys, name)
             if isinstance(stream, _Router) or stream is None:
                 continue
-            router = _routers.setdefault(name, _Router(name))
+            router = _routers.get(name)
+            if router is None:
+                router = _routers[name] = _Router(name)
             router.original = stream
             setattr(sys, name, router)
-            _redirect_handlers(router, stream)
+            changes.append((stream, router))
+        _redirect_handlers(changes)
 
 
 def _uninstall() -> None:
@@ -422,12 +532,26 @@ def _uninstall() -> None:
             # A task may have set another stream meanwhile: then that stays.
             if getattr(sys, name) is router:
                 setattr(sys, name, router.original)
-            _redirect_handlers(router.original, router)
+        _redirect_handlers([(router, router.original) for router in _routers.values()])
 
 
-def _redirect_handlers(stream: Any, former: Any) -> None:
-    """Make all log handlers that write to the stream `former` write to `stream`."""
+def _redirect_handlers(changes: Sequence[tuple[Any, Any]]) -> None:
+    """Make all log handlers that write to one stream write to another.
+
+    Parameters
+    ----------
+    changes : sequence of (stream, stream)
+        The former streams, each with the one that replaces it. Of two for one former stream, the
+        first counts.
+    """
+    # All loggers are looked through for each block, so this is quick: most have no handlers.
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and handler.stream is former:
-                handler.setStream(stream)
+        handlers = getattr(logger, "handlers", None)
+        if not handlers:
+            continue
+        for handler in handlers:
+            if isinstance(handler, logging.StreamHandler):
+                for former, stream in changes:
+                    if handler.stream is former:
+                        handler.setStream(stream)
+                        break

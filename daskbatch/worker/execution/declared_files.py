@@ -56,11 +56,18 @@ def missing_error(kind: str, label: str, paths: tuple[str, ...]) -> MissingInput
 
 
 def _missing(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(
-        path
-        for path in paths
-        if not os.path.lexists(path) and not is_symbolic(path) and not _is_listed(path)
-    )
+    #: The last first directory that does not exist: all paths of a task may be in it.
+    symbolic = ""
+    missing = []
+    for path in paths:
+        first = _first_directory(path)
+        if first == symbolic or _exists(path):
+            continue
+        if not _exists(first):
+            symbolic = first
+        elif not _is_listed(path):
+            missing.append(path)
+    return tuple(missing)
 
 
 def is_symbolic(path: str) -> bool:
@@ -69,7 +76,21 @@ def is_symbolic(path: str) -> bool:
     A program may declare names of files that never exist, to order its tasks. And a file system of
     the workers need not be there where the program runs.
     """
-    return not os.path.lexists(path[: path.find(os.sep, 1)] if path.count(os.sep) > 1 else os.sep)
+    return not _exists(_first_directory(path))
+
+
+def _first_directory(path: str) -> str:
+    end = path.find(os.sep, 1)
+    return path[:end] if end > 0 else os.sep
+
+
+def _exists(path: str) -> bool:
+    # What `os.path.lexists` does, without its two calls in between.
+    try:
+        os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_listed(path: str) -> bool:

@@ -15,17 +15,19 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
+from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.mpi.rank_variables import without_rank_variables
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
+from daskbatch.worker.processes.reaping import ProcessMeter
 
 #: How much of the output is read with one system call; and how many reads are made at most
 #: once the process was ended.
@@ -78,6 +80,8 @@ class RunningExecutable:
 
     def __init__(self, marker: str) -> None:
         self.marker = marker
+        #: The process; 0 before the start.
+        self.pid = 0
         self._lock = threading.Lock()
         self._ended = self._stopped = False
         self._read, self._write = os.pipe()
@@ -127,6 +131,7 @@ def execute(
     stdin: Any,
     check: bool,
     timeout: float | None,
+    measured: Callable[[Usage], None] | None = None,
 ) -> int:
     """Run an executable and wait for its end.
 
@@ -146,6 +151,8 @@ def execute(
         Whether an exit code other than 0 is an error.
     timeout : float, optional
         After this time it is ended, with all its children. Seconds.
+    measured : callable, optional
+        Called with what it has used, when it has ended.
 
     Returns
     -------
@@ -168,7 +175,7 @@ def execute(
     if sink is None:
         sink = capture.Capture(_DEFAULT_OUTPUT_BYTES)
     with open_stdin(stdin, cwd) as source:
-        code = _run(argv, cwd, env, source, timeout, sink)
+        code = _run(argv, cwd, env, source, timeout, sink, measured)
     if code and check:
         stderr = sink.stderr.text()
         raise ProcessFailed(
@@ -216,6 +223,7 @@ def _run(
     source: IO[bytes] | int,
     timeout: float | None,
     sink: capture.Capture,
+    measured: Callable[[Usage], None] | None,
 ) -> int:
     """Start the process, wait for its end, and return its exit code."""
     reaper = get_reaper()
@@ -244,24 +252,29 @@ def _run(
             hint = hint or _path_hint(argv[0], cwd, is_missing)
             sink.stderr.add(f"{argv[0]}: {error.strerror}{hint}\n".encode())
             return _NOT_FOUND if is_missing else _NOT_EXECUTABLE
+        running.pid = process.pid
+        meter = ProcessMeter(process)
         assert process.stdout is not None
         assert process.stderr is not None
         streams = {process.stdout: sink.stdout, process.stderr: sink.stderr}
         ended = False
         try:
             deadline = None if timeout is None else began + timeout
-            ended = _read_until_end(process, deadline, streams, running)
+            ended = _read_until_end(process, deadline, streams, running, meter)
             if ended:
-                return process.wait()
+                return meter.wait()
         finally:
             if not ended:
+                meter.look_now()
                 kill_tree(process.pid, marker, _TERMINATION_GRACE_SECONDS)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     # Not for ever: it may hang in the kernel.
-                    process.wait(_TERMINATION_GRACE_SECONDS)
+                    meter.wait(_TERMINATION_GRACE_SECONDS)
                 _drain(streams)
             for pipe in streams:
                 pipe.close()
+            if measured is not None:
+                measured(meter.usage())
         raise TaskTimeout(
             f"{argv[0]} ran for longer than its timeout of {timeout:g} s: it was ended after "
             f"{time.monotonic() - began:.1f} s{_last_output(sink)}"
@@ -332,6 +345,7 @@ def _read_until_end(
     deadline: float | None,
     streams: Mapping[IO[bytes], capture.BoundedText],
     running: RunningExecutable,
+    meter: ProcessMeter,
 ) -> bool:
     """Read what a process writes until it has ended; False if it must be ended now."""
     ended = False
@@ -352,8 +366,10 @@ def _read_until_end(
                     if remaining is None
                     else min(remaining, _POLL_INTERVAL_SECONDS)
                 )
-            if remaining is not None:
-                remaining = min(remaining, MAX_POLL_SECONDS)
+            if not ended:
+                meter.look()
+                look = meter.seconds_until_look()
+                remaining = look if remaining is None else min(remaining, look)
             for key, _ in selector.select(remaining):
                 if key.data is running:
                     return False

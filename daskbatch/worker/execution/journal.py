@@ -16,11 +16,13 @@ import os
 import pickle
 import struct
 import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.measures import UNKNOWN_CPU, Measures, MemberDetails
 
 #: The size of each of the two files.
 _FILE_BYTES = 4 << 20
@@ -41,8 +43,21 @@ _LENGTH = struct.Struct("<I")
 #: Where the records begin.
 _RECORDS_OFFSET = 32
 
-#: An outcome in a journal: member, status, value, seconds, (stdout, stderr).
-Entry = tuple[int, int, bytes | None, float, tuple[str, str] | None]
+#: An outcome in a journal: member, status, value, seconds, (stdout, stderr), when it ended, its
+#: processor time, and details.
+Entry = tuple[
+    int,
+    int,
+    bytes | None,
+    float,
+    tuple[str, str] | None,
+    float,
+    float,
+    MemberDetails | None,
+]
+
+#: The last fields of an outcome of which nothing was measured.
+NOT_MEASURED = (0.0, UNKNOWN_CPU, None)
 
 
 class Journal:
@@ -102,12 +117,12 @@ class Journal:
 
     def record(self, entry: Entry) -> None:
         """Record the outcome of a member."""
-        member, status, value, seconds, output = entry
+        member, status, value, seconds, output, ended, cpu, details = entry
         if value is not None and len(value) > self._value_limit:
             value = None
         if output is not None and sum(map(len, output)) > self._value_limit:
             output = None
-        self._append((member, status, value, seconds, output))
+        self._append((member, status, value, seconds, output, ended, cpu, details))
 
     def _append(self, record: object) -> None:
         data = pickle.dumps(record, 5)
@@ -152,8 +167,14 @@ class JournaledBlock:
     entries: dict[int, Entry] = field(default_factory=dict)
     running: int = -1
 
-    def as_report(self) -> OutcomeReport:
-        """Return the entries as a report; it does not say how long the members ran."""
+    def as_report(self, worker: str = "", pid: int = 0) -> OutcomeReport:
+        """Return the entries as a report.
+
+        Parameters
+        ----------
+        worker, pid : str, int
+            The worker's address, and its process.
+        """
         members = sorted(self.entries)
         start, stop = members[0], members[-1] + 1
         assert len(members) == stop - start, "a slot records its outcomes in order"
@@ -163,8 +184,15 @@ class JournaledBlock:
             start,
             bytes(entry[1] for entry in entries),
             [entry[2] for entry in entries],
-            bytes(4 * len(entries)),
+            array("f", [entry[3] for entry in entries]).tobytes(),
             {entry[0]: entry[4] for entry in entries if entry[4] is not None},
+            Measures(
+                worker,
+                pid,
+                array("d", [entry[5] for entry in entries]).tobytes(),
+                array("f", [entry[6] for entry in entries]).tobytes(),
+                {i: entry[7] for i, entry in enumerate(entries) if entry[7] is not None},
+            ),
         )
 
 

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from daskbatch.worker.execution.block import OutcomeReport
+from daskbatch.worker.execution.measures import UNKNOWN_CPU, Measures, MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult
 
 #: A report ends once it has more than this many bytes of values.
@@ -39,11 +40,26 @@ class OutcomeLog:
         The pickled values and packed exceptions.
     durations : array of float
         How long each ran, in seconds; 0 for a member that was over before this was made.
+    ended : array of float
+        When each ended, in seconds since the epoch; 0 if it is not known.
+    cpu_seconds : array of float
+        The processor time of each; `UNKNOWN_CPU` if it is not known.
+    details : dict
+        What is recorded only of some members.
     outputs : dict
         stdout and stderr of those members that wrote any.
     """
 
-    __slots__ = ("_reported", "durations", "outputs", "statuses", "values")
+    __slots__ = (
+        "_reported",
+        "cpu_seconds",
+        "details",
+        "durations",
+        "ended",
+        "outputs",
+        "statuses",
+        "values",
+    )
 
     def __init__(
         self,
@@ -54,6 +70,9 @@ class OutcomeLog:
         self.statuses = bytearray(statuses)
         self.values = list(values)
         self.durations = array("f", bytes(4 * len(self.statuses)))
+        self.ended = array("d", bytes(8 * len(self.statuses)))
+        self.cpu_seconds = array("f", [UNKNOWN_CPU] * len(self.statuses))
+        self.details: dict[int, MemberDetails] = {}
         self.outputs = dict(outputs or {})
         self._reported = 0
 
@@ -64,6 +83,9 @@ class OutcomeLog:
         value: bytes | None,
         seconds: float,
         output: tuple[str, str] | None,
+        ended: float = 0.0,
+        cpu_seconds: float = UNKNOWN_CPU,
+        details: MemberDetails | None = None,
     ) -> None:
         """Record the outcome of the next member.
 
@@ -79,9 +101,17 @@ class OutcomeLog:
             How long it ran.
         output : (str, str), optional
             Its stdout and stderr, if it wrote anything.
+        ended, cpu_seconds : float
+            When it ended, and its processor time; see `ended` and `cpu_seconds` above.
+        details : MemberDetails, optional
+            What is recorded only of some members.
         """
         self.values.append(value)
         self.durations.append(seconds)
+        self.ended.append(ended)
+        self.cpu_seconds.append(cpu_seconds)
+        if details is not None:
+            self.details[member] = details
         if output is not None:
             self.outputs[member] = output
         # Last: other threads take the length of `statuses` for that of all sequences.
@@ -91,7 +121,9 @@ class OutcomeLog:
         """Return all outcomes so far."""
         return BlockResult(bytes(self.statuses), self.values, self.outputs)
 
-    def new_reports(self, block: int, stop: int, limit: int) -> list[OutcomeReport]:
+    def new_reports(
+        self, block: int, stop: int, limit: int, worker: str = "", pid: int = 0
+    ) -> list[OutcomeReport]:
         """Return reports of the outcomes since the last call.
 
         Parameters
@@ -102,16 +134,33 @@ class OutcomeLog:
             The number of members to report on: later ones are left for the next call.
         limit : int
             Larger values and outputs are left out. Bytes.
+        worker, pid : str, int
+            The worker's address, and its process.
         """
-        reports = []
+        reports: list[OutcomeReport] = []
         while self._reported < stop:
-            reports.append(self._report(block, self._reported, stop, limit))
-            self._reported += len(reports[-1].statuses)
+            report = self._report(block, self._reported, stop, limit)
+            measures = self._measures(report.start, len(report.statuses), worker, pid)
+            reports.append(report._replace(measures=measures))
+            self._reported += len(report.statuses)
         return reports
 
     def report_again(self) -> None:
         """Have the next call of `new_reports` begin with the first member."""
         self._reported = 0
+
+    def _measures(self, start: int, count: int, worker: str, pid: int) -> Measures:
+        part = slice(start, start + count)
+        details = self.details
+        return Measures(
+            worker,
+            pid,
+            self.ended[part].tobytes(),
+            self.cpu_seconds[part].tobytes(),
+            {i: details[start + i] for i in range(count) if start + i in details}
+            if details
+            else {},
+        )
 
     def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
         values: list[bytes | None] = []

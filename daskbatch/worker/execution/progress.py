@@ -5,11 +5,12 @@ The thread that runs the block, and any other threads, use it at the same time.
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping
-from time import perf_counter
+from time import perf_counter, time
 
 from daskbatch.worker.execution.block import (
     BlockSpec,
@@ -20,8 +21,10 @@ from daskbatch.worker.execution.block import (
 )
 from daskbatch.worker.execution.claims import Claims
 from daskbatch.worker.execution.journal import Journal
+from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart, OutputStream, whole_output
 from daskbatch.worker.execution.task_context import TaskContext
 
 
@@ -53,6 +56,9 @@ class Progress(ABC):
         The member that runs now, or -1.
     tried : mapping
         How often members were tried before, in other processes.
+    interrupted : int, optional
+        The member that was stopped because the worker leaves. It has no outcome: the client decides
+        whether it runs again.
     """
 
     def __init__(self, spec: BlockSpec, claims: Claims, log: OutcomeLog) -> None:
@@ -62,13 +68,19 @@ class Progress(ABC):
         self.journal: Journal | None = None
         self.context: TaskContext | None = None
         self.began = perf_counter()
+        #: What to add to `perf_counter` for seconds since the epoch.
+        self.epoch_offset = time() - self.began
         self.running = -1
         self.tried: Mapping[int, int] = {}
+        self.interrupted: int | None = None
         #: What has been noticed about members and not been reported.
         self._notices: deque[MissingReport] = deque()
         self._expired = False
         self._report_lock = threading.Lock()
         self._reported_running = -1
+        self._reported_attempt = 0
+        self._output_stream = OutputStream(spec.block) if spec.streams else None
+        self._streamed_members = 0
         self._reported_expired = False
 
     @abstractmethod
@@ -135,10 +147,74 @@ class Progress(ABC):
             self.log.report_again()
             self._reported_running = -1
 
+    def begin_of(self, member: int) -> MemberBegin:
+        """Return where and when the running member has begun."""
+        worker = "" if self.context is None else self.context.worker
+        attempt = self.tried.get(member, 0) + self._attempt_of(member)
+        began = self._began_at(member) + self.epoch_offset
+        return MemberBegin(worker, self._pid_of(member), attempt, began)
+
+    def _attempt_of(self, member: int) -> int:
+        """Return the attempt of the running member, from 1, since this run has begun."""
+        return 1
+
+    def _began_at(self, member: int) -> float:
+        """Return when the running member has begun, by `perf_counter`."""
+        return self.began
+
+    def _pid_of(self, member: int) -> int:
+        """Return the process of the running member."""
+        return os.getpid()
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        """Return what the running member has written to a stream; None if it does not run.
+
+        Parameters
+        ----------
+        member : int
+            The member.
+        name : str
+            "stdout" or "stderr".
+        position, most : int
+            See `BoundedText.since`.
+        """
+        return None
+
+    def _stream_output(self, stream: OutputStream, done: int, running: int) -> list[Report]:
+        """Return what members have written since the last call, for a client that keeps it."""
+        reports: list[Report] = []
+        if running >= done:
+            reports += stream.of_running(running, self.read_output)
+        for member in range(self._streamed_members, done):
+            texts = self.log.outputs.get(member)
+            # The report on the member has all that is shorter.
+            if texts is not None and sum(map(len, texts)) * 4 > self.spec.inline_limit:
+                reports += whole_output(self.spec.block, member, texts)
+        self._streamed_members = done
+        return reports
+
+    def interrupt(self) -> bool:
+        """Stop the member that runs, and report no outcome of it; True if one is being stopped."""
+        member = self.running
+        if member < 0:
+            return False
+        # First: its outcome may be recorded as soon as it is told to stop.
+        self.interrupted = member
+        if self.stop_running(member):
+            return True
+        self.interrupted = None
+        return False
+
+    def seconds_stopping(self) -> float:
+        """Return for how long the running member has not stopped, though it was told to; else 0."""
+        return 0.0
+
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
         with self._report_lock:
             done, running = len(self.log.statuses), self.running
+            if self.interrupted is not None:
+                done, running = min(done, self.interrupted), -1
             # Before the outcomes: once these have arrived, the program may ask for the notices.
             notices = []
             while self._notices:
@@ -154,14 +230,24 @@ class Progress(ABC):
             # has been returned so far.
             lasts = running >= 0 or self.spec.open
             limit = self.spec.share_limit if lasts else self.spec.inline_limit
+            worker = "" if self.context is None else self.context.worker
+            streamed = []
+            if self._output_stream is not None:
+                streamed = self._stream_output(self._output_stream, done, running)
             reports: list[Report] = [
                 *notices,
-                *self.log.new_reports(self.spec.block, done, limit),
+                *streamed,
+                *self.log.new_reports(self.spec.block, done, limit, worker, os.getpid()),
             ]
-            if expired:
-                self._reported_running = running
-                reports.append(ExpiredReport(self.spec.block, running, rest))
-            elif running >= max(done, self._reported_running + 1):
-                self._reported_running = running
-                reports.append(RunningReport(self.spec.block, running))
+            if expired or running >= max(done, self._reported_running):
+                begin = self.begin_of(running)
+                is_new = (running, begin.attempt) != (
+                    self._reported_running,
+                    self._reported_attempt,
+                )
+                self._reported_running, self._reported_attempt = running, begin.attempt
+                if expired:
+                    reports.append(ExpiredReport(self.spec.block, running, rest, begin))
+                elif is_new:
+                    reports.append(RunningReport(self.spec.block, running, begin))
             return reports

@@ -13,12 +13,13 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from daskbatch.errors import TaskTimeout
+from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import reworded
 from daskbatch.worker.execution import executable
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
 from daskbatch.worker.execution.capture import Capture
+from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.mpi.job import run_job
@@ -56,6 +57,8 @@ class ThreadRun(BlockRun):
         self._due: tuple[int, int, float] | None = None
         #: The call that was interrupted because its time limit had passed.
         self._timed_out = 0
+        #: The member that was last told to stop, and when that was first done.
+        self._told_to_stop = (-1, 0.0)
         #: The member whose executable runs; it stays the same while the lock is held to stop it.
         self._executing = -1
         self._stop_lock = threading.Lock()
@@ -89,10 +92,12 @@ class ThreadRun(BlockRun):
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         if function is executable.execute:
-            return self._execute(member, partial(executable.execute, **kwargs))
+            run = partial(executable.execute, **kwargs, measured=self.add_usage)
+            return self._execute(member, run)
         if function is run_job:
             directory = "" if self.journal is None else os.path.dirname(self.journal.location()[0])
-            return self._execute(member, partial(run_job, **kwargs, directory=directory))
+            job = partial(run_job, **kwargs, directory=directory, measured=self.add_usage)
+            return self._execute(member, job)
         if type(function) is RankFunction:
             return self._execute(member, partial(self._run_on_ranks, member, function, *args))
         limits = self.spec.limits.get(member)
@@ -127,6 +132,7 @@ class ThreadRun(BlockRun):
             label=self.spec.name(member),
             context=self.context,
             started=self._count_out,
+            measured=self.add_usage,
             directory="" if self.journal is None else os.path.dirname(self.journal.location()[0]),
         )
 
@@ -137,7 +143,14 @@ class ThreadRun(BlockRun):
         self._thread = threading.get_ident()
         self._executing = member
         try:
-            return execute()
+            value = execute()
+            if type(value) is int and ended_with_worker(value):
+                self.interrupted = member
+            return value
+        except ProcessFailed as error:
+            if ended_with_worker(error.returncode):
+                self.interrupted = member
+            raise
         except OSError as error:
             if isinstance(error, TaskTimeout) or error.errno is None:
                 raise
@@ -147,9 +160,15 @@ class ThreadRun(BlockRun):
                 self._executing = -1
 
     def _may_retry(self, member: int) -> bool:
-        return member not in self._decided
+        return member not in self._decided and member != self.interrupted
 
     # -- other threads --------------------------------------------------------------------
+
+    def _pid_of(self, member: int) -> int:
+        running = executable.running_by_thread.get(self._thread)
+        if self._executing != member or running is None or not running.pid:
+            return super()._pid_of(member)
+        return running.pid
 
     def stop_running(self, member: int) -> bool:
         if member < len(self.log.statuses):
@@ -164,11 +183,21 @@ class ThreadRun(BlockRun):
         due, running = self._due, self.running
         if due is not None and perf_counter() > due[2]:
             self._timed_out = due[0]
+            self._note_stop(due[1])
             self._caller.stop(due[0])
         elif self._decided.get(running) == Status.CANCELLED:
             self._interrupt(running)
 
+    def seconds_stopping(self) -> float:
+        member, since = self._told_to_stop
+        return perf_counter() - since if member >= 0 and member == self.running else 0.0
+
+    def _note_stop(self, member: int) -> None:
+        if self._told_to_stop[0] != member:
+            self._told_to_stop = member, perf_counter()
+
     def _interrupt(self, member: int) -> None:
+        self._note_stop(member)
         with self._stop_lock:
             if self._executing != member:
                 due = self._due

@@ -26,11 +26,17 @@ from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.initialized_function import after_initializer
 from daskbatch.worker.execution.journal import Journal
+from daskbatch.worker.execution.measures import (
+    UNKNOWN_CPU,
+    MemberDetails,
+    process_cpu,
+)
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.control import BLOCK_OVER, READY, REQUEST_SIZE, WAITING_CHANGED
 from daskbatch.worker.isolation.frames import NOTICE, Frame, FrameWriter
+from daskbatch.worker.isolation.own_memory import OwnMemory
 from daskbatch.worker.isolation.process_state import FileCapture, ProcessState
 from daskbatch.worker.isolation.request import BlockRequest, unpack_request
 from daskbatch.worker.isolation.shared_claims import BlockHalted, SharedClaims
@@ -92,9 +98,16 @@ class SendingLog(OutcomeLog):
         value: bytes | None,
         seconds: float,
         output: tuple[str, str] | None,
+        ended: float = 0.0,
+        cpu_seconds: float = UNKNOWN_CPU,
+        details: MemberDetails | None = None,
     ) -> None:
         super().record(member, status, value, seconds, output)
-        self._frames.add(Frame(member, status, seconds, value, output))
+        frame = Frame(member, status, seconds, value, output, ended, cpu_seconds)
+        if details is not None:
+            memory = -1 if details.max_memory is None else details.max_memory
+            frame = frame._replace(max_memory=memory, attempts=details.attempts)
+        self._frames.add(frame)
 
 
 class ChildRun(BlockRun):
@@ -102,6 +115,7 @@ class ChildRun(BlockRun):
 
     claims: FlushingClaims
     owns_process = True
+    _cpu_clock = staticmethod(process_cpu)
 
     def __init__(
         self,
@@ -111,6 +125,7 @@ class ChildRun(BlockRun):
         frames: FrameWriter,
         process_state: ProcessState,
     ) -> None:
+        self._memory = OwnMemory()
         super().__init__(spec, request.inputs, claims, SendingLog(request, frames))
         self._frame_writer = frames
         self._process_state = process_state
@@ -119,6 +134,13 @@ class ChildRun(BlockRun):
     @contextlib.contextmanager
     def _capturing(self) -> Iterator[Capture]:
         yield self._capture
+
+    def _details(self, member: int, seconds: float) -> MemberDetails:
+        details = super()._details(member, seconds)
+        peak = self._memory.peak_of(seconds)
+        if peak is not None:
+            details = details._replace(max_memory=max(peak, details.max_memory or 0))
+        return details
 
     def notice(self, member: int, kind: str, paths: tuple[str, ...]) -> None:
         data = pickling.dumps_plain((kind, paths))

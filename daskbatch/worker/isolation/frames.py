@@ -13,11 +13,13 @@ import struct
 from socket import socket
 from typing import NamedTuple
 
+from daskbatch.worker.execution.measures import UNKNOWN_CPU
 from daskbatch.worker.isolation.control import PIPE_FULL
 
-#: The header: the member, its status, the seconds; then the bytes of its value, of its stdout and
-#: of its stderr; -1 for none.
-_HEADER = struct.Struct("=iBfqqq")
+#: The header: the member, its status, the seconds, when it ended, its processor time, its peak of
+#: memory (-1 if it is not known), its attempts; then the bytes of its value, of its stdout and of
+#: its stderr; -1 for none.
+_HEADER = struct.Struct("=iBfdfqiqqq")
 
 #: How much is read from a pipe with one system call.
 _READ_BYTES = 1 << 20
@@ -46,6 +48,14 @@ class Frame(NamedTuple):
         Its pickled value or packed exception.
     output : (str, str), optional
         Its stdout and stderr, if it wrote anything.
+    ended : float
+        When it ended, in seconds since the epoch; 0 if it did not run.
+    cpu_seconds : float
+        Its processor time; `UNKNOWN_CPU` if it is not known.
+    max_memory : int
+        The peak of its resident memory in bytes; -1 if it is not known.
+    attempts : int
+        The number of attempts.
     """
 
     member: int
@@ -53,17 +63,21 @@ class Frame(NamedTuple):
     seconds: float
     value: bytes | None
     output: tuple[str, str] | None
+    ended: float = 0.0
+    cpu_seconds: float = UNKNOWN_CPU
+    max_memory: int = -1
+    attempts: int = 1
 
 
 def encode(frame: Frame) -> list[bytes]:
     """Return a frame as pieces of bytes: a large value is not copied."""
-    member, status, seconds, value, output = frame
+    member, status, seconds, value, output, *measured = frame
     size = -1 if value is None else len(value)
     if output is None:
-        header = _HEADER.pack(member, status, seconds, size, -1, -1)
+        header = _HEADER.pack(member, status, seconds, *measured, size, -1, -1)
         return [header] if value is None else [header, value]
     out, err = (text.encode("utf-8", "surrogatepass") for text in output)
-    header = _HEADER.pack(member, status, seconds, size, len(out), len(err))
+    header = _HEADER.pack(member, status, seconds, *measured, size, len(out), len(err))
     return [header, value or b"", out, err]
 
 
@@ -82,7 +96,8 @@ class FrameDecoder:
         buffer, start, frames = self._data, 0, []
         last = len(buffer) - _HEADER.size
         while start <= last:
-            member, status, seconds, size, out, err = _HEADER.unpack_from(buffer, start)
+            fields = _HEADER.unpack_from(buffer, start)
+            member, status, seconds, *measured, size, out, err = fields
             first = start + _HEADER.size
             second = first + max(size, 0)
             third = second + max(out, 0)
@@ -93,7 +108,7 @@ class FrameDecoder:
             output = None
             if out >= 0:
                 output = _text(buffer[second:third]), _text(buffer[third:end])
-            frames.append(Frame(member, status, seconds, value, output))
+            frames.append(Frame(member, status, seconds, value, output, *measured))
             start = end
         if start:
             del buffer[:start]

@@ -6,6 +6,7 @@ killed, another one continues behind the member that ran.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import Enum
 from threading import Lock
@@ -15,8 +16,12 @@ from typing import Any
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
+from daskbatch.worker.execution.ending import ended_with_worker
+from daskbatch.worker.execution.journal import NOT_MEASURED
+from daskbatch.worker.execution.measures import MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
+from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
@@ -27,6 +32,7 @@ from daskbatch.worker.isolation.frames import NOTICE
 from daskbatch.worker.isolation.output_files import OutputFiles
 from daskbatch.worker.isolation.request import make_request, pack_request, without_setup
 from daskbatch.worker.isolation.shared_claims import SharedClaims
+from daskbatch.worker.processes.tree_usage import TreeUsage, read_tree
 from daskbatch.worker.profiling import child_profiles
 
 #: While outcomes arrive in quick succession, the pipe is read at intervals, and not for each of
@@ -100,6 +106,11 @@ class IsolatedRun(Progress):
         self._outputs = OutputFiles(self.claims, spec.output_limit)
         self._deadline = MemberDeadline(spec, self.claims, self.log.statuses)
         self._memory_bytes, self._measured_at = 0, 0.0
+        #: The member that was measured last: its processor time when that was read first and last,
+        #: and the peak of its memory, each with all that it has started.
+        self._measured_member = -1
+        self._first_usage = self._last_usage = TreeUsage()
+        self._peak_bytes = 0
 
     def __call__(self) -> BlockResult:
         try:
@@ -231,16 +242,21 @@ class IsolatedRun(Progress):
     def _record_frames(self, child: ChildProcess) -> bool:
         """Record outcomes that have arrived; return whether more may have arrived."""
         frames, more = child.frames.read()
-        for member, status, seconds, value, output in frames:
+        for member, status, seconds, value, output, ended, cpu, memory, attempts in frames:
             if status == NOTICE:
                 assert value is not None
                 self.notice(member, *pickling.loads(value))
                 continue
+            details = None
+            if ended:
+                if member == self._measured_member:
+                    memory = max(memory, self._peak_bytes)
+                details = MemberDetails(attempts, child.pid, None if memory < 0 else memory)
             if member in self._stopped:
-                self.log.record(member, Status.CANCELLED, None, seconds, output)
-                continue
-            self._share_limit -= len(value or b"") + sum(map(len, output or ()))
-            self.log.record(member, status, value, seconds, output)
+                status, value = Status.CANCELLED, None
+            else:
+                self._share_limit -= len(value or b"") + sum(map(len, output or ()))
+            self.log.record(member, status, value, seconds, output, ended, cpu, details)
         return more
 
     def _record_all_frames(self, child: ChildProcess) -> None:
@@ -300,7 +316,14 @@ class IsolatedRun(Progress):
                 # The member did not cause the end, and the one before it is over.
                 self._failed_starts += end is _End.GONE
             elif member in self._stopped:
-                self._record_without_child(member, Status.CANCELLED, None, output)
+                self._record_without_child(
+                    member, Status.CANCELLED, None, output, child.pid, attempt + 1, ran
+                )
+            elif end is _End.GONE and ended_with_worker(code):
+                self.interrupted = member
+                self._record_without_child(
+                    member, Status.CANCELLED, None, output, child.pid, attempt + 1, ran
+                )
             else:
                 limits = self.spec.limits.get(member, NO_LIMITS)
                 retries = self._retries.get(member, limits.retries) - attempt
@@ -314,7 +337,10 @@ class IsolatedRun(Progress):
                     )
                     place = self.place(member, limits.retries - retries)
                     packed = pack_error(error, label, heading=place)
-                    self._record_without_child(member, Status.FAILED, packed, output)
+                    self._record_without_child(
+                        *(member, Status.FAILED, packed, output, child.pid),
+                        *(limits.retries - retries + 1, ran),
+                    )
             self._memory_bytes = 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
             text = "" if output is None else "".join(output).strip()[-_MAX_MESSAGE_CHARACTERS:]
@@ -326,14 +352,29 @@ class IsolatedRun(Progress):
             )
 
     def _record_without_child(
-        self, member: int, status: int, value: bytes | None, output: tuple[str, str] | None
+        self,
+        member: int,
+        status: int,
+        value: bytes | None,
+        output: tuple[str, str] | None,
+        pid: int | None = None,
+        attempts: int = 1,
+        seconds: float = 0.0,
     ) -> None:
         """Record an outcome that no child sends; called while no child uses the journal."""
+        ended, cpu, details = NOT_MEASURED
+        if pid is not None:  # else it has not begun
+            ended, memory = perf_counter() + self.epoch_offset, None
+            if self._measured_member == member:
+                cpu = max(0.0, self._last_usage.cpu_seconds - self._first_usage.cpu_seconds)
+                memory = self._peak_bytes or None
+            details = MemberDetails(attempts, pid, memory)
+        measured = ended, cpu, details
         if self.journal is not None:
             self.journal.resume()
-            if self.spec.journaled:
-                self.journal.record((member, status, value, 0.0, output))
-        self.log.record(member, status, value, perf_counter() - self.claims.began, output)
+            if self.spec.journaled and member != self.interrupted:
+                self.journal.record((member, status, value, seconds, output, *measured))
+        self.log.record(member, status, value, seconds, output, *measured)
 
     def _run_fallback(self, error: Exception | None) -> None:
         """Continue without a child: no member can be run, or no child can be started."""
@@ -361,8 +402,39 @@ class IsolatedRun(Progress):
                         if held:
                             self._outputs.shorten(child.files)
                 if perf_counter() > self._measured_at + _MEMORY_INTERVAL_SECONDS:
-                    self._memory_bytes, self._measured_at = child.memory_bytes(), perf_counter()
+                    self._measure(child)
         super().tick()
+
+    def _measure(self, child: ChildProcess) -> None:
+        """Measure what the running member uses, with all that it has started."""
+        self._memory_bytes, self._measured_at = child.memory_bytes(), perf_counter()
+        member, used = self.claims.running, read_tree(child.pid)
+        if self._measured_member != member:
+            self._measured_member, self._first_usage, self._peak_bytes = member, used, 0
+        self._last_usage = used
+        self._peak_bytes = max(self._peak_bytes, used.memory)
+
+    def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
+        with self._outcome_lock:
+            child, attempt = self._child, self._attempt_of(member)
+            if child is None or self.claims.running != member or member < len(self.log.statuses):
+                return None
+            begin, data = self._outputs.since(child.files, name == "stderr", position, most)
+            if self.claims.running != member or self._attempt_of(member) != attempt:
+                return None
+            return OutputPart(attempt, begin, data)
+
+    def _pid_of(self, member: int) -> int:
+        child = self._child
+        return os.getpid() if child is None else child.pid
+
+    def _attempt_of(self, member: int) -> int:
+        limits = self.spec.limits.get(member, NO_LIMITS)
+        earlier = limits.retries - self._retries.get(member, limits.retries)
+        return earlier + self.claims.attempt + 1
+
+    def _began_at(self, member: int) -> float:
+        return self.claims.began
 
     def stop_running(self, member: int) -> bool:
         if member < len(self.log.statuses):

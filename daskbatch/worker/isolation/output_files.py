@@ -67,6 +67,21 @@ class OutputFiles:
             if begin < end:
                 _free_space(file, begin, end - begin)
 
+    def since(
+        self, files: tuple[int, int], stream: int, position: int, most: int
+    ) -> tuple[int, bytes]:
+        """Return what the running member has written to a stream; see `BoundedText.since`."""
+        file, start = files[stream], self._claims.output_starts[stream]
+        size = max(0, os.fstat(file).st_size - start)
+        if position < 0:
+            position = max(0, size + position)
+        # What lies between the head and the tail may have been freed.
+        if position > self._limit:
+            position = max(position, size - self._limit)
+        with contextlib.suppress(OSError):
+            return position, os.pread(file, min(most, max(0, size - position)), start + position)
+        return position, b""
+
     def texts(self, files: tuple[int, int]) -> tuple[str, str] | None:
         """Return the output of the member that ran last, if it has written anything."""
         capture = Capture(self._limit)

@@ -5,6 +5,8 @@ Jobs of executables, from the worker down to a rank::
     job.py                the run as a task: arguments, result, errors
     job_run.py            starts the launcher, and waits for the ends of all ranks
       launcher.py           the launcher of this host, and its command line
+      local_ranks.py        ranks that the worker starts itself: MPICH on one host
+      supervised_ranks.py   ranks with supervisors: all others
       rank_link.py          the connections to the supervisors
     rank_supervisor.py    beside each rank: starts the executable, reports its output and its end
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.executable import RunningExecutable
+from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.mpi.rank_function import PackedCall, RankSettings, RankValue
 from daskbatch.worker.mpi.rank_job import RankCrash, RankJob
@@ -36,6 +37,7 @@ def run_callable(
     label: str,
     context: TaskContext | None,
     started: Callable[[float], None] = lambda seconds: None,
+    measured: Callable[[Usage], None] = lambda usage: None,
     directory: str = "",
 ) -> list[RankValue]:
     """Run a callable on every rank; return the values of the ranks, in their order.
@@ -52,6 +54,8 @@ def run_callable(
         The context of the task: its slots, and where they are.
     started : callable
         Called with the seconds that it took to start ranks, if none were idle.
+    measured : callable
+        Called with what the ranks have used, when the call has ended on all of them.
     directory : str
         Where files may be made that end with the worker; empty for temporary files.
 
@@ -93,6 +97,7 @@ def run_callable(
                 )
                 job = RankJob(ranks, None if context is None else context.slot, output)
                 values = job.run(request, layout, running.fileno(), settings.timeout)
+                measured(job.usage())
                 output.settle()
             except JobStopped:
                 _end(ranks, job, output)  # leaving `running` raises ProcessStopped

@@ -6,17 +6,21 @@ Any number of threads may run jobs.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daskbatch.errors import ProcessFailed
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.executable import RunningExecutable, as_text, open_stdin
+from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.execution.task_context import current_context
-from daskbatch.worker.mpi.job_run import LOOPBACK, JobRun, RankEnd
-from daskbatch.worker.mpi.launcher import Part, find_launcher
-from daskbatch.worker.mpi.rank_output import RankOutput, describe_ranks
+
+# Clients, workers and children import this module, and start faster without what runs a job.
+if TYPE_CHECKING:
+    from daskbatch.worker.mpi.job_run import JobRun, RankEnd
+    from daskbatch.worker.mpi.launcher import Part
+    from daskbatch.worker.mpi.rank_output import RankOutput
 
 #: How much of each stream is kept where no capture is active.
 _DEFAULT_OUTPUT_BYTES = 1 << 20
@@ -56,6 +60,7 @@ def run_job(
     launcher: str,
     is_mpmd: bool,
     directory: str = "",
+    measured: Callable[[Usage], None] | None = None,
 ) -> int | list[int]:
     """Run a job and wait for its end.
 
@@ -75,6 +80,8 @@ def run_job(
         Whether the result is a list with the exit code of each part.
     directory : str
         Where files of the job may be made on this host.
+    measured : callable, optional
+        Called with what the ranks have used, when they have ended.
 
     Returns
     -------
@@ -94,6 +101,10 @@ def run_job(
     ProcessStopped
         Another thread has stopped the job.
     """
+    from daskbatch.worker.mpi.job_run import JobRun
+    from daskbatch.worker.mpi.launcher import Part, find_launcher
+    from daskbatch.worker.mpi.rank_output import RankOutput
+
     ready = [
         Part(part.num_procs, [as_text(each) for each in part.command], part.cwd, part.env)
         for part in parts
@@ -109,6 +120,8 @@ def run_job(
             job.run(running, None if isinstance(source, int) else source, timeout)
         finally:
             output.settle()
+            if measured is not None and running.pid:
+                measured(job.usage())
     return _result(job, output, check, is_mpmd)
 
 
@@ -122,6 +135,8 @@ def _require_no_zero(part: Part) -> None:
 
 def _allocation(size: int) -> Allocation:
     """Return where the ranks run: what has been granted, else this host."""
+    from daskbatch.worker.mpi.job_run import LOOPBACK
+
     context = current_context()
     granted = None if context is None else context.allocation
     return Allocation(((LOOPBACK, size),)) if granted is None else granted
@@ -179,6 +194,7 @@ def failed_rank(ends: Mapping[int, RankEnd]) -> int | None:
 
     Examples
     --------
+    >>> from daskbatch.worker.mpi.job_run import RankEnd
     >>> failed_rank({0: RankEnd(-15, by_itself=False), 1: RankEnd(0), 2: RankEnd(3), 3: RankEnd(4)})
     2
     """
@@ -204,6 +220,8 @@ def describe_code(code: int) -> str:
 
 def _launch_error(job: JobRun, output: RankOutput) -> ProcessFailed:
     """Return why some ranks have no end, if no rank has failed by itself."""
+    from daskbatch.worker.mpi.rank_output import describe_ranks
+
     code = job.launcher_code or _NOT_FOUND
     command = job.command
     if job.started == job.size:

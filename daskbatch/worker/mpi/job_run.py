@@ -11,7 +11,6 @@ import contextlib
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +28,15 @@ from daskbatch.worker.execution.executable import (
     clean_environment,
     shell_hint,
 )
+from daskbatch.worker.execution.measures import UNKNOWN_CPU, Usage, sum_usage
 from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.launcher import Launcher, Part
-from daskbatch.worker.mpi.rank_link import LinkClosed, LinkListener, RankLink
+from daskbatch.worker.mpi.local_ranks import LocalRanks, can_watch_locally
+from daskbatch.worker.mpi.rank_events import Ended, NotStarted, Output, RankStart
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.shared_memory import remove_unused, remove_unused_later
+from daskbatch.worker.mpi.supervised_ranks import SupervisedRanks
+from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.process_tree import (
     MARKER,
     OWNER,
@@ -85,10 +88,17 @@ class RankEnd(NamedTuple):
         Its exit code; negative for a signal.
     by_itself : bool
         Whether neither the launcher nor this worker had stopped it.
+    cpu_seconds : float
+        The processor time of its executable; `UNKNOWN_CPU` if it is not known.
+    max_memory : int
+        The peak of the memory of its executable, at least that of its supervisor; 0 if it is not
+        known. Bytes.
     """
 
     code: int
     by_itself: bool = True
+    cpu_seconds: float = UNKNOWN_CPU
+    max_memory: int = 0
 
 
 class JobRun:
@@ -113,6 +123,8 @@ class JobRun:
         The ends of the ranks that have reported them.
     lost : set of int
         The ranks whose supervisors have ended without a report.
+    started : int
+        The number of ranks that the launcher has started.
     launcher_code : int, optional
         The exit code of the launcher, once it has ended.
     launcher_output : BoundedText
@@ -142,8 +154,10 @@ class JobRun:
         reaper.ensure()
         self._owner = reaper.owner
         self.marker = f"{reaper.owner}-job{next(_jobs)}"
-        self._links: dict[int, RankLink] = {}
+        self.started = 0
         self._stop_requested = False
+        #: The ranks that were not started, because the job was being stopped already.
+        self._refused: set[int] = set()
         #: The error of a rank whose directory cannot be used.
         self._directory_error: OSError | None = None
         #: When the first rank has failed, or the launcher has ended too early.
@@ -178,15 +192,15 @@ class JobRun:
         """
         began = time.monotonic()
         self._source = source
-        host = LOOPBACK if len(self._allocation.hosts) == 1 else self._allocation.hosts[0][0]
         with (
             selectors.DefaultSelector() as self._selector,
-            contextlib.closing(LinkListener(host, self.size)) as self._listener,
+            contextlib.closing(self._make_ranks()) as self._ranks,
             self._launched() as self._process,
             end_of(self._process.pid) as self._end,
         ):
+            running.pid = self._process.pid
             self._selector.register(running, selectors.EVENT_READ, self._on_stop_request)
-            self._selector.register(self._listener, selectors.EVENT_READ, self._on_connection)
+            self._selector.register(self._ranks, selectors.EVENT_READ, self._on_ranks)
             for pipe in (self._process.stdout, self._process.stderr):
                 assert pipe is not None
                 self._selector.register(pipe, selectors.EVENT_READ, (self._on_output, pipe))
@@ -226,7 +240,7 @@ class JobRun:
         while not is_over():
             now = time.monotonic()
             times = [each for each in (due,) if each is not None]
-            if start_due is not None and len(self._links) < self.size:
+            if start_due is not None and self.started < self.size:
                 times.append(start_due)
             if times and now >= min(times):
                 return
@@ -235,6 +249,9 @@ class JobRun:
             if self._end is None and self.launcher_code is None:
                 times.append(now + _POLL_INTERVAL_SECONDS)
             wait = MAX_POLL_SECONDS
+            ranks_due = self._ranks.due()
+            if ranks_due is not None:
+                wait = min(wait, max(0.0, ranks_due - now))
             if times:
                 wait = min(wait, max(0.0, min(times) - now))
             for key, events in self._selector.select(wait):
@@ -243,33 +260,36 @@ class JobRun:
                     handle(argument, events)
                 else:
                     key.data()
+            if ranks_due is not None and time.monotonic() >= ranks_due:
+                self._on_ranks()
             if self._end is None:
                 self._on_launcher_end()
 
     def _stop_ranks(self) -> None:
         """End all ranks: SIGTERM, and after a while SIGKILL."""
         self._stopping = True
-        if not self._links:
+        if not self.started:
             return
-        for rank, link in self._links.items():
+        for rank in range(self.size):
             if rank not in self.ends:
-                link.stop(_GRACE_SECONDS)
-                self._watch(link)
+                self._ranks.stop(rank, _GRACE_SECONDS)
         due = time.monotonic() + _GRACE_SECONDS + _SUPERVISOR_SECONDS
-        self._pump(lambda: all(r in self.ends or r in self.lost for r in self._links), due)
+        self._pump(self._have_started_ended, due)
+
+    def _have_started_ended(self) -> bool:
+        over = {*self.ends, *self.lost, *self._refused}
+        return all(rank in over for rank in self._ranks.numbers)
 
     def _end_launcher(self) -> None:
         """End the supervisors, wait for the end of the launcher, and end what is left."""
         self._stopping = True
         is_regular = self._has_ended() and not any(end.code for end in self.ends.values())
-        for link in self._links.values():
-            link.end()
-            self._watch(link)
+        self._ranks.release()
         if self.started == self.size:
             self._await_launcher(_LAUNCHER_HINDERED_SECONDS)
             if self.launcher_code is None:
                 # A process that a rank has left behind may hold a pipe to the launcher open.
-                for rank in self._links:
+                for rank in range(self.size):
                     sweep(rank_supervisor.RANK_MARKER, f"{self.marker}-{rank}")
                 self._await_launcher(_LAUNCHER_END_SECONDS if is_regular else _GRACE_SECONDS)
         if self.launcher_code is None:
@@ -278,8 +298,6 @@ class JobRun:
                 self._process.wait(_GRACE_SECONDS)
             is_regular = False
         self._pump(lambda: False, time.monotonic())
-        for link in self._links.values():
-            link.close()
         if is_regular:
             sweep(MARKER, self.marker)
             # A rank that has not ended MPI may have left some. The search may take as long as a
@@ -298,13 +316,12 @@ class JobRun:
     def _launched(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start the launcher."""
         with self._launcher_directory() as directory:
-            supervisor = [sys.executable, "-I", "-S", "-c", rank_supervisor.PROGRAM]
-            parts = [Part(part.num_procs, supervisor) for part in self.parts]
+            parts = [Part(part.num_procs, self._ranks.command) for part in self.parts]
             variables = (rank_supervisor.ADDRESS, MARKER, OWNER)
             self.command = self._launcher.command(
-                parts, self._allocation.hosts, directory, variables
+                parts, self._allocation.hosts, directory, variables, self._ranks.needs_port
             )
-            values = (f"{self._listener.address} {self.marker}", self.marker, self._owner)
+            values = (self._ranks.address, self.marker, self._owner)
             try:
                 process = subprocess.Popen(
                     self.command,
@@ -314,6 +331,7 @@ class JobRun:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     start_new_session=True,
+                    umask=initial_state.umask(),
                     bufsize=0,
                 )
             except OSError as error:
@@ -360,86 +378,51 @@ class JobRun:
 
     # -- the ranks ------------------------------------------------------------------------
 
-    def _on_connection(self) -> None:
-        link = self._listener.accept()
-        if link is not None:
-            self._selector.register(link, selectors.EVENT_READ, (self._on_link, link))
-            self._on_link(link, selectors.EVENT_READ)
-        for expired in self._listener.expired():
-            self._drop(expired)
+    def _make_ranks(self) -> SupervisedRanks | LocalRanks:
+        """Decide how the ranks are watched."""
+        hosts = self._allocation.hosts
+        if len(hosts) == 1 and self._launcher.offers_port and can_watch_locally(self.size):
+            return LocalRanks(self.size, self.marker, self._start_of)
+        host = LOOPBACK if len(hosts) == 1 else hosts[0][0]
+        return SupervisedRanks(self.size, host, self.marker, self._start_of)
 
-    def _drop(self, link: RankLink) -> None:
-        self._selector.unregister(link)
-        link.close()
-        if link in self._listener.strangers:
-            self._listener.strangers.remove(link)
+    def _start_of(self, rank: int) -> RankStart | None:
+        """Return what a rank runs; None if the job is to end."""
+        if self._stopping:
+            self._refused.add(rank)
+            return None
+        part = self.part_of(rank)
+        env = {**part.env, MARKER: self.marker, OWNER: self._owner}
+        if len(self._allocation.hosts) > 1:
+            # Not all launchers pass their environment on to other hosts.
+            whole = clean_environment(env)
+            env = {os.fsdecode(name): os.fsdecode(text) for name, text in whole.items()}
+        source = self._source if rank == 0 else None
+        is_remote = self.host_of(rank) is not None
+        return RankStart(part.command, part.cwd or os.getcwd(), env, source, is_remote)
 
-    def _watch(self, link: RankLink) -> None:
-        """Wait for what a link needs next."""
-        if link.fileno() < 0:
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.has_output else 0)
-        self._selector.modify(link, events, (self._on_link, link))
-
-    def _on_link(self, link: RankLink, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            link.flush()
-        try:
-            if events & selectors.EVENT_READ:
-                was_stranger = link.rank < 0
-                for kind, content in link.receive():
-                    self._on_message(link.rank, kind, content)
-                if was_stranger and link.rank >= 0:
-                    self._on_rank(link)
-            self._watch(link)
-        except LinkClosed:
-            self._drop(link)
-            rank = link.rank
-            if self._links.get(rank) is link and rank not in self.ends:
+    def _on_ranks(self) -> None:
+        events = list(self._ranks.take())
+        self.started = len(self._ranks.numbers)
+        for event in events:
+            rank = event.rank
+            if isinstance(event, Output):
+                streams = self._output.stderr if event.is_error else self._output.stdout
+                streams[rank].add(event.data)
+            elif isinstance(event, Ended):
+                by_itself = not (event.was_signalled or self._stopping)
+                self._on_end(
+                    rank, RankEnd(event.code, by_itself, event.cpu_seconds, event.max_memory)
+                )
+            elif isinstance(event, NotStarted):
+                self._on_end(rank, self._not_started(rank, event.number, event.is_directory))
+            else:
                 self.lost.add(rank)
                 self._note_failure()
 
-    def _on_rank(self, link: RankLink) -> None:
-        """Tell a supervisor what to start."""
-        self._listener.strangers.remove(link)
-        if link.rank >= self.size or link.rank in self._links:
-            raise LinkClosed("this job has no further rank of that number")
-        self._links[link.rank] = link
-        if self._stopping:
-            link.end()
-            return
-        part, is_remote = self.part_of(link.rank), self.host_of(link.rank) is not None
-        env = {**part.env, MARKER: self.marker, OWNER: self._owner}
-        more = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
-        if len(self._allocation.hosts) > 1:
-            # Not all launchers pass their environment on to other hosts.
-            more = clean_environment(env)
-        content = rank_supervisor.pack_start(
-            [os.fsencode(each) for each in part.command],
-            os.fsencode(part.cwd or os.getcwd()),
-            more,
-            self.size,
-            is_remote,
-        )
-        link.start(content, self._source if link.rank == 0 else None)
-
-    def _on_message(self, rank: int, kind: bytes, content: bytes) -> None:
-        if kind == rank_supervisor.STDOUT:
-            self._output.stdout[rank].add(content)
-        elif kind == rank_supervisor.STDERR:
-            self._output.stderr[rank].add(content)
-        elif kind == rank_supervisor.EXIT:
-            code, was_signalled = rank_supervisor.ENDED.unpack(content)
-            self._on_end(rank, RankEnd(code, not (was_signalled or self._stopping)))
-        elif kind == rank_supervisor.FAILED:
-            number, is_directory = rank_supervisor.FAILURE.unpack(content)
-            self._on_end(rank, self._not_started(rank, number, is_directory))
-
     def _on_end(self, rank: int, end: RankEnd) -> None:
         self.ends[rank] = end
-        if end.code == 0:
-            self._links[rank].end()
-        else:
+        if end.code:
             self._note_failure()
 
     def _not_started(self, rank: int, number: int, is_directory: bool) -> RankEnd:
@@ -454,10 +437,12 @@ class JobRun:
         self._output.stderr[rank].add(os.fsencode(line))
         return RankEnd(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE)
 
-    @property
-    def started(self) -> int:
-        """The number of ranks whose supervisors have connected."""
-        return len(self._links)
+    def usage(self) -> Usage:
+        """Return what the executables of all ranks have used, as far as they have reported it."""
+        return sum_usage(
+            (Usage(end.cpu_seconds, end.max_memory or None) for end in self.ends.values()),
+            self._process.pid,
+        )
 
     # -- where ranks belong ---------------------------------------------------------------
 

@@ -95,6 +95,15 @@ class Launcher(NamedTuple):
     words: tuple[str, ...]
 
     @property
+    def offers_port(self) -> bool:
+        """Whether ranks that are not its children can connect to it, by a TCP port."""
+        if self.kind is not Kind.MPICH:
+            return False
+        with contextlib.suppress(OSError):
+            return _has_port_option(self.words[0], os.stat(self.words[0]).st_mtime_ns)
+        return False
+
+    @property
     def reads_hostfile(self) -> bool:
         """Whether `command` may write the list of hosts into the directory of the job."""
         return self.kind is Kind.INTEL or any("{hostfile}" in word for word in self.words)
@@ -105,6 +114,7 @@ class Launcher(NamedTuple):
         hosts: Hosts,
         directory: str,
         variables: Sequence[str] = (),
+        by_port: bool = False,
     ) -> list[str]:
         """Return the command line that starts a job.
 
@@ -125,6 +135,8 @@ class Launcher(NamedTuple):
         variables : sequence of str
             The names of variables in the environment of the launcher that all ranks must receive,
             on other hosts too.
+        by_port : bool
+            Whether the ranks connect to the launcher by a TCP port; only if `offers_port` is true.
 
         Examples
         --------
@@ -132,7 +144,8 @@ class Launcher(NamedTuple):
         >>> " ".join(launcher.command([Part(2, ["./a"]), Part(1, ["./b"])], [("here", 3)], "/tmp"))
         'mpiexec -launcher fork -hosts localhost -n 2 ./a : -n 1 ./b'
         """
-        return _COMPOSERS[self.kind](self.words, list(parts), list(hosts), directory, variables)
+        job = _Job(list(parts), list(hosts), directory, variables, by_port)
+        return _COMPOSERS[self.kind](self.words, job)
 
 
 def find_launcher(configured: str = AUTO) -> Launcher:
@@ -185,9 +198,21 @@ def _candidates() -> list[str]:
 @lru_cache(maxsize=64)
 def _identify(path: str, modified: int) -> tuple[Kind | None, str]:
     """Ask a launcher for its version; None if it is not a known one, with what it answered."""
+    answer = _ask(path, "--version")
+    return kind_of_version(answer), answer.strip().partition("\n")[0]
+
+
+@lru_cache(maxsize=64)
+def _has_port_option(path: str, modified: int) -> bool:
+    """Ask a launcher of MPICH whether it has the option for a port."""
+    return "-pmi-port " in _ask(path, "-help")
+
+
+def _ask(path: str, option: str) -> str:
+    """Return what a launcher answers to an option, or why it does not answer."""
     try:
-        answer = subprocess.run(
-            [path, "--version"],
+        return subprocess.run(
+            [path, option],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -196,8 +221,7 @@ def _identify(path: str, modified: int) -> tuple[Kind | None, str]:
             check=False,
         ).stdout.decode(errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, str(error)
-    return kind_of_version(answer), answer.strip().partition("\n")[0]
+        return str(error)
 
 
 def kind_of_version(answer: str) -> Kind | None:
@@ -227,6 +251,16 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 # -- command lines ------------------------------------------------------------------------
 
 
+class _Job(NamedTuple):
+    """What a command line is composed for; see `Launcher.command`."""
+
+    parts: Sequence[Part]
+    hosts: Hosts
+    directory: str
+    variables: Sequence[str]
+    by_port: bool
+
+
 def _joined(parts: Sequence[Part], options: Sequence[str] = ("-n", "{}")) -> list[str]:
     """Return the parts as MPI launchers take them: the number of ranks, the command, and ``:``."""
     words: list[str] = []
@@ -236,68 +270,46 @@ def _joined(parts: Sequence[Part], options: Sequence[str] = ("-n", "{}")) -> lis
     return words
 
 
-def _mpich(
-    words: tuple[str, ...],
-    parts: Sequence[Part],
-    hosts: Hosts,
-    directory: str,
-    variables: Sequence[str],
-) -> list[str]:
+def _mpich(words: tuple[str, ...], job: _Job) -> list[str]:
     # MPICH passes its whole environment on. `fork` needs no ssh; without it, MPICH would also
     # look whether it runs in an allocation of SLURM or PBS, and use its hosts.
     where = ["-launcher", "fork", "-hosts", "localhost"]
-    if len(hosts) > 1:
+    if len(job.hosts) > 1:
         # By its address: the name of this host may mean something else on others.
-        where = ["-hosts", _text(hosts), "-localhost", hosts[0][0]]
-    return [*words, *where, *_joined(parts)]
+        where = ["-hosts", _text(job.hosts), "-localhost", job.hosts[0][0]]
+    port = ["-pmi-port"] if job.by_port else []
+    return [*words, *port, *where, *_joined(job.parts)]
 
 
-def _intel(
-    words: tuple[str, ...],
-    parts: Sequence[Part],
-    hosts: Hosts,
-    directory: str,
-    variables: Sequence[str],
-) -> list[str]:
+def _intel(words: tuple[str, ...], job: _Job) -> list[str]:
     where = ["-bootstrap", "fork", "-hosts", "localhost"]
-    if len(hosts) > 1:
-        where = ["-machinefile", _write_hosts(hosts, directory)]
-    return [*words, *where, *_joined(parts)]
+    if len(job.hosts) > 1:
+        where = ["-machinefile", _write_hosts(job.hosts, job.directory)]
+    return [*words, *where, *_joined(job.parts)]
 
 
-def _open_mpi(
-    words: tuple[str, ...],
-    parts: Sequence[Part],
-    hosts: Hosts,
-    directory: str,
-    variables: Sequence[str],
-) -> list[str]:
+def _open_mpi(words: tuple[str, ...], job: _Job) -> list[str]:
     # Each host has as many slots as ranks. Without `--bind-to none` the first ranks of all jobs
     # of a host would share its first cores.
-    counted = [("localhost", hosts[0][1])] if len(hosts) == 1 else hosts
+    counted = [("localhost", job.hosts[0][1])] if len(job.hosts) == 1 else job.hosts
     options = ["--host", _text(counted), "--map-by", "slot", "--bind-to", "none"]
-    if len(hosts) == 1:
+    if len(job.hosts) == 1:
         # Without this it would start daemons by SLURM or PBS if it runs in an allocation.
         options += ["--mca", "plm", "isolated"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.append("--allow-run-as-root")
-    exported = [word for name in variables for word in ("-x", name)]
-    return [*words, *options, *_joined(parts, (*exported, "-n", "{}"))]
+    exported = [word for name in job.variables for word in ("-x", name)]
+    return [*words, *options, *_joined(job.parts, (*exported, "-n", "{}"))]
 
 
-def _srun(
-    words: tuple[str, ...],
-    parts: Sequence[Part],
-    hosts: Hosts,
-    directory: str,
-    variables: Sequence[str],
-) -> list[str]:
+def _srun(words: tuple[str, ...], job: _Job) -> list[str]:
     # `--overlap`: the step of the Dask worker holds the CPUs already.
     options = ["--overlap", "--kill-on-bad-exit=1", "--input=none", "--cpu-bind=none"]
-    nodes = slurm_nodes([host for host, _ in hosts])
+    nodes = slurm_nodes([host for host, _ in job.hosts])
     options += [f"--nodes={len(nodes)}", "--distribution=arbitrary"]
     begin = 0
-    ranks = [node for node, (_, count) in zip(nodes, hosts, strict=True) for _ in range(count)]
+    ranks = [node for node, (_, count) in zip(nodes, job.hosts, strict=True) for _ in range(count)]
+    parts = job.parts
     if all(part.command == parts[0].command for part in parts):
         # srun needs a heterogeneous step for several parts. One part does the same here.
         parts = [Part(sum(part.num_procs for part in parts), parts[0].command)]
@@ -311,22 +323,16 @@ def _srun(
     return line
 
 
-def _custom(
-    words: tuple[str, ...],
-    parts: Sequence[Part],
-    hosts: Hosts,
-    directory: str,
-    variables: Sequence[str],
-) -> list[str]:
-    values = {"hosts": _text(hosts)}
+def _custom(words: tuple[str, ...], job: _Job) -> list[str]:
+    values = {"hosts": _text(job.hosts)}
     if any("{hostfile}" in word for word in words):
-        values["hostfile"] = _write_hosts(hosts, directory)
+        values["hostfile"] = _write_hosts(job.hosts, job.directory)
     count = next(i for i, word in enumerate(words) if "{num_procs}" in word)
     # The parts behind the first one repeat the option with the number of ranks, and no other one:
     # most options hold for the whole job.
     first = count - 1 if words[count] == "{num_procs}" and words[count - 1][:1] == "-" else count
     line: list[str] = []
-    for part in parts:
+    for part in job.parts:
         values["num_procs"] = str(part.num_procs)
         options = [":", *words[first : count + 1]] if line else words
         line += [_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in options]

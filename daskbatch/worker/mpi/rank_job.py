@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from daskbatch.errors import TaskTimeout
 from daskbatch.serialization.exceptions import PackedError
+from daskbatch.worker.execution.measures import Usage, sum_usage
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.task_context import WorkerSlot
 from daskbatch.worker.mpi.messages import MessageKind, RankMessage
@@ -98,6 +99,8 @@ class RankJob:
         #: The packed values, by rank.
         self._values: dict[int, memoryview] = {}
         self._use_mpi: list[bool] = []
+        #: What the call has used, by rank.
+        self._usage: dict[int, Usage] = {}
         self._left_processes = self._is_unclean = False
         #: How many ranks have found that the next job may use them.
         self.checked = 0
@@ -149,6 +152,11 @@ class RankJob:
             # MPICH's `MPI_Abort` may return before the launcher ends the ranks.
             raise self._error()
         return [self._values[number] for number in range(len(self._set.ranks))]
+
+    def usage(self) -> Usage:
+        """Return what the call has used on all ranks that have reported it."""
+        first = self._usage.get(0)
+        return sum_usage(self._usage.values(), None if first is None else first.pid)
 
     @property
     def uses_mpi(self) -> bool:
@@ -275,7 +283,8 @@ class RankJob:
     def _act(self, rank: Rank, message: RankMessage) -> None:
         fields = message.fields
         if message.kind == MessageKind.OVER:
-            status, uses_mpi, left_processes = fields
+            status, uses_mpi, left_processes, *used = fields
+            self._usage[rank.number] = Usage(*used)
             self._use_mpi.append(uses_mpi)
             self._left_processes |= left_processes
             if status == Status.DONE:

@@ -29,8 +29,10 @@ from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.initialized_function import InitializedFunction
+from daskbatch.worker.execution.measures import MemberDetails, Usage, process_cpu
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.task_context import TaskContext
+from daskbatch.worker.isolation.own_memory import OwnMemory
 from daskbatch.worker.isolation.process_state import ProcessState
 from daskbatch.worker.isolation.unnamed_file import new_file, write_file
 from daskbatch.worker.mpi.communicators import RankMpi
@@ -94,6 +96,7 @@ class RankRun(BlockRun):
     """The call of a job on this rank: a block with one member. The main thread runs it."""
 
     owns_process = True
+    _cpu_clock = staticmethod(process_cpu)
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class RankRun(BlockRun):
         mpi: RankMpi,
         state: ProcessState,
     ) -> None:
+        self._memory = OwnMemory()
         super().__init__(spec, buffers)
         self._place = place
         self._mpi = mpi
@@ -119,8 +123,16 @@ class RankRun(BlockRun):
             return Status.FAILED, self._packed_error(error, member, "")
         return super()._run(member, link, capture)
 
+    def _details(self, member: int, seconds: float) -> MemberDetails:
+        return MemberDetails(max_memory=self._memory.peak_of(seconds), pid=os.getpid())
+
+    def usage(self) -> Usage:
+        """Return what the call has used, once it is over."""
+        details = self.log.details.get(0, MemberDetails())
+        return Usage(self.log.cpu_seconds[0], details.max_memory, os.getpid())
+
     def _arguments(self, data: bytes, link: Link) -> Any:
-        with pickling.within(None if self.spec.setup is None else self.spec.topic):
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
 
     def _call(
@@ -246,6 +258,7 @@ class RankServer:
         if request.context is not None:
             run.context = TaskContext(RankSlot(self._send, self._reader), *request.context)
         result = run()
+        usage = run.usage()
         del run, spec, buffers
         self._flush()
         self._process_state.restore()
@@ -253,7 +266,8 @@ class RankServer:
             for file in self._process_state.files:
                 os.write(file, self._mark)
         status, uses_mpi = result.statuses[0], self._mpi.in_use()
-        self._send(MessageKind.OVER, (status, uses_mpi, _has_children()), result.values[0] or b"")
+        fields = (status, uses_mpi, _has_children(), *usage)
+        self._send(MessageKind.OVER, fields, result.values[0] or b"")
         if uses_mpi and status == Status.DONE:
             # If another rank has failed or does not use MPI, this does not return, and the worker
             # ends this rank.

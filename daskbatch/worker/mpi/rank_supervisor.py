@@ -11,8 +11,9 @@ last output of the rank would be lost::
 
     launcher -- guard -- supervisor -- executable
 
-The launcher knows the guard alone. If the guard is killed, the supervisor ends the executable, and
-reports its output and its end. If the supervisor is killed, the guard ends the executable.
+The launcher knows the guard alone. If the guard is killed, or the launcher's process that has
+started it, the supervisor ends the executable, and reports its output and its end. If the
+supervisor is killed, the guard ends the executable.
 
 The program imports this very file, without the package and its imports. So this module uses only
 modules in C and those that Python has imported at its start: all others would take longer than the
@@ -78,9 +79,10 @@ END = b"e"
 
 # From the supervisor:
 STDOUT, STDERR = b"o", b"r"
-#: The executable has ended: its exit code, and whether a signal to this supervisor came before.
+#: The executable has ended: its exit code, whether a signal to this supervisor came before, the
+#: processor time of the executable in seconds, and the peak of its memory in bytes.
 EXIT = b"x"
-ENDED = Struct(">i?")
+ENDED = Struct(">i?dq")
 #: It could not be started: the number of the error, and whether the directory is the reason.
 FAILED = b"f"
 FAILURE = Struct(">i?")
@@ -350,12 +352,15 @@ class _Rank:
 class _Supervisor:
     """Passes output on, and waits for the end of the executable and for the worker's orders."""
 
-    def __init__(self, connection: _Connection, rank: _Rank, guard: int) -> None:
+    def __init__(self, connection: _Connection, rank: _Rank, guards: list[int]) -> None:
         self._connection = connection
         self._rank = rank
-        #: A pipe that closes when the guard has ended.
-        self._guard = guard
+        #: Descriptors that are readable once the guard, or the launcher's process that has started
+        #: it, has ended.
+        self._guards = guards
         self._code: int | None = None
+        #: The processor time and the peak of the memory, once it has ended.
+        self._usage = -1.0, 0
         #: When the executable is sent SIGKILL.
         self._kill_at: float | None = None
         #: Whether the worker has requested to stop; or the launcher has, before the end.
@@ -379,14 +384,14 @@ class _Supervisor:
             self._supervise()
             assert self._code is not None
             was_signalled = self._signalled and not self._stopping
-            self._connection.send(EXIT, ENDED.pack(self._code, was_signalled))
+            self._connection.send(EXIT, ENDED.pack(self._code, was_signalled, *self._usage))
         while self._connection.receive()[0] != END:
             pass
 
     def _supervise(self) -> None:
         poller = poll()
         pipes = self._rank.pipes
-        for fd in (self._connection.socket.fileno(), self._guard, self._signals, *pipes):
+        for fd in (self._connection.socket.fileno(), *self._guards, self._signals, *pipes):
             poller.register(fd, POLLIN)
         until: float | None = None
         while pipes or self._code is None:
@@ -408,14 +413,16 @@ class _Supervisor:
                         del pipes[fd]
                 elif fd == self._signals:
                     os.read(fd, _READ_BYTES)
-                elif fd == self._guard:
+                elif fd in self._guards:
                     poller.unregister(fd)
                     self._on_guard_end()
                 else:
                     self._obey()
             if self._code is None:
-                pid, status = os.waitpid(self._rank.pid, os.WNOHANG)
+                pid, status, used = os.wait4(self._rank.pid, os.WNOHANG)
                 if pid:
+                    unit = 1 if sys.platform == "darwin" else 1024
+                    self._usage = used.ru_utime + used.ru_stime, used.ru_maxrss * unit
                     self._code = os.waitstatus_to_exitcode(status)
                     self._rank.pid = 0
                     until = time.monotonic() + _FINAL_OUTPUT_SECONDS
@@ -424,7 +431,7 @@ class _Supervisor:
             self._rank.kill()
 
     def _on_guard_end(self) -> None:
-        """End the executable: the launcher has killed the guard."""
+        """End the executable: the launcher has killed the guard, or has ended without it."""
         if self._code is None and not self._stopping and not self._signalled:
             self._signalled = True
             self._kill_at = time.monotonic() + _GRACE_SECONDS
@@ -440,7 +447,7 @@ class _Supervisor:
             self._kill_at = time.monotonic() + grace
 
 
-def _supervise(rank: int, marker: str, connection: _Connection, guard: int) -> None:
+def _supervise(rank: int, marker: str, connection: _Connection, guards: list[int]) -> None:
     """Do all that the supervisor does, after its connection was made."""
     start = _receive_start(connection)
     if start is None:
@@ -451,11 +458,21 @@ def _supervise(rank: int, marker: str, connection: _Connection, guard: int) -> N
         os.dup2(null, fd)
     executable = _Rank(rank, marker, *start)
     try:
-        _Supervisor(connection, executable, guard).run()
+        _Supervisor(connection, executable, guards).run()
     except BaseException:
         # The worker has died.
         executable.kill()
         raise
+
+
+def _open_process(pid: int) -> list[int]:
+    """Return a descriptor that is readable once a process has ended; none where that is unknown."""
+    if not hasattr(os, "pidfd_open"):
+        return []
+    try:
+        return [os.pidfd_open(pid)]
+    except OSError:
+        return []
 
 
 def _run() -> int:
@@ -469,6 +486,7 @@ def _run() -> int:
     try:
         rank = _rank()
         marker = f"{job}-{rank}"
+        guards = [read, *_open_process(os.getppid())]
         supervisor = os.fork()
         if supervisor:
             os.close(read)
@@ -481,7 +499,7 @@ def _run() -> int:
         os.setsid()
         connection = _Connection(host, int(port))
         connection.authenticate(bytes.fromhex(secret), rank)
-        _supervise(rank, marker, connection, read)
+        _supervise(rank, marker, connection, guards)
         return 0
     except (_Closed, OSError) as error:
         sys.stderr.write(f"daskbatch: a rank cannot report to its worker: {error}\n")

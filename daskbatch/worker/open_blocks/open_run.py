@@ -97,7 +97,7 @@ class OpenRun(ThreadRun):
         self._deliver_lock = threading.Lock()
         self._delivered_at = 0.0
         #: When the running member began; None between members.
-        self._member_began: float | None = None
+        self._call_began: float | None = None
 
     # -- the thread that runs the block ---------------------------------------------------
 
@@ -116,7 +116,7 @@ class OpenRun(ThreadRun):
         member = 0
         while True:
             resumed = perf_counter()
-            self._member_began = None
+            self._call_began = None
             if not self.closed and self._time_is_up(resumed):
                 self.running = member - 1
                 self.defer_rest()
@@ -126,9 +126,9 @@ class OpenRun(ThreadRun):
                     return
             elif resumed - self._delivered_at > _SEND_INTERVAL_SECONDS:
                 self.deliver()
-            self._member_began = perf_counter()
+            self._call_began = perf_counter()
             # The time since the last member is not this member's.
-            self.preparation = self._member_began - resumed
+            self.preparation = self._call_began - resumed
             yield member
             member += 1
 
@@ -220,7 +220,7 @@ class OpenRun(ThreadRun):
         super().stop_all()
 
     def tick(self) -> None:
-        began, link = self._member_began, self._link
+        began, link = self._call_began, self._link
         if began is not None and not self.closed and perf_counter() - began > self._slice:
             self.defer_rest()
         if link is not None and not self.closed:

@@ -60,13 +60,15 @@ class Program:
     def lower(
         self,
         *sharing: Sequence[TaskRecord],
-        name: str = "program",
+        name: str | None = None,
         nonce: str = "0123abcd",
         small: bool = False,
         known: Sequence[str] = (),
         entry: Callable[..., Any] = run_block,
     ) -> Lowered:
         """Lower the program; `sharing` are the tasks that share a block."""
+        for each in self.records:
+            each.base_name = name or each.base_name
         records = set_waits(build_graph(self.records), self.records, "client")
         for each in records:
             if each.call is not None and each.phase == Phase.CREATED:
@@ -82,7 +84,7 @@ class Program:
         for block in blocks:
             block.small = small
         setting = Setting("topic", entry, 60.0, 1 << 20, 1 << 16, 1 << 20)
-        return lower(blocks, name, nonce, setting, dict.fromkeys(known))
+        return lower(blocks, nonce, setting, dict.fromkeys(known))
 
 
 def channels(mode: Mode, names: str) -> tuple[Channel, ...]:

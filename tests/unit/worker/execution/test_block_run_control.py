@@ -8,6 +8,7 @@ import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from support.payloads import BARRIER, call, spec
@@ -142,7 +143,7 @@ def test_a_block_does_not_expire_before_its_time() -> None:
     running = Running(spec(call(hold), call(note, 1), budget=60.0))
     assert BEGAN.wait(30)
     running.run.tick()
-    assert running.run.reports() == [RunningReport(block=7, running=0)]
+    assert running.run.reports() == [RunningReport(block=7, running=0, begin=ANY)]
     assert running.finish() == [DONE, DONE]
 
 
@@ -153,7 +154,7 @@ def test_the_rest_is_told_once_and_keeps_what_was_revoked() -> None:
     running.run.tick()
     running.run.tick()
     rest = bytes([DEFERRED, CANCELLED])
-    assert running.run.reports() == [ExpiredReport(block=7, running=0, rest=rest)]
+    assert running.run.reports() == [ExpiredReport(block=7, running=0, rest=rest, begin=ANY)]
     assert running.run.reports() == []
     assert running.finish() == [DONE, DEFERRED, CANCELLED]
     assert not any(isinstance(report, ExpiredReport) for report in running.run.reports())
@@ -242,7 +243,7 @@ def test_reports_tell_what_has_happened_since_the_last() -> None:
     assert isinstance(first, OutcomeReport)
     assert (first.start, list(first.statuses), first.block) == (0, [DONE], 7)
     assert pickling.loads(first.values[0] or b"") == "a"
-    assert now == RunningReport(block=7, running=1)
+    assert now == RunningReport(block=7, running=1, begin=ANY)
     assert running.run.reports() == []
     running.finish()
     later = of_outcomes(reports := running.run.reports())

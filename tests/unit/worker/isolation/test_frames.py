@@ -21,15 +21,21 @@ FRAMES = [
     Frame(3, 1, 2.0, b"error", ("out \u00e4\U0001f600", "err\udc80")),
     Frame(4, 0, 0.0, None, ("only output", "")),
     Frame(5, 2, 0.0, bytes(300), None),
+    Frame(6, 0, 1.5, b"value", ("out", ""), 1e9, 0.25, 1 << 40, 2),
 ]
 DATA = b"".join(piece for frame in FRAMES for piece in encode(frame))
 
 
 def test_the_format_stays_the_same_byte_for_byte() -> None:
-    header = bytes.fromhex("07000000010000003f0200000000000000")
-    assert encode(Frame(7, 1, 0.5, b"ab", None)) == [header + b"\xff" * 16, b"ab"]
-    header += bytes.fromhex("01000000000000000300000000000000")
-    assert encode(Frame(7, 1, 0.5, b"ab", ("x", "yyz"))) == [header, b"ab", b"x", b"yyz"]
+    header = bytes.fromhex("07000000010000003f")
+    measured = bytes.fromhex("0000000000000000000080bfffffffffffffffff01000000")
+    head = header + measured + bytes.fromhex("0200000000000000")
+    assert encode(Frame(7, 1, 0.5, b"ab", None)) == [head + b"\xff" * 16, b"ab"]
+    measured = bytes.fromhex("00000000000000400000803f000400000000000003000000")
+    head = header + measured + bytes.fromhex("0200000000000000")
+    head += bytes.fromhex("01000000000000000300000000000000")
+    frame = Frame(7, 1, 0.5, b"ab", ("x", "yyz"), 2.0, 1.0, 1024, 3)
+    assert encode(frame) == [head, b"ab", b"x", b"yyz"]
 
 
 def test_all_frames_are_decoded_from_one_piece() -> None:
@@ -44,7 +50,7 @@ def test_frames_are_decoded_from_two_pieces(position: int) -> None:
     assert first + decoder.feed(DATA[position:]) == FRAMES
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 36, 37, 38])
+@pytest.mark.parametrize("size", [1, 2, 7, 36, 37, 38, 60, 61, 62])
 def test_frames_are_decoded_from_many_pieces(size: int) -> None:
     decoder = FrameDecoder()
     pieces = [DATA[start : start + size] for start in range(0, len(DATA), size)]

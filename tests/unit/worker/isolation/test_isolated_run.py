@@ -26,7 +26,7 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import unpack_error
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution.block import LOCAL, BlockMember, BlockSpec, Limits, Link
-from daskbatch.worker.execution.journal import Journal, read_journals
+from daskbatch.worker.execution.journal import NOT_MEASURED, Journal, read_journals
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.isolation import deadline
 from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
@@ -546,7 +546,7 @@ def test_the_child_goes_on_with_the_journal_of_the_slot(tmp_path: Path, ends: Ca
     ]
     assert trace.entries[2][4] == ("b", "")
     slot.begin("topic", 8)
-    slot.record((0, DONE, b"v", 0.0, None))
+    slot.record((0, DONE, b"v", 0.0, None, *NOT_MEASURED))
     assert [trace.block for trace in read_journals(tmp_path)] == [7, 8]
     slot.close()
 

@@ -1,0 +1,162 @@
+"""Runs the same programs with daskbatch and with other libraries, and writes a page of ratios.
+
+``python benchmarks/compare/compare.py --page docs/about/comparison.md`` or ``make compare``. Each
+program runs in a fresh process for each library, in turn, several times. Libraries that are not
+installed for this interpreter are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from libraries import LIBRARIES, WORKERS, installed  # noqa: E402
+from programs import GRAPHS  # noqa: E402
+
+PROGRAMS = {
+    **{name: make().title for name, make in GRAPHS.items()},
+    "map": "5,000 no-ops by `map`",
+    "single": "200 calls, one after another: `submit(...).result()`",
+    "processes": "200 executables (`true`)",
+    "dictionary": "500 values put into a shared dictionary, and got",
+    "queue": "500 items through a shared queue",
+    "start": "from nothing to the first result and back: the whole process",
+}
+_LIMIT_SECONDS = 120
+
+_ENVIRONMENT = {
+    **os.environ,
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of each start
+    # Some libraries start programs that are installed beside the interpreter.
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+}
+
+
+def measure(library: str, program: str) -> float | None:
+    """Run a program in a fresh process; return its seconds, or None if it did not succeed."""
+    began = time.perf_counter()
+    try:
+        run = subprocess.run(
+            [sys.executable, HERE / "run_one.py", library, program],
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_SECONDS,
+            env=_ENVIRONMENT,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    whole = time.perf_counter() - began
+    answers = [line for line in run.stdout.splitlines() if line.startswith('{"seconds"')]
+    if run.returncode or not answers:
+        print(f"{library}, {program}: {run.stderr[-800:]}", file=sys.stderr)
+        return None
+    return whole if program == "start" else float(json.loads(answers[-1])["seconds"])
+
+
+def can_run(library: str, program: str) -> bool:
+    """Return whether a library has what a program needs."""
+    method = "graph" if program in GRAPHS else "single" if program == "start" else program
+    return hasattr(LIBRARIES[library], method)
+
+
+def table(times: dict[tuple[str, str], list[float]], libraries: list[str]) -> list[str]:
+    """Return the rows: the time of each library over that of daskbatch, with the spread."""
+    lines = ["| program | " + " | ".join(libraries) + " | spread |"]
+    lines.append("|---" * (len(libraries) + 2) + "|")
+    for program, title in PROGRAMS.items():
+        ours = times.get(("daskbatch", program))
+        cells, spreads = [], []
+        for library in libraries:
+            found = times.get((library, program))
+            if not found or not ours:
+                cells.append("–" if not can_run(library, program) else "failed")
+                continue
+            ratio = statistics.median(found) / statistics.median(ours)
+            spreads.append((max(found) - min(found)) / statistics.median(found))
+            text = f"{ratio:.3g}"
+            cells.append(f"**{text}**" if ratio < 1 else text)
+        spread = f"{max(spreads):.0%}" if spreads else ""
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {spread} |")
+    return lines
+
+
+def page(times: dict[tuple[str, str], list[float]], repeats: int) -> str:
+    """Return the page."""
+    libraries = [name for name in LIBRARIES if any(key[0] == name for key in times)]
+    packages = sorted({LIBRARIES[name].package for name in libraries} - {"concurrent.futures"})
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return "\n".join(
+        [
+            "# Comparison",
+            "",
+            "The same programs with each library, on two worker processes of one machine. A number",
+            "is the time of the library over that of daskbatch: 2 is twice as slow as daskbatch.",
+            "Where daskbatch is slower, it is **bold**. A dash: the library has no such thing.",
+            "",
+            *table(times, libraries),
+            "",
+            f"Median of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
+            "is the largest distance between two runs of one library, as a part of its median.",
+            "",
+            f"- Date: {date.today().isoformat()}",
+            f"- Machine: {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs;"
+            f" {WORKERS} workers",
+            f"- Versions: Python {platform.python_version()}, {versions}",
+            "- Command: `make compare`",
+            "",
+            "Libraries whose executors take no futures as arguments (ProcessPoolExecutor, loky,",
+            "executorlib) are driven by hand: a call is submitted when what it needs is there.",
+            "`benchmarks/compare/` has the programs, and what each library does.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--page", type=Path, help="the page to write; else it is printed")
+    parser.add_argument("--libraries", nargs="*", default=list(LIBRARIES))
+    parser.add_argument("--programs", nargs="*", default=list(PROGRAMS))
+    options = parser.parse_args()
+    times: dict[tuple[str, str], list[float]] = {}
+    given_up = set()
+    for turn in range(options.repeats):
+        for program in options.programs:
+            for library in options.libraries:
+                key = library, program
+                if not installed(library) or not can_run(*key) or key in given_up:
+                    continue
+                found = measure(library, program)
+                if found is None:
+                    given_up.add(key)
+                    times.pop(key, None)
+                    continue
+                times.setdefault(key, []).append(found)
+                print(
+                    f"{turn + 1}: {program}, {library}: {found:.3f} s", file=sys.stderr, flush=True
+                )
+    text = page(times, options.repeats)
+    if options.page:
+        options.page.write_text(text, encoding="utf-8")
+        print(f"wrote {options.page}")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Shows tasks on Dask's dashboard, and on the page /daskbatch beside it; runs on the scheduler."""

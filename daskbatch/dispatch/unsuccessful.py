@@ -1,0 +1,109 @@
+"""Collects which tasks have not run, or have failed, in a block that is over for Dask.
+
+Dask sees the key of a block succeed, whatever its members did. So the dispatcher collects here
+what Dask's dashboard must count otherwise. It calls all methods with its lock held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from daskbatch.dispatch.key_names import shown_name
+from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
+from daskbatch.serialization.exceptions import brief_error
+
+#: Of this many failures of a client the exceptions are reported; of further ones the number.
+_MAX_REPORTED_ERRORS = 500
+
+#: What is reported of an exception.
+_MAX_ERROR_CHARACTERS = 500
+
+
+class ShownFailure(NamedTuple):
+    """A task that has failed.
+
+    Parameters
+    ----------
+    name : str
+        Its name on the dashboard.
+    error : str
+        The type and the first line of its exception.
+    worker : str
+        The worker that ran it last; empty if none did.
+    """
+
+    name: str
+    error: str
+    worker: str
+
+
+class Unsuccessful(NamedTuple):
+    """What has been collected.
+
+    Parameters
+    ----------
+    withdrawn : mapping
+        For each block, how many of its members of which name did not run there, or have failed.
+    failures : sequence of ShownFailure
+        The tasks that have failed.
+    others : mapping
+        How many more have failed, by name.
+    """
+
+    withdrawn: Mapping[BlockKey, Mapping[str, int]]
+    failures: Sequence[ShownFailure]
+    others: Mapping[str, int]
+
+
+class UnsuccessfulTasks:
+    """Collects the unsuccessful tasks of one client.
+
+    Attributes
+    ----------
+    notify : callable, optional
+        Called, with the lock held, when there is something to take; None if nobody takes it: then
+        nothing is collected.
+    """
+
+    def __init__(self) -> None:
+        self.notify: Callable[[], None] | None = None
+        self._withdrawn: dict[BlockKey, Counter[str]] = {}
+        self._failures: list[ShownFailure] = []
+        self._others: Counter[str] = Counter()
+        self._reported = 0
+
+    def withdraw(self, block: SubmittedBlock, record: TaskRecord) -> None:
+        """Record that a member has not succeeded in its block."""
+        if self.notify is not None and record.call is not None:
+            self._announce()
+            self._withdrawn.setdefault(block.key, Counter())[shown_name(record)] += 1
+
+    def fail(self, record: TaskRecord) -> None:
+        """Record that a task has failed, for good."""
+        if self.notify is None or record.call is None:
+            return
+        self._announce()
+        name = shown_name(record)
+        if self._reported >= _MAX_REPORTED_ERRORS:
+            self._others[name] += 1
+            return
+        self._reported += 1
+        error = "its exception is on its worker"
+        if record.value is not None:
+            error = brief_error(record.value)[:_MAX_ERROR_CHARACTERS]
+        worker = "" if record.begin is None else record.begin.worker
+        if record.measured is not None:
+            worker = record.measured[0].worker
+        self._failures.append(ShownFailure(name, error, worker))
+
+    def _announce(self) -> None:
+        if self.notify is not None and not (self._withdrawn or self._failures or self._others):
+            self.notify()
+
+    def take(self) -> Unsuccessful:
+        """Return what has been collected, and forget it."""
+        taken = Unsuccessful(self._withdrawn, self._failures, self._others)
+        self._withdrawn, self._failures, self._others = {}, [], Counter()
+        return taken

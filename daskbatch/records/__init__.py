@@ -1,0 +1,1 @@
+"""What is recorded of a run: its tasks, its events, and where they are written."""
