@@ -30,7 +30,7 @@ from daskbatch.worker.execution.block import (
     OutcomeReport,
     Report,
 )
-from daskbatch.worker.execution.journal import JournaledBlock
+from daskbatch.worker.execution.journal import NOT_MEASURED, JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.handshake import ServerAddress
 from daskbatch.worker.open_blocks.messages import END
@@ -259,7 +259,7 @@ class Cluster:
             # The journal has what is over.
             trace = JournaledBlock("topic", worker.block.number)
             for member, status in enumerate(worker.statuses):
-                trace.entries[member] = (member, status, VALUE, 0.001, None)
+                trace.entries[member] = (member, status, VALUE, 0.001, None, *NOT_MEASURED)
             died = self.dispatcher.worker_died
             self.later.append(lambda: died([worker.block.key], {}, [trace]))
 
