@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import pickle
+import ssl
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
+from daskbatch import config
 from daskbatch.cluster.connection import register
 from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.messages import (
@@ -33,6 +35,7 @@ from daskbatch.cluster.messages import (
     decode,
 )
 from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
+from daskbatch.cluster.open_links import OpenLinks
 from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
 from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
@@ -111,6 +114,16 @@ class ClusterBackend:
         self.on_summary_wanted: Callable[[], None] = lambda: None
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
+        #: The direct connections with open blocks.
+        self.open_links = (
+            OpenLinks(topic, self._call_guarded, self._tls_context)
+            if config.get("open-blocks")
+            else None
+        )
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        context = self.client.security.get_connection_args("client").get("ssl_context")
+        return context if isinstance(context, ssl.SSLContext) else None
 
     def prepare(self) -> None:
         """Register the plugins of the scheduler, nannies and workers; raises `BatchError`."""
@@ -133,6 +146,8 @@ class ClusterBackend:
             See `Membership.register`, also for the exceptions.
         """
         self._listener = listener
+        if self.open_links is not None:
+            self.open_links.listener = listener
         registration = self.membership.register(batch, is_creator, self._receive, on_loss)
         self.slots = registration.slots
         self.most_slots = max(self.most_slots, self.slots)
@@ -142,6 +157,8 @@ class ClusterBackend:
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
         self._listener = None
+        if self.open_links is not None:
+            self.open_links.close()
         for future in list(self._futures):
             future.release()
         self.membership.unregister(idle)

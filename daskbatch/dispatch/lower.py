@@ -18,7 +18,14 @@ from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.declarations import declared_files
-from daskbatch.dispatch.key_names import BUFFER, NAMES, BlockNames, Stages, member_names
+from daskbatch.dispatch.key_names import (
+    BUFFER,
+    NAMES,
+    BlockNames,
+    Stages,
+    dashboard_name,
+    member_names,
+)
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.serialization import pickling, stored_value
@@ -330,6 +337,44 @@ class _Lowering:
         return Lowered(HighLevelGraph(layers, dependencies), self._blocks, self._buffers)
 
 
+def lower_open_block(
+    block: SubmittedBlock, options: Options, name: str, nonce: str, setting: Setting
+) -> Lowered:
+    """Lower a block that begins without members, and has no inputs; see `lower`.
+
+    Parameters
+    ----------
+    block : SubmittedBlock
+        The block.
+    options : Options
+        The options that all members will have in common.
+    name, nonce, setting
+        See `lower`.
+    """
+    key = block.key = (f"{dashboard_name(name)}-{nonce}", block.number)
+    spec = BlockSpec(
+        block=block.number,
+        topic=setting.topic,
+        functions=(),
+        calls=(),
+        labels=(),
+        links={},
+        limits={},
+        isolated=False,
+        journaled=True,
+        budget=setting.budget,
+        share_limit=setting.share_limit,
+        inline_limit=setting.inline_limit,
+        output_limit=setting.output_limit,
+        surroundings=None if setting.surroundings is None else setting.surroundings.changes(),
+        streams=setting.streams,
+        open=True,
+    )
+    task = Task(key, setting.entry, pickling.dumps(spec), _data_producer=True)
+    layer = MaterializedLayer({key: task}, annotations=_annotations(options, setting.topic))
+    return Lowered(HighLevelGraph({key[0]: layer}, {key[0]: set()}), {key: block})
+
+
 class _Inputs:
     """The inputs of one block: first other blocks, then buffers."""
 
@@ -366,7 +411,8 @@ def _argument(
     producer: TaskRecord, part: str, block: SubmittedBlock, inputs: _Inputs
 ) -> BlockMember | bytes | str:
     """Return an argument: the value itself if only the client has it, else its source."""
-    if producer.over and (producer.block is None or producer.block.lost):
+    block_of = producer.block
+    if producer.over and (block_of is None or block_of.lost or block_of.open):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:

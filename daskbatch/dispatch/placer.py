@@ -119,6 +119,14 @@ class Placer:
         self._buffers.update(futures)
         return blocks
 
+    def next_number(self) -> int:
+        """Return a number for a block."""
+        return next(self._numbers)
+
+    def largest_value(self, record: TaskRecord) -> int:
+        """Return the bytes of the largest value of similar tasks that have run."""
+        return 0 if record.call is None else self._durations.largest(record.call.family) or 0
+
     def _places(self, records: Sequence[TaskRecord]) -> int:
         """Return how many blocks of these tasks can run at a time."""
         slots = self._submitter.slots

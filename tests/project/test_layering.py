@@ -62,6 +62,7 @@ DISTRIBUTED = {
     *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
     "worker/same_host.py",
     *("worker/departure.py", "worker/termination.py"),
+    "worker/open_blocks/server.py",
     *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
     *("execute/running/remote_method.py", "execute/profiling/cluster_profiler.py"),
     *("shared/actor.py", "shared/actor_admission.py", "shared/actor_creation.py"),

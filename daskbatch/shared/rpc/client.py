@@ -11,13 +11,13 @@ import ssl
 from typing import Any
 
 from daskbatch.memory.host import host_id
-from daskbatch.shared.data.messages import ServerAddress, decode_error
+from daskbatch.shared.data.messages import decode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED
-from daskbatch.shared.rpc.handshake import connect_to_server
 from daskbatch.shared.rpc.local_transport import LocalTransport
 from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.rpc.socket_transport import IdleCheck, SocketTransport
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
+from daskbatch.worker.handshake import ServerAddress, connect_to_server
 
 #: How long it may take to connect, the proofs of both sides included.
 _CONNECT_TIMEOUT_SECONDS = 5.0

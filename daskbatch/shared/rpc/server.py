@@ -1,7 +1,7 @@
 """An authenticated request server: one listening socket, one thread per connection.
 
 Both sides prove knowledge of the secret (HMAC-SHA256 challenge-response); with TLS both present
-certificates. See `shared.rpc.handshake`.
+certificates. See `worker.handshake`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TypeAlias
 from daskbatch.forking import close_in_children
 from daskbatch.memory.host import host_id
 from daskbatch.shared.data.codec import has_shared_buffer
-from daskbatch.shared.data.messages import Request, ServerAddress, encode_error
+from daskbatch.shared.data.messages import Request, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
-from daskbatch.shared.rpc.handshake import accept_client
 from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
 from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
+from daskbatch.worker.handshake import ServerAddress, accept_client
 
 _Transport: TypeAlias = SocketTransport | LocalTransport
 

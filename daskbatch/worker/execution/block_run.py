@@ -7,7 +7,7 @@ says.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from time import perf_counter, thread_time
@@ -137,8 +137,9 @@ class BlockRun(Progress):
             self._capturing() as capture,
         ):
             self._output = capture
-            for member in range(len(log.statuses), len(spec.calls)):
-                self._member_began = last
+            for member in self._members():
+                # Of an open block: after the wait for the member.
+                self._member_began = last + self.preparation
                 self.running = member
                 link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
@@ -235,6 +236,10 @@ class BlockRun(Progress):
     #: have started. Its duration does not contain this. Seconds.
     preparation = 0.0
 
+    def _members(self) -> Iterable[int]:
+        """Return the members that are to run, in order."""
+        return range(len(self.log.statuses), len(self.spec.calls))
+
     def _capturing(self) -> AbstractContextManager[Capture]:
         """Capture what members write, within a `with` statement."""
         return capturing(self.spec.output_limit)
@@ -267,8 +272,10 @@ class BlockRun(Progress):
         if position == LOCAL:
             return self.log.statuses[member]
         result: BlockResult = self.inputs[position]
-        # The client decides whether a lost outcome is produced again or given up.
-        return Status.DEFERRED if result.lost else result.statuses[member]
+        # The client decides whether a lost outcome is produced again or given up. An open block
+        # may have closed before it received the member.
+        known = member < len(result.statuses)
+        return result.statuses[member] if known else Status.DEFERRED
 
     def _ready(self, link: Link) -> int:
         """Return DONE if a member may run, else the status that it gets instead."""

@@ -146,6 +146,10 @@ class OutcomeLog:
             self._reported += len(report.statuses)
         return reports
 
+    def report_again(self) -> None:
+        """Have the next call of `new_reports` begin with the first member."""
+        self._reported = 0
+
     def _measures(self, start: int, count: int, worker: str, pid: int) -> Measures:
         part = slice(start, start + count)
         details = self.details
