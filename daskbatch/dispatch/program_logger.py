@@ -76,7 +76,8 @@ def log_reruns(records: Sequence[TaskRecord]) -> None:
     """Log that tasks run again, since their worker was lost."""
     begun = [record for record in records if record.call is not None]
     if begun:
-        _log(logging.WARNING, "%s to run again after the loss: %s", _count(len(begun)), _names(begun))
+        count = _count(len(begun))
+        _log(logging.WARNING, "%s to run again after the loss: %s", count, _names(begun))
 
 
 def log_retries(block: SubmittedBlock, report: OutcomeReport) -> None:

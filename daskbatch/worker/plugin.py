@@ -233,7 +233,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if self._open_server is None:
             self._open_server = OpenServer(self._worker, self._runs)
         run.watch = self._open_server
-        report = OpenedReport(run.spec.block, *self._open_server.address)
+        host, port, secret, tls, _ = self._open_server.address
+        report = OpenedReport(run.spec.block, host, port, secret, tls)
         self._worker.loop.add_callback(self._send_report, run.spec.topic, report)
 
     def _context(self, run: Progress) -> TaskContext:
