@@ -17,7 +17,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 from distributed import Client
@@ -49,8 +49,9 @@ _logger = logging.getLogger("daskbatch")
 #: For how long tasks that have not succeeded are collected before the dashboard learns of them.
 _UNSUCCESSFUL_DELAY_SECONDS = 0.1
 
-#: Which part of the time a client spends at most on summaries for the page /daskbatch.
-_MAX_SUMMARY_PART = 0.02
+#: Which part of the processor time a client spends at most on summaries for the page /daskbatch,
+#: and the longest pause for that: the first summary takes long, because it imports modules.
+_MAX_SUMMARY_PART, _MAX_SUMMARY_PAUSE_SECONDS = 0.05, 5.0
 
 #: How long a failed task waits for the tasks that it has started and that are being stopped.
 _STOP_TIMEOUT_SECONDS = 30.0
@@ -249,15 +250,15 @@ class Session:
             self._is_summing_up = False
 
     def _sum_up(self) -> None:
-        began = monotonic()
+        began = thread_time()
         try:
             if _summarize is not None and not self._ended:
                 self._backend.send_summary(_summarize(self))
         except Exception:  # it is for a page only; the program goes on
             _logger.debug("no summary for the page /daskbatch", exc_info=True)
         finally:
-            now = monotonic()
-            self._next_summary = now + (now - began) / _MAX_SUMMARY_PART
+            pause = min((thread_time() - began) / _MAX_SUMMARY_PART, _MAX_SUMMARY_PAUSE_SECONDS)
+            self._next_summary = monotonic() + pause
             self._is_summing_up = False
 
     def require_alive(self) -> None:

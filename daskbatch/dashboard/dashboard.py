@@ -43,9 +43,9 @@ class SharedSize(NamedTuple):
     ----------
     kind, name : str
         Which it is.
-    items, nbytes, spilled : int, optional
-        The number of keys or items, and their bytes in memory and on disk; None if a shard does not
-        answer.
+    items, nbytes : int, optional
+        The number of keys or items, and their bytes; None if a shard does not answer, or has too
+        many to add them up.
     shards, replicas, lost : int
         The number of shards, on how many workers each is, and how many are lost.
     """
@@ -54,7 +54,6 @@ class SharedSize(NamedTuple):
     name: str
     items: int | None
     nbytes: int | None
-    spilled: int | None
     shards: int
     replicas: int
     lost: int

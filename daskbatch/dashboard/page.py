@@ -15,12 +15,10 @@ from typing import Any
 
 from bokeh.models import (
     ColumnDataSource,
-    DataTable,
     Div,
     FactorRange,
     HoverTool,
     Range1d,
-    TableColumn,
 )
 from bokeh.plotting import figure
 from dask.utils import format_bytes
@@ -58,7 +56,7 @@ _TEMPLATE = """
 {% block extra_resources %}
 <style>
   .daskbatch { display: grid; grid-template-columns: 1fr 1fr; gap: 6px 18px; padding: 8px 14px; }
-  .daskbatch > section { min-width: 0; }
+  .daskbatch > section { min-width: 0; overflow-x: auto; }
   .daskbatch > .wide { grid-column: 1 / 3; }
   .daskbatch h3 { font: 600 15px sans-serif; margin: 4px 0; color: #333; }
   @media (max-width: 900px) { .daskbatch > section { grid-column: 1 / 3; } }
@@ -146,21 +144,11 @@ class _Page:
         self._head = Div(name="head", sizing_mode="stretch_width")
         self._failures = Div(name="failures", sizing_mode="stretch_width")
         self._programs = _Table(
-            "programs",
-            {"client": 80, "program": 130, "state": 70, "tasks": 60, **dict.fromkeys(STATES, 66)},
-            height=210,
+            "programs", ("client", "program", "state", "tasks", *STATES), 230, optional=STATES[3:]
         )
-        self._running = _Table(
-            "running",
-            {"task": 160, "program": 120, "since": 80, "for": 70, "worker": 160},
-            height=190,
-        )
-        self._waiting = _Table("waiting", {"task": 130, "program": 100, "why": 430}, height=190)
-        self._shared = _Table(
-            "shared",
-            {"kind": 60, "name": 130, "items": 70, "memory": 90, "disk": 90, "shards": 130},
-            height=150,
-        )
+        self._running = _Table("running", ("task", "program", "since", "for", "worker"), 230)
+        self._waiting = _Table("waiting", ("task", "program", "why"), 230)
+        self._shared = _Table("shared", ("kind", "name", "items", "size", "shards"), 230)
         self._progress, self._progress_source = _progress_figure()
         self._timeline, self._timeline_source = _timeline_figure()
 
@@ -315,7 +303,8 @@ class _Page:
         if more:
             parts.append(f"<div>and {more} more</div>")
         content = "".join(parts) or "none"
-        text = f'<div style="font:13px sans-serif;max-height:300px;overflow:auto">{content}</div>'
+        style = "font:13px sans-serif;max-height:300px;overflow:auto"
+        text = f'<div class="failures" style="{style}">{content}</div>'
         if self._failures.text != text:
             self._failures.text = text
 
@@ -325,9 +314,8 @@ class _Page:
                 {
                     "kind": {"ddict": "DDict", "queue": "Queue"}.get(each.kind, each.kind),
                     "name": each.name,
-                    "items": "?" if each.items is None else each.items,
-                    "memory": "?" if each.nbytes is None else format_bytes(each.nbytes),
-                    "disk": "?" if each.spilled is None else format_bytes(each.spilled),
+                    "items": "?" if each.items is None else str(each.items),
+                    "size": "?" if each.nbytes is None else format_bytes(each.nbytes),
                     "shards": f"{each.shards} × {each.replicas}"
                     + (f", {each.lost} lost" if each.lost else ""),
                 }
@@ -340,27 +328,41 @@ _PRE = "margin:2px 0 0 0;padding:4px 6px;background:#f4f4f4;font-size:12px;white
 
 
 class _Table:
-    """A table of texts and numbers; bokeh escapes them."""
+    """A table of texts and numbers, as HTML: all of them are escaped here."""
 
-    def __init__(self, name: str, widths: Mapping[str, int], height: int) -> None:
-        self._columns = [*widths]
-        self._source = ColumnDataSource({column: [] for column in widths})
-        self.root = DataTable(
-            name=name,
-            source=self._source,
-            columns=[TableColumn(field=c, title=c, width=w) for c, w in widths.items()],
-            index_position=None,
-            sizing_mode="stretch_width",
-            height=height,
-            sortable=True,
-            # That would need jquery-ui, which Dask's server does not have.
-            reorderable=False,
-            selectable=False,
-        )
+    def __init__(
+        self, name: str, columns: Sequence[str], height: int, optional: Sequence[str] = ()
+    ) -> None:
+        self._name, self._columns, self._height = name, columns, height
+        #: The columns that are left out if they are empty.
+        self._optional = optional
+        self.root = Div(name=name, sizing_mode="stretch_width")
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show rows in place of those before."""
-        _set(self._source, {c: [row[c] for row in rows] for c in self._columns})
+        shown = [
+            name
+            for name in self._columns
+            if name not in self._optional or any(row[name] for row in rows)
+        ]
+        head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in shown)
+        lines = "".join(f"<tr>{_cells(row, shown)}</tr>" for row in rows)
+        text = (
+            f'<div style="max-height:{self._height}px;overflow:auto">'
+            f'<table class="{self._name}" style="{_TABLE}"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{lines}</tbody></table></div>"
+        )
+        if self.root.text != text:
+            self.root.text = text
+
+
+def _cells(row: Mapping[str, Any], columns: Iterable[str]) -> str:
+    texts = ("" if row[name] == 0 else str(row[name]) for name in columns)
+    return "".join(f'<td style="{_CELL}">{escape(text)}</td>' for text in texts)
+
+
+_TABLE = "border-collapse:collapse;font:13px sans-serif;width:100%"
+_CELL = "text-align:left;padding:3px 6px;border-bottom:1px solid #ddd;vertical-align:top"
 
 
 def _set(source: ColumnDataSource, data: dict[str, list[Any]]) -> None:

@@ -42,6 +42,9 @@ _MEMORY_FRACTION = 0.3
 #: How long it may take until Dask knows that the actor is there.
 _CREATION_TIMEOUT_SECONDS = 30.0
 
+#: The bytes of this many values are added up for the page /daskbatch, while somebody looks at it.
+_MAX_ADDED_VALUES = 20_000
+
 #: In a global, since `handle` compares with it for each request.
 _FOLLOW = FOLLOW.name
 
@@ -132,8 +135,14 @@ class SharedActor:
         return pickle.dumps(self.server.address)
 
     async def size(self) -> bytes:
-        """Return how many keys or items it holds, and their bytes in memory and on disk."""
-        return pickle.dumps((self.state.count(), *self.state.store.sizes()))
+        """Return how many keys or items it holds, and their bytes; None if they are too many."""
+        return pickle.dumps(await asyncio.to_thread(self._size))
+
+    def _size(self) -> tuple[int, int | None]:
+        count = self.state.count()
+        if count > _MAX_ADDED_VALUES:
+            return count, None
+        return count, sum(stored.size for stored in self.state.values())
 
     async def apply_layout(self, layout: bytes, key: str) -> None:
         """Adopt a layout of the shard; `key` is Dask's key of this actor."""

@@ -29,20 +29,23 @@ async def size_of(scheduler: Scheduler, obj: ObjectInfo, seconds: float) -> tupl
         How long its primaries may take; then the size is not known.
     """
     primaries = [layout.replicas[0] for layout in obj.layouts if layout.replicas]
-    totals: tuple[int | None, ...] = (None, None, None)
+    items: int | None = None
+    nbytes: int | None = None
     with contextlib.suppress(Exception):  # a worker does not answer: that is shown
         answers = await asyncio.wait_for(
             asyncio.gather(*(_ask(scheduler, each) for each in primaries)), seconds
         )
-        totals = tuple(map(sum, zip((0, 0, 0), *answers, strict=True)))
+        items = sum(count for count, _ in answers)
+        if all(size is not None for _, size in answers):
+            nbytes = sum(size or 0 for _, size in answers)
     name = obj.name or obj.uid[:8]
     lost = len(obj.layouts) - len(primaries)
-    return (obj.options.kind, name, *totals, len(obj.layouts), obj.options.replicas, lost)
+    return (obj.options.kind, name, items, nbytes, len(obj.layouts), obj.options.replicas, lost)
 
 
-async def _ask(scheduler: Scheduler, primary: Replica) -> tuple[int, int, int]:
+async def _ask(scheduler: Scheduler, primary: Replica) -> tuple[int, int | None]:
     answer = await scheduler.rpc(primary.worker).actor_execute(
         function="size", actor=primary.key, args=[], kwargs={}
     )
-    size: tuple[int, int, int] = pickle.loads(load_received(answer["result"]))
+    size: tuple[int, int | None] = pickle.loads(load_received(answer["result"]))
     return size

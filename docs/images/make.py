@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
@@ -37,7 +38,7 @@ def stumble(_: float) -> None:
 def make_program(batch: Batch, directory: Path) -> CompiledTask:
     """Return a program of some ten kinds of tasks."""
     raw, clean = directory / "raw.zip", directory / "clean"
-    clean.mkdir()
+    clean.mkdir(parents=True)
     csv = [clean / f"{n}.csv" for n in range(6)]
     write, read = batch.write, batch.read
     tasks = [batch.function(work, 0.15, raw, writes=[write(raw)], name="download")]
@@ -53,6 +54,36 @@ def make_program(batch: Batch, directory: Path) -> CompiledTask:
     plot = batch.function(work, 0.2, None, *fits, name="plot")
     page = batch.function(work, 0.1, None, plot, bad, name="publish")
     return batch.compile([*tasks, bad, plot, page], name="climate", check=None)
+
+
+def picture_dashboard(batch: Batch, directory: Path, browser: Any) -> None:
+    """Make the picture of the page /daskbatch while a program runs."""
+    table, queue = batch.ddict(name="parameters"), batch.queue(name="results")
+    table.update({f"p{n}": b"x" * 10_000 for n in range(300)})
+    queue.put(b"y" * 5000)
+    calibration = make_program(batch, directory / "1")
+    calibration.run()
+    batch.function(work, 60.0, name="monitor").start()
+    climate = [
+        batch.function(work, 0.5 + n % 5 / 2, writes=[batch.write(directory, str(n))], name=name)
+        for n, name in enumerate(["clean"] * 12 + ["fit"] * 40)
+    ]
+    plots = [
+        batch.function(
+            work, 1.0, None, *climate, reads=[batch.read(directory, str(n))], name="plot"
+        )
+        for n in range(5)
+    ]
+    page = batch.function(work, 1.0, None, *plots, name="publish")
+    program = batch.compile([*climate, *plots, page], name="survey", check=None)
+    program.start()
+    watched = WatchedPage(browser, 1250, 900)
+    watched.page.goto(batch.dashboard_link.removesuffix("status") + "daskbatch")
+    time.sleep(13)
+    watched.page.screenshot(path=HERE / "dashboard.png")
+    Image.open(HERE / "dashboard.png").quantize(64).save(HERE / "dashboard.png", optimize=True)
+    assert not watched.errors, watched.errors
+    program.cancel()
 
 
 def main() -> None:
@@ -73,6 +104,7 @@ def main() -> None:
         form = directory / "form.html"
         form.write_text(f"<!doctype html><body>{program._repr_html_()}", encoding="utf-8")
         with start_chromium() as browser:
+            picture_dashboard(batch, directory, browser)
             for page, picture, size in (
                 (report, "report.png", (1000, 1400)),
                 (form, "notebook.png", (1000, 420)),

@@ -281,20 +281,12 @@ def test_nothing_of_a_client_that_has_gone_is_shown(cluster: LocalCluster, tmp_p
 # -- the page of daskbatch --------------------------------------------------------------------
 
 
-def texts(page: Any, root: str) -> str:
-    """Return what is written in a part of the page; parts of bokeh have shadow roots."""
-    found: str = page.evaluate(
-        """root => {
-            const all = node => [...node.childNodes].map(c => c.nodeType === 3 ? c.textContent
-                : c.tagName === "STYLE" ? "" : (c.shadowRoot ? all(c.shadowRoot) : "") + all(c)
-            ).join("\n");
-            const view = Object.values(Bokeh.index.roots || Bokeh.index).flat()
-                .find(v => v.model && v.model.name === root);
-            return all(view.el.shadowRoot);
-        }""",
-        root,
+def rows(page: Any, table: str) -> list[dict[str, str]]:
+    """Return the rows of a table as they are drawn."""
+    found: list[list[str]] = page.eval_on_selector_all(
+        f"table.{table} tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     )
-    return found
+    return [dict(zip(found[0], cells, strict=True)) for cells in found[1:]]
 
 
 def column(page: Any, root: str, name: str) -> list[Any]:
@@ -329,37 +321,39 @@ def test_the_page_shows_what_goes_on(
         other.function(same, 1, name="elsewhere").run()
         page.goto(batch.dashboard_link.removesuffix("status") + "daskbatch")
         page.wait_for_function("window.Bokeh && Bokeh.documents.length > 0")
-        wait_until(lambda: "long <b>" in column(page, "running", "task"))
-        wait_until(lambda: len(set(column(page, "programs", "client"))) == 2)
+        wait_until(lambda: "long <b>" in [row["task"] for row in rows(page, "running")])
+        wait_until(lambda: len({row["client"] for row in rows(page, "programs")}) == 2)
+        assert page.locator("body", has_text="2 clients").count() == 1
         names = column(page, "progress", "name")
         assert {"load", "clean", "one", "two", "<i>compare</i>", "publish", "long <b>"} <= {*names}
         done = dict(zip(names, column(page, "progress", "done"), strict=True))
         assert {name: done[name] for name in DONE} == DONE
         failed = dict(zip(names, column(page, "progress", "failed"), strict=True))
         assert {name: n for name, n in failed.items() if n} == {"<i>compare</i>": 1}
-        rows = dict(
-            zip(column(page, "programs", "program"), column(page, "programs", "state"), strict=True)
+        (row,) = [row for row in rows(page, "programs") if "script" in row["program"]]
+        assert row["program"] == "<script>alert(1)</script>"
+        assert (row["state"], row["done"], row["failed"], row["skipped"]) == (
+            *("failed", "22", "1", "1"),
         )
-        assert rows["<script>alert(1)</script>"] == "failed"
-        assert "waits for 'long <b>'" in column(page, "waiting", "why")[0]
-        wait_until(lambda: [*map(str, column(page, "shared", "items"))] == ["2", "1"])
-        assert column(page, "shared", "name")[0] == "<i>table</i>"
+        assert "waits for 'long <b>'" in rows(page, "waiting")[0]["why"]
+        wait_until(lambda: [row["items"] for row in rows(page, "shared")] == ["2", "1"])
+        assert [row["kind"] for row in rows(page, "shared")] == ["DDict", "Queue"]
+        assert rows(page, "shared")[0]["name"] == "<i>table</i>"
         # What is drawn as text is text: the names have no effect.
-        wait_until(lambda: "<i>table</i>" in texts(page, "shared"))
-        assert "<i>compare</i>" in texts(page, "failures")
-        assert "no column <img src=x onerror=alert(1)>" in texts(page, "failures")
-        assert "reading <b>31</b> columns" in texts(page, "failures")
-        assert "2 clients" in texts(page, "head")
+        failures = page.locator(".failures").inner_text()
+        assert "<i>compare</i>" in failures
+        assert "no column <img src=x onerror=alert(1)>" in failures
+        assert "reading <b>31</b> columns" in failures
+        assert page.locator("img[src='x'], .programs script, .programs i").count() == 0
         assert "running" in column(page, "timeline", "state")
-        menu = page.locator(".navbar a[href='daskbatch']")
-        assert menu.count() == 1
+        assert page.locator(".navbar a[href='daskbatch']").count() == 1
         # Programs that the client no longer holds are not shown.
         del program
-        wait_until(lambda: "<script>alert(1)</script>" not in column(page, "programs", "program"))
-    wait_until(lambda: "1 client" in texts(page, "head"))
+        wait_until(lambda: all("script" not in row["program"] for row in rows(page, "programs")))
+    wait_until(lambda: page.locator("body", has_text="1 client").count() == 1)
     end.touch()
     after.wait(SECONDS)
-    wait_until(lambda: column(page, "running", "task") == [])
+    wait_until(lambda: rows(page, "running") == [])
     assert watched.errors == []
     page.close()
 
