@@ -108,7 +108,8 @@ def test_each_reader_has_its_own_copy(make: Any, arrays: Any) -> None:
     first, second = (pickling.loads(data) for _ in range(2))
     for found, same in zip(arrays(first), expected, strict=True):
         assert found.dtype == same.dtype
-        assert found.flags.f_contiguous == same.flags.f_contiguous
+        if same.flags.forc:  # pickle makes others contiguous
+            assert found.flags.f_contiguous == same.flags.f_contiguous
         np.testing.assert_array_equal(found, same)
     for found in arrays(first):
         if found.flags.writeable:
