@@ -2,8 +2,8 @@
 
 The plan and the dispatcher are the real ones, and the client's time is measured while they work.
 The cluster is a model, in virtual time: messages take a latency, the scheduler needs some time for
-each event of a key (it is submitted, it is over) and serves one after another, and slots run blocks.
-No Dask runs.
+each event of a key (it is submitted, it is over) and serves one after another, and slots run
+blocks. No Dask runs.
 
 The grain at which a part is busy all the time is its time for a task times the number of slots.
 """
