@@ -57,7 +57,7 @@ def truth_of_times(table: Table) -> None:
     """Compare the sum of `seconds` by slot with the time from the first start to the last end."""
     with Batch(num_workers=WORKERS) as batch:
         batch.function(time.sleep, 0.2).run()
-        tasks = [batch.function(time.sleep, 0.2) for _ in range(40)]
+        tasks = [batch.function(time.sleep, 1.0) for _ in range(8)]
         batch.compile(tasks).run()
         slices = defaultdict(list)
         for task in tasks:

@@ -44,6 +44,7 @@ from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.dispatch.unsuccessful import Unsuccessful
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.memory.host import host_id
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -94,6 +95,8 @@ class ClusterBackend:
         self.client = client
         #: The number of slots now, and the largest one so far: clusters grow and shrink.
         self.slots = self.most_slots = 0
+        #: Whether all workers can map this process's memory.
+        self.shares_memory = False
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -145,9 +148,11 @@ class ClusterBackend:
         self._listener = listener
         if self.open_links is not None:
             self.open_links.listener = listener
-        number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
+        registration = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.slots = registration.slots
         self.most_slots = max(self.most_slots, self.slots)
-        return number
+        self.shares_memory = _is_here(registration.hosts)
+        return registration.number
 
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
@@ -165,6 +170,7 @@ class ClusterBackend:
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
             self.most_slots = max(self.most_slots, self.slots)
+            self.shares_memory = _is_here(message.hosts)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
@@ -372,6 +378,11 @@ class ClusterBackend:
         """Call a function on Dask's event loop after some seconds."""
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._call_guarded, function)
+
+
+def _is_here(hosts: Sequence[str]) -> bool:
+    """Return whether all of the hosts are that of this process."""
+    return bool(host_id()) and set(hosts) == {host_id()}
 
 
 def _as_batch_error(error: BaseException) -> BaseException:

@@ -38,6 +38,7 @@ from daskbatch.errors import (
     ServiceLost,
     WorkerLost,
 )
+from daskbatch.serialization import stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import (
     ClosedReport,
@@ -199,6 +200,8 @@ class Dispatcher:
         if block is None:
             return
         self.outcomes.require_own_process()
+        if self._adopt(record):
+            return
         if not block.lost:
             result = block.fetch(record.label, timeout)
             with self._changed:
@@ -210,6 +213,21 @@ class Dispatcher:
             if record.over and record.block is block:
                 self.table.place(self.table.revive(record), block.name)
             self._changed.notify_all()
+
+    def _adopt(self, record: TaskRecord) -> bool:
+        """Hold the value of a task where its worker has stored it; False if it is elsewhere."""
+        reference, block = record.reference, record.block
+        if reference is None or record.output is None or block is None:
+            return False
+        if block.future is None or block.future.status == "cancelled":
+            return False  # the Batch has ended
+        value = stored_value.adopt(reference)
+        if value.segment is None:
+            return False
+        with self._changed:
+            if record.reference is reference:
+                record.value = value
+        return True
 
     # -- revocation -----------------------------------------------------------------------
 
@@ -429,6 +447,7 @@ class Dispatcher:
             self._open.hold_again(held, "batch")
             self.table.place(requeued, "batch")
             self._changed.notify_all()
+        stored_value.erase_orphans()
 
     def _forget(self, block: SubmittedBlock) -> None:
         self._open.forget(block)

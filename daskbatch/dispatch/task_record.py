@@ -92,6 +92,7 @@ class TaskRecord:
         "position",
         "rank",
         "reads",
+        "reference",
         "removes",
         "root_failure",
         "seconds",
@@ -151,6 +152,8 @@ class TaskRecord:
         # The outcome:
         #: The pickled value or the packed exception; None while it is elsewhere.
         self.value: bytes | None = None
+        #: Where the value is stored, while it is elsewhere: the bytes of a `StoredValue`.
+        self.reference: bytes | None = None
         #: stdout and stderr; None while they are elsewhere.
         self.output: tuple[str, str] | None = SILENT
         #: How long the task ran.

@@ -22,7 +22,7 @@ from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.observers import Observers
 from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter
-from daskbatch.dispatch.placer import Placer, Submitter
+from daskbatch.dispatch.placer import MAX_SMALL_RESULT_BYTES, Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,
     is_value_lost,
@@ -41,6 +41,7 @@ from daskbatch.dispatch.task_record import (
 from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
@@ -144,6 +145,7 @@ class TaskTable:
     ) -> None:
         """Record the outcome of a task, and call the functions that wait for it."""
         record.value = value
+        record.reference = None
         record.output = output
         record.seconds = seconds
         if record.waits:
@@ -187,7 +189,7 @@ class TaskTable:
 
     def _is_inline(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
         """Return whether a whole outcome is here, and small enough to be sent from here."""
-        if value is None or output is None:
+        if value is None or output is None or type(value) is StoredValue:
             return False
         return len(value) <= self._inline_limit
 
@@ -339,6 +341,7 @@ class TaskTable:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        references = report.references
         measures = report.measures
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
@@ -358,9 +361,13 @@ class TaskTable:
                 deferred.append(record)
                 continue
             output = report.outputs.get(member, SILENT)
+            reference = references.get(member) if references else None
             if timed and status <= Status.FAILED:
                 ran.append(record)
-                if value is None or output is None:
+                if reference is not None and output is not None:
+                    # Other tasks may share its block, but its block's result is not small.
+                    sizes.append(MAX_SMALL_RESULT_BYTES)
+                elif value is None or output is None:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
@@ -369,6 +376,8 @@ class TaskTable:
             ):
                 record.measured = measures, member - report.start
             self.settle_member(block, record, status, value, output, seconds)
+            if reference is not None:
+                record.reference = reference
         self._placer.learn(ran, sizes)
         return deferred
 

@@ -49,12 +49,15 @@ class ServerAddress(NamedTuple):
         The secret that both sides must know.
     tls : bool
         Whether the connection is encrypted.
+    memory : str
+        The host of the server: clients with the same `host_id` can map its memory.
     """
 
     host: str
     port: int
     secret: bytes
     tls: bool
+    memory: str = ""
 
     def __repr__(self) -> str:
         return f"ServerAddress({self.host}:{self.port})"

@@ -29,6 +29,8 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.memory.host import host_id
+from daskbatch.serialization import stored_value
 from daskbatch.worker.announced_end import announced_end, ask_slurm
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
@@ -47,6 +49,7 @@ from daskbatch.worker.open_blocks.server import OpenServer
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
+from daskbatch.worker.same_host import send_references
 from daskbatch.worker.slot_holding import GangSlots
 from daskbatch.worker.termination import leave_on_sigterm
 
@@ -136,6 +139,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._stop_grace: float = parse_timedelta(grace)
         self._stuck: weakref.WeakSet[Progress] = weakref.WeakSet()
         self._gangs = GangSlots(worker)
+        stored_value.set_memory_limit(worker.memory_manager.memory_limit)
+        send_references(worker)
         #: When this worker ends, in seconds since the epoch, as far as that is announced.
         self._ends = announced_end(getattr(worker, "lifetime", None))
         self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
@@ -150,6 +155,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
+                "host": host_id(),
                 "created": psutil.Process().create_time(),
                 "ends": self._ends,
             }
@@ -227,7 +233,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if self._open_server is None:
             self._open_server = OpenServer(self._worker, self._runs)
         run.watch = self._open_server
-        report = OpenedReport(run.spec.block, *self._open_server.address)
+        host, port, secret, tls, _ = self._open_server.address
+        report = OpenedReport(run.spec.block, host, port, secret, tls)
         self._worker.loop.add_callback(self._send_report, run.spec.topic, report)
 
     def _context(self, run: Progress) -> TaskContext:

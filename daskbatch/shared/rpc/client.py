@@ -10,6 +10,7 @@ import os
 import ssl
 from typing import Any
 
+from daskbatch.memory.host import host_id
 from daskbatch.shared.data.messages import decode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED
 from daskbatch.shared.rpc.local_transport import LocalTransport
@@ -86,7 +87,8 @@ class RpcClient:
             else:
                 sock = connect_to_server(address, tls_context, _CONNECT_TIMEOUT_SECONDS, idle_check)
                 sock.settimeout(STOP_POLL_SECONDS)
-                self._connection = SocketTransport(sock)
+                shares_memory = bool(host_id()) and address.memory == host_id()
+                self._connection = SocketTransport(sock, shares_memory)
             self._address = address
         connection = self._connection
         try:

@@ -16,6 +16,8 @@ from time import sleep
 from typing import TypeAlias
 
 from daskbatch.forking import close_in_children
+from daskbatch.memory.host import host_id
+from daskbatch.shared.data.codec import has_shared_buffer
 from daskbatch.shared.data.messages import Request, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
 from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
@@ -63,7 +65,10 @@ class RpcServer:
         self._lock = threading.Lock()
         self._closed = False
         port = self._listener.getsockname()[1]
-        self.address = ServerAddress(host, port, secrets.token_bytes(32), tls_context is not None)
+        self.address = ServerAddress(
+            *(host, port, secrets.token_bytes(32), tls_context is not None),
+            memory=host_id(),
+        )
         self._listener.settimeout(_POLL_INTERVAL_SECONDS)
         close_in_children(self._listener)
         threading.Thread(target=self._listen, name="daskbatch-rpc-listen", daemon=True).start()
@@ -146,7 +151,11 @@ class RpcServer:
             status, result, settle = answer_to(self._handler, request, connection.peer_has_closed)
             # Large objects must not stay in memory while this waits for the next request.
             del request
-            if settle is None:
+            if settle is None and connection.shares_memory and has_shared_buffer(result):
+                # The client must hold the memory before it is dropped here.
+                connection.send((CONFIRM, result))
+                connection.receive()
+            elif settle is None:
                 _send(connection, status, result)
             else:
                 received = False

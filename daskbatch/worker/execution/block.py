@@ -45,14 +45,15 @@ class Link(NamedTuple):
     values : tuple
         For each placeholder in its arguments: the part of a member, a pickled value, or a
         text.
-    buffers : tuple of int
-        The positions of the inputs that hold the arguments' large buffers.
+    buffers : tuple of int or bytes
+        The arguments' large buffers: the positions of the inputs that hold them, or, if the
+        client stores them on the host of all workers, the bytes of their `StoredValue`.
     """
 
     needs: tuple[Source, ...] = ()
     after: tuple[Source, ...] = ()
     values: tuple[BlockMember | bytes | str, ...] = ()
-    buffers: tuple[int, ...] = ()
+    buffers: tuple[int | bytes, ...] = ()
 
 
 class Limits(NamedTuple):
@@ -218,6 +219,9 @@ class OutcomeReport(NamedTuple):
         worker.
     measures : Measures, optional
         Where and when they ran, and what they used; None if that is not known.
+    references : mapping
+        For those values that the worker has stored for all processes of its host: the bytes of
+        the `StoredValue`.
     """
 
     block: int
@@ -227,6 +231,7 @@ class OutcomeReport(NamedTuple):
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
     measures: Measures | None = None
+    references: Mapping[int, bytes] = {}
 
 
 class RunningReport(NamedTuple):

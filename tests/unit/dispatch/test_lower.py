@@ -17,6 +17,7 @@ from dask.utils import key_split
 from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call, make_options
 from daskbatch.dispatch.edges import set_waits
+from daskbatch.dispatch.key_names import NAMES
 from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.program import build_graph
@@ -112,6 +113,13 @@ def inputs_of(lowered: Lowered, record: TaskRecord) -> frozenset[Any]:
 def key_of(record: TaskRecord) -> Any:
     assert record.block is not None
     return record.block.key
+
+
+def options_of(lowered: Lowered, key: Any) -> dict[str, Any]:
+    """Return the annotations of a key, without the names of tasks."""
+    annotations = dict(layer_of(lowered, key).annotations)
+    del annotations[NAMES]
+    return annotations
 
 
 def layer_of(lowered: Lowered, key: Any) -> Any:
@@ -339,7 +347,8 @@ def test_options_are_annotations(options: Options, annotations: dict[str, Any]) 
     program = Program()
     task = program.add(follow, options=options)
     lowered = program.lower()
-    assert layer_of(lowered, key_of(task)).annotations == {TOPIC: "topic", **annotations}
+    assert options_of(lowered, key_of(task)) == {TOPIC: "topic", **annotations}
+    assert layer_of(lowered, key_of(task)).annotations[NAMES](key_of(task)) == (("follow", 1),)
 
 
 def test_retries_are_for_the_task_and_not_for_its_key() -> None:
@@ -365,7 +374,8 @@ def test_what_only_tells_that_a_task_is_over_may_run_anywhere() -> None:
     second = program.add(follow, reads="a", options=make_options(resources={"GPU": 1}))
     lowered = program.lower()
     (between,) = inputs_of(lowered, second)
-    assert layer_of(lowered, between).annotations == {TOPIC: "topic"}
+    assert options_of(lowered, between) == {TOPIC: "topic"}
+    assert layer_of(lowered, between).annotations[NAMES](between) == ()
 
 
 def test_a_submission_is_one_graph_whose_layers_know_of_each_other() -> None:

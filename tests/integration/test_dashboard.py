@@ -1,0 +1,395 @@
+"""Dask's dashboard shows the user's tasks, and /daskbatch what the programs of all clients do."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask.utils import key_split
+from distributed import LocalCluster
+from distributed.dashboard.scheduler import applications, template_variables
+from support.browser import WatchedPage
+from support.waiting import HANG_SECONDS, wait_for_file, wait_until
+
+from daskbatch import Batch, BatchPoolExecutor, CompiledTask
+
+SECONDS = HANG_SECONDS
+
+
+def same(x: Any, *_: Any) -> Any:
+    return x
+
+
+def slow(x: Any, *_: Any) -> Any:
+    time.sleep(0.06)
+    return x
+
+
+def fail(*_: Any) -> None:
+    print("reading <b>31</b> columns")
+    raise ValueError("no column <img src=x onerror=alert(1)>")
+
+
+def wait_for(path: str, *_: Any) -> None:
+    wait_for_file(Path(path))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def batch(cluster: LocalCluster) -> Iterator[Batch]:
+    with Batch(cluster=cluster) as batch:
+        yield batch
+        batch.terminate()
+
+
+def make_program(batch: Batch, directory: Path, name: str = "climate") -> CompiledTask:
+    """Return a program of five kinds of tasks, in which kinds wait for each other in a circle."""
+    load = [batch.function(same, n, name="load") for n in range(6)]
+    clean = [batch.function(same, each, name="clean") for each in load]
+    again = [batch.function(same, each, name="load") for each in clean]
+    write = [
+        batch.function(same, n, writes=[batch.write(directory, "a")], name=("one", "two")[n % 2])
+        for n in range(4)
+    ]
+    bad = batch.function(fail, clean[0], name="<i>compare</i>")
+    after = batch.function(same, bad, name="publish")
+    return batch.compile([*load, *clean, *again, *write, bad, after], name=name, check=None)
+
+
+DONE = {"load": 12, "clean": 6, "one": 2, "two": 2}
+FAILED = "task__i_compare_i_"
+
+
+def on_scheduler(batch: Batch, function: Any, *args: Any) -> Any:
+    """Return what a function returns on the scheduler; its parameter is `dask_scheduler`."""
+    return batch.client.run_on_scheduler(function, *args)
+
+
+def counts(batch: Batch) -> dict[str, dict[str, int]]:
+    """Return the number of keys and tasks by name and state, as Dask's pages have it."""
+
+    def look(dask_scheduler: Any) -> Any:
+        return {
+            name: {state: n for state, n in prefix.states.items() if n and state != "forgotten"}
+            for name, prefix in dask_scheduler.task_prefixes.items()
+        }
+
+    found: dict[str, dict[str, int]] = on_scheduler(batch, look)
+    return found
+
+
+def over(batch: Batch, name: str) -> int:
+    states = counts(batch).get(name, {})
+    assert all(count > 0 for count in states.values())
+    return states.get("memory", 0) + states.get("released", 0)
+
+
+def require_no_circle(batch: Batch) -> None:
+    def look(dask_scheduler: Any) -> Any:
+        groups = dask_scheduler.task_groups.items()
+        return {name: [each.name for each in group.dependencies] for name, group in groups}
+
+    needs = on_scheduler(batch, look)
+    assert not any(name in before for name, before in needs.items())
+    TopologicalSorter(needs).prepare()
+
+
+class Records(logging.Handler):
+    """Keeps what is logged as a warning or worse, and all that has a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or record.levelno >= logging.ERROR or "Traceback" in str(record.msg):
+            self.found.append(self.format(record))
+
+
+@contextmanager
+def nothing_logged() -> Iterator[None]:
+    """Check that the scheduler, which is in this process, logs no traceback."""
+    handler = Records()
+    loggers = [logging.getLogger(name) for name in ("distributed", "bokeh", "tornado")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert handler.found == []
+
+
+def get(batch: Batch, page: str) -> str:
+    """Return a page of the dashboard."""
+    link = batch.dashboard_link.removesuffix("status") + page
+    with urllib.request.urlopen(link, timeout=SECONDS) as answer:
+        assert answer.status == 200, page
+        return str(answer.read().decode())
+
+
+def get_menu(batch: Batch, cluster: LocalCluster) -> None:
+    """Open all pages of the menu of Dask's dashboard."""
+    with nothing_logged():
+        for page in template_variables(cluster.scheduler)["pages"]:
+            assert "Traceback" not in get(batch, page)
+
+
+# -- Dask's own pages -------------------------------------------------------------------------
+
+
+def test_names_and_counts_are_those_of_the_tasks(batch: Batch, tmp_path: Path) -> None:
+    program = make_program(batch, tmp_path)
+    program.run()
+    for name, count in DONE.items():
+        wait_until(lambda name=name, count=count: over(batch, name) == count, name)  # type: ignore[misc]
+    wait_until(lambda: counts(batch)[FAILED] == {"erred": 1})
+    assert not counts(batch).get("publish")
+    shown = {name for name, states in counts(batch).items() if states}
+    assert {name for name in shown if "daskbatch" not in name} == {*DONE, FAILED}
+    require_no_circle(batch)
+
+    def erred(dask_scheduler: Any) -> Any:
+        return [
+            (key, len(task.dependents), task.exception_text, len(task.erred_on))
+            for key, task in dask_scheduler.tasks.items()
+            if task.state == "erred"
+        ]
+
+    ((key, dependents, text, workers),) = on_scheduler(batch, erred)
+    assert key_split(key) == FAILED
+    assert (dependents, workers) == (0, 1)
+    assert text == "ValueError: no column <img src=x onerror=alert(1)>"
+    assert "no column" in get(batch, "info/main/exceptions.html")
+
+
+def test_blocks_that_wait_for_tokens_and_values_make_no_circle(
+    batch: Batch, tmp_path: Path
+) -> None:
+    batch.function(slow, 0, name="warm_up").run()  # long tasks are blocks by themselves
+    start = tmp_path / "start"
+    steps = [batch.function(wait_for, str(start), name="begin")]
+    for n in range(12):
+        last = steps[-1] if n % 3 else n
+        writes = [batch.write(tmp_path, "state")]
+        steps.append(batch.function(slow, last, writes=writes, name=f"step_{'ab'[n % 2]}"))
+    program = batch.compile(steps, check=None)
+    with nothing_logged():
+        program.start()
+        wait_until(lambda: sum(counts(batch).get("step_a", {}).values()) == 6)
+        groups = on_scheduler(batch, lambda dask_scheduler: [*dask_scheduler.task_groups])
+        assert any(name.startswith("daskbatch_token-") for name in groups)
+        require_no_circle(batch)
+        get(batch, "groups")
+        get(batch, "graph")
+        start.touch()
+        program.wait(SECONDS)
+    wait_until(lambda: (over(batch, "step_a"), over(batch, "step_b")) == (6, 6))
+
+
+def test_each_page_works_with_every_program(
+    batch: Batch, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    get_menu(batch, cluster)  # without tasks
+    end = tmp_path / "end"
+    table, queue = batch.ddict(), batch.queue()
+    table["a"] = 1
+    running = batch.function(wait_for, str(end), name="running")
+    gang = batch.job(wait_for, str(end), num_procs=3, name="gang")
+    waiting = batch.function(same, running, name="waiting")
+    shared = batch.function(
+        same, 1, reads=[batch.read(table, "a")], writes=[batch.write(queue)], name="shared"
+    )
+    program = batch.compile([running, gang, waiting, shared], check=None)
+    program.start()
+    wait_until(lambda: running.state == "running")
+    get_menu(batch, cluster)
+    end.touch()
+    program.wait(SECONDS)
+    make_program(batch, tmp_path).run()
+    get_menu(batch, cluster)
+
+
+def test_all_other_pages_work(batch: Batch, tmp_path: Path) -> None:
+    make_program(batch, tmp_path).run()
+    with nothing_logged():
+        for page in applications:
+            if "gpu" not in page and "rmm" not in page:
+                get(batch, page.strip("/"))
+
+
+def test_tasks_that_did_not_run_are_not_counted(batch: Batch, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    first = batch.function(wait_for, str(start), name="first")
+    rest = [batch.function(same, first, n, name="cancelled") for n in range(20)]
+    program = batch.compile([first, *rest], check=None)
+    program.start()
+    wait_until(lambda: sum(counts(batch).get("cancelled", {}).values()) == 20)
+    wait_until(lambda: first.state == "running")
+    for each in rest:
+        each.cancel()
+    start.touch()
+    program.wait(SECONDS)
+    wait_until(lambda: not counts(batch).get("cancelled"))
+    wait_until(lambda: over(batch, "first") == 1)
+
+
+def test_calls_of_an_executor_are_counted(batch: Batch) -> None:
+    with BatchPoolExecutor(cluster=batch.client, name="survey") as executor:
+        assert list(executor.map(abs, range(-100, 0))) == [*range(100, 0, -1)]
+        wait_until(lambda: over(batch, "survey_abs") == 100)
+        with pytest.raises(ValueError):
+            executor.submit(int, "x").result(SECONDS)
+        wait_until(lambda: counts(batch).get("survey_int") == {"erred": 1})
+        require_no_circle(batch)
+
+
+def test_nothing_of_a_client_that_has_gone_is_shown(cluster: LocalCluster, tmp_path: Path) -> None:
+    with Batch(cluster=cluster) as stays, Batch(cluster=cluster) as goes:
+        make_program(goes, tmp_path).run()
+        goes.function(same, 1, name="load").run()
+        stays.function(same, 1, name="load").run()
+        wait_until(lambda: over(stays, "load") == 14)
+        goes.terminate()
+        wait_until(lambda: over(stays, "load") == 1)
+        wait_until(lambda: not counts(stays).get(FAILED))
+        assert "stays" not in get(stays, "daskbatch")
+
+
+# -- the page of daskbatch --------------------------------------------------------------------
+
+
+def texts(page: Any, root: str) -> str:
+    """Return what is written in a part of the page; parts of bokeh have shadow roots."""
+    found: str = page.evaluate(
+        """root => {
+            const all = node => [...node.childNodes].map(c => c.nodeType === 3 ? c.textContent
+                : c.tagName === "STYLE" ? "" : (c.shadowRoot ? all(c.shadowRoot) : "") + all(c)
+            ).join("\n");
+            const view = Object.values(Bokeh.index.roots || Bokeh.index).flat()
+                .find(v => v.model && v.model.name === root);
+            return all(view.el.shadowRoot);
+        }""",
+        root,
+    )
+    return found
+
+
+def column(page: Any, root: str, name: str) -> list[Any]:
+    """Return the data of a part of the page that is drawn."""
+    found: list[Any] = page.evaluate(
+        """([root, name]) => {
+            const model = Bokeh.documents[0].get_model_by_name(root);
+            const source = model.source || model.renderers[0].data_source;
+            return [...source.data[name]];
+        }""",
+        [root, name],
+    )
+    return found
+
+
+def test_the_page_shows_what_goes_on(
+    batch: Batch, cluster: LocalCluster, chromium: Any, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    table, queue = batch.ddict(name="<i>table</i>"), batch.queue()
+    table.update({"a": 1, "b": 2})
+    queue.put("x")
+    program = make_program(batch, tmp_path, "<script>alert(1)</script>")
+    program.run()
+    running = batch.function(wait_for, str(end), name="long <b>")
+    after = batch.function(same, running, name="after")
+    running.start()
+    after.start()
+    watched = WatchedPage(chromium, 1300, 1000)
+    page = watched.page
+    with Batch(cluster=cluster) as other, nothing_logged():
+        other.function(same, 1, name="elsewhere").run()
+        page.goto(batch.dashboard_link.removesuffix("status") + "daskbatch")
+        page.wait_for_function("window.Bokeh && Bokeh.documents.length > 0")
+        wait_until(lambda: "long <b>" in column(page, "running", "task"))
+        wait_until(lambda: len(set(column(page, "programs", "client"))) == 2)
+        names = column(page, "progress", "name")
+        assert {"load", "clean", "one", "two", "<i>compare</i>", "publish", "long <b>"} <= {*names}
+        done = dict(zip(names, column(page, "progress", "done"), strict=True))
+        assert {name: done[name] for name in DONE} == DONE
+        failed = dict(zip(names, column(page, "progress", "failed"), strict=True))
+        assert {name: n for name, n in failed.items() if n} == {"<i>compare</i>": 1}
+        rows = dict(
+            zip(column(page, "programs", "program"), column(page, "programs", "state"), strict=True)
+        )
+        assert rows["<script>alert(1)</script>"] == "failed"
+        assert "waits for 'long <b>'" in column(page, "waiting", "why")[0]
+        wait_until(lambda: [*map(str, column(page, "shared", "items"))] == ["2", "1"])
+        assert column(page, "shared", "name")[0] == "<i>table</i>"
+        # What is drawn as text is text: the names have no effect.
+        wait_until(lambda: "<i>table</i>" in texts(page, "shared"))
+        assert "<i>compare</i>" in texts(page, "failures")
+        assert "no column <img src=x onerror=alert(1)>" in texts(page, "failures")
+        assert "reading <b>31</b> columns" in texts(page, "failures")
+        assert "2 clients" in texts(page, "head")
+        assert "running" in column(page, "timeline", "state")
+        menu = page.locator(".navbar a[href='daskbatch']")
+        assert menu.count() == 1
+        # Programs that the client no longer holds are not shown.
+        del program
+        wait_until(lambda: "<script>alert(1)</script>" not in column(page, "programs", "program"))
+    wait_until(lambda: "1 client" in texts(page, "head"))
+    end.touch()
+    after.wait(SECONDS)
+    wait_until(lambda: column(page, "running", "task") == [])
+    assert watched.errors == []
+    page.close()
+
+
+def test_nobody_is_asked_while_nobody_looks(batch: Batch, cluster: LocalCluster) -> None:
+    task = batch.function(same, 1, name="load")
+    task.run()
+    plugin = cluster.scheduler.plugins["daskbatch-service"]
+    dashboard = plugin._dashboard
+    get(batch, "daskbatch")
+    wait_until(lambda: any(summary is not None for _, summary in dashboard.clients()))
+    ((client, summary),) = dashboard.clients()
+    assert client.number == 0
+    assert summary.programs[0].counts() == {"done": 1}
+
+
+def test_without_bokeh_all_else_works() -> None:
+    program = """
+import sys
+sys.modules["bokeh"] = None
+from distributed import LocalCluster
+from daskbatch import Batch
+with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+    with Batch(cluster=cluster) as batch:
+        task = batch.function(abs, -7)
+        task.run()
+        print(task.get())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "7"), ran.stderr
+    assert "Traceback" not in ran.stderr
