@@ -64,6 +64,7 @@ class SimulatedBackend:
 
     def __init__(self, slots: int, seconds: float) -> None:
         self.slots = slots
+        self.shares_memory = False
         self.dispatcher: Dispatcher
         self.client_seconds = self.scheduler_seconds = 0.0
         self.keys = self.sent = self.received = 0
