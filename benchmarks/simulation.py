@@ -2,7 +2,8 @@
 
 The plan and the dispatcher are the real ones, and the client's time is measured while they work.
 The cluster is a model, in virtual time: messages take a latency, the scheduler needs some time for
-each key and serves one after another, and slots run blocks. No Dask runs.
+each event of a key (it is submitted, it is over) and serves one after another, and slots run
+blocks. No Dask runs.
 
 The grain at which a part is busy all the time is its time for a task times the number of slots.
 """
@@ -29,7 +30,8 @@ from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
-#: The model: seconds for a message, of the scheduler for a key, and of a worker for a member.
+#: The model: seconds for a message, of the scheduler for an event of a key, and of a worker for a
+#: member.
 LATENCY_SECONDS = 0.0002
 BATCHING_SECONDS = 0.005
 KEY_SECONDS = 0.0004
@@ -62,6 +64,7 @@ class SimulatedBackend:
 
     def __init__(self, slots: int, seconds: float) -> None:
         self.slots = slots
+        self.shares_memory = False
         self.dispatcher: Dispatcher
         self.client_seconds = self.scheduler_seconds = 0.0
         self.keys = self.sent = self.received = 0
@@ -248,7 +251,7 @@ def main() -> None:
     slots, count = arguments.slots, arguments.tasks
     print(f"{count} tasks on {slots} slots, in virtual time")
     print(
-        f"{'graph':<10}{'task':>9}{'client':>11}{'scheduler':>11}{'keys':>8}{'sent':>8}"
+        f"{'graph':<10}{'task':>9}{'client':>11}{'scheduler':>11}{'events':>8}{'sent':>8}"
         f"{'received':>10}{'efficiency':>12}   ends below"
     )
     for name, width in (("flat", 0), ("stencil", slots)):

@@ -122,6 +122,7 @@ class Cluster:
         self.slots = slots
         self.rng = random.Random(seed)
         self.open_links = self
+        self.shares_memory = False
         self.dispatcher: Dispatcher
         self.workers: dict[int, Worker] = {}
         self.ordinary: dict[int, SubmittedBlock] = {}
