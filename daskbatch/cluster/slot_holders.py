@@ -14,6 +14,7 @@ from typing import Any
 from dask.task_spec import Task
 from distributed import Scheduler
 
+from daskbatch.dashboard.key_groups import announce
 from daskbatch.worker.slot_holding import SLOT_KEY, hold_slot
 
 #: The span that Dask counts all holders in; one span, since Dask keeps every span for ever.
@@ -114,6 +115,7 @@ class SlotHolders:
             state.annotations = {"span": _SPAN}
             spans.observe_tasks([state], (), {})
         self._holders[holder.number] = holder
+        announce(self._scheduler, [state])
         self._scheduler.transitions({key: "waiting"}, f"daskbatch-hold-{holder.number}")
         if state.state == "processing":
             return holder

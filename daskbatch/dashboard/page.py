@@ -23,13 +23,14 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from dask.utils import format_bytes
 from distributed import Scheduler
-from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+from distributed.dashboard.components.scheduler import BOKEH_THEME, TaskGroupGraph, env
 from distributed.dashboard.core import BokehApplication
 from distributed.dashboard.scheduler import template_variables
 from distributed.diagnostics.progress_stream import color_of
 from tornado.ioloop import IOLoop
 
 from daskbatch.dashboard.dashboard import ClientOnPage, Dashboard
+from daskbatch.dashboard.group_layout import mend_groups_page
 from daskbatch.dashboard.summary import STATES, ClientSummary
 from daskbatch.dispatch.key_names import dashboard_name
 
@@ -92,6 +93,7 @@ def connect(scheduler: Scheduler, dashboard: Dashboard) -> None:
     servers = [each for each in scheduler.http_application.applications if _has_bokeh(each)]
     if not servers:
         return
+    mend_groups_page(TaskGroupGraph)
     # The pages of Dask share this dict, which is made once for each scheduler.
     variables = template_variables(scheduler)
     if PAGE not in variables["pages"]:

@@ -20,6 +20,7 @@ from dask.task_spec import Task
 from distributed import Scheduler
 from distributed.scheduler import ErredTask, TaskGroup, TaskPrefix
 
+from daskbatch.dashboard.key_groups import KeyGroups, announce
 from daskbatch.dispatch.key_names import NameCounts, dashboard_name
 
 #: The name of a client that Dask records as one that wants the keys of failed tasks, so that they
@@ -72,6 +73,7 @@ class ShownTasks:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._key_groups = KeyGroups(scheduler)
         self._blocks: dict[Any, _ShownBlock] = {}
         #: Whether a block that has gone had run.
         self._gone: OrderedDict[Any, bool] = OrderedDict()
@@ -90,13 +92,16 @@ class ShownTasks:
         names, topics : mapping
             By key: how many members have which name, and the client.
         """
+        self._key_groups.add(names)
         for key, counts in names.items():
             if counts and key not in self._blocks:
                 self._blocks[key] = _ShownBlock(topics[key], counts)
                 self.transition(key, "released")
 
     def transition(self, key: Any, finish: str) -> None:
-        """Follow the state of a block."""
+        """Follow the state of a key."""
+        if finish == "forgotten":
+            self._key_groups.forget(key)
         block = self._blocks.get(key)
         if block is None:
             return
@@ -214,6 +219,7 @@ class ShownTasks:
             self._count(topic, dashboard_name(name), "erred", count)
         if made:
             kept += made
+            announce(self._scheduler, [self._scheduler.tasks[key] for key in made])
             self._scheduler.client_desires_keys(keys=made, client=_FAILURES_CLIENT)
             stimulus = f"daskbatch-failed-{time()}"
             self._scheduler.transitions(dict.fromkeys(made, "erred"), stimulus)
@@ -249,6 +255,7 @@ class ShownTasks:
 
     def clear(self) -> None:
         """Forget all; Dask has forgotten all groups and keys."""
+        self._key_groups.clear()
         self._blocks.clear()
         self._gone.clear()
         self._groups.clear()

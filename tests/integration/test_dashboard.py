@@ -29,9 +29,9 @@ def same(x: Any, *_: Any) -> Any:
     return x
 
 
-def slow(x: Any, *_: Any) -> Any:
+def slow(*_: Any) -> bytes:
     time.sleep(0.06)
-    return x
+    return bytes(5000)  # more than what travels along edges that only order
 
 
 def fail(*_: Any) -> None:
@@ -190,15 +190,17 @@ def test_blocks_that_wait_for_tokens_and_values_make_no_circle(
 ) -> None:
     batch.function(slow, 0, name="warm_up").run()  # long tasks are blocks by themselves
     start = tmp_path / "start"
-    steps = [batch.function(wait_for, str(start), name="begin")]
-    for n in range(12):
-        last = steps[-1] if n % 3 else n
-        writes = [batch.write(tmp_path, "state")]
-        steps.append(batch.function(slow, last, writes=writes, name=f"step_{'ab'[n % 2]}"))
+    begin = batch.function(wait_for, str(start), name="begin")
+    state = [batch.write(tmp_path, "state")], [batch.read(tmp_path, "state")]
+    steps = [begin]
+    for n in range(4):
+        steps.append(batch.function(slow, begin, n, writes=state[0], name="write"))
+        read = [batch.function(slow, n, i, reads=state[1], name="read") for i in range(3)]
+        steps += [*read, batch.function(slow, *read, name="join")]
     program = batch.compile(steps, check=None)
     with nothing_logged():
         program.start()
-        wait_until(lambda: sum(counts(batch).get("step_a", {}).values()) == 6)
+        wait_until(lambda: sum(counts(batch).get("read", {}).values()) == 12)
         groups = on_scheduler(batch, lambda dask_scheduler: [*dask_scheduler.task_groups])
         assert any(name.startswith("daskbatch_token-") for name in groups)
         require_no_circle(batch)
@@ -206,7 +208,7 @@ def test_blocks_that_wait_for_tokens_and_values_make_no_circle(
         get(batch, "graph")
         start.touch()
         program.wait(SECONDS)
-    wait_until(lambda: (over(batch, "step_a"), over(batch, "step_b")) == (6, 6))
+    wait_until(lambda: (over(batch, "write"), over(batch, "read")) == (4, 12))
 
 
 def test_each_page_works_with_every_program(
@@ -318,7 +320,8 @@ def test_the_page_shows_what_goes_on(
     watched = WatchedPage(chromium, 1300, 1000)
     page = watched.page
     with Batch(cluster=cluster) as other, nothing_logged():
-        other.function(same, 1, name="elsewhere").run()
+        elsewhere = other.function(same, 1, name="elsewhere")
+        elsewhere.run()
         page.goto(batch.dashboard_link.removesuffix("status") + "daskbatch")
         page.wait_for_function("window.Bokeh && Bokeh.documents.length > 0")
         wait_until(lambda: "long <b>" in [row["task"] for row in rows(page, "running")])
