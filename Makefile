@@ -6,7 +6,7 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 RUN := $(VENV)/bin/python
-BENCHMARKS := $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/data_%,$(wildcard benchmarks/*.py))
 
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
@@ -76,7 +76,7 @@ format: $(VENV)/check
 
 lock: $(VENV)/check  ## fit the lock to pyproject.toml; with UPGRADE=--upgrade, to the newest versions
 	$(RUN) $(LOCK) --group lock --extra check -o requirements/check.txt
-	$(RUN) $(LOCK) --extra dashboard -c requirements/check.txt -o requirements/demo.txt
+	$(RUN) $(LOCK) --extra dashboard --extra progress -c requirements/check.txt -o requirements/demo.txt
 	$(RUN) $(LOCK) --group dist --extra docs -c requirements/check.txt -o requirements/docs.txt
 
 LOCK = -m uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes \

@@ -884,9 +884,9 @@ class Batch:
     def report(self, filename: str | Path = "report.html") -> Path:
         """Write what the tasks of this client have done into one HTML file; see `CompiledTask`.
 
-        It has the tasks that this client has started and that the program still holds, those of
-        compiled tasks as long as it holds these. It works at any time, also after the Batch has
-        ended. With ``log_dir=``, ``python -m daskbatch report`` makes one of all tasks.
+        It has `tasks`: those that this client has started and that the program still holds. It
+        works at any time, also after the Batch has ended. With ``log_dir=``,
+        ``python -m daskbatch report`` makes one of all tasks.
 
         Parameters
         ----------

@@ -505,14 +505,15 @@ class CompiledTask(Task):
         return program_views.write_program_report(self, filename)
 
     def trace(self, filename: str | Path = "trace.json") -> Path:
-        """Write the run as trace events, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
+        """Write the run as a trace, for https://ui.perfetto.dev or Chrome's ``about:tracing``.
 
         Each slot of a worker is a row, each task a slice, and each edge an arrow.
 
         Parameters
         ----------
         filename : str or Path
-            The file; it is replaced.
+            The file; it is replaced. With the suffix ``.pftrace`` it is in Perfetto's own format,
+            else it is JSON, in the Trace Event Format.
 
         Returns
         -------

@@ -26,7 +26,7 @@ from daskbatch.worker.execution.client_names import make_topic
 
 def create_context(
     cluster: str | Client | Cluster | None,
-    num_workers: int | None,
+    num_workers: int | tuple[int, int] | None,
     name: str | None,
     background_batching: bool,
     environment: Mapping[str, str] | None,

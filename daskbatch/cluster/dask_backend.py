@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import pickle
+import ssl
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 from distributed.utils import set_thread_state
 
+from daskbatch import config
 from daskbatch.cluster.connection import register
 from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.messages import (
@@ -33,6 +35,7 @@ from daskbatch.cluster.messages import (
     decode,
 )
 from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
+from daskbatch.cluster.open_links import OpenLinks
 from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
 from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
@@ -41,6 +44,7 @@ from daskbatch.dispatch.task_record import SubmittedBlock
 from daskbatch.dispatch.unsuccessful import Unsuccessful
 from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.memory.host import host_id
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.plugin import BatchWorkerPlugin
 
@@ -91,6 +95,8 @@ class ClusterBackend:
         self.client = client
         #: The number of slots now, and the largest one so far: clusters grow and shrink.
         self.slots = self.most_slots = 0
+        #: Whether all workers can map this process's memory.
+        self.shares_memory = False
         self.membership = Membership(client, topic)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
@@ -108,6 +114,16 @@ class ClusterBackend:
         self.on_summary_wanted: Callable[[], None] = lambda: None
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
         self._lingering: list[Any] = []
+        #: The direct connections with open blocks.
+        self.open_links = (
+            OpenLinks(topic, self._call_guarded, self._tls_context)
+            if config.get("open-blocks")
+            else None
+        )
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        context = self.client.security.get_connection_args("client").get("ssl_context")
+        return context if isinstance(context, ssl.SSLContext) else None
 
     def prepare(self) -> None:
         """Register the plugins of the scheduler, nannies and workers; raises `BatchError`."""
@@ -130,13 +146,19 @@ class ClusterBackend:
             See `Membership.register`, also for the exceptions.
         """
         self._listener = listener
-        number, self.slots = self.membership.register(batch, is_creator, self._receive, on_loss)
+        if self.open_links is not None:
+            self.open_links.listener = listener
+        registration = self.membership.register(batch, is_creator, self._receive, on_loss)
+        self.slots = registration.slots
         self.most_slots = max(self.most_slots, self.slots)
-        return number
+        self.shares_memory = _is_here(registration.hosts)
+        return registration.number
 
     def disconnect(self, idle: bool = False) -> None:
         """Unregister, and receive nothing more; see `Membership.unregister`."""
         self._listener = None
+        if self.open_links is not None:
+            self.open_links.close()
         for future in list(self._futures):
             future.release()
         self.membership.unregister(idle)
@@ -148,6 +170,7 @@ class ClusterBackend:
         if isinstance(message, SlotsChanged):
             self.slots = message.slots
             self.most_slots = max(self.most_slots, self.slots)
+            self.shares_memory = _is_here(message.hosts)
             self._worker_changes += 1
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
@@ -355,6 +378,11 @@ class ClusterBackend:
         """Call a function on Dask's event loop after some seconds."""
         loop = self.client.loop
         loop.add_callback(loop.call_later, seconds, self._call_guarded, function)
+
+
+def _is_here(hosts: Sequence[str]) -> bool:
+    """Return whether all of the hosts are that of this process."""
+    return bool(host_id()) and set(hosts) == {host_id()}
 
 
 def _as_batch_error(error: BaseException) -> BaseException:

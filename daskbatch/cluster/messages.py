@@ -22,9 +22,18 @@ class BlockReported(NamedTuple):
 
 
 class SlotsChanged(NamedTuple):
-    """The number of tasks that the cluster runs at once has changed."""
+    """The number of tasks that the cluster runs at once has changed, or the hosts of its workers.
+
+    Parameters
+    ----------
+    slots : int
+        The number of tasks.
+    hosts : sequence of str
+        The hosts; see `memory.host.host_id`.
+    """
 
     slots: int
+    hosts: Sequence[str] = ()
 
 
 class MembersRevoked(NamedTuple):
@@ -100,7 +109,7 @@ def encode(event: ClientEvent) -> tuple[Any, ...]:
     """Return an event as it travels.
 
     >>> decode(encode(SlotsChanged(4)))
-    SlotsChanged(slots=4)
+    SlotsChanged(slots=4, hosts=())
     """
     return (_NUMBERS[type(event)], *event)
 
@@ -113,10 +122,19 @@ def decode(message: Sequence[Any]) -> ClientEvent:
 
 
 class Registration(NamedTuple):
-    """The answer to `daskbatch_register`: the client's number, and the cluster's task slots."""
+    """The answer to `daskbatch_register`.
+
+    Parameters
+    ----------
+    number : int
+        The client's number.
+    slots, hosts : int, sequence of str
+        See `SlotsChanged`.
+    """
 
     number: int
     slots: int
+    hosts: Sequence[str] = ()
 
 
 class WorkerFate(NamedTuple):

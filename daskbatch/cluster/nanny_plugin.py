@@ -27,6 +27,9 @@ PLUGIN_NAME = "daskbatch-nanny"
 #: How long a worker that was killed may take to end, and a connection to the scheduler.
 _KILL_TIMEOUT_SECONDS, _CONNECT_TIMEOUT_SECONDS = 5.0, 2.0
 
+#: How often the nanny looks whether the cluster closes.
+_POLL_INTERVAL_SECONDS = 0.1
+
 #: The times at which a process began, as it sees that itself and as others do, differ by less.
 _CREATION_TOLERANCE_SECONDS = 1.0
 
@@ -70,17 +73,18 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
 
     async def teardown(self, nanny: Nanny) -> None:
         """Have the worker leave in good order before the nanny ends it; called by Dask."""
-        owner = getattr(nanny, "_cluster", None)
-        cluster = None if owner is None else owner()
-        if cluster is not None and cluster.status in _CLOSING_STATUSES:
-            return
         worker = nanny.worker_address
         # Whatever goes wrong: the nanny closes.
         with contextlib.suppress(Exception):
-            if worker is None or not nanny.is_alive():
+            if worker is None or not nanny.is_alive() or _is_closing(nanny):
                 return
-            if await is_listening(nanny.scheduler_addr, _CONNECT_TIMEOUT_SECONDS):
-                await nanny.scheduler.daskbatch_leave(worker=worker)
+            if not await is_listening(nanny.scheduler_addr, _CONNECT_TIMEOUT_SECONDS):
+                return
+            leaving = asyncio.ensure_future(nanny.scheduler.daskbatch_leave(worker=worker))
+            # The cluster may close while tasks still have time to end.
+            while not (leaving.done() or _is_closing(nanny)):
+                await asyncio.wait([leaving], timeout=_POLL_INTERVAL_SECONDS)
+            leaving.cancel()
 
     async def _fate(
         self, pid: int, owner: str, directory: str, created: float, leaves: bool
@@ -102,6 +106,13 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
             # By topic, because blocks of different clients have the same numbers.
             {topic: pickle.dumps(some, 5) for topic, some in by_topic.items()},
         )
+
+
+def _is_closing(nanny: Nanny) -> bool:
+    """Return whether the cluster object that has started a nanny ends all its workers."""
+    owner = getattr(nanny, "_cluster", None)
+    cluster = None if owner is None else owner()
+    return cluster is not None and cluster.status in _CLOSING_STATUSES
 
 
 def _end(pid: int, owner: str, created: float) -> None:

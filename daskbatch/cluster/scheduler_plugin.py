@@ -35,7 +35,7 @@ from daskbatch.cluster.messages import (
 )
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dashboard.dashboard import Dashboard
-from daskbatch.dispatch.key_names import NAMES
+from daskbatch.dispatch.key_names import NAMES, TOKEN
 from daskbatch.dispatch.lower import TOPIC
 
 PLUGIN_NAME = "daskbatch-service"
@@ -86,8 +86,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     - ``daskbatch-report(topic, report)``: a pickled `Report`; forwarded as `BlockReported`.
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
-    - ``daskbatch-hello(pid, owner, directory, created, ends)``: the worker's process, where it
-      keeps its journals, and when it ends.
+    - ``daskbatch-hello(pid, owner, directory, created, ends, host)``: the worker's process, where
+      it keeps its journals, when it ends, and its host.
     - ``daskbatch-interrupted(topic, key, trace)``: a block was interrupted, since the worker
       leaves.
     - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
@@ -164,7 +164,9 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         registered = self._clients.register(topic, batch, client, where, founds)
         if registered is None:
             return None
-        return Registration(registered.number, int(self._scheduler.total_nthreads))
+        return Registration(
+            *(registered.number, int(self._scheduler.total_nthreads), self._worker_losses.hosts())
+        )
 
     def _close(self, topic: str) -> None:
         """Record that a client starts no more tasks."""
@@ -273,9 +275,10 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._notify(topic, self._worker_losses.event_of_interruption(key, trace, worker))
 
     def _hello(self, **process: Any) -> None:
-        """Record the process of a worker that has joined, and when it ends."""
+        """Record the process of a worker that has joined, its host, and when it ends."""
         self._worker_losses.record_process(**process)
         self._walltimes.retry_soon()
+        self._send_slots()
 
     # -- workers --------------------------------------------------------------------------
 
@@ -341,11 +344,19 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
         self._gangs.transition(key, start, finish)
+        if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
+            self._keep_token(key)
         self._walltimes.transition(key, finish)
         self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.
             mark_lost(self._scheduler, [key])
+
+    def _keep_token(self, key: Any) -> None:
+        """Have Dask make a token where the block's result is: else the result would move."""
+        stealing = self._scheduler.extensions.get("stealing")
+        if stealing is not None:
+            stealing.remove_key_from_stealable(self._scheduler.tasks[key])
 
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
@@ -382,8 +393,9 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- slots ----------------------------------------------------------------------------
 
     def _send_slots(self) -> None:
+        changed = SlotsChanged(int(self._scheduler.total_nthreads), self._worker_losses.hosts())
         for client in self._clients:
-            self._notify(client.topic, SlotsChanged(int(self._scheduler.total_nthreads)))
+            self._notify(client.topic, changed)
 
     def _send_to_workers(self, message: dict[str, Any]) -> None:
         for address in list(self._scheduler.workers):

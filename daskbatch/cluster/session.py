@@ -386,9 +386,15 @@ class Session:
         idle = self.idle
         self.dispatcher.give_up()
         self._backend.disconnect(idle)
-        for function in self.at_end:
+        try:
+            self._call_at_end()
+        finally:
+            self._disconnect()
+
+    def _call_at_end(self) -> None:
+        functions, self.at_end = self.at_end, []
+        for function in functions:
             function()
-        self._disconnect()
 
     def _disconnect(self) -> None:
         if self._shared is not None:
@@ -413,6 +419,10 @@ class Session:
         self._backend.membership.unregister(idle=False, wait=False)
         assert self._connection is not None
         self._connection.close_in_background()
+        if self.at_end:
+            # In a thread, since these functions take locks.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._call_at_end, name="daskbatch-end").start()
 
     def _end_later(self) -> None:
         # In a thread, because this may run on Dask's event loop.

@@ -119,6 +119,8 @@ class _Worker:
     pid: int = -1
     owner: str = ""
     directory: str = ""
+    #: Its host; see `memory.host.host_id`.
+    host: str = ""
     #: When its process began, as `psutil` says.
     created: float = 0.0
     #: When it will end, in seconds since the epoch, as far as that is announced.
@@ -154,13 +156,25 @@ class WorkerLossTracker:
         self._workers.setdefault(address, _Worker(state, state.nanny))
 
     def record_process(
-        self, pid: int, owner: str, directory: str, created: float, ends: float, worker: str
+        self,
+        pid: int,
+        owner: str,
+        directory: str,
+        created: float,
+        ends: float,
+        worker: str,
+        host: str = "",
     ) -> None:
-        """Record the process of a worker, where it keeps its journals, and when it will end."""
+        """Record the process and host of a worker, where its journals are, and when it ends."""
         self.add_worker(worker)
         found = self._workers[worker]
         found.pid, found.owner, found.directory, found.created = pid, owner, directory, created
-        found.ends = ends
+        found.ends, found.host = ends, host
+
+    def hosts(self) -> list[str]:
+        """Return the hosts of the workers, each once; an empty text if one is not known."""
+        present = (self._workers.get(address) for address in self._scheduler.workers)
+        return sorted({"" if each is None else each.host for each in present})
 
     def record_end(self, ends: float, worker: str) -> None:
         """Record when a worker will end, in seconds since the epoch."""

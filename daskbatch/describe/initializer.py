@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.buffers import Buffer, make_buffer
 
 
 class Initializer:
@@ -35,17 +36,17 @@ class Initializer:
         self.held: Any = None
         #: The function and its arguments.
         self.call = initializer, initargs
-        self._packed: bytes | pickling.Buffer | None = None
+        self._packed: bytes | Buffer | None = None
         self._packing = threading.Lock()
 
-    def packed(self) -> bytes | pickling.Buffer:
+    def packed(self) -> bytes | Buffer:
         """Return the pickled pair of function and arguments, as a buffer if it is large."""
         with self._packing:
             if self._packed is None:
                 with pickling.within(self.namespace):
                     data = pickling.dumps(self.call)
                 large = len(data) >= pickling.MIN_SHARED_BUFFER_BYTES
-                self._packed = pickling.make_buffer(data) if large else data
+                self._packed = make_buffer(data) if large else data
             return self._packed
 
     def dumps(self, function: Callable[..., Any]) -> bytes:

@@ -21,6 +21,7 @@ from daskbatch.describe.initializer import Initializer
 from daskbatch.describe.values import isinstance_of, number_of, path_of, text_of, whole_number_of
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization import pickling
+from daskbatch.serialization.buffers import Buffer
 from daskbatch.serialization.diagnosis import hint_on_arguments
 from daskbatch.serialization.safe_text import attribute, plain, safe_repr, text_attribute, type_name
 from daskbatch.worker.execution.executable import execute
@@ -246,7 +247,7 @@ class Call(NamedTuple):
     family: Hashable
     data: bytes
     references: tuple[tuple[Any, str], ...] = ()
-    buffers: tuple[pickling.Buffer, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
     failure: SerializationError | None = None
 
 

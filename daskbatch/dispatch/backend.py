@@ -6,9 +6,10 @@ implementation within one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from daskbatch.dispatch.open_blocks.open_block import MemberLink
 from daskbatch.dispatch.placer import Submitter
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock
 from daskbatch.worker.execution.journal import JournaledBlock
@@ -30,6 +31,16 @@ class Listener(Protocol):
     def report(self, data: bytes) -> None:
         """A worker has sent a report of a block."""
 
+    owes_notification: bool
+
+    def report_all(self, frames: Iterable[bytes]) -> None:
+        """An open block has sent reports. If `owes_notification` is set then, the caller calls
+        `notify_waiting` a moment later.
+        """
+
+    def notify_waiting(self) -> None:
+        """Some time has passed since `report_all`."""
+
     def key_finished(
         self,
         block: SubmittedBlock,
@@ -49,6 +60,12 @@ class Listener(Protocol):
         planned: bool = False,
     ) -> None:
         """A worker has died, or has left and interrupted what ran."""
+
+    def link_opened(self, number: int, link: MemberLink) -> None:
+        """The client has connected to an open block."""
+
+    def link_lost(self, number: int, was_cut: bool) -> None:
+        """The connection with an open block has closed, or could not be made."""
 
     def give_up(self, error: BaseException | None = None) -> None:
         """No further report will arrive: all unfinished tasks have to be settled."""

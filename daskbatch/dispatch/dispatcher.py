@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
@@ -24,6 +25,7 @@ from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.lower import Setting
+from daskbatch.dispatch.open_blocks.open_block import MemberLink
 from daskbatch.dispatch.placer import pickle_functions
 from daskbatch.dispatch.program_logger import PROGRAM_LOGGER, log_loss, log_reruns, log_retries
 from daskbatch.dispatch.revocation import Revocation
@@ -36,10 +38,13 @@ from daskbatch.errors import (
     ServiceLost,
     WorkerLost,
 )
+from daskbatch.serialization import stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import (
+    ClosedReport,
     ExpiredReport,
     MissingReport,
+    OpenedReport,
     OutcomeReport,
     OutputReport,
     Report,
@@ -51,6 +56,9 @@ _logger = logging.getLogger("daskbatch")
 
 #: How long the scheduler may take to report what a worker that died had done.
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
+
+#: While open blocks report, waiting threads are notified at this interval.
+NOTIFY_INTERVAL_SECONDS = 0.003
 
 
 class Dispatcher:
@@ -70,6 +78,11 @@ class Dispatcher:
         self.outcomes = self.table.outcomes
         self._changed = self.outcomes.changed
         self._revocation = Revocation(self.table, backend)
+        self._open = self.table.open_blocks
+        self._open.on_empty = self._forget
+        #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
+        self.owes_notification = False
+        self._notified_at = 0.0
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -115,7 +128,8 @@ class Dispatcher:
             self.table.start(new)
             if group is None:
                 wait_for_producers(new)
-            self.table.place(new, name, again=False)
+            with self._feeding():
+                self.table.place(new, name, again=False)
             self._changed.notify_all()
 
     def _program_started(self, group: Group) -> None:
@@ -172,6 +186,7 @@ class Dispatcher:
                         self.table.settle_member(block, record, Status.FAILED, failure)
                 self._backend.release(block)
             self.table.live.clear()
+            self._open.clear()
             self._changed.notify_all()
 
     def fetch(self, record: TaskRecord, timeout: float | None = None) -> None:
@@ -185,6 +200,8 @@ class Dispatcher:
         if block is None:
             return
         self.outcomes.require_own_process()
+        if self._adopt(record):
+            return
         if not block.lost:
             result = block.fetch(record.label, timeout)
             with self._changed:
@@ -196,6 +213,21 @@ class Dispatcher:
             if record.over and record.block is block:
                 self.table.place(self.table.revive(record), block.name)
             self._changed.notify_all()
+
+    def _adopt(self, record: TaskRecord) -> bool:
+        """Hold the value of a task where its worker has stored it; False if it is elsewhere."""
+        reference, block = record.reference, record.block
+        if reference is None or record.output is None or block is None:
+            return False
+        if block.future is None or block.future.status == "cancelled":
+            return False  # the Batch has ended
+        value = stored_value.adopt(reference)
+        if value.segment is None:
+            return False
+        with self._changed:
+            if record.reference is reference:
+                record.value = value
+        return True
 
     # -- revocation -----------------------------------------------------------------------
 
@@ -220,35 +252,104 @@ class Dispatcher:
     def report(self, data: bytes) -> None:
         """Apply a report of a worker: a pickled `Report`."""
         report: Report = pickle.loads(data)
+        with self._changed, self._feeding():
+            if self._apply(report):
+                self._changed.notify_all()
+
+    def report_all(self, frames: Iterable[bytes]) -> None:
+        """Apply the reports of an open block; waiting threads may be notified a moment later.
+
+        A fine-grained graph reports thousands of times in a second, and most threads wait for the
+        last of its tasks. So they are notified when no task is unfinished, or when they have not
+        been for `NOTIFY_INTERVAL_SECONDS`. Else the caller calls `notify_waiting` after that time;
+        see `owes_notification`.
+        """
+        reports: list[Report] = [pickle.loads(frame) for frame in frames]
         with self._changed:
-            block = self.table.live.get(report.block)
-            if block is None:
-                return
-            requeued: list[TaskRecord] = []
-            if isinstance(report, MissingReport):
-                record = block.records[report.member]
-                warning = TaskWarning(report.kind, report.paths)
-                self.table.failures.warn(record, warning)
-                return
-            if isinstance(report, OutputReport):
-                self.table.observers.output_arrived(block.records[report.member], report)
-                return
-            if isinstance(report, OutcomeReport):
-                requeued = self.table.apply_report(block, report)
-                if report.measures is not None and report.measures.details:
-                    log_retries(block, report)
-            else:
-                for record in block.unfinished_members([report.running]):
-                    self.table.begin(record, report.begin)
-            if isinstance(report, ExpiredReport):
-                first = report.running + 1
-                behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
-                for record in block.unfinished_members(behind):
-                    self.table.requeue(block, record)
-                    requeued.append(record)
+            self._open.flushes_soon = True
+            try:
+                for report in reports:
+                    self.owes_notification |= self._apply(report)
+            finally:
+                self._open.flush()
+            if self.owes_notification:
+                now = monotonic()
+                is_due = now - self._notified_at > NOTIFY_INTERVAL_SECONDS
+                if is_due or not self.outcomes.unfinished:
+                    self._notified_at = now
+                    self.owes_notification = False
+                    self._changed.notify_all()
+
+    def notify_waiting(self) -> None:
+        """Notify the threads that wait for tasks."""
+        with self._changed:
+            self.owes_notification = False
+            self._notified_at = monotonic()
+            self._changed.notify_all()
+
+    def _apply(self, report: Report) -> bool:
+        """Apply a report; return whether a thread may have waited for that."""
+        block = self.table.live.get(report.block)
+        if block is None:
+            return False
+        requeued: list[TaskRecord] = []
+        if isinstance(report, MissingReport):
+            record = block.records[report.member]
+            warning = TaskWarning(report.kind, report.paths)
+            self.table.failures.warn(record, warning)
+            return False
+        if isinstance(report, OutputReport):
+            self.table.observers.output_arrived(block.records[report.member], report)
+            return False
+        if isinstance(report, OpenedReport):
+            self._open.opened(report)
+            return False
+        if isinstance(report, OutcomeReport):
+            requeued = self.table.apply_report(block, report)
+            if report.measures is not None and report.measures.details:
+                log_retries(block, report)
+        elif isinstance(report, ClosedReport):
+            requeued = self._open.closed(block, report.received)
+        else:
+            for record in block.unfinished_members([report.running]):
+                self.table.begin(record, report.begin)
+        if isinstance(report, ExpiredReport):
+            first = report.running + 1
+            behind = [m for m, s in enumerate(report.rest, first) if s == Status.DEFERRED]
+            for record in block.unfinished_members(behind):
+                self.table.requeue(block, record)
+                requeued.append(record)
+        if requeued:
+            self._place_again(block, requeued)
+        if isinstance(report, ExpiredReport):
+            self._revocation.unstick(block)
+        return True
+
+    @contextmanager
+    def _feeding(self) -> Iterator[None]:
+        """Send at the end, in the same step, what has become ready for open blocks."""
+        self._open.flushes_soon = True
+        try:
+            yield
+        finally:
+            self._open.flush()
+
+    def _place_again(self, block: SubmittedBlock, requeued: Sequence[TaskRecord]) -> None:
+        """Place tasks again that a block has returned."""
+        if block.open:
+            self._open.hold_again(requeued, block.name)
+        else:
             self.table.place(requeued, block.name)
-            if isinstance(report, ExpiredReport):
-                self._revocation.unstick(block)
+
+    def link_opened(self, number: int, link: MemberLink) -> None:
+        """Use a direct connection with an open block."""
+        with self._changed, self._feeding():
+            self._open.link_opened(number, link)
+
+    def link_lost(self, number: int, was_cut: bool) -> None:
+        """Record that the connection with an open block is lost; see `OpenBlocks.link_lost`."""
+        with self._changed, self._feeding():
+            self._open.link_lost(number, was_cut)
             self._changed.notify_all()
 
     def key_finished(
@@ -268,7 +369,7 @@ class Dispatcher:
         error : BaseException, optional
             Why there is no result: `ServiceLost`, `WorkerLost`, or another error.
         """
-        with self._changed:
+        with self._changed, self._feeding():
             requeued: list[TaskRecord] = []
             if error is not None:
                 requeued = self._key_failed(block, error)
@@ -280,8 +381,12 @@ class Dispatcher:
             elif result is not None:
                 report = result.as_report(block.number)
                 requeued = self.table.apply_report(block, report, timed=False)
+            if block.open:
+                # It has closed before it received these.
+                requeued += self._open.key_finished(block)
+                requeued.sort(key=lambda record: record.rank)
             self._forget(block)
-            self.table.place(requeued, block.name)
+            self._place_again(block, requeued)
             self._changed.notify_all()
 
     def _death_not_reported(self, block: SubmittedBlock) -> None:
@@ -317,8 +422,9 @@ class Dispatcher:
         planned : bool
             Whether it has left in good order: then this counts as no death.
         """
-        with self._changed:
+        with self._changed, self._feeding():
             requeued: list[TaskRecord] = []
+            held: list[TaskRecord] = []
             log_loss(details, len(keys))
             done = {trace.block: trace for trace in traces or ()}
             for key in keys:
@@ -327,19 +433,24 @@ class Dispatcher:
                     continue
                 self.table.mark_lost(block)
                 if block.number in self.table.live:
+                    returned = held if block.open else requeued
                     trace = done.get(block.number)
                     if trace is not None and trace.entries:
                         report = trace.as_report(str(details.get("worker") or ""))
-                        requeued += self.table.apply_report(block, report, timed=False)
+                        returned += self.table.apply_report(block, report, timed=False)
                     running = None if traces is None else -1 if trace is None else trace.running
-                    requeued += self.table.recover(block, running, details, planned)
+                    returned += self.table.recover(block, running, details, planned)
                     self._forget(block)
-            requeued.sort(key=lambda record: record.rank)
-            log_reruns(requeued)
+            for some in (held, requeued):
+                some.sort(key=lambda record: record.rank)
+            log_reruns([*held, *requeued])
+            self._open.hold_again(held, "batch")
             self.table.place(requeued, "batch")
             self._changed.notify_all()
+        stored_value.erase_orphans()
 
     def _forget(self, block: SubmittedBlock) -> None:
+        self._open.forget(block)
         self.table.forget(block)
         self._revocation.forget(block)
 

@@ -18,10 +18,18 @@ from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.declarations import declared_files
-from daskbatch.dispatch.key_names import BUFFER, NAMES, BlockNames, Stages, member_names
+from daskbatch.dispatch.key_names import (
+    BUFFER,
+    NAMES,
+    BlockNames,
+    Stages,
+    dashboard_name,
+    member_names,
+)
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import NEEDS
-from daskbatch.serialization import pickling
+from daskbatch.serialization import pickling, stored_value
+from daskbatch.serialization.buffers import Buffer, make_buffer
 from daskbatch.worker.execution.block import (
     LOCAL,
     BlockMember,
@@ -88,7 +96,7 @@ class Lowered:
     graph: HighLevelGraph
     blocks: dict[GraphKey, SubmittedBlock]
     #: The shared buffers that the graph contains, by their keys.
-    buffers: dict[str, pickling.Buffer] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
 
 
 def lower(
@@ -96,6 +104,7 @@ def lower(
     nonce: str,
     setting: Setting,
     existing_buffers: Mapping[str, Any],
+    shares_memory: bool = False,
 ) -> Lowered:
     """Lower blocks to one graph.
 
@@ -109,8 +118,10 @@ def lower(
         The settings of all blocks.
     existing_buffers : mapping
         The keys of buffers that are on the cluster already.
+    shares_memory : bool
+        Whether all workers can map this process's memory.
     """
-    lowering = _Lowering(nonce, setting, existing_buffers, len(blocks))
+    lowering = _Lowering(nonce, setting, existing_buffers, len(blocks), shares_memory)
     for block in blocks:
         lowering.add(block)
     return lowering.finish()
@@ -120,8 +131,14 @@ class _Lowering:
     """Makes one graph: `add` lowers each block, `finish` returns the graph."""
 
     def __init__(
-        self, nonce: str, setting: Setting, existing: Mapping[str, Any], count: int
+        self,
+        nonce: str,
+        setting: Setting,
+        existing: Mapping[str, Any],
+        count: int,
+        shares_memory: bool,
     ) -> None:
+        self._shares_memory = shares_memory
         self._nonce = nonce
         self._stages: Stages[SubmittedBlock] = Stages(nonce)
         self._names = BlockNames()
@@ -137,9 +154,9 @@ class _Lowering:
         self._options: dict[Hashable, Options] = {}
         self._tokens: dict[SubmittedBlock, GraphKey] = {}
         self._blocks: dict[GraphKey, SubmittedBlock] = {}
-        self._buffers: dict[str, pickling.Buffer] = {}
+        self._buffers: dict[str, Buffer] = {}
         #: Large functions as buffers.
-        self._large: dict[bytes, pickling.Buffer] = {}
+        self._large: dict[bytes, Buffer] = {}
 
     def add(self, block: SubmittedBlock) -> None:
         inputs = _Inputs()
@@ -253,7 +270,7 @@ class _Lowering:
             streams=setting.streams,
         )
 
-    def _source(self, data: bytes | pickling.Buffer, inputs: _Inputs) -> bytes | int:
+    def _source(self, data: bytes | Buffer, inputs: _Inputs) -> bytes | int:
         """Return small data as it is, else the position of the input that holds it.
 
         To be called once all blocks among the inputs are known.
@@ -263,11 +280,11 @@ class _Lowering:
                 return data
             found = self._large.get(data)
             if found is None:
-                found = self._large[data] = pickling.make_buffer(data)
+                found = self._large[data] = make_buffer(data)
             data = found
         return len(inputs.blocks) + self._shared(data, inputs)
 
-    def _shared(self, buffer: pickling.Buffer, inputs: _Inputs) -> int:
+    def _shared(self, buffer: Buffer, inputs: _Inputs) -> int:
         """Return the position of a buffer among the inputs; adds it to the graph if needed."""
         if buffer_key(buffer) not in self._existing:
             self._buffers[buffer_key(buffer)] = buffer
@@ -280,19 +297,23 @@ class _Lowering:
         for before, why in record.unfinished_waits().items():
             (needs if why & NEEDS else after).append(inputs.source(before, block, whole=False))
         values: list[BlockMember | bytes | str] = []
-        positions: list[int] = []
+        positions: list[int | bytes] = []
         if record.call is not None:
             for producer, part in record.call.references:
                 values.append(_argument(producer, part, block, inputs))
             for buffer in record.call.buffers:
-                positions.append(self._shared(buffer, inputs))
+                stored = stored_value.buffer_value(buffer) if self._shares_memory else None
+                if stored is None:
+                    positions.append(self._shared(buffer, inputs))
+                else:
+                    positions.append(bytes(stored))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
 
     def finish(self) -> Lowered:
         if self._buffers:
             layer = self._layer(DEFAULT_OPTIONS)
             for key, buffer in self._buffers.items():
-                layer[key] = DataNode(key, buffer.content)
+                layer[key] = DataNode(key, stored_value.buffer_value(buffer) or buffer.content)
         layers = {
             f"daskbatch-{self._nonce}-{number}": MaterializedLayer(
                 mapping,
@@ -316,13 +337,51 @@ class _Lowering:
         return Lowered(HighLevelGraph(layers, dependencies), self._blocks, self._buffers)
 
 
+def lower_open_block(
+    block: SubmittedBlock, options: Options, name: str, nonce: str, setting: Setting
+) -> Lowered:
+    """Lower a block that begins without members, and has no inputs; see `lower`.
+
+    Parameters
+    ----------
+    block : SubmittedBlock
+        The block.
+    options : Options
+        The options that all members will have in common.
+    name, nonce, setting
+        See `lower`.
+    """
+    key = block.key = (f"{dashboard_name(name)}-{nonce}", block.number)
+    spec = BlockSpec(
+        block=block.number,
+        topic=setting.topic,
+        functions=(),
+        calls=(),
+        labels=(),
+        links={},
+        limits={},
+        isolated=False,
+        journaled=True,
+        budget=setting.budget,
+        share_limit=setting.share_limit,
+        inline_limit=setting.inline_limit,
+        output_limit=setting.output_limit,
+        surroundings=None if setting.surroundings is None else setting.surroundings.changes(),
+        streams=setting.streams,
+        open=True,
+    )
+    task = Task(key, setting.entry, pickling.dumps(spec), _data_producer=True)
+    layer = MaterializedLayer({key: task}, annotations=_annotations(options, setting.topic))
+    return Lowered(HighLevelGraph({key[0]: layer}, {key[0]: set()}), {key: block})
+
+
 class _Inputs:
     """The inputs of one block: first other blocks, then buffers."""
 
     def __init__(self) -> None:
         #: For each other block, whether its whole result is needed; otherwise a token suffices.
         self.blocks: dict[SubmittedBlock, bool] = {}
-        self.buffers: dict[str, pickling.Buffer] = {}
+        self.buffers: dict[str, Buffer] = {}
         self._positions: dict[object, int] = {}
 
     def source(self, record: TaskRecord, block: SubmittedBlock, whole: bool) -> Source:
@@ -334,7 +393,7 @@ class _Inputs:
         self.blocks[other] = self.blocks.get(other, False) or whole
         return self._positions.setdefault(other, len(self.blocks) - 1), record.member
 
-    def buffer(self, buffer: pickling.Buffer) -> int:
+    def buffer(self, buffer: Buffer) -> int:
         """Return the position of a buffer among the buffers."""
         self.buffers[buffer.digest] = buffer
         return self._positions.setdefault(buffer.digest, len(self.buffers) - 1)
@@ -344,14 +403,16 @@ class _Inputs:
         if not link.buffers:
             return link
         first = len(self.blocks)
-        return link._replace(buffers=tuple(first + position for position in link.buffers))
+        shifted = (first + each if isinstance(each, int) else each for each in link.buffers)
+        return link._replace(buffers=tuple(shifted))
 
 
 def _argument(
     producer: TaskRecord, part: str, block: SubmittedBlock, inputs: _Inputs
 ) -> BlockMember | bytes | str:
     """Return an argument: the value itself if only the client has it, else its source."""
-    if producer.over and (producer.block is None or producer.block.lost):
+    block_of = producer.block
+    if producer.over and (block_of is None or block_of.lost or block_of.open):
         if part == "result" and producer.value is not None:
             return producer.value
         if part != "result" and producer.output is not None:
@@ -359,7 +420,7 @@ def _argument(
     return BlockMember(inputs.source(producer, block, whole=True), part)
 
 
-def buffer_key(buffer: pickling.Buffer) -> str:
+def buffer_key(buffer: Buffer) -> str:
     """Return the key of a shared buffer in Dask graphs."""
     return f"{BUFFER}-{buffer.digest}"
 

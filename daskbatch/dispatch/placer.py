@@ -18,11 +18,12 @@ from daskbatch.plan.blocks import Candidate
 from daskbatch.plan.durations import Durations
 from daskbatch.plan.packing import pack
 from daskbatch.serialization import pickling
+from daskbatch.serialization.buffers import Buffer
 from daskbatch.serialization.diagnosis import hint_on_function
 from daskbatch.serialization.safe_text import is_from_outside, summary
 
 #: Results of blocks up to this size may travel along order-only edges.
-_MAX_SMALL_RESULT_BYTES = 4096
+MAX_SMALL_RESULT_BYTES = 4096
 
 
 class Submitter(Protocol):
@@ -31,6 +32,10 @@ class Submitter(Protocol):
     @property
     def slots(self) -> int:
         """The number of tasks that run at once."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all workers can map this process's memory."""
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         """Submit a graph and set the future of each block.
@@ -101,15 +106,26 @@ class Placer:
         futures = dict(self._buffers)
         # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
         # because Dask takes equal keys for one key, even if they are of different clients.
-        lowered = lower(blocks, uuid.uuid4().hex[:16], self._setting, futures)
+        lowered = lower(
+            *(blocks, uuid.uuid4().hex[:16], self._setting, futures),
+            shares_memory=self._submitter.shares_memory,
+        )
         futures.update(self._submitter.submit(lowered, again))
         for block in blocks:
             block.buffer_futures = [futures[key] for key in block.buffer_keys]
             prepare = block.records[0].options.prepare
-            if prepare is not None and isinstance(setup := prepare.packed(), pickling.Buffer):
+            if prepare is not None and isinstance(setup := prepare.packed(), Buffer):
                 prepare.held = futures[buffer_key(setup)]  # for all later calls
         self._buffers.update(futures)
         return blocks
+
+    def next_number(self) -> int:
+        """Return a number for a block."""
+        return next(self._numbers)
+
+    def largest_value(self, record: TaskRecord) -> int:
+        """Return the bytes of the largest value of similar tasks that have run."""
+        return 0 if record.call is None else self._durations.largest(record.call.family) or 0
 
     def _places(self, records: Sequence[TaskRecord]) -> int:
         """Return how many blocks of these tasks can run at a time."""
@@ -183,8 +199,8 @@ class Placer:
         for record in block.records:
             if record.call is not None:
                 largest = self._durations.largest(record.call.family)
-                size += _MAX_SMALL_RESULT_BYTES if largest is None else largest
-                if size >= _MAX_SMALL_RESULT_BYTES:
+                size += MAX_SMALL_RESULT_BYTES if largest is None else largest
+                if size >= MAX_SMALL_RESULT_BYTES:
                     return False
         return True
 

@@ -28,7 +28,7 @@ class ProgramLogger:
 
     def program_started(self, group: Group) -> None:
         """Log that a program is being started."""
-        _logger.info("program %r started: %s", group.name, _count(group.size))
+        _log(logging.INFO, "program %r started: %s", group.name, _count(group.size))
 
     def program_over(self, group: Group) -> None:
         """Log that a program is over."""
@@ -36,7 +36,13 @@ class ProgramLogger:
         parts = [f"{group.size - bad.total()} done"]
         parts += [f"{count} {phase.name.lower()}" for phase, count in sorted(bad.items()) if count]
         seconds = time() - group.started_at
-        _logger.info("program %r is over after %.3g s: %s", group.name, seconds, ", ".join(parts))
+        _log(
+            logging.INFO,
+            "program %r is over after %.3g s: %s",
+            group.name,
+            seconds,
+            ", ".join(parts),
+        )
 
     def output_arrived(self, record: TaskRecord, report: OutputReport) -> None:
         """Ignore what a task has written."""
@@ -49,7 +55,7 @@ class ProgramLogger:
             if phase >= Phase.RUNNING and record.call is not None:
                 ran = f" after {record.seconds:.3g} s" if record.seconds else ""
                 state = phase.name.lower()
-                _logger.debug("task %s (%s) %s%s", record.label, record.uid, state, ran)
+                _log(logging.DEBUG, "task %s (%s) %s%s", record.label, record.uid, state, ran)
 
 
 #: The logger of all clients of this process.
@@ -63,14 +69,15 @@ def log_loss(details: Mapping[str, Any], blocks: int) -> None:
     if details.get("out_of_memory"):
         how += ", since it used too much memory"
     worker = details.get("worker") or "a worker"
-    _logger.warning("worker %s was lost%s, with %d blocks of tasks", worker, how, blocks)
+    _log(logging.WARNING, "worker %s was lost%s, with %d blocks of tasks", worker, how, blocks)
 
 
 def log_reruns(records: Sequence[TaskRecord]) -> None:
     """Log that tasks run again, since their worker was lost."""
     begun = [record for record in records if record.call is not None]
     if begun:
-        _logger.warning("%s run again after the loss: %s", _count(len(begun)), _names(begun))
+        count = _count(len(begun))
+        _log(logging.WARNING, "%s to run again after the loss: %s", count, _names(begun))
 
 
 def log_retries(block: SubmittedBlock, report: OutcomeReport) -> None:
@@ -81,7 +88,16 @@ def log_retries(block: SubmittedBlock, report: OutcomeReport) -> None:
             record = block.records[report.start + index]
             state = Status(report.statuses[index]).name.lower()
             label = record.label
-            _logger.warning("task %s was tried %d times: %s", label, details.attempts, state)
+            _log(logging.WARNING, "task %s was tried %d times: %s", label, details.attempts, state)
+
+
+def _log(level: int, text: str, *values: object) -> None:
+    """Log a line, if the program has set up any handler.
+
+    Without one, Python writes warnings to stderr, where scripts expect nothing.
+    """
+    if _logger.isEnabledFor(level) and _logger.hasHandlers():
+        _logger.log(level, text, *values)
 
 
 def _count(number: int) -> str:

@@ -178,7 +178,8 @@ class Revocation:
         Such a block may never run, so the tasks behind it must not wait for its key.
         """
         with self._changed:
-            empty = [block for block in set(blocks) if not block.unfinished]
+            # An open block may receive other members.
+            empty = [block for block in set(blocks) if not block.unfinished and not block.open]
             self._stuck.update(empty)
         if empty:
             self._withdraw_behind_stuck()

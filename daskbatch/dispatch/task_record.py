@@ -92,6 +92,7 @@ class TaskRecord:
         "position",
         "rank",
         "reads",
+        "reference",
         "removes",
         "root_failure",
         "seconds",
@@ -151,6 +152,8 @@ class TaskRecord:
         # The outcome:
         #: The pickled value or the packed exception; None while it is elsewhere.
         self.value: bytes | None = None
+        #: Where the value is stored, while it is elsewhere: the bytes of a `StoredValue`.
+        self.reference: bytes | None = None
         #: stdout and stderr; None while they are elsewhere.
         self.output: tuple[str, str] | None = SILENT
         #: How long the task ran.
@@ -314,10 +317,12 @@ class SubmittedBlock:
         "buffer_keys",
         "failed",
         "future",
+        "held",
         "key",
         "long",
         "lost",
         "number",
+        "open",
         "records",
         "small",
         "unfinished",
@@ -334,6 +339,10 @@ class SubmittedBlock:
         self.small = False
         #: Whether the block may run for a long time.
         self.long = False
+        #: Whether it is not submitted: the client sends its members to open blocks, one by one.
+        self.held = False
+        #: Whether it is an open block: members are added while it runs.
+        self.open = False
         #: The blocks that its key waits for.
         self.waits: frozenset[SubmittedBlock] = frozenset()
         self.future: BlockFuture | None = None
@@ -387,6 +396,11 @@ class SubmittedBlock:
         assert isinstance(result, BlockResult)
         return result
 
+    def drop_member(self, member: int) -> None:
+        """Put a record that no block has in the place of a member of an open block."""
+        assert isinstance(self.records, list)
+        self.records[member] = _NO_RECORD
+
     def distribute(self, result: BlockResult) -> None:
         """Store each member's part of the result in the member's record."""
         for member, record in enumerate(self.records):
@@ -409,6 +423,10 @@ class SubmittedBlock:
             else [self.records[member] for member in members if 0 <= member < count]
         )
         return [record for record in records if record.block is self and not record.over]
+
+
+#: In the place of a member that an open block has returned.
+_NO_RECORD = TaskRecord("", -1, "", None)
 
 
 def find_root_failure(record: TaskRecord) -> TaskRecord | None:

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from time import time
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from daskbatch.dispatch.completion import CompletionTracker
@@ -20,7 +20,9 @@ from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.observers import Observers
-from daskbatch.dispatch.placer import Placer, Submitter
+from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
+from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter
+from daskbatch.dispatch.placer import MAX_SMALL_RESULT_BYTES, Placer, Submitter
 from daskbatch.dispatch.recovery import (
     LastWriters,
     is_value_lost,
@@ -39,6 +41,7 @@ from daskbatch.dispatch.task_record import (
 from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.errors import SerializationError
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
@@ -50,6 +53,10 @@ _PHASES = (Phase.DONE, Phase.FAILED, Phase.SKIPPED, Phase.CANCELLED)
 _WAITING, _DONE = Phase.WAITING, Phase.DONE
 
 
+class TableBackend(Submitter, OpenSubmitter, Protocol):
+    """The part of a backend that the table uses."""
+
+
 class TaskTable:
     """The started tasks of one client, and the blocks that they are in.
 
@@ -57,14 +64,15 @@ class TaskTable:
 
     Parameters
     ----------
-    submitter : Submitter
-        Runs the blocks.
+    submitter : TableBackend
+        Runs the blocks. If it has an attribute `open_links`, tasks may be sent to open blocks.
     setting : Setting
         The settings of all blocks.
     """
 
-    def __init__(self, submitter: Submitter, setting: Setting) -> None:
+    def __init__(self, submitter: TableBackend, setting: Setting) -> None:
         self._placer = Placer(submitter, setting)
+        self._submitter = submitter
         self._inline_limit = setting.inline_limit
         self.observers = Observers()
         self.outcomes = CompletionTracker(self.observers.flush)
@@ -86,6 +94,8 @@ class TaskTable:
         self._blocks: WeakValueDictionary[BlockKey, SubmittedBlock] = WeakValueDictionary()
         #: Whether the result of any block was ever lost.
         self._any_lost = False
+        links: LinkMaker | None = getattr(submitter, "open_links", None)
+        self.open_blocks = OpenBlocks(self, submitter, setting, links)
 
     # -- phases ---------------------------------------------------------------------------
 
@@ -135,6 +145,7 @@ class TaskTable:
     ) -> None:
         """Record the outcome of a task, and call the functions that wait for it."""
         record.value = value
+        record.reference = None
         record.output = output
         record.seconds = seconds
         if record.waits:
@@ -147,6 +158,7 @@ class TaskTable:
             self.failures.add(record)
             if phase == Phase.FAILED:
                 self.unsuccessful.fail(record)
+        self.open_blocks.over(record)
         if self.outcomes.has_callbacks:
             if self._called_later is None:
                 # What a callback tells the program must have been recorded.
@@ -177,7 +189,7 @@ class TaskTable:
 
     def _is_inline(self, value: bytes | None, output: tuple[str, str] | None) -> bool:
         """Return whether a whole outcome is here, and small enough to be sent from here."""
-        if value is None or output is None:
+        if value is None or output is None or type(value) is StoredValue:
             return False
         return len(value) <= self._inline_limit
 
@@ -186,6 +198,9 @@ class TaskTable:
         block.unfinished -= 1
         self.unsuccessful.withdraw(block, record)
         record.block = record.begin = None
+        if block.open:
+            # It may become another member of the same block.
+            block.drop_member(record.member)
         self.set_phase(record, Phase.WAITING)
 
     def begin(self, record: TaskRecord, begin: MemberBegin | None) -> None:
@@ -214,7 +229,19 @@ class TaskTable:
         """
         if self._any_lost:
             records = self._with_revived(records)
-        ready = [record for record in records if self._may_run(record)]
+        ready: Sequence[TaskRecord] = [record for record in records if self.may_run(record)]
+        if ready:
+            others = self.outcomes.unfinished - len(ready)
+            ready = self.open_blocks.hold(ready, name, others)
+        self._place_ready(ready, name, again)
+
+    def place_in_blocks(self, records: Sequence[TaskRecord], name: str) -> None:
+        """Submit tasks in ordinary blocks, as `place` does; they were placed before."""
+        if self._any_lost:
+            records = self._with_revived(records)
+        self._place_ready([record for record in records if self.may_run(record)], name, True)
+
+    def _place_ready(self, ready: Sequence[TaskRecord], name: str, again: bool) -> None:
         if not ready:
             return
         try:
@@ -227,10 +254,32 @@ class TaskTable:
                 self.settle(record, Phase.FAILED, data)
             return
         for block in blocks:
-            self.live[block.number] = block
-            self._blocks[block.key] = block
+            self.add_block(block)
 
-    def _may_run(self, record: TaskRecord) -> bool:
+    def add_block(self, block: SubmittedBlock) -> None:
+        """Record that a block was submitted."""
+        self.live[block.number] = block
+        self._blocks[block.key] = block
+
+    def next_number(self) -> int:
+        """Return a number for a block."""
+        return self._placer.next_number()
+
+    def largest_value(self, record: TaskRecord) -> int:
+        """Return the bytes of the largest value of similar tasks that have run."""
+        return self._placer.largest_value(record)
+
+    def flush_later(self) -> None:
+        """Have tasks that have become ready sent to open blocks, in another thread."""
+
+        def flush() -> None:
+            with self.outcomes.changed:
+                self.open_blocks.flush()
+                self.outcomes.changed.notify_all()
+
+        self._submitter.call_later(0.0, flush)
+
+    def may_run(self, record: TaskRecord) -> bool:
         """Return whether a task may run; if not, settle it as failed."""
         if record.waits:
             record.root_failure = find_root_failure(record) or self._find_lost_producer(record)
@@ -275,7 +324,8 @@ class TaskTable:
         timed : bool
             Whether the report says how long the members ran.
         """
-        self._called_later = over = []
+        over: list[TaskRecord] = []
+        self._called_later = over
         try:
             return self._settle_reported(block, report, timed)
         finally:
@@ -291,6 +341,7 @@ class TaskTable:
         deferred = []
         ran: list[TaskRecord] = []
         sizes: list[int] = []
+        references = report.references
         measures = report.measures
         stop = report.start + len(report.statuses)
         for member, (record, status, value, seconds) in enumerate(
@@ -310,9 +361,13 @@ class TaskTable:
                 deferred.append(record)
                 continue
             output = report.outputs.get(member, SILENT)
+            reference = references.get(member) if references else None
             if timed and status <= Status.FAILED:
                 ran.append(record)
-                if value is None or output is None:
+                if reference is not None and output is not None:
+                    # Other tasks may share its block, but its block's result is not small.
+                    sizes.append(MAX_SMALL_RESULT_BYTES)
+                elif value is None or output is None:
                     sizes.append(-1)
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
@@ -321,6 +376,8 @@ class TaskTable:
             ):
                 record.measured = measures, member - report.start
             self.settle_member(block, record, status, value, output, seconds)
+            if reference is not None:
+                record.reference = reference
         self._placer.learn(ran, sizes)
         return deferred
 

@@ -1,4 +1,7 @@
-"""Counts how far the tasks of a program are, and estimates how long they will still take. Pure."""
+"""Counts how far the tasks of a program are, and estimates how long they will still take.
+
+Pure functions; any thread may call them, also while the tasks change.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Writes a run as trace events, which Perfetto and Chrome's ``about:tracing`` show.
+"""Writes a run as a trace, which Perfetto shows; in one of two formats.
 
-The format is the Trace Event Format of the Chromium project, as a JSON object. Workers are its
-processes, slots its threads: each row of the timeline is one thread, so slices never overlap in a
-row. Edges are flow events. Times are microseconds since the start of the first task, with three
-decimals.
+As JSON it follows the Trace Event Format of the Chromium project, which Chrome's
+``about:tracing`` and other tools read too. With the suffix ``.pftrace`` it is a message of
+Perfetto's own schema, which is smaller. Workers are processes in it, slots threads, edges flows.
 """
 
 from __future__ import annotations
@@ -14,170 +13,116 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch._version import __version__
-from daskbatch.records.run_record import BarrierEntry, EdgeEntry, RunRecord, TaskEntry
-from daskbatch.report.analysis.run_graph import RunGraph, group_name, has_run, reason
-from daskbatch.report.analysis.timeline import make_rows
+from daskbatch.records.run_record import RunRecord
+from daskbatch.report.analysis.run_graph import group_name
+from daskbatch.report.perfetto import make_perfetto_trace
+from daskbatch.report.trace_model import Slice, TraceModel, details, make_trace_model
 from daskbatch.report.whole_file import write_whole
 
 _Event = dict[str, Any]
+
+#: The suffixes of files in Perfetto's own format.
+_PERFETTO_SUFFIXES = (".pftrace", ".perfetto-trace")
 
 #: Colours that the viewers know by name, by state.
 _COLOURS = {"failed": "terrible", "cancelled": "grey"}
 
 
 def write_trace(run: RunRecord, path: Path) -> Path:
-    """Write the trace of a run into a file as JSON, as a whole or not at all; return the path.
+    """Write the trace of a run into a file, as a whole or not at all; return the path.
+
+    Parameters
+    ----------
+    run : RunRecord
+        The run.
+    path : Path
+        The file; the suffix chooses the format.
 
     Raises
     ------
     OSError
         The file cannot be written.
     """
-    # Without `ensure_ascii`, a name with half of a surrogate pair could not be written.
-    write_whole(path, json.dumps(make_trace(run), separators=(",", ":")))
+    if path.suffix.lower() in _PERFETTO_SUFFIXES:
+        write_whole(path, make_perfetto_trace(make_trace_model(run)))
+    else:
+        # In ASCII: a name with half of a surrogate pair could not be written otherwise.
+        write_whole(path, json.dumps(make_trace(run), separators=(",", ":")))
     return path
 
 
 def make_trace(run: RunRecord) -> dict[str, Any]:
-    """Return the trace of a run, as what `json.dumps` takes.
+    """Return the trace of a run as trace events, as `json.dumps` takes them.
 
     Parameters
     ----------
     run : RunRecord
         The run. Tasks that have not begun, or are not over, are not in the trace.
     """
-    begin = min((task.started or 0.0 for task in run.tasks if has_run(task)), default=0.0)
-    places: dict[str, tuple[int, int]] = {}
-    events: list[_Event] = []
-    processes: dict[str, int] = {}
-    for row in make_rows(run):
-        pid = processes.setdefault(row.worker, len(processes) + 1)
-        if row.index == 0:
-            name = f"{row.host} {row.worker}".strip() or "worker"
-            events += [
-                _metadata("process_name", pid, name=name),
-                _metadata("process_sort_index", pid, sort_index=pid),
-            ]
-        tid = row.index + 1
-        extra = " (its worker's other tasks wait)" if row.is_extra else ""
-        events += [
-            _metadata("thread_name", pid, tid, name=f"slot {row.index}{extra}"),
-            _metadata("thread_sort_index", pid, tid, sort_index=tid),
-        ]
-        for task in row.tasks:
-            places[task.uid] = pid, tid
-            events.append(_slice(task, pid, tid, begin))
-    events += _flows(RunGraph(run), places, begin)
-    events += _running(run, begin)
+    model = make_trace_model(run)
     return {
-        "traceEvents": events,
+        "traceEvents": [*_rows(model), *_slices(model), *_flows(model), *_counter(model)],
         "displayTimeUnit": "ms",
         "otherData": {
             "program": run.name,
             "run": run.run,
-            "begin": f"{begin:.6f}",
+            "begin": f"{model.begin:.6f}",
             "generator": f"daskbatch {__version__}",
             **dict(run.facts),
         },
     }
 
 
-def _microseconds(time: float, begin: float) -> float:
-    # Whole nanoseconds. Rounding keeps the order of times, so that slices do not overlap.
-    return round((time - begin) * 1e9) / 1e3
+def _microseconds(nanoseconds: int) -> float:
+    return nanoseconds / 1e3
 
 
-def _metadata(kind: str, pid: int, tid: int = 0, **arguments: Any) -> _Event:
-    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "ts": 0, "args": arguments}
+def _rows(model: TraceModel) -> Iterator[_Event]:
+    def metadata(kind: str, process: int, thread: int, **arguments: Any) -> _Event:
+        place = {"pid": process, "tid": thread, "ts": 0}
+        return {"ph": "M", "name": kind, **place, "args": arguments}
+
+    named: set[int] = set()
+    for process, thread, worker, name in model.rows:
+        if process not in named:
+            named.add(process)
+            yield metadata("process_name", process, 0, name=worker)
+            yield metadata("process_sort_index", process, 0, sort_index=process)
+        yield metadata("thread_name", process, thread, name=name)
+        yield metadata("thread_sort_index", process, thread, sort_index=thread)
 
 
-def _slice(task: TaskEntry, pid: int, tid: int, begin: float) -> _Event:
-    start = _microseconds(task.started or begin, begin)
-    end = _microseconds(task.ended or begin, begin)
-    arguments = {
-        "uid": task.uid,
-        "state": task.state,
-        "slots": task.slots,
-        "attempts": task.attempts,
-        "pid": task.pid,
-        "CPU seconds": task.cpu_seconds,
-        "peak memory in bytes": task.max_memory,
-        "reads": ", ".join(task.reads) or None,
-        "writes": ", ".join(task.writes) or None,
-        "error": task.error,
-    }
-    event = {
-        "ph": "X",
-        "name": task.name,
-        "cat": group_name(task.name) or "task",
-        "pid": pid,
-        "tid": tid,
-        "ts": start,
-        "dur": round(max(0.0, end - start), 3),
-        "args": {name: value for name, value in arguments.items() if value is not None},
-    }
-    if task.state in _COLOURS:
-        event["cname"] = _COLOURS[task.state]
-    return event
-
-
-def _flows(graph: RunGraph, places: dict[str, tuple[int, int]], begin: float) -> Iterator[_Event]:
-    """Yield an arrow for each edge; of what is behind a barrier only the task that ended last."""
-    number = 0
-    for task in graph.run.tasks:
-        if task.uid not in places:
-            continue
-        for before, edges in _before(graph, task):
-            number += 1
-            common: _Event = {
-                "name": reason(before, task, edges),
-                "cat": ",".join(dict.fromkeys(str(edge.hazard) for edge in edges)),
-                "id": number,
-            }
-            pid, tid = places[before.uid]
-            # A flow begins in the slice that is open at its time: at the end none is.
-            end = _microseconds(before.ended or begin, begin)
-            start = _microseconds(before.started or begin, begin)
-            leaves = round(max(start, end - 0.001), 3)
-            yield {"ph": "s", **common, "pid": pid, "tid": tid, "ts": leaves}
-            pid, tid = places[task.uid]
-            arrives = _microseconds(task.started or begin, begin)
-            yield {"ph": "f", "bp": "e", **common, "pid": pid, "tid": tid, "ts": arrives}
-
-
-def _before(graph: RunGraph, task: TaskEntry) -> Iterator[tuple[TaskEntry, tuple[EdgeEntry, ...]]]:
-    barriers: list[EdgeEntry] = []
-    for uid, edges in graph.edges_by_node(task).items():
-        node = graph.nodes[uid]
-        if isinstance(node, BarrierEntry):
-            barriers += edges
-        elif has_run(node):
-            yield node, edges
-    if barriers:
-        behind = TaskEntry(task.uid, task.name, task.state, waits_for=tuple(barriers))
-        found = list(graph.predecessors(behind))
-        if found:
-            last, edges = max(found, key=lambda each: each[0].ended or 0.0)
-            yield last, edges
-
-
-def _running(run: RunRecord, begin: float) -> Iterator[_Event]:
-    """Yield how many slots were taken, whenever that changes."""
-    changes: dict[float, int] = {}
-    for task in run.tasks:
-        if has_run(task):
-            start = _microseconds(task.started or begin, begin)
-            end = _microseconds(task.ended or begin, begin)
-            changes[start] = changes.get(start, 0) + task.slots
-            changes[end] = changes.get(end, 0) - task.slots
-    taken = 0
-    for time in sorted(changes):
-        taken += changes[time]
-        yield {
-            "ph": "C",
-            "name": "taken slots",
-            "pid": 0,
-            "tid": 0,
-            "ts": time,
-            "args": {"slots": taken},
+def _slices(model: TraceModel) -> Iterator[_Event]:
+    for task, row, start, end in model.slices.values():
+        event = {
+            "ph": "X",
+            "name": task.name,
+            "cat": group_name(task.name) or "task",
+            "pid": row.process,
+            "tid": row.thread,
+            "ts": _microseconds(start),
+            "dur": _microseconds(end - start),
+            "args": details(task),
         }
+        if task.state in _COLOURS:
+            event["cname"] = _COLOURS[task.state]
+        yield event
+
+
+def _flows(model: TraceModel) -> Iterator[_Event]:
+    def event(kind: str, each: Slice, time: int) -> _Event:
+        place = {"pid": each.row.process, "tid": each.row.thread}
+        return {"ph": kind, **place, "ts": _microseconds(time)}
+
+    for number, arrow in enumerate(model.arrows, 1):
+        before, after = model.slices[arrow.before], model.slices[arrow.after]
+        common = {"name": arrow.name, "cat": ",".join(arrow.hazards), "id": number}
+        # A flow begins in the slice that is open at its time: at the end none is.
+        yield {**event("s", before, max(before.start, before.end - 1)), **common}
+        yield {**event("f", after, after.start), **common, "bp": "e"}
+
+
+def _counter(model: TraceModel) -> Iterator[_Event]:
+    for time, taken in model.taken:
+        place = {"pid": 0, "tid": 0, "ts": _microseconds(time)}
+        yield {"ph": "C", "name": "taken slots", **place, "args": {"slots": taken}}

@@ -1,4 +1,4 @@
-"""Writes a text file so that no reader ever sees a part of it.
+"""Writes a file so that no reader ever sees a part of it.
 
 Any thread may call it. It raises `OSError`, and then leaves what was there.
 """
@@ -6,32 +6,30 @@ Any thread may call it. It raises `OSError`, and then leaves what was there.
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one beside it, which then gets the name.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file by way of a temporary one beside it, which then gets the name.
 
     Parameters
     ----------
     path : Path
-        The file; it is replaced.
-    text : str
-        What it holds afterwards, in UTF-8.
+        The file; it is replaced. If it is a link, the file that it leads to.
+    content : str or bytes
+        What it holds afterwards; texts are written in UTF-8.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    if path.exists() and not path.is_file():  # a device or a pipe
-        path.write_text(text, encoding="utf-8", errors="replace")
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():  # a device or a pipe; a directory raises
+        path.write_bytes(data)
         return
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    temporary = path.with_name(f".daskbatch-{uuid.uuid4().hex}")
     try:
-        with open(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
+        with open(temporary, "xb") as file:  # with the permissions of any new file
+            file.write(data)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(name)
+        temporary.unlink(missing_ok=True)
         raise

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -196,8 +196,8 @@ class Pickler(by_value.Pickler):
 class _Unpickler(pickle.Unpickler):
     """Loads into a namespace what was pickled without one."""
 
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes, name: str, buffers: Sequence[Any] | None = None) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
         self._name = name
 
     def find_class(self, module: str, name: str) -> Any:
@@ -208,7 +208,7 @@ class _Unpickler(pickle.Unpickler):
         return found
 
 
-def loads(data: bytes, name: str) -> Any:
+def loads(data: bytes, name: str, buffers: Sequence[Any] | None = None) -> Any:
     """Load into a namespace what was pickled without one; it overwrites nothing there.
 
     Parameters
@@ -217,8 +217,10 @@ def loads(data: bytes, name: str) -> Any:
         The pickle.
     name : str
         The name of the namespace.
+    buffers : sequence, optional
+        The buffers that were pickled out of band.
     """
-    return _Unpickler(data, name).load()
+    return _Unpickler(data, name, buffers).load()
 
 
 # Pickles name the functions below, and call them when they are loaded. One function makes an empty

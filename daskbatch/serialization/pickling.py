@@ -8,14 +8,11 @@ nested containers, dataclasses, attributes. Any number of threads may call all f
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from threading import get_ident
 from types import FunctionType
 from typing import Any
@@ -24,6 +21,7 @@ import cloudpickle
 
 from daskbatch.errors import SerializationError
 from daskbatch.serialization import by_value, namespaces, tracking
+from daskbatch.serialization.buffers import Buffer, copy_buffer
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.safe_text import is_from_outside, summary
 from daskbatch.serialization.thread_values import ThreadValues
@@ -42,14 +40,6 @@ loads = pickle.loads
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class Buffer:
-    """A large buffer found among arguments, identified by its content."""
-
-    digest: str
-    content: bytes
-
-
 #: The pickled arguments; the targets of `reference`, by placeholder; the large buffers.
 Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
 
@@ -60,10 +50,6 @@ _found = ThreadValues[tuple[list[Any], list[pickle.PickleBuffer]]]()
 _placeholder_values = ThreadValues["Sequence[bytes | str]"]()
 #: By thread: the namespace that it pickles and unpickles for.
 _namespace = ThreadValues[str]()
-
-#: The buffers that are in use, by digest; and by the id of the object that they were made from.
-_buffers: weakref.WeakValueDictionary[str, Buffer] = weakref.WeakValueDictionary()
-_buffer_of_owner: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
 def are_plain(values: Sequence[object]) -> bool:
@@ -164,6 +150,14 @@ def dumps_with_buffers(obj: object, min_bytes: int) -> tuple[bytes, list[pickle.
     return data, buffers
 
 
+def loads_with_buffers(data: Any, buffers: Sequence[Any]) -> Any:
+    """Undo `dumps_with_buffers`; within a namespace, load for it."""
+    name = _namespace.get(get_ident()) if _namespace else None
+    if name is None:
+        return loads(data, buffers=buffers)
+    return namespaces.loads(data, name, buffers)
+
+
 def pack(obj: object) -> Packed:
     """Pickle arguments, and find the tasks and the large buffers among them.
 
@@ -191,7 +185,12 @@ def pack(obj: object) -> Packed:
             del _found[thread]
         else:
             _found[thread] = outer
-    return data, tuple(targets), tuple(map(_by_content, buffers)) if buffers else ()
+    if not buffers:
+        return data, tuple(targets), ()
+    try:
+        return data, tuple(targets), tuple(copy_buffer(each.raw()) for each in buffers)
+    except OSError as error:
+        raise SerializationError(f"there is no memory for a copy of them: {error}") from error
 
 
 def is_being_imported(module: object) -> bool:
@@ -243,28 +242,6 @@ def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
     return False
 
 
-def _by_content(buffer: pickle.PickleBuffer) -> Buffer:
-    content = bytes(buffer.raw())
-    # The same array is likely to be packed again. Comparing its content takes a fraction of the
-    # time of hashing it, and is certain: the owner may have changed its content, or be another
-    # object by now.
-    owner = id(buffer.raw().obj)
-    likely = _buffer_of_owner.get(owner)
-    if likely is not None and likely.content == content:
-        return likely
-    made = _buffer_of_owner[owner] = make_buffer(content)
-    return made
-
-
-def make_buffer(content: bytes) -> Buffer:
-    """Return the buffer that holds these bytes; equal bytes share one buffer."""
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    buffer = _buffers.get(digest)
-    if buffer is None:
-        buffer = _buffers[digest] = Buffer(digest, content)
-    return buffer
-
-
 def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
     """Reduce an object to the next placeholder of the running `pack`.
 
@@ -301,7 +278,7 @@ def _fill(placeholder: int) -> Any:
 def unpack(
     data: bytes,
     values: Sequence[bytes | str] = (),
-    buffers: Sequence[bytes] = (),
+    buffers: Sequence[bytes | memoryview] = (),
     copied: bool = True,
 ) -> Any:
     """Undo `pack`; each placeholder becomes a new copy of its value.
@@ -312,10 +289,11 @@ def unpack(
         The bytes that `pack` returned.
     values : sequence of bytes or str
         For each placeholder a pickled value, or a text, which is the value itself.
-    buffers : sequence of bytes
+    buffers : sequence of bytes or memoryview
         The contents of the buffers that `pack` returned.
     copied : bool
-        Whether to copy the buffers, so that each task may change its own.
+        Whether to copy the buffers, so that each task may change its own. Memory that can be
+        written to is the task's own already: a private mapping.
     """
     if not values and not buffers:
         return loads(data)
@@ -323,6 +301,12 @@ def unpack(
     outer = _placeholder_values.get(thread)
     _placeholder_values[thread] = values
     try:
-        return loads(data, buffers=[bytearray(each) for each in buffers] if copied else buffers)
+        return loads(data, buffers=list(map(_own_copy, buffers)) if copied else buffers)
     finally:
         _placeholder_values.restore(thread, outer)
+
+
+def _own_copy(content: bytes | memoryview) -> bytearray | memoryview:
+    if isinstance(content, memoryview) and not content.readonly:
+        return content
+    return bytearray(content)

@@ -16,8 +16,8 @@ from distributed.protocol.pickle import dumps
 from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from distributed.worker_state_machine import UnpauseEvent
 
-from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.handshake import ServerAddress
 
 #: How often the scheduler looks whether the actor and its worker are there. While it waits for the
 #: worker's answer, the interval grows from the first to the second value.

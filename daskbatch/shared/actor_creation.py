@@ -16,8 +16,9 @@ from distributed import Client
 
 from daskbatch.errors import ServiceLost
 from daskbatch.shared.data import routes
-from daskbatch.shared.data.messages import ObjectSpec, Replica, ServerAddress
+from daskbatch.shared.data.messages import ObjectSpec, Replica
 from daskbatch.shared.scheduler_rpc import call_scheduler
+from daskbatch.worker.handshake import ServerAddress
 
 #: How long an actor may take to be made: its worker may be busy.
 _CREATION_TIMEOUT_SECONDS = 60.0

@@ -17,6 +17,7 @@ from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.data.codec import (
     Value,
+    content_of,
     decode_key,
     encode_key,
     pack,
@@ -342,4 +343,7 @@ class DictClient:
 
 def _record(encoded: Any, value: Value) -> Record:
     data = dumps_for_later(decode_key(encoded))
-    return (data, value[0], value[1:]) if isinstance(value, tuple) else (data, value, ())
+    if isinstance(value, tuple):
+        first, *buffers = map(content_of, value)
+        return data, first, tuple(buffers)
+    return data, value, ()

@@ -30,7 +30,6 @@ from daskbatch.shared.data.messages import (
     ObjectInfo,
     Replica,
     Request,
-    ServerAddress,
     closed_error,
     decode_error,
     description_of,
@@ -42,6 +41,7 @@ from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.scheduler_rpc import call_scheduler, relay_request, tls_context
 from daskbatch.shared.store.operations import Effect, Operation
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current_context
+from daskbatch.worker.handshake import ServerAddress
 
 #: A request that has had no answer for this time asks the scheduler for a new layout, again and
 #: again.

@@ -23,10 +23,11 @@ from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
-from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica, ServerAddress
+from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica
 from daskbatch.shared.placement import missing_replicas, spread, to_drop
 from daskbatch.shared.sizes import size_of
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.handshake import ServerAddress
 
 #: The name of a client that Dask records as one that wants the actors, so that they stay until they
 #: are released.

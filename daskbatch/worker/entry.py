@@ -14,6 +14,7 @@ from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.thread_run import ThreadRun
 from daskbatch.worker.isolation.isolated_run import IsolatedRun
+from daskbatch.worker.open_blocks.open_run import OpenRun
 
 
 class Reporter(Protocol):
@@ -43,7 +44,11 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
     """
     spec = pickling.loads(payload)
     surroundings.apply(spec.surroundings)
-    run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)
+    run: Progress
+    if spec.open:
+        run = OpenRun(spec, inputs)
+    else:
+        run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)
     if reporter is None:
         return run()
     reporter.begin(run)

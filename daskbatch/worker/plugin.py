@@ -29,11 +29,13 @@ from distributed.threadpoolexecutor import threads_lock
 from distributed.utils import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
+from daskbatch.memory.host import host_id
+from daskbatch.serialization import stored_value
 from daskbatch.worker.announced_end import announced_end, ask_slurm
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
-from daskbatch.worker.execution.block import BlockSpec
+from daskbatch.worker.execution.block import BlockSpec, OpenedReport, Report
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 from daskbatch.worker.execution.helper_thread import get_helper_thread
 from daskbatch.worker.execution.journal import PREFIX, Journal, remove, remove_old
@@ -42,9 +44,12 @@ from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
+from daskbatch.worker.open_blocks.open_run import OpenRun
+from daskbatch.worker.open_blocks.server import OpenServer
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
+from daskbatch.worker.same_host import send_references
 from daskbatch.worker.slot_holding import GangSlots
 from daskbatch.worker.termination import leave_on_sigterm
 
@@ -134,9 +139,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._stop_grace: float = parse_timedelta(grace)
         self._stuck: weakref.WeakSet[Progress] = weakref.WeakSet()
         self._gangs = GangSlots(worker)
+        stored_value.set_memory_limit(worker.memory_manager.memory_limit)
+        send_references(worker)
         #: When this worker ends, in seconds since the epoch, as far as that is announced.
         self._ends = announced_end(getattr(worker, "lifetime", None))
         self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
+        self._open_server: OpenServer | None = None
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
@@ -147,6 +155,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
                 "directory": str(self._directory or ""),
+                "host": host_id(),
                 "created": psutil.Process().create_time(),
                 "ends": self._ends,
             }
@@ -173,6 +182,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers.pop("daskbatch-end", None)
         worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
+        if self._open_server is not None:
+            self._open_server.close()
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
@@ -197,6 +208,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         run.context = self._context(run)
         with self._lock:
             self._runs[key] = run
+            if isinstance(run, OpenRun):
+                self._open(run)
             if run.spec.topic in self._ended:
                 run.stop_all()
             for member, status in self._revoked.get(key, {}).items():
@@ -214,6 +227,15 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         task = self._worker.state.tasks.get(run.context.key)
         walltime = ((task and task.annotations) or {}).get(_WALLTIME)
         return walltime is None or time() + walltime <= self._ends
+
+    def _open(self, run: OpenRun) -> None:
+        """Let the client of an open block connect; called with the lock held."""
+        if self._open_server is None:
+            self._open_server = OpenServer(self._worker, self._runs)
+        run.watch = self._open_server
+        host, port, secret, tls, _ = self._open_server.address
+        report = OpenedReport(run.spec.block, host, port, secret, tls)
+        self._worker.loop.add_callback(self._send_report, run.spec.topic, report)
 
     def _context(self, run: Progress) -> TaskContext:
         """Return the context of the members of a block that runs in this thread."""
@@ -297,14 +319,13 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             threading.Thread(target=slot.release, name="daskbatch-release", daemon=True).start()
 
     def _send(self, run: Progress) -> None:
-        for report in run.reports():
-            self._worker.batched_send(
-                {
-                    "op": "daskbatch-report",
-                    "topic": run.spec.topic,
-                    "report": pickle.dumps(report, 5),
-                }
-            )
+        if not run.deliver():
+            for report in run.reports():
+                self._send_report(run.spec.topic, report)
+
+    def _send_report(self, topic: str, report: Report) -> None:
+        message = {"op": "daskbatch-report", "topic": topic, "report": pickle.dumps(report, 5)}
+        self._worker.batched_send(message)
 
     def _revoke(
         self, topic: str, block: int, members: list[int], status: int, request: int, begun: bool

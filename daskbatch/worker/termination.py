@@ -65,11 +65,34 @@ async def _leave(worker: Worker) -> None:
     await worker.close(nanny=False, reason="daskbatch: SIGTERM")
 
 
+# SIGTERM ends a process that a task forks, such as one of `multiprocessing`, from its first moment:
+# until the handler is reset there, the signal is held back.
+
+#: Whether a thread has held SIGTERM back for a fork.
+_forking = threading.local()
+
+
+def _hold_back() -> None:
+    """Before a fork."""
+    if _pid >= 0:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        _forking.held = signal.SIGTERM not in mask
+
+
+def _release_in_parent() -> None:
+    if getattr(_forking, "held", False):
+        _forking.held = False
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
 @after_fork
-def _end_by_sigterm() -> None:
-    """Let SIGTERM end a process that a task forks, such as one of `multiprocessing`."""
+def _release_in_child() -> None:
     global _pid
     if _pid >= 0:
         _pid = -1
         with contextlib.suppress(ValueError):  # not the main thread of an embedded interpreter
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _release_in_parent()
+
+
+os.register_at_fork(before=_hold_back, after_in_parent=_release_in_parent)

@@ -91,7 +91,50 @@ def files_of(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
+#: From this seed on, programs are stencils and random graphs of short functions, which run in open
+#: blocks.
+FIRST_FINE_SEED = 10_000
+
+
+def fine_program(seed: int) -> list[Step]:
+    rng = random.Random(f"fine {seed}")
+    width = rng.choice([3, 5, 8])
+    length = width * rng.choice([5, 12, 25])
+    is_stencil = rng.random() < 0.5
+    busy = rng.choice([0.0, 0.2, 0.5])
+    seconds = rng.choice([0.0005, 0.002, 0.01])
+    steps: list[Step] = []
+    for number in range(length):
+        step, x = divmod(number, width)
+        if is_stencil:
+            columns = range(max(0, x - 1), min(width, x + 2))
+            earlier = [(step - 1) * width + each for each in columns] if step else []
+        else:
+            near = range(max(0, number - 2 * width), number)
+            earlier = rng.sample(near, min(len(near), rng.choice([0, 1, 2, 3])))
+        reads, writes = (
+            tuple(f"0/{name}" for name in rng.sample(NAMES, 1)) if rng.random() < busy else ()
+            for _ in range(2)
+        )
+        appends = rng.random() < 0.5
+        steps.append(
+            Step(
+                number,
+                reads=tuple(dict.fromkeys(reads + writes)) if appends else reads,
+                writes=writes,
+                appends=appends,
+                arguments=tuple(earlier),
+                fails=rng.random() < 0.002,
+                large=rng.random() < 0.02,
+                seconds=rng.choice([0, seconds, 2 * seconds]),
+            )
+        )
+    return steps
+
+
 def random_program(seed: int, isolated: bool = True) -> list[Step]:
+    if seed >= FIRST_FINE_SEED:
+        return fine_program(seed)
     rng = random.Random(f"program {seed}")
     length = rng.choice([12, 25, 50, 120])
     seconds = min(rng.choice([0.0, 0.005, 0.03, 0.15]), 4 / length)

@@ -1,7 +1,8 @@
 """Has workers join, leave, die and freeze at random while a program uses all that they have.
 
 ``PYTHONPATH=tests python -m faults.leaving_harness --runs 50`` does so many times. With ``--kills``
-some workers also die or freeze. The number of a run determines what happens, and when. Without a
+some workers also die or freeze; with ``--adapt 300`` the cluster adapts itself for five minutes to
+bursts of work. The number of a run determines what happens, and when. Without a
 death nothing may be lost, and nothing may run twice.
 """
 
@@ -82,8 +83,12 @@ def count(counts: DDict, seconds: float) -> int:
 class Run:
     """One program on one cluster, and what happens to the workers meanwhile."""
 
-    def __init__(self, number: int, kills: bool, root: Path, tally: Tally) -> None:
+    def __init__(
+        self, number: int, kills: bool, root: Path, tally: Tally, adapt: float = 0.0
+    ) -> None:
         self.number, self.kills, self.root, self.tally = number, kills, root, tally
+        #: For how many seconds the cluster adapts itself; 0 if it does not.
+        self.adapt = adapt
         self.random = random.Random(number)
         self.over = threading.Event()
         #: Whether a worker has died by our hand.
@@ -111,7 +116,10 @@ class Run:
             tasks = self.start()
             caller = threading.Thread(target=self.call, daemon=True)
             caller.start()
-            self.disturb()
+            if self.adapt:
+                self.work_in_bursts()
+            else:
+                self.disturb()
             deadline = time.monotonic() + LONGEST
             for some in tasks.values():
                 for task in some:
@@ -176,6 +184,30 @@ class Run:
                 self.tally.counts[action.__name__] += 1
         self.cluster.scale(3)
         wait_until(lambda: self.batch.num_workers >= 1, "no worker joins", LONGEST)
+
+    def work_in_bursts(self) -> None:
+        """Have the cluster grow and shrink, with bursts of tasks that must not run twice."""
+        self.cluster.adapt(minimum=1, maximum=MOST_WORKERS, interval="200ms", wait_count=3)
+        deadline = time.monotonic() + self.adapt
+        burst = 0
+        while time.monotonic() < deadline:
+            burst += 1
+            root = self.root / f"burst {burst}"
+            root.mkdir()
+            tasks = []
+            for number in range(self.random.randint(1, 60)):
+                path = str(root / str(number))
+                Path(path).touch()
+                access = {"reads": self.batch.read(path), "writes": self.batch.write(path)}
+                seconds = self.random.choice([0.01, 0.1, 0.5])
+                tasks.append(self.batch.function(append, path, seconds, **access))
+            self.batch.compile(tasks).run(LONGEST)
+            for number, task in enumerate(tasks):
+                self.check_append(task, (root / str(number)).read_text())
+            self.tally.counts["burst"] += 1
+            self.tally.counts[f"{self.batch.num_workers} workers"] += 1
+            time.sleep(self.random.uniform(0.0, 3.0))
+        self.cluster.adapt(minimum=2, maximum=2)
 
     def addresses(self) -> list[str]:
         return sorted(self.batch.client.scheduler_info(n_workers=-1)["workers"])
@@ -274,12 +306,12 @@ def _thaw(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def run_many(numbers: Sequence[int], kills: bool, root: Path) -> Tally:
+def run_many(numbers: Sequence[int], kills: bool, root: Path, adapt: float = 0.0) -> Tally:
     tally = Tally()
     for number in numbers:
         with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
             try:
-                Run(number, kills, root, tally)()
+                Run(number, kills, root, tally, adapt)()
             except Exception as error:
                 tally.violations.append(f"run {number}: {error!r}")
         tally.counts["runs"] += 1
@@ -291,12 +323,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--kills", action="store_true")
+    parser.add_argument("--adapt", type=float, default=0.0)
     given = parser.parse_args()
     violations = 0
     for number in range(given.first, given.first + given.runs):
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="leaving ") as root:
-            tally = run_many([number], given.kills, Path(root))
+            tally = run_many([number], given.kills, Path(root), given.adapt)
         print(
             f"run {number}: {time.monotonic() - began:.1f} s, longest call "
             f"{tally.longest_call:.2f} s, {dict(tally.counts)}",

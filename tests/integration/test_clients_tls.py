@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import LocalCluster
@@ -16,6 +18,7 @@ from distributed.security import Security
 from support import clients
 
 from daskbatch import Batch
+from daskbatch.worker.open_blocks.frame_link import FrameLink
 
 pytest.importorskip("cryptography")
 
@@ -95,6 +98,28 @@ def test_a_task_has_its_workers(batch: Batch, isolation: str) -> None:
 def test_the_creators_process_has_its_own(batch: Batch) -> None:
     with pickle.loads(pickle.dumps(batch)) as copy:
         assert copy.client_id > 0
+
+
+def test_members_of_open_blocks_are_encrypted(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[type] = set()
+    send = FrameLink.send
+
+    def remember(link: FrameLink, *frames: bytes) -> None:
+        used.add(type(link.sock))
+        send(link, *frames)
+
+    monkeypatch.setattr(FrameLink, "send", remember)
+    tasks: list[Any] = [batch.function(bytes, 20_000) for _ in range(4)]
+    for number in range(4, 100):
+        some = (tasks[each].result for each in (number - 4, number - 3))
+        tasks.append(batch.function(max, *some))
+    batch.compile(tasks).run(timeout=60)
+    assert tasks[-1].get() == bytes(20_000)
+    # A slow machine may not connect in time: then ordinary blocks are used.
+    paused = batch._session.dispatcher.table.open_blocks.is_paused
+    assert used == {ssl.SSLSocket} or (paused and used <= {ssl.SSLSocket})
 
 
 def test_nothing_of_it_is_in_the_pickle(batch: Batch, files: tuple[Path, Path]) -> None:

@@ -99,7 +99,7 @@ with Batch(address) as batch:
         try:
             value = job.get()
         except Exception as error:
-            value = [type(error).__name__, str(error), "\\n".join(error.__notes__)]
+            value = [type(error).__name__, str(error), "\\n".join(getattr(error, "__notes__", []))]
         return [value, [job.stdout.rank(rank) for rank in range(3)], job.stderr.get()]
 
     found["callable"] = outcome(place, 10)
@@ -107,8 +107,13 @@ with Batch(address) as batch:
     found["fails there"] = outcome(fail, [2])
     found["fails here"] = outcome(fail, [0])
     found["fails on both"] = outcome(fail, [0, 1, 2])
-    found["dies there"] = [outcome(die, 2, f"{shown}-die2")[0], all_end(started(f"{shown}-die2"))]
-    found["dies here"] = [outcome(die, 0, f"{shown}-die0")[0], all_end(started(f"{shown}-die0"))]
+    for name, rank in (("dies there", 2), ("dies here", 0)):
+        crashed = outcome(die, rank, f"{shown}-die{rank}")[0]
+        pids = [int(Path(f"{shown}-die{rank}.{each}").read_text()) for each in range(3)]
+        deadline = time.monotonic() + 60
+        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        found[name] = [crashed, not any(map(psutil.pid_exists, pids))]
     found["recovered"] = outcome(place, 30)
 
     job = sh(STAY, f"{shown}-cancelled")

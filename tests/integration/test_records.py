@@ -235,7 +235,7 @@ def test_a_task_whose_worker_is_killed_counts_both_attempts(
     assert "INFO program 'losing' is over after" in text
     assert ": 1 done" in text
     assert f"WARNING worker {first.worker} was lost" in text
-    assert "WARNING 1 task run again after the loss: 'wait_for_file'" in text
+    assert "WARNING 1 task to run again after the loss: 'wait_for_file'" in text
     assert f"DEBUG task 'wait_for_file' ({task.uid}) running" in text
     assert f"DEBUG task 'wait_for_file' ({task.uid}) done after" in text
 

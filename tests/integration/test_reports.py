@@ -14,7 +14,7 @@ import pytest
 from support.waiting import wait_for_file, wait_until_running
 
 import daskbatch
-from daskbatch import Batch, BatchPoolExecutor, TasksFailedWarning
+from daskbatch import Batch, TasksFailedWarning, as_executor
 from daskbatch.batch.reporting.live_record import program_record
 from daskbatch.report.analysis.timeline import make_rows
 
@@ -85,9 +85,17 @@ def test_edges_to_tasks_of_earlier_programs_are_no_steps(batch: Batch) -> None:
 
 
 def test_all_can_be_had_after_the_batch_has_ended(tmp_path: Path) -> None:
-    batch = Batch(num_workers=2)
+    batch = Batch(num_workers=2, name="of <all>")
     program = make_program(batch, tmp_path)
     program.run(timeout=60)
+    single = batch.function(same, 1, name="single")
+    single.run(timeout=60)
+    members = [batch.function(same, n, name="member") for n in range(2)]
+    batch.compile(members).run(timeout=60)
+    gone = batch.function(same, 1, name="gone")
+    gone.run(timeout=60)
+    del gone
+    assert "8 done" in batch._repr_html_()
     before = [program.report(tmp_path / "1.html"), batch.report(tmp_path / "2.html")]
     batch.close()
     # A report is no look at a failure.
@@ -99,6 +107,11 @@ def test_all_can_be_had_after_the_batch_has_ended(tmp_path: Path) -> None:
         for part in ("purge &lt;&amp;&gt;", "ValueError: the reason", "before it fails", "mine"):
             assert part in page
         assert "because of <b>bad</b>" in page
+    page = batch.report(tmp_path / "batch.html").read_text("utf-8")
+    # What the program holds: also members of a compiled task that it has dropped.
+    for part in ("of &lt;all&gt;", "single", "member[1]", "10 tasks"):
+        assert part in page
+    assert "gone" not in page
     trace = json.loads(program.trace(tmp_path / "t.json").read_text())
     names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
     assert names == {"load", "clean[0]", "clean[1]", "clean[2]", "purge <&>", "bad"}
@@ -220,8 +233,8 @@ def test_forms_never_raise(batch: Batch) -> None:
     assert len(form) < 20_000
 
 
-def test_an_executor_and_its_futures_have_forms() -> None:
-    with BatchPoolExecutor(max_workers=1) as executor:
+def test_an_executor_and_its_futures_have_forms(batch: Batch) -> None:
+    with as_executor(batch) as executor:
         future = executor.submit(pow, 2, 3)
         assert future.result(timeout=60) == 8
         assert re.search(r"pow.*done", future._repr_html_())

@@ -26,10 +26,9 @@ from support.caught import Caught, blocked
 from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, DDict, LifecycleError, Queue, ServiceLost
-from daskbatch.shared.data.messages import ServerAddress
 from daskbatch.shared.rpc.client import RpcClient
-from daskbatch.shared.rpc.handshake import connect_to_server
 from daskbatch.shared.rpc.server import RpcServer
+from daskbatch.worker.handshake import ServerAddress, connect_to_server
 
 GREETING = b"daskbatch-1"
 

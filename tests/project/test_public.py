@@ -161,7 +161,7 @@ def shape(function: Callable[..., Any]) -> str:
 def test_parameters_of_a_batch() -> None:
     assert (
         shape(Batch) == "(cluster=None, *, num_workers=None, name=None, background_batching=True, "
-        "strict=False, initializer=None, initargs=())"
+        "strict=False, log_dir=None, initializer=None, initargs=())"
     )
 
 
@@ -214,7 +214,7 @@ def test_what_a_batch_offers() -> None:
     methods = {"function", "process", "options", "compile", "read", "write", "import_func"}
     methods |= {"ddict", "queue", "job"}
     life = {"report", "open", "fence", "close", "join", "terminate"}
-    attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed"}
+    attributes = {"client", "client_id", "dashboard_link", "num_workers", "closed", "tasks"}
     assert own(Batch) == methods | life | attributes
 
 
@@ -228,7 +228,8 @@ def test_what_dictionaries_and_queues_offer() -> None:
     places = {"local_keys", "workers_for", "stats", "save", "load", "close", "name"}
     assert own(DDict) == own(MutableMapping) | many | places
     items = {"put", "get", "put_nowait", "get_nowait", "qsize", "empty", "full"}
-    assert own(Queue) == items | {"task_done", "join", "close", "name"}
+    items |= {"task_done", "join", "stats", "save", "load", "close", "name"}
+    assert own(Queue) == items
 
 
 def test_what_tasks_offer(batch: Batch) -> None:
@@ -244,11 +245,13 @@ def test_what_tasks_offer(batch: Batch) -> None:
     assert shape(program.trace) == "(filename='trace.json')"
     for task in (function, process, program):
         for part in (task.result, task.stdout, task.stderr):
-            assert own(part) == {"get", "rank"}
+            assert own(part) == {"get", "rank", "tail", "follow"}
+            assert shape(part.tail) == "(n=20)"
+            assert shape(part.follow) == "()"
             assert shape(part.get) == "(timeout=None)"
             assert shape(part.rank) == "(index, timeout=None)"
         for method in (task.wait, task.run):
-            assert shape(method) == "(timeout=None, *, check=False)"
+            assert shape(method) == "(timeout=None, *, check=False, progress=False)"
         assert shape(task.get) == "(timeout=None)"
         assert inspect.isawaitable(task)
 

@@ -56,6 +56,7 @@ class InProcessBackend:
 
     def __init__(self, slots: int = 1, reports: bool = True) -> None:
         self.slots = slots
+        self.shares_memory = False
         self.submissions: list[Lowered] = []
         self._reports = reports
         self._results: dict[Any, Result] = {}

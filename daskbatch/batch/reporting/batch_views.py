@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.batch.context import BatchContext
-from daskbatch.batch.reporting.live_record import RecordedTask, batch_record
+from daskbatch.batch.reporting.live_record import RecordedProgram, RecordedTask, batch_record
 from daskbatch.batch.reporting.notebook_forms import batch_html
 from daskbatch.report.pages.report_page import write_report
 
@@ -29,8 +29,9 @@ def write_batch_report(
     filename : str or Path
         The file.
     """
-    single, programs = _single(tasks), _programs(context)
-    run = batch_record(context.name or "batch", single, programs, context.session, True)
+    programs = _programs(context)
+    name, single = context.name or "batch", _single(tasks, programs)
+    run = batch_record(name, single, programs, context.session, with_failures=True)
     return write_report(run, Path(filename))
 
 
@@ -47,7 +48,7 @@ def batch_form(context: BatchContext, tasks: Iterable[RecordedTask]) -> str:
     if session is None:
         return batch_html(f"{state}, not used here", 0, None, [], [])
     programs = _programs(context)
-    records = [task._record for task in _single(tasks)]
+    records = [task._record for task in _single(tasks, programs)]
     records += [task._record for program in programs for task in program.tasks]
     return batch_html(
         "ended" if session.ended else state, session.slots, session, records, programs
@@ -62,11 +63,9 @@ def _programs(context: BatchContext) -> list[Any]:
     return sorted(started, key=lambda each: each._record.number)
 
 
-def _single(tasks: Iterable[RecordedTask]) -> Sequence[RecordedTask]:
-    """Return the tasks that are neither compiled tasks nor members of one."""
-    return [
-        task
-        for task in tasks
-        if task._record.call is not None
-        and (task._record.group is None or not task._record.group.is_program)
-    ]
+def _single(
+    tasks: Iterable[RecordedTask], programs: Sequence[RecordedProgram]
+) -> Sequence[RecordedTask]:
+    """Return the tasks that are members of none of these programs."""
+    members = {task._record for program in programs for task in program.tasks}
+    return [task for task in tasks if task._record not in members]

@@ -12,8 +12,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-#: A display is updated after this time. The longer it is shown, the more seldom: up to the second.
+#: A display is updated after a time in this range. The longer it is shown, and the longer it takes
+#: to make the form, the more seldom.
 _MIN_INTERVAL_SECONDS, _MAX_INTERVAL_SECONDS = 0.5, 10.0
+
+#: An interval is this part of the time so far, and this many times as long as the form takes.
+_SHOWN_PART, _FORM_FACTOR = 0.1, 10.0
 
 #: The name of the threads that update displays.
 THREAD_NAME = "daskbatch-display"
@@ -63,15 +67,16 @@ class _Updates:
     def run(self) -> None:
         begin = monotonic()
         wait = threading.Event()
-        running = True
+        running, took = True, 0.0
         while running:
-            # A tenth of the time so far: a display of an hour need not be new to the second.
-            interval = (monotonic() - begin) / 10
+            interval = max((monotonic() - begin) * _SHOWN_PART, took * _FORM_FACTOR)
             wait.wait(min(max(interval, _MIN_INTERVAL_SECONDS), _MAX_INTERVAL_SECONDS))
+            updated = monotonic()
             try:
                 running = self._update()
             except Exception:  # the front end is gone
                 return
+            took = monotonic() - updated
 
     def _update(self) -> bool:
         shown = self._shown()

@@ -10,6 +10,7 @@ import contextlib
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Any, Protocol
@@ -31,10 +32,12 @@ from daskbatch.records.run_record import (
     TaskEntry,
 )
 from daskbatch.report.analysis.timeline import make_rows
+from daskbatch.timeouts import Deadline
 
-#: The output of this many failed tasks is fetched, if it is still on a worker, for this time each.
+#: The output of this many failed tasks is fetched, if it is still on a worker. All that is fetched
+#: for a report, exceptions too, may take this time together: workers may not answer.
 _MAX_FETCHED_OUTPUTS = 50
-_OUTPUT_TIMEOUT_SECONDS = 5.0
+_FETCH_TIMEOUT_SECONDS = 10.0
 
 #: What is kept of the end of an output.
 _MAX_OUTPUT_LETTERS = 20_000
@@ -132,7 +135,11 @@ def _run_record(
             entries.append(_entry(task, program.uid, edges))
         tasks += program.tasks
     if with_failures:
-        entries = [*map(_with_failure, entries, tasks, _fetch_order(entries))]
+        deadline = Deadline(_FETCH_TIMEOUT_SECONDS)
+        entries = [
+            _with_failure(entry, task, wants_output, deadline)
+            for entry, task, wants_output in zip(entries, tasks, _fetch_order(entries), strict=True)
+        ]
     started = [entry.started for entry in entries if entry.started is not None]
     ended = [entry.ended for entry in entries if entry.ended is not None]
     found = RunRecord(
@@ -171,9 +178,9 @@ def _edges(
 
     edges = {
         node: tuple(
-            EdgeEntry(uid(before), Hazard(name))
+            EdgeEntry(uid(before), hazard)
             for before, reasons in waits.items()
-            for name in reason_names(reasons)
+            for hazard in _hazards(reasons)
         )
         for node, waits in graph.waits.items()
     }
@@ -181,6 +188,11 @@ def _edges(
         BarrierEntry(uid(node), edges.get(node, ())) for node in graph.order if node >= len(tasks)
     ]
     return edges, barriers
+
+
+@cache
+def _hazards(reasons: int) -> tuple[Hazard, ...]:
+    return tuple(map(Hazard, reason_names(reasons)))
 
 
 def _producers(record: TaskRecord, members: set[int]) -> tuple[EdgeEntry, ...]:
@@ -221,7 +233,9 @@ def _fetch_order(entries: Sequence[TaskEntry]) -> list[bool]:
     return [number <= _MAX_FETCHED_OUTPUTS for number in numbers]
 
 
-def _with_failure(entry: TaskEntry, task: RecordedTask, wants_output: bool) -> TaskEntry:
+def _with_failure(
+    entry: TaskEntry, task: RecordedTask, wants_output: bool, deadline: Deadline
+) -> TaskEntry:
     """Return an entry with what is known of the failure, and with the warnings."""
     record, dispatcher = task._record, task._session.dispatcher
     warnings = dispatcher.table.failures.warnings_of(record)
@@ -230,13 +244,15 @@ def _with_failure(entry: TaskEntry, task: RecordedTask, wants_output: bool) -> T
         entry = replace(entry, warnings=said)
     if entry.state != "failed":
         return entry
-    if wants_output:
+    if wants_output and (record.output is not None or not deadline.passed):
         with contextlib.suppress(Exception):  # it is lost, or its worker does not answer
             stdout, stderr = (
-                str(task._get_part(part, _OUTPUT_TIMEOUT_SECONDS))[-_MAX_OUTPUT_LETTERS:]
+                str(task._get_part(part, deadline.remaining()))[-_MAX_OUTPUT_LETTERS:]
                 for part in ("stdout", "stderr")
             )
             entry = replace(entry, stdout=stdout, stderr=stderr)
+    if record.value is None and deadline.passed:
+        return replace(entry, error="its exception is on a worker that has not answered in time")
     return replace(entry, error=error_line(record, dispatcher))
 
 

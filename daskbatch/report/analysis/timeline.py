@@ -9,16 +9,23 @@ which it has started itself releases its slot, so a worker may need more rows th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from daskbatch.records.run_record import RunRecord, TaskEntry
 from daskbatch.report.analysis.run_graph import has_run
 
+#: A task that begins by less than this before the one before it has ended began at its end: at
+#: present, seconds since the epoch have steps of a quarter of a microsecond as floats, and a start
+#: is the end less the duration.
+_CLOCK_SECONDS = 5e-6
+
 
 @dataclass(frozen=True, slots=True)
 class TimelineRow:
     """The tasks that ran on one slot, by their start; no two of them overlap.
+
+    Starts are moved by some microseconds, where clocks say otherwise.
 
     Parameters
     ----------
@@ -72,15 +79,22 @@ def _first_fit(tasks: Sequence[TaskEntry]) -> list[list[TaskEntry]]:
     rows: list[list[TaskEntry]] = []
     free: list[int] = []
     taken: list[tuple[float, int]] = []
+    ends: dict[int, float] = {}
     for task in sorted(tasks, key=lambda task: (task.started or 0.0, task.ended or 0.0)):
         start, end = task.started or 0.0, task.ended or 0.0
-        while taken and taken[0][0] <= start:
-            heappush(free, heappop(taken)[1])
+        while taken and taken[0][0] <= start + _CLOCK_SECONDS:
+            before, row = heappop(taken)
+            ends[row] = before
+            heappush(free, row)
         if free:
             row = heappop(free)
         else:
             row = len(rows)
             rows.append([])
+        if start < ends.get(row, start):
+            start = ends[row]
+            end = max(start, end)
+            task = replace(task, started=start, ended=end)
         rows[row].append(task)
         heappush(taken, (max(start, end), row))
     return rows

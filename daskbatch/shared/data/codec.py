@@ -11,6 +11,7 @@ from pickle import PickleBuffer
 from typing import Any, TypeAlias
 
 from daskbatch.errors import SerializationError
+from daskbatch.memory.shared_buffer import SharedBuffer, share_buffer
 from daskbatch.serialization import pickling
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.safe_text import is_from_outside, safe_repr, summary
@@ -88,7 +89,9 @@ _NO_KEY = object()
 
 
 def pack(obj: object, key: Any = _NO_KEY) -> Value:
-    """Pickle a value. Large buffers are not copied: the caller sends them before they change.
+    """Pickle a value. Buffers from 256 KiB on are copied to memory that the host's processes map.
+
+    Smaller ones are not copied: the caller sends them before they change.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ def pack(obj: object, key: Any = _NO_KEY) -> Value:
     """
     if type(obj) in pickling.PLAIN:
         data = pickling.dumps_plain(obj)
-        return data if len(data) < MIN_BUFFER_BYTES else (PickleBuffer(data),)
+        return data if len(data) < MIN_BUFFER_BYTES else (_shared(PickleBuffer(data)),)
     try:
         data, buffers = pickling.dumps_with_buffers(obj, MIN_BUFFER_BYTES)
     except BaseException as error:  # pickling may run any code, sys.exit() included
@@ -117,7 +120,15 @@ def pack(obj: object, key: Any = _NO_KEY) -> Value:
         ) from error
     if not buffers and len(data) < MIN_BUFFER_BYTES:
         return data
-    return PickleBuffer(data), *buffers
+    return tuple(map(_shared, (PickleBuffer(data), *buffers)))
+
+
+def _shared(buffer: PickleBuffer) -> PickleBuffer | SharedBuffer:
+    """Return a large buffer as one in memory that other processes map."""
+    try:
+        return share_buffer(buffer.raw()) or buffer
+    except OSError as error:
+        raise SerializationError(f"there is no memory for a copy of the value: {error}") from error
 
 
 def unpack(value: Value) -> Any:
@@ -130,7 +141,8 @@ def unpack(value: Value) -> Any:
     """
     try:
         if isinstance(value, tuple):
-            return pickle.loads(value[0], buffers=value[1:])
+            data, *buffers = map(content_of, value)
+            return pickle.loads(data, buffers=buffers)
         return pickle.loads(value)
     except BaseException as error:
         if is_from_outside(error):
@@ -143,8 +155,24 @@ def unpack(value: Value) -> Any:
 def size_of(value: Value) -> int:
     """Return roughly how many bytes of memory a value takes."""
     if isinstance(value, tuple):
-        return _OVERHEAD_BYTES + sum(memoryview(each).nbytes for each in value)
+        return _OVERHEAD_BYTES + sum(map(_bytes_of, value))
     return _OVERHEAD_BYTES + len(value)
+
+
+def _bytes_of(buffer: Any) -> int:
+    return buffer.nbytes if isinstance(buffer, SharedBuffer) else memoryview(buffer).nbytes
+
+
+def content_of(buffer: Any) -> Any:
+    """Return the content of a buffer: of one in shared memory, a mapping for the caller alone."""
+    return buffer.mapped() if isinstance(buffer, SharedBuffer) else buffer
+
+
+def has_shared_buffer(message: Any) -> bool:
+    """Return whether a message, or a part of it, is a buffer in shared memory."""
+    if isinstance(message, (tuple, list)):
+        return any(map(has_shared_buffer, message))
+    return isinstance(message, SharedBuffer)
 
 
 def prepare_to_send(value: Value) -> Value:
@@ -161,7 +189,9 @@ def prepare_to_resend(received: Any) -> Any:
     return tuple(map(prepare_to_resend, received)) if type(received) is tuple else received
 
 
-def _as_pickle_buffer(kept: Any) -> PickleBuffer:
+def _as_pickle_buffer(kept: Any) -> PickleBuffer | SharedBuffer:
+    if isinstance(kept, SharedBuffer):
+        return kept
     # Not a `PickleBuffer` of a memoryview: if the two are part of a reference cycle, CPython's
     # garbage collector crashes.
     if isinstance(kept, memoryview):

@@ -11,30 +11,7 @@ from typing import Any, NamedTuple, cast
 from daskbatch.errors import LifecycleError, SerializationError, ServiceLost
 from daskbatch.serialization import pickling
 from daskbatch.serialization.safe_text import is_from_outside, safe_repr, summary
-
-
-class ServerAddress(NamedTuple):
-    """Where a server listens, and what a client needs to connect to it.
-
-    Parameters
-    ----------
-    host : str
-        The address that it listens at.
-    port : int
-        The port.
-    secret : bytes
-        The secret that both sides must know.
-    tls : bool
-        Whether the connection is encrypted.
-    """
-
-    host: str
-    port: int
-    secret: bytes
-    tls: bool
-
-    def __repr__(self) -> str:
-        return f"ServerAddress({self.host}:{self.port})"
+from daskbatch.worker.handshake import ServerAddress
 
 
 class Replica(NamedTuple):

@@ -10,13 +10,14 @@ import os
 import ssl
 from typing import Any
 
-from daskbatch.shared.data.messages import ServerAddress, decode_error
+from daskbatch.memory.host import host_id
+from daskbatch.shared.data.messages import decode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED
-from daskbatch.shared.rpc.handshake import connect_to_server
 from daskbatch.shared.rpc.local_transport import LocalTransport
 from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.rpc.socket_transport import IdleCheck, SocketTransport
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
+from daskbatch.worker.handshake import ServerAddress, connect_to_server
 
 #: How long it may take to connect, the proofs of both sides included.
 _CONNECT_TIMEOUT_SECONDS = 5.0
@@ -86,7 +87,8 @@ class RpcClient:
             else:
                 sock = connect_to_server(address, tls_context, _CONNECT_TIMEOUT_SECONDS, idle_check)
                 sock.settimeout(STOP_POLL_SECONDS)
-                self._connection = SocketTransport(sock)
+                shares_memory = bool(host_id()) and address.memory == host_id()
+                self._connection = SocketTransport(sock, shares_memory)
             self._address = address
         connection = self._connection
         try:

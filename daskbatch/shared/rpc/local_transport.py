@@ -29,6 +29,9 @@ class LocalTransport:
         interrupted leaves them intact.
     """
 
+    #: Buffers in shared memory stay where they are, and both ends hold them.
+    shares_memory = False
+
     def __init__(self, incoming: _Messages, outgoing: _Messages) -> None:
         self._incoming = incoming
         self._outgoing = outgoing

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
+from daskbatch.memory.shared_buffer import SharedBuffer
+
 #: Of how many clients the last reply is kept: of those with the latest requests.
 _MAX_CLIENTS = 1 << 14
 
@@ -97,6 +99,8 @@ class ReplyCache:
 def _size_of(reply: Any) -> int:
     if isinstance(reply, (tuple, list)):
         return sum(map(_size_of, reply))
+    if isinstance(reply, SharedBuffer):
+        return reply.nbytes
     try:
         return memoryview(reply).nbytes
     except TypeError:

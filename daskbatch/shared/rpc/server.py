@@ -1,7 +1,7 @@
 """An authenticated request server: one listening socket, one thread per connection.
 
 Both sides prove knowledge of the secret (HMAC-SHA256 challenge-response); with TLS both present
-certificates. See `shared.rpc.handshake`.
+certificates. See `worker.handshake`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from time import sleep
 from typing import TypeAlias
 
 from daskbatch.forking import close_in_children
-from daskbatch.shared.data.messages import Request, ServerAddress, encode_error
+from daskbatch.memory.host import host_id
+from daskbatch.shared.data.codec import has_shared_buffer
+from daskbatch.shared.data.messages import Request, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
-from daskbatch.shared.rpc.handshake import accept_client
 from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
 from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
+from daskbatch.worker.handshake import ServerAddress, accept_client
 
 _Transport: TypeAlias = SocketTransport | LocalTransport
 
@@ -63,7 +65,10 @@ class RpcServer:
         self._lock = threading.Lock()
         self._closed = False
         port = self._listener.getsockname()[1]
-        self.address = ServerAddress(host, port, secrets.token_bytes(32), tls_context is not None)
+        self.address = ServerAddress(
+            *(host, port, secrets.token_bytes(32), tls_context is not None),
+            memory=host_id(),
+        )
         self._listener.settimeout(_POLL_INTERVAL_SECONDS)
         close_in_children(self._listener)
         threading.Thread(target=self._listen, name="daskbatch-rpc-listen", daemon=True).start()
@@ -146,7 +151,11 @@ class RpcServer:
             status, result, settle = answer_to(self._handler, request, connection.peer_has_closed)
             # Large objects must not stay in memory while this waits for the next request.
             del request
-            if settle is None:
+            if settle is None and connection.shares_memory and has_shared_buffer(result):
+                # The client must hold the memory before it is dropped here.
+                connection.send((CONFIRM, result))
+                connection.receive()
+            elif settle is None:
                 _send(connection, status, result)
             else:
                 received = False

@@ -5,6 +5,8 @@ A message is a pickle of protocol 5 and its out-of-band buffers::
     number of buffers: uint32   size of the pickle: int64   size of each buffer: int64
     pickle   buffers
 
+The highest bit of the number says that the sender can map the receiver's memory. Then both send
+references to large buffers, and not the buffers (`memory.shared_buffer`). All this is
 in the byte order of the machine, since all workers of a cluster have the same.
 """
 
@@ -15,16 +17,21 @@ import pickle
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pickle import PickleBuffer
 from typing import Any, TypeAlias
 
+from daskbatch.memory.segment import ValueGone
+from daskbatch.memory.shared_buffer import by_reference
 from daskbatch.shared.data.codec import allocate
 
 #: The number of buffers, and the size of the pickle; the sizes of the buffers follow.
 _HEADER = struct.Struct("=Iq")
 #: The size of a buffer.
 _SIZE = struct.Struct("=q")
+
+#: Added to the number of buffers.
+_SHARES_MEMORY = 1 << 31
 
 #: How much is read at once while the size of the message is not known.
 _READ_BYTES = 1 << 16
@@ -40,15 +47,36 @@ class ConnectionClosed(ConnectionError):
     """The other side has closed the connection."""
 
 
-def encode(message: object) -> list[Any]:
-    """Return the buffers of a message, to be written one after another."""
+def encode(message: object, shares_memory: bool = False) -> list[Any]:
+    """Return the buffers of a message, to be written one after another.
+
+    Parameters
+    ----------
+    message : object
+        The message.
+    shares_memory : bool
+        Whether the receiver can map this process's memory.
+    """
     buffers: list[PickleBuffer] = []
-    data = pickle.dumps(message, 5, buffer_callback=buffers.append)
+    flag = 0
+    if shares_memory:
+        flag = _SHARES_MEMORY
+        with by_reference():
+            data = pickle.dumps(message, 5, buffer_callback=buffers.append)
+    else:
+        data = pickle.dumps(message, 5, buffer_callback=buffers.append)
     if not buffers:
-        return [_HEADER.pack(0, len(data)) + data]
+        return [_HEADER.pack(flag, len(data)) + data]
     views = [each.raw() for each in buffers]
     sizes = b"".join(_SIZE.pack(each.nbytes) for each in views)
-    return [_HEADER.pack(len(views), len(data)) + sizes + data, *views]
+    return [_HEADER.pack(flag | len(views), len(data)) + sizes + data, *views]
+
+
+def _load(data: memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+    try:
+        return pickle.loads(data, buffers=buffers)
+    except ValueGone as error:
+        raise ConnectionClosed("the other side has ended, and its memory with it") from error
 
 
 class SocketTransport:
@@ -61,10 +89,14 @@ class SocketTransport:
     sock : socket.socket
         A connected socket. If it has a timeout, `idle_check` is called at this interval while no
         data arrives or can be sent.
+    shares_memory : bool
+        Whether the other end can map this process's memory, and this one the other's. If not
+        given, the first message that arrives says so.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, shares_memory: bool = False) -> None:
         self.sock = sock
+        self.shares_memory = shares_memory
         #: The bytes that were read beyond the end of the last message.
         self._rest = b""
         self._has_sendmsg = type(sock) is socket.socket
@@ -77,7 +109,7 @@ class SocketTransport:
         OSError
             The connection is broken.
         """
-        buffers = encode(message)
+        buffers = encode(message, self.shares_memory)
         if len(buffers) == 1:
             self._send(memoryview(buffers[0]), idle_check)
         elif self._has_sendmsg:
@@ -122,12 +154,15 @@ class SocketTransport:
         """
         data = self._at_least(_HEADER.size, self._rest, idle_check)
         count, length = _HEADER.unpack_from(data)
+        if count & _SHARES_MEMORY:
+            count ^= _SHARES_MEMORY
+            self.shares_memory = True
         start = _HEADER.size + count * _SIZE.size
         end = start + length
         if not count and len(data) >= end:
             # Most messages are small, have no buffers, and have come as a whole.
             self._rest = data[end:]
-            return pickle.loads(memoryview(data)[start:end])
+            return _load(memoryview(data)[start:end])
         if end <= len(data) or end < _READ_BYTES:
             data = self._at_least(end, data, idle_check)
             main, more = memoryview(data)[start:end], data[end:]
@@ -149,7 +184,7 @@ class SocketTransport:
                 self._fill(buffer[there:], idle_check)
             buffers.append(buffer)
         self._rest = more
-        return pickle.loads(main, buffers=buffers)
+        return _load(main, buffers)
 
     def _at_least(self, size: int, data: bytes, idle_check: IdleCheck | None) -> bytes:
         """Read until there are `size` bytes or more, `data` included; return them."""

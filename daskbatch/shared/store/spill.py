@@ -25,7 +25,7 @@ from typing import Any
 
 from zict import File
 
-from daskbatch.shared.data.codec import Value, independent_part, size_of
+from daskbatch.shared.data.codec import Value, content_of, independent_part, size_of
 
 #: In a file: the number of buffers, and the size of each; 0 buffers for a plain pickle.
 _COUNT = struct.Struct("=I")
@@ -214,7 +214,7 @@ class SpillStore:
             self._disk = File(self._directory)
         value = stored.value
         buffers = value if isinstance(value, tuple) else (value,)
-        views = [memoryview(each).cast("B") for each in buffers]
+        views = [memoryview(content_of(each)).cast("B") for each in buffers]
         has_buffers = isinstance(value, tuple)
         header = _COUNT.pack(len(views) if has_buffers else 0)
         header += b"".join(_SIZE.pack(each.nbytes) for each in views if has_buffers)

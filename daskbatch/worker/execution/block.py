@@ -45,14 +45,15 @@ class Link(NamedTuple):
     values : tuple
         For each placeholder in its arguments: the part of a member, a pickled value, or a
         text.
-    buffers : tuple of int
-        The positions of the inputs that hold the arguments' large buffers.
+    buffers : tuple of int or bytes
+        The arguments' large buffers: the positions of the inputs that hold them, or, if the
+        client stores them on the host of all workers, the bytes of their `StoredValue`.
     """
 
     needs: tuple[Source, ...] = ()
     after: tuple[Source, ...] = ()
     values: tuple[BlockMember | bytes | str, ...] = ()
-    buffers: tuple[int, ...] = ()
+    buffers: tuple[int | bytes, ...] = ()
 
 
 class Limits(NamedTuple):
@@ -153,6 +154,8 @@ class BlockSpec(NamedTuple):
         array of C ints; empty if all are -1.
     surroundings : bytes, optional
         What the script has changed in its search path and environment; see `surroundings`.
+    open : bool
+        Whether the block begins without members, and receives them while it runs.
     streams : bool
         Whether the worker sends what members write while they write it.
     """
@@ -183,6 +186,7 @@ class BlockSpec(NamedTuple):
         return name if position < 0 else f"{name}[{position}]"
 
     surroundings: bytes | None = None
+    open: bool = False
     streams: bool = False
 
     @property
@@ -215,6 +219,9 @@ class OutcomeReport(NamedTuple):
         worker.
     measures : Measures, optional
         Where and when they ran, and what they used; None if that is not known.
+    references : mapping
+        For those values that the worker has stored for all processes of its host: the bytes of
+        the `StoredValue`.
     """
 
     block: int
@@ -224,6 +231,7 @@ class OutcomeReport(NamedTuple):
     durations: bytes
     outputs: Mapping[int, tuple[str, str] | None]
     measures: Measures | None = None
+    references: Mapping[int, bytes] = {}
 
 
 class RunningReport(NamedTuple):
@@ -289,6 +297,39 @@ class MissingReport(NamedTuple):
     paths: tuple[str, ...]
 
 
+class OpenedReport(NamedTuple):
+    """Reports where an open block waits for its client to connect.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    host, port, secret, tls
+        The fields of a `ServerAddress`.
+    """
+
+    block: int
+    host: str
+    port: int
+    secret: bytes
+    tls: bool
+
+
+class ClosedReport(NamedTuple):
+    """Reports that an open block takes no more members.
+
+    Parameters
+    ----------
+    block : int
+        The block's number.
+    received : int
+        How many members it has received; no later one will begin.
+    """
+
+    block: int
+    received: int
+
+
 class OutputReport(NamedTuple):
     """Reports what a member has written to a stream.
 
@@ -320,4 +361,12 @@ class OutputReport(NamedTuple):
 
 
 #: What a worker reports of a running block to the client, in the order of the events.
-Report = OutcomeReport | RunningReport | ExpiredReport | MissingReport | OutputReport
+Report = (
+    OutcomeReport
+    | RunningReport
+    | ExpiredReport
+    | MissingReport
+    | OutputReport
+    | OpenedReport
+    | ClosedReport
+)

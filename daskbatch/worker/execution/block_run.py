@@ -7,7 +7,7 @@ says.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from time import perf_counter, thread_time
@@ -21,12 +21,15 @@ from daskbatch.errors import (
     TaskCrashed,
     TaskError,
     TaskTimeout,
+    WorkerLost,
 )
 from daskbatch.forking import end_forked_process, generation
-from daskbatch.serialization import classes, loading, mirror, pickling, spawned
+from daskbatch.memory.segment import ValueGone
+from daskbatch.serialization import classes, loading, mirror, pickling, spawned, stored_value
 from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.safe_text import attribute, safe_repr, summary, traceback_of
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import (
     LOCAL,
     NO_LIMITS,
@@ -124,6 +127,7 @@ class BlockRun(Progress):
         journal = self.journal
         deadline = self.began + spec.budget
         remaining_bytes = spec.share_limit
+        remaining_stored = stored_value.block_limit()
         offset = self.epoch_offset
         measured = last = perf_counter()
         measured_cpu = self._cpu_clock()
@@ -133,8 +137,9 @@ class BlockRun(Progress):
             self._capturing() as capture,
         ):
             self._output = capture
-            for member in range(len(log.statuses), len(spec.calls)):
-                self._member_began = last
+            for member in self._members():
+                # Of an open block: after the wait for the member.
+                self._member_began = last + self.preparation
                 self.running = member
                 link = links.get(member, _NO_LINK)
                 status: int = Status.DONE if link is _NO_LINK else self._ready(link)
@@ -163,6 +168,8 @@ class BlockRun(Progress):
                         capture.clear()
                     if value is not None:
                         remaining_bytes -= len(value)
+                        if type(value) is StoredValue:
+                            remaining_stored -= value.stored_bytes
                 now = perf_counter()
                 seconds = now - last
                 if ended:
@@ -178,10 +185,11 @@ class BlockRun(Progress):
                             self._usage = None
                         self._retried = 0
                 if journal is not None and spec.journaled and member != self.interrupted:
-                    journal.record((member, status, value, seconds, output, ended, cpu, details))
+                    kept = kept_value(value)
+                    journal.record((member, status, kept, seconds, output, ended, cpu, details))
                 log.record(member, status, value, seconds, output, ended, cpu, details)
                 last = now
-                if now > deadline or remaining_bytes < 0:
+                if now > deadline or remaining_bytes < 0 or remaining_stored < 0:
                     self.defer_rest()
         self.running = -1
         mirror.end(self._scope)
@@ -191,6 +199,9 @@ class BlockRun(Progress):
 
     #: Whether this process runs nothing else.
     owns_process = False
+
+    #: Whether large values are stored in memory that other processes map.
+    stores_values = True
 
     #: Returns the processor time of what runs the members, from any begin on.
     _cpu_clock = staticmethod(thread_time)
@@ -225,6 +236,10 @@ class BlockRun(Progress):
     #: have started. Its duration does not contain this. Seconds.
     preparation = 0.0
 
+    def _members(self) -> Iterable[int]:
+        """Return the members that are to run, in order."""
+        return range(len(self.log.statuses), len(self.spec.calls))
+
     def _capturing(self) -> AbstractContextManager[Capture]:
         """Capture what members write, within a `with` statement."""
         return capturing(self.spec.output_limit)
@@ -257,8 +272,10 @@ class BlockRun(Progress):
         if position == LOCAL:
             return self.log.statuses[member]
         result: BlockResult = self.inputs[position]
-        # The client decides whether a lost outcome is produced again or given up.
-        return Status.DEFERRED if result.lost else result.statuses[member]
+        # The client decides whether a lost outcome is produced again or given up. An open block
+        # may have closed before it received the member.
+        known = member < len(result.statuses)
+        return result.statuses[member] if known else Status.DEFERRED
 
     def _ready(self, link: Link) -> int:
         """Return DONE if a member may run, else the status that it gets instead."""
@@ -349,6 +366,8 @@ class BlockRun(Progress):
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
+                if self.stores_values:
+                    return Status.DONE, stored_value.dumps(value, self.spec.inline_limit)
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 self.loading = False
@@ -403,12 +422,24 @@ class BlockRun(Progress):
     def _packed_call(self, function: RankFunction, data: bytes, link: Link) -> PackedCall:
         setup = None if self.spec.setup is None else self._content(self.spec.setup)
         values = [self._part(value) for value in link.values]
-        buffers = [self.inputs[position] for position in link.buffers]
+        allocation = None if self.context is None else self.context.allocation
+        if allocation is not None and len(allocation.hosts) > 1:
+            values = [
+                each if isinstance(each, str) else stored_value.carried(each) for each in values
+            ]
+        buffers = [self._buffer(each) for each in link.buffers]
         return PackedCall(function.data, setup, data, values, buffers)
+
+    def _buffer(self, given: int | bytes) -> bytes | memoryview:
+        """Return the content of a large buffer; the task may change it if it can be written to."""
+        content: bytes = self.inputs[given] if isinstance(given, int) else given
+        if isinstance(content, bytes) and stored_value.is_stored(content):
+            return pickling.loads(content)  # type: ignore[no-any-return]
+        return content
 
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = [self._part(value) for value in link.values]
-        buffers = [self.inputs[position] for position in link.buffers]
+        buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)
 
@@ -426,6 +457,11 @@ def _load_anew(data: bytes) -> LoadedFunction:
     mirror.install()
     spawned.install()
     return function, definitions
+
+
+def kept_value(value: bytes | None) -> bytes | None:
+    """Return what a journal keeps of a value: nothing if the value ends with the worker."""
+    return None if type(value) is StoredValue else value
 
 
 def _runs_elsewhere(function: Callable[..., Any]) -> bool:
@@ -479,7 +515,9 @@ def as_task_error(
     # Not `isinstance`: it looks up `__class__`, which an exception may define.
     kind = type(error)
     made: TaskError
-    if doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
+    if doing == _LOADING_ARGUMENTS and kind is ValueGone:
+        made = WorkerLost(f"task {label}: a value among its arguments was lost: {cause}")
+    elif doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
         made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
     elif issubclass(kind, SystemExit):
         given = attribute(error, "code")

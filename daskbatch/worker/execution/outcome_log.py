@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
+from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.measures import UNKNOWN_CPU, Measures, MemberDetails
 from daskbatch.worker.execution.outcome import BlockResult
@@ -145,6 +146,10 @@ class OutcomeLog:
             self._reported += len(report.statuses)
         return reports
 
+    def report_again(self) -> None:
+        """Have the next call of `new_reports` begin with the first member."""
+        self._reported = 0
+
     def _measures(self, start: int, count: int, worker: str, pid: int) -> Measures:
         part = slice(start, start + count)
         details = self.details
@@ -160,9 +165,13 @@ class OutcomeLog:
 
     def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
         values: list[bytes | None] = []
+        references: dict[int, bytes] = {}
         size = 0
-        for value in self.values[start:stop]:
+        for member, value in enumerate(self.values[start:stop], start):
             inline = value is not None and len(value) <= limit
+            if type(value) is StoredValue:
+                inline = False
+                references[member] = bytes(value)
             values.append(value if inline else None)
             if inline:
                 size += len(value)  # type: ignore[arg-type]
@@ -176,6 +185,7 @@ class OutcomeLog:
             values,
             self.durations[start:stop].tobytes(),
             _inline_outputs(self.outputs, range(start, stop), limit),
+            references=references,
         )
 
 

@@ -137,6 +137,16 @@ class Progress(ABC):
         """Stop a member that has begun; True if it will certainly not complete."""
         return False
 
+    def deliver(self) -> bool:
+        """Send the new reports; False if the caller has to send them."""
+        return False
+
+    def report_again(self) -> None:
+        """Have the next reports contain all outcomes once more: earlier ones may be lost."""
+        with self._report_lock:
+            self.log.report_again()
+            self._reported_running = -1
+
     def begin_of(self, member: int) -> MemberBegin:
         """Return where and when the running member has begun."""
         worker = "" if self.context is None else self.context.worker
@@ -218,7 +228,8 @@ class Progress(ABC):
             # The client receives what a report leaves out when the block is over. While a member
             # runs, that may take some time. So the limit is larger then: less than `share_limit`
             # has been returned so far.
-            limit = self.spec.share_limit if running >= 0 else self.spec.inline_limit
+            lasts = running >= 0 or self.spec.open
+            limit = self.spec.share_limit if lasts else self.spec.inline_limit
             worker = "" if self.context is None else self.context.worker
             streamed = []
             if self._output_stream is not None:

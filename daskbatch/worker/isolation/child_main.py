@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from daskbatch.forking import after_fork
+from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution import surroundings
@@ -31,7 +32,7 @@ from daskbatch.worker.execution.measures import (
     MemberDetails,
     process_cpu,
 )
-from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.control import BLOCK_OVER, READY, REQUEST_SIZE, WAITING_CHANGED
@@ -202,7 +203,9 @@ class ChildServer:
                 os.close(file)
                 request = unpack_request(data)
             try:
-                self._run(request, claims)
+                # The outcomes are kept until the next request: by then the worker holds the
+                # values that this process has stored.
+                outcomes = self._run(request, claims)  # noqa: F841
             except BlockHalted:
                 # The worker kills this process, or closes the socket when the worker ends.
                 continue
@@ -210,7 +213,7 @@ class ChildServer:
             self._claims = None
             self._control.send(BLOCK_OVER)
 
-    def _run(self, request: BlockRequest, claims: int) -> None:
+    def _run(self, request: BlockRequest, claims: int) -> BlockResult:
         """Run a block; `claims` is the descriptor of the memory of its claims."""
         sys.path[:] = request.path
         run_wanted(request.profile)
@@ -236,10 +239,11 @@ class ChildServer:
         if request.journal is not None:
             path, limit = request.journal
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block))
-        run()
+        outcomes = run()
         self._frames.flush()
         if run.journal is not None:
             run.journal.close()
+        return outcomes
 
     def _close_in_forked_process(self) -> None:
         """Close what connects to the worker, in a process that a member has forked."""
@@ -249,7 +253,12 @@ class ChildServer:
             self._claims.close_in_forked_process()
 
 
-def main(control: int, pipe: int, parent: int) -> NoReturn:
+def main(
+    control: int,
+    pipe: int,
+    parent: int,
+    arena: tuple[tuple[int, int], bytes] | None = None,
+) -> NoReturn:
     """Run a child process, to its end.
 
     Parameters
@@ -258,11 +267,15 @@ def main(control: int, pipe: int, parent: int) -> NoReturn:
         As for a `ChildServer`.
     parent : int
         The process that has started this one.
+    arena : tuple, optional
+        The parameters of `use_arena`.
     """
     code = 1
     try:
         end_with_parent(parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if arena is not None:
+            use_arena(*arena)
         server = ChildServer(control, pipe)
         faulthandler.enable(2)
         server.serve()

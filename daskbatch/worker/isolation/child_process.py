@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+from daskbatch.memory.segment import AdoptedArena, new_child_arena
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution import executable
 from daskbatch.worker.isolation.control import READY, REQUEST_SIZE
@@ -32,7 +33,7 @@ sys.path[:] = {path!r}
 from daskbatch.worker.isolation.child_main import main
 from daskbatch.worker.processes.interpreter import apply
 apply({settings!r}, hides_seed={hides_seed})
-main({control}, {pipe}, {parent})
+main({control}, {pipe}, {parent}, {arena})
 """
 
 #: The size that is requested for the frames pipe; by default the system allows no more.
@@ -97,6 +98,8 @@ class ChildProcess:
                 os.set_blocking(each, False)
             with contextlib.suppress(OSError, AttributeError):
                 fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            #: The memory that its values are stored in: it outlives the process.
+            self._arena: AdoptedArena | None = None
             with control:
                 try:
                     self._process = self._start(control.fileno(), pipe)
@@ -123,7 +126,12 @@ class ChildProcess:
         self._closed = False
 
     def _start(self, control: int, pipe: int) -> subprocess.Popen[bytes]:
+        self._arena = new_child_arena()
+        arena = None
+        if self._arena is not None:
+            arena = self._arena.location, self._arena.identity
         program = _PROGRAM.format(
+            arena=arena,
             path=sys.path,
             settings=interpreter.applied(),
             hides_seed=HASH_SEED in os.environ.get(executable.ADDED_VARIABLE, "").split(","),
@@ -294,6 +302,9 @@ class ChildProcess:
             if not self._closed:
                 self._closed = True
                 self._close_files()
+                if self._arena is not None:
+                    self._arena.orphaned = True
+                    self._arena = None
         return code
 
     def end(self) -> None:

@@ -13,7 +13,8 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from daskbatch.serialization import pickling
+from daskbatch.memory.shared_buffer import by_reference
+from daskbatch.serialization import pickling, stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
 from daskbatch.worker.execution.ending import ended_with_worker
@@ -102,6 +103,8 @@ class IsolatedRun(Progress):
         self._retries: dict[int, int] = {}
         #: How many bytes members may still return before the rest is deferred.
         self._share_limit = spec.share_limit
+        #: And how much memory their stored values may take.
+        self._stored_limit = stored_value.block_limit()
         self._failed_starts = 0
         self._outputs = OutputFiles(self.claims, spec.output_limit)
         self._deadline = MemberDeadline(spec, self.claims, self.log.statuses)
@@ -195,7 +198,8 @@ class IsolatedRun(Progress):
                 ),
                 allocation=context.allocation,
             )
-        return pack_request(request)
+        with by_reference():
+            return pack_request(request)
 
     def _attach(self, child: ChildProcess, start: int) -> bool:
         """Let other threads use the child; False if the member that it would run was stopped."""
@@ -256,6 +260,12 @@ class IsolatedRun(Progress):
                 status, value = Status.CANCELLED, None
             else:
                 self._share_limit -= len(value or b"") + sum(map(len, output or ()))
+                if value is not None and stored_value.is_stored(value):
+                    value = stored_value.adopt(value, made_here=True)
+                    self._stored_limit -= value.stored_bytes
+                    if self._stored_limit < 0:
+                        self.running = max(self.claims.running, member)
+                        self.defer_rest()
             self.log.record(member, status, value, seconds, output, ended, cpu, details)
         return more
 

@@ -22,7 +22,7 @@ def new_file() -> int:
     return file
 
 
-def write_file(file: int, data: bytes) -> None:
+def write_file(file: int, data: bytes | memoryview) -> None:
     """Write all of the data to a file, however many system calls that takes."""
     with memoryview(data) as view:
         done = 0

@@ -68,7 +68,7 @@ class PackedCall(NamedTuple):
     setup: bytes | None
     data: bytes
     values: Sequence[bytes | str] = ()
-    buffers: Sequence[bytes] = ()
+    buffers: Sequence[bytes | memoryview] = ()
 
 
 class RankFunction:

@@ -96,6 +96,7 @@ class RankRun(BlockRun):
     """The call of a job on this rank: a block with one member. The main thread runs it."""
 
     owns_process = True
+    stores_values = False  # this process may end before the worker has its value
     _cpu_clock = staticmethod(process_cpu)
 
     def __init__(
@@ -291,7 +292,7 @@ class RankServer:
                 os.close(file)
         if source == "share":
             file = self._shared_file = new_file()
-            write_file(file, message.body)  # type: ignore[arg-type]
+            write_file(file, message.body)
             self._send(MessageKind.SHARED, (f"/proc/{os.getpid()}/fd/{file}",))
             return map_file(file, request.size)
         if source == "inline":

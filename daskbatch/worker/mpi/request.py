@@ -67,10 +67,10 @@ class Layout:
     """Places pieces one after another. Used by one thread."""
 
     def __init__(self) -> None:
-        self.pieces: list[tuple[int, bytes]] = []
+        self.pieces: list[tuple[int, bytes | memoryview]] = []
         self.size = 0
 
-    def add(self, content: bytes) -> Piece:
+    def add(self, content: bytes | memoryview) -> Piece:
         """Place a piece; return where it is."""
         start = -(-self.size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self.pieces.append((start, content))

@@ -38,6 +38,18 @@ def test_no_two_tasks_of_a_row_overlap(times: list[tuple[int, int]]) -> None:
     assert len(rows) == most
 
 
+def test_the_steps_of_a_clock_are_no_overlap() -> None:
+    end = 1.8e9 + 1
+    tasks = (
+        task("a", 1.8e9, end),
+        task("b", end - 3e-7, end + 1),
+        task("c", end + 0.9999, end + 2),
+    )
+    first, second = make_rows(RunRecord("r", "r", tasks=tasks))
+    assert [(each.uid, each.started) for each in first.tasks] == [("a", 1.8e9), ("b", end)]
+    assert [each.uid for each in second.tasks] == ["c"]  # more than a step
+
+
 def test_each_slot_has_a_row_and_rows_beyond_them_are_marked() -> None:
     entries = (SlotEntry("tcp://10.0.0.1:1", "n", 2), SlotEntry("tcp://10.0.0.1:2", "n", 1))
     tasks = tuple(task(f"t{n}", 0.0, 1.0) for n in range(3))

@@ -1,7 +1,8 @@
 """Traces follow the Trace Event Format: rows without overlap, flows that begin and end in slices.
 
 The trace processor of Perfetto is a program that its PyPI package downloads. So the tests check
-what the documentation of the format asks for.
+what the documentation of the Trace Event Format asks for. Traces in Perfetto's own format are
+parsed by the schema that comes with its PyPI package.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -22,7 +24,9 @@ from support.runs import edge, execute, run_of, slots, task
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG, RAW, WAR
 from daskbatch.records.run_record import BarrierEntry, RunRecord
+from daskbatch.report.perfetto import make_perfetto_trace
 from daskbatch.report.trace import make_trace, write_trace
+from daskbatch.report.trace_model import make_trace_model
 
 _NUMBER = {"type": "number", "minimum": 0}
 _PLACE = {"pid": {"type": "integer"}, "tid": {"type": "integer"}, "ts": _NUMBER}
@@ -134,7 +138,7 @@ def test_an_arrow_leads_from_the_last_task_behind_a_barrier() -> None:
     assert sorted(flows) == ["RAW", "argument"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(0, 30))
 def test_any_run_makes_a_valid_trace(seed: int, count: int, tasks: int) -> None:
     rng = random.Random(seed)
@@ -148,8 +152,79 @@ def test_any_run_makes_a_valid_trace(seed: int, count: int, tasks: int) -> None:
         replace(each, started=epoch + (each.started or 0), ended=epoch + (each.ended or 0))
         for each in run.tasks
     ]
-    check(make_trace(replace(run, tasks=tuple(moved))))
+    moved_run = replace(run, tasks=tuple(moved))
+    check(make_trace(moved_run))
+    check_perfetto(moved_run)
 
 
 def test_a_trace_of_nothing_is_valid() -> None:
     check(make_trace(RunRecord("r", "r")))
+    check_perfetto(RunRecord("r", "r"))
+
+
+# -- Perfetto's own format -------------------------------------------------------------------
+
+
+def check_perfetto(run: RunRecord) -> list[Any]:
+    """Assert that a trace is valid by Perfetto's schema; return its packets."""
+    schema = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    data = make_perfetto_trace(make_trace_model(run))
+    trace = schema.Trace()
+    trace.ParseFromString(data)
+    assert trace.IsInitialized()
+    # All fields are known to the schema, with these types.
+    trace.DiscardUnknownFields()
+    assert len(trace.SerializeToString()) == len(data)
+    tracks = {
+        packet.track_descriptor.uuid
+        for packet in trace.packet
+        if packet.HasField("track_descriptor")
+    }
+    assert len(tracks) == sum(packet.HasField("track_descriptor") for packet in trace.packet)
+    open_slices: dict[int, int] = {}
+    begun: set[int] = set()
+    ended: set[int] = set()
+    last = 0
+    for packet in trace.packet:
+        assert packet.trusted_packet_sequence_id == 1
+        if not packet.HasField("track_event"):
+            continue
+        event = packet.track_event
+        assert packet.timestamp >= last
+        last = packet.timestamp
+        assert event.track_uuid in tracks
+        if event.type == event.TYPE_SLICE_BEGIN:
+            # A row has one open slice at a time: none overlap, and none is nested.
+            assert open_slices.setdefault(event.track_uuid, 0) == 0
+            open_slices[event.track_uuid] = 1
+            assert begun.isdisjoint(event.flow_ids)
+            begun.update(event.flow_ids)
+            ended.update(event.terminating_flow_ids)
+        elif event.type == event.TYPE_SLICE_END:
+            assert open_slices[event.track_uuid] == 1
+            open_slices[event.track_uuid] = 0
+    assert not any(open_slices.values())
+    assert begun == ended
+    return list(trace.packet)
+
+
+def test_perfetto_reads_names_rows_and_arrows(tmp_path: Path) -> None:
+    first = replace(task("größe[0]", 0.0, 1.0), cpu_seconds=0.25, writes=("/d/x",))
+    second = replace(
+        task("second", 1.5, 2.0), waits_for=(edge("größe[0]", "RAW"),), reads=("/d/x",)
+    )
+    run = RunRecord("r", "r", tasks=(first, second), slots=slots(2))
+    packets = check_perfetto(run)
+    events = [p.track_event for p in packets if p.HasField("track_event")]
+    one, two = (event for event in events if event.type == event.TYPE_SLICE_BEGIN)
+    assert (one.name, two.name, list(one.categories)) == ("größe[0]", "second", ["größe"])
+    assert list(one.flow_ids) == list(two.terminating_flow_ids) == [1]
+    said = {each.name: each for each in two.debug_annotations}
+    assert said["waited because of"].string_value == "RAW /d/x"
+    assert {e.name: e for e in one.debug_annotations}["CPU seconds"].double_value == 0.25
+    counts = [event.counter_value for event in events if event.type == event.TYPE_COUNTER]
+    assert counts == [1, 0, 1, 0]
+    rows = [p.track_descriptor for p in packets if p.HasField("track_descriptor")]
+    assert [row.thread.thread_name for row in rows if row.HasField("thread")] == ["slot 0"] * 2
+    path = write_trace(run, tmp_path / "run.pftrace")
+    assert path.read_bytes() == make_perfetto_trace(make_trace_model(run))

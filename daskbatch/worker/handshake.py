@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
+from typing import NamedTuple
 
 from daskbatch.forking import close_in_children
-from daskbatch.shared.data.messages import ServerAddress
-from daskbatch.shared.rpc.socket_transport import IdleCheck
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import (
     authenticate_as_client,
@@ -36,11 +36,38 @@ _ACCEPT_POLL_SECONDS = 1.0
 _KEEPALIVE_SECONDS = 15
 
 
+class ServerAddress(NamedTuple):
+    """Where a server listens, and what a client needs to connect to it.
+
+    Parameters
+    ----------
+    host : str
+        The address that it listens at.
+    port : int
+        The port.
+    secret : bytes
+        The secret that both sides must know.
+    tls : bool
+        Whether the connection is encrypted.
+    memory : str
+        The host of the server: clients with the same `host_id` can map its memory.
+    """
+
+    host: str
+    port: int
+    secret: bytes
+    tls: bool
+    memory: str = ""
+
+    def __repr__(self) -> str:
+        return f"ServerAddress({self.host}:{self.port})"
+
+
 def connect_to_server(
     address: ServerAddress,
     tls_context: ssl.SSLContext | None,
     seconds: float,
-    idle_check: IdleCheck | None = None,
+    idle_check: Callable[[], None] | None = None,
 ) -> socket.socket:
     """Connect to a server, and prove to it, and have it prove, that both know the secret.
 

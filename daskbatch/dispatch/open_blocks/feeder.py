@@ -1,0 +1,503 @@
+"""Feeds open blocks: holds the tasks of fine-grained graphs, and sends each as soon as it is ready.
+
+A list scheduler (Graham, SIAM J. Appl. Math. 17(2), 1969): whenever an open block has room, it
+receives the ready task with the longest way to the end. A task that waits only for members of one
+open block may be sent to it ahead, behind them.
+
+All is called with the dispatcher's lock held. The *client* decides, so each task that becomes ready
+goes by way of the client; see `plan.grain` for when that pays. What cannot be a member of an open
+block (a child process, a gang, a large argument) is placed in an ordinary block once it is ready.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import uuid
+from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
+
+from daskbatch.describe.spec import Options
+from daskbatch.dispatch.lower import Setting, lower_open_block
+from daskbatch.dispatch.open_blocks.held import HeldTasks
+from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, Urgency, is_held
+from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
+from daskbatch.serialization import pickling
+from daskbatch.worker.execution.block import OpenedReport
+from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.handshake import ServerAddress
+
+#: A member is sent ahead if those before it are expected to take no longer than this.
+_AHEAD_SECONDS = 0.002
+_MAX_AHEAD = 64
+
+#: Arguments above this size are not sent on direct connections.
+_MAX_DATA_BYTES = 1 << 18
+
+#: An open block receives at most this many members.
+_MAX_MEMBERS = 10_000
+
+#: How many open blocks in a row may end before they open; and for how long the ordinary way is
+#: taken after that, or after a connection could not be made or was cut.
+_MAX_FAILURES = 3
+_PAUSE_SECONDS = 60.0
+
+_PICKLED_NONE = pickling.dumps(None)
+
+
+class OpenBlocks:
+    """The held tasks and the open blocks of one client. Not thread-safe.
+
+    Parameters
+    ----------
+    table : Table
+        The started tasks.
+    submitter : OpenSubmitter
+        Submits the Dask keys.
+    setting : Setting
+        The settings of all blocks.
+    links : LinkMaker, optional
+        Connects to open blocks; without it, no task is held.
+    """
+
+    def __init__(
+        self, table: Table, submitter: OpenSubmitter, setting: Setting, links: LinkMaker | None
+    ) -> None:
+        self._table = table
+        self._submitter = submitter
+        self._setting = setting
+        self._links = links
+        #: Called with each block of held tasks that has no members left.
+        self.on_empty: Callable[[SubmittedBlock], None] = lambda block: None
+        #: Whether the caller calls `flush` at its end.
+        self.flushes_soon = False
+        self._held = HeldTasks()
+        #: The blocks of held tasks.
+        self._held_blocks: list[SubmittedBlock] = []
+        #: Held tasks that have become ready; and those that wait for one other task.
+        self._turned_ready: list[TaskRecord] = []
+        self._almost_ready: list[TaskRecord] = []
+        #: By placement: a heap of the ready tasks, and the open blocks.
+        self._ready: dict[Hashable, list[Urgency]] = {}
+        self._entries = itertools.count()
+        self._open: dict[Hashable, list[OpenBlock]] = {}
+        self._by_number: dict[int, OpenBlock] = {}
+        self._options: dict[Hashable, Options] = {}
+        self._names: dict[Hashable, str] = {}
+        #: What the script had changed when it last started tasks.
+        self._surroundings: bytes | None = None
+        self._failures = 0
+        self._paused_until = 0.0
+
+    # -- tasks that are placed --------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any task is held, or any block is open."""
+        return bool(self._held_blocks or self._by_number)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the ordinary way is taken, since connections have failed."""
+        return monotonic() < self._paused_until
+
+    def hold(self, records: Sequence[TaskRecord], name: str, others: int) -> Sequence[TaskRecord]:
+        """Hold those tasks that are to be sent to open blocks; returns the other ones.
+
+        Parameters
+        ----------
+        records : sequence of TaskRecord
+            Waiting tasks in no block, each after those that it waits for.
+        name : str
+            Their name on Dask's dashboard.
+        others : int
+            The number of other unfinished tasks.
+        """
+        if self._links is None:
+            return records
+        chosen = self._suits(records, others)
+        if not chosen:
+            self._end_idle()
+            if not self.in_use:
+                return records
+        held: dict[TaskRecord, None] = {}
+        rest = []
+        for record in records:
+            if chosen or any(
+                before in held
+                or (before.block is not None and (before.block.held or before.block.open))
+                for before, _ in record.waits
+                if not before.over
+            ):
+                held[record] = None
+            else:
+                rest.append(record)
+        self._hold_all(list(held), name)
+        return rest
+
+    def hold_again(self, records: Sequence[TaskRecord], name: str) -> None:
+        """Hold members that an open block has returned without running them."""
+        self._hold_all(records, name)
+
+    def _suits(self, records: Sequence[TaskRecord], others: int) -> bool:
+        if self.is_paused:
+            return False
+        slots = max(1, self._submitter.slots)
+        expected = self._table.expected_seconds
+        if not any(record.waits for record in records):
+            # Single calls, one after another: each finds a block that is open.
+            ours = sum(found.block.unfinished for found in self._by_number.values())
+            ours += sum(block.unfinished for block in self._held_blocks)
+            return (
+                len(records) + others <= slots + ours
+                and len(records) + ours <= 2 * slots
+                and all(
+                    (seconds := expected(record)) is not None
+                    and seconds <= MAX_TASK_SECONDS
+                    and self._may_be_member(record)
+                    for record in records
+                )
+            )
+        position = {record: number for number, record in enumerate(records)}
+        waits = [
+            [position[before] for before, _ in record.waits if before in position]
+            for record in records
+        ]
+        calls = [record for record in records if record.call is not None]
+        seconds_of = [expected(record) for record in calls]
+        kinds = [record.options.placement_key for record in records]
+        if not suits_open_blocks(seconds_of, waits, kinds, slots):
+            return False
+        fit = sum(map(self._may_be_member, calls))
+        return fit >= 0.9 * len(calls)
+
+    def _hold_all(self, records: Sequence[TaskRecord], name: str) -> None:
+        if not records:
+            return
+        if self._setting.surroundings is not None:
+            self._surroundings = self._setting.surroundings.changes()
+        block = SubmittedBlock(self._table.next_number(), list(records))
+        block.held = True
+        block.key = (f"{name}-held", block.number)
+        for member, record in enumerate(records):
+            record.block, record.member = block, member
+        self._table.live[block.number] = block
+        self._held_blocks.append(block)
+        expected = self._table.expected_seconds
+        self._turned_ready += self._held.add(records, [expected(each) or 0.0 for each in records])
+        self._schedule_flush()
+
+    def _may_be_member(self, record: TaskRecord) -> bool:
+        """Return whether a task may be a member of an open block, as far as it is known now."""
+        call, options = record.call, record.options
+        return (
+            call is not None
+            and call.failure is None
+            and not call.buffers
+            and len(call.data) <= _MAX_DATA_BYTES
+            and isinstance(record.function, bytes)
+            and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
+            and record.strict is None
+            and not (
+                options.isolated
+                or options.fresh
+                or options.gang
+                or options.resources
+                or options.prepare
+                or options.apart is not None
+                or options.walltime is not None
+            )
+            and self._table.largest_value(record) <= self._setting.inline_limit
+        )
+
+    # -- what happens to tasks --------------------------------------------------------------
+
+    def over(self, record: TaskRecord) -> None:
+        """Record that a task is over."""
+        if not self._held.concerns(record):
+            return
+        was_held = self._held.remove(record)
+        ready, almost = self._held.over(record)
+        if was_held or ready or almost:
+            self._turned_ready += ready
+            self._almost_ready += almost
+            self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self.flushes_soon:
+            self.flushes_soon = True
+            self._table.flush_later()
+
+    def flush(self) -> None:
+        """Send what is ready; called at the end of each change, with the lock held."""
+        self.flushes_soon = True  # settling tasks here schedules nothing
+        try:
+            if self.is_paused:
+                self._release_held()
+            while True:
+                self._sort_ready()
+                for placement in list(self._ready):
+                    self._assign(placement)
+                if not self._turned_ready:
+                    break
+            self._drop_empty()
+        finally:
+            self.flushes_soon = False
+
+    def _sort_ready(self) -> None:
+        """Queue the tasks that have become ready; place those that cannot be members."""
+        while self._turned_ready:
+            turned, self._turned_ready = self._turned_ready, []
+            ordinary: dict[str, list[TaskRecord]] = {}
+            for record in turned:
+                block = record.block
+                if block is None or not is_held(record):
+                    continue
+                if not self._table.may_run(record):
+                    block.unfinished -= 1
+                    record.block = None
+                elif record.call is None:
+                    self._table.settle_member(block, record, Status.DONE, _PICKLED_NONE)
+                elif self._may_be_member(record) and _has_values(record):
+                    placement = record.options.placement_key
+                    self._options[placement] = record.options
+                    self._names[placement] = block.name
+                    heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
+                else:
+                    self._table.requeue(block, record)
+                    self._held.remove(record)
+                    ordinary.setdefault(block.name, []).append(record)
+            for name, some in ordinary.items():
+                some.sort(key=lambda record: record.rank)
+                self._table.place_in_blocks(some, name)
+        almost, self._almost_ready = self._almost_ready, []
+        for record in almost:
+            for before in record.unfinished_waits():
+                found = None if before.block is None else self._by_number.get(before.block.number)
+                if found is not None and found.is_open:
+                    self._put_behind(found, record)
+
+    def _put_behind(self, found: OpenBlock, record: TaskRecord) -> None:
+        if (
+            is_held(record)
+            and record.call is not None
+            and record.options.placement_key == found.placement
+            and self._may_be_member(record)
+            and all(not each.over or _has_part(each, part) for each, part in record.call.references)
+        ):
+            found.add_behind(self._urgency(record))
+
+    def _urgency(self, record: TaskRecord) -> Urgency:
+        return Urgency(-self._held.level(record), record.rank, next(self._entries), record)
+
+    # -- open blocks ------------------------------------------------------------------------
+
+    def _assign(self, placement: Hashable) -> None:
+        """Give ready tasks to open blocks, and open more if there are too few."""
+        ready = self._ready[placement]
+        blocks = [each for each in self._open.get(placement, ()) if each.is_open]
+        rooms = [(each.block.unfinished, each.block.number, each) for each in blocks]
+        heapq.heapify(rooms)
+        while rooms:
+            count, number, found = heapq.heappop(rooms)
+            # If each block has another ready task to take, this one need not keep it for others.
+            has_plenty = len(ready) > len(blocks)
+            record = self._next(ready, found, count, has_plenty)
+            if record is None:
+                continue
+            found.add(record)
+            self._held.remove(record)
+            for behind in self._held.waits_for_one(record):
+                self._put_behind(found, behind)
+            if len(found.records) >= _MAX_MEMBERS:
+                found.send(self._surroundings)
+                found.end()
+            else:
+                heapq.heappush(rooms, (count + 1, number, found))
+        for each in blocks:
+            if not each.closed:
+                each.send(self._surroundings)
+        while ready and not is_held(ready[0].record):
+            heapq.heappop(ready)
+        self._open_more(placement, len(ready))
+        # Kept while a block is open, for tasks that are sent ahead.
+        if not ready and not any(each.is_open for each in self._open[placement]):
+            del self._ready[placement]
+
+    def _next(
+        self, ready: list[Urgency], found: OpenBlock, count: int, has_plenty: bool
+    ) -> TaskRecord | None:
+        """Return, and remove, the next task for an open block; None if it has no room."""
+        while ready and not is_held(ready[0].record):
+            heapq.heappop(ready)
+        behind = found.first_behind()
+        first = ready[0] if ready else None
+        chosen = behind if first is None or (behind is not None and behind < first) else first
+        if chosen is None:
+            return None
+        seconds = self._table.expected_seconds(chosen.record)
+        most = 1
+        if seconds is not None:
+            ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
+            most += max(ahead, has_plenty and seconds <= MAX_TASK_SECONDS)
+        if count >= most:
+            return None
+        if chosen is first:
+            heapq.heappop(ready)
+        return chosen.record
+
+    def _open_more(self, placement: Hashable, ready: int) -> None:
+        blocks = self._open.setdefault(placement, [])
+        usable = [each for each in blocks if not each.closed]
+        busy = sum(1 for each in usable if each.block.unfinished)
+        slots = max(1, self._submitter.slots)
+        # One that has closed keeps its slot until its key is over. If another key were submitted
+        # before, Dask could queue it behind an open block, which would have to close for it.
+        wanted = min(ready + busy - len(usable), slots - len(blocks))
+        for _ in range(wanted if ready else 0):
+            records: list[TaskRecord] = []
+            block = SubmittedBlock(self._table.next_number(), records)
+            block.open = block.long = True
+            lowered = lower_open_block(
+                block,
+                self._options[placement],
+                self._names[placement],
+                uuid.uuid4().hex[:16],
+                self._setting,
+            )
+            self._submitter.submit(lowered, again=bool(blocks))
+            self._table.add_block(block)
+            found = OpenBlock(block, records, placement)
+            blocks.append(found)
+            self._by_number[block.number] = found
+
+    def _end_idle(self) -> None:
+        """End the open blocks without members: other tasks need their slots."""
+        for found in self._by_number.values():
+            if found.is_open and not found.block.unfinished:
+                found.end()
+
+    def opened(self, report: OpenedReport) -> None:
+        """Connect to an open block that has begun."""
+        found = self._by_number.get(report.block)
+        if found is not None and found.link is None and self._links is not None:
+            address = ServerAddress(report.host, report.port, report.secret, report.tls)
+            self._links.connect(report.block, address)
+
+    def link_opened(self, number: int, link: MemberLink) -> None:
+        """Use the connection with an open block."""
+        found = self._by_number.get(number)
+        if found is None or found.link is not None:
+            link.shut_down()
+            return
+        found.link = link
+        self._failures = 0
+        if found.closed:
+            found.end()
+        else:
+            self._ready.setdefault(found.placement, [])
+
+    def link_lost(self, number: int, was_cut: bool) -> None:
+        """Record that a connection has closed, or could not be made.
+
+        Parameters
+        ----------
+        number : int
+            The open block.
+        was_cut : bool
+            Whether the worker could not be reached, or was silent.
+        """
+        found = self._by_number.get(number)
+        if found is not None:
+            found.drop()
+            if was_cut:
+                self._pause()
+
+    def closed(self, block: SubmittedBlock, received: int) -> list[TaskRecord]:
+        """Record that an open block takes no more members; returns those that it never received."""
+        found = self._by_number.get(block.number)
+        if found is None:
+            return []
+        found.closed = True
+        return self._take_back(block, found.records[received:])
+
+    def _take_back(self, block: SubmittedBlock, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        unsent = [each for each in records if each.block is block and not each.over]
+        for each in unsent:
+            self._table.requeue(block, each)
+        return unsent
+
+    def key_finished(self, block: SubmittedBlock) -> list[TaskRecord]:
+        """Record that the key of an open block is over; returns the members that never began."""
+        found = self._remove(block)
+        if found is None:
+            return []
+        return self._take_back(block, found.records)
+
+    def forget(self, block: SubmittedBlock) -> None:
+        """Drop an open block, which is over."""
+        self._remove(block)
+
+    def _remove(self, block: SubmittedBlock) -> OpenBlock | None:
+        found = self._by_number.pop(block.number, None)
+        if found is None:
+            return None
+        self._open[found.placement].remove(found)
+        if found.link is None and not found.closed:
+            self._failures += 1
+            if self._failures >= _MAX_FAILURES:
+                self._pause()
+        found.drop()
+        self._schedule_flush()
+        return found
+
+    def _pause(self) -> None:
+        """Take the ordinary way for a while."""
+        self._failures = 0
+        self._paused_until = monotonic() + _PAUSE_SECONDS
+        self._schedule_flush()
+
+    def _release_held(self) -> None:
+        """Place all held tasks in ordinary blocks."""
+        held = [
+            (block, record) for block in self._held_blocks for record in block.unfinished_members()
+        ]
+        for block, record in held:
+            self._table.requeue(block, record)
+            self._held.remove(record)
+        self._turned_ready.clear()
+        self._ready.clear()
+        if held:
+            records = sorted((record for _, record in held), key=lambda record: record.rank)
+            self._table.place_in_blocks(records, held[0][0].name)
+
+    def _drop_empty(self) -> None:
+        if any(not block.unfinished for block in self._held_blocks):
+            empty = [block for block in self._held_blocks if not block.unfinished]
+            self._held_blocks = [block for block in self._held_blocks if block.unfinished]
+            for block in empty:
+                self.on_empty(block)
+
+    def clear(self) -> None:
+        """Forget all: the client ends."""
+        for found in self._by_number.values():
+            found.drop()
+        self._by_number.clear()
+        self._open.clear()
+        self._ready.clear()
+        self._held_blocks.clear()
+        self._held.clear()
+        self._turned_ready.clear()
+        self._almost_ready.clear()
+
+
+def _has_values(record: TaskRecord) -> bool:
+    """Return whether the client has all that a ready task takes from others."""
+    assert record.call is not None
+    return all(each.over and _has_part(each, part) for each, part in record.call.references)
+
+
+def _has_part(producer: TaskRecord, part: str) -> bool:
+    return (producer.value if part == "result" else producer.output) is not None

@@ -1,0 +1,180 @@
+"""The client's state of one open block, and what it sends to it.
+
+Not thread-safe: the dispatcher's lock is held.
+"""
+
+from __future__ import annotations
+
+import heapq
+import pickle
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple, Protocol
+
+from daskbatch.dispatch.declarations import declared_files
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord, find_root_failure
+from daskbatch.plan.hazards import NEEDS
+from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
+from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+
+
+class MemberLink(Protocol):
+    """The client's end of the connection with an open block."""
+
+    def send(self, *frames: bytes) -> None: ...
+
+    def shut_down(self) -> None: ...
+
+
+class Urgency(NamedTuple):
+    """A held task in a heap: the most urgent comes first.
+
+    Parameters
+    ----------
+    order : float
+        The expected seconds from its begin to the end of the program, negated.
+    rank : int
+        Its rank: of equally urgent tasks the earlier one comes first.
+    number : int
+        Different for all entries, so that records are never compared.
+    record : TaskRecord
+        The task.
+    """
+
+    order: float
+    rank: int
+    number: int
+    record: TaskRecord
+
+
+class OpenBlock:
+    """A block that is submitted without members, and receives them while it runs.
+
+    Not thread-safe.
+
+    Parameters
+    ----------
+    block : SubmittedBlock
+        The block; its list of records grows.
+    records : list of TaskRecord
+        That list.
+    placement : hashable
+        What its members have in common; see `Options.placement_key`.
+
+    Attributes
+    ----------
+    link : MemberLink, optional
+        The connection; None until the block runs and the client has connected.
+    closed : bool
+        Whether no more members are sent.
+    """
+
+    def __init__(
+        self, block: SubmittedBlock, records: list[TaskRecord], placement: Hashable
+    ) -> None:
+        self.block = block
+        self.records = records
+        self.placement = placement
+        self.link: MemberLink | None = None
+        self.closed = False
+        self._functions: dict[bytes, int] = {}
+        self._surroundings: bytes | None = None
+        #: What will be sent by the next `send`.
+        self._new_functions: list[bytes] = []
+        self._new_members: list[OpenMember] = []
+        #: Held tasks that only wait for members of this block.
+        self._behind: list[Urgency] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether members can be sent."""
+        return self.link is not None and not self.closed
+
+    def add_behind(self, urgency: Urgency) -> None:
+        """Record that a held task waits only for a member of this block."""
+        heapq.heappush(self._behind, urgency)
+
+    def first_behind(self) -> Urgency | None:
+        """Return the first held task that waits only for unfinished members of this block."""
+        while self._behind:
+            first = self._behind[0]
+            record = first.record
+            # If one that it needs has failed, it does not run; `OpenBlocks` finds that later.
+            if is_held(record) and find_root_failure(record) is None:
+                waits = record.unfinished_waits()
+                if waits and all(before.block is self.block for before in waits):
+                    return first
+            heapq.heappop(self._behind)
+        return None
+
+    def add(self, record: TaskRecord) -> None:
+        """Make a held task a member; `send` sends it."""
+        before, block = record.block, self.block
+        assert before is not None
+        link = self._link_of(record)
+        before.unfinished -= 1
+        record.block, record.member = block, len(self.records)
+        self.records.append(record)
+        block.unfinished += 1
+        call, options = record.call, record.options
+        assert call is not None
+        assert isinstance(record.function, bytes)
+        index = self._functions.get(record.function)
+        if index is None:
+            index = self._functions[record.function] = len(self._functions)
+            self._new_functions.append(record.function)
+        limits = None
+        if options.retries or options.timeout or options.cwd or options.env:
+            limits = Limits(options.retries, options.timeout, options.cwd, options.env)
+        declared = declared_files(record, -1) if record.reads or record.writes else None
+        self._new_members.append(OpenMember(index, call.data, record.name, link, limits, declared))
+
+    def _link_of(self, record: TaskRecord) -> Link | None:
+        needs: list[Source] = []
+        after: list[Source] = []
+        if record.waits:
+            for before, why in record.unfinished_waits().items():
+                (needs if why & NEEDS else after).append((LOCAL, before.member))
+        references = () if record.call is None else record.call.references
+        if not (needs or after or references):
+            return None
+        return Link(tuple(needs), tuple(after), tuple(_values(references)))
+
+    def send(self, surroundings: bytes | None) -> None:
+        """Send the members that were added."""
+        if not self._new_members:
+            return
+        changed = None if surroundings == self._surroundings else surroundings
+        self._surroundings = surroundings
+        message = NewMembers(self._new_functions, list(map(tuple, self._new_members)), changed)  # type: ignore[arg-type]
+        self._new_functions, self._new_members = [], []
+        assert self.link is not None
+        self.link.send(pickle.dumps(tuple(message), 5))
+
+    def end(self) -> None:
+        """Send no more members; the block ends when those that it has are over."""
+        self.closed = True
+        if self.link is not None:
+            self.link.send(END)
+
+    def drop(self) -> None:
+        """Close the connection."""
+        self.closed = True
+        if self.link is not None:
+            self.link.shut_down()
+
+
+def is_held(record: TaskRecord) -> bool:
+    """Return whether a task waits at the client to be sent."""
+    return record.block is not None and record.block.held and not record.over
+
+
+def _values(references: Iterable[tuple[TaskRecord, str]]) -> Iterable[BlockMember | bytes | str]:
+    for producer, part in references:
+        if not producer.over:
+            yield BlockMember((LOCAL, producer.member), part)
+        elif part == "result":
+            assert producer.value is not None
+            yield producer.value
+        else:
+            assert producer.output is not None
+            yield producer.output[part == "stderr"]

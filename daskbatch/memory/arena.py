@@ -1,0 +1,322 @@
+"""A file in memory in which one process stores large buffers, and which other processes map.
+
+The file has no name, so nothing remains of it when the last process that has it open or mapped has
+ended, however that ended. A process has one file, not one for each value: so it needs one
+descriptor, whatever the number of values.
+
+Each value has a *range* of the file, which begins with a random *token*. A reader locks the range,
+and then compares the token (`segment.py`). When the value is dropped and no reader has the range
+locked, the token is erased and the range is used again: writing to memory that the system has
+provided already takes less than half of the time of writing to new memory. This is how a slab
+allocator keeps freed objects (Bonwick 1994).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import mmap
+import os
+import struct
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from daskbatch.forking import after_fork, keep_inherited
+from daskbatch.memory import range_locks
+from daskbatch.memory.libc import call
+
+#: Before the first buffer of a range: the token, and zeros up to a good alignment.
+HEADER_BYTES = 64
+
+TOKEN_BYTES = 16
+
+#: How the system names the files.
+FILE_NAME = "daskbatch-values"
+
+_PROCESS = struct.Struct("=i")
+
+#: Buffers begin at multiples of this number.
+_ALIGNMENT = 64
+
+_PAGE_BYTES = mmap.PAGESIZE
+
+#: The size of the file. It takes memory only where something was written.
+FILE_BYTES = 1 << 46
+
+#: How much memory of dropped values is kept for new ones.
+_MAX_SPARE_BYTES = 256 << 20
+
+#: A spare range is used for a value that takes at least this part of it.
+_MIN_USED = 0.75
+
+#: How many dropped ranges one call looks at: those that a reader has locked stay where they are.
+_MAX_CHECKS = 32
+
+#: The interval at which dropped ranges are looked at which a reader had locked.
+_CHECK_INTERVAL_SECONDS = 0.5
+
+#: How much one system call writes at most, and how many buffers.
+_MAX_WRITE_BYTES = 1 << 30
+_MAX_WRITE_BUFFERS = 512
+
+_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+
+def make_identity() -> bytes:
+    """Return what references call a new file: a random text that begins with this process."""
+    return _PROCESS.pack(os.getpid()) + os.urandom(8)
+
+
+def owner_of(identity: bytes) -> int:
+    """Return the process that has made a file."""
+    process: int = _PROCESS.unpack_from(identity)[0]
+    return process
+
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Return where buffers of some sizes begin in a range, and how long the range is."""
+    starts, position = [], HEADER_BYTES
+    for size in sizes:
+        starts.append(position)
+        position += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return starts, -(-position // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def new_memory_file() -> int:
+    """Return the descriptor of a new arena's file.
+
+    Raises
+    ------
+    OSError
+        The system has no memory files, or does not allow large files.
+    """
+    file = os.memfd_create(FILE_NAME, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(file, FILE_BYTES)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def erase(file: int, offset: int, length: int) -> None:
+    """Return the memory of a range to the system."""
+    with contextlib.suppress(OSError):
+        call("fallocate", file, _PUNCH_HOLE, offset, length)
+
+
+class Arena:
+    """The memory file that this process writes to. Any thread may use it.
+
+    Parameters
+    ----------
+    file : int
+        The file. Only this process writes to it, but a process that holds ranges may erase them.
+    location : (int, int)
+        A process and its descriptor of the file, by which other processes open it.
+    identity : bytes, optional
+        What references call the file; else a random one.
+    watches : bool
+        Whether a thread waits for readers of dropped ranges. Else the memory of these is used
+        again at the next `write`, and another process returns it to the system.
+    """
+
+    def __init__(
+        self,
+        file: int,
+        location: tuple[int, int],
+        identity: bytes | None = None,
+        watches: bool = True,
+    ) -> None:
+        self.file = file
+        self.location = location
+        self.identity = make_identity() if identity is None else identity
+        self._watches = watches
+        self._lock = threading.Lock()
+        self._end = 0
+        #: Ranges that can be used again: (length, offset), sorted; and in the order of their age.
+        self._spare: list[tuple[int, int]] = []
+        self._by_age: deque[tuple[int, int]] = deque()
+        self._spare_bytes = 0
+        #: The ranges of dropped values: (offset, length). Appending needs no lock.
+        self._dropped: deque[tuple[int, int]] = deque()
+        self._watching = False
+
+    def write(self, buffers: Sequence[Any], sizes: Sequence[int]) -> tuple[int, int, bytes]:
+        """Store buffers in a range; return the offset and the length of it, and its token.
+
+        Parameters
+        ----------
+        buffers : sequence
+            Contiguous objects that support the buffer protocol.
+        sizes : sequence of int
+            Their sizes in bytes.
+
+        Raises
+        ------
+        OSError
+            There is no memory.
+        """
+        starts, length = layout(sizes)
+        with self._lock:
+            self._reuse_dropped()
+            offset, length = self._take(length)
+        token = os.urandom(TOKEN_BYTES)
+        try:
+            header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
+            self._write_all(offset, [header, *buffers], [0, *starts], [HEADER_BYTES, *sizes])
+        except BaseException:
+            self.drop(offset, length)
+            raise
+        return offset, length, token
+
+    def _write_all(
+        self, offset: int, buffers: Sequence[Any], starts: Sequence[int], sizes: Sequence[int]
+    ) -> None:
+        pieces: list[Any] = []
+        position, total = offset, 0
+
+        def flush() -> None:
+            nonlocal pieces, position, total
+            while total:
+                done = os.pwritev(self.file, pieces[:_MAX_WRITE_BUFFERS], position)
+                position += done
+                total -= done
+                while done:
+                    if done < len(pieces[0]):
+                        pieces[0] = pieces[0][done:]
+                        break
+                    done -= len(pieces.pop(0))
+            pieces = []
+
+        for buffer, start, size in zip(buffers, starts, sizes, strict=True):
+            view = memoryview(buffer).cast("B") if size else memoryview(b"")
+            gap = offset + start - position - total
+            if gap:
+                pieces.append(memoryview(bytes(gap)))
+                total += gap
+            for begin in range(0, size, _MAX_WRITE_BYTES):
+                piece = view[begin : begin + _MAX_WRITE_BYTES]
+                pieces.append(piece)
+                total += len(piece)
+                if total >= _MAX_WRITE_BYTES:
+                    flush()
+        flush()
+
+    def _take(self, length: int) -> tuple[int, int]:
+        """Return the smallest spare range that fits well, or a new one."""
+        position = bisect.bisect_left(self._spare, (length, 0))
+        if position < len(self._spare):
+            capacity, offset = self._spare[position]
+            if length >= capacity * _MIN_USED:
+                del self._spare[position]
+                self._by_age.remove((capacity, offset))
+                self._spare_bytes -= capacity
+                return offset, capacity
+        offset = self._end
+        self._end += length
+        return offset, length
+
+    def drop(self, offset: int, length: int) -> None:
+        """Drop the value of a range. A finalizer may call it, at any moment."""
+        self._dropped.append((offset, length))
+        # Not blocking: the garbage collector may run in the thread that has the lock.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._reuse_dropped()
+                watch = self._watches and bool(self._dropped) and not self._watching
+                self._watching |= watch
+            finally:
+                self._lock.release()
+            if watch:
+                self._start_watching()
+
+    def _reuse_dropped(self) -> None:
+        """Make spare ranges of the dropped ones that no reader has locked. Called with the lock."""
+        for _ in range(min(len(self._dropped), _MAX_CHECKS)):
+            offset, length = self._dropped.popleft()
+            if not range_locks.try_lock(self.file, offset, length):
+                self._dropped.append((offset, length))
+                continue
+            try:
+                os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
+                if length > _MAX_SPARE_BYTES:
+                    erase(self.file, offset, length)
+                    continue
+            finally:
+                range_locks.unlock(self.file, offset, length)
+            bisect.insort(self._spare, (length, offset))
+            self._by_age.append((length, offset))
+            self._spare_bytes += length
+        while self._spare_bytes > _MAX_SPARE_BYTES:
+            capacity, offset = self._by_age.popleft()
+            self._spare.remove((capacity, offset))
+            self._spare_bytes -= capacity
+            erase(self.file, offset, capacity)
+
+    def _start_watching(self) -> None:
+        try:
+            threading.Thread(target=self._watch, name="daskbatch-values", daemon=True).start()
+        except RuntimeError:  # the interpreter is shutting down
+            self._watching = False
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(_CHECK_INTERVAL_SECONDS)
+            with self._lock:
+                # All of them, a few at a time: in each round the first ones come last.
+                for _ in range(len(self._dropped) // _MAX_CHECKS + 1):
+                    self._reuse_dropped()
+                if not self._dropped:
+                    self._watching = False
+                    return
+
+
+_own: Arena | None = None
+_own_lock = threading.Lock()
+_unavailable = False
+#: The file that this process is to write to, if its parent has made one: see `use_arena`.
+_given: tuple[tuple[int, int], bytes] | None = None
+
+
+def own_arena() -> Arena | None:
+    """Return the arena of this process; None if this system has no memory files."""
+    global _own, _unavailable
+    if _own is None and not _unavailable:
+        with _own_lock:
+            if _own is None:
+                try:
+                    _own = _open_arena()
+                except (OSError, AttributeError):
+                    _unavailable = True
+    return _own
+
+
+def _open_arena() -> Arena:
+    if _given is None:
+        file = new_memory_file()
+        return Arena(file, (os.getpid(), file))
+    (process, descriptor), identity = _given
+    # Opened again, and not inherited: the locks of this process must not be those of its parent.
+    file = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    return Arena(file, (process, descriptor), identity, watches=False)
+
+
+def use_arena(location: tuple[int, int], identity: bytes) -> None:
+    """Have this process write to a file that its parent has made, which outlives this process."""
+    global _given
+    _given = location, identity
+
+
+@after_fork
+def _forget_arena() -> None:
+    """Leave the parent's arena to the parent."""
+    global _own, _own_lock, _given
+    _own_lock = threading.Lock()
+    _given = None
+    if _own is not None:
+        keep_inherited([_own])
+        _own = None

@@ -1,0 +1,46 @@
+"""Calls functions of the C library that Python does not offer.
+
+Any number of threads may call; `call` raises OSError if the function fails.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+#: What `mmap` returns if it fails.
+_MAP_FAILED = (1 << 64) - 1
+
+
+@lru_cache(maxsize=1)
+def libc() -> Any:
+    """Return the library, with the types of the functions that are used here."""
+    import ctypes  # not at the top: a child starts faster without it
+
+    library = ctypes.CDLL(None, use_errno=True)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    library.mmap.restype = pointer
+    library.mmap.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
+    library.munmap.argtypes = (pointer, size)
+    library.memcmp.argtypes = (pointer, pointer, size)
+    if hasattr(library, "fallocate"):
+        library.fallocate.argtypes = (number, number, ctypes.c_int64, ctypes.c_int64)
+    return library
+
+
+def call(name: str, *args: Any) -> Any:
+    """Call a function that returns -1 if it fails.
+
+    Raises
+    ------
+    OSError
+        It has failed.
+    """
+    import ctypes
+
+    result = getattr(libc(), name)(*args)
+    if result == -1 or result is None or result == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -1,0 +1,378 @@
+"""Ranges of memory files that this process holds, and references by which others find them.
+
+A process that made a value *holds* its range, and so does a process that has adopted it: as long
+as one of them holds it, the range keeps its content. A process that only reads a range maps it,
+and the mapping keeps the content, too (`range_locks`). Any number of threads may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from daskbatch.forking import after_fork, keep_inherited
+from daskbatch.memory import range_locks
+from daskbatch.memory.arena import (
+    FILE_BYTES,
+    FILE_NAME,
+    TOKEN_BYTES,
+    Arena,
+    erase,
+    layout,
+    make_identity,
+    new_memory_file,
+    own_arena,
+    owner_of,
+)
+from daskbatch.memory.host import host_id
+from daskbatch.memory.mapping import map_private
+
+#: How much memory of dropped values a child process may keep for new ones.
+_MAX_CHILD_SPARE_BYTES = 64 << 20
+
+
+class ValueGone(Exception):
+    """The memory of a value no longer exists, or this process cannot reach it."""
+
+
+class Reference(NamedTuple):
+    """Where a value is stored.
+
+    Parameters
+    ----------
+    host : str
+        The host; see `host_id`.
+    arena : bytes
+        The identity of the memory file.
+    process, descriptor : int
+        A process that has the file open, and its descriptor.
+    offset, length : int
+        The range.
+    token : bytes
+        The first bytes of the range, as long as the value is there.
+    """
+
+    host: str
+    arena: bytes
+    process: int
+    descriptor: int
+    offset: int
+    length: int
+    token: bytes
+
+
+class AdoptedArena:
+    """The memory file of another process, in which this one holds ranges. Any thread may use it.
+
+    Parameters
+    ----------
+    file : int
+        The file, opened by this process; closed when the object is deleted.
+    identity : bytes
+        The identity of the arena.
+    erases : bool
+        Whether this process returns the memory of dropped ranges to the system: the process
+        that writes does not do it.
+    """
+
+    def __init__(self, file: int, identity: bytes, erases: bool = False) -> None:
+        self.file = file
+        self.location = os.getpid(), file
+        self.identity = identity
+        self._erases = erases
+        #: Whether the process that writes to the file has ended.
+        self.orphaned = False
+        self._lock = threading.Lock()
+        #: By token, the ranges that are held: (offset, length), and by how many segments.
+        self._held: dict[bytes, tuple[int, int]] = {}
+        self._holders: dict[bytes, int] = {}
+        #: The ranges of deleted segments: (offset, length, token). Appending needs no lock.
+        self._dropped: deque[tuple[int, int, bytes]] = deque()
+        #: Ranges that the other process may use again, and that this one may erase.
+        self._spare: deque[tuple[int, int, bytes]] = deque()
+        self._spare_bytes = 0
+
+    def hold(self, offset: int, length: int, token: bytes) -> None:
+        """Hold a range. Raises `ValueGone` if its value is not there."""
+        with self._lock:
+            range_locks.lock_shared(self.file, offset, length)
+            if os.pread(self.file, TOKEN_BYTES, offset) != token:
+                range_locks.unlock(self.file, offset, length)
+                raise ValueGone("its memory has been used again")
+            self._holders[token] = self._holders.get(token, 0) + 1
+            self._held[token] = offset, length
+            self._release_dropped()
+
+    def drop(self, offset: int, length: int, token: bytes) -> None:
+        """Stop holding a range. A finalizer may call it, at any moment."""
+        if self.file < 0:  # both are garbage of one cycle
+            return
+        self._dropped.append((offset, length, token))
+        # Not blocking: the garbage collector may run in the thread that has the lock.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._release_dropped()
+            finally:
+                self._lock.release()
+
+    def _release_dropped(self) -> None:
+        released = bool(self._dropped)
+        while self._dropped:
+            each = offset, length, token = self._dropped.popleft()
+            # Another segment may have been made of the range since.
+            self._holders[token] -= 1
+            if self._holders[token]:
+                continue
+            del self._holders[token], self._held[token]
+            range_locks.unlock(self.file, offset, length)
+            if self._erases:
+                self._spare.append(each)
+                self._spare_bytes += length
+        limit = 0 if self.orphaned else _MAX_CHILD_SPARE_BYTES
+        for _ in range(len(self._spare)):
+            if self._spare_bytes <= limit:
+                break
+            each = self._spare.popleft()
+            if self._erase(*each):
+                self._spare_bytes -= each[1]
+            else:
+                self._spare.append(each)
+        if released and not _exists(owner_of(self.identity)):
+            self._erase_unheld()
+
+    def erase_unheld(self) -> None:
+        """Return to the system what no process holds or has mapped; its writer has ended."""
+        with self._lock:
+            self._erase_unheld()
+
+    def _erase_unheld(self) -> None:
+        # The kernel keeps all memory of the file as long as one process has any of it.
+        position = 0
+        for offset, length in (*sorted(self._held.values()), (FILE_BYTES, 0)):
+            gap = offset - position
+            if gap > 0 and range_locks.try_lock(self.file, position, gap):
+                erase(self.file, position, gap)
+                range_locks.unlock(self.file, position, gap)
+            position = offset + length
+
+    def _erase(self, offset: int, length: int, token: bytes) -> bool:
+        """Return a range to the system, unless it is used again; False if a reader has it."""
+        if not range_locks.try_lock(self.file, offset, length):
+            return False
+        try:
+            if os.pread(self.file, TOKEN_BYTES, offset) == token:
+                erase(self.file, offset, length)
+        finally:
+            range_locks.unlock(self.file, offset, length)
+        return True
+
+    def __del__(self) -> None:
+        file, self.file = self.file, -1
+        with contextlib.suppress(OSError):
+            os.close(file)
+
+
+class Segment:
+    """A range that this process holds until the object is deleted. Any thread may use it.
+
+    Parameters
+    ----------
+    arena : Arena or AdoptedArena
+        The memory file.
+    offset, length : int
+        The range.
+    token : bytes
+        Its token.
+    made_here : bool
+        Whether the value was made by this process or for it. Else another process counts the
+        memory as its own.
+    """
+
+    __slots__ = ("__weakref__", "arena", "length", "made_here", "offset", "token")
+
+    def __init__(
+        self, arena: Arena | AdoptedArena, offset: int, length: int, token: bytes, made_here: bool
+    ) -> None:
+        self.arena = arena
+        self.offset = offset
+        self.length = length
+        self.token = token
+        self.made_here = made_here
+        _segments[token] = self
+
+    @property
+    def reference(self) -> Reference:
+        """Where other processes find it."""
+        return Reference(
+            *(host_id(), self.arena.identity, *self.arena.location),
+            *(self.offset, self.length, self.token),
+        )
+
+    def __del__(self) -> None:
+        if isinstance(self.arena, Arena):
+            self.arena.drop(self.offset, self.length)
+        else:
+            self.arena.drop(self.offset, self.length, self.token)
+
+
+#: The segments of this process, by their tokens; the files of others, by their identities.
+_segments: weakref.WeakValueDictionary[bytes, Segment] = weakref.WeakValueDictionary()
+_adopted: weakref.WeakValueDictionary[bytes, AdoptedArena] = weakref.WeakValueDictionary()
+_adopting = threading.Lock()
+
+
+def _exists(process: int) -> bool:
+    return os.path.exists(f"/proc/{process}")
+
+
+def erase_orphans() -> None:
+    """Return memory to the system that processes which have ended had written, and nobody holds."""
+    for arena in list(_adopted.values()):
+        if not _exists(owner_of(arena.identity)):
+            arena.erase_unheld()
+
+
+def store(buffers: Sequence[Any], sizes: Sequence[int]) -> Segment | None:
+    """Store buffers in this process's arena; None if this system has no memory files.
+
+    Raises
+    ------
+    OSError
+        There is no memory.
+    """
+    arena = own_arena() if host_id() else None
+    if arena is None:
+        return None
+    return Segment(arena, *arena.write(buffers, sizes), made_here=True)
+
+
+def adopt(reference: Reference, made_here: bool = False) -> Segment:
+    """Hold a range that another process has written, or this one.
+
+    Raises
+    ------
+    ValueGone
+        It is gone, or is on another host.
+    """
+    found = _segments.get(reference.token)
+    if found is not None:
+        return found
+    if reference.host != host_id() or not reference.host:
+        raise ValueGone("its memory is on another host")
+    try:
+        # Also if this process has the file open already: what nobody held when the process that
+        # the reference names ended is lost.
+        _require_file(reference)
+        with _adopting:
+            arena = _adopted.get(reference.arena)
+            if arena is None:
+                file = _open(reference, os.O_RDWR)
+                arena = _adopted[reference.arena] = AdoptedArena(file, reference.arena)
+            found = _segments.get(reference.token)
+            if found is not None:
+                return found
+            arena.hold(reference.offset, reference.length, reference.token)
+            return Segment(arena, reference.offset, reference.length, reference.token, made_here)
+    except OSError as error:
+        raise ValueGone(f"its memory cannot be opened: {error}") from error
+
+
+def open_range(reference: Reference) -> int:
+    """Open the memory file of a range, and lock the range for the new description.
+
+    The range keeps its content until the descriptor and all mappings made of it are closed.
+
+    Raises
+    ------
+    ValueGone
+        It is gone, or is on another host.
+    """
+    held = _segments.get(reference.token)
+    try:
+        if held is not None:
+            file = os.open(f"/proc/self/fd/{held.arena.file}", os.O_RDONLY | os.O_CLOEXEC)
+        elif reference.host == host_id() and reference.host:
+            file = _open(reference, os.O_RDONLY)
+        else:
+            raise ValueGone("its memory is on another host")
+        try:
+            range_locks.lock_shared(file, reference.offset, reference.length)
+            if os.pread(file, TOKEN_BYTES, reference.offset) != reference.token:
+                raise ValueGone("its memory has been used again")
+        except BaseException:
+            os.close(file)
+            raise
+    except OSError as error:
+        raise ValueGone(f"its memory cannot be opened: {error}") from error
+    return file
+
+
+def attach(reference: Reference) -> memoryview:
+    """Map a range; return its bytes, which this process may change for itself.
+
+    Raises
+    ------
+    ValueGone
+        It is gone, or is on another host.
+    OSError
+        It cannot be mapped, for example because this process has too many mappings.
+    """
+    file = open_range(reference)
+    try:
+        return map_private(file, reference.offset, reference.length)
+    finally:
+        os.close(file)
+
+
+def cut(memory: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """Return the buffers of a range, from its bytes and their sizes."""
+    starts, _ = layout(sizes)
+    return [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def _open(reference: Reference, flags: int) -> int:
+    """Open the memory file of another process."""
+    return os.open(_require_file(reference), flags | os.O_CLOEXEC)
+
+
+def _require_file(reference: Reference) -> str:
+    """Return the path of a memory file that another process has open."""
+    path = f"/proc/{reference.process}/fd/{reference.descriptor}"
+    # The process may have ended since, and another one may have its number.
+    if not os.readlink(path).startswith(f"/memfd:{FILE_NAME}"):
+        raise ValueGone("the process that has its memory has ended")
+    return path
+
+
+def new_child_arena() -> AdoptedArena | None:
+    """Make the memory file that a child process will write to.
+
+    Returns
+    -------
+    AdoptedArena or None
+        This process's end. None if this system has no memory files.
+    """
+    if not host_id():
+        return None
+    try:
+        file = new_memory_file()
+    except OSError:
+        return None
+    arena = AdoptedArena(file, make_identity(), erases=True)
+    _adopted[arena.identity] = arena
+    return arena
+
+
+@after_fork
+def _forget_segments() -> None:
+    """Leave what the parent holds to the parent."""
+    global _adopting
+    _adopting = threading.Lock()
+    keep_inherited([*_segments.values(), *_adopted.values()])
+    _segments.clear()
+    _adopted.clear()

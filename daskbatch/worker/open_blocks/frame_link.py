@@ -1,0 +1,177 @@
+"""One end of the direct connection of an open block: frames in both directions, never blocking.
+
+A frame is a length (uint32, little endian) and that many bytes; an empty frame only says that the
+sender lives. What the system does not take at once stays in a buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from threading import Lock
+from time import monotonic
+
+#: How long the sender of a frame says nothing more before it sends an empty frame; and how long the
+#: receiver waits for any frame before the connection counts as cut.
+PING_INTERVAL_SECONDS = 1.0
+SILENCE_LIMIT_SECONDS = 5.0
+
+_LENGTH_BYTES = 4
+_READ_BYTES = 1 << 18
+
+
+#: What a socket raises if it would have to wait.
+_WOULD_WAIT = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class LinkClosed(ConnectionError):
+    """The other end has closed the connection, or it is broken."""
+
+
+class FrameLink:
+    """One end of a connection. Any thread may call all methods.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        A connected socket, authenticated; it is made non-blocking.
+    on_unsent : callable, optional
+        Called if not all could be sent at once, or the link is broken: then `flush` is to be
+        called once the socket takes more.
+
+    Attributes
+    ----------
+    heard : float
+        When the last bytes arrived, by `monotonic`.
+    broken : bool
+        Whether nothing more can be sent.
+    """
+
+    def __init__(self, sock: socket.socket, on_unsent: Callable[[], None] | None = None) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.heard = monotonic()
+        self.broken = False
+        self._on_unsent = on_unsent
+        self._said = self.heard
+        self._send_lock = Lock()
+        self._unsent = bytearray()
+        #: With TLS, more may have been decrypted than a call returns.
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        #: With TLS the same: sending and receiving change one state.
+        self._receive_lock = self._send_lock if self._is_tls else Lock()
+        self._received = bytearray()
+
+    def send(self, *frames: bytes) -> None:
+        """Send frames, as far as the system takes them at once; the rest is kept.
+
+        After an error the link is `broken`, and sends nothing.
+        """
+        with self._send_lock:
+            for frame in frames:
+                self._unsent += len(frame).to_bytes(_LENGTH_BYTES, "little")
+                self._unsent += frame
+            self._send_some()
+        if self._on_unsent is not None and (self._unsent or self.broken):
+            self._on_unsent()
+
+    def flush(self) -> bool:
+        """Send more of what is kept; return whether nothing is."""
+        with self._send_lock:
+            self._send_some()
+            return not self._unsent
+
+    def _send_some(self) -> None:
+        if self.broken:
+            self._unsent.clear()
+            return
+        try:
+            while self._unsent:
+                del self._unsent[: self.sock.send(self._unsent)]
+                self._said = monotonic()
+        except _WOULD_WAIT:
+            pass
+        except (OSError, ValueError):
+            self.broken = True
+            self._unsent.clear()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something could not be sent yet."""
+        return bool(self._unsent)
+
+    def keep_alive(self) -> bool:
+        """Send an empty frame if nothing was sent for a while; return whether the link lives."""
+        now = monotonic()
+        if now - self._said > PING_INTERVAL_SECONDS and not self._unsent:
+            self.send(b"")
+        return not self.broken and now - self.heard < SILENCE_LIMIT_SECONDS
+
+    def receive(self) -> list[bytes]:
+        """Return the frames that have arrived as a whole; does not wait.
+
+        Raises
+        ------
+        LinkClosed
+            The other end has closed the connection, or it is broken.
+        """
+        with self._receive_lock:
+            try:
+                while True:
+                    data = self.sock.recv(_READ_BYTES)
+                    if not data:
+                        break
+                    self._received += data
+                    self.heard = monotonic()
+                    if len(data) < _READ_BYTES and not self._is_tls:
+                        return self._take_frames()
+            except _WOULD_WAIT:
+                return self._take_frames()
+            except (OSError, ValueError):
+                pass
+            frames = self._take_frames()
+            if not frames:
+                raise LinkClosed("the other side has closed the connection, or it is broken")
+            return frames
+
+    def _take_frames(self) -> list[bytes]:
+        frames = []
+        start, received = 0, self._received
+        while len(received) - start >= _LENGTH_BYTES:
+            length = int.from_bytes(received[start : start + _LENGTH_BYTES], "little")
+            end = start + _LENGTH_BYTES + length
+            if len(received) < end:
+                break
+            if length:
+                frames.append(bytes(received[start + _LENGTH_BYTES : end]))
+            start = end
+        if start:
+            del received[:start]
+        return frames
+
+    def wait(self, seconds: float, sending: bool = False) -> None:
+        """Wait until something arrives, or more can be sent; at most some seconds."""
+        if self.broken:
+            return
+        poll = select.poll()
+        with contextlib.suppress(OSError, ValueError):
+            poll.register(self.sock, select.POLLOUT if sending else select.POLLIN)
+            poll.poll(seconds * 1e3)
+
+    def shut_down(self) -> None:
+        """End the connection, and let the thread that receives notice that; it calls `close`.
+
+        The number of a closed socket may be that of the next one, which that thread must not
+        confuse.
+        """
+        self.broken = True
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; what was kept is lost."""
+        self.shut_down()
+        self.sock.close()

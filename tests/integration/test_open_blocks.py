@@ -1,0 +1,399 @@
+"""Graphs of short tasks run in open blocks, and nothing that holds for other tasks changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.waiting import wait_for_file
+
+import daskbatch.cluster.open_links as open_links
+from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskTimeout
+from daskbatch.cluster.dask_backend import ClusterBackend
+from daskbatch.worker.open_blocks import frame_link
+
+WIDTH, STEPS = 6, 25
+
+#: A graph: for each task the positions of those whose values it takes.
+Graph = list[tuple[int, ...]]
+
+
+def stencil(width: int = WIDTH, steps: int = STEPS) -> Graph:
+    graph: Graph = []
+    for step in range(steps):
+        for x in range(width):
+            before = range(max(0, x - 1), min(width, x + 2)) if step else ()
+            graph.append(tuple((step - 1) * width + each for each in before))
+    return graph
+
+
+def random_graph(seed: int, count: int = 150) -> Graph:
+    rng = random.Random(seed)
+    return [
+        tuple(rng.sample(range(max(0, n - 12), n), rng.randrange(min(n, 4) + 1)))
+        for n in range(count)
+    ]
+
+
+def mix(number: int, *values: int) -> int:
+    return (number + 31 * sum(values)) % 1_000_003
+
+
+def expected_of(graph: Graph) -> list[int]:
+    values: list[int] = []
+    for number, inputs in enumerate(graph):
+        values.append(mix(number, *(values[each] for each in inputs)))
+    return values
+
+
+def make(batch: Batch, graph: Graph, function: Callable[..., Any] = mix) -> list[Any]:
+    tasks: list[Any] = []
+    for number, inputs in enumerate(graph):
+        tasks.append(batch.function(function, number, *(tasks[each].result for each in inputs)))
+    return tasks
+
+
+@pytest.fixture
+def members(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the messages with which members are sent to open blocks."""
+    sent = 0
+    send = frame_link.FrameLink.send
+
+    def count(link: frame_link.FrameLink, *frames: bytes) -> None:
+        nonlocal sent
+        sent += sum(bool(frame) for frame in frames)
+        send(link, *frames)
+
+    monkeypatch.setattr(frame_link.FrameLink, "send", count)
+    return lambda: sent
+
+
+def is_paused(batch: Batch) -> bool:
+    """Return whether the machine was too slow to connect in time, so that other blocks are used."""
+    return batch._session.dispatcher.table.open_blocks.is_paused
+
+
+@pytest.mark.parametrize("graph", [stencil(), random_graph(1), random_graph(2)])
+def test_values_are_those_of_a_sequential_run(
+    batch: Batch, graph: Graph, members: Callable[[], int]
+) -> None:
+    tasks = make(batch, graph)
+    batch.compile(tasks).run(timeout=60)
+    assert [task.get() for task in tasks] == expected_of(graph)
+    assert members() or is_paused(batch)
+
+
+def append(path: str, number: int) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{number}\n")
+
+
+def read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def test_reads_and_writes_of_files_keep_their_order(
+    batch: Batch, tmp_path: Path, members: Callable[[], int]
+) -> None:
+    rng = random.Random(3)
+    root = tmp_path / "with a space ü"
+    root.mkdir()
+    content = {str(root / f"file {n}"): "" for n in range(5)}
+    tasks, expected = [], []
+    for number in range(150):
+        path = rng.choice(list(content))
+        if rng.random() < 0.4:
+            content[path] += f"{number}\n"
+            expected.append(None)
+            access = {"reads": batch.read(path), "writes": batch.write(path)}
+            tasks.append(batch.function(append, path, number, **access))
+        else:
+            expected.append(content[path])
+            tasks.append(batch.function(read, path, reads=batch.read(path)))
+    batch.compile(tasks).run(timeout=60)
+    assert [task.get() for task in tasks] == expected
+    assert {path: read(path) for path in content} == content
+    assert members() or is_paused(batch)
+
+
+def fail_at_40(number: int, *values: int) -> int:
+    if number == 40:
+        raise ValueError("number 40 fails")
+    return mix(number, *values)
+
+
+def test_what_needs_a_failed_task_is_skipped_and_the_rest_runs(batch: Batch) -> None:
+    graph = random_graph(4)
+    tasks = make(batch, graph, fail_at_40)
+    batch.compile(tasks).run(timeout=60, check=False)
+    needs = {40}
+    values = expected_of(graph)
+    for number, inputs in enumerate(graph):
+        if number == 40:
+            with pytest.raises(ValueError, match="number 40 fails"):
+                tasks[number].get()
+        elif needs & set(inputs):
+            needs.add(number)
+            with pytest.raises(DependencyFailed, match=r"'fail_at_40\[40\]' \(40\) failed"):
+                tasks[number].get()
+        else:
+            assert tasks[number].get() == values[number]
+
+
+def produce(number: int, *values: bytes) -> bytes:
+    sizes = (10, 100_000, 2_000_000)
+    return bytes([number % 251]) * sizes[number % 3] + b"".join(each[:1] for each in values)
+
+
+def test_large_values_arrive_whole(batch: Batch) -> None:
+    graph = random_graph(5, 40)
+    tasks = make(batch, graph, produce)
+    batch.compile(tasks).run(timeout=60)
+    values: list[bytes] = []
+    for number, inputs in enumerate(graph):
+        values.append(produce(number, *(values[each] for each in inputs)))
+    assert [task.get() for task in tasks] == values
+
+
+def test_tasks_with_options_take_part(batch: Batch, members: Callable[[], int]) -> None:
+    graph = stencil(5, 8)
+    addresses = sorted(batch.client.scheduler_info(n_workers=-1)["workers"])
+    factories = [
+        batch,
+        batch.options(isolation="process"),
+        batch.options(retries=2),
+        batch.options(priority=1),
+        batch.options(workers=addresses[:1]),
+        batch.options(workers=addresses[1:]),
+    ]
+    tasks: list[Any] = []
+    for number, inputs in enumerate(graph):
+        factory = factories[number % len(factories) if number % 4 == 0 else 0]
+        values = (tasks[each].result for each in inputs)
+        tasks.append(factory.function(mix, number, *values))
+    batch.compile(tasks).run(timeout=60)
+    assert [task.get() for task in tasks] == expected_of(graph)
+
+
+def where(*_: Any) -> int:
+    return os.getpid()
+
+
+def test_a_chain_on_alternating_workers_stays_on_them(
+    batch: Batch, members: Callable[[], int]
+) -> None:
+    addresses = sorted(batch.client.scheduler_info(n_workers=-1)["workers"])
+    factories = [batch.options(workers=[each]) for each in addresses]
+    tasks = [factories[0].function(where)]
+    for number in range(1, 60):
+        tasks.append(factories[number % 2].function(where, tasks[-1].result))
+    batch.compile(tasks).run(timeout=60)
+    found = [task.get() for task in tasks]
+    assert members() >= 60 or is_paused(batch)
+    assert len(set(found[0::2])) == len(set(found[1::2])) == 1
+    assert found[0] != found[1]
+
+
+def say(number: int, *values: int) -> int:
+    print(f"number {number}")
+    return number
+
+
+def test_each_task_has_its_own_output(batch: Batch) -> None:
+    tasks = make(batch, stencil(4, 10), say)
+    batch.compile(tasks).run(timeout=60)
+    assert [task.stdout.get() for task in tasks] == [f"number {n}" for n in range(40)]
+
+
+def pass_gate(gate: str, number: int, *values: int) -> int:
+    if number == 20:
+        Path(gate).with_suffix(".begun").touch()
+        wait_for_file(Path(gate))
+    return mix(number, *values)
+
+
+def test_a_running_and_waiting_tasks_are_cancelled(batch: Batch, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    graph = stencil(6, 15)
+    tasks: list[Any] = []
+    for number, inputs in enumerate(graph):
+        values = (tasks[each].result for each in inputs)
+        tasks.append(batch.function(pass_gate, str(gate), number, *values))
+    program = batch.compile(tasks)
+    program.start()
+    wait_for_file(gate.with_suffix(".begun"))
+    program.cancel()
+    program.wait(timeout=60)
+    for task in tasks[20:21] + tasks[-6:]:
+        with pytest.raises((TaskCancelled, DependencyFailed)):
+            task.get(timeout=60)
+
+
+def submit_inside(batch: Batch, number: int, *values: int) -> int:
+    if number % 7:
+        return number
+    inner = batch.function(mix, 0, number)
+    inner.start()
+    return number if inner.get(timeout=60) == 31 * number else -1
+
+
+def test_a_task_may_wait_for_others_inside(batch: Batch) -> None:
+    tasks: list[Any] = []
+    for number, inputs in enumerate(stencil(4, 8)):
+        values = (tasks[each].result for each in inputs)
+        tasks.append(batch.function(submit_inside, batch, number, *values))
+    batch.compile(tasks).run(timeout=60)
+    assert [task.get() for task in tasks] == list(range(32))
+
+
+def sleep_long(number: int, *values: int) -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def test_the_time_limit_of_a_task_in_a_thread_holds(batch: Batch) -> None:
+    limited = batch.options(timeout=0.2, isolation="thread")
+    first = [batch.function(mix, number) for number in range(3)]
+    slow = limited.function(sleep_long, 1, *(each.result for each in first))
+    last = batch.function(mix, 2, first[0].result)
+    batch.compile([*first, slow, last]).run(timeout=60, check=False)
+    with pytest.raises(TaskTimeout):
+        slow.get()
+    assert last.get() == mix(2, 0)
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+def wait_for_touch(path: str, number: int, *values: int) -> int:
+    if number == 90:
+        wait_for_file(Path(path))
+    return mix(number, *values)
+
+
+def test_another_client_gets_a_slot_meanwhile(batch: Batch, tmp_path: Path) -> None:
+    # The program ends only after the other client's task has run, which needs a slot.
+    path = tmp_path / "touched"
+    graph = stencil(6, 30)
+    tasks: list[Any] = []
+    for number, inputs in enumerate(graph):
+        values = (tasks[each].result for each in inputs)
+        tasks.append(batch.function(wait_for_touch, str(path), number, *values))
+    program = batch.compile(tasks)
+    program.start()
+    future = batch.client.submit(touch, str(path), pure=False)
+    future.result(timeout=60)
+    program.wait(timeout=60)
+    assert [task.get() for task in tasks] == expected_of(graph)
+
+
+def test_without_direct_connections_the_ordinary_way_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = threading.Event()
+
+    def refuse(*args: Any, **kwargs: Any) -> socket.socket:
+        tried.set()
+        raise OSError("a firewall is in the way")
+
+    monkeypatch.setattr(open_links, "connect_to_server", refuse)
+    graph = stencil()
+    with Batch(num_workers=2) as batch:
+        tasks = make(batch, graph)
+        batch.compile(tasks).run(timeout=60)
+        assert [task.get() for task in tasks] == expected_of(graph)
+        assert tried.is_set()
+
+
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_cut_connection_costs_no_task(
+    silent: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Link] = []
+    made_link = open_links.FrameLink
+
+    class Link(made_link):  # type: ignore[valid-type,misc]
+        """A connection that can be cut so that both ends only notice that nothing arrives."""
+
+        is_cut = False
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+        def _send_some(self) -> None:
+            if self.is_cut:
+                self._unsent.clear()
+            else:
+                super()._send_some()
+
+        def receive(self) -> list[bytes]:
+            if self.is_cut:
+                time.sleep(0.01)
+                return []
+            return super().receive()
+
+    monkeypatch.setattr(open_links, "FrameLink", Link)
+    monkeypatch.setattr(frame_link, "SILENCE_LIMIT_SECONDS", 1.0)
+    gate = tmp_path / "gate"
+    graph = stencil(6, 20)
+    with Batch(num_workers=2) as batch:
+        tasks: list[Any] = []
+        for number, inputs in enumerate(graph):
+            values = (tasks[each].result for each in inputs)
+            tasks.append(batch.function(pass_gate, str(gate), number, *values))
+        program = batch.compile(tasks)
+        program.start()
+        wait_for_file(gate.with_suffix(".begun"))
+        assert made or is_paused(batch)
+        for each in made:
+            if silent:
+                each.is_cut = True
+            elif not each.broken:
+                each.sock.shutdown(socket.SHUT_RDWR)
+        gate.touch()
+        program.wait(timeout=60)
+        assert [task.get() for task in tasks] == expected_of(graph)
+
+
+def kill_at_50(path: str, number: int, *values: int) -> int:
+    if number == 50 and not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), 9)
+    return mix(number, *values)
+
+
+def test_a_worker_that_dies_costs_no_task(tmp_path: Path) -> None:
+    graph = stencil()
+    with Batch(num_workers=2) as batch:
+        tasks: list[Any] = []
+        for number, inputs in enumerate(graph):
+            values = (tasks[each].result for each in inputs)
+            tasks.append(batch.function(kill_at_50, str(tmp_path / "died"), number, *values))
+        batch.compile(tasks).run(timeout=100)
+        assert [task.get() for task in tasks] == expected_of(graph)
+
+
+def test_an_idle_open_block_does_not_keep_its_slot(batch: Batch) -> None:
+    # Whatever is submitted next, in any way, finds both slots.
+    tasks = make(batch, stencil(4, 10))
+    batch.compile(tasks).run(timeout=60)
+    futures = batch.client.map(mix, range(4), pure=False)
+    assert batch.client.gather(futures) == [mix(n) for n in range(4)]
+
+
+def test_the_listener_of_the_backend_receives_no_report_after_the_end() -> None:
+    with Batch(num_workers=1) as batch:
+        tasks = make(batch, stencil(4, 5))
+        batch.compile(tasks).run(timeout=60)
+        backend = batch._session._backend
+        assert isinstance(backend, ClusterBackend)
+    assert not backend.open_links._links

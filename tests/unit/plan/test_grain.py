@@ -1,0 +1,59 @@
+"""Which graphs are run task by task in open blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from daskbatch.plan.grain import suits_open_blocks
+
+
+def stencil(width: int, steps: int) -> list[list[int]]:
+    waits = []
+    for step in range(steps):
+        for x in range(width):
+            before = range(max(0, x - 1), min(width, x + 2)) if step else ()
+            waits.append([(step - 1) * width + each for each in before])
+    return waits
+
+
+def decide(seconds: float | None, waits: list[list[int]], slots: int = 2) -> bool:
+    return suits_open_blocks([seconds] * len(waits), waits, [None] * len(waits), slots)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0002, 0.001, 0.02])
+def test_a_narrow_stencil_of_short_tasks_suits(seconds: float | None) -> None:
+    assert decide(seconds, stencil(8, 20))
+
+
+def test_a_single_chain_is_one_block() -> None:
+    assert not decide(0.001, [[], *([each] for each in range(999))])
+
+
+def test_chains_side_by_side_are_blocks() -> None:
+    assert not decide(0.001, [[each - 10] if each >= 10 else [] for each in range(1_000)])
+
+
+def test_a_chain_of_tasks_of_different_kinds_is_not() -> None:
+    waits = [[], *([each] for each in range(99))]
+    assert suits_open_blocks([0.001] * 100, waits, ["one", "other"] * 50, 2)
+
+
+def test_long_tasks_gain_nothing() -> None:
+    assert not decide(1.0, stencil(8, 20))
+
+
+def test_many_tiny_tasks_side_by_side_are_planned_ahead() -> None:
+    flat_and_a_sum = [[] for _ in range(20_000)] + [list(range(20_000))]
+    assert not decide(0.00001, flat_and_a_sum)
+    assert not decide(0.001, flat_and_a_sum)
+    assert not decide(0.00005, stencil(1_000, 20))
+
+
+def test_one_client_cannot_feed_thousands_of_slots() -> None:
+    waits = stencil(20_000, 2)
+    assert not decide(0.02, waits, slots=10_000)
+
+
+def test_unknown_tasks_of_a_small_workflow_suit() -> None:
+    fork_and_join = [[], *([0] for _ in range(100)), list(range(1, 101))]
+    assert decide(None, fork_and_join)

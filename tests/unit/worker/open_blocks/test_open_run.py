@@ -1,0 +1,258 @@
+"""An open block runs what it receives, and says exactly what it will not run."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.waiting import wait_for_file, wait_until
+
+from daskbatch.serialization import pickling
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    BlockMember,
+    BlockSpec,
+    ClosedReport,
+    OutcomeReport,
+)
+from daskbatch.worker.execution.block import Link as Inputs
+from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
+from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+from daskbatch.worker.open_blocks.open_run import OpenRun
+
+TIMEOUT = 30.0
+
+
+@dataclass
+class Watch:
+    wanted: bool = False
+    connected: bool = True
+
+    def is_wanted(self) -> bool:
+        return self.wanted
+
+    def is_connected(self) -> bool:
+        return self.connected
+
+
+@dataclass
+class Client:
+    """The client's end, and the thread that runs the block."""
+
+    run: OpenRun
+    link: FrameLink
+    watch: Watch
+    statuses: dict[int, int] = field(default_factory=dict)
+    values: dict[int, Any] = field(default_factory=dict)
+    received: int | None = None
+    _functions: int = 0
+
+    def send(self, function: Callable[..., Any], *calls: tuple[Any, ...]) -> None:
+        data = [pickling.dumps((args, {})) for args in calls]
+        self.send_packed(function, [OpenMember(self._functions, each, "task") for each in data])
+
+    def send_packed(self, function: Callable[..., Any], members: Sequence[OpenMember]) -> None:
+        self._functions += 1
+        new = NewMembers([pickling.dumps(function)], members)
+        self.link.send(pickle.dumps(tuple(new), 5))
+
+    def apply(self, report: object) -> None:
+        if isinstance(report, ClosedReport):
+            self.received = report.received
+        elif isinstance(report, OutcomeReport):
+            assert len(array("f", report.durations)) == len(report.statuses)
+            for member, status in enumerate(report.statuses, report.start):
+                self.statuses[member] = status
+                value = report.values[member - report.start]
+                if status == Status.DONE and value is not None:
+                    self.values[member] = pickle.loads(value)
+
+    def wait(self, over: Callable[[], bool]) -> None:
+        while not over():
+            self.link.wait(TIMEOUT)
+            for frame in self.link.receive():
+                self.apply(pickle.loads(frame))
+
+    def wait_closed(self) -> None:
+        self.wait(lambda: self.received is not None)
+
+
+def make_spec(**changes: Any) -> BlockSpec:
+    spec = BlockSpec(
+        block=1,
+        topic="topic",
+        functions=(),
+        calls=(),
+        labels=(),
+        links={},
+        limits={},
+        isolated=False,
+        journaled=True,
+        budget=0.2,
+        share_limit=1 << 20,
+        inline_limit=1 << 16,
+        output_limit=1 << 16,
+        open=True,
+    )
+    return spec._replace(**changes)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Client]]:
+    made: list[tuple[Client, threading.Thread]] = []
+
+    def start(**changes: Any) -> Client:
+        run, watch = OpenRun(make_spec(**changes), ()), Watch()
+        ours, theirs = socket.socketpair()
+        run.watch = watch
+        assert run.attach(FrameLink(theirs))
+        thread = threading.Thread(target=run)
+        client = Client(run, FrameLink(ours), watch)
+        made.append((client, thread))
+        thread.start()
+        return client
+
+    yield start
+    for client, thread in made:
+        client.link.close()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def add(one: int, other: int) -> int:
+    return one + other
+
+
+def test_members_run_as_they_arrive(start: Callable[..., Client]) -> None:
+    client = start()
+    client.send(add, (1, 2), (3, 4))
+    client.wait(lambda: len(client.values) == 2)
+    client.send(add, (5, 6))
+    client.wait(lambda: len(client.values) == 3)
+    assert client.values == {0: 3, 1: 7, 2: 11}
+    client.link.send(END)
+    client.wait_closed()
+    assert client.received == 3
+
+
+def test_a_member_takes_the_value_of_one_before_it(start: Callable[..., Client]) -> None:
+    client = start()
+    first = OpenMember(0, pickling.dumps(((1, 2), {})), "first")
+    call, references, _ = pickling.pack(((_Reference(), 10), {}))
+    assert list(references) == ["the first"]
+    inputs = Inputs(needs=((LOCAL, 0),), values=(BlockMember((LOCAL, 0), "result"),))
+    client.send_packed(add, [first, OpenMember(0, call, "second", inputs)])
+    client.wait(lambda: len(client.values) == 2)
+    assert client.values == {0: 3, 1: 13}
+
+
+class _Reference:
+    def __reduce__(self) -> Any:
+        return pickling.reference("the first")
+
+
+def test_it_ends_at_once_if_it_is_idle_and_its_slot_is_wanted(
+    start: Callable[..., Client],
+) -> None:
+    client = start()
+    client.send(add, (1, 2))
+    client.wait(lambda: len(client.values) == 1)
+    client.watch.wanted = True
+    client.wait_closed()
+    assert client.received == 1
+
+
+def test_it_ends_after_its_time_only_if_its_slot_is_wanted(
+    start: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = start(budget=0.0)
+    client.send(add, *((number, 0) for number in range(50)))
+    client.wait(lambda: len(client.values) == 50)
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, *([(gate,)] * 3))
+    wait_until(lambda: client.run.running >= 50)
+    client.watch.wanted = True
+    gate.touch()
+    client.wait_closed()
+    assert client.received == 53
+    client.wait(lambda: len(client.statuses) == 53)
+    assert client.statuses[50] == Status.DONE
+    assert client.statuses[52] == Status.DEFERRED
+
+
+def test_a_member_that_runs_for_long_gives_back_those_behind_it(
+    start: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = start(budget=0.0)
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, *([(gate,)] * 2))
+    while client.received is None:
+        client.run.tick()  # as the worker's event loop does
+        client.run.deliver()
+        client.link.wait(0.01)
+        for frame in client.link.receive():
+            client.apply(pickle.loads(frame))
+    assert client.received == 2
+    # What arrives now is not received, and never runs.
+    client.send(add, (1, 1))
+    gate.touch()
+    client.wait(lambda: len(client.statuses) == 2)
+    assert client.statuses[1] == Status.DEFERRED
+    assert len(client.run.spec.calls) == 2
+
+
+def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
+    start: Callable[..., Client],
+) -> None:
+    client = start()
+    client.watch.connected = False
+    client.wait_closed()
+    client.send(add, (1, 2))
+    with pytest.raises(LinkClosed):
+        client.wait(lambda: False)
+    assert client.received == 0
+    assert not client.statuses
+
+
+def test_outcomes_are_reported_again_after_the_connection_was_lost(
+    start: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = start()
+    client.send(add, (1, 2))
+    client.wait(lambda: len(client.values) == 1)
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, (gate,))
+    wait_until(lambda: client.run.running == 1)
+    client.link.close()
+    while client.run.deliver():
+        client.run.tick()
+    gate.touch()
+    found: set[int] = set()
+    while found != {0, 1}:
+        for report in client.run.reports():
+            if isinstance(report, OutcomeReport):
+                found |= set(range(report.start, report.start + len(report.statuses)))
+
+
+def test_a_revoked_member_does_not_run(start: Callable[..., Client]) -> None:
+    client = start()
+    assert client.run.revoke([1], Status.CANCELLED) == []
+    client.send(add, (1, 1), (2, 2), (3, 3))
+    client.wait(lambda: len(client.statuses) == 3)
+    assert client.statuses == {0: Status.DONE, 1: Status.CANCELLED, 2: Status.DONE}
+
+
+def test_a_second_connection_is_refused(start: Callable[..., Client]) -> None:
+    client = start()
+    one, other = socket.socketpair()
+    assert not client.run.attach(FrameLink(one))
+    one.close()
+    other.close()
