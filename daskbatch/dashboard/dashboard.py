@@ -11,10 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from distributed import Scheduler
 
+from daskbatch.dashboard.page_source import ClientOnPage, SharedSize
 from daskbatch.dashboard.shown_tasks import ShownTasks
 from daskbatch.dashboard.summary import ClientSummary, loads
 
@@ -25,38 +26,6 @@ _ASK_INTERVAL_SECONDS = 1.0
 
 #: How long shards may take to say how much they hold.
 _SIZES_TIMEOUT_SECONDS = 5.0
-
-
-class ClientOnPage(Protocol):
-    """The part of a registered client that is shown."""
-
-    topic: str
-    batch: str
-    where: str
-    number: int
-
-
-class SharedSize(NamedTuple):
-    """A dictionary or a queue, and how much is in it.
-
-    Parameters
-    ----------
-    kind, name : str
-        Which it is.
-    items, nbytes : int, optional
-        The number of keys or items, and their bytes; None if a shard does not answer, or has too
-        many to add them up.
-    shards, replicas, lost : int
-        The number of shards, on how many workers each is, and how many are lost.
-    """
-
-    kind: str
-    name: str
-    items: int | None
-    nbytes: int | None
-    shards: int
-    replicas: int
-    lost: int
 
 
 class Dashboard:

@@ -29,8 +29,9 @@ from distributed.dashboard.scheduler import template_variables
 from distributed.diagnostics.progress_stream import color_of
 from tornado.ioloop import IOLoop
 
-from daskbatch.dashboard.dashboard import ClientOnPage, Dashboard
 from daskbatch.dashboard.group_layout import mend_groups_page
+from daskbatch.dashboard.page_source import ClientOnPage, PageSource
+from daskbatch.dashboard.page_table import Table
 from daskbatch.dashboard.summary import STATES, ClientSummary
 from daskbatch.dispatch.key_names import dashboard_name
 
@@ -80,14 +81,14 @@ _TEMPLATE = """
 """
 
 
-def connect(scheduler: Scheduler, dashboard: Dashboard) -> None:
+def connect(scheduler: Scheduler, dashboard: PageSource) -> None:
     """Add the page to the server of Dask's dashboard, and to its menu.
 
     Parameters
     ----------
     scheduler : Scheduler
         The scheduler.
-    dashboard : Dashboard
+    dashboard : PageSource
         What is to be shown.
     """
     servers = [each for each in scheduler.http_application.applications if _has_bokeh(each)]
@@ -120,7 +121,7 @@ def _has_bokeh(application: Any) -> bool:
     return hasattr(application, "app_paths")
 
 
-def _make_document(dashboard: Dashboard, extra: Mapping[str, Any], doc: Any) -> None:
+def _make_document(dashboard: PageSource, extra: Mapping[str, Any], doc: Any) -> None:
     page = _Page(dashboard)
     page.update()
     # The document keeps the page alive, and not the other way round.
@@ -140,17 +141,17 @@ _Answer = tuple[ClientOnPage, ClientSummary]
 class _Page:
     """One open page."""
 
-    def __init__(self, dashboard: Dashboard) -> None:
+    def __init__(self, dashboard: PageSource) -> None:
         self._dashboard = dashboard
         self._several = False
         self._head = Div(name="head", sizing_mode="stretch_width")
         self._failures = Div(name="failures", sizing_mode="stretch_width")
-        self._programs = _Table(
+        self._programs = Table(
             "programs", ("client", "program", "state", "tasks", *STATES), 230, optional=STATES[3:]
         )
-        self._running = _Table("running", ("task", "program", "since", "for", "worker"), 230)
-        self._waiting = _Table("waiting", ("task", "program", "why"), 230)
-        self._shared = _Table("shared", ("kind", "name", "items", "size", "shards"), 230)
+        self._running = Table("running", ("task", "program", "since", "for", "worker"), 230)
+        self._waiting = Table("waiting", ("task", "program", "why"), 230)
+        self._shared = Table("shared", ("kind", "name", "items", "size", "shards"), 230)
         self._progress, self._progress_source = _progress_figure()
         self._timeline, self._timeline_source = _timeline_figure()
 
@@ -327,44 +328,6 @@ class _Page:
 
 
 _PRE = "margin:2px 0 0 0;padding:4px 6px;background:#f4f4f4;font-size:12px;white-space:pre-wrap"
-
-
-class _Table:
-    """A table of texts and numbers, as HTML: all of them are escaped here."""
-
-    def __init__(
-        self, name: str, columns: Sequence[str], height: int, optional: Sequence[str] = ()
-    ) -> None:
-        self._name, self._columns, self._height = name, columns, height
-        #: The columns that are left out if they are empty.
-        self._optional = optional
-        self.root = Div(name=name, sizing_mode="stretch_width")
-
-    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show rows in place of those before."""
-        shown = [
-            name
-            for name in self._columns
-            if name not in self._optional or any(row[name] for row in rows)
-        ]
-        head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in shown)
-        lines = "".join(f"<tr>{_cells(row, shown)}</tr>" for row in rows)
-        text = (
-            f'<div style="max-height:{self._height}px;overflow:auto">'
-            f'<table class="{self._name}" style="{_TABLE}"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>"
-        )
-        if self.root.text != text:
-            self.root.text = text
-
-
-def _cells(row: Mapping[str, Any], columns: Iterable[str]) -> str:
-    texts = ("" if row[name] == 0 else str(row[name]) for name in columns)
-    return "".join(f'<td style="{_CELL}">{escape(text)}</td>' for text in texts)
-
-
-_TABLE = "border-collapse:collapse;font:13px sans-serif;width:100%"
-_CELL = "text-align:left;padding:3px 6px;border-bottom:1px solid #ddd;vertical-align:top"
 
 
 def _set(source: ColumnDataSource, data: dict[str, list[Any]]) -> None:
