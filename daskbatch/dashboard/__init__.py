@@ -1,1 +1,4 @@
-"""Shows tasks on Dask's dashboard, and on the page /daskbatch beside it; runs on the scheduler."""
+"""Shows tasks on Dask's dashboard, and on the page /daskbatch beside it.
+
+It runs on the scheduler, in the thread of its event loop.
+"""

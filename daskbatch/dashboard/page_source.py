@@ -1,4 +1,7 @@
-"""What the page /daskbatch draws: clients and their summaries, and shared objects."""
+"""What the page /daskbatch draws: clients and their summaries, and shared objects.
+
+Plain records. The scheduler's event loop makes and reads them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Draws a table of the page /daskbatch. Needs bokeh; the scheduler's event loop calls it."""
+"""Draws a table of the page /daskbatch.
+
+It needs bokeh. The scheduler's event loop calls it.
+"""
 
 from __future__ import annotations
 
