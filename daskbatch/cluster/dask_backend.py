@@ -360,6 +360,7 @@ class ClusterBackend:
             withdrawn=[(key, dict(names)) for key, names in tasks.withdrawn.items()],
             failures=[*map(tuple, tasks.failures)],
             others=dict(tasks.others),
+            outside=[(*key, count) for key, count in tasks.outside.items() if count],
         )
 
     def send_summary(self, summary: str) -> None:

@@ -78,8 +78,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
-    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others)`` has Dask's dashboard count
-      tasks as not run, or as failed; see `dispatch.unsuccessful`. Returns nothing.
+    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others, outside)`` has Dask's dashboard
+      count what it does not see of tasks; see `dispatch.unsuccessful`. Returns nothing.
     - ``daskbatch_summary(topic, summary)`` is the answer to `SummaryWanted`. Returns nothing.
 
     Stream handlers that workers call:
@@ -379,6 +379,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         withdrawn: Sequence[tuple[Any, Mapping[str, int]]],
         failures: Sequence[tuple[str, str, str]],
         others: Mapping[str, int],
+        outside: Sequence[tuple[str, str, int]],
     ) -> None:
         """Have the dashboard count tasks of a client as not run, or as failed."""
         if self._clients.find(topic) is None:
@@ -386,6 +387,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         for key, names in withdrawn:
             self._dashboard.tasks.withdraw(topic, key, names)
         self._dashboard.tasks.fail(topic, failures, others)
+        self._dashboard.tasks.change(topic, outside)
 
     def _ask_for_summary(self, topic: str) -> None:
         self._notify(topic, SummaryWanted())

@@ -160,6 +160,12 @@ class ShownTasks:
             for name, count in before.items():
                 self._count(topic, name, block.state, after[name] - count)
 
+    def change(self, topic: str, changes: Sequence[tuple[str, str, int]]) -> None:
+        """Change the counts of tasks that are in no block with members: name, state, number."""
+        # First what increases: a group without tasks is removed.
+        for name, state, count in sorted(changes, key=lambda change: -change[2]):
+            self._count(topic, name, state, count)
+
     # -- counts ---------------------------------------------------------------------------
 
     def _count(self, topic: str, name: str, state: str, count: int) -> None:

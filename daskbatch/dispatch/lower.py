@@ -20,10 +20,10 @@ from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.declarations import declared_files
 from daskbatch.dispatch.key_names import (
     BUFFER,
+    MIXED,
     NAMES,
     BlockNames,
     Stages,
-    dashboard_name,
     member_names,
 )
 from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
@@ -338,7 +338,7 @@ class _Lowering:
 
 
 def lower_open_block(
-    block: SubmittedBlock, options: Options, name: str, nonce: str, setting: Setting
+    block: SubmittedBlock, options: Options, nonce: str, setting: Setting
 ) -> Lowered:
     """Lower a block that begins without members, and has no inputs; see `lower`.
 
@@ -348,10 +348,10 @@ def lower_open_block(
         The block.
     options : Options
         The options that all members will have in common.
-    name, nonce, setting
+    nonce, setting
         See `lower`.
     """
-    key = block.key = (f"{dashboard_name(name)}-{nonce}", block.number)
+    key = block.key = (f"{MIXED}-{nonce}", block.number)
     spec = BlockSpec(
         block=block.number,
         topic=setting.topic,

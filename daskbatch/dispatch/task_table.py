@@ -154,6 +154,7 @@ class TaskTable:
         if record.measured is None:
             record.ended = time()
         self.set_phase(record, phase)
+        self.unsuccessful.release((record,))
         if phase > _DONE:
             self.failures.add(record)
             if phase == Phase.FAILED:
@@ -253,6 +254,7 @@ class TaskTable:
             for record in ready:
                 self.settle(record, Phase.FAILED, data)
             return
+        self.unsuccessful.release(ready)
         for block in blocks:
             self.add_block(block)
 

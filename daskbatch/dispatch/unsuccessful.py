@@ -1,17 +1,18 @@
 """Collects which tasks have not run, or have failed, in a block that is over for Dask.
 
-Dask sees the key of a block succeed, whatever its members did. So the dispatcher collects here
-what Dask's dashboard must count otherwise. It calls all methods with its lock held.
+Dask sees the key of a block succeed, whatever its members did, and nothing of the tasks that the
+client holds or sends to open blocks. So the dispatcher collects here what Dask's dashboard must
+count otherwise. It calls all methods with its lock held.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from daskbatch.dispatch.key_names import shown_name
-from daskbatch.dispatch.task_record import BlockKey, SubmittedBlock, TaskRecord
+from daskbatch.dispatch.task_record import BlockKey, Phase, SubmittedBlock, TaskRecord
 from daskbatch.serialization.exceptions import brief_error
 
 #: Of this many failures of a client the exceptions are reported; of further ones the number.
@@ -50,11 +51,15 @@ class Unsuccessful(NamedTuple):
         The tasks that have failed.
     others : mapping
         How many more have failed, by name.
+    outside : mapping
+        By name and state of Dask, by how many the number of tasks outside of submitted blocks has
+        changed.
     """
 
     withdrawn: Mapping[BlockKey, Mapping[str, int]]
     failures: Sequence[ShownFailure]
     others: Mapping[str, int]
+    outside: Mapping[tuple[str, str], int]
 
 
 class UnsuccessfulTasks:
@@ -73,6 +78,9 @@ class UnsuccessfulTasks:
         self._failures: list[ShownFailure] = []
         self._others: Counter[str] = Counter()
         self._reported = 0
+        #: The tasks that are in no block that was submitted with its members, and not over.
+        self._held: set[TaskRecord] = set()
+        self._outside: Counter[tuple[str, str]] = Counter()
 
     def withdraw(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Record that a member has not succeeded in its block."""
@@ -98,12 +106,38 @@ class UnsuccessfulTasks:
             worker = record.measured[0].worker
         self._failures.append(ShownFailure(name, error, worker))
 
+    def hold(self, records: Iterable[TaskRecord]) -> None:
+        """Record tasks that the client holds, and may send to open blocks."""
+        if self.notify is None:
+            return
+        self._announce()
+        for record in records:
+            if record.call is not None and record not in self._held:
+                self._held.add(record)
+                self._outside[shown_name(record), "waiting"] += 1
+
+    def release(self, records: Iterable[TaskRecord]) -> None:
+        """Record tasks that are no longer held: they are over, or in submitted blocks."""
+        if not self._held:
+            return
+        for record in records:
+            if record in self._held:
+                self._announce()
+                self._held.discard(record)
+                name = shown_name(record)
+                self._outside[name, "waiting"] -= 1
+                if record.phase == Phase.DONE:
+                    self._outside[name, "released"] += 1
+
     def _announce(self) -> None:
-        if self.notify is not None and not (self._withdrawn or self._failures or self._others):
+        if self.notify is not None and not (
+            self._withdrawn or self._failures or self._others or self._outside
+        ):
             self.notify()
 
     def take(self) -> Unsuccessful:
         """Return what has been collected, and forget it."""
-        taken = Unsuccessful(self._withdrawn, self._failures, self._others)
+        taken = Unsuccessful(self._withdrawn, self._failures, self._others, self._outside)
         self._withdrawn, self._failures, self._others = {}, [], Counter()
+        self._outside = Counter()
         return taken

@@ -85,7 +85,6 @@ class OpenBlocks:
         self._open: dict[Hashable, list[OpenBlock]] = {}
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
-        self._names: dict[Hashable, str] = {}
         #: What the script had changed when it last started tasks.
         self._surroundings: bytes | None = None
         self._failures = 0
@@ -185,6 +184,7 @@ class OpenBlocks:
             record.block, record.member = block, member
         self._table.live[block.number] = block
         self._held_blocks.append(block)
+        self._table.unsuccessful.hold(records)
         expected = self._table.expected_seconds
         self._turned_ready += self._held.add(records, [expected(each) or 0.0 for each in records])
         self._schedule_flush()
@@ -263,7 +263,6 @@ class OpenBlocks:
                 elif self._may_be_member(record) and _has_values(record):
                     placement = record.options.placement_key
                     self._options[placement] = record.options
-                    self._names[placement] = block.name
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
                 else:
                     self._table.requeue(block, record)
@@ -363,7 +362,6 @@ class OpenBlocks:
             lowered = lower_open_block(
                 block,
                 self._options[placement],
-                self._names[placement],
                 uuid.uuid4().hex[:16],
                 self._setting,
             )

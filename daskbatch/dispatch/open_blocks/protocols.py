@@ -10,6 +10,7 @@ from typing import Protocol
 
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.dispatch.unsuccessful import UnsuccessfulTasks
 from daskbatch.worker.handshake import ServerAddress
 
 
@@ -46,6 +47,8 @@ class Table(Protocol):
     def largest_value(self, record: TaskRecord) -> int: ...
 
     def may_run(self, record: TaskRecord) -> bool: ...
+
+    unsuccessful: UnsuccessfulTasks
 
     def requeue(self, block: SubmittedBlock, record: TaskRecord) -> None: ...
 
