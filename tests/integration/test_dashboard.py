@@ -123,8 +123,13 @@ class Records(logging.Handler):
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        # Dask's pages of profiles fetch them in the background, and fail if the page is closed
+        # before: it has no document then.
+        if "'NoneType' object has no attribute 'add_next_tick_callback'" in text:
+            return
         if record.exc_info or record.levelno >= logging.ERROR or "Traceback" in str(record.msg):
-            self.found.append(self.format(record))
+            self.found.append(text)
 
 
 @contextmanager
