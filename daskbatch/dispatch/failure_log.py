@@ -38,7 +38,7 @@ class UntoldFailures(NamedTuple):
     Parameters
     ----------
     records : sequence of TaskRecord
-        The first of the tasks that failed, in the order of their failures.
+        The first of the tasks that failed, in the order in which the program made them.
     failed : int
         The number of tasks that failed.
     skipped : int
@@ -99,7 +99,7 @@ class FailureLog:
         more, self._more = self._more, {}
         # A task whose number the system has used again was dropped without a look.
         return UntoldFailures(
-            list(failed),
+            sorted(failed, key=lambda record: record.number),
             len(failed) + len(more),
             sum(failed.values()) + sum(skipped for _, skipped in more.values()),
         )
