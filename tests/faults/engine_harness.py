@@ -672,7 +672,8 @@ class Run:
         kills = self._killer.kills
         if step.kind == "process":
             return any(kill.number == step.number for kill in kills)
-        if step.kind != "isolated":
+        # A function of several slots is isolated, too.
+        if step.kind != "isolated" and step.slots == 1:
             return False
         children = [kill for kill in kills if kill.kind == "child"]
         begun = self._begun.get(step.number)
