@@ -75,7 +75,7 @@ class Placer:
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def place(
-        self, records: Sequence[TaskRecord], name: str, others: int = 0, again: bool = False
+        self, records: Sequence[TaskRecord], others: int = 0, again: bool = False
     ) -> list[SubmittedBlock]:
         """Pack tasks into blocks, submit them, and return the blocks.
 
@@ -84,8 +84,6 @@ class Placer:
         records : sequence of TaskRecord
             Each after those that it waits for. What a task waits for is over, or submitted
             already, or among them.
-        name : str
-            Their name on Dask's dashboard.
         others : int
             The number of other tasks that are submitted and not over.
         again : bool
@@ -104,8 +102,8 @@ class Placer:
             block.long = any(candidates[position].long for position in positions)
             blocks.append(block)
         futures = dict(self._buffers)
-        # The dashboard cuts off a hexadecimal number at the end of a name. The number is long,
-        # because Dask takes equal keys for one key, even if they are of different clients.
+        # The number is long, because Dask takes equal keys for one key, even if they are of
+        # different clients.
         lowered = lower(
             *(blocks, uuid.uuid4().hex[:16], self._setting, futures),
             shares_memory=self._submitter.shares_memory,

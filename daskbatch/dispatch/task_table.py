@@ -247,7 +247,7 @@ class TaskTable:
             return
         try:
             others = self.outcomes.unfinished - len(ready)
-            blocks = self._placer.place(ready, name, others, again)
+            blocks = self._placer.place(ready, others, again)
         except Exception as error:
             # Threads wait for these tasks: each of them must receive the error.
             data = pack_error(error, name)

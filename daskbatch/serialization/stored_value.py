@@ -47,7 +47,7 @@ _block_bytes = _DEFAULT_BLOCK_BYTES
 
 
 def block_limit() -> int:
-    """Return how much memory the stored values of one block may take in this process."""
+    """Return the most memory that the stored values of one block may take. Bytes."""
     return _block_bytes
 
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import sleep
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from distributed import Client, get_client
 from distributed.deploy import Cluster
@@ -75,6 +75,43 @@ class HasOwnerContext(Protocol):
 
 #: What the parameter `cluster` of `DDict` and `Queue` accepts.
 ClusterArgument: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
+
+
+class Closable(Protocol):
+    """An object that can be closed: a `DDict` or a `Queue`."""
+
+    def close(self) -> None:
+        """End the object."""
+
+
+_Made = TypeVar("_Made", bound=Closable)
+
+
+def create_filled(
+    cluster: ClusterArgument,
+    name: str | None,
+    make: Callable[[OwnerContext], _Made],
+    fill: Callable[[_Made], object],
+) -> _Made:
+    """Create an object and fill it; if that fails, it is closed.
+
+    Parameters
+    ----------
+    cluster, name
+        See `owner_context`. The name must not be in use.
+    make : callable
+        Creates the object.
+    fill : callable
+        Puts the contents into it.
+    """
+    with owner_context(cluster, name) as context:
+        made = make(context._replace(must_create=True))
+    try:
+        fill(made)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 @contextmanager

@@ -17,7 +17,12 @@ from daskbatch.describe.access import CommunicationDomain, CommunicationObject, 
 from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.serialization.safe_text import safe_repr
-from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
+from daskbatch.shared.creation import (
+    ClusterArgument,
+    create_filled,
+    create_or_open,
+    owner_context,
+)
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot, read_snapshot, write_snapshot
 from daskbatch.shared.dict_client import DictClient
@@ -320,14 +325,12 @@ class DDict(DictMapping):
         0
         """
         check_snapshot(path)
-        with owner_context(cluster, options.get("name")) as context:
-            made = cls(context._replace(must_create=True), **options)
-        try:
-            made._client.put_records(read_snapshot(path))
-        except BaseException:
-            made.close()
-            raise
-        return made
+        return create_filled(
+            cluster,
+            options.get("name"),
+            lambda context: cls(context, **options),
+            lambda made: made._client.put_records(read_snapshot(path)),
+        )
 
     def close(self) -> None:
         """End the dictionary for all its users; a later use raises `LifecycleError`.

@@ -19,7 +19,12 @@ from daskbatch.describe.access import CommunicationDomain, CommunicationObject, 
 from daskbatch.describe.values import whole_number_of
 from daskbatch.errors import SerializationError, SpecError
 from daskbatch.serialization.safe_text import safe_repr
-from daskbatch.shared.creation import ClusterArgument, create_or_open, owner_context
+from daskbatch.shared.creation import (
+    ClusterArgument,
+    create_filled,
+    create_or_open,
+    owner_context,
+)
 from daskbatch.shared.data.codec import pack, unpack
 from daskbatch.shared.data.messages import ObjectOptions
 from daskbatch.shared.data.snapshot import check_snapshot
@@ -386,14 +391,12 @@ class Queue:
         0
         """
         check_snapshot(path)
-        with owner_context(cluster, options.get("name")) as context:
-            made = cls(context._replace(must_create=True), **options)
-        try:
-            load_items(made._proxy, path)
-        except BaseException:
-            made.close()
-            raise
-        return made
+        return create_filled(
+            cluster,
+            options.get("name"),
+            lambda context: cls(context, **options),
+            lambda made: load_items(made._proxy, path),
+        )
 
     def close(self) -> None:
         """End the queue for all its users; its items are lost.

@@ -10,44 +10,11 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from support.gangs import TIMEOUT_SECONDS, gangs, no_slot_is_held, start, wait_for
 from support.outside import outside_cluster
 from support.waiting import wait_until
 
 from daskbatch import Batch, BatchError
-from daskbatch.batch.task import Task
-
-_TIMEOUT_SECONDS = 60.0
-
-
-def gangs(batch: Batch) -> list[dict[str, Any]]:
-    client: Client = batch.client
-    return list(client.sync(client.scheduler.daskbatch_gangs))
-
-
-def no_slot_is_held(batch: Batch) -> None:
-    """Wait until no gang and no holder remains."""
-
-    def remaining(dask_scheduler: Any) -> list[str]:
-        return [str(key) for key in dask_scheduler.tasks if "daskbatch_slot" in str(key)]
-
-    wait_until(lambda: not gangs(batch) and not batch.client.run_on_scheduler(remaining))
-
-
-def wait_for(path: Path, say: Path | None = None) -> str:
-    """Wait until a file is there; say so before, by another file."""
-    if say is not None:
-        say.touch()
-    end = time.monotonic() + _TIMEOUT_SECONDS
-    while not path.exists():
-        if time.monotonic() > end:
-            raise TimeoutError(str(path))
-        time.sleep(0.005)
-    return path.name
-
-
-def start(task: Task) -> Task:
-    task.start()
-    return task
 
 
 def in_process(**options: Any) -> LocalCluster:
@@ -65,8 +32,8 @@ def test_a_restart_ends_gangs_and_later_ones_get_their_slots(tmp_path: Path) -> 
         batch.client.restart()
         for task in (runs, waits):
             with pytest.raises(BatchError):
-                task.get(timeout=_TIMEOUT_SECONDS)
-        assert start(two.function(len, "ab")).get(timeout=_TIMEOUT_SECONDS) == 2
+                task.get(timeout=TIMEOUT_SECONDS)
+        assert start(two.function(len, "ab")).get(timeout=TIMEOUT_SECONDS) == 2
         no_slot_is_held(batch)
 
 
@@ -92,12 +59,12 @@ def test_a_worker_that_retires_gives_its_gang_time_and_the_next_one_waits(tmp_pa
         assert retired in cluster.scheduler_info["workers"]
         wait_until(lambda: retired not in batch.client.scheduler_info()["workers"])
         (tmp_path / "end").touch()
-        assert runs.get(timeout=_TIMEOUT_SECONDS) == "end"
+        assert runs.get(timeout=TIMEOUT_SECONDS) == "end"
         assert waits.state == "waiting"
         # One slot is no room for it, and is not held by it.
-        assert start(batch.function(len, "a")).get(timeout=_TIMEOUT_SECONDS) == 1
+        assert start(batch.function(len, "a")).get(timeout=TIMEOUT_SECONDS) == 1
         cluster.scale(3)  # the cluster counts the retired one
-        assert waits.get(timeout=_TIMEOUT_SECONDS) == 3
+        assert waits.get(timeout=TIMEOUT_SECONDS) == 3
         no_slot_is_held(batch)
 
 
@@ -125,7 +92,7 @@ def test_gangs_beside_tasks_of_dask(saturation: Any, tmp_path: Path) -> None:
         plain = client.map(note, [f"plain{n}" for n in range(60)], pure=False)
         tasks = [two.function(note, f"gang{n}") for n in range(6)]
         tasks += [batch.options(isolation="thread").function(note, f"task{n}") for n in range(12)]
-        batch.compile(tasks, name="mixed").run(timeout=_TIMEOUT_SECONDS)
+        batch.compile(tasks, name="mixed").run(timeout=TIMEOUT_SECONDS)
         assert client.gather(plain) == [f"plain{n}" for n in range(60)]
         running: dict[str, int] = {}
         for line in log.read_text().splitlines():
@@ -147,8 +114,8 @@ def test_workers_of_an_elastic_cluster_join_while_gangs_wait() -> None:
         for workers in (2, 3):
             cluster.scale(workers)
             task = tasks.pop(0)
-            assert task.get(timeout=_TIMEOUT_SECONDS) == workers**2
+            assert task.get(timeout=TIMEOUT_SECONDS) == workers**2
         cluster.scale(1)
         wait_until(lambda: len(batch.client.scheduler_info()["workers"]) == 1)
-        assert start(batch.function(len, "a")).get(timeout=_TIMEOUT_SECONDS) == 1
+        assert start(batch.function(len, "a")).get(timeout=TIMEOUT_SECONDS) == 1
         no_slot_is_held(batch)

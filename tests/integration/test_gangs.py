@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
+from support.gangs import TIMEOUT_SECONDS, gangs, no_slot_is_held, start, wait_for
 from support.outside import outside_cluster
 from support.waiting import wait_until
 
@@ -26,45 +27,11 @@ from daskbatch import (
 from daskbatch.batch.task import Task
 from daskbatch.worker.execution.task_context import current_context
 
-#: A task that waits for a file gives up after this time. Seconds.
-PATIENCE = 60.0
-
 
 def allocation() -> tuple[tuple[tuple[str, int], ...], int] | None:
     context = current_context()
     found = None if context is None else context.allocation
     return None if found is None else (found.hosts, found.cores)
-
-
-def wait_for(path: Path, say: Path | None = None) -> str:
-    """Wait until a file is there; say so before, by another file."""
-    if say is not None:
-        say.touch()
-    end = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > end:
-            raise TimeoutError(str(path))
-        time.sleep(0.005)
-    return path.name
-
-
-def start(task: Task) -> Task:
-    task.start()
-    return task
-
-
-def gangs(batch: Batch) -> list[dict[str, Any]]:
-    client: Client = batch.client
-    return list(client.sync(client.scheduler.daskbatch_gangs))
-
-
-def no_slot_is_held(batch: Batch) -> None:
-    """Wait until no gang and no holder remains."""
-
-    def remaining(dask_scheduler: Any) -> list[str]:
-        return [str(key) for key in dask_scheduler.tasks if "daskbatch_slot" in str(key)]
-
-    wait_until(lambda: not gangs(batch) and not batch.client.run_on_scheduler(remaining))
 
 
 @pytest.fixture(scope="module", params=["4x1", "2x2"])
@@ -272,7 +239,7 @@ def inner(batch: Batch, cores: int, depth: int, isolation: str) -> int:
         return 0
     options = batch.options(cores=cores, isolation=isolation)
     task = start(options.function(inner, batch, cores, depth - 1, isolation))
-    return 1 + task.get(timeout=PATIENCE)
+    return 1 + task.get(timeout=TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize(("cores", "isolation"), [(1, "thread"), (4, "thread"), (4, "process")])
@@ -285,7 +252,7 @@ def test_a_gang_that_waits_lends_its_slots(four: Batch, cores: int, isolation: s
 
 def test_a_gang_that_has_waited_continues_with_all_its_slots(four: Batch, tmp_path: Path) -> None:
     def waits(batch: Batch) -> str:
-        assert start(batch.function(pow, 2, 3)).get(timeout=PATIENCE) == 8
+        assert start(batch.function(pow, 2, 3)).get(timeout=TIMEOUT_SECONDS) == 8
         return wait_for(tmp_path / "end", tmp_path / "continues")
 
     task = start(four.options(cores=4, isolation="thread").function(waits, four))

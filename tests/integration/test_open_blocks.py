@@ -53,10 +53,14 @@ def expected_of(graph: Graph) -> list[int]:
     return values
 
 
-def make(batch: Batch, graph: Graph, function: Callable[..., Any] = mix) -> list[Any]:
+def make(
+    batch: Batch, graph: Graph, function: Callable[..., Any] = mix, *first: object
+) -> list[Any]:
+    """Make the tasks of a graph; `first` are the first arguments of each."""
     tasks: list[Any] = []
     for number, inputs in enumerate(graph):
-        tasks.append(batch.function(function, number, *(tasks[each].result for each in inputs)))
+        values = (tasks[each].result for each in inputs)
+        tasks.append(batch.function(function, *first, number, *values))
     return tasks
 
 
@@ -222,10 +226,7 @@ def pass_gate(gate: str, number: int, *values: int) -> int:
 def test_a_running_and_waiting_tasks_are_cancelled(batch: Batch, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     graph = stencil(6, 15)
-    tasks: list[Any] = []
-    for number, inputs in enumerate(graph):
-        values = (tasks[each].result for each in inputs)
-        tasks.append(batch.function(pass_gate, str(gate), number, *values))
+    tasks = make(batch, graph, pass_gate, str(gate))
     program = batch.compile(tasks)
     program.start()
     wait_for_file(gate.with_suffix(".begun"))
@@ -245,10 +246,7 @@ def submit_inside(batch: Batch, number: int, *values: int) -> int:
 
 
 def test_a_task_may_wait_for_others_inside(batch: Batch) -> None:
-    tasks: list[Any] = []
-    for number, inputs in enumerate(stencil(4, 8)):
-        values = (tasks[each].result for each in inputs)
-        tasks.append(batch.function(submit_inside, batch, number, *values))
+    tasks = make(batch, stencil(4, 8), submit_inside, batch)
     batch.compile(tasks).run(timeout=60)
     assert [task.get() for task in tasks] == list(range(32))
 
@@ -283,10 +281,7 @@ def test_another_client_gets_a_slot_meanwhile(batch: Batch, tmp_path: Path) -> N
     # The program ends only after the other client's task has run, which needs a slot.
     path = tmp_path / "touched"
     graph = stencil(6, 30)
-    tasks: list[Any] = []
-    for number, inputs in enumerate(graph):
-        values = (tasks[each].result for each in inputs)
-        tasks.append(batch.function(wait_for_touch, str(path), number, *values))
+    tasks = make(batch, graph, wait_for_touch, str(path))
     program = batch.compile(tasks)
     program.start()
     future = batch.client.submit(touch, str(path), pure=False)
@@ -346,10 +341,7 @@ def test_a_cut_connection_costs_no_task(
     gate = tmp_path / "gate"
     graph = stencil(6, 20)
     with Batch(num_workers=2) as batch:
-        tasks: list[Any] = []
-        for number, inputs in enumerate(graph):
-            values = (tasks[each].result for each in inputs)
-            tasks.append(batch.function(pass_gate, str(gate), number, *values))
+        tasks = make(batch, graph, pass_gate, str(gate))
         program = batch.compile(tasks)
         program.start()
         wait_for_file(gate.with_suffix(".begun"))
@@ -374,10 +366,7 @@ def kill_at_50(path: str, number: int, *values: int) -> int:
 def test_a_worker_that_dies_costs_no_task(tmp_path: Path) -> None:
     graph = stencil()
     with Batch(num_workers=2) as batch:
-        tasks: list[Any] = []
-        for number, inputs in enumerate(graph):
-            values = (tasks[each].result for each in inputs)
-            tasks.append(batch.function(kill_at_50, str(tmp_path / "died"), number, *values))
+        tasks = make(batch, graph, kill_at_50, str(tmp_path / "died"))
         batch.compile(tasks).run(timeout=100)
         assert [task.get() for task in tasks] == expected_of(graph)
 

@@ -24,7 +24,7 @@ from daskbatch.serialization.exceptions import unusable_path_error
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.mpi.rank_variables import without_rank_variables
-from daskbatch.worker.processes import initial_state
+from daskbatch.worker.processes.captured_process import start_captured
 from daskbatch.worker.processes.process_tree import MARKER, OWNER, end_of, kill_tree, sweep_all
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.processes.reaping import ProcessMeter
@@ -233,17 +233,7 @@ def _run(
     with RunningExecutable(marker) as running:
         began = time.monotonic()
         try:
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=environment,
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                umask=initial_state.umask(),
-                bufsize=0,
-            )
+            process = start_captured(argv, cwd, environment, source)
         except OSError as error:
             if not os.path.isdir(cwd):  # then the directory is missing
                 raise unusable_path_error("its cwd", error) from None

@@ -36,7 +36,7 @@ from daskbatch.worker.mpi.rank_events import Ended, NotStarted, Output, RankStar
 from daskbatch.worker.mpi.rank_output import RankOutput
 from daskbatch.worker.mpi.shared_memory import remove_unused, remove_unused_later
 from daskbatch.worker.mpi.supervised_ranks import SupervisedRanks
-from daskbatch.worker.processes import initial_state
+from daskbatch.worker.processes.captured_process import start_captured
 from daskbatch.worker.processes.process_tree import (
     MARKER,
     OWNER,
@@ -323,17 +323,8 @@ class JobRun:
             )
             values = (self._ranks.address, self.marker, self._owner)
             try:
-                process = subprocess.Popen(
-                    self.command,
-                    cwd="/",
-                    env=clean_environment(dict(zip(variables, values, strict=True))),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                    umask=initial_state.umask(),
-                    bufsize=0,
-                )
+                environment = clean_environment(dict(zip(variables, values, strict=True)))
+                process = start_captured(self.command, "/", environment)
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
                 raise ProcessFailed(

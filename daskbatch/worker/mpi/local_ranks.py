@@ -33,7 +33,7 @@ from typing import IO
 
 from daskbatch.worker.mpi import rank_supervisor
 from daskbatch.worker.mpi.rank_events import Ended, Event, NotStarted, Output, RankStart, StartOf
-from daskbatch.worker.processes import initial_state
+from daskbatch.worker.processes.captured_process import start_captured
 from daskbatch.worker.processes.process_tree import MARKER, sweep_all
 
 _SHELL = "/bin/sh"
@@ -348,17 +348,8 @@ class LocalRanks:
         environ |= {b"DASKBATCH_RANK": b"%d" % rank, b"DASKBATCH_SIZE": b"%d" % self._size}
         environ[rank_supervisor.RANK_MARKER.encode()] = marker.encode()
         try:
-            process = subprocess.Popen(
-                start.command,
-                cwd=start.cwd,
-                env=environ,
-                stdin=subprocess.DEVNULL if start.stdin is None else start.stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                umask=initial_state.umask(),
-                bufsize=0,
-            )
+            source = subprocess.DEVNULL if start.stdin is None else start.stdin
+            process = start_captured(start.command, start.cwd, environ, source)
         except OSError as error:
             is_directory = error.filename == start.cwd and start.cwd != start.command[0]
             self._events.append(NotStarted(rank, error.errno or 0, is_directory))
