@@ -6,16 +6,15 @@ it may run on an event loop. Any thread may call `register_later`; it raises not
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import sys
-import threading
 import weakref
 from collections import deque
 from typing import Protocol
 
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.threads import start_unless_ending
 from daskbatch.worker.execution.task_context import current_context
 
 #: How long to try to reach a scheduler. A pickle may be older than the cluster that it names.
@@ -54,22 +53,19 @@ def is_unpickled_by_user() -> bool:
 
 def register_later(copy: Registrable) -> None:
     """Register a copy in another thread, if it still exists then."""
-    global _thread
+    global _registering
     with _lock:
         _pending.append(weakref.ref(copy))
-        if _thread is None:
-            thread = threading.Thread(target=_register_all, name="daskbatch-register", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending
-                thread.start()
-                _thread = thread
+        if not _registering:
+            _registering = start_unless_ending(_register_all, name="daskbatch-register")
 
 
 def _register_all() -> None:
-    global _thread
+    global _registering
     while True:
         with _lock:
             if not _pending:
-                _thread = None
+                _registering = False
                 return
             copy = _pending.popleft()()
         if copy is None:
@@ -95,11 +91,11 @@ _lock = make_lock()
 #: The copies to register.
 _pending: deque[weakref.ref[Registrable]] = deque()
 #: The thread that registers them, while there are any.
-_thread: threading.Thread | None = None
+_registering = False
 
 
 @after_fork
 def _forget() -> None:
-    global _thread
+    global _registering
     _pending.clear()
-    _thread = None
+    _registering = False

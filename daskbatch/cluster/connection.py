@@ -32,6 +32,7 @@ from daskbatch.cluster.growth.worker_range import worker_range
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.forking import after_fork
 from daskbatch.serialization.safe_text import safe_repr
+from daskbatch.threads import start_unless_ending
 
 #: The interval at which a client sends its messages to the scheduler. Dask's own 10 ms would be
 #: twice as long as a whole call takes.
@@ -95,7 +96,7 @@ class Connection:
 
     def close_in_background(self) -> None:
         """Close in another thread, without waiting."""
-        threading.Thread(target=self.close, name="daskbatch-close").start()
+        start_unless_ending(self.close, name="daskbatch-close", daemon=False)
 
 
 def connect(

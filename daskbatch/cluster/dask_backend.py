@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import dask
+from dask._expr import HLGExpr
 from distributed import Client
 from distributed.scheduler import KilledWorker
+from distributed.spans import SpanMetadata
 from distributed.utils import set_thread_state
 
 from daskbatch import config
@@ -200,12 +202,13 @@ class ClusterBackend:
             # generation: first come, first served. But tasks that were submitted before keep
             # their turn.
             timeout = _SAME_GENERATION if again else 0
-            futures = dict(
-                zip(
-                    keys,
-                    self.client.get(lowered.graph, keys, sync=False, fifo_timeout=timeout),
-                    strict=True,
-                )
+            # As `Client.get` does, which takes no order.
+            futures = self.client._graph_to_futures(
+                expr=HLGExpr(lowered.graph),
+                keys=keys,
+                span_metadata=SpanMetadata(collections=[{"type": "low-level-graph"}]),
+                internal_priority=lowered.order,
+                fifo_timeout=timeout,
             )
         for key, block in lowered.blocks.items():
             block.future = futures[key]

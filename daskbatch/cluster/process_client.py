@@ -7,7 +7,6 @@ exit, and the objects end with it. Any thread may use this.
 from __future__ import annotations
 
 import atexit
-import contextlib
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -60,8 +59,7 @@ def _keep(connection: Connection, names: set[str]) -> None:
         for name in names:
             if _connections.get(name) is connection:
                 del _connections[name]
-        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and all with it
-            connection.close_in_background()
+        connection.close_in_background()
 
     # Dask would connect again, as a client whose objects have ended, and would log an error if
     # it cannot. But if a cluster ends before the program does, nothing is wrong.

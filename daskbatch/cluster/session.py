@@ -38,6 +38,7 @@ from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
+from daskbatch.threads import start_unless_ending
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
@@ -421,13 +422,11 @@ class Session:
         self._connection.close_in_background()
         if self.at_end:
             # In a thread, since these functions take locks.
-            with contextlib.suppress(RuntimeError):
-                threading.Thread(target=self._call_at_end, name="daskbatch-end").start()
+            start_unless_ending(self._call_at_end, name="daskbatch-end", daemon=False)
 
     def _end_later(self) -> None:
         # In a thread, because this may run on Dask's event loop.
-        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and all with it
-            threading.Thread(target=self.end, name="daskbatch-end").start()
+        start_unless_ending(self.end, name="daskbatch-end", daemon=False)
 
     # -- a task that is a client: implements `task_context.TaskResource` --------------------
 

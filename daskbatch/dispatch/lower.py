@@ -18,6 +18,7 @@ from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options
 from daskbatch.dispatch.declarations import declared_files
+from daskbatch.dispatch.graph_order import graph_order
 from daskbatch.dispatch.key_names import (
     BUFFER,
     MIXED,
@@ -97,6 +98,8 @@ class Lowered:
     blocks: dict[GraphKey, SubmittedBlock]
     #: The shared buffers that the graph contains, by their keys.
     buffers: dict[str, Buffer] = field(default_factory=dict)
+    #: The position of each key in the order in which Dask is to serve them; see `graph_order`.
+    order: Mapping[GraphKey, int] | None = None
 
 
 def lower(
@@ -146,9 +149,7 @@ class _Lowering:
         followed = setting.surroundings
         self._surroundings = None if followed is None else followed.changes()
         self._existing = existing
-        # Of keys that are equal otherwise, dask.order starts the one whose text sorts last. So the
-        # numbers count down, and all have the same width: then what comes first in the program
-        # starts first.
+        # They count down, and all have the same width; see `graph_order`.
         self._next = 2 * 10 ** len(str(count)) - 1
         self._layers: dict[Hashable, dict[GraphKey, GraphNode]] = {}
         self._options: dict[Hashable, Options] = {}
@@ -334,7 +335,8 @@ class _Lowering:
             }
             for name, layer in layers.items()
         }
-        return Lowered(HighLevelGraph(layers, dependencies), self._blocks, self._buffers)
+        order = graph_order(self._layers.values(), self._blocks)
+        return Lowered(HighLevelGraph(layers, dependencies), self._blocks, self._buffers, order)
 
 
 def lower_open_block(

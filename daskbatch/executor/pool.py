@@ -24,6 +24,7 @@ from daskbatch.executor.submit_queue import SubmitQueue
 from daskbatch.forking import after_fork
 from daskbatch.serialization.exceptions import TaskTraceback, set_cause
 from daskbatch.serialization.safe_text import attribute
+from daskbatch.threads import start_unless_ending
 from daskbatch.worker.execution.initialized_function import InitializerFailed
 from daskbatch.worker.execution.task_context import TaskContext
 
@@ -285,12 +286,8 @@ class Pool:
         self._finish()
 
     def _finish_later(self, starting: Sequence[TaskRecord] = ()) -> None:
-        # No thread can be started when the interpreter shuts down; but then `_finish_all` ends
-        # all pools.
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(
-                target=self._finish, args=(starting,), name="daskbatch-end", daemon=True
-            ).start()
+        # When the interpreter shuts down, `_finish_all` ends all pools.
+        start_unless_ending(self._finish, starting, name="daskbatch-end")
 
     def _finish(self, starting: Sequence[TaskRecord] = ()) -> None:
         self._submit_queue.flush()

@@ -26,6 +26,7 @@ from typing import Any
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
 from daskbatch.memory.libc import call
+from daskbatch.threads import start_unless_ending
 
 #: Before the first buffer of a range: the token, and zeros up to a good alignment.
 HEADER_BYTES = 64
@@ -257,9 +258,7 @@ class Arena:
             erase(self.file, offset, capacity)
 
     def _start_watching(self) -> None:
-        try:
-            threading.Thread(target=self._watch, name="daskbatch-values", daemon=True).start()
-        except RuntimeError:  # the interpreter is shutting down
+        if not start_unless_ending(self._watch, name="daskbatch-values"):
             self._watching = False
 
     def _watch(self) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import pickle
 import socket
 import ssl
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -29,6 +28,7 @@ from daskbatch.cluster.connection import (
 from daskbatch.cluster.session import open_clients
 from daskbatch.errors import LifecycleError, ServiceLost
 from daskbatch.shared.data.messages import Replica, Request
+from daskbatch.threads import start_unless_ending
 from daskbatch.worker.execution.task_context import (
     call_in_thread,
     call_releasing_slot,
@@ -177,4 +177,4 @@ def temporary_client(scheduler: str) -> Iterator[Client]:
     try:
         yield client
     finally:
-        threading.Thread(target=client.close, args=[2], name="daskbatch-close").start()
+        start_unless_ending(client.close, 2, name="daskbatch-close", daemon=False)

@@ -97,7 +97,7 @@ def test_one_that_is_killed_counts_as_closed(tmp_path: Path) -> None:
 
 
 def test_one_that_is_frozen_counts_as_crashed_after_a_time(owner: Batch, tmp_path: Path) -> None:
-    with process(clients.run_for_ever, owner, tmp_path, "1 s") as victim:
+    with process(clients.run_for_ever_with_ttl, pickle.dumps(owner), tmp_path, "1 s") as victim:
         wait_until((tmp_path / "executable.begun").exists)
         wait_until((tmp_path / "thread.begun").exists)
         assert victim.pid is not None

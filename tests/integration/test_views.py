@@ -191,6 +191,8 @@ def test_why_without_a_free_slot(batch: Batch, tmp_path: Path) -> None:
         waits[0].why()
     )
     go.touch()
+    for task in (*holders, *waits):
+        task.wait(60, check=True)
 
 
 # -- futures ----------

@@ -20,7 +20,7 @@ ROOT = Path(daskbatch.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
 #: What all packages may use.
-GROUND = {"_version", "errors", "config", "timeouts", "forking"}
+GROUND = {"_version", "errors", "config", "timeouts", "forking", "threads"}
 
 #: Each part, and the parts of daskbatch that it may import, besides itself. From top to bottom:
 #: a part never imports one that stands above it.
@@ -49,9 +49,10 @@ MAY_IMPORT = {
     "describe": {"errors", "timeouts", "worker", "serialization"},
     "worker": {"errors", "timeouts", "forking", "serialization", "memory"},
     "serialization": {"errors", "timeouts", "forking", "memory"},
-    "memory": {"forking"},
+    "memory": {"forking", "threads"},
     "timeouts": {"errors"},
     "forking": set(),
+    "threads": set(),
     "config": set(),
     "errors": set(),
     "_version": set(),
@@ -72,6 +73,7 @@ DASK = {
     "config.py",
     "command_line/doctor.py",
     "dispatch/lower.py",
+    "dispatch/graph_order.py",
     "dispatch/recovery.py",
     *DISTRIBUTED,
 }

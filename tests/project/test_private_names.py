@@ -91,6 +91,15 @@ NAMES = [
     ),
     Use("distributed.client:Future._state", "cluster/dask_backend.py"),
     Use(
+        "distributed.client:Client._graph_to_futures",
+        "cluster/dask_backend.py",
+        lambda method: (
+            {"expr", "keys", "span_metadata", "internal_priority", "fifo_timeout"}
+            <= set(inspect.signature(method).parameters)
+        ),
+    ),
+    Use("dask._expr:HLGExpr", "cluster/dask_backend.py", word="_expr"),
+    Use(
         "distributed.client:FutureState.wait",
         "cluster/dask_backend.py",
         inspect.iscoroutinefunction,

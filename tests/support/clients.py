@@ -55,10 +55,14 @@ def run_squares(batch: Batch, first: int, count: int, begin: Any, answers: Any, 
     batch.close()
 
 
-def run_for_ever(batch: Batch, directory: Path, ttl: str | None = None) -> None:
+def run_for_ever_with_ttl(batch: bytes, directory: Path, ttl: str) -> None:
+    """Like `run_for_ever`, with a setting that a copy reads when it is unpickled."""
+    dask.config.set({"daskbatch.client-ttl": ttl})
+    run_for_ever(pickle.loads(batch), directory)
+
+
+def run_for_ever(batch: Batch, directory: Path) -> None:
     """Start tasks that run until they are stopped, and one that never begins."""
-    if ttl is not None:
-        dask.config.set({"daskbatch.client-ttl": ttl})
     tasks = [
         batch.function(spin, directory / "thread"),
         batch.options(isolation="process").function(spin, directory / "process"),

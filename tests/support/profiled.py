@@ -21,8 +21,9 @@ def let_go() -> None:
 
 
 def is_profiling() -> bool:
-    yappi = sys.modules.get("yappi")
-    return tracemalloc.is_tracing() or (yappi is not None and yappi.is_running())
+    # Another thread may be importing it at this moment.
+    is_running = getattr(sys.modules.get("yappi"), "is_running", None)
+    return tracemalloc.is_tracing() or (is_running is not None and is_running())
 
 
 def profile_directories() -> bool:

@@ -20,6 +20,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import BatchError, LifecycleError
 from daskbatch.execute.workers.worker import Worker
 from daskbatch.execute.workers.worker_watch import WorkerSet, WorkerWatch
+from daskbatch.threads import start_unless_ending
 from daskbatch.worker.profiling import remote
 
 _logger = logging.getLogger("daskbatch")
@@ -213,5 +214,4 @@ def _forget_later(client: Client, owner: str) -> None:
         with contextlib.suppress(Exception):
             client.run(remote.forget, owner=owner, on_error="ignore")
 
-    with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter ends
-        threading.Thread(target=forget, name="daskbatch-profile-end", daemon=True).start()
+    start_unless_ending(forget, name="daskbatch-profile-end")
