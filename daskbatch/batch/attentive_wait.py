@@ -153,7 +153,7 @@ def wait_for(session: Session, over: Callable[[], bool], seconds: float | None) 
         now = _activity(session)
         if now == before and not now[1] and now[0]:
             text = f"no task has run for {stall_seconds:g} s: {why_stalled(session)}"
-            warn(Notice(BatchWarning, text))
+            warn(Notice(BatchWarning, text), session.origin)
             return outcomes.wait(over, deadline.remaining())
         before = now
     return True

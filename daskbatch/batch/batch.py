@@ -705,7 +705,7 @@ class Batch:
         record = TaskRecord(session.client_id, next(session.numbers), name, None)
 
         def check_members(records: Sequence[TaskRecord]) -> None:
-            check_declarations(records, str(name), check, session.background)
+            check_declarations(records, str(name), check, session.background.writers)
 
         return CompiledTask(self._context, record, members, check_members)
 
@@ -963,11 +963,11 @@ class Batch:
                     raise TimeoutError(f"after {seconds:g} s: {'; '.join(others)}")
             except BaseException:
                 with contextlib.suppress(BatchWarning):
-                    warn_all(notices)
+                    warn_all(notices, session.origin)
                 raise
             session.end()
         # Last: a filter may make an exception of a warning.
-        warn_all(notices)
+        warn_all(notices, session.origin)
 
     def terminate(self) -> None:
         """Cancel everything that is not over, and leave the cluster. Twice has no effect.

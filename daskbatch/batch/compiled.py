@@ -561,7 +561,8 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
         One of them has been started, or is queued.
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
-        raise GraphError(f"compile takes a list of tasks, not {safe_repr(tasks)}")
+        brackets = ": put tasks into brackets, compile([...])" if isinstance(tasks, Task) else ""
+        raise GraphError(f"compile takes a list of tasks, not {safe_repr(tasks)}{brackets}")
     if isinstance(tasks, Set) and not isinstance(tasks, KeysView):
         raise GraphError(
             f"compile takes a list of tasks, not a {type_name(tasks)}, which has no order: the "
@@ -570,7 +571,8 @@ def require_members(client_id: str, tasks: Iterable[Task]) -> list[Task]:
     members = list(tasks)
     for task in members:
         if not isinstance(task, Task):
-            raise GraphError(f"compile takes tasks; {safe_repr(task)} is not a task")
+            advice = ": batch.function(...) makes a task of it" if callable(task) else ""
+            raise GraphError(f"compile takes tasks; {safe_repr(task)} is not a task{advice}")
         record = task._record
         if record.client_id != client_id or record.producers:
             require_own(client_id, record)

@@ -175,6 +175,8 @@ def make_record(
     record = TaskRecord(session.client_id, number, name, call, options, reads, writes)
     if removes:
         record.removes = removes
+    if writes:
+        session.background.writers.add(record)
     return record
 
 
@@ -207,15 +209,18 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
     if single or not isinstance(accesses, (Access, Iterable)):
         read = f"batch.{mode.value}"
         wanted = f"a list of what {read}(...) returns"
+        if isinstance(accesses, (str, os.PathLike)):
+            wanted = f"{parameter}={read}({str(accesses)!r})"
         if hasattr(accesses, "__batch_channels__"):
             wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
         raise SpecError(f"{parameter}= is {safe_repr(accesses)}: give {wanted}")
     channels: list[Channel] = []
     for access in (accesses,) if isinstance(accesses, Access) else accesses:
         if not isinstance(access, Access):
-            raise SpecError(
-                f"{parameter}= holds {safe_repr(access)}: give what batch.{mode.value}(...) returns"
-            )
+            wanted = f"what batch.{mode.value}(...) returns"
+            if isinstance(access, (str, os.PathLike)):
+                wanted = f"batch.{mode.value}({str(access)!r})"
+            raise SpecError(f"{parameter}= holds {safe_repr(access)}: give {wanted}")
         if access.mode is not mode:
             raise SpecError(f"{parameter}= holds a {access}: put it into {access.mode.value}s=")
         channels += access.channels

@@ -1,4 +1,4 @@
-"""Adds a hint to an error that a declaration of another task of the program explains.
+"""Adds a hint to an error that a declaration of another task explains, or a similar file name.
 
 A task that reads a file which another task of its program writes, and does not declare that, may
 run before the other task. The hint is a note of the exception: its type and its arguments stay.
@@ -17,6 +17,7 @@ from daskbatch.describe.access import FILES
 from daskbatch.dispatch.task_record import Group, TaskRecord
 from daskbatch.errors import ProcessFailed
 from daskbatch.serialization.safe_text import guarded, has_type
+from daskbatch.worker.execution.near_names import suggestion
 
 #: Only so much of what an executable has written to stderr is searched for paths, from its end.
 _MAX_SEARCHED_CHARACTERS = 10_000
@@ -30,7 +31,8 @@ Writers = dict[str, tuple[int, "weakref.ref[TaskRecord]"]]
 
 
 def add_hint(error: BaseException, record: TaskRecord) -> None:
-    """Add a note to the error of a task, if another task of its program writes the missing file.
+    """Add a note to the error of a task, if another task of its program writes the missing file,
+    or if there is a file of a similar name.
 
     Parameters
     ----------
@@ -42,12 +44,21 @@ def add_hint(error: BaseException, record: TaskRecord) -> None:
     """
     if not has_type(error, FileNotFoundError, ProcessFailed):
         return
-    group = record.group
-    if group is None or not group.members:
-        return
 
     def find() -> str:
-        return next((hint for path in _paths_in(error) if (hint := _hint(path, record, group))), "")
+        paths = list(_paths_in(error))
+        group = record.group
+        if group is not None and group.members:
+            for path in paths:
+                if hint := _hint(path, record, group):
+                    return hint
+        if has_type(error, ProcessFailed):  # not each of its words is a path
+            return ""
+        for path in paths:
+            directory = record.options.cwd or ("" if group is None else group.directory)
+            if near := suggestion(os.path.join(directory, path)):
+                return f"{path} is not there{near}"
+        return ""
 
     hint = guarded(find, lambda _: "")
     if hint:

@@ -20,6 +20,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.forking import after_fork, keep_inherited, make_rlock
 from daskbatch.serialization.pickling import loads
+from daskbatch.user_code import user_line
 from daskbatch.worker.execution.task_context import TaskContext, current_context
 
 
@@ -197,7 +198,9 @@ class Identity:
         """Register a new client of the Batch."""
         scheduler, batch, grows = self.address
         if context is None:
-            return Session(batch, scheduler, grows=grows)
+            session = Session(batch, scheduler, grows=grows)
+            session.origin = user_line()
+            return session
         if context.batch == batch:
             # Use the address under which the worker reaches the scheduler.
             scheduler = context.scheduler
@@ -205,6 +208,7 @@ class Identity:
             remember_security(scheduler, as_client_security(loads(context.security)))
         session = Session(batch, scheduler, within=context, grows=grows, resource=self._resource)
         session.before_end = tell_in_task
+        session.origin = user_line()
         return session
 
     def reset_after_fork(self) -> None:

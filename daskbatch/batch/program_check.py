@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 from daskbatch.batch.user_warnings import Notice, warn
 from daskbatch.describe.access import Channel
-from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.task_record import TaskRecord
+from daskbatch.dispatch.unfinished_records import UnfinishedRecords
 from daskbatch.errors import GraphError, ProgramWarning, SpecError
 from daskbatch.plan.checks import check_program
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.worker.execution.declared_files import is_symbolic
+from daskbatch.worker.execution.near_names import suggestion
 
 #: The number of findings that a warning names.
 _MAX_NAMED_FINDINGS = 10
 
 #: From this many paths in one directory on, the directory is listed.
 _MIN_PATHS_TO_LIST = 16
-
-#: In a larger directory, no name is looked for that was meant.
-_MAX_COMPARED_NAMES = 2000
 
 
 def require_check(check: object) -> None:
@@ -35,7 +32,7 @@ def require_check(check: object) -> None:
 
 
 def check_declarations(
-    records: Sequence[TaskRecord], name: str, check: str | None, background: Background
+    records: Sequence[TaskRecord], name: str, check: str | None, writers: UnfinishedRecords
 ) -> None:
     """Warn of declarations that are probably wrong.
 
@@ -47,8 +44,10 @@ def check_declarations(
         The name of the program.
     check : str, optional
         ``"warn"``, ``"error"``, or None for no check.
-    background : Background
-        The tasks of the same client that come before.
+    writers : UnfinishedRecords
+        The tasks of the same client that declare to write. Those of other programs may run before
+        this one: the program decides when it starts them. If such a task has not run when a task
+        of this program begins, the worker notices that.
 
     Raises
     ------
@@ -61,7 +60,9 @@ def check_declarations(
         return
 
     def written_before() -> list[Channel]:
-        return [each for record in background.unfinished_records() for each in record.writes]
+        own = set(records)
+        others = [each for each in writers.records() if each not in own]
+        return [channel for record in others for channel in record.writes]
 
     findings = check_program(records, _find_missing, written_before)
     if not findings:
@@ -69,7 +70,7 @@ def check_declarations(
     count = "1 declaration" if len(findings) == 1 else f"{len(findings)} declarations"
     lines = [f"{count} of the program {name!r} may be wrong:"]
     for position, text, missing in findings[:_MAX_NAMED_FINDINGS]:
-        hint = _near_name(missing) if missing else ""
+        hint = suggestion(missing) if missing else ""
         lines.append(f"  {records[position].label} {text}{hint}")
     if len(findings) > _MAX_NAMED_FINDINGS:
         lines.append(f"  and {len(findings) - _MAX_NAMED_FINDINGS} more")
@@ -100,15 +101,3 @@ def _find_missing(paths: Iterable[str]) -> set[str]:
         else:
             missing.update([path for path in some if path[path.rfind(os.sep) + 1 :] not in names])
     return missing
-
-
-def _near_name(path: str) -> str:
-    """Return a hint on the file in the same directory whose name is most similar."""
-    try:
-        names = os.listdir(os.path.dirname(path))
-    except OSError:
-        return ""
-    if len(names) > _MAX_COMPARED_NAMES:
-        return ""
-    close = get_close_matches(os.path.basename(path), names, n=1, cutoff=0.7)
-    return f"; did you mean {os.path.join(os.path.dirname(path), close[0])}?" if close else ""

@@ -221,6 +221,8 @@ class Task:
         >>> task.write("output", "letters.txt")
         """
         self._require_not_started()
+        if not self._record.writes:
+            self._session.background.writers.add(self._record)
         self._record.writes += self._context.access(Mode.WRITE, obj, channels).channels
 
     def _require_not_started(self) -> None:

@@ -22,6 +22,7 @@ from daskbatch.errors import (
     MissingOutputWarning,
     TasksFailedWarning,
 )
+from daskbatch.worker.execution.near_names import suggestion
 
 #: The number of failed tasks, and of tasks with warnings, that a warning names.
 _MAX_NAMED_FAILURES = 5
@@ -65,15 +66,16 @@ def collect(session: Session) -> list[Notice]:
 
 def tell(session: Session) -> None:
     """Warn of what the program has not looked at; see `user_warnings.warn_all`."""
-    warn_all(collect(session))
+    warn_all(collect(session), session.origin)
 
 
 def _missing(kind: str, warned: Sequence[tuple[TaskRecord, TaskWarning]]) -> Notice:
     category, what = _MISSING[kind]
     subject = "it" if len(warned) == 1 else "they"
     lines = [f"{_tasks(len(warned))} {what.format(subject)}:"]
+    # Of several paths, what was meant is said of the first.
     lines += [
-        f"  {record.label}: {', '.join(warning.paths)}"
+        f"  {record.label}: {', '.join(warning.paths)}{suggestion(warning.paths[0])}"
         for record, warning in warned[:_MAX_NAMED_WARNINGS]
     ]
     if len(warned) > _MAX_NAMED_WARNINGS:

@@ -6,16 +6,15 @@ functions.
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from daskbatch.errors import BatchWarning
+from daskbatch.user_code import CodeLine, user_line
 
-#: The directory of this package, whose frames are not the user's.
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+#: Where a warning comes from if no line of the user's code has led to it.
+_NO_LINE = CodeLine("<the end of the program>", 0, "daskbatch")
 
 
 class Notice(NamedTuple):
@@ -33,22 +32,34 @@ class Notice(NamedTuple):
     text: str
 
 
-def warn(notice: Notice) -> None:
+def warn(notice: Notice, origin: CodeLine | None = None) -> None:
     """Show a warning.
+
+    Parameters
+    ----------
+    notice : Notice
+        The warning.
+    origin : CodeLine, optional
+        The line to name if no line of the user's code runs in this thread.
 
     Raises
     ------
     BatchWarning
         The warning, if a filter makes an exception of it.
     """
-    filename, line, module = _user_line()
+    filename, number, module = user_line() or origin or _NO_LINE
     # With a registry of its own, Python shows the warning although the same line may have led to
     # one with the same text before: in a loop, or in a notebook cell that is run again.
-    warnings.warn_explicit(notice.text, notice.kind, filename, line, module, registry={})
+    warnings.warn_explicit(notice.text, notice.kind, filename, number, module, registry={})
 
 
-def warn_all(notices: Iterable[Notice]) -> None:
+def warn_all(notices: Iterable[Notice], origin: CodeLine | None = None) -> None:
     """Show warnings; if a filter makes exceptions of them, the first one is raised at the end.
+
+    Parameters
+    ----------
+    notices, origin
+        See `warn`.
 
     Raises
     ------
@@ -58,7 +69,7 @@ def warn_all(notices: Iterable[Notice]) -> None:
     raised: BatchWarning | None = None
     for notice in notices:
         try:
-            warn(notice)
+            warn(notice, origin)
         except BatchWarning as error:
             if raised is None:
                 raised = error
@@ -66,14 +77,3 @@ def warn_all(notices: Iterable[Notice]) -> None:
                 raised.add_note(str(error))
     if raised is not None:
         raise raised
-
-
-def _user_line() -> tuple[str, int, str]:
-    """Return the file, the line and the module of the innermost frame that is the user's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
-            module = frame.f_globals.get("__name__") or "<unknown>"
-            return frame.f_code.co_filename, frame.f_lineno, module
-        frame = frame.f_back  # type: ignore[assignment]
-    return "<the end of the program>", 0, "daskbatch"

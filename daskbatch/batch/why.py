@@ -20,6 +20,12 @@ from daskbatch.plan.explain import wait_reasons
 #: Of a longer chain of waits, the first and the last links are named.
 _MAX_FIRST_LINKS, _MAX_LAST_LINKS = 3, 2
 
+#: What a worker does that begins no task, by its status.
+_RESTING = {
+    "paused": "is paused: its memory is almost full",
+    "closing_gracefully": "is about to end",
+}
+
 
 def why(record: TaskRecord, session: Session) -> str:
     """Return a sentence on where a task is and why.
@@ -34,6 +40,8 @@ def why(record: TaskRecord, session: Session) -> str:
     label, phase = long_label(record), record.phase
     if phase == Phase.CREATED:
         group = record.group
+        if session.closed:
+            return f"{label} has not been started, and never will be: its Batch has been closed."
         which = "" if group is None else f" of the compiled task {group.name!r}, its program"
         return f"{label} has not been started: call start(){which}."
     if phase == Phase.QUEUED:
@@ -91,7 +99,8 @@ def why_stalled(session: Session) -> str:
     subject = _subject(records)
     if subject is None:
         return "no task is unfinished."
-    more = f" {len(records) - 1} other tasks wait as well." if len(records) > 1 else ""
+    others = len(records) - 1
+    more = f" {others} other task{'s wait' if others > 1 else ' waits'} as well." if others else ""
     return why(subject, session) + more
 
 
@@ -180,11 +189,13 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
         reason = unmet(record.options, workers)
         if reason is not None:
             return reason
+    resting = _why_no_worker_begins(record, session, busy := _processing(session))
+    if resting is not None:
+        return resting
     if record.options.gang is not None:
         gang = _why_no_gang(record, session)
         if gang is not None:
             return gang
-    busy = _processing(session)
     dispatcher, block = session.dispatcher, record.block
     with dispatcher.outcomes.changed:
         if block is not None:
@@ -208,6 +219,24 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
     return "has been submitted, and is about to begin"
 
 
+def _why_no_worker_begins(
+    record: TaskRecord, session: Session, busy: dict[object, str] | None
+) -> str | None:
+    """Say that the worker of a task, or each worker, is paused; None if that is not so."""
+    with contextlib.suppress(Exception):  # the scheduler does not answer
+        resting = session.resting_workers()
+        if not resting:
+            return None
+        worker = (busy or {}).get(record.block.key) if record.block is not None else None
+        if worker in resting:
+            return f"waits for the worker {worker}, which {_RESTING[resting[worker]]}"
+        if resting.keys() >= {each.address for each in session.capacities()}:
+            reasons = sorted({_RESTING[status] for status in resting.values()})
+            each = "the only one" if len(resting) == 1 else f"each of the {len(resting)}"
+            return f"waits for a worker: {each} {' or '.join(reasons)}"
+    return None
+
+
 def _why_no_gang(record: TaskRecord, session: Session) -> str | None:
     """Say what a task that takes several slots waits for; None if the scheduler does not know."""
     with contextlib.suppress(Exception):  # the scheduler does not answer
@@ -218,6 +247,8 @@ def _why_no_gang(record: TaskRecord, session: Session) -> str | None:
                 verb = "is" if before == 1 else "are"
                 others = f"; {before} task{'s' * (before > 1)} of several slots {verb} before it"
                 what = f"waits for {slots} slots, all at once: {gang['why']}"
+                if slots == 1:
+                    what = f"waits for a slot: {gang['why']}"
                 return what + others * (before > 0)
     return None
 

@@ -39,6 +39,7 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.threads import start_unless_ending
+from daskbatch.user_code import CodeLine
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
@@ -101,6 +102,8 @@ class Session:
         self.batch = batch
         #: Whether this client starts no more tasks.
         self.closed = False
+        #: The line of the user's code that has made this client: warnings name it at the end.
+        self.origin: CodeLine | None = None
         #: Called before a task's client ends with the task, which has returned.
         self.before_end: Callable[[Session], None] | None = None
         #: Called after its end.
@@ -275,6 +278,18 @@ class Session:
     def capacities(self) -> list[Capacity]:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
+
+    def resting_workers(self) -> dict[str, str]:
+        """Return the workers that begin no task, with their status; asks the scheduler.
+
+        The status is Dask's: ``paused`` (its memory is almost full) or ``closing_gracefully``.
+        """
+        workers = self.client.scheduler_info()["workers"]
+        return {
+            address: worker["status"]
+            for address, worker in workers.items()
+            if worker["status"] != "running"
+        }
 
     def gangs(self) -> list[dict[str, Any]]:
         """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""

@@ -8,13 +8,16 @@ with each call, in the same state, so that all calls draw the same numbers. Any 
 from __future__ import annotations
 
 import random
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from daskbatch.errors import BatchWarning
 from daskbatch.serialization.safe_text import attribute, callable_name, text_attribute, type_name
+from daskbatch.user_code import CodeLine, user_line
+
+#: For each file, what `warnings` has shown of it: a line in a loop is told of once.
+_shown: dict[str, dict[Any, Any]] = {}
 
 
 def warn_of_generator(function: Callable[..., Any]) -> None:
@@ -28,11 +31,9 @@ def warn_of_generator(function: Callable[..., Any]) -> None:
         f"generator ({type_name(generator)}), whose state is sent with each call. Call a function "
         "that makes a generator itself, for example from a seed among its arguments"
     )
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_of_package(frame.f_globals):
-        frame = frame.f_back
-    module = frame.f_globals.get("__name__") or "<unknown>"
-    warnings.warn_explicit(text, BatchWarning, frame.f_code.co_filename, frame.f_lineno, module)
+    filename, number, module = user_line() or CodeLine("<unknown>", 0, "<unknown>")
+    registry = _shown.setdefault(filename, {})
+    warnings.warn_explicit(text, BatchWarning, filename, number, module, registry)
 
 
 def _is_generator(obj: object) -> bool:
@@ -41,8 +42,3 @@ def _is_generator(obj: object) -> bool:
     if type_name(obj) not in ("RandomState", "Generator"):
         return False
     return (text_attribute(type(obj), "__module__") or "").startswith("numpy.random")
-
-
-def _is_of_package(names: dict[str, Any]) -> bool:
-    module = names.get("__name__")
-    return isinstance(module, str) and module.partition(".")[0] == "daskbatch"

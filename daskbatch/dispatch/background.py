@@ -5,7 +5,6 @@ Any thread may use it. A thread that needs one of these tasks has `Background` s
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -14,10 +13,7 @@ from daskbatch.dispatch.backlog import Backlog
 from daskbatch.dispatch.declarations import set_rules
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.task_record import Phase, TaskRecord
-
-#: With fewer queued template tasks, the list of them is not searched for those that are over. Any
-#: number of this size would do.
-_MIN_QUEUED_TO_PRUNE = 1000
+from daskbatch.dispatch.unfinished_records import UnfinishedRecords
 
 
 class ExecutorPool(Protocol):
@@ -66,12 +62,10 @@ class Background:
         self.rules_directory = ""
         self._dispatcher = dispatcher
         self._start = start
-        #: The template tasks that may not be over: weakly, since a waiting task may refer to its
-        #: Batch, which this client must not keep alive.
-        self._queued: list[weakref.ref[TaskRecord]] = []
-        #: Once the list has this many entries, those of tasks that are over are dropped.
-        self._prune_at = _MIN_QUEUED_TO_PRUNE
-        self._pruning_lock = threading.Lock()
+        #: The template tasks that may not be over.
+        self._queued = UnfinishedRecords()
+        #: The tasks, started or not, that declare to write and may not be over.
+        self.writers = UnfinishedRecords()
 
     @property
     def backlog(self) -> Backlog:
@@ -90,9 +84,7 @@ class Background:
 
     def queue(self, record: TaskRecord) -> None:
         """Queue a template task until it is needed."""
-        self._queued.append(weakref.ref(record))
-        if len(self._queued) >= self._prune_at:
-            self._prune_queued()
+        self._queued.add(record)
         self.backlog.add(record)
 
     @property
@@ -102,24 +94,9 @@ class Background:
 
     def unfinished_queued(self, predicate: Callable[[TaskRecord], bool]) -> list[TaskRecord]:
         """Start the unfinished template tasks that match a predicate, and return them."""
-        found = [record for record in self._prune_queued() if predicate(record)]
+        found = [record for record in self._queued.records() if predicate(record)]
         self.start_queued(found)
         return found
-
-    def unfinished_records(self) -> list[TaskRecord]:
-        """Return the template tasks that are not over; starts nothing."""
-        return self._prune_queued() if self._queued else []
-
-    def _prune_queued(self) -> list[TaskRecord]:
-        with self._pruning_lock:
-            # Other threads may append to the list meanwhile: only this part is replaced.
-            queued = list(self._queued)
-            unfinished = [
-                record for each in queued if (record := each()) is not None and not record.over
-            ]
-            self._queued[: len(queued)] = [weakref.ref(record) for record in unfinished]
-            self._prune_at = max(_MIN_QUEUED_TO_PRUNE, 2 * len(unfinished))
-        return unfinished
 
     @property
     def executor_pools(self) -> list[ExecutorPool]:

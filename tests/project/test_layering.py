@@ -20,7 +20,7 @@ ROOT = Path(daskbatch.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
 #: What all packages may use.
-GROUND = {"_version", "errors", "config", "timeouts", "forking", "threads"}
+GROUND = {"_version", "errors", "config", "timeouts", "forking", "threads", "user_code"}
 
 #: Each part, and the parts of daskbatch that it may import, besides itself. From top to bottom:
 #: a part never imports one that stands above it.
@@ -46,13 +46,14 @@ MAY_IMPORT = {
     "plan": {"errors", "describe"},
     "report": {"errors", "_version", "records"},
     "records": {"errors"},
-    "describe": {"errors", "timeouts", "worker", "serialization"},
+    "describe": {"errors", "timeouts", "user_code", "worker", "serialization"},
     "worker": {"errors", "timeouts", "forking", "serialization", "memory"},
     "serialization": {"errors", "timeouts", "forking", "memory"},
     "memory": {"forking", "threads"},
     "timeouts": {"errors"},
     "forking": set(),
     "threads": set(),
+    "user_code": set(),
     "config": set(),
     "errors": set(),
     "_version": set(),

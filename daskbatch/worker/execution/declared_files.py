@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from daskbatch.errors import MissingInput, MissingOutput
 from daskbatch.worker.execution.block import DeclaredFiles
+from daskbatch.worker.execution.near_names import suggestion
 
 #: A message names at most this many paths.
 _MAX_NAMED_PATHS = 5
@@ -48,6 +49,7 @@ def missing_error(kind: str, label: str, paths: tuple[str, ...]) -> MissingInput
     if kind == INPUT:
         return MissingInput(
             f"task {label} declares to read {named}, which was not there when it was to begin"
+            f"{suggestion(paths[0])}"
         )
     return MissingOutput(
         f"task {label} declares to write {named}, which was not there when it had succeeded; if it "
