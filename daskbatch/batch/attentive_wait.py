@@ -59,7 +59,9 @@ def wait_attentively(task: WaitedTask, seconds: float | None) -> bool:
             raise
     # Outside of the handler, so that the traceback does not show the wait itself.
     record = task._record
-    raise _interruption(record, record.label, "cancel() of it", task._count_unfinished, task.cancel)
+    # A compiled task has no call. The message has the names that the documentation uses.
+    how = "program.cancel()" if record.call is None else "task.cancel()"
+    raise _interruption(record, record.label, how, task._count_unfinished, task.cancel)
 
 
 def wait_for_all(session: Session, count: Callable[[], int], seconds: float | None) -> bool:
@@ -88,7 +90,7 @@ def wait_for_all(session: Session, count: Callable[[], int], seconds: float | No
     def stop() -> None:
         session.dispatcher.cancel(session.dispatcher.unfinished())
 
-    raise _interruption(session, "all tasks of the Batch", "terminate()", count, stop)
+    raise _interruption(session, "all tasks of the Batch", "batch.terminate()", count, stop)
 
 
 def _interruption(

@@ -183,7 +183,7 @@ Odd | code 3 at here
 LifecycleError | the program 'clean' has been started already, and starts once: again() returns a \
 fresh copy of it, to be started
 LifecycleError | task 'clean' has not been started: start it first
-ProcessFailed | task 'cat data/one.csv': cat data/one.csv ended with exit code 127: cat \
+ProcessFailed | task 'one.csv': cat data/one.csv ended with exit code 127: cat \
 data/one.csv: No such file or directory; there is no shell: pass the arguments separately: \
 process('cat', 'data/one.csv')
 ProcessFailed | task 'catt': catt ended with exit code 127: catt: No such file or directory; it is \
