@@ -2,7 +2,8 @@
 
 IPython keeps all that a cell has shown (``Out[3]``, ``_``), so a Batch that was shown would keep
 its workers although its name stands for another one since the cell was run again. After each
-cell, `_end_replaced` looks for them. The main thread calls it.
+cell, `_end_replaced` looks for them, and failures in them that the user has not looked at are told.
+The main thread calls it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
+
+from daskbatch.batch.told_failures import tell_abandoned
+from daskbatch.cluster.session import open_sessions
 
 
 class NotebookBatch(Protocol):
@@ -39,7 +43,12 @@ def watch(batch: NotebookBatch) -> None:
     _batches[batch] = False
     if shell not in _shells:
         _shells.add(shell)
-        shell.events.register("post_run_cell", lambda *_: _end_replaced(shell))
+        shell.events.register("post_run_cell", lambda *_: _after_cell(shell))
+
+
+def _after_cell(shell: Any) -> None:
+    _end_replaced(shell)
+    tell_abandoned(open_sessions())
 
 
 def _end_replaced(shell: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from daskbatch.batch.result import error_line
 from daskbatch.batch.task_label import long_label
-from daskbatch.batch.user_warnings import Notice, warn_all
+from daskbatch.batch.user_warnings import Notice, warn_all, warn_at
 from daskbatch.cluster.session import Session
 from daskbatch.dispatch.failure_log import TaskWarning
 from daskbatch.dispatch.task_record import TaskRecord
@@ -97,6 +97,20 @@ def tell_at_exit(sessions: Sequence[Session]) -> None:
     for session in sessions:
         with contextlib.suppress(Exception):
             _tell_without_raising(session)
+
+
+def tell_abandoned(sessions: Sequence[Session]) -> None:
+    """Warn of failures in Batches that the program has dropped; nothing is raised.
+
+    The line is that which made the Batch: the code that runs now has nothing to do with it.
+    """
+    for session in sessions:
+        if session.abandoned:
+            for notice in collect(session):
+                try:
+                    warn_at(notice, session.origin)
+                except BatchWarning as warning:  # a filter has made an exception of it
+                    print(f"{type(warning).__name__}: {warning}", file=sys.stderr)
 
 
 def _tell_without_raising(session: Session) -> None:

@@ -47,7 +47,20 @@ def warn(notice: Notice, origin: CodeLine | None = None) -> None:
     BatchWarning
         The warning, if a filter makes an exception of it.
     """
-    filename, number, module = user_line() or origin or _NO_LINE
+    warn_at(notice, user_line() or origin)
+
+
+def warn_at(notice: Notice, line: CodeLine | None) -> None:
+    """Show a warning as one of a given line; raises what `warn` raises.
+
+    Parameters
+    ----------
+    notice : Notice
+        The warning.
+    line : CodeLine, optional
+        The line.
+    """
+    filename, number, module = line or _NO_LINE
     # With a registry of its own, Python shows the warning although the same line may have led to
     # one with the same text before: in a loop, or in a notebook cell that is run again.
     warnings.warn_explicit(notice.text, notice.kind, filename, number, module, registry={})

@@ -104,6 +104,8 @@ class Session:
         self.closed = False
         #: The line of the user's code that has made this client: warnings name it at the end.
         self.origin: CodeLine | None = None
+        #: Whether the program has dropped the last object that used this client.
+        self.abandoned = False
         #: Called before a task's client ends with the task, which has returned.
         self.before_end: Callable[[Session], None] | None = None
         #: Called after its end.
@@ -425,6 +427,7 @@ class Session:
         """End without waiting: a finalizer calls this, in any thread."""
         if self._ended:
             return
+        self.abandoned = True
         # The queued tasks are not started: that takes locks that a finalizer must not take.
         self.background.backlog.forget()
         if self._shared is not None:

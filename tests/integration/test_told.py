@@ -363,6 +363,9 @@ CELLS = [
     "again = program.again()\nagain.run()\nprint([task.state for task in again.tasks])",
     "batch.fence()",
     "batch.close(); batch.join()",
+    "shown = Batch(num_workers=1)\nshown.function(ratio, 0).run()\nshown",
+    "shown = Batch(num_workers=1)\nshown.function(ratio, 0.0).run()",
+    "shown = None",
 ]
 
 
@@ -417,6 +420,16 @@ def test_a_notebook_that_runs_a_program_twice_is_told_of_again(cells: Any) -> No
 def test_a_notebook_tells_failures(cells: Any) -> None:
     text = shown(cells[8])
     assert "TasksFailedWarning: 1 task failed:\n  'ratio[0]' (0): ZeroDivisionError" in text
+
+
+def test_a_notebook_tells_failures_in_a_batch_that_it_drops(cells: Any) -> None:
+    # The first one was shown, and is kept by IPython; the second one is deleted.
+    for cell, argument in ((cells[11], "0"), (cells[12], "0.0")):
+        text = shown(cell)
+        assert text.count("Warning") == 1
+        said = f"TasksFailedWarning: 1 task failed:\n  'ratio' ({argument}): ZeroDivisionError"
+        assert said in text
+        assert text.endswith("\n  shown = Batch(num_workers=1)\n")
 
 
 # -- Ctrl-C -------------------------------------------------------------------------------------
