@@ -5,6 +5,9 @@ The programs run as users run them, and all that they write is read.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -207,3 +210,65 @@ def test_the_mistakes_of_a_new_user_are_explained(tmp_path: Path) -> None:
         "  'str': <here>/never\n"
     ) in warned
     assert "TasksFailedWarning" not in warned
+
+
+DEBUGGED = """\
+import concurrent.futures
+from daskbatch import Batch, CompiledTask, Task
+
+def inner(x):
+    return 1 / x
+
+def outer(x, *, y):
+    return inner(x) + y
+
+with Batch(num_workers=1) as batch:
+    zero = batch.function(int, 0)
+    task: Task = batch.function(outer, zero, y=3)
+    program: CompiledTask = batch.compile([zero, task])
+    program.run()
+    try:
+        concurrent.futures.wait([task])
+    except AttributeError as error:
+        print(error)
+    try:
+        task.debug()
+    except ZeroDivisionError:
+        print("raised again")
+"""
+
+
+def test_debug_in_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DEBUGGED)
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "program.py"], stdin=end, stdout=end, stderr=end, cwd=tmp_path
+    )
+    os.close(end)
+    written, answers = b"", [b"p x\n", b"up\n", b"p y\n", b"q\n"]
+    # At the end of the process, Linux reports an error of the terminal.
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 4096):
+            written += data
+            while answers and written.count(b"(Pdb) ") > 4 - len(answers):
+                os.write(terminal, answers.pop(0))
+    os.close(terminal)
+    assert process.wait(timeout=100) == 0, written
+    lines = written.decode().replace("\r", "").splitlines()
+    assert lines[0] == (
+        "task 'outer' is not a future of concurrent.futures: give the functions of "
+        "concurrent.futures task.as_future(), or use daskbatch.as_completed(tasks)"
+    )
+    assert lines[1:] == [
+        f"> {tmp_path}/program.py(5)inner()",
+        "-> return 1 / x",
+        "(Pdb) p x",
+        "0",
+        "(Pdb) up",
+        f"> {tmp_path}/program.py(8)outer()",
+        "-> return inner(x) + y",
+        "(Pdb) p y",
+        "3",
+        "(Pdb) q",
+        "raised again",
+    ]
