@@ -10,8 +10,10 @@ import weakref
 
 from daskbatch.dispatch.task_record import TaskRecord
 
+_ref = weakref.ref
+
 #: From this many entries on, those of tasks that are over are dropped.
-_MIN_ENTRIES_TO_PRUNE = 1000
+_MIN_ENTRIES_TO_PRUNE = 4000
 
 
 class UnfinishedRecords:
@@ -32,18 +34,28 @@ class UnfinishedRecords:
 
     def add(self, record: TaskRecord) -> None:
         """Add a task. To add one twice lists it twice."""
-        self._references.append(weakref.ref(record))
-        if len(self._references) >= self._prune_at:
-            self.records()
+        references = self._references
+        references.append(_ref(record))
+        if len(references) >= self._prune_at:
+            self._prune()
 
     def records(self) -> list[TaskRecord]:
         """Return the tasks that are not over, in the order in which they were added."""
-        with self._pruning_lock:
+        self._prune()
+        found = [each() for each in list(self._references)]
+        return [record for record in found if record is not None and not record.over]
+
+    def _prune(self) -> None:
+        # A finalizer may add a task while this thread prunes: nobody waits for the lock.
+        if not self._pruning_lock.acquire(blocking=False):
+            return
+        try:
             # Other threads may append to the list meanwhile: only this part is replaced.
             references = list(self._references)
-            unfinished = [
-                record for each in references if (record := each()) is not None and not record.over
+            remaining = [
+                each for each in references if (record := each()) is not None and not record.over
             ]
-            self._references[: len(references)] = [weakref.ref(record) for record in unfinished]
-            self._prune_at = max(_MIN_ENTRIES_TO_PRUNE, 2 * len(unfinished))
-        return unfinished
+            self._references[: len(references)] = remaining
+            self._prune_at = max(_MIN_ENTRIES_TO_PRUNE, 4 * len(remaining))
+        finally:
+            self._pruning_lock.release()
