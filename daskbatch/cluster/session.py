@@ -141,7 +141,7 @@ class Session:
             #: The id that its tasks carry.
             self.client_id = batch
             if connection is not None:
-                self._backend.prepare()
+                self._backend.prepare(connection.embedded is not None)
             self._publish()
         except BaseException as error:
             published = within is not None and within.resources.get(self._resource) is self

@@ -1,0 +1,1 @@
+"""Keeps tasks off workers whose Python or daskbatch is not that of the client."""
