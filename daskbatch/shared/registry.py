@@ -20,8 +20,8 @@ from distributed.comm import get_address_host
 from distributed.core import Status
 
 from daskbatch.cluster.leaving.departures import departures_of
-from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
+from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica

@@ -23,7 +23,7 @@ _EXPRESSION = """
 )((
     "%d.%d" % sys.version_info[:2],
     __import__("daskbatch").__version__ if util.util.find_spec("daskbatch") else "",
-)))(__import__("sys"), __import__("importlib.util"), __import__("platform"), __import__("distributed"))
+)))(*map(__import__, ("sys", "importlib.util", "platform", "distributed")))
 """.strip()
 
 #: On a worker: reports the software.

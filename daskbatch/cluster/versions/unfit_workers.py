@@ -1,9 +1,9 @@
 """Keeps tasks off the workers that have other software than the scheduler.
 
-Each worker reports its software when it gets the plugin. A worker that joins counts as running from
-that report on: it would begin no Dask task earlier. If its software differs, Dask may send it the
-tasks of others, and each key of ours is restricted to the other workers. All runs on the scheduler's
-event loop.
+Each worker reports its software when it gets the plugin. A worker that joins counts as running
+from that report on: it would begin no Dask task earlier. If its software differs, Dask may send it
+the tasks of other clients, and each key of ours is restricted to the remaining workers. All runs on
+the scheduler's event loop.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class UnfitWorkers:
 def _is_placed_by_dask(state: Any) -> bool:
     """Return whether Dask alone chooses the worker of a key of ours.
 
-    Those with a walltime, and the gangs, are placed by other modules, which leave out unfit workers.
+    Other modules place those with a walltime, and the gangs, and leave out unfit workers.
     """
     annotations = state.annotations or {}
     if TOPIC in annotations:
