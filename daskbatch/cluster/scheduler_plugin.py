@@ -305,7 +305,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._send_slots()
 
     def _report_unfit(self, worker: UnfitWorker) -> None:
-        """Notify all clients of a worker that runs none of their tasks; called by `UnfitWorkers`."""
+        """Notify all clients of a worker that can run none of their tasks."""
         for client in self._clients:
             self._notify(client.topic, WorkerUnfit(*worker))
         self._send_slots()
