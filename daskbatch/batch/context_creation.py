@@ -65,7 +65,8 @@ def create_context(
         except BaseException:
             session.end()
             raise
-    address = Address(session.client.scheduler.address, batch, session.grows)
+    scheduler = session.client.scheduler.address
+    address = Address(scheduler, batch, session.grows, session.directory)
     return BatchContext(
         Identity(address, session),
         name,

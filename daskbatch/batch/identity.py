@@ -35,11 +35,14 @@ class Address(NamedTuple):
         The id of the Batch.
     grows : bool
         Whether the cluster may get more workers later.
+    directory : str, optional
+        The working directory of functions; None for that of the workers.
     """
 
     scheduler: str
     batch: str
     grows: bool
+    directory: str | None = None
 
 
 class Identity:
@@ -196,9 +199,9 @@ class Identity:
 
     def _attach(self, context: TaskContext | None) -> Session:
         """Register a new client of the Batch."""
-        scheduler, batch, grows = self.address
+        scheduler, batch, grows, directory = self.address
         if context is None:
-            session = Session(batch, scheduler, grows=grows)
+            session = Session(batch, scheduler, grows=grows, directory=directory)
             session.origin = user_line()
             return session
         if context.batch == batch:
@@ -206,7 +209,14 @@ class Identity:
             scheduler = context.scheduler
         if context.security is not None and context.scheduler == scheduler:
             remember_security(scheduler, as_client_security(loads(context.security)))
-        session = Session(batch, scheduler, within=context, grows=grows, resource=self._resource)
+        session = Session(
+            batch,
+            scheduler,
+            within=context,
+            grows=grows,
+            resource=self._resource,
+            directory=directory,
+        )
         session.before_end = tell_in_task
         session.origin = user_line()
         return session

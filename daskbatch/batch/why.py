@@ -184,8 +184,8 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
     """Say why a task that waits for no other task has not begun."""
     with contextlib.suppress(Exception):  # the scheduler does not answer
         workers = session.capacities()
-        if not workers:
-            return "waits for a worker: the cluster has none"
+        if not any(each.is_here for each in workers):
+            return f"waits for a worker: {session.describe_missing_workers()}"
         reason = unmet(record.options, workers)
         if reason is not None:
             return reason

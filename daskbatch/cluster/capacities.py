@@ -14,6 +14,7 @@ from typing import Any
 
 from distributed import Scheduler
 
+from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.dispatch.requirements import Capacity
 
 #: How long a nanny may take to start a worker.
@@ -67,7 +68,7 @@ class Capacities:
         }
         present = [
             _capacity(each)._replace(seconds=self._end_of(each.address) - time())
-            for each in self._scheduler.workers.values()
+            for each in usable(self._scheduler, self._scheduler.workers.values())
         ]
         return present + [capacity for capacity, _ in self._returning.values()]
 

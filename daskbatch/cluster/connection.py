@@ -29,6 +29,7 @@ from distributed.security import Security
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
 from daskbatch.cluster.growth.worker_range import worker_range
+from daskbatch.cluster.versions.software import UnfitWorker, difference
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.forking import after_fork
 from daskbatch.serialization.safe_text import safe_repr
@@ -168,7 +169,7 @@ def register(client: Client, *plugins: object) -> None:
     Raises
     ------
     BatchError
-        The scheduler or a worker cannot import daskbatch.
+        The scheduler has another Python or daskbatch than this process, or none.
     ServiceLost
         The client is closed, or the cluster is gone.
     """
@@ -181,10 +182,21 @@ def register(client: Client, *plugins: object) -> None:
     except OSError as error:
         raise ServiceLost(f"the cluster at {address} is gone: {error}") from error
     except ImportError as error:
-        raise BatchError(
-            f"the cluster at {address} cannot import daskbatch ({error}); "
-            "install the same version there, for its scheduler and its workers"
-        ) from error
+        raise BatchError(difference(address, [error])) from error
+
+
+def require_same_software(client: Client) -> None:
+    """Check that all workers have the Python and the daskbatch of this process.
+
+    Raises
+    ------
+    BatchError
+        Some have not; it names them.
+    """
+    found = client.sync(client.scheduler.daskbatch_unfit)
+    if found:
+        workers = [UnfitWorker(*each) for each in found]
+        raise BatchError(difference(client.scheduler.address, workers))
 
 
 def remember_security(address: str, security: Security) -> None:

@@ -24,7 +24,7 @@ from distributed.spans import SpanMetadata
 from distributed.utils import set_thread_state
 
 from daskbatch import config
-from daskbatch.cluster.connection import register
+from daskbatch.cluster.connection import register, require_same_software
 from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.messages import (
     BatchEnded,
@@ -34,11 +34,16 @@ from daskbatch.cluster.messages import (
     SummaryWanted,
     ValuesLost,
     WorkerDied,
+    WorkerUnfit,
     decode,
 )
-from daskbatch.cluster.nanny_plugin import BatchNannyPlugin
 from daskbatch.cluster.open_links import OpenLinks
-from daskbatch.cluster.scheduler_plugin import BatchSchedulerPlugin
+from daskbatch.cluster.versions.guarded_plugins import (
+    GuardedNannyPlugin,
+    GuardedSchedulerPlugin,
+    GuardedWorkerPlugin,
+)
+from daskbatch.cluster.versions.software import UnfitWorker, warning
 from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.requirements import Capacity
@@ -48,7 +53,6 @@ from daskbatch.errors import BatchError, ServiceLost, WorkerLost
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.memory.host import host_id
 from daskbatch.worker.execution.outcome import BlockResult, Status
-from daskbatch.worker.plugin import BatchWorkerPlugin
 
 #: Switches off Dask's warning of graphs over 10 MB: its advice does not apply to ours.
 _NO_WARNING = {"distributed.admin.large-graph-warning-threshold": "1TB"}
@@ -110,6 +114,8 @@ class ClusterBackend:
         #: How often workers have joined or left; what they offered, and when that was asked.
         self._worker_changes = 0
         self._known_capacities: tuple[int, list[Capacity]] = -1, []
+        #: The workers with other software that have joined, by address; they may have left again.
+        self.unfit: dict[str, UnfitWorker] = {}
         #: The objects that are notified when workers have joined or left.
         self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
         #: Called on Dask's event loop when somebody looks at the page /daskbatch.
@@ -127,9 +133,23 @@ class ClusterBackend:
         context = self.client.security.get_connection_args("client").get("ssl_context")
         return context if isinstance(context, ssl.SSLContext) else None
 
-    def prepare(self) -> None:
-        """Register the plugins of the scheduler, nannies and workers; raises `BatchError`."""
-        register(self.client, BatchNannyPlugin(), BatchSchedulerPlugin(), BatchWorkerPlugin())
+    def prepare(self, is_embedded: bool = False) -> None:
+        """Register the plugins of the scheduler, nannies and workers.
+
+        Parameters
+        ----------
+        is_embedded : bool
+            Whether this process has started the cluster, which then has the same software.
+
+        Raises
+        ------
+        BatchError
+            The scheduler or a worker has another Python or another daskbatch, or none.
+        """
+        plugins = GuardedNannyPlugin(), GuardedSchedulerPlugin(), GuardedWorkerPlugin()
+        register(self.client, *plugins)
+        if not is_embedded:
+            require_same_software(self.client)
 
     def connect(
         self,
@@ -190,8 +210,16 @@ class ClusterBackend:
                 self._call_guarded(listener.worker_died, keys, details, found, planned)
             case SummaryWanted():
                 self._call_guarded(self.on_summary_wanted)
+            case WorkerUnfit():
+                self._note_unfit(UnfitWorker(*message))
             case SlotsChanged() | BatchEnded():
                 pass
+
+    def _note_unfit(self, worker: UnfitWorker) -> None:
+        """Log that a worker has other software, once for each host and software."""
+        if worker[1:] not in {each[1:] for each in self.unfit.values()}:
+            _logger.warning("%s", warning(worker))
+        self.unfit[worker.address] = worker
 
     def submit(self, lowered: Lowered, again: bool) -> Mapping[str, Any]:
         """Submit a graph and set the future of each block; see `Submitter.submit`."""

@@ -16,6 +16,7 @@ from distributed import Scheduler
 from daskbatch.cluster.gang_plan import WorkerState
 from daskbatch.cluster.gang_run import GangRun, GangState
 from daskbatch.cluster.slot_holders import Holder
+from daskbatch.cluster.versions.unfit_workers import usable
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ def count_slots(
     scheduler: Scheduler, gangs: Iterable[GangRun], holders: Iterable[Holder]
 ) -> dict[str, SlotCounts]:
     """Count the slots that gangs have, for each worker that runs tasks."""
-    counts = {each.address: SlotCounts() for each in scheduler.running}
+    counts = {each.address: SlotCounts() for each in usable(scheduler, scheduler.running)}
     for gang in gangs:
         if gang.state in (GangState.RUNNING, GangState.ENDING) and gang.head in counts:
             count = counts[gang.head]
@@ -83,7 +84,7 @@ def describe_workers(
     inputs = _input_bytes(scheduler, first)
     workers = []
     warm_hosts = set()
-    for each in scheduler.running:
+    for each in usable(scheduler, scheduler.running):
         count = counts[each.address]
         if count.idle:
             warm_hosts.add(each.host)

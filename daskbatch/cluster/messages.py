@@ -77,6 +77,15 @@ class BatchEnded(NamedTuple):
     batch: str
 
 
+class WorkerUnfit(NamedTuple):
+    """A worker has other software: the fields of an `UnfitWorker`."""
+
+    address: str
+    host: str
+    python: str
+    daskbatch: str
+
+
 class SummaryWanted(NamedTuple):
     """Somebody looks at the page /daskbatch: the client answers with a `ClientSummary`."""
 
@@ -89,6 +98,7 @@ ClientEvent = (
     | WorkerDied
     | BatchEnded
     | SummaryWanted
+    | WorkerUnfit
 )
 
 #: The position of a kind of event is the number that stands for it.
@@ -100,6 +110,7 @@ _KINDS: tuple[type[ClientEvent], ...] = (
     WorkerDied,
     BatchEnded,
     SummaryWanted,
+    WorkerUnfit,
 )
 
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}

@@ -31,8 +31,11 @@ from daskbatch.cluster.messages import (
     SlotsChanged,
     SummaryWanted,
     ValuesLost,
+    WorkerUnfit,
     encode,
 )
+from daskbatch.cluster.versions.software import UnfitWorker
+from daskbatch.cluster.versions.unfit_workers import UnfitWorkers, usable_slots
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dashboard.dashboard import Dashboard
 from daskbatch.dispatch.key_names import NAMES, TOKEN
@@ -77,6 +80,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
       The answer is the event `MembersRevoked`.
     - ``daskbatch_forget(topic, blocks)`` drops revocations. Returns nothing.
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
+    - ``daskbatch_unfit()`` returns the `UnfitWorker` of each worker with other software.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
     - ``daskbatch_unsuccessful(topic, withdrawn, failures, others, outside)`` has Dask's dashboard
       count what it does not see of tasks; see `dispatch.unsuccessful`. Returns nothing.
@@ -88,6 +92,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch-revoked(request, began, stopping)``: the answer to a revocation.
     - ``daskbatch-hello(pid, owner, directory, created, ends, host)``: the worker's process, where
       it keeps its journals, when it ends, and its host.
+    - ``daskbatch-unfit(host, python, daskbatch)``: the worker has other software.
     - ``daskbatch-interrupted(topic, key, trace)``: a block was interrupted, since the worker
       leaves.
     - ``daskbatch-ends(ends)``: when the worker ends, if it has learnt that later.
@@ -110,6 +115,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._requests = itertools.count()
         self._answers: dict[tuple[int, str], asyncio.Future[_RevokeAnswer]] = {}
         self._worker_losses = WorkerLossTracker(scheduler)
+        self._unfit = UnfitWorkers(scheduler, self._report_unfit)
         self._gangs = GangAllocator(scheduler)
         self._capacities = Capacities(scheduler, self._worker_losses.end_of)
         self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
@@ -142,6 +148,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_forget": self._forget,
                 "daskbatch_capacities": self._capacities.all,
                 "daskbatch_gangs": self._gangs.describe,
+                "daskbatch_unfit": self._unfit.all,
                 "daskbatch_unsuccessful": self._unsuccessful,
                 "daskbatch_summary": self._dashboard.record,
             }
@@ -165,7 +172,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if registered is None:
             return None
         return Registration(
-            *(registered.number, int(self._scheduler.total_nthreads), self._worker_losses.hosts())
+            *(registered.number, usable_slots(self._scheduler), self._worker_losses.hosts())
         )
 
     def _close(self, topic: str) -> None:
@@ -277,6 +284,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _hello(self, **process: Any) -> None:
         """Record the process of a worker that has joined, its host, and when it ends."""
         self._worker_losses.record_process(**process)
+        self._unfit.record_fit(process["worker"])
         self._walltimes.retry_soon()
         self._send_slots()
 
@@ -285,6 +293,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Send a worker that joins all revocations; called by Dask."""
         self._worker_losses.add_worker(worker)
+        self._unfit.add_worker(worker)
         self._capacities.add_worker(worker)
         for topic, blocks in self._revoked.items():
             for block, members in blocks.items():
@@ -293,6 +302,12 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                         worker, _revocation(topic, block, [member], status, request=-1)
                     )
         self._gangs.add_worker(worker)
+        self._send_slots()
+
+    def _report_unfit(self, worker: UnfitWorker) -> None:
+        """Notify all clients of a worker that can run none of their tasks."""
+        for client in self._clients:
+            self._notify(client.topic, WorkerUnfit(*worker))
         self._send_slots()
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -328,6 +343,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Complete the answers of a worker that has left, and report its death; called by Dask."""
         self._departures.remove_worker(worker)
+        self._unfit.remove_worker(worker)
         for (_, address), answer in self._answers.items():
             # A member that had begun on a worker that died will not complete there.
             if address == worker and not answer.done():
@@ -343,6 +359,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Keep Dask from running a released block again, and follow gangs; called by Dask."""
+        self._unfit.transition(key, finish)
         self._gangs.transition(key, start, finish)
         if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
             self._keep_token(key)
@@ -395,7 +412,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- slots ----------------------------------------------------------------------------
 
     def _send_slots(self) -> None:
-        changed = SlotsChanged(int(self._scheduler.total_nthreads), self._worker_losses.hosts())
+        changed = SlotsChanged(usable_slots(self._scheduler), self._worker_losses.hosts())
         for client in self._clients:
             self._notify(client.topic, changed)
 

@@ -27,6 +27,7 @@ from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
 from daskbatch.cluster.growth.demand_report import DemandReport
+from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.describe.spec import Options
@@ -81,6 +82,8 @@ class Session:
         The name under which the task's context has it.
     streams : bool
         Whether workers send what tasks write while they write it.
+    directory : str, optional
+        The working directory of functions; None for that of the workers.
 
     Raises
     ------
@@ -97,9 +100,12 @@ class Session:
         grows: bool = True,
         resource: str = "",
         streams: bool = False,
+        directory: str | None = None,
     ) -> None:
         self._resource = resource or batch
         self.batch = batch
+        #: The working directory of functions; None for that of the workers.
+        self.directory = directory
         #: Whether this client starts no more tasks.
         self.closed = False
         #: The line of the user's code that has made this client: warnings name it at the end.
@@ -130,7 +136,9 @@ class Session:
         try:
             task_key = None if within is None else within.key
             self._backend = ClusterBackend(self.client, self.topic, task_key)
-            self.dispatcher = Dispatcher(self._backend, _setting(self.topic, connection, streams))
+            self.dispatcher = Dispatcher(
+                self._backend, _setting(self.topic, connection, streams, directory)
+            )
             self.dispatcher.outcomes.context = within
             self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
             self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
@@ -146,7 +154,7 @@ class Session:
             #: The id that its tasks carry.
             self.client_id = batch
             if connection is not None:
-                self._backend.prepare()
+                self._backend.prepare(connection.embedded is not None)
             self._publish()
         except BaseException as error:
             published = within is not None and within.resources.get(self._resource) is self
@@ -286,12 +294,16 @@ class Session:
 
         The status is Dask's: ``paused`` (its memory is almost full) or ``closing_gracefully``.
         """
-        workers = self.client.scheduler_info()["workers"]
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
         return {
             address: worker["status"]
             for address, worker in workers.items()
             if worker["status"] != "running"
         }
+
+    def describe_missing_workers(self) -> str:
+        """Return why the cluster has no worker for tasks, as far as that is known."""
+        return describe_missing(self.client, list(self._backend.unfit.values()))
 
     def gangs(self) -> list[dict[str, Any]]:
         """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""
@@ -479,7 +491,9 @@ def set_summarizer(summarize: Callable[[Session], str]) -> None:
     _summarize = summarize
 
 
-def _setting(topic: str, connection: Connection | None, streams: bool) -> Setting:
+def _setting(
+    topic: str, connection: Connection | None, streams: bool, directory: str | None
+) -> Setting:
     is_embedded = connection is not None and connection.embedded is not None
     return Setting(
         topic=topic,
@@ -490,6 +504,7 @@ def _setting(topic: str, connection: Connection | None, streams: bool) -> Settin
         output_limit=config.get_bytes("output-limit"),
         surroundings=Surroundings() if is_embedded else None,
         streams=streams,
+        directory=directory,
     )
 
 
@@ -510,7 +525,7 @@ def make_session(
     cluster, num_workers
         See `daskbatch.Batch`.
     directory : str
-        The working directory of an embedded cluster's workers.
+        The working directory of an embedded cluster's workers, and of functions on a given one.
     environment : mapping, optional
         Variables that are added to the environment of an embedded cluster's workers.
     streams : bool
@@ -518,7 +533,13 @@ def make_session(
     """
     _require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
-    return Session(batch, connection=connection, streams=streams)
+    given = connection.embedded is None and config.get("working-directory") == "batch"
+    return Session(
+        batch,
+        connection=connection,
+        streams=streams,
+        directory=directory if given else None,
+    )
 
 
 def _requires(options: Options) -> bool:

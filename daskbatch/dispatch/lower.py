@@ -78,6 +78,8 @@ class Setting:
         What the script changes in its search path and environment, for an embedded cluster.
     streams : bool
         Whether workers send what tasks write while they write it.
+    directory : str, optional
+        The working directory of functions; None for that of the worker.
     """
 
     topic: str
@@ -88,6 +90,7 @@ class Setting:
     output_limit: int
     surroundings: Surroundings | None = None
     streams: bool = False
+    directory: str | None = None
 
 
 @dataclass(slots=True)
@@ -269,6 +272,7 @@ class _Lowering:
             strict=[self._source(each, inputs) for each in rules],
             surroundings=self._surroundings,
             streams=setting.streams,
+            directory=setting.directory,
         )
 
     def _source(self, data: bytes | Buffer, inputs: _Inputs) -> bytes | int:
@@ -368,6 +372,7 @@ def lower_open_block(
         share_limit=setting.share_limit,
         inline_limit=setting.inline_limit,
         output_limit=setting.output_limit,
+        directory=setting.directory,
         surroundings=None if setting.surroundings is None else setting.surroundings.changes(),
         streams=setting.streams,
         open=True,

@@ -21,6 +21,7 @@ from distributed.core import Status
 
 from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
+from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica
@@ -175,7 +176,8 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
             for layout in each.layouts:
                 for replica in layout.replicas:
                     load[replica.worker] = load.get(replica.worker, 0) + 1
-        able = [w.address for w in self._scheduler.workers.values() if w.status in _ABLE_STATUSES]
+        workers = usable(self._scheduler, self._scheduler.workers.values())
+        able = [each.address for each in workers if each.status in _ABLE_STATUSES]
         return sorted(able, key=lambda address: load.get(address, 0))
 
     async def _describe_actor(self, worker: str, key: str, seconds: float) -> ServerAddress | str:

@@ -30,6 +30,7 @@ from distributed.core import Status
 
 from daskbatch import config
 from daskbatch.cluster.leaving.recipients import Holding, not_begun, unable_to_leave
+from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.timeouts import Deadline
 
 #: The name under which the scheduler keeps its `Departures`.
@@ -194,7 +195,7 @@ class Departures:
         leaving = {self._scheduler.workers[address] for address in found}
         staying = [
             each.address
-            for each in self._scheduler.running
+            for each in usable(self._scheduler, self._scheduler.running)
             if each not in leaving and not self.is_leaving(each.address)
         ]
         holdings = {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Scheduler
 
+from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.cluster.worker_loss import is_marked_lost
 from daskbatch.dispatch.lower import UNFITTED, WALLTIME
 
@@ -86,7 +87,9 @@ class Walltimes:
     def _retry(self) -> None:
         self._planned = False
         now = time()
-        ends = {worker.address: self._end_of(worker.address) for worker in self._scheduler.running}
+        running = self._scheduler.running
+        fit_workers = usable(self._scheduler, running)
+        ends = {each.address: self._end_of(each.address) for each in fit_workers}
         for key, allowed in list(self._waiting.items()):
             state = self._scheduler.tasks.get(key)
             if state is None:
@@ -102,6 +105,6 @@ class Walltimes:
             wanted = dict(state.resource_restrictions)
             del wanted[UNFITTED]
             state.resource_restrictions = wanted or None
-            if allowed or len(fit) < len(ends):
+            if allowed or len(fit) < len(running):
                 state.worker_restrictions = fit
             self._scheduler.transitions({key: "processing"}, f"daskbatch-walltime-{now}")

@@ -158,6 +158,8 @@ class BlockSpec(NamedTuple):
         Whether the block begins without members, and receives them while it runs.
     streams : bool
         Whether the worker sends what members write while they write it.
+    directory : str, optional
+        The working directory of functions; None for that of the worker.
     """
 
     block: int
@@ -188,6 +190,7 @@ class BlockSpec(NamedTuple):
     surroundings: bytes | None = None
     open: bool = False
     streams: bool = False
+    directory: str | None = None
 
     @property
     def namespace(self) -> str:

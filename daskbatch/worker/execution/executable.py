@@ -11,6 +11,7 @@ import itertools
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -236,7 +237,8 @@ def _run(
             process = start_captured(argv, cwd, environment, source)
         except OSError as error:
             if not os.path.isdir(cwd):  # then the directory is missing
-                raise unusable_path_error("its cwd", error) from None
+                what = f"its cwd on the host {socket.gethostname()}"
+                raise unusable_path_error(what, error) from None
             is_missing = isinstance(error, FileNotFoundError)
             hint = shell_hint(argv) if is_missing else ""
             hint = hint or _path_hint(argv[0], cwd, is_missing)

@@ -15,7 +15,7 @@ from typing import Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import reworded
-from daskbatch.worker.execution import executable
+from daskbatch.worker.execution import executable, thread_directory
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
 from daskbatch.worker.execution.capture import Capture
@@ -62,16 +62,32 @@ class ThreadRun(BlockRun):
         #: The member whose executable runs; it stays the same while the lock is held to stop it.
         self._executing = -1
         self._stop_lock = threading.Lock()
+        #: Why the directory of functions cannot be entered; None if it can.
+        self._directory_error: OSError | None = None
 
     # -- the thread that runs the block ---------------------------------------------------
 
     def __call__(self) -> BlockResult:
+        entered = self._enter_directory()
         try:
             return super().__call__()
         finally:
+            if entered:
+                thread_directory.leave()
             # What a task leaves in this thread must not reach the next one.
             initial_state.restore_signal_mask()
             initial_state.open_standard_descriptors()
+
+    def _enter_directory(self) -> bool:
+        """Enter the directory of functions; False if the thread has it, or cannot enter it."""
+        directory = self.spec.directory
+        if directory is None:
+            return False
+        try:
+            return thread_directory.enter(directory)
+        except OSError as error:
+            self._directory_error = error
+            return False
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         index, _ = self.spec.calls[member]
@@ -100,6 +116,9 @@ class ThreadRun(BlockRun):
             return self._execute(member, job)
         if type(function) is RankFunction:
             return self._execute(member, partial(self._run_on_ranks, member, function, *args))
+        if self._directory_error is not None:
+            error = self._directory_error
+            raise reworded(error, f"task {self.spec.label(member)}: {error.strerror or error}")
         limits = self.spec.limits.get(member)
         if limits is None or limits.timeout is None:
             return self._caller.call(member, function, args, kwargs)

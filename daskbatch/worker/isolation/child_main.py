@@ -157,6 +157,8 @@ class ChildRun(BlockRun):
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         try:
             limits = self.spec.limits.get(member, NO_LIMITS)
+            if limits.cwd is None and self.spec.directory is not None:
+                limits = limits._replace(cwd=self.spec.directory)
             if limits.env or limits.cwd is not None:
                 try:
                     self._process_state.enter(limits, self.spec.label(member))

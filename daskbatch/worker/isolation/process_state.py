@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import os
+import socket
 import sys
 from typing import Any
 
@@ -140,7 +141,8 @@ class ProcessState:
             try:
                 os.chdir(limits.cwd)
             except OSError as error:
-                raise unusable_path_error(f"task {label}: its cwd", error) from None
+                what = f"task {label}: its cwd on the host {socket.gethostname()}"
+                raise unusable_path_error(what, error) from None
 
     def restore(self) -> None:
         """Undo what `enter` and the member have changed."""
