@@ -12,7 +12,7 @@ from distributed import LocalCluster
 from support.small_disk import SmallDisk, small_disk
 from support.waiting import touch
 
-from daskbatch import Batch, WorkerLost
+from daskbatch import Batch, Queue, WorkerLost
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ def test_a_log_on_a_full_disk_ends_and_the_program_goes_on(
     assert "No space left" in caplog.text
 
 
-def test_a_snapshot_that_does_not_fit_leaves_the_old_one(disk: SmallDisk, batch: Batch) -> None:
+def test_a_snapshot_that_does_not_fit_leaves_the_old_one(
+    disk: SmallDisk, batch: Batch, tmp_path: Path
+) -> None:
     values = batch.ddict()
     values["a"] = 1
     path = disk.path / "saved"
@@ -97,5 +99,10 @@ def test_a_snapshot_that_does_not_fit_leaves_the_old_one(disk: SmallDisk, batch:
     queue.put(bytes(4 << 20))
     with pytest.raises(OSError, match="No space left"):
         queue.save(disk.path / "queue")
-    queue.close()
     assert [each.name for each in disk.path.iterdir()] == ["saved"]
+    # Values in shared memory are saved, where there is room.
+    queue.save(tmp_path / "queue")
+    queue.close()
+    with_big = Queue.load(tmp_path / "queue", batch)
+    assert with_big.get() == bytes(4 << 20)
+    with_big.close()
