@@ -477,7 +477,7 @@ def _setting(topic: str, connection: Connection | None, streams: bool) -> Settin
 
 def make_session(
     batch: str,
-    cluster: str | Client | Cluster | None,
+    cluster: str | os.PathLike[str] | Client | Cluster | None,
     num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,

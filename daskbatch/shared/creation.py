@@ -7,6 +7,7 @@ workers releases its slot meanwhile.
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,7 +75,9 @@ class HasOwnerContext(Protocol):
 
 
 #: What the parameter `cluster` of `DDict` and `Queue` accepts.
-ClusterArgument: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
+ClusterArgument: TypeAlias = (
+    str | os.PathLike[str] | Client | Cluster | HasOwnerContext | OwnerContext | None
+)
 
 
 class Closable(Protocol):

@@ -91,6 +91,11 @@ def _call(
         return call_in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
     except OSError as error:
         raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
+    except ValueError as error:
+        if not scheduler.startswith("inproc://"):
+            raise
+        reason = "it is in the memory of another process"
+        raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {reason}") from error
 
 
 def _probe(address: str) -> None:

@@ -97,9 +97,7 @@ print("written", flush=True)
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_journal_on_a_disk_that_fills_up_keeps_what_was_last(
-    disk: SmallDisk, full: bool
-) -> None:
+def test_a_journal_on_a_disk_that_fills_up_keeps_what_was_last(disk: SmallDisk, full: bool) -> None:
     writer = subprocess.Popen(
         [sys.executable, "-c", FILLS_A_JOURNAL, str(disk.path / "slot")],
         stdin=subprocess.PIPE,
