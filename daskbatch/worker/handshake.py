@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import (
     authenticate_as_client,
-    authenticate_as_server,
+    authenticate_by_one_of,
     repeat_until,
 )
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
@@ -109,9 +109,11 @@ def connect_to_server(
 
 
 def accept_client(
-    sock: socket.socket, secret: bytes, tls_context: ssl.SSLContext | None
-) -> socket.socket | None:
-    """Authenticate a client that has connected; return the socket for its requests.
+    sock: socket.socket,
+    secrets: Callable[[], Iterable[bytes]],
+    tls_context: ssl.SSLContext | None,
+) -> tuple[socket.socket, bytes] | None:
+    """Authenticate a client that has connected; return the socket, and the secret it knows.
 
     Returns None, and closes the socket, if the client is refused. Raises nothing.
 
@@ -119,8 +121,8 @@ def accept_client(
     ----------
     sock : socket.socket
         The socket that `accept` returned.
-    secret : bytes
-        The server's secret.
+    secrets : callable
+        Returns the secrets of those that a client may connect to.
     tls_context : ssl.SSLContext, optional
         The server's certificates; None without TLS.
     """
@@ -133,9 +135,10 @@ def accept_client(
             sock = tls_context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             close_in_children(sock)
             repeat_until(deadline, sock.do_handshake)
-        if authenticate_as_server(sock, secret, deadline):
+        secret = authenticate_by_one_of(sock, secrets, deadline)
+        if secret is not None:
             sock.settimeout(None)
-            return sock
+            return sock, secret
     except (OSError, ValueError):
         pass
     sock.close()

@@ -8,6 +8,7 @@ and `end`, which the threads of blocks call.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
@@ -45,6 +46,7 @@ from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.journal_pool import JournalPool
 from daskbatch.worker.open_blocks.open_run import OpenRun
 from daskbatch.worker.open_blocks.server import OpenServer
+from daskbatch.worker.ports import set_ports
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
@@ -62,6 +64,8 @@ _TICK_INTERVAL_SECONDS = 0.02
 
 #: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
 _WALLTIME = "daskbatch_walltime"
+
+_logger = logging.getLogger("daskbatch")
 
 #: The default of `daskbatch.stop-grace`.
 _STOP_GRACE = "2s"
@@ -104,6 +108,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             with contextlib.suppress(Exception):  # then children cannot use the worker's
                 self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
+        set_ports(dask.config.get("daskbatch.port", default=None))
         initial_state.record()
         if worker.nanny is not None:
             _record_added_environment()
@@ -221,7 +226,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def _open(self, run: OpenRun) -> None:
         """Let the client of an open block connect; called with the lock held."""
         if self._open_server is None:
-            self._open_server = OpenServer(self._worker, self._runs)
+            try:
+                self._open_server = OpenServer(self._worker, self._runs)
+            except OSError as error:
+                # The block closes when nobody has connected, and its client takes the ordinary way.
+                _logger.warning("clients cannot connect to open blocks: %s", error)
+                return
         run.watch = self._open_server
         host, port, secret, tls, _ = self._open_server.address
         report = OpenedReport(run.spec.block, host, port, secret, tls)
