@@ -25,6 +25,10 @@ from daskbatch.worker.authentication import (
 )
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 
+#: How long it may take until the system has connected. The first packet that was lost is sent again
+#: after a second.
+_REACH_TIMEOUT_SECONDS = 1.3
+
 #: How long a client may take to prove to the server that it knows the secret.
 _ACCEPT_TIMEOUT_SECONDS = 10.0
 
@@ -63,6 +67,10 @@ class ServerAddress(NamedTuple):
         return f"ServerAddress({self.host}:{self.port})"
 
 
+class NotReachable(ConnectionError):
+    """No connection to a server can be made: a firewall or a broken link is in between."""
+
+
 def connect_to_server(
     address: ServerAddress,
     tls_context: ssl.SSLContext | None,
@@ -84,11 +92,19 @@ def connect_to_server(
 
     Raises
     ------
+    NotReachable
+        The network does not lead there.
     OSError
         No server answers there in time, or it does not know the secret.
     """
     deadline = Deadline(seconds)
-    sock = socket.create_connection((address.host, address.port), timeout=seconds)
+    try:
+        # The system accepts a connection even if the server is busy.
+        sock = socket.create_connection(
+            (address.host, address.port), timeout=min(seconds, _REACH_TIMEOUT_SECONDS)
+        )
+    except OSError as error:
+        raise NotReachable(f"{address.host}:{address.port} cannot be reached: {error}") from error
     try:
         sock.settimeout(STOP_POLL_SECONDS)
         _tune(sock)
