@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
-from distributed import Scheduler
 
-
-async def answering(scheduler: Scheduler, workers: Sequence[str], seconds: float) -> set[str]:
+async def answering(scheduler: Any, workers: Sequence[str], seconds: float) -> set[str]:
     """Return those workers that answer within some seconds; returns as soon as all have.
 
     Parameters
@@ -33,5 +32,5 @@ async def answering(scheduler: Scheduler, workers: Sequence[str], seconds: float
     return {asked[each] for each in done if each.exception() is None}
 
 
-async def _ask(scheduler: Scheduler, worker: str) -> None:
+async def _ask(scheduler: Any, worker: str) -> None:
     await scheduler.rpc(worker).echo(data=None)
