@@ -59,9 +59,10 @@ class Batch:
 
     Parameters
     ----------
-    cluster : str, distributed.Client, cluster object or None
-        The address of a scheduler, a client, or any of Dask's cluster objects. The Batch uses it
-        and never closes it. None uses the scheduler that the environment variable
+    cluster : str, path, distributed.Client, cluster object or None
+        The address of a scheduler, the file that ``dask scheduler --scheduler-file`` has written
+        or will write soon, a client, or any of Dask's cluster objects. The Batch uses it and
+        never closes it. None uses the scheduler that the environment variable
         ``DASKBATCH_CLUSTER`` or the setting ``daskbatch.cluster`` names; if there is none, it
         starts a cluster on this machine, which ends with the Batch.
     num_workers : int or (int, int), optional
@@ -141,7 +142,7 @@ class Batch:
     @suggesting
     def __init__(
         self,
-        cluster: str | Client | Cluster | None = None,
+        cluster: str | os.PathLike[str] | Client | Cluster | None = None,
         *,
         num_workers: int | tuple[int, int] | None = None,
         name: str | None = None,
@@ -1019,7 +1020,7 @@ class Batch:
 
 
 def open_batch(
-    cluster: str | Client | Cluster | None,
+    cluster: str | os.PathLike[str] | Client | Cluster | None,
     num_workers: int | tuple[int, int] | None,
     name: str | None,
     environment: Mapping[str, str],

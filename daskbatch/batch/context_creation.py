@@ -26,7 +26,7 @@ from daskbatch.worker.execution.client_names import make_topic
 
 
 def create_context(
-    cluster: str | Client | Cluster | None,
+    cluster: str | os.PathLike[str] | Client | Cluster | None,
     num_workers: int | tuple[int, int] | None,
     name: str | None,
     background_batching: bool,

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
+from typing import Any
 
 import dask
 import distributed.utils
@@ -29,6 +30,7 @@ from distributed.security import Security
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
 from daskbatch.cluster.growth.worker_range import worker_range
+from daskbatch.cluster.scheduler_file import is_file_name, read_scheduler_file
 from daskbatch.cluster.versions.software import UnfitWorker, difference
 from daskbatch.errors import BatchError, ServiceLost, SpecError
 from daskbatch.forking import after_fork
@@ -101,7 +103,7 @@ class Connection:
 
 
 def connect(
-    cluster: str | Client | Cluster | None,
+    cluster: str | os.PathLike[str] | Client | Cluster | None,
     num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,
@@ -110,7 +112,7 @@ def connect(
 
     Parameters
     ----------
-    cluster : str, Client, Cluster or None
+    cluster : str, path, Client, Cluster or None
         See `daskbatch.Batch`.
     num_workers : int or (int, int), optional
         The number of task slots of an embedded cluster, or the least and the most.
@@ -145,7 +147,10 @@ def connect(
             raise
     if isinstance(cluster, Client):
         if cluster.asynchronous:
-            raise SpecError("cluster= must not be an asynchronous Client")
+            raise SpecError(
+                "cluster= must not be an asynchronous Client: give its scheduler's address, or "
+                "make the Client without asynchronous=True"
+            )
         if cluster.status != "running":
             raise SpecError(f"cluster= is a Client that is {cluster.status}; connect another")
         remember_security(cluster.scheduler.address, cluster.security)
@@ -155,12 +160,29 @@ def connect(
             "cluster= must not be an asynchronous cluster object: give its scheduler_address, or "
             "make the cluster without asynchronous=True"
         )
+    if isinstance(cluster, (str, os.PathLike)) and is_file_name(cluster):
+        return Connection(_open_by_file(cluster), owns_client=True)
     if isinstance(cluster, (str, Cluster)):
         return Connection(open_client(cluster), owns_client=True)
     raise SpecError(
-        "cluster= must be a scheduler's address, a distributed.Client or a cluster object, "
-        f"not {safe_repr(cluster)}"
+        "cluster= must be a scheduler's address, a scheduler file, a distributed.Client or a "
+        f"cluster object, not {safe_repr(cluster)}"
     )
+
+
+def _open_by_file(name: str | os.PathLike[str]) -> Client:
+    """Return a new client of the scheduler that has written a file."""
+    address = read_scheduler_file(name, _connect_timeout())
+    try:
+        return open_client(address)
+    except ServiceLost as error:
+        file = safe_repr(os.fspath(name))
+        raise ServiceLost(f"{error} (the scheduler file {file} has this address)") from error
+
+
+def _connect_timeout() -> float:
+    """Return how long it may take to reach a scheduler."""
+    return float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
 
 
 def register(client: Client, *plugins: object) -> None:
@@ -226,11 +248,13 @@ def open_client(cluster: str | Cluster, existed_before: bool = False) -> Client:
 
     Raises
     ------
+    SpecError
+        A worker or a nanny has this address.
     ServiceLost
         No scheduler answers at this address.
     """
     began = monotonic()
-    seconds = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+    seconds = _connect_timeout()
     security: Security | None = None
     try:
         if isinstance(cluster, str):
@@ -239,6 +263,8 @@ def open_client(cluster: str | Cluster, existed_before: bool = False) -> Client:
         client = Client(cluster, set_as_default=False, timeout=seconds, security=security)
         # Many tasks are submitted at once anyway; a task that is submitted alone should not wait.
         client.scheduler_comm.interval = _SEND_INTERVAL_SECONDS
+    except SpecError:
+        raise
     except Exception as error:
         # Any exception: another program may listen there, and Dask may not understand it.
         reason = f"{type(error).__name__}: {error}"
@@ -304,7 +330,11 @@ def _await_scheduler(
     async def ask(seconds: float) -> None:
         connection = security.get_connection_args("client")
         async with rpc(address, connection_args=connection, timeout=seconds) as scheduler:
-            await scheduler.identity(n_workers=0)
+            try:
+                await scheduler.identity(n_workers=0)
+            except TypeError:
+                # Servers of another kind have no such parameter.
+                raise _not_a_scheduler(address, await scheduler.identity()) from None
 
     async def ask_in_time() -> None:
         # Dask repeats an attempt even if it is refused, because no program listens any longer.
@@ -314,7 +344,7 @@ def _await_scheduler(
             try:
                 return await asyncio.wait_for(ask(attempt), attempt + _ANSWER_TIMEOUT_SECONDS)
             except Exception as error:
-                if _was_refused(error):
+                if isinstance(error, SpecError) or _was_refused(error):
                     raise
             attempt *= 2
         return await asyncio.wait_for(ask(seconds), seconds)
@@ -322,6 +352,16 @@ def _await_scheduler(
     # In another thread, because this one may have a running event loop, as in a notebook.
     with ThreadPoolExecutor(1, "daskbatch-connect") as thread:
         thread.submit(asyncio.run, ask_in_time()).result()
+
+
+def _not_a_scheduler(address: str, found: Mapping[str, Any]) -> SpecError:
+    """Return the error for the address of another server of a cluster, which says what it is."""
+    kind = str(found.get("type", "server")).lower()
+    scheduler = found.get("scheduler")
+    advice = f" Its scheduler has the address {scheduler!r}: give that." if scheduler else ""
+    return SpecError(
+        f"{safe_repr(address)} is the address of a {kind}, and not of a scheduler.{advice}"
+    )
 
 
 def _was_refused(error: BaseException | None) -> bool:

@@ -20,6 +20,7 @@ from distributed.core import Status
 from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.messages import WorkerFate
 from daskbatch.worker.execution import journal
+from daskbatch.worker.journal_pool import read_complete_journals
 from daskbatch.worker.processes.process_tree import OWNER, sweep_all
 
 PLUGIN_NAME = "daskbatch-nanny"
@@ -96,13 +97,16 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
         if leaves and pid == self._nanny.pid and self._nanny.status == Status.running:
             self._nanny.close_gracefully(reason="daskbatch: the worker leaves")
         await asyncio.to_thread(_end, pid, owner, created)
-        traces = await asyncio.to_thread(journal.read_journals, Path(directory))
+        traces = await asyncio.to_thread(read_complete_journals, Path(directory))
         await asyncio.to_thread(journal.remove, Path(directory))
+        exitcode = self._exitcodes[-1] if self._exitcodes else None
+        if traces is None:
+            return WorkerFate(exitcode)
         by_topic: dict[str, list[journal.JournaledBlock]] = {}
         for trace in traces:
             by_topic.setdefault(trace.topic, []).append(trace)
         return WorkerFate(
-            self._exitcodes[-1] if self._exitcodes else None,
+            exitcode,
             # By topic, because blocks of different clients have the same numbers.
             {topic: pickle.dumps(some, 5) for topic, some in by_topic.items()},
         )

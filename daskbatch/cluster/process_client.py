@@ -7,6 +7,7 @@ exit, and the objects end with it. Any thread may use this.
 from __future__ import annotations
 
 import atexit
+import os
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -20,29 +21,31 @@ _connections: dict[str, Connection] = {}
 _lock = make_lock()
 
 
-def process_client(cluster: str | Cluster) -> Client:
+def process_client(cluster: str | os.PathLike[str] | Cluster) -> Client:
     """Return this process's client of a cluster, connected if it was not yet.
 
     Parameters
     ----------
-    cluster : str or Cluster
-        The scheduler's address, or a cluster object.
+    cluster : str, path or Cluster
+        The scheduler's address, its scheduler file, or a cluster object.
 
     Raises
     ------
     SpecError
-        `cluster` is neither.
+        `cluster` is none of these.
     ServiceLost
         No scheduler answers at this address.
     """
     address = cluster.scheduler_address if isinstance(cluster, Cluster) else cluster
+    if isinstance(address, os.PathLike):
+        address = os.fspath(address)
     with _lock:
         found = _connections.get(address) if isinstance(address, str) else None
         if found is not None and _is_connected(found.client):
             return found.client
         made = connect(cluster, None, "")
         # A cluster object may have had no address before.
-        name = cluster if isinstance(cluster, str) else made.client.scheduler.address
+        name = address if isinstance(address, str) else made.client.scheduler.address
         _keep(made, {made.client.scheduler.address, name})
     return made.client
 

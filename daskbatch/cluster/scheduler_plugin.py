@@ -40,6 +40,7 @@ from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_su
 from daskbatch.dashboard.dashboard import Dashboard
 from daskbatch.dispatch.key_names import NAMES, TOKEN
 from daskbatch.dispatch.lower import TOPIC
+from daskbatch.worker.inproc_scheduler import record_scheduler
 
 PLUGIN_NAME = "daskbatch-service"
 
@@ -108,6 +109,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     async def start(self, scheduler: Scheduler) -> None:
         """Register the handlers."""
         self._scheduler = scheduler
+        record_scheduler(scheduler)
         self._clients = ClientRegistry()
         self._checks_silence = False
         #: The revocations to send to workers that join: topic -> block -> member -> status.

@@ -510,7 +510,7 @@ def _setting(
 
 def make_session(
     batch: str,
-    cluster: str | Client | Cluster | None,
+    cluster: str | os.PathLike[str] | Client | Cluster | None,
     num_workers: int | tuple[int, int] | None,
     directory: str,
     environment: Mapping[str, str] | None = None,

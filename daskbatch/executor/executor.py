@@ -33,6 +33,7 @@ calls; its `Pool` does the rest.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -104,7 +105,7 @@ class BatchPoolExecutor(Executor):
         self,
         *,
         name: str | None = None,
-        cluster: str | Client | Cluster | None = None,
+        cluster: str | os.PathLike[str] | Client | Cluster | None = None,
         max_workers: int | None = None,
         cpus_per_job: int | float | str | None = None,
         wait_on_exit: bool = True,

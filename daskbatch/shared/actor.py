@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 from distributed import Worker, get_worker
 from distributed.comm import get_address_host
@@ -35,6 +36,7 @@ from daskbatch.shared.store.replication import Replicator
 from daskbatch.shared.store.shard import Shard
 from daskbatch.shared.store.spill import SpillStore
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.ports import set_ports
 
 #: The part of its worker's memory that all objects without a `memory_limit` may take together.
 _MEMORY_FRACTION = 0.3
@@ -82,7 +84,8 @@ class SharedActor:
         self._replicator = Replicator(self.state, tls_context(spec.scheduler), self._call_scheduler)
         self.state.backups = self._replicator
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
-        self.server = RpcServer(host, self.handle, self._is_needed, server_context)
+        set_ports(dask.config.get("daskbatch.port", default=None))
+        self.server = RpcServer(host, self.handle, self._is_needed, server_context, address)
         _local_actors[spec.uid, spec.shard] = self
 
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:

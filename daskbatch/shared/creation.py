@@ -7,6 +7,7 @@ workers releases its slot meanwhile.
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,7 +75,9 @@ class HasOwnerContext(Protocol):
 
 
 #: What the parameter `cluster` of `DDict` and `Queue` accepts.
-ClusterArgument: TypeAlias = str | Client | Cluster | HasOwnerContext | OwnerContext | None
+ClusterArgument: TypeAlias = (
+    str | os.PathLike[str] | Client | Cluster | HasOwnerContext | OwnerContext | None
+)
 
 
 class Closable(Protocol):
@@ -144,7 +147,8 @@ def owner_context(cluster: ClusterArgument, name: str | None = None) -> Iterator
         connect(target, None, "")  # this checks it, and remembers its security
         client: Client | None = target
     else:
-        client = _client_of_process(target) if cluster is None and task is None else None
+        is_connected = cluster is None and task is None
+        client = _client_of_process(str(target)) if is_connected else None
     if client is not None:
         yield OwnerContext(client, client.id if name is None else None)
     elif task is not None and target == task.scheduler:

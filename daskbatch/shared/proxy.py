@@ -21,6 +21,7 @@ from typing import Any
 from daskbatch.describe.access import ObjectName
 from daskbatch.errors import ServiceLost
 from daskbatch.forking import after_fork, make_lock
+from daskbatch.shared import relayed
 from daskbatch.shared.actor import local_actor
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.codec import copy_buffers
@@ -38,10 +39,15 @@ from daskbatch.shared.data.messages import (
 )
 from daskbatch.shared.rpc.answer import FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
-from daskbatch.shared.scheduler_rpc import call_scheduler, relay_request, tls_context
+from daskbatch.shared.scheduler_rpc import (
+    call_scheduler,
+    link_timeout,
+    relay_request,
+    tls_context,
+)
 from daskbatch.shared.store.operations import Effect, Operation
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current_context
-from daskbatch.worker.handshake import ServerAddress
+from daskbatch.worker.handshake import NotReachable
 
 #: A request that has had no answer for this time asks the scheduler for a new layout, again and
 #: again.
@@ -51,13 +57,9 @@ _LAYOUT_CHECK_SECONDS = 1.0
 #: request that the scheduler relays may wait at the worker.
 _FAILOVER_WAIT_SECONDS = 1.0
 
-#: After this number of failed connections to a live worker, the scheduler relays the requests to
-#: it; after this time the next request tries to connect again.
-_MAX_CONNECT_ATTEMPTS = 3
-_RELAY_SECONDS = 60.0
-
-#: How long one request tries to reach a worker that lives, according to the scheduler.
-_REACH_TIMEOUT_SECONDS = 30.0
+#: After this number of broken connections to a live worker, the scheduler relays the requests to
+#: it; and at once if the network does not lead there.
+_MAX_BROKEN_CONNECTIONS = 3
 
 #: If this number of workers have died, one after another, while they executed a request, one more
 #: death fails the request: it may be what kills them.
@@ -113,8 +115,6 @@ class ObjectProxy:
         #: By shard: the clients that no request uses at the moment.
         self._idle_clients: list[deque[RpcClient]] = []
         self._tls_context: ssl.SSLContext | None = None
-        #: By server: until what time of `monotonic` the scheduler relays requests to it.
-        self._relayed_until: dict[ServerAddress, float] = {}
         self._lock = threading.Lock()
         if info is not None:
             self._apply(info)
@@ -293,6 +293,7 @@ class ObjectProxy:
     ) -> Any:
         """Send a request to the primary of a shard, and repeat it until there is an answer."""
         failures: _Failures | None = None
+        by_scheduler = False
         while True:
             layout = self._layouts[index]
             if not layout.replicas:
@@ -302,7 +303,8 @@ class ObjectProxy:
             try:
                 actor = local_actor(self.uid, index)
                 local = actor is not None and actor.server.address == server
-                if self._relayed_until and self._relayed_until.get(server, 0.0) > monotonic():
+                by_scheduler = relayed.is_relayed(server)
+                if by_scheduler:
                     return self._call_by_scheduler(client, primary, operation, wait, arguments)
                 return client.call(
                     server,
@@ -325,7 +327,9 @@ class ObjectProxy:
             except OSError as error:
                 client.close()
                 failures = failures or _Failures()
-                self._handle_unreachable(failures, index, layout, operation, wait, error)
+                self._handle_unreachable(
+                    failures, index, layout, operation, wait, by_scheduler, error
+                )
             if deadline is not None and monotonic() > deadline:
                 raise TimeoutError(f"{self.description} has not answered in time")
 
@@ -336,6 +340,7 @@ class ObjectProxy:
         layout: Layout,
         operation: str,
         wait: float,
+        by_scheduler: bool,
         error: OSError,
     ) -> None:
         """Wait for a new layout after a broken connection; decide whether the request is repeated.
@@ -346,8 +351,10 @@ class ObjectProxy:
             Too many workers have died, or the worker could not be reached for too long.
         """
         primary = layout.replicas[0]
-        failures.give_up_at = min(failures.give_up_at, monotonic() + _REACH_TIMEOUT_SECONDS)
-        if self._refresh_layout(index, layout.epoch, _FAILOVER_WAIT_SECONDS):
+        failures.give_up_at = min(failures.give_up_at, monotonic() + link_timeout())
+        reachable = by_scheduler or not isinstance(error, NotReachable)
+        # If it cannot be reached, the scheduler is asked whether it lives, and nothing is awaited.
+        if self._refresh_layout(index, layout.epoch, _FAILOVER_WAIT_SECONDS if reachable else 0.0):
             failures.connections, failures.give_up_at = 0, inf
             failures.worker_deaths += 1
             if failures.worker_deaths > _MAX_WORKER_DEATHS and not wait:
@@ -362,8 +369,11 @@ class ObjectProxy:
             ) from error
         else:
             failures.connections += 1
-            if failures.connections >= _MAX_CONNECT_ATTEMPTS:
-                self._relayed_until[primary.server] = monotonic() + _RELAY_SECONDS
+            if by_scheduler:
+                # The scheduler does not reach it either: the link may be mended on both ways.
+                relayed.stop_relaying(primary.server)
+            elif not reachable or failures.connections >= _MAX_BROKEN_CONNECTIONS:
+                relayed.start_relaying(primary.server)
 
     def _make_idle_check(
         self, index: int, layout: Layout, wait: float, deadline: float | None

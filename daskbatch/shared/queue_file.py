@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daskbatch.errors import LifecycleError, ServiceLost, SpecError
-from daskbatch.shared.data.codec import Value, prepare_to_send
+from daskbatch.shared.data.codec import Value, content_of, prepare_to_send
 from daskbatch.shared.data.portable_keys import dumps_for_later
 from daskbatch.shared.data.snapshot import read_snapshot, write_snapshot
 from daskbatch.shared.proxy import ObjectProxy
@@ -52,7 +52,8 @@ def _records(proxy: ObjectProxy, token: bytes) -> Iterator[tuple[bytes, Any, Any
             return
         for value in page:
             key = dumps_for_later(position)
-            yield (key, value[0], value[1:]) if isinstance(value, tuple) else (key, value, ())
+            main, *buffers = map(content_of, value if isinstance(value, tuple) else (value,))
+            yield key, main, buffers
             position += 1
 
 

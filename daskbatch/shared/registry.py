@@ -23,6 +23,7 @@ from daskbatch.cluster.leaving.departures import departures_of
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
+from daskbatch.shared.answering import answering
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, ObjectInfo, ObjectOptions, Replica
 from daskbatch.shared.placement import missing_replicas, spread, to_drop
@@ -45,6 +46,10 @@ _RETRY_SECONDS = 2.0
 
 #: For how long other workers are preferred to one that could not take a backup or did not answer.
 _AVOID_WORKER_SECONDS = 60.0
+
+#: How many workers are asked, when an object is created, whether they answer; how long they may
+#: take; and how long those that do not are avoided: they may be frozen, or cut off.
+_MAX_ASKED, _ANSWER_TIMEOUT_SECONDS, _AVOID_SILENT_SECONDS = 64, 1.0, 10.0
 
 #: How long shards may take to move away from a worker, and how often the scheduler looks.
 _MOVE_TIMEOUT_SECONDS, _MOVE_POLL_INTERVAL_SECONDS = 120.0, 0.02
@@ -166,8 +171,24 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 await asyncio.wait_for(found.changed.wait(), remaining)
         workers = self._workers()
         if workers:
+            # Before anything is awaited: another client may create an object of this name.
             self._objects[uid] = _Object(uid, options, name, owner)
+            workers = await self._without_silent(workers, options.replicas)
         return workers
+
+    async def _without_silent(self, workers: list[str], least: int) -> list[str]:
+        """Leave out workers that do not answer at the moment, but keep `least`."""
+        now = time.monotonic()
+        silent = {each for each in workers if self._avoided_until.get(each, 0.0) > now}
+        asked = [each for each in workers if each not in silent][:_MAX_ASKED]
+        if len(workers) > 1:
+            answered = await answering(self._scheduler, asked, _ANSWER_TIMEOUT_SECONDS)
+            for worker in set(asked) - answered:
+                silent.add(worker)
+                self._avoided_until[worker] = time.monotonic() + _AVOID_SILENT_SECONDS
+        able = [each for each in workers if each not in silent]
+        spare = [each for each in workers if each in silent]
+        return able + spare[: max(0, least - len(able))] if able else workers
 
     def _workers(self) -> list[str]:
         """Return the workers that can take a shard, first those that have fewest."""

@@ -14,6 +14,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import dask
+from dask.utils import parse_timedelta
 from distributed import Client, get_client, get_worker
 from distributed.comm.addressing import parse_host_port
 from distributed.core import rpc
@@ -35,8 +37,8 @@ from daskbatch.worker.execution.task_context import (
     current_context,
 )
 
-#: How long the scheduler may take to answer, in addition to the time that a request lets it wait.
-_ANSWER_TIMEOUT_SECONDS = 30.0
+#: The default of `daskbatch.link-timeout`.
+_LINK_TIMEOUT = "30s"
 
 #: After how long without an answer the port is probed, and how long the probe may take.
 _PROBE_AFTER_SECONDS, _PROBE_TIMEOUT_SECONDS = 0.3, 2.0
@@ -68,10 +70,16 @@ def call_scheduler(scheduler: str, route: str, **arguments: Any) -> Any:
     return pickle.loads(_call(scheduler, _security(scheduler), call, wait))
 
 
+def link_timeout() -> float:
+    """Return how long a link may be broken until what needs it fails. Seconds."""
+    setting = dask.config.get("daskbatch.link-timeout", default=_LINK_TIMEOUT)
+    return float(parse_timedelta(setting))
+
+
 def _call(
     scheduler: str, security: Security, call: Callable[[Any], Awaitable[Any]], wait: float
 ) -> Any:
-    seconds = _ANSWER_TIMEOUT_SECONDS + wait
+    seconds = link_timeout() + wait
 
     async def connect_and_call() -> Any:
         arguments = security.get_connection_args("client")
@@ -91,14 +99,26 @@ def _call(
         return call_in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
     except OSError as error:
         raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
+    except ValueError as error:
+        if not scheduler.startswith("inproc://"):
+            raise
+        reason = "it is in the memory of another process"
+        raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {reason}") from error
 
 
 def _probe(address: str) -> None:
-    """Raise OSError if nothing listens at an address: Dask would try to connect for long."""
+    """Raise OSError if nothing listens at an address: Dask would try to connect for long.
+
+    Any other error may be one of the network, which may be mended.
+    """
     if address.startswith(("tcp://", "tls://")):
         host, port = parse_host_port(address.partition("://")[2])
-        with contextlib.suppress(TimeoutError):
+        try:
             socket.create_connection((host, port), _PROBE_TIMEOUT_SECONDS).close()
+        except ConnectionRefusedError:
+            raise
+        except OSError:
+            pass
 
 
 def _security(scheduler: str) -> Security:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hmac
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -60,13 +60,25 @@ def authenticate_as_server(sock: socket.socket, secret: bytes, deadline: Deadlin
 
     Returns False if the client does not know the secret. Raises OSError for a broken connection.
     """
+    return authenticate_by_one_of(sock, lambda: (secret,), deadline) is not None
+
+
+def authenticate_by_one_of(
+    sock: socket.socket, secrets: Callable[[], Iterable[bytes]], deadline: Deadline
+) -> bytes | None:
+    """Have the client prove that it knows one of some secrets, and prove the same to it.
+
+    Returns that secret; None if the client knows none. Raises OSError for a broken connection.
+    """
     nonce = os.urandom(_NONCE_BYTES)
     sock.sendall(_GREETING + nonce)
     received = _receive_exactly(sock, _DIGEST_BYTES + _NONCE_BYTES, deadline)
-    if not hmac.compare_digest(received[:_DIGEST_BYTES], _proof(secret, b"client", nonce)):
-        return False
-    sock.sendall(_proof(secret, b"server", received[_DIGEST_BYTES:]))
-    return True
+    for secret in secrets():
+        # About a microsecond for each.
+        if hmac.compare_digest(received[:_DIGEST_BYTES], _proof(secret, b"client", nonce)):
+            sock.sendall(_proof(secret, b"server", received[_DIGEST_BYTES:]))
+            return secret
+    return None
 
 
 def _proof(secret: bytes, side: bytes, nonce: bytes) -> bytes:

@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import (
     authenticate_as_client,
-    authenticate_as_server,
+    authenticate_by_one_of,
     repeat_until,
 )
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
+
+#: How long it may take until the system has connected. The first packet that was lost is sent again
+#: after a second.
+_REACH_TIMEOUT_SECONDS = 1.3
 
 #: How long a client may take to prove to the server that it knows the secret.
 _ACCEPT_TIMEOUT_SECONDS = 10.0
@@ -63,6 +67,10 @@ class ServerAddress(NamedTuple):
         return f"ServerAddress({self.host}:{self.port})"
 
 
+class NotReachable(ConnectionError):
+    """No connection to a server can be made: a firewall or a broken link is in between."""
+
+
 def connect_to_server(
     address: ServerAddress,
     tls_context: ssl.SSLContext | None,
@@ -84,11 +92,19 @@ def connect_to_server(
 
     Raises
     ------
+    NotReachable
+        The network does not lead there.
     OSError
         No server answers there in time, or it does not know the secret.
     """
     deadline = Deadline(seconds)
-    sock = socket.create_connection((address.host, address.port), timeout=seconds)
+    try:
+        # The system accepts a connection even if the server is busy.
+        sock = socket.create_connection(
+            (address.host, address.port), timeout=min(seconds, _REACH_TIMEOUT_SECONDS)
+        )
+    except OSError as error:
+        raise NotReachable(f"{address.host}:{address.port} cannot be reached: {error}") from error
     try:
         sock.settimeout(STOP_POLL_SECONDS)
         _tune(sock)
@@ -109,9 +125,11 @@ def connect_to_server(
 
 
 def accept_client(
-    sock: socket.socket, secret: bytes, tls_context: ssl.SSLContext | None
-) -> socket.socket | None:
-    """Authenticate a client that has connected; return the socket for its requests.
+    sock: socket.socket,
+    secrets: Callable[[], Iterable[bytes]],
+    tls_context: ssl.SSLContext | None,
+) -> tuple[socket.socket, bytes] | None:
+    """Authenticate a client that has connected; return the socket, and the secret it knows.
 
     Returns None, and closes the socket, if the client is refused. Raises nothing.
 
@@ -119,8 +137,8 @@ def accept_client(
     ----------
     sock : socket.socket
         The socket that `accept` returned.
-    secret : bytes
-        The server's secret.
+    secrets : callable
+        Returns the secrets of those that a client may connect to.
     tls_context : ssl.SSLContext, optional
         The server's certificates; None without TLS.
     """
@@ -133,9 +151,10 @@ def accept_client(
             sock = tls_context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             close_in_children(sock)
             repeat_until(deadline, sock.do_handshake)
-        if authenticate_as_server(sock, secret, deadline):
+        secret = authenticate_by_one_of(sock, secrets, deadline)
+        if secret is not None:
             sock.settimeout(None)
-            return sock
+            return sock, secret
     except (OSError, ValueError):
         pass
     sock.close()

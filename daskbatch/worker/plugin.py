@@ -8,7 +8,7 @@ and `end`, which the threads of blocks call.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import logging
 import math
 import os
 import pickle
@@ -38,14 +38,15 @@ from daskbatch.worker.execution import initialized_function
 from daskbatch.worker.execution.block import BlockSpec, OpenedReport, Report
 from daskbatch.worker.execution.executable import ADDED_VARIABLE
 from daskbatch.worker.execution.helper_thread import get_helper_thread
-from daskbatch.worker.execution.journal import PREFIX, Journal, remove, remove_old
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
+from daskbatch.worker.journal_pool import JournalPool
 from daskbatch.worker.open_blocks.open_run import OpenRun
 from daskbatch.worker.open_blocks.server import OpenServer
+from daskbatch.worker.ports import set_ports
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
@@ -64,11 +65,10 @@ _TICK_INTERVAL_SECONDS = 0.02
 #: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
 _WALLTIME = "daskbatch_walltime"
 
+_logger = logging.getLogger("daskbatch")
+
 #: The default of `daskbatch.stop-grace`.
 _STOP_GRACE = "2s"
-
-#: Values up to this size are kept in journals, for the case that the worker is killed.
-_MAX_JOURNALED_BYTES = 1 << 16
 
 
 def run_on_worker(payload: bytes, *inputs: Any) -> BlockResult:
@@ -108,6 +108,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             with contextlib.suppress(Exception):  # then children cannot use the worker's
                 self._security = pickle.dumps(worker.security, 5)
         _survive_interrupts()
+        set_ports(dask.config.get("daskbatch.port", default=None))
         initial_state.record()
         if worker.nanny is not None:
             _record_added_environment()
@@ -118,16 +119,10 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics of clients that have ended.
         self._ended: set[str] = set()
-        #: The journals of free slots, and their directory. There are none without a nanny,
-        #: since only a nanny reads them.
-        self._journals: list[Journal] = []
-        self._numbers = itertools.count()
-        self._directory: Path | None = None
+        #: The journals of the slots. There are none without a nanny, since only a nanny reads them.
+        self._journals: JournalPool | None = None
         if worker.nanny is not None:
-            scratch = Path(worker.local_directory).parent
-            remove_old(scratch)
-            self._directory = scratch / f"{PREFIX}{worker.id}"
-            self._directory.mkdir(exist_ok=True)
+            self._journals = JournalPool(Path(worker.local_directory).parent, worker.id)
         #: Held while blocks and revocations are recorded.
         self._lock = threading.Lock()
         open_worker(worker.local_directory)
@@ -154,7 +149,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 "op": "daskbatch-hello",
                 "pid": os.getpid(),
                 "owner": get_reaper().owner,
-                "directory": str(self._directory or ""),
+                "directory": "" if self._journals is None else str(self._journals.directory),
                 "host": host_id(),
                 "created": psutil.Process().create_time(),
                 "ends": self._ends,
@@ -193,15 +188,15 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
-        if self._directory is not None:
-            remove(self._directory)
+        if self._journals is not None:
+            self._journals.close()
 
     # -- the threads that run blocks (this is an `entry.Reporter`) ------------------------
 
     def begin(self, run: Progress) -> None:
         """Record that a block begins, and apply earlier revocations to it."""
         key = _key(run.spec)
-        journal = self._take_journal()
+        journal = None if self._journals is None else self._journals.take()
         if journal is not None:
             journal.begin(*key)
             run.journal = journal
@@ -231,7 +226,12 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def _open(self, run: OpenRun) -> None:
         """Let the client of an open block connect; called with the lock held."""
         if self._open_server is None:
-            self._open_server = OpenServer(self._worker, self._runs)
+            try:
+                self._open_server = OpenServer(self._worker, self._runs)
+            except OSError as error:
+                # The block closes when nobody has connected, and its client takes the ordinary way.
+                _logger.warning("clients cannot connect to open blocks: %s", error)
+                return
         run.watch = self._open_server
         host, port, secret, tls, _ = self._open_server.address
         report = OpenedReport(run.spec.block, host, port, secret, tls)
@@ -267,22 +267,14 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if isinstance(slot, PoolSlot):
             # The pool reads this to decide whether the thread ends.
             pool_state.proceed = slot.finish()
-        if run.journal is not None and run.interrupted is None:
-            run.journal.set_running(-1)
-            self._journals.append(run.journal)
+        if self._journals is not None and run.interrupted is None:
+            if run.journal is not None:
+                run.journal.set_running(-1)
+            self._journals.give_back(run.journal)
         # On the event loop this runs before Dask's own work for a finished key. So a request to
         # revoke members of the block is answered either before this, and the answer says that
         # they have begun, or after the report that they are over.
         self._worker.loop.add_callback(self._finish, run)
-
-    def _take_journal(self) -> Journal | None:
-        """Return a free journal or a new one; None if this worker keeps none."""
-        if self._directory is None:
-            return None
-        try:
-            return self._journals.pop()
-        except IndexError:
-            return Journal(self._directory / str(next(self._numbers)), _MAX_JOURNALED_BYTES)
 
     # -- the event loop -------------------------------------------------------------------
 

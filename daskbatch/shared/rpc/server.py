@@ -1,34 +1,26 @@
-"""An authenticated request server: one listening socket, one thread per connection.
+"""An authenticated request server: one thread per connection.
 
-Both sides prove knowledge of the secret (HMAC-SHA256 challenge-response); with TLS both present
-certificates. See `worker.handshake`.
+All servers of a worker share its port (`worker.listener`). Both sides prove knowledge of the
+server's secret (HMAC-SHA256 challenge-response); with TLS both present certificates. See
+`worker.handshake`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 import socket
 import ssl
 import threading
 from collections.abc import Callable
-from time import sleep
 from typing import TypeAlias
 
-from daskbatch.forking import close_in_children
-from daskbatch.memory.host import host_id
 from daskbatch.shared.data.codec import has_shared_buffer
 from daskbatch.shared.data.messages import Request, encode_error
 from daskbatch.shared.rpc.answer import CONFIRM, FAILED, Handler, answer_to
 from daskbatch.shared.rpc.local_transport import LocalTransport, make_pair
 from daskbatch.shared.rpc.socket_transport import ConnectionClosed, SocketTransport
-from daskbatch.worker.handshake import ServerAddress, accept_client
+from daskbatch.worker.listener import listen
 
 _Transport: TypeAlias = SocketTransport | LocalTransport
-
-#: How often the server checks whether it is still needed; and the pause after an error before it
-#: accepts connections again.
-_POLL_INTERVAL_SECONDS = 1.0
 
 
 class RpcServer:
@@ -39,14 +31,20 @@ class RpcServer:
     Parameters
     ----------
     host : str
-        The address to listen at; the system chooses the port.
+        The address to listen at.
     handler : callable
         Answers requests; called by many threads at once.
     is_needed : callable
-        Called every second while no client connects; when it returns False, the server closes
-        itself.
+        Called about every second; when it returns False, the server closes itself.
     tls_context : ssl.SSLContext, optional
         The server's certificates, to encrypt all connections.
+    owner : str
+        The worker; see `worker.listener.listen`.
+
+    Raises
+    ------
+    OSError
+        No port that it may use is free.
     """
 
     def __init__(
@@ -55,58 +53,31 @@ class RpcServer:
         handler: Handler,
         is_needed: Callable[[], bool],
         tls_context: ssl.SSLContext | None = None,
+        owner: str = "",
     ) -> None:
         self._handler = handler
         self._is_needed = is_needed
-        self._tls_context = tls_context
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
         self._connections: set[_Transport] = set()
         self._lock = threading.Lock()
         self._closed = False
-        port = self._listener.getsockname()[1]
-        self.address = ServerAddress(
-            *(host, port, secrets.token_bytes(32), tls_context is not None),
-            memory=host_id(),
-        )
-        self._listener.settimeout(_POLL_INTERVAL_SECONDS)
-        close_in_children(self._listener)
-        threading.Thread(target=self._listen, name="daskbatch-rpc-listen", daemon=True).start()
+        self._service = listen(host, self._accept, self._check, tls_context, owner)
+        self.address = self._service.address
 
     def close(self) -> None:
-        """Close the listening socket and all connections."""
+        """Accept no more clients, and close all connections."""
         with self._lock:
             self._closed = True
             connections = list(self._connections)
-        with contextlib.suppress(OSError):
-            # `close` alone does not wake a thread that waits in `accept`.
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._service.close()
         for connection in connections:
             connection.close()
 
-    def _listen(self) -> None:
-        while not self._closed:
-            try:
-                sock, _ = self._listener.accept()
-            except TimeoutError:
-                if not self._is_needed():
-                    self.close()
-                continue
-            except OSError:
-                if self._closed:
-                    return
-                sleep(_POLL_INTERVAL_SECONDS)  # there may be too many open files
-                continue
-            threading.Thread(
-                target=self._accept, args=[sock], name="daskbatch-rpc-serve", daemon=True
-            ).start()
+    def _check(self) -> None:
+        if not self._is_needed():
+            self.close()
 
     def _accept(self, sock: socket.socket) -> None:
-        # In the connection's own thread: a silent client must not hold up others.
-        accepted = accept_client(sock, self.address.secret, self._tls_context)
-        if accepted is not None:
-            self._serve_until_closed(SocketTransport(accepted))
+        self._serve_until_closed(SocketTransport(sock))
 
     def connect_locally(self) -> LocalTransport:
         """Connect from within this process.

@@ -220,7 +220,13 @@ class SpillStore:
         header += b"".join(_SIZE.pack(each.nbytes) for each in views if has_buffers)
         self._last_file_number += 1
         file = str(self._last_file_number)
-        self._disk[file] = [header, *views]
+        try:
+            self._disk[file] = [header, *views]
+        except BaseException:
+            # The part that was written must not take the space of other values.
+            for unfinished in self._directory.glob(f"{file}#*"):
+                unfinished.unlink(missing_ok=True)
+            raise
         stored.leave_memory(file)
 
     def read(self, stored: StoredValue) -> Value:

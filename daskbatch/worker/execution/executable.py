@@ -211,9 +211,13 @@ def open_stdin(stdin: Any, cwd: str) -> Iterator[IO[bytes] | int]:
             yield opened
     else:
         with tempfile.TemporaryFile() as file:
-            # Another task's result may be of any type; it is converted as an argument is.
-            file.write(stdin if isinstance(stdin, bytes) else str(stdin).encode())
-            file.seek(0)
+            try:
+                # Another task's result may be of any type; it is converted as an argument is.
+                file.write(stdin if isinstance(stdin, bytes) else str(stdin).encode())
+                file.seek(0)
+            except OSError as error:
+                place = f"its stdin cannot be stored in {tempfile.gettempdir()}"
+                raise OSError(error.errno, f"{place}: {error.strerror}") from None
             yield file
 
 

@@ -4,6 +4,10 @@ The worker writes through memory that is mapped to a file. That costs no system 
 is written stays if the process is killed at any moment. There are two files, used by turns, so
 that old blocks are dropped at some time: the worker has reported them long before.
 
+The space of the files is allocated before the process writes to it: it would be killed (SIGBUS) if
+it wrote through a mapping and the disk were full. So each file begins small, and grows while there
+is space.
+
 A file is a header and then records, each a length and a pickle: `(topic, block)` where a block
 begins, and an `Entry` for each member of it that is over.
 """
@@ -21,11 +25,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daskbatch.memory.file_space import allocate
 from daskbatch.worker.execution.block import OutcomeReport
 from daskbatch.worker.execution.measures import UNKNOWN_CPU, Measures, MemberDetails
 
-#: The size of each of the two files.
-_FILE_BYTES = 4 << 20
+#: The size of each of the two files: of the file system's space at first, and at most.
+_MIN_FILE_BYTES, _FILE_BYTES = 512 << 10, 4 << 20
 
 #: How the names of the directories begin in which workers keep their journals.
 PREFIX = "daskbatch-"
@@ -33,11 +38,13 @@ PREFIX = "daskbatch-"
 #: A directory that has not changed for this long was left behind.
 _MAX_AGE_SECONDS = 7 * 24 * 3600.0
 
-#: The header: the number of the turn, how many bytes are used, and the member that runs. Then the
-#: two parts of it that are changed alone, with their offsets, and the length before a record.
-_HEADER = struct.Struct("<QQi")
+#: The header: the number of the turn, how many bytes are used, the member that runs, and how many
+#: bytes have been allocated. Then the two parts of it that are changed alone, with their offsets,
+#: and the length before a record.
+_HEADER = struct.Struct("<QQiQ")
 _USED, _USED_OFFSET = struct.Struct("<Q"), 8
 _RUNNING, _RUNNING_OFFSET = struct.Struct("<i"), 16
+_ALLOCATED, _ALLOCATED_OFFSET = struct.Struct("<Q"), 20
 _LENGTH = struct.Struct("<I")
 
 #: Where the records begin.
@@ -72,27 +79,51 @@ class Journal:
     block : (str, int), optional
         The topic and number of the block that another process has begun in these files, and
         this one continues; else the files are new.
+
+    Raises
+    ------
+    OSError
+        The files cannot be made, for example because the disk is full.
     """
 
     def __init__(self, path: Path, value_limit: int, block: tuple[str, int] | None = None) -> None:
         self._path = path
         self._value_limit = value_limit
-        self._maps = []
-        for end in "ab":
-            with open(f"{path}-{end}.journal", "w+b" if block is None else "r+b") as file:
+        self._maps: list[mmap.mmap] = []
+        for turn in range(2):
+            with open(self._file_path(turn), "w+b" if block is None else "r+b") as file:
                 if block is None:
                     # Whatever mask for new files a task has set, another process must open it.
                     os.fchmod(file.fileno(), 0o600)
                     file.truncate(_FILE_BYTES)
+                    self._allocate(file.fileno(), 0, _MIN_FILE_BYTES)
                 self._maps.append(mmap.mmap(file.fileno(), _FILE_BYTES))
         self._turn = 0
         self._map = self._maps[0]
         self._used = _RECORDS_OFFSET
+        #: How many bytes of the file of this turn have been allocated.
+        self._allocated = _MIN_FILE_BYTES
         self._block: tuple[str, int] = block or ("", -1)
         if block is not None:
             self.resume()
             return
-        _HEADER.pack_into(self._map, 0, self._turn, self._used, -1)
+        for each in self._maps:
+            _HEADER.pack_into(each, 0, 0, 0, -1, _MIN_FILE_BYTES)
+        _HEADER.pack_into(self._map, 0, self._turn, self._used, -1, self._allocated)
+
+    def _file_path(self, turn: int) -> str:
+        return f"{self._path}-{'ab'[turn % 2]}.journal"
+
+    def _allocate(self, file: int, begin: int, end: int) -> None:
+        """Allocate a part of a new file; delete both files if that fails."""
+        try:
+            allocate(file, begin, end)
+        except OSError:
+            self.close()
+            for turn in range(2):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._file_path(turn))
+            raise
 
     def location(self) -> tuple[str, int]:
         """Return the path and the limit, to make the `Journal` of another process."""
@@ -100,7 +131,8 @@ class Journal:
 
     def resume(self) -> None:
         """Continue after the records of another process, which no longer writes."""
-        self._turn, self._used, _ = max(_HEADER.unpack_from(each, 0) for each in self._maps)
+        headers = [_HEADER.unpack_from(each, 0) for each in self._maps]
+        self._turn, self._used, _, self._allocated = max(headers)
         self._map = self._maps[self._turn % 2]
         if self._used == _RECORDS_OFFSET:
             # That process may have been killed just after it had turned to this file.
@@ -126,12 +158,14 @@ class Journal:
 
     def _append(self, record: object) -> None:
         data = pickle.dumps(record, 5)
-        if self._used + _LENGTH.size + len(data) > _FILE_BYTES:
+        end = self._used + _LENGTH.size + len(data)
+        if end > self._allocated and not self._grow(end):
             running = _RUNNING.unpack_from(self._map, _RUNNING_OFFSET)[0]
             self._turn += 1
             self._map = self._maps[self._turn % 2]
             self._used = _RECORDS_OFFSET
-            _HEADER.pack_into(self._map, 0, self._turn, self._used, running)
+            self._allocated = _HEADER.unpack_from(self._map, 0)[-1]
+            _HEADER.pack_into(self._map, 0, self._turn, self._used, running, self._allocated)
             if record != self._block:
                 self._append(self._block)
         start = self._used
@@ -141,6 +175,22 @@ class Journal:
         self._used = start + len(data)
         # Last, since a reader reads only the bytes that count as used.
         _USED.pack_into(self._map, _USED_OFFSET, self._used)
+
+    def _grow(self, end: int) -> bool:
+        """Allocate more of this turn's file; False if it is as large as it may be, or can be."""
+        size = self._allocated
+        while size < end:
+            size *= 2
+        if size > _FILE_BYTES:
+            return False
+        try:
+            with open(self._file_path(self._turn), "r+b") as file:
+                allocate(file.fileno(), self._allocated, size)
+        except OSError:
+            return False
+        self._allocated = size
+        _ALLOCATED.pack_into(self._map, _ALLOCATED_OFFSET, size)
+        return True
 
     def close(self) -> None:
         """Close the files."""
@@ -203,7 +253,7 @@ def read_journals(directory: Path) -> list[JournaledBlock]:
     for path in sorted(directory.glob("*.journal")):
         content = path.read_bytes()
         if len(content) >= _RECORDS_OFFSET:
-            turn, used, running = _HEADER.unpack_from(content)
+            turn, used, running, _ = _HEADER.unpack_from(content)
             if used:
                 slot = path.name.rpartition("-")[0]
                 files.setdefault(slot, []).append((turn, running, content[:used]))

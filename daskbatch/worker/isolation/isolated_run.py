@@ -24,6 +24,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.inproc_scheduler import address_for_children
 from daskbatch.worker.isolation.child_pool import ChildPool, get_child_pool
 from daskbatch.worker.isolation.child_process import ChildLost, ChildProcess
 from daskbatch.worker.isolation.control import BLOCK_OVER, PIPE_FULL
@@ -193,8 +194,8 @@ class IsolatedRun(Progress):
         if (context := self.context) is not None:
             request = request._replace(
                 context=(
-                    *(context.topic, context.key, context.scheduler, context.security),
-                    context.worker,
+                    *(context.topic, context.key, address_for_children(context.scheduler)),
+                    *(context.security, context.worker),
                 ),
                 allocation=context.allocation,
             )

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from time import monotonic, perf_counter, sleep
 
+from daskbatch.memory.file_space import allocate
 from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.isolation.unnamed_file import new_file
@@ -66,7 +67,11 @@ class SharedClaims:
         self._lock = threading.Lock()
         self._lock_timeout = _LOCK_TIMEOUT_SECONDS
         if file is None:
-            os.ftruncate(self.file, _MEMBERS_OFFSET + count)
+            try:
+                allocate(self.file, 0, _MEMBERS_OFFSET + count)
+            except OSError:
+                os.close(self.file)
+                raise
         whole = memoryview(mmap.mmap(self.file, _MEMBERS_OFFSET + count))
         self._members = whole[_MEMBERS_OFFSET:]
         self._integers = whole[:_TIMES_OFFSET].cast("i")

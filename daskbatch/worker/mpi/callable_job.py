@@ -15,6 +15,7 @@ from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.executable import RunningExecutable
 from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.execution.task_context import TaskContext
+from daskbatch.worker.inproc_scheduler import address_for_children
 from daskbatch.worker.mpi.rank_function import PackedCall, RankSettings, RankValue
 from daskbatch.worker.mpi.rank_job import RankCrash, RankJob
 from daskbatch.worker.mpi.rank_output import RankOutput
@@ -121,7 +122,8 @@ def run_callable(
 
 
 def _fields_of(context: TaskContext) -> tuple[str, object, str, bytes | None, str]:
-    return context.topic, context.key, context.scheduler, context.security, context.worker
+    scheduler = address_for_children(context.scheduler)
+    return context.topic, context.key, scheduler, context.security, context.worker
 
 
 def _end(ranks: RankSet, job: RankJob | None, output: RankOutput) -> None:

@@ -20,6 +20,7 @@ from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_server
 from daskbatch.worker.mpi.messages import Hello, MessageKind, MessageReader
 from daskbatch.worker.mpi.rank_connection import SetAddress, tune
+from daskbatch.worker.ports import listening_socket
 
 #: How long a process that has connected may take to prove that it knows the secret.
 _PROOF_TIMEOUT_SECONDS = 10.0
@@ -86,12 +87,18 @@ class RankListener:
             if sys.platform == "linux":
                 # The name is that of no file: nothing is left of it, however this process ends.
                 local = f"daskbatch-{secrets.token_hex(16)}"
-                self._listen(socket.AF_UNIX, f"\0{local}")
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._sockets.append(sock)
+                sock.bind(f"\0{local}")
+                sock.listen(_BACKLOG)
+                self._accept_from(sock)
             else:
                 host = host or "127.0.0.1"
             if host is not None:
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                port = self._listen(family, (host, 0)).getsockname()[1]
+                sock = listening_socket(host, _BACKLOG)
+                self._sockets.append(sock)
+                port = sock.getsockname()[1]
+                self._accept_from(sock)
         except BaseException:
             self.close()
             raise
@@ -99,16 +106,12 @@ class RankListener:
             local, host or "", port, self._secret.hex(), secrets.token_hex(16), size
         )
 
-    def _listen(self, family: int, where: object) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        self._sockets.append(sock)
+    def _accept_from(self, sock: socket.socket) -> None:
+        """Accept the connections of a listening socket in a thread."""
         close_in_children(sock)
-        sock.bind(where)  # type: ignore[arg-type]
-        sock.listen(_BACKLOG)
         threading.Thread(
             target=self._accept, args=(sock,), name="daskbatch-rank-listener", daemon=True
         ).start()
-        return sock
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there is an arrival."""

@@ -1,27 +1,22 @@
 """Accepts the clients of the open blocks of a worker, and passes each connection to its block.
 
 A client proves that it knows the secret (see `worker.handshake`), and then sends the topic and the
-number of its block. The server has a thread, and one for each client while that connects.
+number of its block. Each client has a thread while it connects.
 """
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-import secrets
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from distributed.comm.addressing import get_address_host
 from distributed.core import Status as WorkerStatus
 
-from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
-from daskbatch.worker.handshake import ServerAddress, accept_client
+from daskbatch.worker.listener import listen
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
 from daskbatch.worker.open_blocks.open_run import OpenRun
@@ -29,11 +24,9 @@ from daskbatch.worker.open_blocks.open_run import OpenRun
 #: How long a client may take to say which block it connects to.
 _HELLO_TIMEOUT_SECONDS = 5.0
 
-_ERROR_PAUSE_SECONDS = 1.0
-
 
 class OpenServer:
-    """The listening socket of a worker's open blocks, and their `SlotWatch`.
+    """Where the clients of a worker's open blocks connect, and the `SlotWatch` of the blocks.
 
     Any thread may use it.
 
@@ -43,6 +36,11 @@ class OpenServer:
         The worker.
     runs : mapping
         The blocks that run, by topic and number.
+
+    Raises
+    ------
+    OSError
+        No port that it may use is free.
     """
 
     def __init__(self, worker: Any, runs: Mapping[tuple[str, int], object]) -> None:
@@ -53,22 +51,12 @@ class OpenServer:
         if address.startswith("tls"):
             tls = worker.security.get_listen_args("worker")["ssl_context"]
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._tls = tls
-        self._listener = socket.create_server((host, 0), family=family, backlog=128)
-        close_in_children(self._listener)
-        port = self._listener.getsockname()[1]
-        self.address = ServerAddress(host, port, secrets.token_bytes(32), tls is not None)
-        self._closed = False
-        threading.Thread(target=self._listen, name="daskbatch-open-listen", daemon=True).start()
+        self._service = listen(host, self._attach, tls_context=tls, owner=address)
+        self.address = self._service.address
 
     def close(self) -> None:
         """Accept no more clients; connected ones stay."""
-        self._closed = True
-        with contextlib.suppress(OSError):
-            # `close` alone does not wake a thread that waits in `accept`.
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._service.close()
 
     def is_wanted(self) -> bool:
         state = self._worker.state
@@ -80,23 +68,8 @@ class OpenServer:
         stream = self._worker.batched_stream
         return stream is not None and not stream.closed()
 
-    def _listen(self) -> None:
-        while not self._closed:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                if not self._closed:
-                    time.sleep(_ERROR_PAUSE_SECONDS)  # there may be too many open files
-                continue
-            threading.Thread(
-                target=self._accept, args=[sock], name="daskbatch-open-accept", daemon=True
-            ).start()
-
-    def _accept(self, sock: socket.socket) -> None:
-        accepted = accept_client(sock, self.address.secret, self._tls)
-        if accepted is None:
-            return
-        link = FrameLink(accepted)
+    def _attach(self, sock: socket.socket) -> None:
+        link = FrameLink(sock)
         try:
             deadline = Deadline(_HELLO_TIMEOUT_SECONDS)
             while not (frames := link.receive()):
