@@ -266,7 +266,7 @@ class RankSet:
         """
         size = self.key.size
         remote = len(self.key.hosts) > 1
-        launcher = find_launcher(self.key.launcher)
+        launcher = find_launcher(self.key.launcher, for_python=True)
         listener = RankListener(size, self.key.hosts[0][0] if remote else None)
         try:
             self.mark = bytes.fromhex(listener.address.mark)
