@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -190,13 +190,18 @@ def _unusable(what: str) -> ProcessFailed:
     return ProcessFailed(what, returncode=_NOT_FOUND, command=[])
 
 
-def _candidates(for_python: bool) -> list[str]:
-    """Return the files that may be launchers, those on the PATH and those beside Python."""
+def _candidates(for_python: bool) -> Iterator[str]:
+    """Yield the files that may be launchers, those on the PATH and those beside Python."""
     paths = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
     if for_python:
         paths.reverse()
-    found = [shutil.which(name, path=path) for path in paths for name in _NAMES]
-    return list(dict.fromkeys(os.path.abspath(each) for each in found if each))
+    seen = set()
+    for path in paths:
+        for name in _NAMES:
+            found = shutil.which(name, path=path)
+            if found and (found := os.path.abspath(found)) not in seen:
+                seen.add(found)
+                yield found
 
 
 @lru_cache(maxsize=64)
