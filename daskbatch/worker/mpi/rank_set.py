@@ -313,8 +313,8 @@ class RankSet:
             )
         except OSError as error:
             raise ProcessFailed(
-                f"the launcher of the ranks cannot be started: {command[0]}: {error.strerror}: check "
-                "daskbatch.mpi-launcher and the PATH of the workers",
+                f"the launcher of the ranks cannot be started: {command[0]}: {error.strerror}: "
+                "check daskbatch.mpi-launcher and the PATH of the workers",
                 command=command,
             ) from None
 
