@@ -297,6 +297,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     # longer, and they would log that they have lost each other.
     _kill_children()
     _remove_directories(settings["scratch"], settings["sockets"])
+    _remove_semaphores()
     os._exit(0)
 
 
@@ -319,6 +320,22 @@ async def _replace_workers(cluster: Any) -> None:
 
 
 def _kill_children() -> None:
+    """End all processes but the resource tracker: it removes what they leave in shared memory."""
+    from multiprocessing import resource_tracker
+
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+        if child.pid != tracker:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _remove_semaphores() -> None:
+    """Remove the named semaphores of this process, as `multiprocessing` does at a regular end.
+
+    The nannies have six for each worker. The resource tracker would remove them, too, but with a
+    warning that they have leaked.
+    """
+    from multiprocessing import util
+
+    util._run_finalizers(0)  # type: ignore[attr-defined]

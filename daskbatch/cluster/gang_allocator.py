@@ -33,6 +33,7 @@ from daskbatch.cluster.gang_run import NO_SLOTS, GangRun, GangState
 from daskbatch.cluster.gang_snapshot import count_slots, describe_workers, ordinary_tasks
 from daskbatch.cluster.slot_holders import Holder, SlotHolders, granted_priority
 from daskbatch.cluster.worker_loss import is_marked_lost, topic_of
+from daskbatch.cluster.worker_streams import send_at_once
 from daskbatch.describe.gang import Gang
 from daskbatch.dispatch.lower import GANG, UNGRANTED
 from daskbatch.dispatch.slot_choice import ChosenSlot, OfferedSlots, SlotChoice, choose_slots
@@ -281,6 +282,7 @@ class GangAllocator:
             self._holders.forget_ended()
             self._free_wanted()
             self._collect_all()
+            self._free_old()
         finally:
             self._check_later()
 
@@ -304,13 +306,11 @@ class GangAllocator:
                     self._collect(gang, plan)
 
     def _free_wanted(self) -> None:
-        """Free the idle holders whose slots an ordinary task waits for, or that are old."""
-        idle = [each for each in self._holders.all() if each.owner is None and not each.ending]
+        """Free the idle holders whose slots an ordinary task waits for."""
+        idle = self._idle_holders()
         if not idle:
-            self._has_idle = False
             return
         counts = count_slots(self._scheduler, self._gangs.values(), self._holders.all())
-        now = monotonic()
         for holder in idle:
             worker = self._scheduler.workers.get(holder.address)
             count = counts.get(holder.address)
@@ -318,12 +318,21 @@ class GangAllocator:
                 worker is None
                 or count is None
                 or not holder.held
-                or now > holder.idle_since + _IDLE_SECONDS
                 or self._scheduler.queued
                 or ordinary_tasks(worker, count) > worker.nthreads - count.granted - count.idle
             ):
                 self._holders.release(holder)
-        self._has_idle = any(not each.ending for each in idle)
+
+    def _free_old(self) -> None:
+        """Free the idle holders that no gang has taken over for a while."""
+        now = monotonic()
+        for holder in self._idle_holders():
+            if now > holder.idle_since + _IDLE_SECONDS:
+                self._holders.release(holder)
+        self._has_idle = bool(self._idle_holders())
+
+    def _idle_holders(self) -> list[Holder]:
+        return [each for each in self._holders.all() if each.owner is None and not each.ending]
 
     def _collect(self, gang: GangRun, plan: Collection) -> None:
         """Have a gang hold the slots of a plan, and grant them if it holds enough."""
@@ -346,7 +355,7 @@ class GangAllocator:
 
     def _take_over(self, gang: GangRun, targets: Sequence[ChosenSlot]) -> list[ChosenSlot]:
         """Give a gang the holders for its slots that exist, and return the slots without one."""
-        idle = [each for each in self._holders.all() if each.owner is None and not each.ending]
+        idle = self._idle_holders()
         own, gang.holders = gang.holders, []
         missing = []
         for slot in targets:
@@ -427,6 +436,7 @@ class GangAllocator:
             self._holders.hand_over(exchanged)
             message = {"op": "daskbatch-exchange", "key": gang.key, "holder": exchanged.number}
             scheduler.worker_send(head, message)
+        send_at_once(scheduler, head)
         if own:
             self.advance_soon()
 
@@ -443,7 +453,7 @@ class GangAllocator:
             "wait": gang.wait,
             "holder": None if exchanged is None else exchanged.number,
         }
-        self._scheduler.worker_send(gang.head, message)
+        send_at_once(self._scheduler, gang.head, message)
 
     # -- checks ---------------------------------------------------------------------------
 

@@ -92,7 +92,8 @@ def _unmet_gang(options: Options, allowed: Sequence[Capacity]) -> str | None:
     required = dict(options.resources)
     if choose_slots(options.gang, required, offered) is not None:
         return None
-    return describe_shortage(options.gang, required, offered)
+    shortage = describe_shortage(options.gang, required, offered)
+    return f"{shortage}: ask for fewer ranks or cores, or add workers"
 
 
 def is_allowed(workers: Sequence[str], address: str, host: str, name: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
+from support.waiting import wait_until
 
 from daskbatch import Batch
 
@@ -245,6 +246,46 @@ print([each for each in made if os.path.exists(each)], len(made))
         assert done.stdout.split() == ["[]", str(count)]
         # Dask's own place stays, for whoever comes next.
         assert [each.name for each in temporary.iterdir()] in ([], ["dask-scratch-space"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+@pytest.mark.parametrize("end", ["regular", "killed"])
+def test_nothing_is_left_in_shared_memory(end: str) -> None:
+    """Neither of the cluster process nor of a task, whether the creator ends or is killed."""
+    program = """
+import multiprocessing, os, re, signal, sys
+from pathlib import Path
+import psutil
+from daskbatch import Batch
+
+def make_lock():
+    lock = multiprocessing.get_context("spawn").Lock()
+    sys.lock = lock  # it stays until the worker ends
+    return lock._semlock.name
+
+batch = Batch(num_workers=1)
+task = batch.function(make_lock)
+task.run()
+names = {task.get()[1:]}
+for process in psutil.Process().children(recursive=True):
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    names.update(re.findall("/dev/shm/sem[.]([^ \\n]+)", maps))
+print(*names, flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+batch.close()
+batch.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, end],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    paths = [Path("/dev/shm", f"sem.{name}") for name in done.stdout.split()]
+    assert len(paths) > 1
+    wait_until(lambda: not any(path.exists() for path in paths), "semaphores are left")
 
 
 def test_children_do_not_see_what_only_workers_should(batch: object) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import dask
 import pytest
 from support.processes import is_running
 from support.waiting import read_pid, wait_until
@@ -18,7 +24,7 @@ from daskbatch.worker.mpi.launcher import Kind, kind_of_version
 
 
 def find_open_mpi() -> str | None:
-    for name in ("mpiexec.openmpi", "mpiexec", "mpirun"):
+    for name in ("mpiexec.openmpi", "mpiexec", "mpirun", "orterun"):
         path = shutil.which(name)
         if path is not None:
             answer = subprocess.run(
@@ -41,6 +47,21 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
         patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
         with Batch(num_workers=2) as made:
             yield made
+
+
+#: For mpi4py, whose wheels work with several MPIs: the library of Open MPI.
+LIBRARY = ctypes.util.find_library("mpi") or ""
+VARIABLES = {"MPI4PY_LIBMPI": LIBRARY, "MPI4PY_MPIABI": "openmpi"}
+
+needs_mpi4py = pytest.mark.skipif(
+    importlib.util.find_spec("mpi4py") is None or not LIBRARY,
+    reason="mpi4py or the library of Open MPI is not installed",
+)
+
+
+def sessions() -> set[Path]:
+    """Return the directories that launchers have made."""
+    return set(Path("/tmp").glob(f"ompi.{socket.gethostname()}.{os.geteuid()}/pid.*"))
 
 
 def test_output_and_codes_by_rank(batch: Batch) -> None:
@@ -66,7 +87,36 @@ def test_the_input_of_the_first_rank(batch: Batch) -> None:
     assert (task.stdout.rank(0), task.stdout.rank(1)) == ("text", "")
 
 
+@needs_mpi4py
+def test_a_program_of_mpi(batch: Batch) -> None:
+    code = "from mpi4py import MPI; c = MPI.COMM_WORLD; print(c.allreduce(c.rank + 1))"
+    task = batch.job("env", sys.executable, "-c", code, num_procs=2, env=VARIABLES)
+    task.run(timeout=120)
+    assert (task.get(), task.stdout.get()) == (0, "3\n3")
+
+
+def total(x: int, comm: Any) -> tuple[int, int]:
+    return comm.allreduce(x + comm.rank), os.getpid()
+
+
+@needs_mpi4py
+def test_callables(batch: Batch) -> None:
+    command = (
+        f"{find_open_mpi()} --allow-run-as-root --host localhost:{{num_procs}} -n {{num_procs}}"
+    )
+    with dask.config.set({"daskbatch.mpi-launcher": command}):
+        first, second = (
+            batch.options(env=VARIABLES).job(total, number, num_procs=2) for number in (1, 2)
+        )
+        first.run(timeout=120)
+        second.run(timeout=120)
+        assert [value for value, _ in first.get()] == [3, 3]
+        assert [value for value, _ in second.get()] == [5, 5]
+        assert [pid for _, pid in first.get()] == [pid for _, pid in second.get()]
+
+
 def test_ends(batch: Batch, tmp_path: Path) -> None:
+    before = sessions()
     script = 'echo $$ > "$0.$DASKBATCH_RANK"; sleep 600'
 
     def pids(place: str) -> list[int]:
@@ -81,5 +131,13 @@ def test_ends(batch: Batch, tmp_path: Path) -> None:
     os.kill(pids("killed")[1], signal.SIGKILL)
     with pytest.raises(ProcessFailed, match="rank 1 of 2: sh was ended by SIGKILL"):
         killed.get(timeout=120)
-    both = pids("late") + pids("killed")
+    orphaned = batch.job("sh", "-c", script, tmp_path / "orphaned", num_procs=2)
+    orphaned.start()
+    pids("orphaned")
+    (session,) = sessions() - before
+    os.kill(int(session.name.removeprefix("pid.")), signal.SIGKILL)
+    with pytest.raises(ProcessFailed, match="the launcher .* was ended by SIGKILL"):
+        orphaned.get(timeout=120)
+    assert not session.exists()
+    both = pids("late") + pids("killed") + pids("orphaned")
     wait_until(lambda: not any(map(is_running, both)), "ranks still run")

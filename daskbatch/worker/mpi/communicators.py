@@ -8,20 +8,32 @@ rank calls all methods.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import importlib.abc
 import importlib.machinery
 import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
+
+from daskbatch.errors import ProcessFailed
 
 _MODULE = "mpi4py.MPI"
 
 #: The files by which MPICH shares memory among the ranks of a host. MPICH removes them when MPI
 #: ends, so that they would stay if the ranks were killed.
 _SHARED_MEMORY_FILES = "/dev/shm/mpich_shm_*"
+
+#: The operations that all ranks of a communicator call, by the names of their blocking forms. For
+#: most of them mpi4py has others: for Python objects (``bcast``), and without waiting (``Ibcast``).
+_COLLECTIVES = (
+    *("Barrier", "Bcast", "Reduce", "Allreduce", "Reduce_scatter", "Reduce_scatter_block"),
+    *("Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv"),
+    *("Alltoall", "Alltoallv", "Alltoallw", "Scan", "Exscan", "Dup", "Split", "Split_type"),
+)
 
 #: Requests that have completed are forgotten whenever this many more have been made.
 _MAX_FORGOTTEN_REQUESTS = 256
@@ -79,18 +91,25 @@ class RankMpi:
 
     Parameters
     ----------
+    size : int
+        The number of ranks.
     aborting : callable
         Called with the exit code when a job is about to call `Abort`.
     """
 
-    def __init__(self, aborting: Callable[[int], None]) -> None:
+    def __init__(self, size: int, aborting: Callable[[int], None]) -> None:
+        self._size = size
         self._aborting = aborting
         self._mpi: Any = None
         self._world: Any = None
         self._kind: Any = None
+        #: All ranks, like `_world`; but jobs do not have it.
+        self._checks: Any = None
+        #: How many collective operations jobs have called on the communicator of all ranks.
+        self._calls = _Calls()
         #: The communicator of the running job, if its callable has asked for one.
         self._comm: Any = None
-        #: The receives that the running job has begun on the communicator of all ranks.
+        #: The receives and collective operations that the running job has begun.
         self._requests: list[Any] = []
         sys.meta_path.insert(0, _Finder(_MODULE, self._start))
 
@@ -98,11 +117,19 @@ class RankMpi:
         """Prepare the communicators, once the ranks have started MPI."""
         if not module.Is_initialized() or module.Is_finalized():
             return  # the job starts MPI itself: its ranks are not used again
+        if module.COMM_WORLD.Get_size() != self._size:
+            raise ProcessFailed(
+                f"the launcher has started {self._size} ranks, but mpi4py takes this one for a "
+                f"job of {module.COMM_WORLD.Get_size()}: its MPI ({_version(module)}) is not the "
+                "launcher's: set daskbatch.mpi-launcher to the launcher of this MPI"
+            )
         try:
-            self._kind = _make_kind(module, self._aborting, self._requests)
+            self._checks = module.COMM_WORLD.Dup()
+            self._kind = _make_kind(module, self._aborting, self._requests, self._calls)
             # Jobs use this object under the name `MPI.COMM_WORLD`; it is the same communicator.
-            self._world = module.COMM_WORLD = self._kind(module.COMM_WORLD)
-            self._world.Barrier()
+            world = self._kind(module.COMM_WORLD)
+            self._world = self._calls.world = module.COMM_WORLD = world
+            self._checks.Barrier()
             # Now all ranks of this host have mapped the memory: no other process will.
             for path in _mapped_files(_SHARED_MEMORY_FILES):
                 with contextlib.suppress(OSError):
@@ -148,10 +175,17 @@ class RankMpi:
         mpi, world = self._mpi, self._world
         if mpi is None or world is None or mpi.Is_finalized():
             return False
+        # A rank may have left a collective operation that others have not called: one that sends
+        # need not wait for the others.
+        count = self._calls.count
+        extremes = array("q", [count, -count])
+        self._checks.Allreduce(mpi.IN_PLACE, [extremes, mpi.INT64_T], mpi.MAX)
+        if extremes[0] != -extremes[1]:
+            return False
         size = world.Get_size()
         ones, places = [1] * size, list(range(size))
-        # If the ranks have not called the same collective operations on this communicator, this
-        # does not return, and the worker ends the ranks.
+        # If a library has left a collective operation on this communicator, which cannot be
+        # counted, this does not return, and the worker ends the ranks after a while.
         world.Alltoallv(
             [bytearray(size), ones, places, mpi.BYTE], [bytearray(size), ones, places, mpi.BYTE]
         )
@@ -177,7 +211,22 @@ class RankMpi:
             mpi.Finalize()
 
 
-def _make_kind(mpi: Any, aborting: Callable[[int], None], requests: list[Any]) -> Any:
+class _Calls:
+    """Counts the collective operations on the communicator of all ranks. Used by one rank."""
+
+    def __init__(self) -> None:
+        self.world: Any = None
+        self.count = 0
+
+
+def _version(mpi: Any) -> str:
+    """Return the name and the version of the MPI library, which may have a long text for it."""
+    return " ".join(str(mpi.Get_library_version()).partition("\n")[0].partition(",")[0].split())
+
+
+def _make_kind(
+    mpi: Any, aborting: Callable[[int], None], requests: list[Any], calls: _Calls
+) -> Any:
     """Return the class of the communicators of jobs."""
 
     def remember(request: Any) -> Any:
@@ -187,7 +236,7 @@ def _make_kind(mpi: Any, aborting: Callable[[int], None], requests: list[Any]) -
         return request
 
     class JobCommunicator(mpi.Intracomm):  # type: ignore[misc]
-        """A communicator that reports `Abort`, and remembers which receives were begun."""
+        """A communicator that reports `Abort`, and remembers what was begun on it."""
 
         def Abort(self, errorcode: int = 0) -> Any:
             aborting(errorcode)
@@ -203,6 +252,21 @@ def _make_kind(mpi: Any, aborting: Callable[[int], None], requests: list[Any]) -
             if self == mpi.COMM_WORLD:
                 return _world_communicator, ()
             return mpi.Intracomm(self).__reduce__()  # it refuses
+
+    def counting(method: Any, begins: bool) -> Any:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self is calls.world:
+                calls.count += 1
+            result = method(self, *args, **kwargs)
+            return remember(result) if begins else result
+
+        return call
+
+    for name in _COLLECTIVES:
+        for form in (name, name.lower(), f"I{name.lower()}"):
+            if (method := getattr(mpi.Intracomm, form, None)) is not None:
+                setattr(JobCommunicator, form, counting(method, form[0] == "I" and form != "Idup"))
 
     JobCommunicator.__name__ = JobCommunicator.__qualname__ = "Intracomm"
     return JobCommunicator

@@ -5,7 +5,9 @@ Any number of threads may run jobs.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,6 +66,9 @@ def run_job(
 ) -> int | list[int]:
     """Run a job and wait for its end.
 
+    A launcher beside this interpreter is preferred for executables that are there, too, such as
+    the interpreter itself: they use the MPI of its environment.
+
     Parameters
     ----------
     parts : sequence of JobPart
@@ -114,7 +119,8 @@ def run_job(
     size = sum(part.num_procs for part in ready)
     sink = capture.current_capture.get() or capture.Capture(_DEFAULT_OUTPUT_BYTES)
     output = RankOutput(sink, size)
-    job = JobRun(ready, _allocation(size), find_launcher(launcher), output, directory)
+    found = find_launcher(launcher, any(_is_beside_python(part.command[0]) for part in ready))
+    job = JobRun(ready, _allocation(size), found, output, directory)
     with open_stdin(stdin, ready[0].cwd or "") as source, RunningExecutable(job.marker) as running:
         try:
             job.run(running, None if isinstance(source, int) else source, timeout)
@@ -123,6 +129,11 @@ def run_job(
             if measured is not None and running.pid:
                 measured(job.usage())
     return _result(job, output, check, is_mpmd)
+
+
+def _is_beside_python(executable: str) -> bool:
+    """Return whether an executable belongs to the environment of this interpreter."""
+    return os.path.dirname(executable) == os.path.dirname(sys.executable)
 
 
 def _require_no_zero(part: Part) -> None:

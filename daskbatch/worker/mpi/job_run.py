@@ -42,6 +42,7 @@ from daskbatch.worker.processes.process_tree import (
     OWNER,
     end_of,
     kill_tree,
+    processes_before,
     sweep,
     sweep_all,
 )
@@ -299,7 +300,7 @@ class JobRun:
             is_regular = False
         self._pump(lambda: False, time.monotonic())
         if is_regular:
-            sweep(MARKER, self.marker)
+            sweep(MARKER, self.marker, self._earlier)
             # A rank that has not ended MPI may have left some. The search may take as long as a
             # short job.
             remove_unused_later(self._began)
@@ -322,6 +323,7 @@ class JobRun:
                 parts, self._allocation.hosts, directory, variables, self._ranks.needs_port
             )
             values = (self._ranks.address, self.marker, self._owner)
+            self._earlier = processes_before()
             try:
                 environment = clean_environment(dict(zip(variables, values, strict=True)))
                 process = start_captured(self.command, "/", environment)

@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -148,7 +148,7 @@ class Launcher(NamedTuple):
         return _COMPOSERS[self.kind](self.words, job)
 
 
-def find_launcher(configured: str = AUTO) -> Launcher:
+def find_launcher(configured: str = AUTO, for_python: bool = False) -> Launcher:
     """Return the launcher that the setting ``daskbatch.mpi-launcher`` names.
 
     Parameters
@@ -157,6 +157,9 @@ def find_launcher(configured: str = AUTO) -> Launcher:
         ``auto``: `srun` inside of an allocation of SLURM, else the first launcher of MPICH, Open
         MPI or Intel MPI on the PATH or beside the interpreter. Or a command line, which may contain
         ``{num_procs}``, ``{hosts}`` and ``{hostfile}``.
+    for_python : bool
+        Whether it starts the interpreter of this process. Then a launcher beside the interpreter
+        is preferred to one on the PATH: if an environment has an MPI, its mpi4py uses that one.
 
     Raises
     ------
@@ -168,7 +171,7 @@ def find_launcher(configured: str = AUTO) -> Launcher:
     if os.environ.get("SLURM_JOB_ID") and (srun := shutil.which("srun")):
         return Launcher(Kind.SRUN, (srun,))
     others = []
-    for path in _candidates():
+    for path in _candidates(for_python):
         with contextlib.suppress(OSError):
             kind, answer = _identify(path, os.stat(path).st_mtime_ns)
             if kind is not None:
@@ -187,12 +190,18 @@ def _unusable(what: str) -> ProcessFailed:
     return ProcessFailed(what, returncode=_NOT_FOUND, command=[])
 
 
-def _candidates() -> list[str]:
-    """Return the files that may be launchers: those on the PATH, then those beside Python."""
-    beside = os.path.dirname(sys.executable)
-    paths = [os.environ.get("PATH", os.defpath), beside]
-    found = [shutil.which(name, path=path) for path in paths for name in _NAMES]
-    return list(dict.fromkeys(os.path.abspath(each) for each in found if each))
+def _candidates(for_python: bool) -> Iterator[str]:
+    """Yield the files that may be launchers, those on the PATH and those beside Python."""
+    paths = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
+    if for_python:
+        paths.reverse()
+    seen = set()
+    for path in paths:
+        for name in _NAMES:
+            found = shutil.which(name, path=path)
+            if found and (found := os.path.abspath(found)) not in seen:
+                seen.add(found)
+                yield found
 
 
 @lru_cache(maxsize=64)

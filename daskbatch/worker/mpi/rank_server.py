@@ -226,7 +226,7 @@ class RankServer:
         self._reader = MessageReader(self._sock)
         self._send_lock = threading.Lock()
         self._process_state = ProcessState()
-        self._mpi = RankMpi(lambda code: self._send(MessageKind.ABORTING, (code,)))
+        self._mpi = RankMpi(address.size, lambda code: self._send(MessageKind.ABORTING, (code,)))
         #: The file with the data of the call, which other ranks of this host may open.
         self._shared_file: int | None = None
         after_fork(self._close_in_forked_process)

@@ -266,7 +266,7 @@ class RankSet:
         """
         size = self.key.size
         remote = len(self.key.hosts) > 1
-        launcher = find_launcher(self.key.launcher)
+        launcher = find_launcher(self.key.launcher, for_python=True)
         listener = RankListener(size, self.key.hosts[0][0] if remote else None)
         try:
             self.mark = bytes.fromhex(listener.address.mark)
@@ -313,7 +313,8 @@ class RankSet:
             )
         except OSError as error:
             raise ProcessFailed(
-                f"the launcher of the ranks cannot be started: {command[0]}: {error.strerror}",
+                f"the launcher of the ranks cannot be started: {command[0]}: {error.strerror}: "
+                "check daskbatch.mpi-launcher and the PATH of the workers",
                 command=command,
             ) from None
 

@@ -1,7 +1,8 @@
-"""Removes shared memory that MPI processes have left behind because they were killed.
+"""Removes files that MPI processes have left behind because they were killed.
 
-MPI libraries make files in /dev/shm for the ranks of a host, and remove them when the program ends
-in good order. Any number of threads and processes may call `remove_unused`. The reaper and the
+MPI libraries make files in /dev/shm for the ranks of a host, and the launcher of Open MPI makes a
+directory among the temporary files, its *session directory*. They remove them when the program
+ends in good order. Any number of threads and processes may call `remove_unused`. The reaper and the
 supervisors of ranks, which run without other packages, use this module, too; so it imports little.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import threading
 
 from daskbatch.forking import make_lock
@@ -23,6 +26,10 @@ _PREFIXES = (
     *("Intel_MPI_", "shm-col-space-", "mpifxmem_"),
 )
 
+#: The name of the directory that holds the session directories of a user on a host, and the name
+#: of one of them, which says the process that has made it: ``ompi.node1.1000/pid.4711``.
+_SESSIONS, _SESSION = "ompi.{host}.{user}", re.compile(r"pid\.(\d+)")
+
 #: How long `remove_unused_later` waits for further calls.
 _DELAY_SECONDS = 1.0
 
@@ -35,7 +42,7 @@ _CLOCK_SECONDS = 1.0
 
 
 def remove_unused(since: float) -> list[str]:
-    """Remove the files of MPI libraries that no process uses.
+    """Remove the files of MPI libraries and launchers that no process uses.
 
     Parameters
     ----------
@@ -45,8 +52,9 @@ def remove_unused(since: float) -> list[str]:
     Returns
     -------
     list of str
-        The names of the files that were removed.
+        The names of the files in shared memory that were removed.
     """
+    _remove_sessions(since - _CLOCK_SECONDS)
     found = _find(since - _CLOCK_SECONDS)
     if not found:
         return []
@@ -61,6 +69,39 @@ def remove_unused(since: float) -> list[str]:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(_DIRECTORY, name))
     return sorted(found)
+
+
+def _remove_sessions(since: float) -> None:
+    """Remove the session directories whose processes have ended.
+
+    The directory that holds them stays: another launcher may be about to make its own one there.
+    """
+    places = {os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")} | {"/tmp"}
+    holder = _SESSIONS.format(host=socket.gethostname(), user=os.geteuid())
+    for place in filter(None, places):
+        try:
+            with os.scandir(os.path.join(place, holder)) as entries:
+                ended = [each.path for each in entries if _has_ended(each, since)]
+        except OSError:
+            continue  # Open MPI has not run here, or has removed the directory meanwhile
+        for path in ended:
+            import shutil  # not at the top: few jobs leave a directory
+
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_ended(session: os.DirEntry[str], since: float) -> bool:
+    """Return whether a session directory has changed since then, and its process has ended."""
+    match = _SESSION.fullmatch(session.name)
+    if match is None or session.stat(follow_symlinks=False).st_mtime < since:
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it belongs to another user
+    return False
 
 
 def remove_unused_later(since: float) -> None:

@@ -15,9 +15,16 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-from daskbatch.worker.processes.reaper import HAS_PROC, MARKER, OWNER, carriers, kill_carriers
+from daskbatch.worker.processes.reaper import (
+    HAS_PROC,
+    MARKER,
+    OWNER,
+    carriers,
+    kill_carriers,
+    running_processes,
+)
 
-__all__ = ["MARKER", "OWNER", "end_of", "kill_tree", "sweep", "sweep_all"]
+__all__ = ["MARKER", "OWNER", "end_of", "kill_tree", "processes_before", "sweep", "sweep_all"]
 
 #: How long to wait for the end of processes after SIGKILL, and how long to sweep.
 _KILL_TIMEOUT_SECONDS = 2.0
@@ -30,20 +37,31 @@ _REQUIRED_MISSES, _SWEEP_INTERVAL_SECONDS = 3, 0.01
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.001, 0.02
 
 
-def sweep(name: str, value: str) -> list[int]:
+#: Processes, as `processes_before` returns them.
+Processes = frozenset[tuple[int, int]]
+
+
+def processes_before() -> Processes:
+    """Return the processes that run now, which later searches need not look at."""
+    return running_processes() if HAS_PROC else frozenset()
+
+
+def sweep(name: str, value: str, earlier: Processes = frozenset()) -> list[int]:
     """Send SIGKILL to all processes whose environment has `name=value`, but not to this one.
 
     Parameters
     ----------
     name, value : str
         The environment variable.
+    earlier : frozenset
+        What `processes_before` returned before the value was used first.
 
     Returns
     -------
     list of int
         The processes that were sent SIGKILL.
     """
-    return kill_carriers(name, value, _find_carriers(name, value))
+    return kill_carriers(name, value, _find_carriers(name, value, earlier))
 
 
 def sweep_all(name: str, value: str) -> list[int]:
@@ -71,8 +89,8 @@ def sweep_all(name: str, value: str) -> list[int]:
     return sorted(killed)
 
 
-def _find_carriers(name: str, value: str) -> Iterator[int]:
-    return carriers(name, value) if HAS_PROC else _find_by_psutil(name, value)
+def _find_carriers(name: str, value: str, earlier: Processes = frozenset()) -> Iterator[int]:
+    return carriers(name, value, earlier) if HAS_PROC else _find_by_psutil(name, value)
 
 
 def _find_by_psutil(name: str, value: str) -> Iterator[int]:

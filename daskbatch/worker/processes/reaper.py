@@ -39,6 +39,9 @@ _POLL_INTERVAL_SECONDS = 0.1
 #: After this time the reaper gives up: a process that hangs in the kernel cannot be ended.
 _GIVE_UP_SECONDS = 60.0
 
+#: How much of an environment is read at once.
+_READ_BYTES = 1 << 17
+
 #: How long to wait for the start and for the end of a reaper.
 _PROCESS_TIMEOUT_SECONDS = 5.0
 
@@ -49,14 +52,35 @@ _CLOSE = b"."
 # -- processes by their environments ------------------------------------------------------
 
 
-def carriers(name: str, value: str) -> Iterator[int]:
+def running_processes() -> frozenset[tuple[int, int]]:
+    """Return the processes that run now: each one's number, and that of its directory in /proc.
+
+    If a process ends and another one gets its number, that one has another directory.
+    """
+    with os.scandir("/proc") as entries:
+        return frozenset(
+            (int(each.name), each.inode()) for each in entries if each.name.isdecimal()
+        )
+
+
+def carriers(
+    name: str, value: str, earlier: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[int]:
     """Yield the processes, but for this one, whose environment has `name=value`.
 
     The newest come first: in a chain of processes of which each starts the next one and ends,
     the newest must be ended before it starts another one.
+
+    Parameters
+    ----------
+    name, value : str
+        The environment variable.
+    earlier : frozenset
+        What `running_processes` returned before the value was used first: these processes are not
+        looked at.
     """
-    pids = [int(each) for each in os.listdir("/proc") if each.isdecimal()]
-    return (each for each in sorted(pids, reverse=True) if _carries(each, name, value))
+    pids = sorted((pid for pid, _ in running_processes() - earlier), reverse=True)
+    return (each for each in pids if _carries(each, name, value))
 
 
 def _carries(pid: int, name: str, value: str) -> bool:
@@ -65,9 +89,15 @@ def _carries(pid: int, name: str, value: str) -> bool:
     # The owner of the process is not checked. Most processes of other users cannot be read.
     # Root can read them; then one that has the value was started by a task, and has changed
     # its user since.
+    entries = b""
     try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            entries = file.readall()
+        # Not by `open`, which takes as long again; and a search looks at all processes.
+        file = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while data := os.read(file, _READ_BYTES):
+                entries += data
+        finally:
+            os.close(file)
     except OSError:
         return False
     return b"\0" + os.fsencode(f"{name}={value}") + b"\0" in b"\0" + entries + b"\0"

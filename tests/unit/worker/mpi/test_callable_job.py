@@ -17,6 +17,7 @@ from support.waiting import wait_for_file
 
 from daskbatch.errors import LoadingError, SerializationError
 from daskbatch.serialization import pickling
+from daskbatch.worker.mpi import rank_set
 from daskbatch.worker.mpi.rank_pool import get_rank_pool
 
 pytestmark = needs_ranks
@@ -305,11 +306,22 @@ def begin_to_receive() -> None:
         MPI.COMM_WORLD.irecv(source=1, tag=3)
 
 
-def count_differently() -> None:
+def count_differently(kind: str) -> None:
+    """Have rank 0 alone call a collective operation, which does not wait for the other rank."""
     from mpi4py import MPI
 
-    if MPI.COMM_WORLD.rank == 0:
+    if MPI.COMM_WORLD.rank == 0 and kind == "begin":
         MPI.COMM_WORLD.Ibarrier()
+    elif MPI.COMM_WORLD.rank == 0 and kind == "send":
+        MPI.COMM_WORLD.bcast("of an earlier job")
+    elif MPI.COMM_WORLD.rank == 0:  # as a library in C does
+        MPI.Comm.Ibarrier(MPI.COMM_WORLD)
+
+
+def begin_together() -> None:
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Ibcast(bytearray(8))
 
 
 def start_process() -> None:
@@ -348,10 +360,11 @@ def exchange() -> Any:
         (send_unreceived, ["job"]),
         (send_unreceived, ["self"]),
         (begin_to_receive, []),
+        (begin_together, []),
         (start_process, []),
         (end_mpi, []),
     ],
-    ids=["world", "job", "self", "receive", "process", "finalize"],
+    ids=["world", "job", "self", "receive", "begin", "process", "finalize"],
 )
 def test_what_a_job_leaves_unfinished_no_later_job_sees(job: Any, args: list[Any]) -> None:
     run_on_ranks(world_total)
@@ -361,9 +374,14 @@ def test_what_a_job_leaves_unfinished_no_later_job_sees(job: Any, args: list[Any
     assert not set(processes()) & set(warm)
 
 
-@pytest.mark.slow
-def test_ranks_that_disagree_on_collective_operations_are_not_used_again() -> None:
-    assert run_on_ranks(count_differently).result == [None, None]
+@pytest.mark.parametrize("kind", ["begin", "send", pytest.param("library", marks=pytest.mark.slow)])
+def test_ranks_that_disagree_on_collective_operations_are_not_used_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "library":
+        # Nothing waits for the end of a check that cannot end.
+        monkeypatch.setattr(rank_set, "_CHECK_TIMEOUT_SECONDS", 1000.0)
+    assert run_on_ranks(count_differently, kind).result == [None, None]
     assert run_on_ranks(world_total).result == [3, 3]
 
 

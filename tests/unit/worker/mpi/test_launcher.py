@@ -155,7 +155,7 @@ def make_launcher(path: Path, answer: str) -> str:
 def test_the_order_in_which_launchers_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}/one:{tmp_path}/two:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tmp_path}/one:{tmp_path}/two")
     monkeypatch.setattr(sys, "executable", f"{tmp_path}/beside/python")
     with pytest.raises(ProcessFailed, match="there is no MPI launcher on this worker's PATH"):
         find_launcher()
@@ -166,6 +166,8 @@ def test_the_order_in_which_launchers_are_found(
     assert find_launcher() == (Kind.MPICH, (beside,))
     on_path = make_launcher(tmp_path / "two" / "mpirun", "mpirun (Open MPI) 5.0.3")
     assert find_launcher() == (Kind.OPEN_MPI, (on_path,))
+    # Programs of this Python use the MPI of its environment.
+    assert find_launcher(for_python=True) == (Kind.MPICH, (beside,))
     os.unlink(on_path)
     os.unlink(beside)
     with pytest.raises(ProcessFailed, match="my own launcher") as caught:

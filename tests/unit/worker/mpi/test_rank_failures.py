@@ -284,6 +284,25 @@ def test_a_launcher_of_another_mpi_is_an_error(tmp_path: Path) -> None:
         outcome.result  # noqa: B018
 
 
+def size_of_world() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.Get_size())
+
+
+def test_ranks_that_mpi_takes_for_jobs_of_one_rank_are_an_error(tmp_path: Path) -> None:
+    """So it is if the launcher is that of Open MPI, and mpi4py uses MPICH."""
+    apart = tmp_path / "launcher"
+    apart.write_text(
+        '#!/bin/sh\nshift\nOMPI_COMM_WORLD_RANK=0 "$@" &\nOMPI_COMM_WORLD_RANK=1 "$@" &\nwait\n'
+    )
+    apart.chmod(0o755)
+    settings = {"launcher": f"{apart} {{num_procs}}"}
+    with pytest.raises(ProcessFailed, match="has started 2 ranks, but mpi4py .* for a job of 1"):
+        run(size_of_world, settings=settings).result  # noqa: B018
+    assert run(len, "abc", settings=settings).result == [3, 3], "they do not use MPI"
+
+
 def test_a_launcher_that_is_not_there_is_an_error() -> None:
     outcome = run(os.getpid, settings={"launcher": "/no/mpiexec -n {num_procs}"})
     with pytest.raises(ProcessFailed, match="/no/mpiexec"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -60,3 +62,21 @@ def test_a_later_removal(path: Path) -> None:
     remove_unused_later(time.time())
     remove_unused_later(time.time() - 60)
     wait_until(lambda: not path.exists())
+
+
+def test_session_directories_of_open_mpi_whose_process_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    holder = tmp_path / f"ompi.{socket.gethostname()}.{os.geteuid()}"
+    for name in (f"pid.{ended.pid}", f"pid.{os.getpid()}", "mine"):
+        (holder / name / "0").mkdir(parents=True)
+    other = tmp_path / f"ompi.elsewhere.{os.geteuid()}" / f"pid.{ended.pid}"
+    other.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    remove_unused(time.time() + 3600)
+    assert len(list(holder.iterdir())) == 3, "they are older"
+    remove_unused(time.time() - 60)
+    assert {each.name for each in holder.iterdir()} == {f"pid.{os.getpid()}", "mine"}
+    assert other.exists()

@@ -17,7 +17,14 @@ import pytest
 from support.processes import KINDS, TREE, is_running, read_pids
 from support.waiting import wait_until
 
-from daskbatch.worker.processes.process_tree import MARKER, OWNER, kill_tree, sweep, sweep_all
+from daskbatch.worker.processes.process_tree import (
+    MARKER,
+    OWNER,
+    kill_tree,
+    processes_before,
+    sweep,
+    sweep_all,
+)
 
 
 @dataclass
@@ -250,3 +257,32 @@ def test_nothing_is_left_open(start: Starter) -> None:
     for _ in range(10):
         once()
     assert psutil.Process().num_fds() == before
+
+
+def test_a_sweep_may_leave_out_what_ran_before(start: Starter) -> None:
+    start("sleep", "1000")
+    earlier = processes_before()
+    second = start("sleep", "1000")
+    assert sweep(MARKER, start.marker, earlier) == [second.pid]
+    start.processes[0].kill()
+    start.processes[0].wait()
+    assert sweep(MARKER, start.marker) == [], "both have been ended"
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK), reason="numbers cannot be chosen here"
+)
+def test_a_process_with_the_number_of_one_that_ran_before_is_found(start: Starter) -> None:
+    for _ in range(50):
+        first = start("sleep", "1000")
+        earlier = processes_before()
+        first.kill()
+        first.wait()
+        with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+            file.write(str(first.pid - 1))
+        second = start("sleep", "1000")
+        assert sweep(MARKER, start.marker, earlier) == [second.pid]
+        second.wait()
+        if second.pid == first.pid:
+            return
+    pytest.skip("another process has always got the number")
