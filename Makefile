@@ -58,6 +58,7 @@ compare: $(VENV)/check  ## compare with other libraries, where they are installe
 
 docs: $(VENV)/docs  ## build the documentation site in docs-output; a warning is an error
 	$(RUN) -m sphinx -n -W --keep-going -q -c docs . docs-output
+	$(RUN) docs/check_links.py docs-output
 	@echo "open docs-output/index.html"
 
 notebooks: $(VENV)/check  ## run the notebooks and store their outputs
