@@ -45,9 +45,12 @@ def broken_links(site: Path) -> tuple[list[str], int]:
                 place /= "index.html"
             if not place.exists():
                 broken.append(f"{path.relative_to(site)}: {target} is not there")
-            elif parts.fragment and place in pages:
-                if unquote(parts.fragment) not in pages[place].anchors:
-                    broken.append(f"{path.relative_to(site)}: {target} has no such anchor")
+            elif (
+                parts.fragment
+                and place in pages
+                and unquote(parts.fragment) not in pages[place].anchors
+            ):
+                broken.append(f"{path.relative_to(site)}: {target} has no such anchor")
     return broken, count
 
 

@@ -24,7 +24,8 @@ def measure(station, mean, raw):
     """Write a year of hourly temperatures; now and then the sensor fails."""
     random = np.random.default_rng(sum(map(ord, station)))
     hours = pd.date_range("2025-01-01", "2025-12-31 23:00", freq="h", name="time")
-    degrees = mean - 11 * np.cos(2 * np.pi * hours.day_of_year / 365) + random.normal(0, 2, len(hours))
+    season = np.cos(2 * np.pi * hours.day_of_year / 365)
+    degrees = mean - 11 * season + random.normal(0, 2, len(hours))
     degrees = np.where(random.random(len(hours)) < 0.01, 999.9, degrees)
     pd.DataFrame({"degrees": degrees.round(1)}, index=hours).to_csv(raw)
 
