@@ -85,7 +85,9 @@ def test_all_examples_are_listed() -> None:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_an_example_prints_what_it_found(name: str, batch: Batch, tmp_path: Path) -> None:
-    assert run_example(tmp_path, name, cluster=batch) == PRINTED[name]
+    # Those two import a module beside them, which only a cluster of theirs finds.
+    own = name.startswith("seeds/matrix")
+    assert run_example(tmp_path, name, cluster=None if own else batch) == PRINTED[name]
     if name == "heat_equation":
         assert size_of_picture(tmp_path / "heat_equation.png") == (120, 120)
 

@@ -34,7 +34,7 @@ _LIMIT_SECONDS = 60
 
 #: Returns the prompts of all code cells, such as "[3]:".
 _PROMPTS = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
-    .map(prompt => prompt.innerText.trim())"""
+    .map(prompt => prompt.textContent.trim())"""
 
 
 @contextmanager
