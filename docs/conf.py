@@ -39,7 +39,7 @@ exclude_patterns = ["docs/_*"]
 
 # The notebooks are stored with their outputs; tests run them again.
 nb_execution_mode = "off"
-myst_enable_extensions = ["colon_fence", "deflist"]  # the glossary is a list of definitions
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 # Classes list their members below their own text, not in a table on pages of their own.

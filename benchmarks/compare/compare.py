@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -87,11 +86,11 @@ def table(times: dict[tuple[str, str], list[float]], libraries: list[str]) -> li
             if not found or not ours:
                 cells.append("–" if not can_run(library, program) else "failed")
                 continue
-            ratio = statistics.median(found) / statistics.median(ours)
-            spreads.append((max(found) - min(found)) / statistics.median(found))
+            ratio = min(found) / min(ours)
+            spreads.append((max(found) - min(found)) / min(found))
             text = f"{ratio:.3g}"
             if library == "daskbatch":
-                text = f"{statistics.median(ours):.3g} s"
+                text = f"{min(ours):.3g} s"
             cells.append(f"**{text}**" if ratio < 1 else text)
         spread = f"{max(spreads):.0%}" if spreads else ""
         lines.append(f"| {title} | " + " | ".join(cells) + f" | {spread} |")
@@ -104,7 +103,7 @@ def losses(times: dict[tuple[str, str], list[float]]) -> list[str]:
     for program, title in PROGRAMS.items():
         ours = times.get(("daskbatch", program))
         others = {
-            library: statistics.median(found) / statistics.median(ours)
+            library: min(found) / min(ours)
             for (library, of), found in times.items()
             if ours and of == program and library != "daskbatch"
         }
@@ -116,6 +115,17 @@ def losses(times: dict[tuple[str, str], list[float]]) -> list[str]:
             )
             lines.append(f"- {title}: {names}.")
     return ["Where others are faster:", "", *lines] if lines else ["No library was faster."]
+
+
+def busy(loads: tuple[float, float]) -> list[str]:
+    """Return a warning if other programs used the machine meanwhile."""
+    if loads[0] < WORKERS:
+        return []
+    return [
+        "",
+        "**The machine was busy with other work during this run** (see the load below), so that",
+        "single numbers may be wrong by a large factor. Repeat it on a quiet machine.",
+    ]
 
 
 def version_of(package: str) -> str:
@@ -151,25 +161,25 @@ def page(
         [
             "# Comparison",
             "",
-            "The same programs with each library, on two worker processes of one machine. The first",
-            "column is the time of daskbatch. The others are the time of the library over it: 2 is",
-            "twice as slow as daskbatch. Where daskbatch is slower, the number is **bold**. A dash:",
-            "the library has no such thing.",
+            "The same programs with each library, on two worker processes of one machine. The",
+            "first column is the time of daskbatch. The others are the time of the library over it:",
+            "2 is twice as slow as daskbatch. Where daskbatch is slower, the number is **bold**. A",
+            "dash: the library has no such thing.",
             "",
             *table(times, libraries),
             "",
             *losses(times),
             "",
-            f"Median of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
-            "is the largest distance between two runs of one library, as a part of its median.",
+            f"Best of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
+            "is the largest distance between two runs of one library, as a part of its best.",
+            *busy(loads),
             "",
             f"- Date: {date.today().isoformat()}",
             f"- Machine: {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs;"
             f" {WORKERS} workers",
             f"- Load of the machine before and after (1 minute; the runs themselves make about"
             f" {WORKERS}): {loads[0]:.1f} and {loads[1]:.1f}",
-            f"- Versions: Python {platform.python_version()}, {versions};"
-            f" commit {commit()}",
+            f"- Versions: Python {platform.python_version()}, {versions}; commit {commit()}",
             "- Command: `make compare`, with `COMPARE=` the Python that has the libraries:"
             " `python -m venv rivals; rivals/bin/pip install . ray parsl executorlib loky;"
             " make compare COMPARE=rivals/bin/python`",

@@ -110,7 +110,7 @@ def gather(count: int = 8, size: int = 20_000_000) -> Program:
 
 
 def workflow(speed: float = 20_000) -> Program:
-    """Montage as WfCommons makes it: the instance that an example runs by files, here by results."""
+    """Montage as WfCommons makes it: an example runs it by files, this program by results."""
     instance = Path(__file__).parents[2] / "examples" / "wfcommons_montage.json"
     content = json.loads(instance.read_text("utf-8"))["workflow"]
     parents = {each["id"]: each["parents"] for each in content["specification"]["tasks"]}
