@@ -42,8 +42,7 @@ def execution_of(record: TaskRecord, deaths: int) -> ExecutionRecord:
     """
     begin = record.begin
     if record.measured is not None:
-        measures, position = record.measured
-        found = measures.of(position)
+        found = record.measured.of(record.member)
         if found.ended is not None:
             return ExecutionRecord(
                 found.worker or None,

@@ -161,7 +161,7 @@ class TaskRecord:
         #: Where and when it has begun, as far as its worker has reported that.
         self.begin: MemberBegin | None = None
         #: What was measured of it, once it is over: the measures in a report, and its position.
-        self.measured: tuple[Measures, int] | None = None
+        self.measured: Measures | None = None
         #: When this client learnt that it is over, if nothing was measured.
         self.ended: float | None = None
         #: The record whose failure kept this task from running.

@@ -154,12 +154,14 @@ class TaskTable:
         if record.measured is None:
             record.ended = time()
         self.set_phase(record, phase)
-        self.unsuccessful.release((record,))
+        if self.unsuccessful.holds_any:
+            self.unsuccessful.release((record,))
         if phase > _DONE:
             self.failures.add(record)
             if phase == Phase.FAILED:
                 self.unsuccessful.fail(record)
-        self.open_blocks.over(record)
+        if self.open_blocks.held:
+            self.open_blocks.over(record)
         if self.outcomes.has_callbacks:
             if self._called_later is None:
                 # What a callback tells the program must have been recorded.
@@ -374,9 +376,9 @@ class TaskTable:
                 else:
                     sizes.append(len(value) + len(output[0]) + len(output[1]))
             if measures is not None and (
-                status <= Status.FAILED or measures.of(member - report.start).ended is not None
+                status <= Status.FAILED or measures.of(member).ended is not None
             ):
-                record.measured = measures, member - report.start
+                record.measured = measures
             self.settle_member(block, record, status, value, output, seconds)
             if reference is not None:
                 record.reference = reference

@@ -103,8 +103,13 @@ class UnsuccessfulTasks:
             error = brief_error(record.value)[:_MAX_ERROR_CHARACTERS]
         worker = "" if record.begin is None else record.begin.worker
         if record.measured is not None:
-            worker = record.measured[0].worker
+            worker = record.measured.worker
         self._failures.append(ShownFailure(name, error, worker))
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether any task is held."""
+        return bool(self._held)
 
     def hold(self, records: Iterable[TaskRecord]) -> None:
         """Record tasks that the client holds, and may send to open blocks."""

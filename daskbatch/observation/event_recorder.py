@@ -152,7 +152,7 @@ class EventRecorder:
                     continue
                 if phase == _DONE and record.output is SILENT and not warned:
                     measured = record.measured
-                    if measured is not None and not measured[0].details:
+                    if measured is not None and not measured.details:
                         collected.add_ended(self, record, measured)
                         continue
                 collected.add_event(self._ended(record, phase))
@@ -277,11 +277,8 @@ class _Columns:
             )
         self._records.append(record)
 
-    def add_ended(
-        self, recorder: EventRecorder, record: TaskRecord, measured: tuple[Measures, int]
-    ) -> None:
+    def add_ended(self, recorder: EventRecorder, record: TaskRecord, measures: Measures) -> None:
         """Add a task that is done, and of which nothing else is told."""
-        measures, position = measured
         if self._key is not measures:
             self.flush()
             self._key = measures
@@ -307,7 +304,7 @@ class _Columns:
                 [cpu[each] for each in positions],
             )
         self._records.append(record)
-        self._positions.append(position)
+        self._positions.append(record.member - measures.start)
 
     def flush(self) -> None:
         """Pass on all that was collected, in its order."""

@@ -191,7 +191,7 @@ class _Follower:
         measured = self.record.measured
         if measured is None or self._attempt == (0, 0):
             return False
-        attempts = measured[0].of(measured[1]).attempts
+        attempts = measured.of(self.record.member).attempts
         return self._attempt == (self._dispatcher.table.deaths[self.record], attempts)
 
     def _take(self, line: str) -> bool:

@@ -73,7 +73,8 @@ class OpenBlocks:
         self.on_empty: Callable[[SubmittedBlock], None] = lambda block: None
         #: Whether the caller calls `flush` at its end.
         self.flushes_soon = False
-        self._held = HeldTasks()
+        #: The tasks that wait at the client.
+        self.held = HeldTasks()
         #: The blocks of held tasks.
         self._held_blocks: list[SubmittedBlock] = []
         #: Held tasks that have become ready; and those that wait for one other task.
@@ -186,7 +187,7 @@ class OpenBlocks:
         self._held_blocks.append(block)
         self._table.unsuccessful.hold(records)
         expected = self._table.expected_seconds
-        self._turned_ready += self._held.add(records, [expected(each) or 0.0 for each in records])
+        self._turned_ready += self.held.add(records, [expected(each) or 0.0 for each in records])
         self._schedule_flush()
 
     def _may_be_member(self, record: TaskRecord) -> bool:
@@ -216,10 +217,8 @@ class OpenBlocks:
 
     def over(self, record: TaskRecord) -> None:
         """Record that a task is over."""
-        if not self._held.concerns(record):
-            return
-        was_held = self._held.remove(record)
-        ready, almost = self._held.over(record)
+        was_held = self.held.remove(record)
+        ready, almost = self.held.over(record)
         if was_held or ready or almost:
             self._turned_ready += ready
             self._almost_ready += almost
@@ -266,7 +265,7 @@ class OpenBlocks:
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
                 else:
                     self._table.requeue(block, record)
-                    self._held.remove(record)
+                    self.held.remove(record)
                     ordinary.setdefault(block.name, []).append(record)
             for name, some in ordinary.items():
                 some.sort(key=lambda record: record.rank)
@@ -289,7 +288,7 @@ class OpenBlocks:
             found.add_behind(self._urgency(record))
 
     def _urgency(self, record: TaskRecord) -> Urgency:
-        return Urgency(-self._held.level(record), record.rank, next(self._entries), record)
+        return Urgency(-self.held.level(record), record.rank, next(self._entries), record)
 
     # -- open blocks ------------------------------------------------------------------------
 
@@ -307,8 +306,8 @@ class OpenBlocks:
             if record is None:
                 continue
             found.add(record)
-            self._held.remove(record)
-            for behind in self._held.waits_for_one(record):
+            self.held.remove(record)
+            for behind in self.held.waits_for_one(record):
                 self._put_behind(found, behind)
             if len(found.records) >= _MAX_MEMBERS:
                 found.send(self._surroundings)
@@ -464,7 +463,7 @@ class OpenBlocks:
         ]
         for block, record in held:
             self._table.requeue(block, record)
-            self._held.remove(record)
+            self.held.remove(record)
         self._turned_ready.clear()
         self._ready.clear()
         if held:
@@ -486,7 +485,7 @@ class OpenBlocks:
         self._open.clear()
         self._ready.clear()
         self._held_blocks.clear()
-        self._held.clear()
+        self.held.clear()
         self._turned_ready.clear()
         self._almost_ready.clear()
 

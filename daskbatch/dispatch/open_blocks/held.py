@@ -25,9 +25,9 @@ class HeldTasks:
         #: For each held task the expected seconds from its begin to the end of the program.
         self._levels: dict[TaskRecord, float] = {}
 
-    def concerns(self, record: TaskRecord) -> bool:
-        """Return whether a task is held, or a held task waits or has waited for it."""
-        return record in self._after or record in self._levels
+    def __bool__(self) -> bool:
+        """Return whether any task is held, or a held task has waited for one that is not over."""
+        return bool(self._after or self._levels)
 
     def add(self, records: Sequence[TaskRecord], seconds: Sequence[float]) -> list[TaskRecord]:
         """Hold tasks; returns those that are ready.

@@ -192,6 +192,7 @@ class JournaledBlock:
                 array("d", [entry[5] for entry in entries]).tobytes(),
                 array("f", [entry[6] for entry in entries]).tobytes(),
                 {i: entry[7] for i, entry in enumerate(entries) if entry[7] is not None},
+                start,
             ),
         )
 

@@ -135,6 +135,8 @@ class Measures(NamedTuple):
         The processor time of each: an array of C floats; `UNKNOWN_CPU` if it is not known.
     details : mapping
         By the position in the report, for those members that have any.
+    start : int
+        The number of the first member in the report.
     """
 
     worker: str
@@ -142,9 +144,11 @@ class Measures(NamedTuple):
     ended: bytes
     cpu_seconds: bytes
     details: Mapping[int, MemberDetails]
+    start: int = 0
 
-    def of(self, index: int) -> Measured:
-        """Return what was measured of the member at a position of the report."""
+    def of(self, member: int) -> Measured:
+        """Return what was measured of a member in the report."""
+        index = member - self.start
         details = self.details.get(index, _ORDINARY)
         ended = _ENDED.unpack_from(self.ended, index * _ENDED.size)[0]
         cpu = _CPU.unpack_from(self.cpu_seconds, index * _CPU.size)[0]

@@ -161,6 +161,7 @@ class OutcomeLog:
             {i: details[start + i] for i in range(count) if start + i in details}
             if details
             else {},
+            start,
         )
 
     def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
