@@ -163,7 +163,7 @@ def page(
             "",
             "The same programs with each library, on two worker processes of one machine. The",
             "first column is the time of daskbatch. The others are the time of the library over",
-            "it: 2 is twice as slow as daskbatch. Where daskbatch is slower, the number is **bold**.",
+            "it: 2 is twice as slow. Where daskbatch is slower, the number is **bold**.",
             "A dash: the library has no such thing.",
             "",
             *table(times, libraries),
