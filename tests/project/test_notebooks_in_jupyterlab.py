@@ -73,6 +73,9 @@ def run_all_cells(page: Any, count: int) -> None:
     end = time.monotonic() + _LIMIT_SECONDS
     while set(page.evaluate(_PROMPTS)) == {"[ ]:"}:  # the command is not enabled at once
         assert time.monotonic() < end
+        for button in page.locator(".jp-Dialog .jp-mod-accept").all():
+            print("JupyterLab asks:", page.locator(".jp-Dialog").inner_text())
+            button.click()  # for example which kernel to use, if it has not started yet
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.keyboard.press("Escape")
