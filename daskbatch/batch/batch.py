@@ -985,10 +985,11 @@ class Batch:
         >>> task.state
         'cancelled'
         """
-        self.close()
+        # First: `close` would start the tasks in the background.
         session = self._session_or_none
         if session is not None:
             session.end()
+        self.close()
 
     def __enter__(self) -> Batch:
         """Return the Batch itself; it ends with the block."""

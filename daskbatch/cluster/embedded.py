@@ -82,6 +82,9 @@ _CONFIG = {
     f"distributed.scheduler.default-task-durations.{TOKEN}": "1us",
     # An idle slot should not wait a second before it steals work.
     "distributed.scheduler.work-stealing-interval": "100ms",
+    # A nanny starts its worker again. This long after each loss, Dask would close the nanny for
+    # good if its next worker were just starting.
+    "distributed.deploy.lost-worker-timeout": "3650 days",
 }
 
 
@@ -310,7 +313,8 @@ async def _replace_workers(cluster: Any) -> None:
         ]
         for name in failed:
             del cluster.workers[name]
-        if failed:
+        # Dask may have removed others, and does not start new ones by itself.
+        if cluster.worker_spec.keys() - cluster.workers.keys():
             cluster.scale(len(cluster.worker_spec))
 
 

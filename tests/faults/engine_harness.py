@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import faulthandler
 import hashlib
 import os
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from support.programs import last_writers, snapshot
 
@@ -49,6 +51,11 @@ NAMES = (*FILES, "sub", "sub/deep")
 #: A value of this size stays on its worker. Bytes.
 LARGE = 108_000
 
+#: From this seed on, programs are those of the seeds from 0 on, but many values are arrays of
+#: these sizes. Bytes.
+FIRST_ARRAY_SEED = 20_000
+ARRAY_BYTES = (300_000, 3_000_000, 20_000_000)
+
 
 # -- programs ---------------------------------------------------------------------------
 
@@ -68,6 +75,8 @@ class Step:
     arguments: tuple[int, ...] = ()
     fails: bool = False
     large: bool = False
+    #: Its value is an array of this size. Bytes.
+    array_bytes: int = 0
     #: Whether an executable leaves a process behind; and has another one write for it.
     leaves: bool = False
     detached: bool = False
@@ -132,7 +141,29 @@ def fine_program(seed: int) -> list[Step]:
     return steps
 
 
+def array_program(seed: int, isolated: bool) -> list[Step]:
+    rng = random.Random(f"arrays {seed}")
+    sizes = [rng.choice(ARRAY_BYTES) if rng.random() < 0.5 else 0 for _ in range(200)]
+    found: list[Step] = []
+    for step, size in zip(random_program(seed - FIRST_ARRAY_SEED, isolated), sizes, strict=False):
+        # An argument of an executable cannot be that long.
+        small = step.kind == "process"
+        arguments = [each for each in step.arguments if not (small and found[each].large)]
+        is_array = bool(size) and not small
+        found.append(
+            replace(
+                step,
+                arguments=tuple(arguments),
+                large=step.large or is_array,
+                array_bytes=size if is_array else 0,
+            )
+        )
+    return found
+
+
 def random_program(seed: int, isolated: bool = True) -> list[Step]:
+    if seed >= FIRST_ARRAY_SEED:
+        return array_program(seed, isolated)
     if seed >= FIRST_FINE_SEED:
         return fine_program(seed)
     rng = random.Random(f"program {seed}")
@@ -183,11 +214,21 @@ def random_program(seed: int, isolated: bool = True) -> list[Step]:
     return [replace(step, slots=2) if rng.random() < share else step for step in steps]
 
 
-def act(root: str, step: Step, *values: Any) -> str:
+def text_of(value: Any) -> Any:
+    """Return a value, or what stands for an array in logs and comparisons."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return f"array of {value.nbytes} bytes, {hashlib.sha256(value).hexdigest()[:12]}"
+
+
+def act(root: str, step: Step, *values: Any) -> Any:
     """Execute a step; record in a log that it begins and that it is done."""
     attempt = uuid.uuid4().hex[:8]
     _log(root, "begun", f"{step.number} {attempt} {os.getpid()} {time.time()}")
-    state = [repr(values), str(step.number)]
+    state = [repr(tuple(map(text_of, values))), str(step.number)]
+    for each in values:
+        if isinstance(each, np.ndarray):
+            each[:] = step.number  # which nobody else sees
     for name in files_of(step.reads):
         state.append(f"{name}={_content(root, name)}")
     result = _digest("|".join(state))
@@ -199,7 +240,9 @@ def act(root: str, step: Step, *values: Any) -> str:
             time.sleep(step.seconds / 10)
             file.write(f"{result}\n")
     time.sleep(step.seconds / 2)
-    value = result * (LARGE // len(result)) if step.large else result
+    value: Any = result * (LARGE // len(result)) if step.large else result
+    if step.array_bytes:
+        value = np.frombuffer(result.encode() * (step.array_bytes // len(result)), np.uint8).copy()
     _log(root, "done", f"{step.number} {attempt} {os.getpid()} {time.time()} {result}")
     if step.fails:
         raise ValueError(f"step {step.number} fails after {result}")
@@ -287,18 +330,20 @@ def run_sequentially(root: Path, steps: Sequence[Step]) -> Expected:
         if any(number not in values for number in needs_of(steps, step)):
             expected.outcomes.append(Outcome("skipped"))
             continue
-        given = [values[number] for number in step.arguments]
+        given = [copy.copy(values[number]) for number in step.arguments]
         if step.kind == "process":
             text, code = execute(str(root), step, *given)
             outcome = Outcome("failed", code) if code else Outcome("value", 0)
         else:
             try:
                 value = act(str(root), _quick(step), *given)
-                outcome, text = Outcome("value", value), value[:12]
+                values[step.number] = value
+                outcome = Outcome("value", text_of(value))
+                text = bytes(value[:12]).decode() if step.array_bytes else value[:12]
             except ValueError as error:
                 outcome, text = Outcome("failed", str(error)), str(error).rpartition(" ")[2]
         expected.texts[step.number] = text
-        if outcome.kind == "value":
+        if step.kind == "process" and outcome.kind == "value":
             values[step.number] = outcome.detail
         expected.outcomes.append(outcome)
     return expected
@@ -585,7 +630,7 @@ class Run:
 
     def _outcome(self, task: Task) -> Outcome:
         try:
-            return Outcome("value", task.result.get(timeout=self._left()))
+            return Outcome("value", text_of(task.result.get(timeout=self._left())))
         except WorkerLost as error:
             self.tally.counts[f"lost at attempt {error.attempt}"] += 1
             if error.worker is not None:
@@ -790,6 +835,7 @@ def run_seeds(
 ) -> Tally:
     """Run some seeds one after another on one Batch, and then close the Batch."""
     tally = Tally()
+    shared_before = set(os.listdir("/dev/shm"))
     faulty = FaultyBatch(workers)
     try:
         for seed in seeds:
@@ -806,6 +852,9 @@ def run_seeds(
                 faulty = FaultyBatch(workers)
     finally:
         left = faulty.close()
+        shared = set(os.listdir("/dev/shm")) - shared_before
+        # Semaphores are those of `multiprocessing`, maybe of other programs.
+        left += [f"/dev/shm/{each}" for each in shared if not each.startswith("sem.")]
         tally.violations += [f"after the seeds {seeds}: {each}" for each in left]
         if told is not None and left:
             told(f"after the seeds {seeds}: {left}")

@@ -13,11 +13,11 @@ from faults.engine_harness import run_seeds
 @pytest.mark.parametrize(
     ("workers", "seeds"),
     [
-        (2, [1, 300]),
-        (2, [15, 106]),
-        (2, [10_000, 10_001, 10_003]),
-        (3, [3, 11, 19]),
-        (4, [44, 84]),
+        (2, [1, 15]),
+        (2, [10_000, 10_003]),
+        (2, [20_008]),
+        (3, [11, 19]),
+        (4, [44]),
     ],
 )
 def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:

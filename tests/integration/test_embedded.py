@@ -9,8 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
+
+from daskbatch import Batch
 
 SCRIPT = """\
 import os
@@ -363,3 +366,15 @@ batch.close()
 batch.join()
 """
     assert python("-c", program) == ["3"]
+
+
+def test_a_worker_that_dies_again_and_again_is_started_each_time() -> None:
+    # Dask would close a nanny whose worker is not there so long after it was lost.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "50ms"}),
+        Batch(num_workers=1) as batch,
+    ):
+        for _ in range(3):
+            pid = batch.function(os.getpid)
+            pid.run(timeout=60)
+            os.kill(pid.get(), signal.SIGKILL)
