@@ -53,11 +53,15 @@ bench: $(VENV)/check  ## time daskbatch against raw Dask and process pools
 	done; \
 	test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 
-compare: $(VENV)/check  ## compare with other libraries, where they are installed; writes a page
-	$(RUN) benchmarks/compare/compare.py --page docs/about/comparison.md
+COMPARE ?= $(RUN)
+REPEATS ?= 5
+
+compare: $(VENV)/check  ## compare with the libraries that the Python COMPARE= has; writes a page
+	PYTHONPATH=. $(COMPARE) benchmarks/compare/compare.py --repeats $(REPEATS) --page docs/about/comparison.md
 
 docs: $(VENV)/docs  ## build the documentation site in docs-output; a warning is an error
 	$(RUN) -m sphinx -n -W --keep-going -q -c docs . docs-output
+	$(RUN) docs/check_links.py docs-output
 	@echo "open docs-output/index.html"
 
 notebooks: $(VENV)/check  ## run the notebooks and store their outputs

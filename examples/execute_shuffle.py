@@ -161,8 +161,10 @@ def main() -> None:
     maps, reduces = job.group("map"), job.group("reduce")
     print(f"{len(files)} files, {len(maps)} map tasks, {len(reduces)} reduce tasks")
     print(f"made again: {', '.join(str(task.name) for task in maps if task.attempts > 1)}")
-    print(f"the most frequent word: {total.most_common(1)[0][0]}")
     print(f"as counted one by one: {total == expected}")
+    print("\nword        times")
+    for word, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:10]:
+        print(f"{word:10} {count:6}")
 
 
 if __name__ == "__main__":

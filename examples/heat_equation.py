@@ -1,8 +1,8 @@
 """Conducts heat in a plate by a parallel job, between a function that prepares and one that plots.
 
 The job runs the MPI program `heat_ranks.py` on two ranks. What the tasks read and write says in
-which order they run. Needs the extra ``mpi``: ``pip install '.[mpi]'``. With the name of a file, as
-in ``python heat_equation.py plate.png``, it keeps the picture.
+which order they run. Needs the extra ``mpi``: ``pip install '.[mpi]'``. The picture is
+`heat_equation.png` in the current directory, or the file that you name.
 """
 
 import shutil
@@ -80,8 +80,9 @@ def main(work):
         tasks[-1].get()
         print(job.stdout.get())
     print("as without MPI:", np.allclose(np.load(end), sequential(start)))
-    for kept in sys.argv[1:]:
-        shutil.copy(picture, kept)
+    kept = sys.argv[1] if len(sys.argv) > 1 else "heat_equation.png"
+    shutil.copy(picture, kept)
+    print("picture:", kept)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -74,49 +73,116 @@ def can_run(library: str, program: str) -> bool:
 
 
 def table(times: dict[tuple[str, str], list[float]], libraries: list[str]) -> list[str]:
-    """Return the rows: the time of each library over that of daskbatch, with the spread."""
+    """Return the rows: daskbatch's seconds, the other times over them, and the spread."""
     lines = ["| program | " + " | ".join(libraries) + " | spread |"]
     lines.append("|---" * (len(libraries) + 2) + "|")
     for program, title in PROGRAMS.items():
         ours = times.get(("daskbatch", program))
+        if not any(key[1] == program for key in times):
+            continue  # it was not asked for
         cells, spreads = [], []
         for library in libraries:
             found = times.get((library, program))
             if not found or not ours:
                 cells.append("–" if not can_run(library, program) else "failed")
                 continue
-            ratio = statistics.median(found) / statistics.median(ours)
-            spreads.append((max(found) - min(found)) / statistics.median(found))
+            ratio = min(found) / min(ours)
+            spreads.append((max(found) - min(found)) / min(found))
             text = f"{ratio:.3g}"
+            if library == "daskbatch":
+                text = f"{min(ours):.3g} s"
             cells.append(f"**{text}**" if ratio < 1 else text)
         spread = f"{max(spreads):.0%}" if spreads else ""
         lines.append(f"| {title} | " + " | ".join(cells) + f" | {spread} |")
     return lines
 
 
-def page(times: dict[tuple[str, str], list[float]], repeats: int) -> str:
+def losses(times: dict[tuple[str, str], list[float]]) -> list[str]:
+    """Return a sentence for each program in which another library is faster."""
+    lines = []
+    for program, title in PROGRAMS.items():
+        ours = times.get(("daskbatch", program))
+        others = {
+            library: min(found) / min(ours)
+            for (library, of), found in times.items()
+            if ours and of == program and library != "daskbatch"
+        }
+        faster = {library: ratio for library, ratio in others.items() if ratio < 1}
+        if faster:
+            names = ", ".join(
+                f"{library} by a factor of {1 / ratio:.2g}"
+                for library, ratio in sorted(faster.items(), key=lambda item: item[1])
+            )
+            lines.append(f"- {title}: {names}.")
+    return ["Where others are faster:", "", *lines] if lines else ["No library was faster."]
+
+
+def busy(loads: tuple[float, float]) -> list[str]:
+    """Return a warning if other programs used the machine meanwhile."""
+    if loads[0] < WORKERS:
+        return []
+    return [
+        "",
+        "**The machine was busy with other work during this run** (see the load below), so that",
+        "single numbers may be wrong by a large factor. Repeat it on a quiet machine.",
+    ]
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package, which may also be on the path only."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(package).__version__)
+
+
+def commit() -> str:
+    """Return the commit of this checkout, for the page."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def page(
+    times: dict[tuple[str, str], list[float]], repeats: int, loads: tuple[float, float]
+) -> str:
     """Return the page."""
     libraries = [name for name in LIBRARIES if any(key[0] == name for key in times)]
     packages = sorted({LIBRARIES[name].package for name in libraries} - {"concurrent.futures"})
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
     return "\n".join(
         [
             "# Comparison",
             "",
-            "The same programs with each library, on two worker processes of one machine. A number",
-            "is the time of the library over that of daskbatch: 2 is twice as slow as daskbatch.",
-            "Where daskbatch is slower, it is **bold**. A dash: the library has no such thing.",
+            "The same programs with each library, on two worker processes of one machine. The",
+            "first column is the time of daskbatch. The others are the time of the library over",
+            "it: 2 is twice as slow. Where daskbatch is slower, the number is **bold**.",
+            "A dash: the library has no such thing.",
             "",
             *table(times, libraries),
             "",
-            f"Median of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
-            "is the largest distance between two runs of one library, as a part of its median.",
+            *losses(times),
+            "",
+            f"Best of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
+            "is the largest distance between two runs of one library, as a part of its best.",
+            *busy(loads),
             "",
             f"- Date: {date.today().isoformat()}",
             f"- Machine: {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs;"
             f" {WORKERS} workers",
-            f"- Versions: Python {platform.python_version()}, {versions}",
-            "- Command: `make compare`",
+            f"- Load of the machine before and after (1 minute; the runs themselves make about"
+            f" {WORKERS}): {loads[0]:.1f} and {loads[1]:.1f}",
+            f"- Versions: Python {platform.python_version()}, {versions}; commit {commit()}",
+            "- Command: `make compare`, with `COMPARE=` the Python that has the libraries:"
+            " `python -m venv rivals; rivals/bin/pip install . ray parsl executorlib loky;"
+            " make compare COMPARE=rivals/bin/python`",
             "",
             "Libraries whose executors take no futures as arguments (ProcessPoolExecutor, loky,",
             "executorlib) are driven by hand: a call is submitted when what it needs is there.",
@@ -134,6 +200,7 @@ def main() -> None:
     parser.add_argument("--programs", nargs="*", default=list(PROGRAMS))
     options = parser.parse_args()
     times: dict[tuple[str, str], list[float]] = {}
+    load_before = os.getloadavg()[0]
     given_up = set()
     for turn in range(options.repeats):
         for program in options.programs:
@@ -150,7 +217,7 @@ def main() -> None:
                 print(
                     f"{turn + 1}: {program}, {library}: {found:.3f} s", file=sys.stderr, flush=True
                 )
-    text = page(times, options.repeats)
+    text = page(times, options.repeats, (load_before, os.getloadavg()[0]))
     if options.page:
         options.page.write_text(text, encoding="utf-8")
         print(f"wrote {options.page}")

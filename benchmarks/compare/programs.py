@@ -7,9 +7,12 @@ something else has no time.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,5 +109,26 @@ def gather(count: int = 8, size: int = 20_000_000) -> Program:
     return Program(f"{count} arrays of {size // 1_000_000} MB into one call", calls, count)
 
 
+def workflow(speed: float = 20_000) -> Program:
+    """Montage as WfCommons makes it: an example runs it by files, this program by results."""
+    instance = Path(__file__).parents[2] / "examples" / "wfcommons_montage.json"
+    content = json.loads(instance.read_text("utf-8"))["workflow"]
+    parents = {each["id"]: each["parents"] for each in content["specification"]["tasks"]}
+    seconds = {each["id"]: each["runtimeInSeconds"] for each in content["execution"]["tasks"]}
+    positions: dict[str, int] = {}
+    depths: list[int] = []
+    calls: list[Call] = []
+    for name in TopologicalSorter(parents).static_order():
+        before = [positions[each] for each in parents[name]]
+        arguments = (seconds[name] / speed, *(Result(each) for each in before))
+        positions[name] = len(calls)
+        calls.append(Call(spin, arguments))
+        depths.append(max((depths[each] for each in before), default=0) + 1)
+    calls.append(Call(spin, (0.0, *(Result(number) for number in range(len(calls))))))
+    total = sum(seconds.values()) / speed
+    title = f"WfCommons: Montage, {len(parents)} calls of {total / len(parents):.3f} s on average"
+    return Program(title, calls, max(depths) + 1)
+
+
 #: The programs that are graphs of calls, by their names.
-GRAPHS = {each.__name__: each for each in (flat, chain, stencil, arrays, gather)}
+GRAPHS = {each.__name__: each for each in (flat, chain, stencil, workflow, arrays, gather)}

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.paths import EXAMPLES
+from support.paths import EXAMPLES as ALL_EXAMPLES
 
 from daskbatch import Batch, CommunicationDomain, CommunicationObject
+
+EXAMPLES = ALL_EXAMPLES / "seeds"
 
 THEIR_IMPORT = "from dragon.workflows.batch import Batch\n"
 OUR_IMPORT = "from daskbatch import Batch\n"
@@ -240,18 +242,58 @@ def test_the_template_is_the_documents() -> None:
     assert example == MATRIX_POWERS_PTD
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("matrix_powers.py", MATRIX_POWERS), ("matrix_powers_lazy.py", MATRIX_POWERS_LAZY)],
-)
-def test_the_example_is_the_documents_but_for_a_heading_and_the_import(
-    name: str, text: str
-) -> None:
-    example = (EXAMPLES / name).read_text(encoding="utf-8")
-    assert THEIR_IMPORT in text
-    heading, _, program = example.partition('"""\n\n')
-    assert heading.startswith('"""')
-    assert program == text.replace(THEIR_IMPORT, OUR_IMPORT).replace(THEIR_NAME, OUR_NAME)
+#: The document's matrix is of integers, whose powers wrap around. In the examples the numbers mean
+#: something, and some of them stand in a table at the end.
+THEIR_MATRIX = """\
+a = np.array([j for j in range(100)])
+m = np.vander(a)
+"""
+OUR_MATRIX = """\
+a = np.linspace(0, 1, 100)
+m = np.vander(a)
+m = m / m.sum(axis=1, keepdims=True)  # each row adds up to 1, so that the powers stay in [0, 1]
+"""
+
+
+def our_table(program: str, loop: str, numbered: str, value: str, printed: str) -> str:
+    """Return a program in which a table replaces a line for each result."""
+    shown = f"""\
+        largest = {value}
+        if i + 2 in (2, 10, 100, 1000):
+            print(f"{{i + 2:5}}  {{largest:.6f}}")
+"""
+    heading = 'print("power  largest element")\n'
+    assert loop in program
+    assert printed in program
+    return program.replace(loop, heading + numbered).replace(printed, shown)
+
+
+def test_the_example_is_the_documents_but_for_heading_import_matrix_and_table() -> None:
+    loops = {
+        "matrix_powers.py": (
+            MATRIX_POWERS,
+            "for task in serial_task_list:\n",
+            "for i, task in enumerate(serial_task_list):\n",
+            "task.result.get()",
+            '        print(f"result={task.result.get()}")\n',
+        ),
+        "matrix_powers_lazy.py": (
+            MATRIX_POWERS_LAZY,
+            "for val in results:\n",
+            "for i, val in enumerate(results):\n",
+            "val.get()",
+            '        print(f"{val.get()=}")\n',
+        ),
+    }
+    for name, (text, *changes) in loops.items():
+        example = (EXAMPLES / name).read_text(encoding="utf-8")
+        assert THEIR_IMPORT in text
+        assert THEIR_MATRIX in text
+        expected = text.replace(THEIR_IMPORT, OUR_IMPORT).replace(THEIR_NAME, OUR_NAME)
+        expected = our_table(expected.replace(THEIR_MATRIX, OUR_MATRIX), *changes)
+        heading, _, program = example.partition('"""\n\n')
+        assert heading.startswith('"""')
+        assert program == expected
 
 
 # -- fragments ----------------------------------------------------------------------------

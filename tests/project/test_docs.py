@@ -14,6 +14,7 @@ DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "examples/README.md",
     *sorted(str(page.relative_to(HOME)) for page in HOME.glob("docs/**/*.md")),
 ]
 

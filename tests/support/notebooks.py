@@ -97,6 +97,9 @@ def _merged(cell: Any) -> list[Any]:
             last["text"] += output["text"]
         else:
             merged.append(copy.copy(output))
+    for output in merged:
+        if "text" in output:  # a bar is drawn over itself: its last state remains
+            output["text"] = re.sub(r"[^\n]*\r(?!\n)", "", output["text"])
     return merged
 
 

@@ -19,8 +19,9 @@ base_dir = Path("/some/path/to/base_dir")
 get_read = lambda i: batch.read(base_dir, Path(f"file_{i}"))
 get_write = lambda i: batch.write(base_dir, Path(f"file_{i+1}"))
 
-a = np.array([j for j in range(100)])
+a = np.linspace(0, 1, 100)
 m = np.vander(a)
+m = m / m.sum(axis=1, keepdims=True)  # each row adds up to 1, so that the powers stay in [0, 1]
 
 # batch.function will create a task with specified arguments and reads/writes to the file system
 get_task = lambda i: batch.function(gpu_matmul, m, base_dir, i, reads=[get_read(i)], writes=[get_write(i)], timeout=30)
@@ -35,9 +36,12 @@ matrix_powers_task.start()
 matrix_powers_task.wait()
 
 # If there was an exception while running the task, it will be raised when get() is called
-for task in serial_task_list:
+print("power  largest element")
+for i, task in enumerate(serial_task_list):
     try:
-        print(f"result={task.result.get()}")
+        largest = task.result.get()
+        if i + 2 in (2, 10, 100, 1000):
+            print(f"{i + 2:5}  {largest:.6f}")
         # print(f"stdout={task.stdout.get()}")
         # print(f"stderr={task.stderr.get()}")
     except Exception as e:

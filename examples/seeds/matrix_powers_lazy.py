@@ -11,8 +11,9 @@ import numpy as np
 batch = Batch()
 base_dir = Path("/some/path/to/base_dir")
 
-a = np.array([j for j in range(100)])
+a = np.linspace(0, 1, 100)
 m = np.vander(a)
+m = m / m.sum(axis=1, keepdims=True)  # each row adds up to 1, so that the powers stay in [0, 1]
 
 # Import a function to lazily run gpu_matful tasks in parallel. Notice that the
 # "ptd" in the file name refers to "parameterized task descriptor", since the yaml
@@ -27,9 +28,12 @@ for i in range(1000):
     results.append(val)
 
 # If there was an exception while running the task, it will be raised when we call val.get()
-for val in results:
+print("power  largest element")
+for i, val in enumerate(results):
     try:
-        print(f"{val.get()=}")
+        largest = val.get()
+        if i + 2 in (2, 10, 100, 1000):
+            print(f"{i + 2:5}  {largest:.6f}")
     except Exception as e:
         print(f"gpu_matmul failed with the following exception: {e}")
 

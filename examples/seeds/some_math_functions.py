@@ -10,7 +10,7 @@ def gpu_matmul(original_matrix: np.ndarray, base_dir: Path | int, i: int | None 
     """Multiply the matrix in file_i by the original one, and write the product to file_{i+1}.
 
     Call it as gpu_matmul(matrix, base_dir, i), or as the template does, gpu_matmul(matrix, i).
-    Returns the largest element of the product (of integers that wrap around).
+    Returns the largest element of the product.
     """
     if i is None:
         base_dir, i = Path("/some/path/to/base_dir"), base_dir
