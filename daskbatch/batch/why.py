@@ -219,12 +219,25 @@ def _why_no_slot(record: TaskRecord, session: Session) -> str:
     return "has been submitted, and is about to begin"
 
 
+def _resting_workers(session: Session) -> dict[str, str]:
+    """Return the workers that begin no task, with their status; asks the scheduler.
+
+    The status is Dask's: ``paused`` (its memory is almost full) or ``closing_gracefully``.
+    """
+    workers = session.client.scheduler_info(n_workers=-1)["workers"]
+    return {
+        address: worker["status"]
+        for address, worker in workers.items()
+        if worker["status"] != "running"
+    }
+
+
 def _why_no_worker_begins(
     record: TaskRecord, session: Session, busy: dict[object, str] | None
 ) -> str | None:
     """Say that the worker of a task, or each worker, is paused; None if that is not so."""
     with contextlib.suppress(Exception):  # the scheduler does not answer
-        resting = session.resting_workers()
+        resting = _resting_workers(session)
         if not resting:
             return None
         worker = (busy or {}).get(record.block.key) if record.block is not None else None

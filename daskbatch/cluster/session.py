@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, thread_time
 from typing import Any
 
@@ -30,11 +30,10 @@ from daskbatch.cluster.growth.demand_report import DemandReport
 from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
-from daskbatch.describe.spec import Options
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
-from daskbatch.dispatch.requirements import Capacity, unmet
+from daskbatch.dispatch.requirements import Capacity, refusals, requires_something
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
@@ -188,7 +187,7 @@ class Session:
         SpecError
             A task requires what no worker offers, and the cluster does not grow.
         """
-        asking = [record for record in records if _requires(record.options)]
+        asking = [record for record in records if requires_something(record.options)]
         refused = self._refused(asking, self._backend.capacities()) if asking else {}
         if refused:
             # What is known of the workers may be old.
@@ -238,7 +237,7 @@ class Session:
             not any(worker.is_here for worker in workers) or are_workers_on_order(self.client)
         ):
             return {}
-        return _refused(records, workers)
+        return refusals(records, workers)
 
     # -- the dashboard --------------------------------------------------------------------
 
@@ -288,18 +287,6 @@ class Session:
     def capacities(self) -> list[Capacity]:
         """Return what the workers that are there offer; asks the scheduler."""
         return self._backend.capacities()
-
-    def resting_workers(self) -> dict[str, str]:
-        """Return the workers that begin no task, with their status; asks the scheduler.
-
-        The status is Dask's: ``paused`` (its memory is almost full) or ``closing_gracefully``.
-        """
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return {
-            address: worker["status"]
-            for address, worker in workers.items()
-            if worker["status"] != "running"
-        }
 
     def describe_missing_workers(self) -> str:
         """Return why the cluster has no worker for tasks, as far as that is known."""
@@ -542,11 +529,6 @@ def make_session(
     )
 
 
-def _requires(options: Options) -> bool:
-    """Return whether options require something that a cluster may not have."""
-    return bool(options.resources or options.workers or options.gang or options.walltime)
-
-
 def _require_not_loading() -> None:
     """Raise `LifecycleError` where a module that a task needs makes a Batch on its import."""
     if not makes_copies():
@@ -560,15 +542,6 @@ def _require_not_loading() -> None:
         "a task's function or arguments: make the Batch in a function, or below "
         '`if __name__ == "__main__":`, so that importing the module starts nothing'
     )
-
-
-def _refused(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:
-    """Return the tasks that no worker can run, and why."""
-    reasons: dict[Options, str | None] = {}
-    for record in records:
-        if record.options not in reasons:
-            reasons[record.options] = unmet(record.options, workers)
-    return {record: why for record in records if (why := reasons[record.options]) is not None}
 
 
 #: The sessions that have not ended and do not belong to a task; ended at exit.

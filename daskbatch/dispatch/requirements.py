@@ -6,11 +6,12 @@ The caller decides when to check: workers that meet them may still join the clus
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.slot_choice import OfferedSlots, choose_slots, describe_shortage
+from daskbatch.dispatch.task_record import TaskRecord
 
 
 class Capacity(NamedTuple):
@@ -37,6 +38,20 @@ class Capacity(NamedTuple):
     slots: int = 1
     is_here: bool = True
     seconds: float = math.inf
+
+
+def requires_something(options: Options) -> bool:
+    """Return whether options require something that a cluster may not have."""
+    return bool(options.resources or options.workers or options.gang or options.walltime)
+
+
+def refusals(records: Iterable[TaskRecord], workers: Sequence[Capacity]) -> dict[TaskRecord, str]:
+    """Return the tasks that no worker can run, and why."""
+    reasons: dict[Options, str | None] = {}
+    for record in records:
+        if record.options not in reasons:
+            reasons[record.options] = unmet(record.options, workers)
+    return {record: why for record in records if (why := reasons[record.options]) is not None}
 
 
 def unmet(options: Options, workers: Sequence[Capacity]) -> str | None:
