@@ -64,7 +64,7 @@ def refusal(text: str | bytes) -> str:
 
 
 def test_the_documents_example() -> None:
-    template = read_template(str(EXAMPLES / "gpu_matmul_ptd.yml"), "ptd.yml")
+    template = read_template(str(EXAMPLES / "seeds" / "gpu_matmul_ptd.yml"), "ptd.yml")
     assert template.type == "function"
     assert [each.name for each in template.import_args] == ["gpu_matmul", "base_dir", "get_file"]
     assert [each.name for each in template.args] == ["matrix", "i"]

@@ -28,7 +28,7 @@ from daskbatch.describe.template.binding import BoundTemplate
 from daskbatch.describe.template.model import Template
 from daskbatch.describe.template.reader import parse_template
 
-FILES = 10_000
+FILES = 5_000
 SEED = 20_261_121
 
 JOB = b"""\
@@ -190,7 +190,9 @@ KINDS: list[Callable[[bytes, random.Random], bytes]] = [
 
 def mutated() -> list[bytes]:
     dice = random.Random(SEED)
-    whole = [(EXAMPLES / name).read_bytes() for name in ("template.yml", "gpu_matmul_ptd.yml")]
+    whole = [
+        (EXAMPLES / name).read_bytes() for name in ("template.yml", "seeds/gpu_matmul_ptd.yml")
+    ]
     bases = [*map(compact, whole), JOB, compact(JOB)]
     files = []
     for number in range(FILES):

@@ -202,7 +202,7 @@ def test_what_a_schema_cannot_know(change: dict[str, Any]) -> None:
     assert conforms(text)
 
 
-@pytest.mark.parametrize("name", ["template.yml", "gpu_matmul_ptd.yml"])
+@pytest.mark.parametrize("name", ["template.yml", "seeds/gpu_matmul_ptd.yml"])
 def test_both_take_the_examples(name: str) -> None:
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     parse_template(text.encode(), name)
