@@ -114,6 +114,7 @@ def test_if_all_ranks_raise_one_of_them_decides() -> None:
 def end_in(how: str, path: Path, comm: Any) -> None:
     note(path)
     sys.stderr.write(f"last words {comm.rank}\n")
+    comm.barrier()  # all have written
     if comm.rank == comm.size - 1:
         if how == "exit":
             sys.exit(4)
