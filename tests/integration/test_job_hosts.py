@@ -190,7 +190,7 @@ def test_a_job_on_two_hosts(tmp_path: Path) -> None:
     assert f"{hidden}/solver: No such file or directory on host 10.78.0.2" in message
     kind, _, message = found["directory"]
     assert kind == "FileNotFoundError"
-    assert "task 'true': its cwd on host 10.78.0.2 does not exist: " in message
+    assert "task 'true': its cwd on the host 10.78.0.2 does not exist: " in message
     assert found["late"][0] == "TaskTimeout"
     assert "stderr of ranks 0-2: late" in found["late"][2]
     assert found["mpi"] == [0, "0 6\n1 6\n2 6"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,8 @@ def test_a_directory_that_is_not_there(batch: Batch, tmp_path: Path) -> None:
             task.run(timeout=60)
             with pytest.raises(kind) as caught:
                 task.get()
-            number = caught.value.errno
-            said = f"[Errno {number}] task 'list it': its cwd {how}: {path!r}"
+            number, host = caught.value.errno, socket.gethostname()
+            said = f"[Errno {number}] task 'list it': its cwd on the host {host} {how}: {path!r}"
             assert (str(caught.value), caught.value.filename) == (said, path)
 
 
@@ -109,7 +110,7 @@ def test_wired_by_files_alone(batch: Batch, tmp_path: Path) -> None:
         (("",), {}, "cannot run ''"),
         (("env",), {"env": {"A": 1}}, "env= must map str to str; 'A': 1 is wrong"),
         (("env",), {"timeout": -1}, "timeout= must be a positive number of seconds"),
-        (("env",), {"reads": ["file"]}, "give what batch.read(...) returns"),
+        (("env",), {"reads": ["file"]}, "give batch.read('file')"),
     ],
 )
 def test_wrong_descriptions(

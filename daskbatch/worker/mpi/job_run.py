@@ -422,7 +422,8 @@ class JobRun:
         part, text = self.part_of(rank), os.strerror(number)
         if is_directory:
             error = OSError(number, text, part.cwd)
-            self._directory_error = unusable_path_error(f"its cwd{self.place_of(rank)}", error)
+            host = self.host_of(rank) or self._allocation.hosts[0][0]
+            self._directory_error = unusable_path_error(f"its cwd on the host {host}", error)
             return RankEnd(_NOT_EXECUTABLE)
         error = OSError(number, text)
         hint = shell_hint(part.command) if isinstance(error, FileNotFoundError) else ""
