@@ -33,6 +33,7 @@ from daskbatch.describe.access import FILES, Channel
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.epoch import Epoch
 from daskbatch.dispatch.task_record import Phase, TaskRecord, find_root_failure
+from daskbatch.dispatch.unfinished_records import UnfinishedRecords
 from daskbatch.plan.program import build_graph
 
 #: Sets the phases of all records here; it runs none of them.
@@ -200,7 +201,10 @@ def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> 
 
 def _offline_batch() -> Batch:
     """Return a Batch that makes tasks, and has no cluster to run them."""
-    session = SimpleNamespace(client_id="uid", numbers=itertools.count(), closed=False)
+    background = SimpleNamespace(writers=UnfinishedRecords())
+    session = SimpleNamespace(
+        client_id="uid", numbers=itertools.count(), closed=False, background=background
+    )
     identity: Any = SimpleNamespace(session=lambda: session, closed=False, abandon=lambda: None)
     return Batch._from_context(BatchContext(identity, None, os.getcwd(), True))
 
