@@ -445,7 +445,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             revoked_members = self._revoked.setdefault(topic, {}).setdefault(block, {})
             revoked_members.update(dict.fromkeys(some, status))
             waiting[block] = []
-            for address in list(self._scheduler.workers):
+            for address in [each for each in self._scheduler.workers if each not in self._unfit]:
                 request = next(self._requests)
                 answer: asyncio.Future[_RevokeAnswer] = asyncio.get_running_loop().create_future()
                 self._answers[request, address] = answer

@@ -35,6 +35,7 @@ PRETENCES = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     with outside_cluster(1, 1) as cluster, Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
         yield client
 
 

@@ -26,14 +26,26 @@ _EXPRESSION = """
 )))(*map(__import__, ("sys", "importlib.util", "platform", "distributed")))
 """.strip()
 
-#: On a worker: reports the software.
-_REPORTING = """
-type("SoftwareReport", (distributed.WorkerPlugin,), {
-    "setup": lambda self, worker: worker.batched_send({
-        "op": "daskbatch-unfit", "host": platform.node(),
-        "python": found[0], "daskbatch": found[1],
-    })
-})()
+#: What the scheduler may send to all workers. A worker without a handler would end.
+_MESSAGES = tuple(
+    f"daskbatch-{name}"
+    for name in (
+        *("revoke", "forget", "end", "leave", "stay"),
+        *("free", "gang-over", "granted", "exchange", "regained"),
+    )
+)
+
+#: On a worker: reports the software, and ignores all messages.
+_REPORTING = f"""
+type("SoftwareReport", (distributed.WorkerPlugin,), {{
+    "setup": lambda self, worker: (
+        worker.stream_handlers.update(dict.fromkeys({_MESSAGES!r}, lambda **message: None)),
+        worker.batched_send({{
+            "op": "daskbatch-unfit", "host": platform.node(),
+            "python": found[0], "daskbatch": found[1],
+        }}),
+    ) and None
+}})()
 """.strip()
 
 #: On the scheduler: raises an exception.

@@ -54,7 +54,10 @@ def test_beside_other_software_a_worker_reports_it(monkeypatch: pytest.MonkeyPat
     pickled = pickle.dumps(GuardedWorkerPlugin())
     monkeypatch.setattr(daskbatch, "__version__", "99.0")
     sent: list[dict[str, Any]] = []
-    pickle.loads(pickled).setup(SimpleNamespace(batched_send=sent.append))
+    handlers: dict[str, Any] = {}
+    pickle.loads(pickled).setup(SimpleNamespace(batched_send=sent.append, stream_handlers=handlers))
+    # What the scheduler sends to all workers must not end this one.
+    handlers["daskbatch-revoke"](op="daskbatch-revoke", topic="t")
     (message,) = sent
     assert message.pop("host")
     python = own_software().python
