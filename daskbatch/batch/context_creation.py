@@ -21,7 +21,6 @@ from daskbatch.batch.log_directory import prepare, record_events
 from daskbatch.cluster.session import make_session
 from daskbatch.describe.initializer import Initializer
 from daskbatch.serialization.exceptions import reworded
-from daskbatch.user_code import user_line
 from daskbatch.worker.execution.client_names import make_topic
 
 
@@ -57,7 +56,6 @@ def create_context(
     session = make_session(
         batch, cluster, num_workers, directory, environment, streams=logged is not None
     )
-    session.origin = user_line()
     session.background.name = name or "batch"
     if logged is not None:
         try:

@@ -20,7 +20,6 @@ from daskbatch.cluster.session import Session
 from daskbatch.errors import SubmitAfterCloseError
 from daskbatch.forking import after_fork, keep_inherited, make_rlock
 from daskbatch.serialization.pickling import loads
-from daskbatch.user_code import user_line
 from daskbatch.worker.execution.task_context import TaskContext, current_context
 
 
@@ -201,9 +200,7 @@ class Identity:
         """Register a new client of the Batch."""
         scheduler, batch, grows, directory = self.address
         if context is None:
-            session = Session(batch, scheduler, grows=grows, directory=directory)
-            session.origin = user_line()
-            return session
+            return Session(batch, scheduler, grows=grows, directory=directory)
         if context.batch == batch:
             # Use the address under which the worker reaches the scheduler.
             scheduler = context.scheduler
@@ -218,7 +215,6 @@ class Identity:
             directory=directory,
         )
         session.before_end = tell_in_task
-        session.origin = user_line()
         return session
 
     def reset_after_fork(self) -> None:

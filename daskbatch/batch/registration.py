@@ -90,7 +90,7 @@ def _probe(address: str) -> None:
 _lock = make_lock()
 #: The copies to register.
 _pending: deque[weakref.ref[Registrable]] = deque()
-#: The thread that registers them, while there are any.
+#: Whether a thread registers them.
 _registering = False
 
 

@@ -52,13 +52,6 @@ def read_scheduler_file(name: str | os.PathLike[str], seconds: float) -> str:
     while True:
         try:
             found = json.loads(path.read_bytes())
-            address = found.get("address") if isinstance(found, dict) else None
-            if isinstance(address, str) and address:
-                return address
-            raise SpecError(
-                f"cluster= names the file {str(path)!r}, which has no address of a scheduler: it "
-                "must be one that `dask scheduler --scheduler-file` has written"
-            )
         except FileNotFoundError:
             if deadline.passed or not path.parent.is_dir():
                 raise ServiceLost(
@@ -71,10 +64,17 @@ def read_scheduler_file(name: str | os.PathLike[str], seconds: float) -> str:
             ) from error
         except ValueError as error:
             # The scheduler may be writing it.
-            if isinstance(error, SpecError):
-                raise
             if deadline.passed:
                 raise SpecError(
                     f"cluster= names the file {str(path)!r}, which is not a scheduler file: {error}"
                 ) from None
+        else:
+            break
         sleep(_POLL_INTERVAL_SECONDS)
+    address = found.get("address") if isinstance(found, dict) else None
+    if isinstance(address, str) and address:
+        return address
+    raise SpecError(
+        f"cluster= names the file {str(path)!r}, which has no address of a scheduler: it "
+        "must be one that `dask scheduler --scheduler-file` has written"
+    )

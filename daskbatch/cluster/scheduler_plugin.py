@@ -35,7 +35,7 @@ from daskbatch.cluster.messages import (
     encode,
 )
 from daskbatch.cluster.versions.software import UnfitWorker
-from daskbatch.cluster.versions.unfit_workers import UnfitWorkers, usable_slots
+from daskbatch.cluster.versions.unfit_workers import UnfitWorkers, usable, usable_slots
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dashboard.dashboard import Dashboard
 from daskbatch.dispatch.key_names import NAMES, TOKEN
@@ -445,7 +445,8 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             revoked_members = self._revoked.setdefault(topic, {}).setdefault(block, {})
             revoked_members.update(dict.fromkeys(some, status))
             waiting[block] = []
-            for address in [each for each in self._scheduler.workers if each not in self._unfit]:
+            for worker in list(usable(self._scheduler, self._scheduler.workers.values())):
+                address = worker.address
                 request = next(self._requests)
                 answer: asyncio.Future[_RevokeAnswer] = asyncio.get_running_loop().create_future()
                 self._answers[request, address] = answer

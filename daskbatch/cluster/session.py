@@ -39,7 +39,7 @@ from daskbatch.errors import LifecycleError, ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.serialization.loading import makes_copies
 from daskbatch.threads import start_unless_ending
-from daskbatch.user_code import CodeLine
+from daskbatch.user_code import user_line
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.surroundings import Surroundings
@@ -107,8 +107,8 @@ class Session:
         self.directory = directory
         #: Whether this client starts no more tasks.
         self.closed = False
-        #: The line of the user's code that has made this client: warnings name it at the end.
-        self.origin: CodeLine | None = None
+        #: The line of the user's code that has made this client, if any; warnings may name it.
+        self.origin = user_line()
         #: Whether the program has dropped the last object that used this client.
         self.abandoned = False
         #: Called before a task's client ends with the task, which has returned.

@@ -160,7 +160,7 @@ class TaskRecord:
         self.seconds = 0.0
         #: Where and when it has begun, as far as its worker has reported that.
         self.begin: MemberBegin | None = None
-        #: What was measured of it, once it is over: the measures in a report, and its position.
+        #: What was measured of the members of a report, this one among them, once it is over.
         self.measured: Measures | None = None
         #: When this client learnt that it is over, if nothing was measured.
         self.ended: float | None = None

@@ -231,8 +231,8 @@ class Arena:
                 self._watching |= watch
             finally:
                 self._lock.release()
-            if watch:
-                self._start_watching()
+            if watch and not start_unless_ending(self._watch, name="daskbatch-values"):
+                self._watching = False
 
     def _reuse_dropped(self) -> None:
         """Make spare ranges of the dropped ones that no reader has locked. Called with the lock."""
@@ -256,10 +256,6 @@ class Arena:
             self._spare.remove((capacity, offset))
             self._spare_bytes -= capacity
             erase(self.file, offset, capacity)
-
-    def _start_watching(self) -> None:
-        if not start_unless_ending(self._watch, name="daskbatch-values"):
-            self._watching = False
 
     def _watch(self) -> None:
         pause = threading.Event()

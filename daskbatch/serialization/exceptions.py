@@ -7,6 +7,7 @@ raises nothing.
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -179,6 +180,19 @@ def unusable_path_error(what: str, error: OSError) -> OSError:
     elif isinstance(error, NotADirectoryError):
         how = "is not a directory"
     return reworded(error, f"{what} {how}")
+
+
+def unusable_directory_error(what: str, error: OSError, host: str = "") -> OSError:
+    """Return an `OSError` like `unusable_path_error`, which names the host, too.
+
+    Parameters
+    ----------
+    what, error
+        See `unusable_path_error`.
+    host : str
+        The host on which the directory cannot be used; by default this one.
+    """
+    return unusable_path_error(f"{what} on the host {host or socket.gethostname()}", error)
 
 
 class _Pickler(by_value.Pickler):

@@ -88,25 +88,25 @@ class UnfitWorkers:
         """Record that a worker has left."""
         self._held.pop(address, None)
         self._found.pop(address, None)
-        self._hear(address)
+        self._note_report(address)
         self._restrict_all()
 
     def record_fit(self, address: str) -> None:
         """Record that a worker has the same software as the scheduler."""
         if address in self._silent:
-            self._hear(address)
+            self._note_report(address)
             self._restrict_all()
             self._release(address)
 
     def _record(self, host: str, python: str, daskbatch: str, worker: str) -> None:
         """Record that a worker has other software than the scheduler."""
         unfit = self._found[worker] = UnfitWorker(worker, host, python, daskbatch)
-        self._hear(worker)
+        self._note_report(worker)
         self._restrict_all()
         self._report(unfit)
         self._release(worker)
 
-    def _hear(self, address: str) -> None:
+    def _note_report(self, address: str) -> None:
         self._silent.discard(address)
         self._changed.set()
 

@@ -11,7 +11,6 @@ import itertools
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
-from daskbatch.serialization.exceptions import unusable_path_error
+from daskbatch.serialization.exceptions import unusable_directory_error, unusable_path_error
 from daskbatch.worker.execution import capture
 from daskbatch.worker.execution.measures import Usage
 from daskbatch.worker.mpi.rank_variables import without_rank_variables
@@ -241,8 +240,7 @@ def _run(
             process = start_captured(argv, cwd, environment, source)
         except OSError as error:
             if not os.path.isdir(cwd):  # then the directory is missing
-                what = f"its cwd on the host {socket.gethostname()}"
-                raise unusable_path_error(what, error) from None
+                raise unusable_directory_error("its cwd", error) from None
             is_missing = isinstance(error, FileNotFoundError)
             hint = shell_hint(argv) if is_missing else ""
             hint = hint or _path_hint(argv[0], cwd, is_missing)

@@ -18,7 +18,7 @@ import socket
 import threading
 
 from daskbatch.forking import make_lock
-from daskbatch.serialization.exceptions import unusable_path_error
+from daskbatch.serialization.exceptions import unusable_directory_error
 
 #: `CLONE_FS` of <sched.h>.
 _CLONE_FS = 0x200
@@ -59,8 +59,7 @@ def enter(directory: str) -> bool:
     except OSError as error:
         if error.filename is None:
             raise
-        what = f"the Batch's directory on the host {socket.gethostname()}"
-        raise unusable_path_error(what, error) from None
+        raise unusable_directory_error("the Batch's directory", error) from None
     return True
 
 

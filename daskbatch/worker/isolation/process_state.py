@@ -10,11 +10,10 @@ import contextlib
 import ctypes
 import io
 import os
-import socket
 import sys
 from typing import Any
 
-from daskbatch.serialization.exceptions import unusable_path_error
+from daskbatch.serialization.exceptions import unusable_directory_error
 from daskbatch.worker.execution.block import Limits
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.isolation.output_files import add_output
@@ -141,8 +140,7 @@ class ProcessState:
             try:
                 os.chdir(limits.cwd)
             except OSError as error:
-                what = f"task {label}: its cwd on the host {socket.gethostname()}"
-                raise unusable_path_error(what, error) from None
+                raise unusable_directory_error(f"task {label}: its cwd", error) from None
 
     def restore(self) -> None:
         """Undo what `enter` and the member have changed."""

@@ -19,7 +19,7 @@ from itertools import count
 from typing import IO, NamedTuple
 
 from daskbatch.errors import ProcessFailed, TaskTimeout
-from daskbatch.serialization.exceptions import unusable_path_error
+from daskbatch.serialization.exceptions import unusable_directory_error
 from daskbatch.worker.execution.allocation import Allocation
 from daskbatch.worker.execution.capture import BoundedText
 from daskbatch.worker.execution.executable import (
@@ -423,7 +423,7 @@ class JobRun:
         if is_directory:
             error = OSError(number, text, part.cwd)
             host = self.host_of(rank) or self._allocation.hosts[0][0]
-            self._directory_error = unusable_path_error(f"its cwd on the host {host}", error)
+            self._directory_error = unusable_directory_error("its cwd", error, host)
             return RankEnd(_NOT_EXECUTABLE)
         error = OSError(number, text)
         hint = shell_hint(part.command) if isinstance(error, FileNotFoundError) else ""
