@@ -12,6 +12,8 @@ import pytest
 from support.paths import TESTS
 
 if TYPE_CHECKING:
+    from support.batch_holder import BatchHolder
+
     from daskbatch import Batch
 
 # The same examples each time; with HYPOTHESIS_PROFILE=explore, others.
@@ -44,20 +46,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_batch() -> Iterator[Batch]:
-    """A Batch with two workers, for tests that leave it as they found it."""
+def batch_holder() -> Iterator[BatchHolder]:
+    """What holds the Batch that tests share."""
     # Not at the top: unit tests need no cluster, and should not wait for its import.
-    from daskbatch import Batch
+    from support.batch_holder import BatchHolder
 
-    with Batch(num_workers=2) as batch:
-        yield batch
+    holder = BatchHolder(workers=2)
+    yield holder
+    holder.drop()
+
+
+@pytest.fixture(scope="module")
+def shared_batch(batch_holder: BatchHolder) -> Iterator[Batch]:
+    """A Batch with two workers, for tests that leave it as they found it."""
+    yield batch_holder.get()
+    batch_holder.check()
 
 
 @pytest.fixture
-def batch(shared_batch: Batch) -> Iterator[Batch]:
+def batch(shared_batch: Batch, batch_holder: BatchHolder) -> Iterator[Batch]:
     """The shared Batch; whatever a test has started on it must be over before the next."""
-    yield shared_batch
-    shared_batch.fence(timeout=60)
+    batch = batch_holder.get()
+    yield batch
+    batch_holder.fence()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from array import array
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from time import time
 from typing import Any
@@ -19,18 +20,27 @@ from daskbatch._version import __version__
 from daskbatch.dispatch.execution_record import execution_of, host_of
 from daskbatch.dispatch.observers import Change
 from daskbatch.dispatch.requirements import Capacity
-from daskbatch.dispatch.task_record import SILENT, Group, Phase, TaskRecord
+from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.dispatch.task_table import TaskTable
+from daskbatch.observation.ordinary_events import (
+    ended_lines,
+    ordinary_end,
+    ordinary_start,
+    started_lines,
+)
 from daskbatch.observation.output_files import OutputFiles
 from daskbatch.observation.wait_edges import Barriers
-from daskbatch.records.event_lines import EndedLines, Lines, PlainLines, StartedLines
+from daskbatch.records.event_lines import Lines, PlainLines
 from daskbatch.records.event_log import EventLog
 from daskbatch.records.event_schema import VERSION, SlotEvent
 from daskbatch.serialization.exceptions import brief_error
 from daskbatch.worker.execution.block import OutputReport
-from daskbatch.worker.execution.measures import Measures
 
-_QUEUED, _WAITING, _RUNNING, _DONE = Phase.QUEUED, Phase.WAITING, Phase.RUNNING, Phase.DONE
+_WAITING, _RUNNING, _DONE = Phase.WAITING, Phase.RUNNING, Phase.DONE
+
+#: Read the phase of a change, and fields of a record, without a step of the interpreter for each.
+_PHASE = itemgetter(1)
+_GROUP, _MEASURED, _NUMBER = attrgetter("group"), attrgetter("measured"), attrgetter("number")
 
 _Event = dict[str, Any]
 
@@ -73,6 +83,8 @@ class EventRecorder:
         self._outputs = OutputFiles(directory, client_id)
         self._barriers = Barriers(client_id)
         self._slots: list[dict[str, Any]] = []
+        #: The events of the present call that are not written yet.
+        self._added: list[_Event] = []
         #: The programs whose start has been recorded.
         self._programs: set[str] = set()
         #: The numbers of the tasks that have been described.
@@ -91,6 +103,7 @@ class EventRecorder:
             "slots": [],
         }
         self._add([self._event("run", client_id, name, "begun", **begun)])
+        self._flush()
 
     def _event(self, kind: str, uid: str, name: str, state: str, **fields: Any) -> _Event:
         return {
@@ -104,7 +117,18 @@ class EventRecorder:
         }
 
     def _add(self, events: Sequence[_Event]) -> None:
-        if events:
+        """Add events; `_flush` writes them."""
+        self._added += events
+
+    def _add_lines(self, lines: Lines, count: int) -> None:
+        """Add a record of many lines after all that was added before."""
+        self._flush()
+        self._log.add(lines, count)
+
+    def _flush(self) -> None:
+        """Write the events that have been added."""
+        if self._added:
+            events, self._added = self._added, []
             self._log.add(PlainLines(events), len(events))
 
     @property
@@ -124,10 +148,12 @@ class EventRecorder:
         if slots != self._slots:
             self._slots = slots
             self._add([self._event("run", self._run, self._name, "changed", slots=slots)])
+            self._flush()
 
     def close(self) -> None:
         """Record the end of the run; nothing more is written."""
         self._add([self._event("run", self._run, self._name, "ended")])
+        self._flush()
         self._log.close()
         self._outputs.close()
 
@@ -137,6 +163,7 @@ class EventRecorder:
             self._programs.discard(group.uid)
             state = group.phase.name.lower()
             self._add([self._event("program", group.uid, group.name, state, tasks=group.size)])
+            self._flush()
 
     def output_arrived(self, record: TaskRecord, report: OutputReport) -> None:
         """Write what a task has written; see `Observer`."""
@@ -144,47 +171,93 @@ class EventRecorder:
 
     def tasks_changed(self, changes: Sequence[Change]) -> None:
         """Record changes of tasks; see `Observer`."""
-        collected = _Columns(self._log)
-        warned = self._table.failures.has_warnings
-        for record, phase in changes:
+        for phase, some in groupby(changes, _PHASE):
+            records = [record for record, _ in some]
             if phase >= _DONE:
-                if record.call is None:
-                    continue
-                if phase == _DONE and record.output is SILENT and not warned:
-                    measured = record.measured
-                    if measured is not None and not measured.details:
-                        collected.add_ended(self, record, measured)
-                        continue
-                collected.add_event(self._ended(record, phase))
+                self._record_ends(records, phase)
             elif phase == _RUNNING:
-                if record.call is not None:
-                    collected.add_event(self._running(record))
-            elif record.call is None:
-                collected.add_event(self._barrier(record))
+                self._add([self._running(each) for each in records if each.call is not None])
             else:
-                program = self._program_of(record, collected)
-                number = record.number
-                is_new = number not in self._described
-                if phase == _WAITING:
-                    self._described.add(number)
-                if record.reads or record.writes or record.waits or not is_new:
-                    collected.add_event(self._described_event(record, phase, program, is_new))
-                else:
-                    collected.add_started(self, record, phase, program)
-        collected.flush()
+                self._record_starts(records, phase)
+        self._flush()
+
+    def _record_starts(self, records: Sequence[TaskRecord], phase: Phase) -> None:
+        """Record tasks that have been started; nearly all programs start many of one kind."""
+        for group, some in groupby(records, _GROUP):
+            of_group = list(some)
+            program = self._program_of(group)
+            if ordinary_start(of_group) and self._are_new(of_group, phase):
+                common = {
+                    **self._common(phase),
+                    "program": program,
+                    "reads": [],
+                    "writes": [],
+                    "waits_for": [],
+                }
+                self._add_lines(started_lines(common, of_group), len(of_group))
+            else:
+                self._add([self._started(each, phase, program) for each in of_group])
+
+    def _are_new(self, records: Sequence[TaskRecord], phase: Phase) -> bool:
+        """Return whether none of the tasks has been described; the waiting ones are from now on."""
+        numbers = list(map(_NUMBER, records))
+        if not self._described.isdisjoint(numbers):
+            return False
+        if phase == _WAITING:
+            self._described.update(numbers)
+        return True
+
+    def _record_ends(self, records: Sequence[TaskRecord], phase: Phase) -> None:
+        """Record tasks that are over; those of one report that are done are recorded together."""
+        # What a task has warned of is found task by task.
+        may_be_ordinary = phase == _DONE and not self._table.failures.has_warnings
+        for measured, some in groupby(records, _MEASURED):
+            of_report = list(some)
+            if may_be_ordinary and measured is not None and ordinary_end(of_report, measured):
+                common = {
+                    **self._common(phase),
+                    "worker": measured.worker or None,
+                    "host": host_of(measured.worker),
+                    "pid": measured.pid or None,
+                    "attempts": 1,
+                    "max_memory": None,
+                    "error": None,
+                    "warnings": [],
+                    "root": None,
+                    "stdout": None,
+                    "stderr": None,
+                }
+                self._add_lines(ended_lines(common, of_report, measured), len(of_report))
+            else:
+                self._add([self._ended(each, phase) for each in of_report if each.call is not None])
+
+    def _common(self, phase: Phase) -> _Event:
+        """Return the fields that all tasks have which enter a phase at once."""
+        return {
+            "time": round(time(), 6),
+            "kind": "task",
+            "state": phase.name.lower(),
+            "run": self._run,
+        }
 
     # -- single events --------------------------------------------------------------------
 
-    def _program_of(self, record: TaskRecord, collected: _Columns) -> str | None:
-        """Return the program of a task, and record its start before that of its tasks."""
-        group = record.group
+    def _program_of(self, group: Group | None) -> str | None:
+        """Return the program of tasks, and record its start before that of its tasks."""
         if group is None or not group.is_program:
             return None
         if group.uid not in self._programs and group.unfinished:
             self._programs.add(group.uid)
-            event = self._event("program", group.uid, group.name, "waiting", tasks=group.size)
-            collected.add_event(event)
+            self._add([self._event("program", group.uid, group.name, "waiting", tasks=group.size)])
         return group.uid
+
+    def _started(self, record: TaskRecord, phase: Phase, program: str | None) -> _Event:
+        if record.call is None:
+            return self._barrier(record)
+        is_new = record.number not in self._described
+        if phase == _WAITING:
+            self._described.add(record.number)
+        return self._described_event(record, phase, program, is_new)
 
     def _barrier(self, record: TaskRecord) -> _Event:
         uid = self._barriers.uid_of(record)
@@ -236,100 +309,3 @@ class EventRecorder:
             stdout=stdout,
             stderr=stderr,
         )
-
-
-class _Columns:
-    """Collects the events of one call; those of ordinary tasks as records of many lines."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-        self._events: list[_Event] = []
-        #: What the tasks that are being collected have in common.
-        self._key: Any = None
-        self._make: Callable[[], Lines] | None = None
-        self._records: list[TaskRecord] = []
-        self._positions: list[int] = []
-
-    def add_event(self, event: _Event) -> None:
-        """Add a single event."""
-        if self._make is not None:
-            self.flush()
-        self._events.append(event)
-
-    def add_started(
-        self, recorder: EventRecorder, record: TaskRecord, phase: Phase, program: str | None
-    ) -> None:
-        """Add a task that waits, with no accesses, and for no other task."""
-        key = phase, record.group, record.client_id
-        if key != self._key:
-            self.flush()
-            self._key = key
-            common = {
-                **_common(recorder, phase),
-                "program": program,
-                "reads": [],
-                "writes": [],
-                "waits_for": [],
-            }
-            records, uid = self._records, f"{record.client_id}-"
-            self._make = lambda: StartedLines(
-                *(common, uid, *_names(records), [each.created for each in records])
-            )
-        self._records.append(record)
-
-    def add_ended(self, recorder: EventRecorder, record: TaskRecord, measures: Measures) -> None:
-        """Add a task that is done, and of which nothing else is told."""
-        if self._key is not measures:
-            self.flush()
-            self._key = measures
-            common = {
-                **_common(recorder, Phase.DONE),
-                "worker": measures.worker or None,
-                "host": host_of(measures.worker),
-                "pid": measures.pid or None,
-                "attempts": 1,
-                "max_memory": None,
-                "error": None,
-                "warnings": [],
-                "root": None,
-                "stdout": None,
-                "stderr": None,
-            }
-            records, positions, uid = self._records, self._positions, f"{record.client_id}-"
-            ended, cpu = array("d", measures.ended), array("f", measures.cpu_seconds)
-            self._make = lambda: EndedLines(
-                *(common, uid, *_names(records)),
-                [ended[each] for each in positions],
-                [each.seconds for each in records],
-                [cpu[each] for each in positions],
-            )
-        self._records.append(record)
-        self._positions.append(record.member - measures.start)
-
-    def flush(self) -> None:
-        """Pass on all that was collected, in its order."""
-        if self._events:
-            self._log.add(PlainLines(self._events), len(self._events))
-            self._events = []
-        if self._make is not None:
-            self._log.add(self._make(), len(self._records))
-            self._records, self._positions = [], []
-        self._key = self._make = None
-
-
-def _common(recorder: EventRecorder, phase: Phase) -> _Event:
-    return {
-        "time": round(time(), 6),
-        "kind": "task",
-        "state": phase.name.lower(),
-        "run": recorder._run,
-    }
-
-
-def _names(records: Sequence[TaskRecord]) -> tuple[list[int], list[str], list[int]]:
-    """Return the numbers, the names and the positions of tasks."""
-    return (
-        [each.number for each in records],
-        [each.base_name for each in records],
-        [each.position for each in records],
-    )

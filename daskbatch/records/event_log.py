@@ -28,10 +28,10 @@ from daskbatch.records.pending_events import PendingFile
 _PAGE_BYTES = 4096
 
 #: How many lines are formatted at once, and how many more each second.
-_BURST_LINES, _LINES_PER_SECOND = 1000, 1000
+_BURST_LINES, _LINES_PER_SECOND = 250, 1000
 
 #: Pending events are formatted after this time without new ones, and at the latest after this time.
-_REST_SECONDS = 0.05
+_REST_SECONDS = 0.25
 _MAX_PENDING_SECONDS = 3.0
 
 #: How the names of the files with pending events begin.

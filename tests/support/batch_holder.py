@@ -1,0 +1,68 @@
+"""Holds the Batch that tests share, and makes a new one after a test that has not let go of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from support.waiting import HANG_SECONDS, file_appears, touch
+
+from daskbatch import Batch
+
+
+class BatchHolder:
+    """A Batch for many tests, made when it is first needed.
+
+    Parameters
+    ----------
+    workers
+        The number of its workers.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._batch: Batch | None = None
+
+    def get(self) -> Batch:
+        """Return the Batch."""
+        if self._batch is None:
+            self._batch = Batch(num_workers=self._workers)
+        return self._batch
+
+    def fence(self) -> None:
+        """Wait until all that was started is over; if that takes too long, have no test wait again.
+
+        A test that failed may have left tasks that wait for it, for ever.
+        """
+        try:
+            self.get().fence(timeout=HANG_SECONDS)
+        except BaseException:
+            self.drop()
+            raise
+
+    def check(self) -> None:
+        """Check that as many tasks run at the same time as there are workers: no slot is lost."""
+        if self._batch is None:
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            paths = [Path(directory, str(number)) for number in range(self._workers)]
+            tasks = [self._batch.function(meet, paths, own) for own in paths]
+            try:
+                self._batch.compile(tasks).run(timeout=2 * HANG_SECONDS)
+                assert all(task.get() for task in tasks), "a slot of the shared Batch is lost"
+            except BaseException:
+                self.drop()
+                raise
+
+    def drop(self) -> None:
+        """End the Batch and what it runs; the next test gets a new one."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.terminate()
+            batch.close()
+
+
+def meet(paths: list[Path], own: Path) -> bool:
+    """Return whether the tasks that make all of these files run at the same time."""
+    touch(own)
+    return all(file_appears(path) for path in paths)
