@@ -44,6 +44,7 @@ from daskbatch.worker.execution.slot import FixedSlot, PoolSlot
 from daskbatch.worker.execution.task_context import TaskContext
 from daskbatch.worker.isolation.child_pool import get_child_pool
 from daskbatch.worker.journal_pool import JournalPool
+from daskbatch.worker.late_messages import ignore_late_messages
 from daskbatch.worker.open_blocks.open_run import OpenRun
 from daskbatch.worker.open_blocks.server import OpenServer
 from daskbatch.worker.ports import set_ports
@@ -172,9 +173,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         """Stop all tasks, and end what this worker has started; called by Dask."""
         await self._departure.finish()
         self._departure.close()
-        worker.stream_handlers.pop("daskbatch-revoke", None)
-        worker.stream_handlers.pop("daskbatch-forget", None)
-        worker.stream_handlers.pop("daskbatch-end", None)
+        ignore_late_messages(worker, "daskbatch-revoke", "daskbatch-forget", "daskbatch-end")
         worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
         if self._open_server is not None:

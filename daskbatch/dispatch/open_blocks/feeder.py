@@ -209,6 +209,7 @@ class OpenBlocks:
                 or options.prepare
                 or options.apart is not None
                 or options.walltime is not None
+                or options.future is not None
             )
             and self._table.largest_value(record) <= self._setting.inline_limit
         )
