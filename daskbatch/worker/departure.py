@@ -181,7 +181,7 @@ class WorkerDeparture:
 
     def close(self) -> None:
         """Handle no further messages: the worker has closed."""
-        ignore_late_messages(self._worker, "daskbatch-leave", "daskbatch-stay")
+        ignore_late_messages(self._worker.stream_handlers, "daskbatch-leave", "daskbatch-stay")
         if self._task is not None:
             self._task.cancel()
 

@@ -6,22 +6,21 @@ message without a handler, and close the stream. To be called on the worker's ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from distributed import Worker
 
-
-def ignore_late_messages(worker: Worker, *operations: str) -> None:
+def ignore_late_messages(handlers: dict[str, Callable[..., Any]], *operations: str) -> None:
     """Have a worker ignore messages from the scheduler.
 
     Parameters
     ----------
-    worker : Worker
-        The worker.
+    handlers : dict
+        The handlers of messages of the worker.
     *operations : str
         The names of the messages.
     """
-    worker.stream_handlers.update(dict.fromkeys(operations, _ignore))
+    handlers.update(dict.fromkeys(operations, _ignore))
 
 
 def _ignore(**message: Any) -> None:

@@ -173,7 +173,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         """Stop all tasks, and end what this worker has started; called by Dask."""
         await self._departure.finish()
         self._departure.close()
-        ignore_late_messages(worker, "daskbatch-revoke", "daskbatch-forget", "daskbatch-end")
+        late = "daskbatch-revoke", "daskbatch-forget", "daskbatch-end"
+        ignore_late_messages(worker.stream_handlers, *late)
         worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
         if self._open_server is not None:
