@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -86,6 +85,12 @@ def use(shared, copied, queue, key, seconds):
             return count
         time.sleep(0.01)
 
+def look(shared):
+    from daskbatch.worker import unreachable
+    known = len(unreachable.all_unreachable())
+    dict(shared)
+    return known, len(unreachable.all_unreachable())
+
 def start_batch():
     batch = Batch(sys.argv[1])
     while batch.num_workers < 4:
@@ -114,6 +119,15 @@ with start_batch() as batch:
     shared, copied, queue, program, tasks = make_tasks(batch, 0.5)
     program.run(120)
     assert shared["sum"] == sum(task.get() for task in tasks)
+    # A new process of a worker knows at its start what the worker or another process has found.
+    for worker in batch.client.scheduler_info()["workers"]:
+        first, second = (
+            batch.options(isolation="fresh", workers=worker).function(look, shared)
+            for _ in range(2)
+        )
+        first.run(60)
+        second.run(60)
+        assert second.get()[0] == second.get()[1] == 1, (first.get(), second.get())
     print("done", flush=True)
 """
 
