@@ -134,9 +134,9 @@ class FutureStates:
             for each in (found.who_has if found is not None else None) or ()
             if each.address in fit and len(each.processing) < each.nthreads
         }
-        if holders or len(fit) < len(running):
-            state.worker_restrictions = holders or fit
-            state.loose_restrictions = bool(holders) and len(fit) == len(running)
+        if holders and len(fit) == len(running):  # else `UnfitWorkers` restricts it
+            state.worker_restrictions = holders
+            state.loose_restrictions = True
         self._scheduler.transitions({source: "processing"}, f"daskbatch-future-{time()}")
 
 

@@ -18,7 +18,7 @@ from distributed.core import Status
 from daskbatch.cluster.versions.software import UnfitWorker
 from daskbatch.cluster.worker_loss import is_marked_lost
 from daskbatch.dispatch.key_names import TOKEN
-from daskbatch.dispatch.lower import FUTURE, GANG, TOPIC, WALLTIME
+from daskbatch.dispatch.lower import GANG, TOPIC, WALLTIME
 from daskbatch.worker.plugin import PLUGIN_NAME as WORKER_PLUGIN_NAME
 
 _EXTENSION = "daskbatch-unfit-workers"
@@ -179,12 +179,11 @@ class UnfitWorkers:
 def _is_placed_by_dask(state: Any) -> bool:
     """Return whether Dask alone chooses the worker of a key of ours.
 
-    Other modules place those with a walltime, the gangs and the sources of Dask futures. They
-    leave out unfit workers.
+    Other modules place those with a walltime, and the gangs, and leave out unfit workers.
     """
     annotations = state.annotations or {}
     if TOPIC in annotations:
-        return annotations.keys().isdisjoint((GANG, WALLTIME, FUTURE))
+        return GANG not in annotations and WALLTIME not in annotations
     return type(state.key) is tuple and str(state.key[0]).startswith(TOKEN)
 
 
