@@ -19,7 +19,7 @@ from support.hosts import Hosts, cluster, hosts
 PORTS = "40000-40100"
 
 #: How long a link is broken.
-BLIP_SECONDS = 2.5
+BLIP_SECONDS = 2.0
 
 
 class Network(NamedTuple):
@@ -116,30 +116,28 @@ with start_batch() as batch:
         assert dict(shared) == {key: key for key in range(50)}
     # One attempt for each worker, and not one for each of its shards.
     print(len(attempts), len(set(attempts)), flush=True)
-    shared, copied, queue, program, tasks = make_tasks(batch, 0.5)
+    shared, copied, queue, program, tasks = make_tasks(batch, 0.2)
     program.run(120)
     assert shared["sum"] == sum(task.get() for task in tasks)
     # A new process of a worker knows at its start what the worker or another process has found.
-    for worker in batch.client.scheduler_info()["workers"]:
-        first, second = (
-            batch.options(isolation="fresh", workers=worker).function(look, shared)
-            for _ in range(2)
-        )
-        first.run(60)
-        second.run(60)
-        assert second.get()[0] == second.get()[1] == 1, (first.get(), second.get())
+    worker = next(iter(batch.client.scheduler_info()["workers"]))
+    fresh = batch.options(isolation="fresh", workers=worker)
+    first, second = (fresh.function(look, shared) for _ in range(2))
+    first.run(60)
+    second.run(60)
+    assert second.get()[0] == second.get()[1] == 1, (first.get(), second.get())
     print("done", flush=True)
 """
 
 #: While a link is broken, the program and its tasks use a dictionary, copies and a queue.
 DURING_A_BLIP = """
 with start_batch() as batch:
-    shared, copied, queue, program, tasks = make_tasks(batch, float(4))
+    shared, copied, queue, program, tasks = make_tasks(batch, 2.5)
     program.start()
     while shared["sum"] < 8:
         time.sleep(0.01)
     print("running", flush=True)
-    count = use(shared, copied, queue, "program", 4)
+    count = use(shared, copied, queue, "program", 2.5)
     program.wait(120)
     assert shared["sum"] == count + sum(task.get() for task in tasks)
     print("done", flush=True)
