@@ -173,7 +173,7 @@ def page(
             "The same programs with each library, on two worker processes of one machine. The",
             "first column is the time of daskbatch. The others are the time of the library over",
             "it: 2 is twice as slow. Where daskbatch is slower, the number is **bold**.",
-            "A dash: the library has no such thing.",
+            "A dash: the library has nothing for this program.",
             "",
             *table(times, libraries),
             "",
@@ -196,6 +196,7 @@ def page(
             "",
             "Libraries whose executors take no futures as arguments (ProcessPoolExecutor, loky,",
             "executorlib) are driven by hand: a call is submitted when what it needs is there.",
+            "Parsl's connections are not encrypted here, as those of the others are not.",
             "`benchmarks/compare/` has the programs, and what each library does.",
             "",
         ]
