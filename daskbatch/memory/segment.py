@@ -102,7 +102,8 @@ class AdoptedArena:
         with self._lock:
             range_locks.lock_shared(self.file, offset, length)
             if os.pread(self.file, TOKEN_BYTES, offset) != token:
-                range_locks.unlock(self.file, offset, length)
+                if not self._holds_any(offset, length):
+                    range_locks.unlock(self.file, offset, length)
                 raise ValueGone("its memory has been used again")
             self._holders[token] = self._holders.get(token, 0) + 1
             self._held[token] = offset, length
@@ -160,8 +161,20 @@ class AdoptedArena:
                 range_locks.unlock(self.file, position, gap)
             position = offset + length
 
+    def _holds_any(self, offset: int, length: int) -> bool:
+        """Return whether a value of a range is held, which may be another one than before.
+
+        This process has one description of the file, and so one lock of each byte. To lock such a
+        range for writing, and to unlock it, would unlock the value that is held there.
+        """
+        return any(
+            start < offset + length and offset < start + size for start, size in self._held.values()
+        )
+
     def _erase(self, offset: int, length: int, token: bytes) -> bool:
         """Return a range to the system, unless it is used again; False if a reader has it."""
+        if self._holds_any(offset, length):
+            return True  # the other process has used it again
         if not range_locks.try_lock(self.file, offset, length):
             return False
         try:

@@ -272,6 +272,58 @@ def test_too_much_for_the_system_is_an_error(arena: Arena, monkeypatch: Any) -> 
     assert content(stored(arena, b"next"), 4) == [b"next"]
 
 
+@pytest.fixture
+def shared_arena() -> Iterator[tuple[Arena, segment.AdoptedArena]]:
+    """The memory file of a child process: the end that writes, and that of its worker."""
+    kept = segment.new_child_arena()
+    assert kept is not None
+    file = os.open(f"/proc/self/fd/{kept.file}", os.O_RDWR)
+    yield Arena(file, kept.location, kept.identity, watches=False), kept
+    gc.collect()
+    os.close(file)
+
+
+def hand_over(writer: Arena, keeper: segment.AdoptedArena, data: bytes) -> Segment:
+    """Write a value, have the other end hold it, and drop it where it was written."""
+    offset, length, token = writer.write([data], [len(data)])
+    keeper.hold(offset, length, token)
+    held = Segment(keeper, offset, length, token, made_here=True)
+    writer.drop(offset, length)
+    return held
+
+
+def test_memory_used_again_stays_held_when_the_old_value_is_erased(
+    shared_arena: tuple[Arena, segment.AdoptedArena], monkeypatch: Any
+) -> None:
+    writer, keeper = shared_arena
+    first = hand_over(writer, keeper, b"x" * 100_000)
+    offset = first.offset
+    del first  # it is spare now: the writer may use the memory again, or the keeper erase it
+    second = hand_over(writer, keeper, b"y" * 100_000)
+    assert second.offset == offset
+    monkeypatch.setattr(segment, "_MAX_CHILD_SPARE_BYTES", 0)
+    third = hand_over(writer, keeper, b"z" * 100_000)
+    del third  # now the keeper erases what is spare
+    others = [hand_over(writer, keeper, b"o" * 100_000) for _ in range(3)]
+    assert all(each.offset != offset for each in others)
+    assert content(second, 100_000) == [b"y" * 100_000]
+
+
+def test_a_reference_to_an_earlier_value_does_not_unlock_the_present_one(
+    shared_arena: tuple[Arena, segment.AdoptedArena],
+) -> None:
+    writer, keeper = shared_arena
+    gone = hand_over(writer, keeper, b"x" * 100_000).reference
+    second = hand_over(writer, keeper, b"y" * 100_000)
+    assert second.offset == gone.offset
+    for _ in range(2):
+        with pytest.raises(ValueGone):
+            segment.adopt(gone)
+    others = [hand_over(writer, keeper, b"o" * 100_000) for _ in range(3)]
+    assert all(each.offset != second.offset for each in others)
+    assert content(second, 100_000) == [b"y" * 100_000]
+
+
 def test_what_nobody_holds_of_a_dead_process_is_freed() -> None:
     program = (
         "import sys; from daskbatch.memory import segment;"
