@@ -33,7 +33,7 @@ from daskbatch.memory.host import host_id
 from daskbatch.memory.mapping import map_private
 
 #: How much memory of dropped values a child process may keep for new ones.
-_MAX_CHILD_SPARE_BYTES = 64 << 20
+_MAX_CHILD_SPARE_BYTES = 256 << 20
 
 
 class ValueGone(Exception):

@@ -224,6 +224,12 @@ class OpenBlocks:
             self._almost_ready += almost
             self._schedule_flush()
 
+    def settled(self, block: SubmittedBlock, start: int, stop: int) -> None:
+        """Hold the members of an open block weakly that a report has settled."""
+        found = self._by_number.get(block.number)
+        dropped = None if found is None else found.dropped.append
+        block.hold_weakly(range(start, stop), dropped)
+
     def _schedule_flush(self) -> None:
         if not self.flushes_soon:
             self.flushes_soon = True

@@ -71,7 +71,8 @@ class Worker:
             if frame == END:
                 self.closed = True
                 return
-            _, members, _ = pickle.loads(frame)
+            _, members, _, dropped = pickle.loads(frame)
+            assert all(number < len(self.statuses) for number in dropped)
             self.members += members
 
     def run_next(self) -> None:
