@@ -47,14 +47,15 @@ _PAGE_BYTES = mmap.PAGESIZE
 #: The size of the file. It takes memory only where something was written.
 FILE_BYTES = 1 << 46
 
-#: How much memory of dropped values is kept for new ones, however long nobody needs it.
-_MAX_SPARE_BYTES = 256 << 20
+#: How much memory of dropped values is kept for new ones, however long nobody needs it, where the
+#: memory of the process has no limit.
+_MAX_IDLE_SPARE_BYTES = 256 << 20
 
 #: The interval after which memory is returned to the system that nobody has needed in it.
-_SPARE_INTERVAL_SECONDS = 5.0
+SPARE_INTERVAL_SECONDS = 30.0
 
-#: How much is kept during such an interval; see `set_spare_limit`.
-_spare_limit = _MAX_SPARE_BYTES
+#: How much is kept during such an interval, and how much of it after that; see `set_spare_limit`.
+_spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 
 #: A spare range is used for a value that takes at least this part of it.
 _MIN_USED = 0.75
@@ -111,8 +112,14 @@ def new_memory_file() -> int:
 
 def set_spare_limit(limit: int) -> None:
     """Set how much memory of dropped values this process keeps for some seconds. Bytes."""
-    global _spare_limit
-    _spare_limit = max(limit, _MAX_SPARE_BYTES)
+    global _spare_limit, _idle_spare_limit
+    _spare_limit = limit
+    _idle_spare_limit = min(limit, _MAX_IDLE_SPARE_BYTES)
+
+
+def spare_limits() -> tuple[int, int]:
+    """Return how much memory of dropped values is kept for some seconds, and how much longer."""
+    return _spare_limit, _idle_spare_limit
 
 
 def erase(file: int, offset: int, length: int) -> None:
@@ -133,8 +140,9 @@ class Arena:
     identity : bytes, optional
         What references call the file; else a random one.
     watches : bool
-        Whether a thread waits for readers of dropped ranges. Else the memory of these is used
-        again at the next `write`, and another process returns it to the system.
+        Whether a thread waits for readers of dropped ranges, and returns spare memory to the
+        system. Else dropped ranges are used again at the next `write`, and another process returns
+        spare memory to the system.
     """
 
     def __init__(
@@ -181,12 +189,18 @@ class Arena:
             self._reuse_dropped()
             offset, length = self._take(length)
         token = os.urandom(TOKEN_BYTES)
+        if not self._watches:
+            # Another process may return spare memory to the system, and must not do it now.
+            range_locks.lock(self.file, offset, length)
         try:
             header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
             self._write_all(offset, [header, *buffers], [0, *starts], [HEADER_BYTES, *sizes])
         except BaseException:
             self.drop(offset, length)
             raise
+        finally:
+            if not self._watches:
+                range_locks.unlock(self.file, offset, length)
         return offset, length, token
 
     def _write_all(
@@ -260,7 +274,7 @@ class Arena:
                 continue
             try:
                 os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
-                if length > self._most_spare():
+                if length > _spare_limit:
                     erase(self.file, offset, length)
                     continue
             finally:
@@ -268,11 +282,7 @@ class Arena:
             bisect.insort(self._spare, (length, offset))
             self._by_age.append((length, offset))
             self._spare_bytes += length
-        self._keep_spare(self._most_spare())
-
-    def _most_spare(self) -> int:
-        # Without the thread, nobody would return more of it later.
-        return _spare_limit if self._watches else _MAX_SPARE_BYTES
+        self._keep_spare(_spare_limit)
 
     def _keep_spare(self, most: int) -> None:
         """Return the oldest spare ranges to the system that are more than this. With the lock."""
@@ -285,13 +295,13 @@ class Arena:
     def _trim(self) -> None:
         """Keep as much spare memory as was used again since the last call. With the lock."""
         now = monotonic()
-        if now - self._trimmed_at > _SPARE_INTERVAL_SECONDS:
-            self._keep_spare(max(self._reused_bytes, _MAX_SPARE_BYTES))
+        if now - self._trimmed_at > SPARE_INTERVAL_SECONDS:
+            self._keep_spare(max(self._reused_bytes, _idle_spare_limit))
             self._reused_bytes, self._trimmed_at = 0, now
 
     def _has_work(self) -> bool:
         """Return whether the thread is needed."""
-        return self._watches and (bool(self._dropped) or self._spare_bytes > _MAX_SPARE_BYTES)
+        return self._watches and (bool(self._dropped) or self._spare_bytes > _idle_spare_limit)
 
     def _watch(self) -> None:
         pause = threading.Event()
@@ -338,10 +348,20 @@ def _open_arena() -> Arena:
     return Arena(file, (process, descriptor), identity, watches=False)
 
 
-def use_arena(location: tuple[int, int], identity: bytes) -> None:
-    """Have this process write to a file that its parent has made, which outlives this process."""
+def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = None) -> None:
+    """Have this process write to a file that its parent has made, which outlives this process.
+
+    Parameters
+    ----------
+    location, identity
+        See `Arena`.
+    spare : int, optional
+        The parameter of `set_spare_limit`.
+    """
     global _given
     _given = location, identity
+    if spare is not None:
+        set_spare_limit(spare)
 
 
 @after_fork

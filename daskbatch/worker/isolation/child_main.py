@@ -261,7 +261,7 @@ def main(
     control: int,
     pipe: int,
     parent: int,
-    arena: tuple[tuple[int, int], bytes] | None = None,
+    arena: tuple[tuple[int, int], bytes, int] | None = None,
 ) -> NoReturn:
     """Run a child process, to its end.
 

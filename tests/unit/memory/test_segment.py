@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daskbatch.memory import arena as arena_module
 from daskbatch.memory import segment
 from daskbatch.memory.arena import Arena, layout, new_memory_file
 from daskbatch.memory.host import host_id
@@ -301,12 +302,52 @@ def test_memory_used_again_stays_held_when_the_old_value_is_erased(
     del first  # it is spare now: the writer may use the memory again, or the keeper erase it
     second = hand_over(writer, keeper, b"y" * 100_000)
     assert second.offset == offset
-    monkeypatch.setattr(segment, "_MAX_CHILD_SPARE_BYTES", 0)
+    monkeypatch.setattr(segment, "spare_limits", lambda: (0, 0))
     third = hand_over(writer, keeper, b"z" * 100_000)
     del third  # now the keeper erases what is spare
     others = [hand_over(writer, keeper, b"o" * 100_000) for _ in range(3)]
     assert all(each.offset != offset for each in others)
     assert content(second, 100_000) == [b"y" * 100_000]
+
+
+def blocks(file: int) -> int:
+    return os.fstat(file).st_blocks * 512
+
+
+def test_spare_memory_is_kept_for_a_while_and_then_returned(
+    shared_arena: tuple[Arena, segment.AdoptedArena], monkeypatch: Any
+) -> None:
+    writer, keeper = shared_arena
+    monkeypatch.setattr(segment, "spare_limits", lambda: (10_000_000, 150_000))
+    values = [hand_over(writer, keeper, b"x" * 100_000) for _ in range(5)]
+    offsets = {each.offset for each in values}
+    del values
+    assert blocks(keeper.file) >= 500_000
+    again = [hand_over(writer, keeper, b"y" * 100_000) for _ in range(3)]
+    assert {each.offset for each in again} < offsets
+    del again
+    # The writer has some of it as spare memory of its own: that is returned, too.
+    assert keeper.trim(), "three ranges were used again, and are kept"
+    assert blocks(keeper.file) >= 300_000
+    assert not keeper.trim(), "none was used since"
+    assert blocks(keeper.file) < 250_000
+    more = [hand_over(writer, keeper, bytes([n]) * 100_000) for n in range(5)]
+    assert [content(each, 100_000) for each in more] == [[bytes([n]) * 100_000] for n in range(5)]
+
+
+def test_an_arena_returns_what_was_not_used_again(arena: Arena, monkeypatch: Any) -> None:
+    monkeypatch.setattr(arena_module, "_spare_limit", 10_000_000)
+    monkeypatch.setattr(arena_module, "_idle_spare_limit", 150_000)
+    values = [stored(arena, b"x" * 100_000) for _ in range(5)]
+    del values
+    assert blocks(arena.file) >= 500_000
+    monkeypatch.setattr(arena_module, "SPARE_INTERVAL_SECONDS", -1.0)
+    del [stored(arena, b"y" * 100_000) for _ in range(3)][:]
+    arena._trim()
+    assert 300_000 <= blocks(arena.file) < 450_000
+    arena._trim()
+    assert blocks(arena.file) < 250_000
+    assert content(stored(arena, b"z" * 100_000), 100_000) == [b"z" * 100_000]
 
 
 def test_a_reference_to_an_earlier_value_does_not_unlock_the_present_one(
