@@ -241,16 +241,16 @@ def _end(process: subprocess.Popen[str], pipe: IO[str], *directories: str) -> No
 
 def run_cluster(settings: dict[str, Any]) -> None:
     """Run the scheduler and the nannies: the main function of the cluster process."""
-    import multiprocessing
-    from multiprocessing import forkserver
+    import distributed.deploy
+    import distributed.nanny  # noqa: F401
 
-    # Started first, so that the fork server imports Dask while this process does.
-    multiprocessing.set_forkserver_preload(
-        ["distributed.nanny", "daskbatch.worker.plugin", "daskbatch.worker.processes.inherited"]
-    )
+    from daskbatch.cluster.fork_server import start_fork_server
+
     tempfile.tempdir = settings["sockets"]
     os.environ[interpreter.VARIABLE] = settings["interpreter"]
-    forkserver.ensure_running()
+    start_fork_server(
+        ["distributed.nanny", "daskbatch.worker.plugin", "daskbatch.worker.processes.inherited"]
+    )
     del os.environ[interpreter.VARIABLE]
     tempfile.tempdir = None
     dask.config.set(_CONFIG)
@@ -262,6 +262,8 @@ def run_cluster(settings: dict[str, Any]) -> None:
 async def _serve(settings: dict[str, Any]) -> None:
     from distributed import LocalCluster
     from distributed.deploy import Adaptive
+
+    from daskbatch.dashboard.on_demand import DashboardOnDemand, has_pages
 
     class NannyAdaptive(Adaptive):  # type: ignore[misc]
         """Ends workers by their nannies, which have them leave in good order."""
@@ -278,7 +280,11 @@ async def _serve(settings: dict[str, Any]) -> None:
         dashboard_address="127.0.0.1:0",
         local_directory=settings["scratch"],
         asynchronous=True,
+        # The pages are loaded when somebody looks at them.
+        scheduler_kwargs={"dashboard": False} if has_pages() else {},
     )
+    if has_pages():
+        DashboardOnDemand(cluster.scheduler)
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
     if workers.is_elastic:
