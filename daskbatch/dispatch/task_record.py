@@ -460,7 +460,10 @@ class SubmittedBlock:
         return [
             (member, record)
             for member, record in (*enumerate(self.records), *found)
-            if record is not None and record.block is self and record.over
+            if record is not None
+            and record.block is self
+            and record.member == member
+            and record.over
         ]
 
     @property
