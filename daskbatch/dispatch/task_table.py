@@ -309,6 +309,7 @@ class TaskTable:
     def forget(self, block: SubmittedBlock) -> None:
         """Drop what was needed of a block until it was over."""
         self.live.pop(block.number, None)
+        block.hold_weakly()
         block.waits = frozenset()
         block.buffer_futures = ()
 

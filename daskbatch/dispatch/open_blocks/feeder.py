@@ -135,6 +135,7 @@ class OpenBlocks:
             else:
                 rest.append(record)
         self._hold_all(list(held), name)
+        self._end_producers_of(rest)
         return rest
 
     def hold_again(self, records: Sequence[TaskRecord], name: str) -> None:
@@ -224,6 +225,12 @@ class OpenBlocks:
             self._almost_ready += almost
             self._schedule_flush()
 
+    def settled(self, block: SubmittedBlock, start: int, stop: int) -> None:
+        """Hold the members of an open block weakly that a report has settled."""
+        found = self._by_number.get(block.number)
+        dropped = None if found is None else found.dropped.append
+        block.hold_weakly(range(start, stop), dropped)
+
     def _schedule_flush(self) -> None:
         if not self.flushes_soon:
             self.flushes_soon = True
@@ -270,12 +277,25 @@ class OpenBlocks:
             for name, some in ordinary.items():
                 some.sort(key=lambda record: record.rank)
                 self._table.place_in_blocks(some, name)
+                self._end_producers_of(some)
         almost, self._almost_ready = self._almost_ready, []
         for record in almost:
             for before in record.unfinished_waits():
                 found = None if before.block is None else self._by_number.get(before.block.number)
                 if found is not None and found.is_open:
                     self._put_behind(found, record)
+
+    def _end_producers_of(self, records: Sequence[TaskRecord]) -> None:
+        """End the open blocks that have values which tasks of ordinary blocks take.
+
+        The key of such a task waits for the whole open block.
+        """
+        for record in records:
+            for producer in record.producers:
+                block = producer.block
+                found = None if block is None else self._by_number.get(block.number)
+                if found is not None and found.is_open:
+                    found.end()
 
     def _put_behind(self, found: OpenBlock, record: TaskRecord) -> None:
         if (
