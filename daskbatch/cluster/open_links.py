@@ -144,6 +144,7 @@ class OpenLinks:
             found = selector.select(NOTIFY_INTERVAL_SECONDS if owes else PING_INTERVAL_SECONDS)
             if owes and not found:
                 self._notify("notify_waiting")
+            frames: list[bytes] = []
             for key, events in found:
                 if key.data is None:
                     is_awake = True
@@ -155,7 +156,12 @@ class OpenLinks:
                     link.flush()
                     self._register(selector, registered, link)
                 if events & selectors.EVENT_READ:
-                    self._receive(selector, registered, link)
+                    try:
+                        frames += link.receive()
+                    except LinkClosed:
+                        self._drop(selector, registered, link, False)
+            if frames:
+                self._notify("report_all", frames)  # what becomes ready is looked for once
             now = monotonic()
             if now - checked_at > PING_INTERVAL_SECONDS:
                 checked_at = now
@@ -180,12 +186,6 @@ class OpenLinks:
                 selector.modify(link.sock, events, link)
             registered[link] = events
         except (ValueError, KeyError, OSError):  # it has been closed
-            self._drop(selector, registered, link, False)
-
-    def _receive(self, selector: Any, registered: dict[FrameLink, int], link: FrameLink) -> None:
-        try:
-            self._notify("report_all", link.receive())
-        except LinkClosed:
             self._drop(selector, registered, link, False)
 
     def _drop(

@@ -23,12 +23,14 @@ class _Changed(threading.Condition):
 
     Parameters
     ----------
+    lock : RLock
+        Its lock.
     before_wake : callable
         Called with the lock held.
     """
 
-    def __init__(self, before_wake: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, lock: threading.RLock, before_wake: Callable[[], None]) -> None:
+        super().__init__(lock)
         self._before_wake = before_wake
 
     def notify_all(self) -> None:
@@ -50,7 +52,8 @@ class CompletionTracker:
     """
 
     def __init__(self, before_wake: Callable[[], None] = lambda: None) -> None:
-        self.changed: threading.Condition = _Changed(before_wake)
+        self._lock = threading.RLock()
+        self.changed: threading.Condition = _Changed(self._lock, before_wake)
         #: The number of started tasks that are not over; see `TaskTable.set_phase`.
         self.unfinished = 0
         #: Whether any function may have to be called when a task is over.
@@ -60,6 +63,13 @@ class CompletionTracker:
         self._process = os.getpid()
         #: If a task is the client: that task's context. Then any thread may wait for it.
         self.context: TaskContext | None = None
+
+    def make_condition(self) -> threading.Condition:
+        """Return a condition with the lock of `changed`, for threads that need not wake for it.
+
+        The thread that changes what they wait for holds the lock, and notifies them.
+        """
+        return threading.Condition(self._lock)
 
     def call_back(self, record: TaskRecord) -> None:
         """Call the functions that wait for a task, which is over; the caller holds the lock."""

@@ -20,9 +20,15 @@ from time import monotonic
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.lower import Setting, lower_open_block
 from daskbatch.dispatch.open_blocks.held import HeldTasks
-from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, Urgency, is_held
+from daskbatch.dispatch.open_blocks.open_block import (
+    MemberLink,
+    OpenBlock,
+    Urgency,
+    is_held,
+    only_awaited_block,
+)
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
-from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import OpenedReport
@@ -45,6 +51,9 @@ _MAX_FAILURES = 3
 _PAUSE_SECONDS = 60.0
 
 _PICKLED_NONE = pickling.dumps(None)
+
+# Looking up a member of an enum takes long.
+_DONE = Phase.DONE
 
 
 class OpenBlocks:
@@ -83,6 +92,8 @@ class OpenBlocks:
         #: By placement: a heap of the ready tasks, and the open blocks.
         self._ready: dict[Hashable, list[Urgency]] = {}
         self._entries = itertools.count()
+        #: Whether tasks with these options may be members: tasks share their options.
+        self._fitting: tuple[Options | None, bool] = (None, False)
         self._open: dict[Hashable, list[OpenBlock]] = {}
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
@@ -97,6 +108,11 @@ class OpenBlocks:
     def in_use(self) -> bool:
         """Whether any task is held, or any block is open."""
         return bool(self._held_blocks or self._by_number)
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether an open block has no member that is not over."""
+        return any(each.is_open and not each.block.unfinished for each in self._by_number.values())
 
     @property
     def is_paused(self) -> bool:
@@ -193,23 +209,17 @@ class OpenBlocks:
     def _may_be_member(self, record: TaskRecord) -> bool:
         """Return whether a task may be a member of an open block, as far as it is known now."""
         call, options = record.call, record.options
+        if options is not self._fitting[0]:
+            self._fitting = options, _suit_members(options)
         return (
-            call is not None
+            self._fitting[1]
+            and call is not None
             and call.failure is None
             and not call.buffers
             and len(call.data) <= _MAX_DATA_BYTES
             and isinstance(record.function, bytes)
             and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
             and record.strict is None
-            and not (
-                options.isolated
-                or options.fresh
-                or options.gang
-                or options.resources
-                or options.prepare
-                or options.apart is not None
-                or options.walltime is not None
-            )
             and self._table.largest_value(record) <= self._setting.inline_limit
         )
 
@@ -259,7 +269,7 @@ class OpenBlocks:
                     record.block = None
                 elif record.call is None:
                     self._table.settle_member(block, record, Status.DONE, _PICKLED_NONE)
-                elif self._may_be_member(record) and _has_values(record):
+                elif self._may_be_member(record) and _has_values(record, None):
                     placement = record.options.placement_key
                     self._options[placement] = record.options
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
@@ -272,8 +282,9 @@ class OpenBlocks:
                 self._table.place_in_blocks(some, name)
         almost, self._almost_ready = self._almost_ready, []
         for record in almost:
-            for before in record.unfinished_waits():
-                found = None if before.block is None else self._by_number.get(before.block.number)
+            block = only_awaited_block(record)
+            if block is not None and block.open:
+                found = self._by_number.get(block.number)
                 if found is not None and found.is_open:
                     self._put_behind(found, record)
 
@@ -283,7 +294,7 @@ class OpenBlocks:
             and record.call is not None
             and record.options.placement_key == found.placement
             and self._may_be_member(record)
-            and all(not each.over or _has_part(each, part) for each, part in record.call.references)
+            and _has_values(record, found.block)
         ):
             found.add_behind(self._urgency(record))
 
@@ -348,13 +359,15 @@ class OpenBlocks:
 
     def _open_more(self, placement: Hashable, ready: int) -> None:
         blocks = self._open.setdefault(placement, [])
+        if not ready or len(blocks) >= self._submitter.slots > 0:
+            return
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
         slots = max(1, self._submitter.slots)
         # One that has closed keeps its slot until its key is over. If another key were submitted
         # before, Dask could queue it behind an open block, which would have to close for it.
         wanted = min(ready + busy - len(usable), slots - len(blocks))
-        for _ in range(wanted if ready else 0):
+        for _ in range(wanted):
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
             block.open = block.long = True
@@ -490,11 +503,26 @@ class OpenBlocks:
         self._almost_ready.clear()
 
 
-def _has_values(record: TaskRecord) -> bool:
-    """Return whether the client has all that a ready task takes from others."""
+def _suit_members(options: Options) -> bool:
+    """Return whether tasks with these options may be members of an open block."""
+    return not (
+        options.isolated
+        or options.fresh
+        or options.gang
+        or options.resources
+        or options.prepare
+        or options.apart is not None
+        or options.walltime is not None
+    )
+
+
+def _has_values(record: TaskRecord, block: SubmittedBlock | None) -> bool:
+    """Return whether the client has all that a task takes from others but for a block's members."""
     assert record.call is not None
-    return all(each.over and _has_part(each, part) for each, part in record.call.references)
-
-
-def _has_part(producer: TaskRecord, part: str) -> bool:
-    return (producer.value if part == "result" else producer.output) is not None
+    for producer, part in record.call.references:
+        if producer.phase < _DONE:
+            if producer.block is not block or block is None:
+                return False
+        elif (producer.value if part == "result" else producer.output) is None:
+            return False
+    return True

@@ -11,10 +11,18 @@ from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 from daskbatch.dispatch.declarations import declared_files
-from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord, find_root_failure
+from daskbatch.dispatch.task_record import (
+    Phase,
+    SubmittedBlock,
+    TaskRecord,
+    find_root_failure,
+)
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
 from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+
+# Looking up a member of an enum takes long.
+_DONE = Phase.DONE
 
 
 class MemberLink(Protocol):
@@ -99,10 +107,12 @@ class OpenBlock:
             first = self._behind[0]
             record = first.record
             # If one that it needs has failed, it does not run; `OpenBlocks` finds that later.
-            if is_held(record) and find_root_failure(record) is None:
-                waits = record.unfinished_waits()
-                if waits and all(before.block is self.block for before in waits):
-                    return first
+            if (
+                is_held(record)
+                and only_awaited_block(record) is self.block
+                and find_root_failure(record) is None
+            ):
+                return first
             heapq.heappop(self._behind)
         return None
 
@@ -165,12 +175,28 @@ class OpenBlock:
 
 def is_held(record: TaskRecord) -> bool:
     """Return whether a task waits at the client to be sent."""
-    return record.block is not None and record.block.held and not record.over
+    block = record.block
+    return block is not None and block.held and record.phase < _DONE
+
+
+def only_awaited_block(record: TaskRecord) -> SubmittedBlock | None:
+    """Return the block that has all tasks that a task still waits for; None if there is none."""
+    found: SubmittedBlock | None = None
+    for before, _ in record.waits:
+        if before.phase < _DONE:
+            block = before.block
+            if block is None or (found is not None and block is not found):
+                return None
+            found = block
+        elif before.waits:  # it was cancelled, and its own waits count
+            blocks = {each.block for each in record.unfinished_waits()}
+            return blocks.pop() if len(blocks) == 1 else None
+    return found
 
 
 def _values(references: Iterable[tuple[TaskRecord, str]]) -> Iterable[BlockMember | bytes | str]:
     for producer, part in references:
-        if not producer.over:
+        if producer.phase < _DONE:
             yield BlockMember((LOCAL, producer.member), part)
         elif part == "result":
             assert producer.value is not None
