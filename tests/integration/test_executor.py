@@ -634,6 +634,7 @@ def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
     files = [tmp_path / str(number) for number in range(2)]
     busy = [executor.submit(begin_and_wait, file) for file in files]
     wait_until(lambda: all(future.running() for future in busy))
+    wait_until(lambda: all(file.exists() for file in files))
     owns = whose == "client"
     other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
     futures = [other.submit(abs, -1), other.submit(abs, -2)]

@@ -29,7 +29,7 @@ from daskbatch.dispatch.open_blocks.open_block import (
 )
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
-from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
+from daskbatch.plan.grain import MAX_TASK_SECONDS, UNKNOWN_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import OpenedReport
 from daskbatch.worker.execution.outcome import Status
@@ -38,6 +38,10 @@ from daskbatch.worker.handshake import ServerAddress
 #: A member is sent ahead if those before it are expected to take no longer than this.
 _AHEAD_SECONDS = 0.002
 _MAX_AHEAD = 64
+
+#: Another one may be sent ahead, if the way from it to the end takes at most this share of the time
+#: that the slots need for all held tasks.
+_MAX_URGENT_SHARE = 0.5
 
 #: Arguments above this size are not sent on direct connections.
 _MAX_DATA_BYTES = 1 << 18
@@ -202,9 +206,18 @@ class OpenBlocks:
         self._table.live[block.number] = block
         self._held_blocks.append(block)
         self._table.unsuccessful.hold(records)
-        expected = self._table.expected_seconds
-        self._turned_ready += self.held.add(records, [expected(each) or 0.0 for each in records])
+        self._turned_ready += self.held.add(records, self._expected(records))
         self._schedule_flush()
+
+    def _expected(self, records: Sequence[TaskRecord]) -> list[float]:
+        """Return how long tasks are expected to run; if unknown, as long as the others."""
+        seconds = [
+            0.0 if record.call is None else self._table.expected_seconds(record)
+            for record in records
+        ]
+        found = [each for each in seconds if each]
+        average = sum(found) / len(found) if found else UNKNOWN_SECONDS
+        return [average if each is None else each for each in seconds]
 
     def _may_be_member(self, record: TaskRecord) -> bool:
         """Return whether a task may be a member of an open block, as far as it is known now."""
@@ -311,8 +324,7 @@ class OpenBlocks:
         heapq.heapify(rooms)
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            # If each block has another ready task to take, this one need not keep it for others.
-            has_plenty = len(ready) > len(blocks)
+            has_plenty = self._has_plenty(ready, len(blocks))
             record = self._next(ready, found, count, has_plenty)
             if record is None:
                 continue
@@ -334,6 +346,17 @@ class OpenBlocks:
         # Kept while a block is open, for tasks that are sent ahead.
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
+
+    def _has_plenty(self, ready: list[Urgency], blocks: int) -> bool:
+        """Return whether a block may take a ready task behind the one that it runs.
+
+        There must be another one for each block. And a block that is through first would then run
+        a less urgent task. That does no harm while the work of all is longer than the way to the
+        end.
+        """
+        return (
+            len(ready) > blocks and -ready[0].order * blocks <= _MAX_URGENT_SHARE * self.held.work
+        )
 
     def _next(
         self, ready: list[Urgency], found: OpenBlock, count: int, has_plenty: bool

@@ -111,7 +111,7 @@ class Worker:
     def outcomes(self, start: int, stop: int) -> OutcomeReport:
         some = self.statuses[start:stop]
         values = [VALUE if each <= Status.FAILED else None for each in some]
-        seconds = array("f", [0.001] * len(some)).tobytes()
+        seconds = array("f", [self.cluster.seconds] * len(some)).tobytes()
         return OutcomeReport(self.block.number, start, bytes(some), values, seconds, {})
 
 
@@ -130,6 +130,8 @@ class Cluster:
         self.ran: Counter[TaskRecord] = Counter()
         self.fails: set[TaskRecord] = set()
         self.later: list[Callable[[], None]] = []
+        #: How long each task takes.
+        self.seconds = 0.001
 
     # What the client calls:
 
@@ -207,6 +209,20 @@ class Cluster:
         if choices:
             self.rng.choice(choices)()
 
+    def run_all(self) -> None:
+        """Have the client learn all that has happened, then each worker run one task."""
+        while self.later or any(not worker.announced for worker in self.workers.values()):
+            for worker in list(self.workers.values()):
+                if not worker.announced:
+                    self._announce(worker)
+            while self.later:
+                self.later.pop(0)()
+        for worker in list(self.workers.values()):
+            worker.read()
+            worker.run_next()
+        for worker in list(self.workers.values()):
+            worker.report()
+
     def _announce(self, worker: Worker) -> None:
         worker.announced = True
         report = OpenedReport(worker.block.number, "host", 1, b"", False)
@@ -228,7 +244,7 @@ class Cluster:
                 assert not record.over
                 statuses.append(self.run(record) if record.call else Status.DONE)
         values = [VALUE] * len(statuses)
-        seconds = array("f", [0.001] * len(statuses)).tobytes()
+        seconds = array("f", [self.seconds] * len(statuses)).tobytes()
         self.notify(OutcomeReport(block.number, 0, bytes(statuses), values, seconds, {}))
         self.dispatcher.key_finished(block)
 
@@ -358,6 +374,30 @@ def test_single_calls_reuse_an_open_block() -> None:
         finish(cluster, records, False)
         # The first call of a function is in an ordinary block: how long it takes is not known.
         assert len(cluster.workers) == min(number, 1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_slot_waits_for_a_long_way_to_the_end(known: bool) -> None:
+    dispatcher, cluster = make(0, slots=2)
+    cluster.seconds = 0.02
+    if known:
+        first = make_records(random.Random(0), 1, mixed=False)
+        dispatcher.submit(first, "test")
+        finish(cluster, first, False)
+    records = [TaskRecord("client", n, "task", function_call(task, (n,), {})) for n in range(39)]
+    # Last in the program, and first in time: nothing may delay a chain of half of the tasks.
+    chain = [records[0], *records[20:]]
+    for record in records[1:20]:
+        record.waits = ((chain[0], ARG),)
+    for before, record in zip(chain, chain[1:], strict=False):
+        record.waits = ((before, ARG),)
+    dispatcher.submit(records, "test")
+    rounds = 0
+    while not all(record.over for record in records):
+        cluster.run_all()
+        rounds += 1
+        assert rounds <= len(records), "the tasks are not sent"
+    assert rounds == len(chain)
 
 
 def test_the_spec_of_an_open_block_has_no_members() -> None:
