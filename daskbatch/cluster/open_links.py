@@ -20,6 +20,7 @@ from typing import Any
 from daskbatch.dispatch.backend import Listener
 from daskbatch.dispatch.dispatcher import NOTIFY_INTERVAL_SECONDS
 from daskbatch.forking import close_in_children
+from daskbatch.serialization.safe_text import summary
 from daskbatch.worker.handshake import ServerAddress, connect_to_server
 from daskbatch.worker.open_blocks.frame_link import PING_INTERVAL_SECONDS, FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
@@ -55,7 +56,13 @@ class OpenLinks:
         self._links: dict[FrameLink, int] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        #: Why the last attempt to connect has failed.
+        self._failure = ""
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
+
+    def failure(self) -> str:
+        """Return why the last attempt to connect has failed; an empty text if none has."""
+        return self._failure
 
     def connect(self, block: int, address: ServerAddress) -> None:
         """Connect to an open block in the background."""
@@ -74,8 +81,11 @@ class OpenLinks:
         except Exception as error:
             if link is not None:
                 link.close()
+            was_cut = not isinstance(error, LinkClosed)
+            if was_cut:
+                self._failure = f"{address.host}:{address.port}: {summary(error)}"
             # If the block has just ended, the worker closes the connection.
-            self._notify("link_lost", block, not isinstance(error, LinkClosed))
+            self._notify("link_lost", block, was_cut)
             return
         with self._lock:
             if self._closed:

@@ -328,6 +328,12 @@ class Session:
         """Call a function on Dask's event loop with what the workers offer."""
         self._backend.capacities_later(0.0, then)
 
+    def direct_connection(self) -> tuple[bool, str]:
+        """Return whether this client is connected with workers directly; and if not, why."""
+        links = self._backend.open_links
+        is_connected = self.dispatcher.table.open_blocks.is_connected
+        return is_connected, "" if links is None or is_connected else links.failure()
+
     @property
     def slots(self) -> int:
         """The number of tasks that run at once."""

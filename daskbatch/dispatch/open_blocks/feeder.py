@@ -105,6 +105,8 @@ class OpenBlocks:
         self._surroundings: bytes | None = None
         self._failures = 0
         self._paused_until = 0.0
+        #: Whether the last attempt to connect has succeeded.
+        self.is_connected = False
 
     # -- tasks that are placed --------------------------------------------------------------
 
@@ -427,6 +429,7 @@ class OpenBlocks:
             return
         found.link = link
         self._failures = 0
+        self.is_connected = True
         if found.closed:
             found.end()
         else:
@@ -489,6 +492,7 @@ class OpenBlocks:
     def _pause(self) -> None:
         """Take the ordinary way for a while."""
         self._failures = 0
+        self.is_connected = False
         self._paused_until = monotonic() + _PAUSE_SECONDS
         self._schedule_flush()
 

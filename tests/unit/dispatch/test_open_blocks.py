@@ -6,6 +6,7 @@ with members unread, loses its connection or its worker, and in which order the 
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
 from array import array
@@ -389,7 +390,7 @@ def test_no_slot_waits_for_a_long_way_to_the_end(known: bool) -> None:
     chain = [records[0], *records[20:]]
     for record in records[1:20]:
         record.waits = ((chain[0], ARG),)
-    for before, record in zip(chain, chain[1:], strict=False):
+    for before, record in itertools.pairwise(chain):
         record.waits = ((before, ARG),)
     dispatcher.submit(records, "test")
     rounds = 0
