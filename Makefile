@@ -8,6 +8,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 RUN := $(VENV)/bin/python
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/data_%,$(wildcard benchmarks/*.py))
 
+# Each test starts processes that would compile the whole library anew.
+export PYTHONDONTWRITEBYTECODE =
+
 QUIETLY = --quiet --disable-pip-version-check
 PYTEST = -m pytest -n 2 --dist loadfile
 

@@ -263,6 +263,8 @@ async def _serve(settings: dict[str, Any]) -> None:
     from distributed import LocalCluster
     from distributed.deploy import Adaptive
 
+    from daskbatch.dashboard.on_demand import DashboardOnDemand, has_pages
+
     class NannyAdaptive(Adaptive):  # type: ignore[misc]
         """Ends workers by their nannies, which have them leave in good order."""
 
@@ -278,7 +280,11 @@ async def _serve(settings: dict[str, Any]) -> None:
         dashboard_address="127.0.0.1:0",
         local_directory=settings["scratch"],
         asynchronous=True,
+        # The pages are loaded when somebody looks at them.
+        scheduler_kwargs={"dashboard": False} if has_pages() else {},
     )
+    if has_pages():
+        DashboardOnDemand(cluster.scheduler)
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")
     if workers.is_elastic:

@@ -36,6 +36,7 @@ from daskbatch.cluster.messages import (
 )
 from daskbatch.cluster.versions.software import UnfitWorker
 from daskbatch.cluster.versions.unfit_workers import UnfitWorkers, usable, usable_slots
+from daskbatch.cluster.waiting_keys import WaitingKeys
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dashboard.dashboard import Dashboard
 from daskbatch.dispatch.key_names import NAMES, TOKEN
@@ -122,6 +123,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._capacities = Capacities(scheduler, self._worker_losses.end_of)
         self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
         self._demands = Demands(scheduler)
+        self._waiting_keys = WaitingKeys(scheduler, lambda: any(True for _ in self._clients))
         self._departures = departures_of(scheduler)
         self._departures.tracker = self._worker_losses
         self._departures.users.append(self._gangs.uses)
@@ -173,6 +175,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         registered = self._clients.register(topic, batch, client, where, founds)
         if registered is None:
             return None
+        self._waiting_keys.start()
         return Registration(
             *(registered.number, usable_slots(self._scheduler), self._worker_losses.hosts())
         )

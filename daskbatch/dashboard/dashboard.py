@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Scheduler
 
+from daskbatch.dashboard.on_demand import on_demand_of
 from daskbatch.dashboard.page_source import ClientOnPage, SharedSize
 from daskbatch.dashboard.shown_tasks import ShownTasks
 from daskbatch.dashboard.summary import ClientSummary, loads
@@ -62,7 +63,14 @@ class Dashboard:
         self._asking: asyncio.Task[None] | None = None
 
     def connect(self) -> None:
-        """Add the page to the dashboard, if there is one."""
+        """Add the page to the dashboard, if there is one; or once there is one."""
+        on_demand = on_demand_of(self._scheduler)
+        if on_demand is None:
+            self._connect()
+        else:
+            on_demand.then(self._connect)
+
+    def _connect(self) -> None:
         try:
             from daskbatch.dashboard.page import connect  # needs bokeh, and takes its time
         except ImportError:  # Dask's dashboard is missing, too

@@ -27,6 +27,10 @@ _CREATION_TIMEOUT_SECONDS = 60.0
 _PRIORITY = 1_000_000_000
 
 
+class ActorLost(ServiceLost):
+    """A worker has not made an actor."""
+
+
 def make_actors(
     client: Client, kind: type, specs: Sequence[tuple[ObjectSpec, str]]
 ) -> list[tuple[Replica, Any]]:
@@ -48,7 +52,7 @@ def make_actors(
 
     Raises
     ------
-    ServiceLost
+    ActorLost
         A worker has gone, or has not made its actor within 60 s.
     """
     futures = []
@@ -77,6 +81,6 @@ def make_actors(
             seconds=_CREATION_TIMEOUT_SECONDS,
         )
         if not isinstance(answer, ServerAddress):
-            raise ServiceLost(f"worker {worker} cannot take a part of {spec}: {answer}")
+            raise ActorLost(f"worker {worker} cannot take a part of {spec}: {answer}")
         made.append((Replica(worker, future.key, answer), future))
     return made

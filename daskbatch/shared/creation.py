@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from distributed import Client, get_client
@@ -24,7 +24,7 @@ from daskbatch.describe.values import text_of
 from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.serialization.safe_text import safe_repr
 from daskbatch.shared.actor import SharedActor
-from daskbatch.shared.actor_creation import make_actors
+from daskbatch.shared.actor_creation import ActorLost, make_actors
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import ObjectInfo, ObjectOptions, ObjectSpec, description_of
 from daskbatch.shared.proxy import ObjectProxy, proxy_of
@@ -40,6 +40,9 @@ _MAX_DEFAULT_SHARDS = 32
 
 #: How often a client asks whether the cluster has a worker, as long as it has none.
 _WORKER_POLL_INTERVAL_SECONDS = 0.1
+
+#: How long an object is tried to be made on other workers, after the first ones have gone.
+_OTHER_WORKERS_TIMEOUT_SECONDS = 15.0
 
 
 class OwnerContext(NamedTuple):
@@ -206,24 +209,30 @@ def create_or_open(context: OwnerContext, options: ObjectOptions, name: str | No
     client = context.client
     address = str(client.scheduler.address)
     register(client, SharedRegistry())
-    uid = uuid.uuid4().hex[:12]
+    began = monotonic()
     with without_slot(None):
-        found = _begin_creation(client, uid, options, name, context.owner)
-        if isinstance(found, ObjectInfo):
-            if context.must_create:
-                raise SpecError(
-                    f"{description_of(found.uid, found.options, name)} is there already, and "
-                    "stays as it is; close it first, or use another name"
-                )
-            _require_compatible(found, options, name)
-            return proxy_of(address, found.uid, found)
-        try:
-            info = _make_object(context, address, uid, options, name, found)
-        except BaseException:
-            with suppress(Exception):
-                call_scheduler(address, routes.CLOSE, uid=uid)
-            raise
-    return proxy_of(address, uid, info)
+        while True:
+            uid = uuid.uuid4().hex[:12]
+            found = _begin_creation(client, uid, options, name, context.owner)
+            if isinstance(found, ObjectInfo):
+                if context.must_create:
+                    raise SpecError(
+                        f"{description_of(found.uid, found.options, name)} is there already, and "
+                        "stays as it is; close it first, or use another name"
+                    )
+                _require_compatible(found, options, name)
+                return proxy_of(address, found.uid, found)
+            try:
+                info = _make_object(context, address, uid, options, name, found)
+                return proxy_of(address, uid, info)
+            except BaseException as error:
+                with suppress(Exception):
+                    call_scheduler(address, routes.CLOSE, uid=uid)
+                # A worker may die in the moment in which it was chosen; others may not.
+                is_new = monotonic() < began + _OTHER_WORKERS_TIMEOUT_SECONDS
+                if not isinstance(error, ActorLost) or not is_new:
+                    raise
+            sleep(_WORKER_POLL_INTERVAL_SECONDS)
 
 
 def _begin_creation(

@@ -266,7 +266,8 @@ class Run:
             right = text == "begin end "
         except WorkerLost:
             self.tally.counts["WorkerLost"] += 1
-            right = self.killed and text in ("begin ", "begin end ")
+            # A kill may also come after the task has begun, and before its first line.
+            right = self.killed and text in ("", "begin ", "begin end ")
         except Exception as error:
             self.complain(f"{task.name}: {error!r}")
             return

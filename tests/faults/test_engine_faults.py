@@ -13,10 +13,10 @@ from faults.engine_harness import run_seeds
 @pytest.mark.parametrize(
     ("workers", "seeds"),
     [
-        (2, [1, 15]),
-        (2, [10_000, 10_003]),
+        (2, [1]),
+        (2, [10_003]),
         (2, [20_008]),
-        (3, [11, 19]),
+        (3, [19]),
         (4, [44]),
     ],
 )

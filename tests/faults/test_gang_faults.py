@@ -10,7 +10,7 @@ from faults.gang_harness import run_seeds
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("shape", "seeds"), [("4x1", [2]), ("2x2", [4])])
+@pytest.mark.parametrize(("shape", "seeds"), [("2x2", [4])])
 def test_no_slot_is_used_twice_and_all_end(shape: str, seeds: list[int], tmp_path: Path) -> None:
     tally = run_seeds(seeds, shape, tmp_path)
     assert not tally.violations, "\n".join(tally.violations)

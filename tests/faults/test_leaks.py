@@ -15,7 +15,7 @@ from support.waiting import spin, wait_until, wait_until_running
 from daskbatch import Batch, TaskCancelled, TaskCrashed, TaskTimeout
 from daskbatch.batch.task import Task
 
-ROUNDS = 15
+ROUNDS = 8
 
 
 def cancel_running(task: Task) -> None:
@@ -97,7 +97,7 @@ def test_nothing_piles_up_over_deaths_of_workers() -> None:
         for _ in range(2):
             die()
         before = held()[:2], host.num_fds(), len(host.children(recursive=True))
-        for _ in range(10):
+        for _ in range(6):
             die()
         wait_until(
             lambda: (

@@ -19,6 +19,7 @@ from support import ddicts
 from support.waiting import wait_until
 
 from daskbatch import Batch, DDict, ServiceLost
+from daskbatch.shared import creation
 
 
 @pytest.mark.slow
@@ -200,3 +201,23 @@ def test_what_is_lost_is_not_saved(tmp_path: Path) -> None:
             d.save(tmp_path / "state")
         with DDict.load(tmp_path / "state", batch) as loaded:
             assert loaded == {"a": 1}
+
+
+def test_an_object_is_made_on_another_worker_if_one_dies_in_that_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Batch(num_workers=2) as batch:
+        pids = batch.client.run(os.getpid)
+        make = creation.make_actors
+
+        def kill_and_make(client: Client, kind: type, specs: Any) -> Any:
+            for _, worker in specs:
+                if worker in pids and len(pids) == 2:
+                    os.kill(pids.pop(worker), signal.SIGKILL)
+            return make(client, kind, specs)
+
+        monkeypatch.setattr(creation, "make_actors", kill_and_make)
+        with batch.ddict(name="d") as d:
+            assert len(pids) == 1
+            d["key"] = "kept"
+            assert d["key"] == "kept"

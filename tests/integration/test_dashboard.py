@@ -6,8 +6,10 @@ import logging
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -394,3 +396,23 @@ with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as clust
     assert (ran.returncode, ran.stdout.strip()) == (0, "7"), ran.stderr
     # Dask may log that a connection closed while the cluster ended; nothing may ask for bokeh.
     assert "bokeh" not in ran.stderr
+
+
+def test_pages_of_an_embedded_cluster_are_loaded_on_demand() -> None:
+    with Batch(num_workers=1) as batch:
+        link = batch.client.dashboard_link
+        # By value: to import this module loads the pages.
+        has_pages = lambda: "bokeh" in sys.modules  # noqa: E731
+        assert not batch.client.run_on_scheduler(has_pages)
+        with ThreadPoolExecutor(4) as pool:  # all wait for the same pages
+            pages = [link.replace("status", each) for each in ("status", "daskbatch", "", "tasks")]
+            texts = list(pool.map(read_page, pages))
+        assert all("Bokeh" in text and "daskbatch" in text for text in texts)
+        assert batch.client.run_on_scheduler(has_pages)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            read_page(link.replace("status", "no-such-page"))
+
+
+def read_page(link: str) -> str:
+    with urllib.request.urlopen(link, timeout=SECONDS) as answer:
+        return str(answer.read().decode())
