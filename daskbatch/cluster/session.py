@@ -249,7 +249,10 @@ class Session:
         with self.dispatcher.outcomes.changed:
             tasks = self.dispatcher.table.unsuccessful.take()
         if not self._ended:
-            self._backend.show_unsuccessful(tasks)
+            self._backend.show_unsuccessful(tasks, self._show_times)
+
+    def _show_times(self, are_shown: bool) -> None:
+        self.dispatcher.table.unsuccessful.shows_times = are_shown
 
     def _summary_wanted(self) -> None:
         """Make and send a summary, in a thread; called on Dask's event loop."""
