@@ -84,8 +84,9 @@ class Settler(Generic[_Future]):
         finished, grown = self._finished, self._has_finished
 
         def add() -> None:  # the lock is held
+            if not finished:  # else the thread has been notified, or is at work
+                grown.notify()
             finished.append((future, record))
-            grown.notify()
 
         self._outcomes.when_over(record, add)
 
