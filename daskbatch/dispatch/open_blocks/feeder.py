@@ -19,6 +19,7 @@ from time import monotonic
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.lower import Setting, lower_open_block
+from daskbatch.dispatch.open_blocks.eligibility import Eligibility, has_values
 from daskbatch.dispatch.open_blocks.held import HeldTasks
 from daskbatch.dispatch.open_blocks.open_block import (
     MemberLink,
@@ -28,8 +29,8 @@ from daskbatch.dispatch.open_blocks.open_block import (
     only_awaited_block,
 )
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
-from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
-from daskbatch.plan.grain import MAX_TASK_SECONDS, UNKNOWN_SECONDS, suits_open_blocks
+from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import OpenedReport
 from daskbatch.worker.execution.outcome import Status
@@ -43,9 +44,6 @@ _MAX_AHEAD = 64
 #: that the slots need for all held tasks.
 _MAX_URGENT_SHARE = 0.5
 
-#: Arguments above this size are not sent on direct connections.
-_MAX_DATA_BYTES = 1 << 18
-
 #: An open block receives at most this many members.
 _MAX_MEMBERS = 10_000
 
@@ -55,9 +53,6 @@ _MAX_FAILURES = 3
 _PAUSE_SECONDS = 60.0
 
 _PICKLED_NONE = pickling.dumps(None)
-
-# Looking up a member of an enum takes long.
-_DONE = Phase.DONE
 
 
 class OpenBlocks:
@@ -81,6 +76,7 @@ class OpenBlocks:
         self._table = table
         self._submitter = submitter
         self._setting = setting
+        self._eligibility = Eligibility(table, setting.inline_limit)
         self._links = links
         #: Called with each block of held tasks that has no members left.
         self.on_empty: Callable[[SubmittedBlock], None] = lambda block: None
@@ -96,8 +92,6 @@ class OpenBlocks:
         #: By placement: a heap of the ready tasks, and the open blocks.
         self._ready: dict[Hashable, list[Urgency]] = {}
         self._entries = itertools.count()
-        #: Whether tasks with these options may be members: tasks share their options.
-        self._fitting: tuple[Options | None, bool] = (None, False)
         self._open: dict[Hashable, list[OpenBlock]] = {}
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
@@ -178,7 +172,7 @@ class OpenBlocks:
                 and all(
                     (seconds := expected(record)) is not None
                     and seconds <= MAX_TASK_SECONDS
-                    and self._may_be_member(record)
+                    and self._eligibility.may_be_member(record)
                     for record in records
                 )
             )
@@ -192,7 +186,7 @@ class OpenBlocks:
         kinds = [record.options.placement_key for record in records]
         if not suits_open_blocks(seconds_of, waits, kinds, slots):
             return False
-        fit = sum(map(self._may_be_member, calls))
+        fit = sum(map(self._eligibility.may_be_member, calls))
         return fit >= 0.9 * len(calls)
 
     def _hold_all(self, records: Sequence[TaskRecord], name: str) -> None:
@@ -208,35 +202,8 @@ class OpenBlocks:
         self._table.live[block.number] = block
         self._held_blocks.append(block)
         self._table.unsuccessful.hold(records)
-        self._turned_ready += self.held.add(records, self._expected(records))
+        self._turned_ready += self.held.add(records, self._eligibility.expected_seconds(records))
         self._schedule_flush()
-
-    def _expected(self, records: Sequence[TaskRecord]) -> list[float]:
-        """Return how long tasks are expected to run; if unknown, as long as the others."""
-        seconds = [
-            0.0 if record.call is None else self._table.expected_seconds(record)
-            for record in records
-        ]
-        found = [each for each in seconds if each]
-        average = sum(found) / len(found) if found else UNKNOWN_SECONDS
-        return [average if each is None else each for each in seconds]
-
-    def _may_be_member(self, record: TaskRecord) -> bool:
-        """Return whether a task may be a member of an open block, as far as it is known now."""
-        call, options = record.call, record.options
-        if options is not self._fitting[0]:
-            self._fitting = options, _suit_members(options)
-        return (
-            self._fitting[1]
-            and call is not None
-            and call.failure is None
-            and not call.buffers
-            and len(call.data) <= _MAX_DATA_BYTES
-            and isinstance(record.function, bytes)
-            and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
-            and record.strict is None
-            and self._table.largest_value(record) <= self._setting.inline_limit
-        )
 
     # -- what happens to tasks --------------------------------------------------------------
 
@@ -284,7 +251,7 @@ class OpenBlocks:
                     record.block = None
                 elif record.call is None:
                     self._table.settle_member(block, record, Status.DONE, _PICKLED_NONE)
-                elif self._may_be_member(record) and _has_values(record, None):
+                elif self._eligibility.may_be_member(record) and has_values(record):
                     placement = record.options.placement_key
                     self._options[placement] = record.options
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
@@ -308,8 +275,8 @@ class OpenBlocks:
             is_held(record)
             and record.call is not None
             and record.options.placement_key == found.placement
-            and self._may_be_member(record)
-            and _has_values(record, found.block)
+            and self._eligibility.may_be_member(record)
+            and has_values(record, found.block)
         ):
             found.add_behind(self._urgency(record))
 
@@ -528,28 +495,3 @@ class OpenBlocks:
         self.held.clear()
         self._turned_ready.clear()
         self._almost_ready.clear()
-
-
-def _suit_members(options: Options) -> bool:
-    """Return whether tasks with these options may be members of an open block."""
-    return not (
-        options.isolated
-        or options.fresh
-        or options.gang
-        or options.resources
-        or options.prepare
-        or options.apart is not None
-        or options.walltime is not None
-    )
-
-
-def _has_values(record: TaskRecord, block: SubmittedBlock | None) -> bool:
-    """Return whether the client has all that a task takes from others but for a block's members."""
-    assert record.call is not None
-    for producer, part in record.call.references:
-        if producer.phase < _DONE:
-            if producer.block is not block or block is None:
-                return False
-        elif (producer.value if part == "result" else producer.output) is None:
-            return False
-    return True
