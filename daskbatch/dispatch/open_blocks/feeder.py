@@ -242,11 +242,17 @@ class OpenBlocks:
         while self._turned_ready:
             turned, self._turned_ready = self._turned_ready, []
             ordinary: dict[str, list[TaskRecord]] = {}
+            again: dict[str, list[TaskRecord]] = {}
             for record in turned:
                 block = record.block
                 if block is None or not is_held(record):
                     continue
-                if not self._table.may_run(record):
+                revived = self._table.revive_lost(record)
+                if revived is not None:
+                    self._table.requeue(block, record)
+                    self.held.remove(record)
+                    again.setdefault(block.name, []).extend((*revived, record))
+                elif not self._table.may_run(record):
                     block.unfinished -= 1
                     record.block = None
                 elif record.call is None:
@@ -259,6 +265,9 @@ class OpenBlocks:
                     self._table.requeue(block, record)
                     self.held.remove(record)
                     ordinary.setdefault(block.name, []).append(record)
+            for name, some in again.items():
+                some.sort(key=lambda record: record.rank)
+                self._hold_all(some, name)
             for name, some in ordinary.items():
                 some.sort(key=lambda record: record.rank)
                 self._table.place_in_blocks(some, name)

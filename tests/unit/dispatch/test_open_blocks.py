@@ -111,7 +111,10 @@ class Worker:
 
     def outcomes(self, start: int, stop: int) -> OutcomeReport:
         some = self.statuses[start:stop]
-        values = [VALUE if each <= Status.FAILED else None for each in some]
+        values = [
+            VALUE if each <= Status.FAILED and record not in self.cluster.large else None
+            for each, record in zip(some, self.block.records[start:stop], strict=True)
+        ]
         seconds = array("f", [self.cluster.seconds] * len(some)).tobytes()
         return OutcomeReport(self.block.number, start, bytes(some), values, seconds, {})
 
@@ -130,6 +133,8 @@ class Cluster:
         self.revoked: dict[tuple[int, int], Status] = {}
         self.ran: Counter[TaskRecord] = Counter()
         self.fails: set[TaskRecord] = set()
+        #: The tasks whose values stay on their workers.
+        self.large: set[TaskRecord] = set()
         self.later: list[Callable[[], None]] = []
         #: How long each task takes.
         self.seconds = 0.001
@@ -244,7 +249,7 @@ class Cluster:
                 assert record.block is block
                 assert not record.over
                 statuses.append(self.run(record) if record.call else Status.DONE)
-        values = [VALUE] * len(statuses)
+        values = [None if record in self.large else VALUE for record in block.records]
         seconds = array("f", [self.seconds] * len(statuses)).tobytes()
         self.notify(OutcomeReport(block.number, 0, bytes(statuses), values, seconds, {}))
         self.dispatcher.key_finished(block)
@@ -365,6 +370,32 @@ def test_failures_and_cancellations_reach_what_needs_them(seed: int) -> None:
             assert record.phase == Phase.FAILED
         else:
             assert record.phase == Phase.DONE
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lost_value_is_made_again_for_a_task_that_is_held(seed: int) -> None:
+    rng = random.Random(seed)
+    dispatcher, cluster = make(seed, slots=2)
+    records = make_records(rng, 40, mixed=False)
+    producer, *others = records
+    producer.waits = ()
+    cluster.large = {producer}
+    # The last ones take its value, and wait for all that is between.
+    takers = records[30:]
+    for taker in takers:
+        assert taker.call is not None
+        taker.call = taker.call._replace(references=((producer, "result"),))
+        taker.waits = tuple((before, ARG) for before in (producer, *records[20:30]))
+    dispatcher.submit(records, "test")
+    while not producer.over:
+        cluster.step(False)
+    assert producer.block is not None
+    assert not any(taker.over for taker in takers)
+    dispatcher.values_lost([producer.block.key])
+    finish(cluster, records, False)
+    assert {record.phase for record in records} == {Phase.DONE}
+    assert cluster.ran[producer] == 2
+    assert {cluster.ran[record] for record in others} == {1}
 
 
 def test_single_calls_reuse_an_open_block() -> None:
