@@ -241,16 +241,16 @@ def _end(process: subprocess.Popen[str], pipe: IO[str], *directories: str) -> No
 
 def run_cluster(settings: dict[str, Any]) -> None:
     """Run the scheduler and the nannies: the main function of the cluster process."""
-    import multiprocessing
-    from multiprocessing import forkserver
+    import distributed.deploy
+    import distributed.nanny  # noqa: F401
 
-    # Started first, so that the fork server imports Dask while this process does.
-    multiprocessing.set_forkserver_preload(
-        ["distributed.nanny", "daskbatch.worker.plugin", "daskbatch.worker.processes.inherited"]
-    )
+    from daskbatch.cluster.fork_server import start_fork_server
+
     tempfile.tempdir = settings["sockets"]
     os.environ[interpreter.VARIABLE] = settings["interpreter"]
-    forkserver.ensure_running()
+    start_fork_server(
+        ["distributed.nanny", "daskbatch.worker.plugin", "daskbatch.worker.processes.inherited"]
+    )
     del os.environ[interpreter.VARIABLE]
     tempfile.tempdir = None
     dask.config.set(_CONFIG)

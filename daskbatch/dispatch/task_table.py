@@ -107,7 +107,7 @@ class TaskTable:
         """
         before, record.phase = record.phase, phase
         if self.observers.changes is not None and before != phase:
-            self.observers.changes.append((record, phase))
+            self.observers.changes += (record, phase)  # at once, also without the lock
         if phase >= _DONE:
             if before < _DONE:
                 if before >= _WAITING:

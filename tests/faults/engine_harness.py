@@ -438,8 +438,8 @@ def targets(host: psutil.Process) -> dict[str, list[psutil.Process]]:
     """Return the processes that may be killed: workers, and the processes that they started."""
     found: dict[str, list[psutil.Process]] = {"worker": [], "child": [], "executable": []}
     for server in host.children():
-        if "multiprocessing.forkserver" not in " ".join(server.cmdline()):
-            continue
+        if server.cmdline() != host.cmdline():
+            continue  # it is not the fork server, which is a copy of the cluster process
         found["worker"] = sorted(server.children(), key=lambda each: each.pid)
         for worker in found["worker"]:
             with contextlib.suppress(psutil.Error):

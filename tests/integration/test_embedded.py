@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -419,3 +420,19 @@ def test_a_worker_that_dies_again_and_again_is_started_each_time() -> None:
             pid = batch.function(os.getpid)
             pid.run(timeout=60)
             os.kill(pid.get(), signal.SIGKILL)
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def pool_of(method: str) -> list[int]:
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        return pool.map(square, range(5))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_task_starts_processes_in_each_way(batch: Batch, method: str) -> None:
+    task = batch.function(pool_of, method)
+    task.run(timeout=60)
+    assert task.get() == [0, 1, 4, 9, 16]
