@@ -306,7 +306,7 @@ class OpenBlocks:
             record = self._next(ready, found, count, has_plenty)
             if record is None:
                 continue
-            found.add(record)
+            found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
             for behind in self.held.waits_for_one(record):
                 self._put_behind(found, behind)
@@ -317,7 +317,7 @@ class OpenBlocks:
                 heapq.heappush(rooms, (count + 1, number, found))
         for each in blocks:
             if not each.closed:
-                each.send(self._surroundings)
+                each.send_if_due(self._surroundings)
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))

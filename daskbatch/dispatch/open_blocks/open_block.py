@@ -6,6 +6,7 @@ Not thread-safe: the dispatcher's lock is held.
 from __future__ import annotations
 
 import heapq
+import math
 import pickle
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
@@ -20,6 +21,10 @@ from daskbatch.dispatch.task_record import (
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
 from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+
+#: After its next report, a block has members for at least this time. A message takes 0.3 ms if the
+#: machine is busy.
+_MIN_SENT_SECONDS = 0.0005
 
 # Looking up a member of an enum takes long.
 _DONE = Phase.DONE
@@ -86,6 +91,8 @@ class OpenBlock:
         self.closed = False
         self._functions: dict[bytes, int] = {}
         self._surroundings: bytes | None = None
+        #: How long the shortest of its members is expected to run, at least.
+        self._shortest = math.inf
         #: What will be sent by the next `send`.
         self._new_functions: list[bytes] = []
         self._new_members: list[OpenMember] = []
@@ -116,8 +123,17 @@ class OpenBlock:
             heapq.heappop(self._behind)
         return None
 
-    def add(self, record: TaskRecord) -> None:
-        """Make a held task a member; `send` sends it."""
+    def add(self, record: TaskRecord, seconds: float | None) -> None:
+        """Make a held task a member; `send` sends it.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        seconds : float, optional
+            How long it is expected to run; None if that is not known.
+        """
+        self._shortest = min(self._shortest, seconds or 0.0)
         before, block = record.block, self.block
         assert before is not None
         link = self._link_of(record)
@@ -148,6 +164,16 @@ class OpenBlock:
         if not (needs or after or references):
             return None
         return Link(tuple(needs), tuple(after), tuple(_values(references)))
+
+    def send_if_due(self, surroundings: bytes | None) -> None:
+        """Send the members that were added, unless those that it has will last for a while.
+
+        A message takes the client as long as all else that it does for a member. So it waits while
+        the block will report once more before it has too few.
+        """
+        sent = self.block.unfinished - len(self._new_members)
+        if (sent - 1) * self._shortest < _MIN_SENT_SECONDS:
+            self.send(surroundings)
 
     def send(self, surroundings: bytes | None) -> None:
         """Send the members that were added."""

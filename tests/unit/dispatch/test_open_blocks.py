@@ -7,6 +7,7 @@ with members unread, loses its connection or its worker, and in which order the 
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import random
 from array import array
@@ -20,6 +21,7 @@ from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
+from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import ARG, WAR
 from daskbatch.serialization import pickling
@@ -396,6 +398,46 @@ def test_a_lost_value_is_made_again_for_a_task_that_is_held(seed: int) -> None:
     assert {record.phase for record in records} == {Phase.DONE}
     assert cluster.ran[producer] == 2
     assert {cluster.ran[record] for record in others} == {1}
+
+
+def test_members_are_sent_together_while_a_block_has_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+    send = Worker.send
+
+    def count(worker: Worker, *frames: bytes) -> None:
+        sent.extend(len(pickle.loads(frame)[1]) for frame in frames if frame != END)
+        send(worker, *frames)
+
+    monkeypatch.setattr(Worker, "send", count)
+
+    def run() -> tuple[int, int]:
+        """Return the number of messages, and how often each worker ran a task."""
+        dispatcher, cluster = make(0, slots=2)
+        cluster.seconds = 0.0001
+        first = make_records(random.Random(0), 1, mixed=False)
+        dispatcher.submit(first, "test")
+        finish(cluster, first, False)  # it is known now how long they take
+        sent.clear()
+        records = make_records(random.Random(0), 300, mixed=False)
+        for number, record in enumerate(records):
+            before = records[max(0, number - 30) : max(0, number - 28)]
+            record.waits = tuple((each, ARG) for each in before)
+        dispatcher.submit(records, "test")
+        rounds = 0
+        while not all(record.over for record in records):
+            cluster.run_all()
+            rounds += 1
+            assert rounds <= len(records)
+        assert sum(sent) == len(records)
+        return len(sent), rounds
+
+    messages, rounds = run()
+    monkeypatch.setattr(open_block, "_MIN_SENT_SECONDS", math.inf)
+    messages_at_once, rounds_at_once = run()
+    assert messages < messages_at_once / 3
+    assert rounds == rounds_at_once  # no block has waited for a message
 
 
 def test_single_calls_reuse_an_open_block() -> None:
