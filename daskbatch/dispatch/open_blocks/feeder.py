@@ -40,6 +40,11 @@ from daskbatch.worker.handshake import ServerAddress
 _AHEAD_SECONDS = 0.002
 _MAX_AHEAD = 64
 
+#: A task is not sent behind those that it waits for if another block has nothing to do, and the
+#: block has more members than that one, by more than this number. Else one slot would run all of a
+#: graph whose tasks wait for neighbours.
+_MAX_LEAD = 1
+
 #: Another one may be sent ahead, if the way from it to the end takes at most this share of the time
 #: that the slots need for all held tasks.
 _MAX_URGENT_SHARE = 0.5
@@ -300,11 +305,16 @@ class OpenBlocks:
         blocks = [each for each in self._open.get(placement, ()) if each.is_open]
         rooms = [(each.block.unfinished, each.block.number, each) for each in blocks]
         heapq.heapify(rooms)
+        #: The fewest members of a block for which there is no task.
+        fewest = _MAX_MEMBERS
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            has_plenty = self._has_plenty(ready, len(blocks))
-            record = self._next(ready, found, count, has_plenty)
+            behind = None
+            if count <= fewest + _MAX_LEAD:
+                behind = found.first_behind()
+            record = self._next(ready, behind, count, len(blocks))
             if record is None:
+                fewest = min(fewest, count)
                 continue
             found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
@@ -337,12 +347,23 @@ class OpenBlocks:
         )
 
     def _next(
-        self, ready: list[Urgency], found: OpenBlock, count: int, has_plenty: bool
+        self, ready: list[Urgency], behind: Urgency | None, count: int, blocks: int
     ) -> TaskRecord | None:
-        """Return, and remove, the next task for an open block; None if it has no room."""
+        """Return, and remove, the next task for an open block; None if there is no task or no room.
+
+        Parameters
+        ----------
+        ready : list of Urgency
+            The heap of ready tasks.
+        behind : Urgency, optional
+            A task that may be sent behind those that it waits for.
+        count : int
+            How many members the block has.
+        blocks : int
+            The number of open blocks.
+        """
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
-        behind = found.first_behind()
         first = ready[0] if ready else None
         chosen = behind if first is None or (behind is not None and behind < first) else first
         if chosen is None:
@@ -351,7 +372,9 @@ class OpenBlocks:
         most = 1
         if seconds is not None:
             ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
-            most += max(ahead, has_plenty and seconds <= MAX_TASK_SECONDS)
+            if not ahead and seconds <= MAX_TASK_SECONDS and self._has_plenty(ready, blocks):
+                ahead = 1
+            most += ahead
         if count >= most:
             return None
         if chosen is first:

@@ -440,6 +440,28 @@ def test_members_are_sent_together_while_a_block_has_enough(
     assert rounds == rounds_at_once  # no block has waited for a message
 
 
+@pytest.mark.parametrize("seconds", [0.0001, 0.00025, 0.001, 0.02])
+def test_slots_share_a_graph_whose_tasks_wait_for_neighbours(seconds: float) -> None:
+    dispatcher, cluster = make(0, slots=2)
+    cluster.seconds = seconds
+    first = make_records(random.Random(0), 1, mixed=False)
+    dispatcher.submit(first, "test")
+    finish(cluster, first, False)  # it is known now how long they take
+    width, steps = 8, 20
+    records = make_records(random.Random(0), width * steps, mixed=False)
+    for number, record in enumerate(records):
+        step, x = divmod(number, width)
+        before = range(max(0, x - 1), min(width, x + 2)) if step else ()
+        record.waits = tuple((records[(step - 1) * width + each], ARG) for each in before)
+    dispatcher.submit(records, "test")
+    rounds = 0
+    while not all(record.over for record in records):
+        cluster.run_all()
+        rounds += 1
+        assert rounds <= len(records)
+    assert rounds <= len(records) / 2 + 5
+
+
 def test_single_calls_reuse_an_open_block() -> None:
     dispatcher, cluster = make(0)
     for number in range(10):
