@@ -383,16 +383,29 @@ class ClusterBackend:
             self.client.scheduler.daskbatch_forget, topic=self._topic, blocks=list(blocks)
         )
 
-    def show_unsuccessful(self, tasks: Unsuccessful) -> None:
-        """Have Dask's dashboard count tasks as not run, or as failed."""
-        self.client.loop.add_callback(
-            self._tell,
-            self.client.scheduler.daskbatch_unsuccessful,
-            withdrawn=[(key, dict(names)) for key, names in tasks.withdrawn.items()],
-            failures=[*map(tuple, tasks.failures)],
-            others=dict(tasks.others),
-            outside=[(*key, count) for key, count in tasks.outside.items() if count],
-        )
+    def show_unsuccessful(self, tasks: Unsuccessful, then: Callable[[bool], None]) -> None:
+        """Have Dask's dashboard count tasks as not run, or as failed.
+
+        Parameters
+        ----------
+        tasks : Unsuccessful
+            The tasks.
+        then : callable
+            Called, on Dask's event loop, with whether somebody looks at the task stream.
+        """
+
+        async def show() -> None:
+            shown = await self._tell(
+                self.client.scheduler.daskbatch_unsuccessful,
+                withdrawn=[(key, dict(names)) for key, names in tasks.withdrawn.items()],
+                failures=[*map(tuple, tasks.failures)],
+                others=dict(tasks.others),
+                outside=[(*key, count) for key, count in tasks.outside.items() if count],
+                ran=list(tasks.ran),
+            )
+            then(shown is True)
+
+        self.client.loop.add_callback(show)
 
     def send_summary(self, summary: str) -> None:
         """Send the scheduler what the page /daskbatch shows of this client."""
@@ -400,11 +413,12 @@ class ClusterBackend:
             self._tell, self.client.scheduler.daskbatch_summary, summary=summary
         )
 
-    async def _tell(self, route: Callable[..., Any], **message: Any) -> None:
-        """Call a handler of the scheduler whose answer does not matter."""
+    async def _tell(self, route: Callable[..., Any], **message: Any) -> Any:
+        """Call a handler of the scheduler; return its answer, or None if it cannot be reached."""
         if self.client.status == "running":
             with contextlib.suppress(*UNREACHABLE_ERRORS):
-                await route(topic=self._topic, **message)
+                return await route(topic=self._topic, **message)
+        return None
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function on Dask's event loop after some seconds."""

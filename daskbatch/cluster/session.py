@@ -249,7 +249,10 @@ class Session:
         with self.dispatcher.outcomes.changed:
             tasks = self.dispatcher.table.unsuccessful.take()
         if not self._ended:
-            self._backend.show_unsuccessful(tasks)
+            self._backend.show_unsuccessful(tasks, self._show_times)
+
+    def _show_times(self, are_shown: bool) -> None:
+        self.dispatcher.table.unsuccessful.shows_times = are_shown
 
     def _summary_wanted(self) -> None:
         """Make and send a summary, in a thread; called on Dask's event loop."""
@@ -327,6 +330,12 @@ class Session:
     def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function on Dask's event loop with what the workers offer."""
         self._backend.capacities_later(0.0, then)
+
+    def direct_connection(self) -> tuple[bool, str]:
+        """Return whether this client is connected with workers directly; and if not, why."""
+        links = self._backend.open_links
+        is_connected = self.dispatcher.table.open_blocks.is_connected
+        return is_connected, "" if links is None or is_connected else links.failure()
 
     @property
     def slots(self) -> int:

@@ -459,6 +459,20 @@ class TaskTable:
         wait_for_producers(records)
         return records
 
+    def revive_lost(self, record: TaskRecord) -> list[TaskRecord] | None:
+        """Have a held task, whose waits are over, wait again for values that were lost.
+
+        Returns the tasks to be placed before it; None if it need not wait.
+        """
+        if not self._any_lost or not record.producers:
+            return None
+        records = self._with_revived([record])
+        if all(producer.over for producer in record.producers):
+            return None
+        # Another task may have had them revived.
+        wait_for_producers([record])
+        return [each for each in records if each is not record]
+
     def _with_revived(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
         """Return tasks together with the tasks whose lost results they take."""
         revived: list[TaskRecord] = []
