@@ -26,6 +26,7 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.futures.future_arguments import FutureArguments
 from daskbatch.cluster.growth.demand_report import DemandReport
 from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
@@ -148,6 +149,10 @@ class Session:
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
             self.numbers = itertools.count()
+            #: Makes the tasks that fetch the results of Dask futures.
+            self.future_arguments = FutureArguments(
+                self.client, self.numbers, self.dispatcher.table.future_sources
+            )
             #: Which client of the Batch this is: 0 has created it; -1 until it is registered.
             self.number = -1
             #: The id that its tasks carry.
