@@ -24,7 +24,7 @@ def noop(number: int) -> int:
 
 
 def run_for(batch: Batch, seconds: int) -> None:
-    """Run so many tasks in each second, for some seconds."""
+    """Run `TASKS_PER_SECOND` tasks in each of some seconds."""
     began = time.perf_counter()
     for second in range(1, seconds + 1):
         tasks = [batch.function(noop, number) for number in range(TASKS_PER_SECOND)]
