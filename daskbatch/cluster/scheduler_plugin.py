@@ -40,6 +40,7 @@ from daskbatch.cluster.versions.unfit_workers import UnfitWorkers, usable, usabl
 from daskbatch.cluster.waiting_keys import WaitingKeys
 from daskbatch.cluster.worker_loss import WorkerLossTracker, mark_lost, reset_suspicion
 from daskbatch.dashboard.dashboard import Dashboard
+from daskbatch.dashboard.task_times import TaskTime
 from daskbatch.dispatch.key_names import NAMES, TOKEN
 from daskbatch.dispatch.lower import TOPIC
 from daskbatch.worker.future_value import STATE_ROUTE
@@ -87,8 +88,9 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch_unfit()`` returns the `UnfitWorker` of each worker with other software.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
     - ``daskbatch_future_state(key)`` returns where the result of a Dask future is.
-    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others, outside)`` has Dask's dashboard
-      count what it does not see of tasks; see `dispatch.unsuccessful`. Returns nothing.
+    - ``daskbatch_unsuccessful(topic, withdrawn, failures, others, outside, ran)`` has Dask's
+      dashboard show what it does not see of tasks; see `dispatch.unsuccessful`. Returns whether
+      somebody has looked at its task stream.
     - ``daskbatch_summary(topic, summary)`` is the answer to `SummaryWanted`. Returns nothing.
 
     Stream handlers that workers call:
@@ -408,14 +410,16 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         failures: Sequence[tuple[str, str, str]],
         others: Mapping[str, int],
         outside: Sequence[tuple[str, str, int]],
-    ) -> None:
+        ran: Sequence[Sequence[Any]],
+    ) -> bool:
         """Have the dashboard count tasks of a client as not run, or as failed."""
         if self._clients.find(topic) is None:
-            return
+            return False
         for key, names in withdrawn:
             self._dashboard.tasks.withdraw(topic, key, names)
         self._dashboard.tasks.fail(topic, failures, others)
         self._dashboard.tasks.change(topic, outside)
+        return self._dashboard.times.add([TaskTime(*each) for each in ran])
 
     def _ask_for_summary(self, topic: str) -> None:
         self._notify(topic, SummaryWanted())

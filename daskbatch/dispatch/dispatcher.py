@@ -341,12 +341,15 @@ class Dispatcher:
             return False
         requeued: list[TaskRecord] = []
         if isinstance(report, MissingReport):
-            record = block.records[report.member]
-            warning = TaskWarning(report.kind, report.paths)
-            self.table.failures.warn(record, warning)
+            record = block.find_record(report.member)
+            if record is not None:
+                warning = TaskWarning(report.kind, report.paths)
+                self.table.failures.warn(record, warning)
             return False
         if isinstance(report, OutputReport):
-            self.table.observers.output_arrived(block.records[report.member], report)
+            record = block.find_record(report.member)
+            if record is not None:
+                self.table.observers.output_arrived(record, report)
             return False
         if isinstance(report, OpenedReport):
             self._open.opened(report)
@@ -355,6 +358,8 @@ class Dispatcher:
             requeued = self.table.apply_report(block, report)
             if report.measures is not None and report.measures.details:
                 log_retries(block, report)
+            if block.open:
+                self._open.settled(block, report.start, report.start + len(report.statuses))
         elif isinstance(report, ClosedReport):
             requeued = self._open.closed(block, report.received)
         else:

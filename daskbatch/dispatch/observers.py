@@ -6,22 +6,20 @@ The dispatcher calls it with its lock held. Without observers of tasks, a change
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.worker.execution.block import OutputReport
-
-#: A task, and the phase that it has entered.
-Change = tuple[TaskRecord, Phase]
 
 
 class Observer(Protocol):
     """Is notified of changes of tasks, with the dispatcher's lock held. It must not raise."""
 
-    def tasks_changed(self, changes: Sequence[Change]) -> None:
-        """Receive changes, in their order, before threads that wait for the tasks wake up.
+    def tasks_changed(self, records: Sequence[TaskRecord], phases: Sequence[Phase]) -> None:
+        """Receive tasks, in the order of their changes, and the phase that each has entered.
 
-        What is recorded of the tasks is that after the last of the changes.
+        It is called before threads that wait for the tasks wake up. What the records say is how
+        they are after the last of the changes.
         """
 
     def program_over(self, group: Group) -> None:
@@ -39,12 +37,14 @@ class Observers:
 
     Attributes
     ----------
-    changes : list of Change, optional
-        The changes since the last call of `flush`; None if no observer wants them.
+    changes : list, optional
+        The changes since the last call of `flush`: of each the task, and then the phase that it
+        has entered. A list of pairs would be ten thousand objects more for Python to search for
+        garbage. None if no observer wants the changes.
     """
 
     def __init__(self) -> None:
-        self.changes: list[Change] | None = None
+        self.changes: list[Any] | None = None
         self._of_tasks: list[Observer] = []
         self._of_programs: list[Observer] = []
         self._over: list[Group] = []
@@ -80,8 +80,9 @@ class Observers:
         if self.changes:
             taken = self.changes[:]
             del self.changes[: len(taken)]
+            records, phases = taken[::2], taken[1::2]
             for observer in list(self._of_tasks):
-                observer.tasks_changed(taken)
+                observer.tasks_changed(records, phases)
         if self._over:
             over, self._over = self._over, []
             for group in over:

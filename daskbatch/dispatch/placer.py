@@ -145,6 +145,12 @@ class Placer:
             For each the bytes of its result; -1 for one that is too large to be reported.
         """
         large = self._setting.share_limit + 1
+        if len(ran) == 1:  # of an open block
+            (record,), (size,) = ran, sizes
+            if record.call is not None:
+                size = large if size < 0 else size
+                self._durations.add(record.call.family, 1, record.seconds, size)
+            return
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
         largest: dict[Hashable, int] = {}

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from daskbatch.dispatch.observers import Change
 from daskbatch.dispatch.task_record import Group, Phase, SubmittedBlock, TaskRecord
 from daskbatch.worker.execution.block import OutcomeReport, OutputReport
 from daskbatch.worker.execution.outcome import Status
@@ -47,11 +46,11 @@ class ProgramLogger:
     def output_arrived(self, record: TaskRecord, report: OutputReport) -> None:
         """Ignore what a task has written."""
 
-    def tasks_changed(self, changes: Sequence[Change]) -> None:
+    def tasks_changed(self, records: Sequence[TaskRecord], phases: Sequence[Phase]) -> None:
         """Log the tasks that have begun or are over."""
         if not _logger.isEnabledFor(logging.DEBUG):
             return
-        for record, phase in changes:
+        for record, phase in zip(records, phases, strict=True):
             if phase >= Phase.RUNNING and record.call is not None:
                 ran = f" after {record.seconds:.3g} s" if record.seconds else ""
                 state = phase.name.lower()

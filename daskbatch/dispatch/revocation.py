@@ -213,7 +213,7 @@ class Revocation:
                 self._release_if_empty(block)
 
     def _release_if_empty(self, block: SubmittedBlock) -> None:
-        if not block.unfinished and all(record.block is not block for record in block.records):
+        if not block.unfinished and not block.is_needed:
             # It still runs if other blocks need its key. So the backend keeps its revocations.
             self._revoked.discard(block.number)
             self._backend.release(block)

@@ -110,7 +110,7 @@ class TaskTable:
         """
         before, record.phase = record.phase, phase
         if self.observers.changes is not None and before != phase:
-            self.observers.changes.append((record, phase))
+            self.observers.changes += (record, phase)  # at once, also without the lock
         if phase >= _DONE:
             if before < _DONE:
                 if before >= _WAITING:
@@ -314,6 +314,7 @@ class TaskTable:
     def forget(self, block: SubmittedBlock) -> None:
         """Drop what was needed of a block until it was over."""
         self.live.pop(block.number, None)
+        block.hold_weakly()
         block.waits = frozenset()
         block.buffer_futures = ()
 
@@ -462,6 +463,20 @@ class TaskTable:
             self.set_phase(each, Phase.WAITING)
         wait_for_producers(records)
         return records
+
+    def revive_lost(self, record: TaskRecord) -> list[TaskRecord] | None:
+        """Have a held task, whose waits are over, wait again for values that were lost.
+
+        Returns the tasks to be placed before it; None if it need not wait.
+        """
+        if not self._any_lost or not record.producers:
+            return None
+        records = self._with_revived([record])
+        if all(producer.over for producer in record.producers):
+            return None
+        # Another task may have had them revived.
+        wait_for_producers([record])
+        return [each for each in records if each is not record]
 
     def _with_revived(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
         """Return tasks together with the tasks whose lost results they take."""

@@ -11,14 +11,13 @@ import platform
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from time import time
 from typing import Any
 
 from daskbatch._version import __version__
 from daskbatch.dispatch.execution_record import execution_of, host_of
-from daskbatch.dispatch.observers import Change
 from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.dispatch.task_table import TaskTable
@@ -38,9 +37,8 @@ from daskbatch.worker.execution.block import OutputReport
 
 _WAITING, _RUNNING, _DONE = Phase.WAITING, Phase.RUNNING, Phase.DONE
 
-#: Read the phase of a change, and fields of a record, without a step of the interpreter for each.
-_PHASE = itemgetter(1)
-_GROUP, _MEASURED, _NUMBER = attrgetter("group"), attrgetter("measured"), attrgetter("number")
+#: Read fields of records without a step of the interpreter for each.
+_GROUP, _MEASURED = attrgetter("group"), attrgetter("measured")
 
 _Event = dict[str, Any]
 
@@ -87,7 +85,7 @@ class EventRecorder:
         self._added: list[_Event] = []
         #: The programs whose start has been recorded.
         self._programs: set[str] = set()
-        #: The numbers of the tasks that have been described.
+        #: The numbers of the tasks whose accesses and waits have been recorded.
         self._described: set[int] = set()
         begun = {
             "version": VERSION,
@@ -169,16 +167,18 @@ class EventRecorder:
         """Write what a task has written; see `Observer`."""
         self._outputs.write(record, report)
 
-    def tasks_changed(self, changes: Sequence[Change]) -> None:
+    def tasks_changed(self, records: Sequence[TaskRecord], phases: Sequence[Phase]) -> None:
         """Record changes of tasks; see `Observer`."""
-        for phase, some in groupby(changes, _PHASE):
-            records = [record for record, _ in some]
+        end = 0
+        for phase, same in groupby(phases):
+            start, end = end, end + len(list(same))
+            some = records[start:end]
             if phase >= _DONE:
-                self._record_ends(records, phase)
+                self._record_ends(some, phase)
             elif phase == _RUNNING:
-                self._add([self._running(each) for each in records if each.call is not None])
+                self._add([self._running(each) for each in some if each.call is not None])
             else:
-                self._record_starts(records, phase)
+                self._record_starts(some, phase)
         self._flush()
 
     def _record_starts(self, records: Sequence[TaskRecord], phase: Phase) -> None:
@@ -186,7 +186,7 @@ class EventRecorder:
         for group, some in groupby(records, _GROUP):
             of_group = list(some)
             program = self._program_of(group)
-            if ordinary_start(of_group) and self._are_new(of_group, phase):
+            if ordinary_start(of_group):
                 common = {
                     **self._common(phase),
                     "program": program,
@@ -197,15 +197,6 @@ class EventRecorder:
                 self._add_lines(started_lines(common, of_group), len(of_group))
             else:
                 self._add([self._started(each, phase, program) for each in of_group])
-
-    def _are_new(self, records: Sequence[TaskRecord], phase: Phase) -> bool:
-        """Return whether none of the tasks has been described; the waiting ones are from now on."""
-        numbers = list(map(_NUMBER, records))
-        if not self._described.isdisjoint(numbers):
-            return False
-        if phase == _WAITING:
-            self._described.update(numbers)
-        return True
 
     def _record_ends(self, records: Sequence[TaskRecord], phase: Phase) -> None:
         """Record tasks that are over; those of one report that are done are recorded together."""

@@ -199,10 +199,12 @@ class ChildServer:
     def serve(self) -> None:
         """Serve requests until the worker closes the socket."""
         self._control.send(READY)
+        outcomes: BlockResult | None = None
         while True:
             message, files, _, _ = socket.recv_fds(self._control, REQUEST_SIZE.size, 2)
             if len(message) < REQUEST_SIZE.size or len(files) < 2:
                 return
+            outcomes = None
             claims, file = files
             (size,) = REQUEST_SIZE.unpack(message)
             with mmap.mmap(file, size, access=mmap.ACCESS_READ) as data:
@@ -264,7 +266,7 @@ def main(
     control: int,
     pipe: int,
     parent: int,
-    arena: tuple[tuple[int, int], bytes] | None = None,
+    arena: tuple[tuple[int, int], bytes, int] | None = None,
 ) -> NoReturn:
     """Run a child process, to its end.
 

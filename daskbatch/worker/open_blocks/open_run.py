@@ -198,6 +198,8 @@ class OpenRun(ThreadRun):
     def _add(self, new: NewMembers) -> None:
         spec = self.spec
         surroundings.apply(new.surroundings)
+        for member in new.dropped:
+            self.log.drop_value(member)
         spec.functions.extend(new.functions)  # type: ignore[attr-defined]
         self._functions.extend([None] * len(new.functions))
         for function, data, name, link, limits, declared in new.members:
