@@ -20,6 +20,7 @@ from typing import Any
 from daskbatch.dispatch.backend import Listener
 from daskbatch.dispatch.dispatcher import NOTIFY_INTERVAL_SECONDS
 from daskbatch.forking import close_in_children
+from daskbatch.serialization.safe_text import summary
 from daskbatch.worker.handshake import ServerAddress, connect_to_server
 from daskbatch.worker.open_blocks.frame_link import PING_INTERVAL_SECONDS, FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
@@ -55,7 +56,13 @@ class OpenLinks:
         self._links: dict[FrameLink, int] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        #: Why the last attempt to connect has failed.
+        self._failure = ""
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
+
+    def failure(self) -> str:
+        """Return why the last attempt to connect has failed; an empty text if none has."""
+        return self._failure
 
     def connect(self, block: int, address: ServerAddress) -> None:
         """Connect to an open block in the background."""
@@ -74,8 +81,11 @@ class OpenLinks:
         except Exception as error:
             if link is not None:
                 link.close()
+            was_cut = not isinstance(error, LinkClosed)
+            if was_cut:
+                self._failure = f"{address.host}:{address.port}: {summary(error)}"
             # If the block has just ended, the worker closes the connection.
-            self._notify("link_lost", block, not isinstance(error, LinkClosed))
+            self._notify("link_lost", block, was_cut)
             return
         with self._lock:
             if self._closed:
@@ -144,6 +154,7 @@ class OpenLinks:
             found = selector.select(NOTIFY_INTERVAL_SECONDS if owes else PING_INTERVAL_SECONDS)
             if owes and not found:
                 self._notify("notify_waiting")
+            frames: list[bytes] = []
             for key, events in found:
                 if key.data is None:
                     is_awake = True
@@ -155,7 +166,12 @@ class OpenLinks:
                     link.flush()
                     self._register(selector, registered, link)
                 if events & selectors.EVENT_READ:
-                    self._receive(selector, registered, link)
+                    try:
+                        frames += link.receive()
+                    except LinkClosed:
+                        self._drop(selector, registered, link, False)
+            if frames:
+                self._notify("report_all", frames)  # what becomes ready is looked for once
             now = monotonic()
             if now - checked_at > PING_INTERVAL_SECONDS:
                 checked_at = now
@@ -180,12 +196,6 @@ class OpenLinks:
                 selector.modify(link.sock, events, link)
             registered[link] = events
         except (ValueError, KeyError, OSError):  # it has been closed
-            self._drop(selector, registered, link, False)
-
-    def _receive(self, selector: Any, registered: dict[FrameLink, int], link: FrameLink) -> None:
-        try:
-            self._notify("report_all", link.receive())
-        except LinkClosed:
             self._drop(selector, registered, link, False)
 
     def _drop(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import itertools
 import logging
 import os
@@ -26,18 +25,19 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.futures.future_arguments import FutureArguments
 from daskbatch.cluster.growth.demand_report import DemandReport
 from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
+from daskbatch.cluster.loading import require_not_loading
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requirements import Capacity, refusals, requires_something
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
-from daskbatch.errors import LifecycleError, ServiceLost, SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
-from daskbatch.serialization.loading import makes_copies
 from daskbatch.threads import start_unless_ending
 from daskbatch.user_code import user_line
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
@@ -148,6 +148,10 @@ class Session:
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
             self.numbers = itertools.count()
+            #: Makes the tasks that fetch the results of Dask futures.
+            self.future_arguments = FutureArguments(
+                self.client, self.numbers, self.dispatcher.table.future_sources
+            )
             #: Which client of the Batch this is: 0 has created it; -1 until it is registered.
             self.number = -1
             #: The id that its tasks carry.
@@ -249,7 +253,10 @@ class Session:
         with self.dispatcher.outcomes.changed:
             tasks = self.dispatcher.table.unsuccessful.take()
         if not self._ended:
-            self._backend.show_unsuccessful(tasks)
+            self._backend.show_unsuccessful(tasks, self._show_times)
+
+    def _show_times(self, are_shown: bool) -> None:
+        self.dispatcher.table.unsuccessful.shows_times = are_shown
 
     def _summary_wanted(self) -> None:
         """Make and send a summary, in a thread; called on Dask's event loop."""
@@ -327,6 +334,12 @@ class Session:
     def capacities_later(self, then: Callable[[list[Capacity]], None]) -> None:
         """Call a function on Dask's event loop with what the workers offer."""
         self._backend.capacities_later(0.0, then)
+
+    def direct_connection(self) -> tuple[bool, str]:
+        """Return whether this client is connected with workers directly; and if not, why."""
+        links = self._backend.open_links
+        is_connected = self.dispatcher.table.open_blocks.is_connected
+        return is_connected, "" if links is None or is_connected else links.failure()
 
     @property
     def slots(self) -> int:
@@ -518,7 +531,7 @@ def make_session(
     streams : bool
         See `Session`.
     """
-    _require_not_loading()
+    require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
     given = connection.embedded is None and config.get("working-directory") == "batch"
     return Session(
@@ -526,21 +539,6 @@ def make_session(
         connection=connection,
         streams=streams,
         directory=directory if given else None,
-    )
-
-
-def _require_not_loading() -> None:
-    """Raise `LifecycleError` where a module that a task needs makes a Batch on its import."""
-    if not makes_copies():
-        return
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "<module>":
-        frame = frame.f_back
-    name = "a module" if frame is None else f"the module {frame.f_globals.get('__name__')!r}"
-    raise LifecycleError(
-        f"{name} makes a Batch or an executor when it is imported, and a worker imports it to load "
-        "a task's function or arguments: make the Batch in a function, or below "
-        '`if __name__ == "__main__":`, so that importing the module starts nothing'
     )
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter
+from statistics import median
+from time import perf_counter, sleep
 from typing import Any
 
 import dask.config
@@ -26,6 +27,7 @@ from daskbatch._version import __version__
 from daskbatch.batch.batch import Batch
 from daskbatch.errors import BatchError, ProcessFailed
 from daskbatch.report.pages.units import bytes_text, seconds_text
+from daskbatch.timeouts import Deadline
 from daskbatch.worker.mpi.launcher import find_launcher
 
 #: What daskbatch needs, and what its extras bring.
@@ -43,6 +45,12 @@ _MIN_FREE_BYTES = 1 << 30
 
 #: How long the cluster may take for a task.
 _ROUND_TRIP_TIMEOUT_SECONDS = 120.0
+
+#: How long a direct connection with a worker may take, and at which interval a call is made
+#: meanwhile; and how many calls are timed then.
+_DIRECT_TIMEOUT_SECONDS = 10.0
+_RETRY_INTERVAL_SECONDS = 0.02
+_MEASURED_CALLS = 20
 
 #: How many tasks are run to measure what a task costs.
 _MEASURED_TASKS = 100
@@ -194,10 +202,45 @@ def check_cluster(address: str | None) -> Iterator[Finding]:
             started = seconds_text(perf_counter() - begin)
             yield Finding(Level.GOOD, subject, f"{batch.num_workers} slots after {started}")
             yield from _round_trip(batch, subject)
+            yield check_direct_connections(batch)
             link = batch.dashboard_link or "none (the extra dashboard brings it)"
             yield Finding(Level.GOOD, "dashboard", link)
     except (BatchError, OSError) as error:
         yield Finding(Level.BAD, subject, f"{type(error).__name__}: {error}")
+
+
+def check_direct_connections(batch: Batch) -> Finding:
+    """Check whether this client can send short tasks to workers directly.
+
+    It tries that from the second call of a function on.
+    """
+    subject = "direct connections"
+    deadline = Deadline(_DIRECT_TIMEOUT_SECONDS)
+    times: list[float] = []
+    failure = ""
+    while len(times) < _MEASURED_CALLS and not deadline.passed and not failure:
+        is_connected, _ = batch._session.direct_connection()
+        begin = perf_counter()
+        try:
+            batch.function(abs, -1).run(deadline.remaining(), check=True)
+        except TimeoutError:
+            break
+        if is_connected:
+            times.append(perf_counter() - begin)
+        is_connected, failure = batch._session.direct_connection()
+        if not is_connected and not failure:
+            sleep(_RETRY_INTERVAL_SECONDS)
+    if len(times) == _MEASURED_CALLS:
+        took = seconds_text(median(times))
+        return Finding(Level.GOOD, subject, f"workers can be reached; a single task takes {took}")
+    reason = f" ({failure})" if failure else ""
+    return Finding(
+        Level.NOTE,
+        subject,
+        f"this client cannot reach the workers{reason}: short tasks that wait for each other go by "
+        "way of the scheduler, which takes longer; if there is a firewall, let one port through "
+        "and set daskbatch.port",
+    )
 
 
 def _round_trip(batch: Batch, subject: str) -> Iterator[Finding]:

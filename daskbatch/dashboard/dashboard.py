@@ -19,6 +19,7 @@ from daskbatch.dashboard.on_demand import on_demand_of
 from daskbatch.dashboard.page_source import ClientOnPage, SharedSize
 from daskbatch.dashboard.shown_tasks import ShownTasks
 from daskbatch.dashboard.summary import ClientSummary, loads
+from daskbatch.dashboard.task_times import TaskTimes
 
 _logger = logging.getLogger("daskbatch")
 
@@ -56,6 +57,7 @@ class Dashboard:
         self._ask = ask
         self._shared_plugin = shared_plugin
         self.tasks = ShownTasks(scheduler)
+        self.times = TaskTimes(scheduler)
         self._summaries: dict[str, ClientSummary] = {}
         self._next_ask = 0.0
         #: The sizes of shared objects when they were last asked for.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError
@@ -17,23 +18,56 @@ from daskbatch.worker.execution.task_context import (
     wait_releasing_slot,
 )
 
+_Result = TypeVar("_Result")
+
 
 class _Changed(threading.Condition):
-    """A condition that calls a function before it wakes the threads that wait for it.
+    """A condition that wakes only threads that have something to do.
+
+    It calls a function before that. A thread in `wait_for` wakes when its predicate has become
+    true: the thread that notifies calls the predicates of all waiting threads, which must not
+    block. A wake-up takes as long as a short task, and keeps the interpreter from other threads.
 
     Parameters
     ----------
+    lock : RLock
+        Its lock.
     before_wake : callable
         Called with the lock held.
     """
 
-    def __init__(self, before_wake: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, lock: threading.RLock, before_wake: Callable[[], None]) -> None:
+        super().__init__(lock)
+        self._rlock = lock
         self._before_wake = before_wake
+        #: The predicates of the threads that are in `wait_for`, each with its condition.
+        self._awaited: list[tuple[Callable[[], Any], threading.Condition]] = []
+
+    def wait_for(self, predicate: Callable[[], _Result], timeout: float | None = None) -> _Result:
+        found = predicate()
+        if found:
+            return found
+        condition = threading.Condition(self._rlock)
+        entry = predicate, condition
+        self._awaited.append(entry)
+        try:
+            return condition.wait_for(predicate, timeout)
+        finally:
+            self._awaited.remove(entry)
 
     def notify_all(self) -> None:
         self._before_wake()
         super().notify_all()
+        for predicate, condition in self._awaited:
+            if _is_true(predicate):
+                condition.notify()
+
+
+def _is_true(predicate: Callable[[], Any]) -> bool:
+    try:
+        return bool(predicate())
+    except Exception:
+        return True  # the waiting thread calls it again, and raises that
 
 
 class CompletionTracker:
@@ -50,7 +84,8 @@ class CompletionTracker:
     """
 
     def __init__(self, before_wake: Callable[[], None] = lambda: None) -> None:
-        self.changed: threading.Condition = _Changed(before_wake)
+        self._lock = threading.RLock()
+        self.changed: threading.Condition = _Changed(self._lock, before_wake)
         #: The number of started tasks that are not over; see `TaskTable.set_phase`.
         self.unfinished = 0
         #: Whether any function may have to be called when a task is over.
@@ -60,6 +95,13 @@ class CompletionTracker:
         self._process = os.getpid()
         #: If a task is the client: that task's context. Then any thread may wait for it.
         self.context: TaskContext | None = None
+
+    def make_condition(self) -> threading.Condition:
+        """Return a condition with the lock of `changed`, for threads that need not wake for it.
+
+        The thread that changes what they wait for holds the lock, and notifies them.
+        """
+        return threading.Condition(self._lock)
 
     def call_back(self, record: TaskRecord) -> None:
         """Call the functions that wait for a task, which is over; the caller holds the lock."""

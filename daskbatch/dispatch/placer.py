@@ -145,6 +145,12 @@ class Placer:
             For each the bytes of its result; -1 for one that is too large to be reported.
         """
         large = self._setting.share_limit + 1
+        if len(ran) == 1:  # of an open block
+            (record,), (size,) = ran, sizes
+            if record.call is not None:
+                size = large if size < 0 else size
+                self._durations.add(record.call.family, 1, record.seconds, size)
+            return
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
         largest: dict[Hashable, int] = {}
@@ -177,6 +183,9 @@ class Placer:
                 if found is None and record.options.apart is not None:
                     # The caller has decided already which tasks share a block.
                     found = alike[kind] = Candidate(0.0, kind=("placed", kind[1]))
+                elif found is None and record.options.future is not None:
+                    # It may wait for long: only the tasks that need it wait with it.
+                    found = alike[kind] = Candidate(None, kind=("placed", kind[1]), solo=True)
                 elif found is None:
                     found = alike[kind] = self._candidate(*kind)
                 candidate = found

@@ -48,6 +48,10 @@ class Phase(IntEnum):
     CANCELLED = 7
 
 
+#: Looking up a member of an enum takes as long as some of the functions that compare phases.
+_DONE = Phase.DONE
+
+
 #: The stdout and stderr of a task that wrote nothing.
 SILENT = ("", "")
 
@@ -187,11 +191,12 @@ class TaskRecord:
         unfinished: dict[TaskRecord, int] = {}
         over = []
         for before, why in self.waits:
-            if before.over:
-                if before.waits:
-                    over.append(before)
-            else:
+            if before.phase < _DONE:
                 unfinished[before] = why
+            elif before.waits:
+                over.append(before)
+        if not over:
+            return unfinished
         seen = set(over)
         while over:
             for before, _ in over.pop().waits:
@@ -506,7 +511,7 @@ _NO_RECORD = TaskRecord("", -1, "", None)
 def find_root_failure(record: TaskRecord) -> TaskRecord | None:
     """Return the task whose failure keeps a task from running; None if there is none."""
     for before, why in record.waits:
-        if why & NEEDS and before.unsuccessful:
+        if before.phase > _DONE and why & NEEDS:
             # A barrier fails on behalf of the tasks before it, and is not itself the cause.
             return before.root_failure or before
     return None

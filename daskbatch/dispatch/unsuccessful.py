@@ -18,6 +18,9 @@ from daskbatch.serialization.exceptions import brief_error
 #: Of this many failures of a client the exceptions are reported; of further ones the number.
 _MAX_REPORTED_ERRORS = 500
 
+#: Of this many tasks of open blocks at a time it is reported when they ran.
+_MAX_TIMES = 2000
+
 #: What is reported of an exception.
 _MAX_ERROR_CHARACTERS = 500
 
@@ -54,12 +57,15 @@ class Unsuccessful(NamedTuple):
     outside : mapping
         By name and state of Dask, by how many the number of tasks outside of submitted blocks has
         changed.
+    ran : sequence of tuple
+        The fields of a `dashboard.task_times.TaskTime` of each task of an open block.
     """
 
     withdrawn: Mapping[BlockKey, Mapping[str, int]]
     failures: Sequence[ShownFailure]
     others: Mapping[str, int]
     outside: Mapping[tuple[str, str], int]
+    ran: Sequence[tuple[str, int, str, float, float, bool]] = ()
 
 
 class UnsuccessfulTasks:
@@ -70,6 +76,8 @@ class UnsuccessfulTasks:
     notify : callable, optional
         Called, with the lock held, when there is something to take; None if nobody takes it: then
         nothing is collected.
+    shows_times : bool
+        Whether somebody looks at Dask's task stream. Any thread may set it.
     """
 
     def __init__(self) -> None:
@@ -81,6 +89,8 @@ class UnsuccessfulTasks:
         #: The tasks that are in no block that was submitted with its members, and not over.
         self._held: set[TaskRecord] = set()
         self._outside: Counter[tuple[str, str]] = Counter()
+        self.shows_times = False
+        self._ran: list[TaskRecord] = []
 
     def withdraw(self, block: SubmittedBlock, record: TaskRecord) -> None:
         """Record that a member has not succeeded in its block."""
@@ -133,6 +143,8 @@ class UnsuccessfulTasks:
                 self._outside[name, "waiting"] -= 1
                 if record.phase == Phase.DONE:
                     self._outside[name, "released"] += 1
+                if self.shows_times and record.measured and len(self._ran) < _MAX_TIMES:
+                    self._ran.append(record)
 
     def _announce(self) -> None:
         if self.notify is not None and not (
@@ -142,7 +154,21 @@ class UnsuccessfulTasks:
 
     def take(self) -> Unsuccessful:
         """Return what has been collected, and forget it."""
-        taken = Unsuccessful(self._withdrawn, self._failures, self._others, self._outside)
+        ran = [time for record in self._ran if (time := _time_of(record)) is not None]
+        self._ran.clear()
+        taken = Unsuccessful(self._withdrawn, self._failures, self._others, self._outside, ran)
         self._withdrawn, self._failures, self._others = {}, [], Counter()
         self._outside = Counter()
         return taken
+
+
+def _time_of(record: TaskRecord) -> tuple[str, int, str, float, float, bool] | None:
+    """Return the fields of the `TaskTime` of a task; None if it is not known when it ran."""
+    if record.measured is None:
+        return None  # it is to run again
+    measured = record.measured.of(record.member)
+    if measured.ended is None or not measured.worker:
+        return None
+    failed = record.phase == Phase.FAILED
+    begin = measured.ended - record.seconds
+    return shown_name(record), record.number, measured.worker, begin, measured.ended, failed

@@ -48,6 +48,11 @@ class ConcurrencyLimit:
         #: The mean run time of calls, if any has run.
         self._mean_seconds: float | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is in a chain."""
+        return not any(chain.portions for chain in self._chains)
+
     def is_free(self) -> bool:
         """Say whether a chain has room for more calls."""
         now = self._refresh()

@@ -137,12 +137,33 @@ class Pool:
     def submit_future(self, record: TaskRecord) -> BatchPoolFuture:
         """Accept a call, and return its future."""
         future = BatchPoolFuture(self, record)
+        queue = self._submit_queue
+        if self._group.unfinished:
+            self._accept(future, queue.put)
+            return future
+        is_single = False
+
+        def put(records: Sequence[TaskRecord]) -> None:
+            nonlocal is_single
+            is_single = queue.put_single(record)
+            if not is_single:
+                queue.put(records)
+
+        try:
+            self._accept(future, put)
+            if is_single:
+                queue.submit_single(record)
+        finally:
+            if is_single:
+                queue.end_single(record)
+        return future
+
+    def _accept(self, future: BatchPoolFuture, put: Callable[[Sequence[TaskRecord]], None]) -> None:
         with self._changed:
             self.require_open()
             self._start_threads()
-            self._submit_queue.put([record])
-            self._settler.watch(future, record)
-        return future
+            put([future._record])
+            self._settler.watch(future, future._record)
 
     def _start_threads(self) -> None:
         # Before a call is accepted, so that no call waits for a thread that cannot be started.

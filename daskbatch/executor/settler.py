@@ -39,6 +39,9 @@ class Settler(Generic[_Future]):
         self._settle = settle
         #: Held while anything changes; notified when tasks are over.
         self._changed = outcomes.changed
+        #: Notified, with the same lock, when the queue of the thread "settle", or "fetch", grows.
+        self._has_finished = outcomes.make_condition()
+        self._has_to_fetch = outcomes.make_condition()
         self._unsettled: set[_Future] = set()
         #: The futures of calls that are over, until a thread takes them.
         self._finished: deque[tuple[_Future, TaskRecord]] = deque()
@@ -48,7 +51,10 @@ class Settler(Generic[_Future]):
         self._settling_thread: threading.Thread | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._unstarted = [(self._finished, "settle"), (self._to_fetch, "fetch")]
+        self._unstarted = [
+            (self._finished, self._has_finished, "settle"),
+            (self._to_fetch, self._has_to_fetch, "fetch"),
+        ]
 
     def start(self) -> None:
         """Start the threads, unless they run already. The caller holds the lock.
@@ -60,9 +66,9 @@ class Settler(Generic[_Future]):
         """
         # Both at once: when the interpreter shuts down, no more threads can be started.
         while self._unstarted:
-            queue, name = self._unstarted[-1]
+            queue, grown, name = self._unstarted[-1]
             thread = threading.Thread(
-                target=self._run, args=(queue,), name=f"daskbatch-{name}", daemon=True
+                target=self._run, args=(queue, grown), name=f"daskbatch-{name}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
@@ -75,8 +81,14 @@ class Settler(Generic[_Future]):
     def watch(self, future: _Future, record: TaskRecord) -> None:
         """Settle a future when its call is over. The caller holds the lock."""
         self._unsettled.add(future)
-        finished = self._finished
-        self._outcomes.when_over(record, lambda: finished.append((future, record)))
+        finished, grown = self._finished, self._has_finished
+
+        def add() -> None:  # the lock is held
+            if not finished:  # else the thread has been notified, or is at work
+                grown.notify()
+            finished.append((future, record))
+
+        self._outcomes.when_over(record, add)
 
     @property
     def unsettled_count(self) -> int:
@@ -87,7 +99,7 @@ class Settler(Generic[_Future]):
         """Settle a future without waiting for its call."""
         with self._changed:
             self._finished.append((future, record))
-            self._changed.notify_all()
+            self._has_finished.notify()
 
     def wait_for_finished(self) -> None:
         """Wait until the futures of all calls that are over are settled.
@@ -102,12 +114,13 @@ class Settler(Generic[_Future]):
     def close(self) -> None:
         """End the threads once they have nothing left to settle. The caller holds the lock."""
         self._closed = True
-        self._changed.notify_all()
+        for each in (self._has_finished, self._has_to_fetch, self._changed):
+            each.notify_all()
 
-    def _run(self, queue: deque[tuple[_Future, TaskRecord]]) -> None:
+    def _run(self, queue: deque[tuple[_Future, TaskRecord]], grown: threading.Condition) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: queue or self._closed)
+            with grown:
+                grown.wait_for(lambda: queue or self._closed)
                 if not queue:
                     return
                 if queue is self._finished:
@@ -128,6 +141,8 @@ class Settler(Generic[_Future]):
                 self._unsettled.difference_update(settled)
                 if queue is self._finished:
                     self._settling_thread = None
+                    if self._to_fetch:
+                        self._has_to_fetch.notify()
                 self._changed.notify_all()
             del settled
 

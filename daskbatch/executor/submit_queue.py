@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from daskbatch.cluster.session import Session
+from daskbatch.dispatch.requirements import requires_something
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
 from daskbatch.errors import BatchError, SpecError
 from daskbatch.executor.concurrency_limit import ConcurrencyLimit
@@ -55,8 +56,10 @@ class SubmitQueue:
         self._limit = None if max_running is None else ConcurrencyLimit(max_running)
         #: Held while anything below changes; also notified when tasks are over.
         self._changed = self._outcomes.changed
+        #: Notified, with the same lock, of what the thread waits for while no call is queued.
+        self._has_work_condition = self._outcomes.make_condition()
         self._queued: deque[TaskRecord] = deque()
-        #: The calls that the thread has taken from the queue, and that are not yet submitted.
+        #: The calls that a thread has taken from the queue, and that are not yet submitted.
         self._submitting: list[TaskRecord] = []
         self._to_cancel: deque[TaskRecord] = deque()
         #: Whether the queued calls are to be submitted without waiting for more.
@@ -87,7 +90,50 @@ class SubmitQueue:
         was_empty = not self._queued
         self._queued.extend(records)
         if was_empty or len(self._queued) >= _MAX_QUEUED_CALLS:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._has_work_condition.notify()
+        self._changed.notify_all()
+
+    def submit_single(self, record: TaskRecord) -> None:
+        """Submit a call that `put_single` has accepted. The caller holds no lock."""
+        self._submit([record])
+
+    def end_single(self, record: TaskRecord) -> None:
+        """Let the thread submit further calls; also this one, if its thread was interrupted."""
+        with self._changed:
+            self._submitting = []
+            if record.phase == Phase.QUEUED:
+                self._queued.appendleft(record)
+            if self._queued or self._to_cancel or self._closed:
+                self._wake()
             self._changed.notify_all()
+
+    def put_single(self, record: TaskRecord) -> bool:
+        """Accept a call that this thread may submit itself, if it is the only one.
+
+        A thread costs a single call more than its submission to an open block. The caller holds
+        the lock; if this returns True, it then calls `submit_single`, and in any case `end_single`.
+        """
+        if (
+            self._queued
+            or self._submitting
+            or self._to_cancel
+            or self._closed
+            or self._outcomes.unfinished
+            or self._group.unfinished
+            or record.producers
+            or requires_something(record.options)
+            or self._effective_limit() is not None
+            or not self._dispatcher.table.open_blocks.has_idle
+        ):
+            return False
+        self._dispatcher.table.set_phase(record, Phase.QUEUED)
+        record.group = self._group
+        self._group.unfinished += 1
+        self._submitting = [record]
+        return True
 
     def start(self) -> None:
         """Start the thread, unless it runs already. The caller holds the lock.
@@ -106,7 +152,7 @@ class SubmitQueue:
         """Let the thread submit the queued calls now, and do not wait for it."""
         with self._changed:
             self._flush_requested = True
-            self._changed.notify_all()
+            self._wake()
 
     def wait_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Wait until those of some tasks that are in this queue have been submitted."""
@@ -115,7 +161,7 @@ class SubmitQueue:
                 record.phase == Phase.QUEUED and record.group is self._group for record in records
             ):
                 self._flush_requested = True
-                self._changed.notify_all()
+                self._wake()
                 self._changed.wait()
 
     def cancel_later(self, records: Iterable[TaskRecord]) -> None:
@@ -127,6 +173,7 @@ class SubmitQueue:
     def close(self) -> None:
         """End the thread, and cancel the queued calls. The caller holds the lock."""
         self._closed = True
+        self._wake()
         self._dispatcher.settle_unstarted(self._queued, None)
 
     # -- the thread "submit" --------------------------------------------------------------
@@ -148,7 +195,7 @@ class SubmitQueue:
         while True:
             with self._changed:
                 while not self._has_work():
-                    self._changed.wait(self._seconds_to_wait())
+                    self._waits_for().wait(self._seconds_to_wait())
                 if self._closed:
                     return
                 if not self._may_submit():
@@ -172,8 +219,20 @@ class SubmitQueue:
     def _has_work(self) -> bool:
         if self._closed or self._to_cancel or self._seconds_to_wait() == 0:
             return True
+        # A thread may be submitting a single call, which comes first.
+        if not self._queued or any(each.phase == Phase.QUEUED for each in self._submitting):
+            return False
         limit = self._effective_limit()
-        return bool(self._queued) and (limit is None or limit.is_free())
+        return limit is None or limit.is_free()
+
+    def _waits_for(self) -> threading.Condition:
+        """Return what is notified when there may be work.
+
+        If no call is queued, the ends of tasks need not wake the thread.
+        """
+        if self._queued or not (self._limit is None or self._limit.is_idle):
+            return self._changed
+        return self._has_work_condition
 
     def _seconds_to_wait(self) -> float | None:
         # Also if the limit has no effect any longer: calls may still be in its chains.

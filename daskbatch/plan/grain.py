@@ -26,7 +26,7 @@ MAX_TASK_SECONDS = 0.1
 
 #: What is assumed of tasks of unknown duration in a small graph; in a large one it is what the
 #: packing assumes.
-_UNKNOWN_SECONDS = 0.002
+UNKNOWN_SECONDS = 0.002
 _FEW_TASKS = 400
 
 
@@ -57,7 +57,7 @@ def suits_open_blocks(
     if known:
         average = sum(known) / len(known)
     else:
-        average = _UNKNOWN_SECONDS if count <= _FEW_TASKS else ASSUMED_TASK_SECONDS
+        average = UNKNOWN_SECONDS if count <= _FEW_TASKS else ASSUMED_TASK_SECONDS
     if average > MAX_TASK_SECONDS:
         return False
     work = count * average / slots

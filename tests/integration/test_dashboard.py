@@ -273,6 +273,44 @@ def test_calls_of_an_executor_are_counted(batch: Batch) -> None:
         require_no_circle(batch)
 
 
+def test_tasks_of_open_blocks_are_in_the_task_stream(batch: Batch) -> None:
+    batch.client.get_task_stream()  # as the page does, it begins to record
+
+    def shown(dask_scheduler: Any) -> Any:
+        rows = dask_scheduler.plugins["task-stream"].rectangles(0, workers={})
+        return {
+            key: (worker, duration)
+            for key, worker, duration in zip(
+                rows["key"], rows["worker"], rows["duration"], strict=True
+            )
+            if key[0] == "grow"
+        }
+
+    runs: list[set[int]] = []
+
+    def one_is_shown() -> bool:
+        step: list[Any] = [batch.function(same, n, name="grow") for n in range(4)]
+        tasks = list(step)
+        for _ in range(10):
+            step = [
+                batch.function(same, step[n].result, step[n - 1].result, name="grow")
+                for n in range(4)
+            ]
+            tasks += step
+        batch.compile(tasks).run()
+        runs.append({task._record.number for task in tasks})
+        numbers = {number for _, number in on_scheduler(batch, shown)}
+        return any(run <= numbers for run in runs)
+
+    # The client learns that somebody looks when it next reports on tasks.
+    wait_until(one_is_shown)
+    workers = set(batch.client.scheduler_info(n_workers=-1)["workers"])
+    found = on_scheduler(batch, shown).values()
+    assert {worker for worker, _ in found} <= workers
+    assert all(0 <= duration < SECONDS * 1000 for _, duration in found)
+    assert "Traceback" not in get(batch, "tasks")
+
+
 def test_nothing_of_a_client_that_has_gone_is_shown(cluster: LocalCluster, tmp_path: Path) -> None:
     with Batch(cluster=cluster) as stays, Batch(cluster=cluster) as goes:
         make_program(goes, tmp_path).run()

@@ -33,6 +33,7 @@ from daskbatch import (
     WorkerLost,
     as_executor,
 )
+from daskbatch.cluster.session import Session
 
 SECONDS = 60
 
@@ -634,6 +635,7 @@ def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
     files = [tmp_path / str(number) for number in range(2)]
     busy = [executor.submit(begin_and_wait, file) for file in files]
     wait_until(lambda: all(future.running() for future in busy))
+    wait_until(lambda: all(file.exists() for file in files))
     owns = whose == "client"
     other = BatchPoolExecutor(cluster=batch.client) if owns else as_executor(batch)
     futures = [other.submit(abs, -1), other.submit(abs, -2)]
@@ -643,6 +645,48 @@ def test_what_waits_for_a_slot_that_others_have_is_cancelled_at_the_end(
     for file in files:
         file.unlink()
     assert [future.result(SECONDS) for future in busy] == [None, None]
+
+
+def test_an_interrupted_submission_does_not_hold_up_other_calls(
+    batch: Batch, executor: BatchPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = Session.submit
+    interrupted: list[str] = []
+
+    def interrupt(session: Session, *args: Any) -> None:
+        # The thread that makes a single call submits it itself.
+        if threading.current_thread() is threading.main_thread() and not interrupted:
+            interrupted.append("Ctrl-C")
+            raise KeyboardInterrupt
+        submit(session, *args)
+
+    monkeypatch.setattr(Session, "submit", interrupt)
+    open_blocks = batch._session.dispatcher.table.open_blocks
+
+    def is_interrupted() -> bool:
+        try:
+            assert executor.submit(abs, -1).result(SECONDS) == 1
+        except KeyboardInterrupt:
+            return True
+        return open_blocks.is_paused  # the machine is too slow for direct connections
+
+    wait_until(is_interrupted)
+    futures = [executor.submit(abs, -number) for number in range(10)]
+    assert [future.result(SECONDS) for future in futures] == list(range(10))
+
+
+def test_single_calls_of_several_threads_are_all_run(executor: BatchPoolExecutor) -> None:
+    results: dict[int, list[int]] = {}
+
+    def call(number: int) -> None:
+        results[number] = [executor.submit(abs, -n).result(SECONDS) for n in range(20)]
+
+    threads = [threading.Thread(target=call, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(4 * SECONDS)
+    assert results == {number: list(range(20)) for number in range(4)}
 
 
 def test_a_callback_does_not_wait_for_the_end(batch: Batch) -> None:
@@ -699,7 +743,7 @@ def test_with_a_batch_that_is_terminated() -> None:
 
 
 def test_tasks_and_calls_share_a_batch(batch: Batch, executor: BatchPoolExecutor) -> None:
-    futures = [executor.submit(pow, n, 2) for n in range(50)]
+    futures = [executor.submit(pow, n, 2) for n in range(20)]
     total = batch.function(sum, futures)
     total.run(timeout=SECONDS)
     assert total.get() == sum(n * n for n in range(50))

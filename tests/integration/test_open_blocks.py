@@ -17,6 +17,7 @@ from support.waiting import wait_for_file
 import daskbatch.cluster.open_links as open_links
 from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskTimeout
 from daskbatch.cluster.dask_backend import ClusterBackend
+from daskbatch.command_line.doctor import Level, check_direct_connections
 from daskbatch.worker.open_blocks import frame_link
 
 WIDTH, STEPS = 6, 25
@@ -306,6 +307,14 @@ def test_without_direct_connections_the_ordinary_way_is_taken(
         batch.compile(tasks).run(timeout=60)
         assert [task.get() for task in tasks] == expected_of(graph)
         assert tried.is_set()
+        finding = check_direct_connections(batch)
+        assert finding.level is Level.NOTE
+        assert "a firewall is in the way" in finding.text
+
+
+def test_doctor_says_that_workers_can_be_reached(batch: Batch) -> None:
+    finding = check_direct_connections(batch)
+    assert finding.level is Level.GOOD or is_paused(batch)
 
 
 @pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])

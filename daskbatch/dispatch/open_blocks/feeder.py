@@ -19,8 +19,15 @@ from time import monotonic
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.lower import Setting, lower_open_block
+from daskbatch.dispatch.open_blocks.eligibility import Eligibility, has_values
 from daskbatch.dispatch.open_blocks.held import HeldTasks
-from daskbatch.dispatch.open_blocks.open_block import MemberLink, OpenBlock, Urgency, is_held
+from daskbatch.dispatch.open_blocks.open_block import (
+    MemberLink,
+    OpenBlock,
+    Urgency,
+    is_held,
+    only_awaited_block,
+)
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
@@ -33,8 +40,14 @@ from daskbatch.worker.handshake import ServerAddress
 _AHEAD_SECONDS = 0.002
 _MAX_AHEAD = 64
 
-#: Arguments above this size are not sent on direct connections.
-_MAX_DATA_BYTES = 1 << 18
+#: A task is not sent behind those that it waits for if another block has nothing to do, and the
+#: block has more members than that one, by more than this number. Else one slot would run all of a
+#: graph whose tasks wait for neighbours.
+_MAX_LEAD = 1
+
+#: Another one may be sent ahead, if the way from it to the end takes at most this share of the time
+#: that the slots need for all held tasks.
+_MAX_URGENT_SHARE = 0.5
 
 #: An open block receives at most this many members.
 _MAX_MEMBERS = 10_000
@@ -68,6 +81,7 @@ class OpenBlocks:
         self._table = table
         self._submitter = submitter
         self._setting = setting
+        self._eligibility = Eligibility(table, setting.inline_limit)
         self._links = links
         #: Called with each block of held tasks that has no members left.
         self.on_empty: Callable[[SubmittedBlock], None] = lambda block: None
@@ -90,6 +104,8 @@ class OpenBlocks:
         self._surroundings: bytes | None = None
         self._failures = 0
         self._paused_until = 0.0
+        #: Whether the last attempt to connect has succeeded.
+        self.is_connected = False
 
     # -- tasks that are placed --------------------------------------------------------------
 
@@ -97,6 +113,11 @@ class OpenBlocks:
     def in_use(self) -> bool:
         """Whether any task is held, or any block is open."""
         return bool(self._held_blocks or self._by_number)
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether an open block has no member that is not over."""
+        return any(each.is_open and not each.block.unfinished for each in self._by_number.values())
 
     @property
     def is_paused(self) -> bool:
@@ -157,7 +178,7 @@ class OpenBlocks:
                 and all(
                     (seconds := expected(record)) is not None
                     and seconds <= MAX_TASK_SECONDS
-                    and self._may_be_member(record)
+                    and self._eligibility.may_be_member(record)
                     for record in records
                 )
             )
@@ -171,7 +192,7 @@ class OpenBlocks:
         kinds = [record.options.placement_key for record in records]
         if not suits_open_blocks(seconds_of, waits, kinds, slots):
             return False
-        fit = sum(map(self._may_be_member, calls))
+        fit = sum(map(self._eligibility.may_be_member, calls))
         return fit >= 0.9 * len(calls)
 
     def _hold_all(self, records: Sequence[TaskRecord], name: str) -> None:
@@ -187,32 +208,8 @@ class OpenBlocks:
         self._table.live[block.number] = block
         self._held_blocks.append(block)
         self._table.unsuccessful.hold(records)
-        expected = self._table.expected_seconds
-        self._turned_ready += self.held.add(records, [expected(each) or 0.0 for each in records])
+        self._turned_ready += self.held.add(records, self._eligibility.expected_seconds(records))
         self._schedule_flush()
-
-    def _may_be_member(self, record: TaskRecord) -> bool:
-        """Return whether a task may be a member of an open block, as far as it is known now."""
-        call, options = record.call, record.options
-        return (
-            call is not None
-            and call.failure is None
-            and not call.buffers
-            and len(call.data) <= _MAX_DATA_BYTES
-            and isinstance(record.function, bytes)
-            and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
-            and record.strict is None
-            and not (
-                options.isolated
-                or options.fresh
-                or options.gang
-                or options.resources
-                or options.prepare
-                or options.apart is not None
-                or options.walltime is not None
-            )
-            and self._table.largest_value(record) <= self._setting.inline_limit
-        )
 
     # -- what happens to tasks --------------------------------------------------------------
 
@@ -257,16 +254,22 @@ class OpenBlocks:
         while self._turned_ready:
             turned, self._turned_ready = self._turned_ready, []
             ordinary: dict[str, list[TaskRecord]] = {}
+            again: dict[str, list[TaskRecord]] = {}
             for record in turned:
                 block = record.block
                 if block is None or not is_held(record):
                     continue
-                if not self._table.may_run(record):
+                revived = self._table.revive_lost(record)
+                if revived is not None:
+                    self._table.requeue(block, record)
+                    self.held.remove(record)
+                    again.setdefault(block.name, []).extend((*revived, record))
+                elif not self._table.may_run(record):
                     block.unfinished -= 1
                     record.block = None
                 elif record.call is None:
                     self._table.settle_member(block, record, Status.DONE, _PICKLED_NONE)
-                elif self._may_be_member(record) and _has_values(record):
+                elif self._eligibility.may_be_member(record) and has_values(record):
                     placement = record.options.placement_key
                     self._options[placement] = record.options
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
@@ -274,14 +277,18 @@ class OpenBlocks:
                     self._table.requeue(block, record)
                     self.held.remove(record)
                     ordinary.setdefault(block.name, []).append(record)
+            for name, some in again.items():
+                some.sort(key=lambda record: record.rank)
+                self._hold_all(some, name)
             for name, some in ordinary.items():
                 some.sort(key=lambda record: record.rank)
                 self._table.place_in_blocks(some, name)
                 self._end_producers_of(some)
         almost, self._almost_ready = self._almost_ready, []
         for record in almost:
-            for before in record.unfinished_waits():
-                found = None if before.block is None else self._by_number.get(before.block.number)
+            block = only_awaited_block(record)
+            if block is not None and block.open:
+                found = self._by_number.get(block.number)
                 if found is not None and found.is_open:
                     self._put_behind(found, record)
 
@@ -302,8 +309,8 @@ class OpenBlocks:
             is_held(record)
             and record.call is not None
             and record.options.placement_key == found.placement
-            and self._may_be_member(record)
-            and all(not each.over or _has_part(each, part) for each, part in record.call.references)
+            and self._eligibility.may_be_member(record)
+            and has_values(record, found.block)
         ):
             found.add_behind(self._urgency(record))
 
@@ -318,17 +325,21 @@ class OpenBlocks:
         blocks = [each for each in self._open.get(placement, ()) if each.is_open]
         rooms = [(each.block.unfinished, each.block.number, each) for each in blocks]
         heapq.heapify(rooms)
+        #: The fewest members of a block for which there is no task.
+        fewest = _MAX_MEMBERS
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            # If each block has another ready task to take, this one need not keep it for others.
-            has_plenty = len(ready) > len(blocks)
-            record = self._next(ready, found, count, has_plenty)
+            behind = None
+            if count <= fewest + _MAX_LEAD:
+                behind = found.first_behind()
+            record = self._next(ready, behind, count, len(blocks))
             if record is None:
+                fewest = min(fewest, count)
                 continue
-            found.add(record)
+            found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
-            for behind in self.held.waits_for_one(record):
-                self._put_behind(found, behind)
+            for waiting in self.held.waits_for_one(record):
+                self._put_behind(found, waiting)
             if len(found.records) >= _MAX_MEMBERS:
                 found.send(self._surroundings)
                 found.end()
@@ -336,7 +347,7 @@ class OpenBlocks:
                 heapq.heappush(rooms, (count + 1, number, found))
         for each in blocks:
             if not each.closed:
-                each.send(self._surroundings)
+                each.send_if_due(self._surroundings)
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))
@@ -344,13 +355,35 @@ class OpenBlocks:
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
 
+    def _has_plenty(self, ready: list[Urgency], blocks: int) -> bool:
+        """Return whether a block may take a ready task behind the one that it runs.
+
+        There must be another one for each block. And a block that is through first would then run
+        a less urgent task. That does no harm while the work of all is longer than the way to the
+        end.
+        """
+        return (
+            len(ready) > blocks and -ready[0].order * blocks <= _MAX_URGENT_SHARE * self.held.work
+        )
+
     def _next(
-        self, ready: list[Urgency], found: OpenBlock, count: int, has_plenty: bool
+        self, ready: list[Urgency], behind: Urgency | None, count: int, blocks: int
     ) -> TaskRecord | None:
-        """Return, and remove, the next task for an open block; None if it has no room."""
+        """Return, and remove, the next task for an open block; None if there is no task or no room.
+
+        Parameters
+        ----------
+        ready : list of Urgency
+            The heap of ready tasks.
+        behind : Urgency, optional
+            A task that may be sent behind those that it waits for.
+        count : int
+            How many members the block has.
+        blocks : int
+            The number of open blocks.
+        """
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
-        behind = found.first_behind()
         first = ready[0] if ready else None
         chosen = behind if first is None or (behind is not None and behind < first) else first
         if chosen is None:
@@ -359,7 +392,9 @@ class OpenBlocks:
         most = 1
         if seconds is not None:
             ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
-            most += max(ahead, has_plenty and seconds <= MAX_TASK_SECONDS)
+            if not ahead and seconds <= MAX_TASK_SECONDS and self._has_plenty(ready, blocks):
+                ahead = 1
+            most += ahead
         if count >= most:
             return None
         if chosen is first:
@@ -368,13 +403,15 @@ class OpenBlocks:
 
     def _open_more(self, placement: Hashable, ready: int) -> None:
         blocks = self._open.setdefault(placement, [])
+        if not ready or len(blocks) >= self._submitter.slots > 0:
+            return
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
         slots = max(1, self._submitter.slots)
         # One that has closed keeps its slot until its key is over. If another key were submitted
         # before, Dask could queue it behind an open block, which would have to close for it.
         wanted = min(ready + busy - len(usable), slots - len(blocks))
-        for _ in range(wanted if ready else 0):
+        for _ in range(wanted):
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
             block.open = block.long = True
@@ -411,6 +448,7 @@ class OpenBlocks:
             return
         found.link = link
         self._failures = 0
+        self.is_connected = True
         if found.closed:
             found.end()
         else:
@@ -473,6 +511,7 @@ class OpenBlocks:
     def _pause(self) -> None:
         """Take the ordinary way for a while."""
         self._failures = 0
+        self.is_connected = False
         self._paused_until = monotonic() + _PAUSE_SECONDS
         self._schedule_flush()
 
@@ -508,13 +547,3 @@ class OpenBlocks:
         self.held.clear()
         self._turned_ready.clear()
         self._almost_ready.clear()
-
-
-def _has_values(record: TaskRecord) -> bool:
-    """Return whether the client has all that a ready task takes from others."""
-    assert record.call is not None
-    return all(each.over and _has_part(each, part) for each, part in record.call.references)
-
-
-def _has_part(producer: TaskRecord, part: str) -> bool:
-    return (producer.value if part == "result" else producer.output) is not None

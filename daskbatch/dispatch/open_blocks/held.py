@@ -22,8 +22,11 @@ class HeldTasks:
         self._missing: dict[TaskRecord, int] = {}
         #: For each awaited task the held tasks that wait for it; some may be gone.
         self._after: dict[TaskRecord, dict[TaskRecord, None]] = {}
-        #: For each held task the expected seconds from its begin to the end of the program.
-        self._levels: dict[TaskRecord, float] = {}
+        #: For each held task the expected seconds from its begin to the end of the program, and
+        #: its own.
+        self._levels: dict[TaskRecord, tuple[float, float]] = {}
+        #: The expected seconds of all held tasks.
+        self.work = 0.0
 
     def __bool__(self) -> bool:
         """Return whether any task is held, or a held task has waited for one that is not over."""
@@ -50,7 +53,11 @@ class HeldTasks:
         levels = self._levels
         for record, expected in zip(reversed(records), reversed(seconds), strict=True):
             behind = self._after.get(record, ())
-            levels[record] = expected + max((levels.get(each, 0.0) for each in behind), default=0.0)
+            if record in levels:
+                self.work -= levels[record][1]
+            level = max([levels[each][0] for each in behind if each in levels], default=0.0)
+            levels[record] = expected + level, expected
+            self.work += expected
         return ready
 
     def remove(self, record: TaskRecord) -> bool:
@@ -59,11 +66,16 @@ class HeldTasks:
         Returns whether it was held.
         """
         self._missing.pop(record, None)
-        return self._levels.pop(record, None) is not None
+        found = self._levels.pop(record, None)
+        if found is None:
+            return False
+        self.work = self.work - found[1] if self._levels else 0.0
+        return True
 
     def level(self, record: TaskRecord) -> float:
         """Return the expected seconds from the begin of a held task to the end."""
-        return self._levels.get(record, 0.0)
+        found = self._levels.get(record)
+        return 0.0 if found is None else found[0]
 
     def over(self, record: TaskRecord) -> tuple[list[TaskRecord], list[TaskRecord]]:
         """Record that a task is over.
@@ -107,3 +119,4 @@ class HeldTasks:
         self._missing.clear()
         self._after.clear()
         self._levels.clear()
+        self.work = 0.0

@@ -6,16 +6,29 @@ Not thread-safe: the dispatcher's lock is held.
 from __future__ import annotations
 
 import heapq
+import math
 import pickle
 from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 from daskbatch.dispatch.declarations import declared_files
-from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord, find_root_failure
+from daskbatch.dispatch.task_record import (
+    Phase,
+    SubmittedBlock,
+    TaskRecord,
+    find_root_failure,
+)
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
 from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+
+#: After its next report, a block has members for at least this time. A message takes 0.3 ms if the
+#: machine is busy.
+_MIN_SENT_SECONDS = 0.0005
+
+# Looking up a member of an enum takes long.
+_DONE = Phase.DONE
 
 
 class MemberLink(Protocol):
@@ -81,6 +94,8 @@ class OpenBlock:
         self.dropped: deque[int] = deque()
         self._functions: dict[bytes, int] = {}
         self._surroundings: bytes | None = None
+        #: How long the shortest of its members is expected to run, at least.
+        self._shortest = math.inf
         #: What will be sent by the next `send`.
         self._new_functions: list[bytes] = []
         self._new_members: list[OpenMember] = []
@@ -102,15 +117,26 @@ class OpenBlock:
             first = self._behind[0]
             record = first.record
             # If one that it needs has failed, it does not run; `OpenBlocks` finds that later.
-            if is_held(record) and find_root_failure(record) is None:
-                waits = record.unfinished_waits()
-                if waits and all(before.block is self.block for before in waits):
-                    return first
+            if (
+                is_held(record)
+                and only_awaited_block(record) is self.block
+                and find_root_failure(record) is None
+            ):
+                return first
             heapq.heappop(self._behind)
         return None
 
-    def add(self, record: TaskRecord) -> None:
-        """Make a held task a member; `send` sends it."""
+    def add(self, record: TaskRecord, seconds: float | None) -> None:
+        """Make a held task a member; `send` sends it.
+
+        Parameters
+        ----------
+        record : TaskRecord
+            The task.
+        seconds : float, optional
+            How long it is expected to run; None if that is not known.
+        """
+        self._shortest = min(self._shortest, seconds or 0.0)
         before, block = record.block, self.block
         assert before is not None
         link = self._link_of(record)
@@ -142,6 +168,16 @@ class OpenBlock:
             return None
         return Link(tuple(needs), tuple(after), tuple(_values(references)))
 
+    def send_if_due(self, surroundings: bytes | None) -> None:
+        """Send the members that were added, unless those that it has will last for a while.
+
+        A message takes the client as long as all else that it does for a member. So it waits while
+        the block will report once more before it has too few.
+        """
+        sent = self.block.unfinished - len(self._new_members)
+        if (sent - 1) * self._shortest < _MIN_SENT_SECONDS:
+            self.send(surroundings)
+
     def send(self, surroundings: bytes | None) -> None:
         """Send the members that were added."""
         if not self._new_members:
@@ -170,12 +206,28 @@ class OpenBlock:
 
 def is_held(record: TaskRecord) -> bool:
     """Return whether a task waits at the client to be sent."""
-    return record.block is not None and record.block.held and not record.over
+    block = record.block
+    return block is not None and block.held and record.phase < _DONE
+
+
+def only_awaited_block(record: TaskRecord) -> SubmittedBlock | None:
+    """Return the block that has all tasks that a task still waits for; None if there is none."""
+    found: SubmittedBlock | None = None
+    for before, _ in record.waits:
+        if before.phase < _DONE:
+            block = before.block
+            if block is None or (found is not None and block is not found):
+                return None
+            found = block
+        elif before.waits:  # it was cancelled, and its own waits count
+            blocks = {each.block for each in record.unfinished_waits()}
+            return blocks.pop() if len(blocks) == 1 else None
+    return found
 
 
 def _values(references: Iterable[tuple[TaskRecord, str]]) -> Iterable[BlockMember | bytes | str]:
     for producer, part in references:
-        if not producer.over:
+        if producer.phase < _DONE:
             yield BlockMember((LOCAL, producer.member), part)
         elif part == "result":
             assert producer.value is not None

@@ -21,6 +21,7 @@ from daskbatch.forking import after_fork
 from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker import unreachable
 from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
@@ -170,6 +171,9 @@ class ChildRun(BlockRun):
         finally:
             self._capture.collect()
             self._process_state.restore()
+            if found := unreachable.take_found():
+                data = pickling.dumps_plain((unreachable.NOTICE_KIND, found))
+                self._frame_writer.add(Frame(member, NOTICE, 0.0, data, None))
 
 
 class ChildServer:
@@ -220,6 +224,7 @@ class ChildServer:
     def _run(self, request: BlockRequest, claims: int) -> BlockResult:
         """Run a block; `claims` is the descriptor of the memory of its claims."""
         sys.path[:] = request.path
+        unreachable.adopt(request.unreachable or {})
         run_wanted(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
         limits, tried = spec.limits, {}

@@ -165,6 +165,11 @@ class OpenRun(ThreadRun):
 
     # -- any thread -----------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no member runs at the moment."""
+        return self._call_began is None
+
     def attach(self, link: FrameLink) -> bool:
         """Use a connection with the client; False if the block has closed, or has one."""
         with self._member_lock:

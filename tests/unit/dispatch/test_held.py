@@ -70,3 +70,8 @@ def test_the_longest_way_to_the_end_comes_first() -> None:
     held = HeldTasks()
     held.add(records, [1.0, 2.0, 1.0, 5.0])
     assert [held.level(record) for record in records] == [7.0, 2.0, 6.0, 5.0]
+    assert held.work == 9.0
+    held.remove(records[3])
+    assert held.work == 4.0
+    held.add([records[3]], [3.0])
+    assert held.work == 7.0

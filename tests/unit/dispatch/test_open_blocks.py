@@ -6,6 +6,8 @@ with members unread, loses its connection or its worker, and in which order the 
 
 from __future__ import annotations
 
+import itertools
+import math
 import pickle
 import random
 from array import array
@@ -19,6 +21,7 @@ from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
+from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import ARG, WAR
 from daskbatch.serialization import pickling
@@ -111,11 +114,14 @@ class Worker:
 
     def outcomes(self, start: int, stop: int) -> OutcomeReport:
         some = self.statuses[start:stop]
-        values = [VALUE if each <= Status.FAILED else None for each in some]
+        values = [
+            VALUE if each <= Status.FAILED and record not in self.cluster.large else None
+            for each, record in zip(some, self.block.records[start:stop], strict=True)
+        ]
         references: dict[int, bytes] = {}
         if self.cluster.stores_values:
             values, references = [None] * len(some), dict.fromkeys(range(start, stop), VALUE)
-        seconds = array("f", [0.001] * len(some)).tobytes()
+        seconds = array("f", [self.cluster.seconds] * len(some)).tobytes()
         return OutcomeReport(
             *(self.block.number, start, bytes(some), values, seconds, {}), references=references
         )
@@ -136,7 +142,11 @@ class Cluster:
         self.revoked: dict[tuple[int, int], Status] = {}
         self.ran: Counter[TaskRecord] = Counter()
         self.fails: set[TaskRecord] = set()
+        #: The tasks whose values stay on their workers.
+        self.large: set[TaskRecord] = set()
         self.later: list[Callable[[], None]] = []
+        #: How long each task takes.
+        self.seconds = 0.001
 
     # What the client calls:
 
@@ -214,6 +224,20 @@ class Cluster:
         if choices:
             self.rng.choice(choices)()
 
+    def run_all(self) -> None:
+        """Have the client learn all that has happened, then each worker run one task."""
+        while self.later or any(not worker.announced for worker in self.workers.values()):
+            for worker in list(self.workers.values()):
+                if not worker.announced:
+                    self._announce(worker)
+            while self.later:
+                self.later.pop(0)()
+        for worker in list(self.workers.values()):
+            worker.read()
+            worker.run_next()
+        for worker in list(self.workers.values()):
+            worker.report()
+
     def _announce(self, worker: Worker) -> None:
         worker.announced = True
         report = OpenedReport(worker.block.number, "host", 1, b"", False)
@@ -234,8 +258,8 @@ class Cluster:
                 assert record.block is block
                 assert not record.over
                 statuses.append(self.run(record) if record.call else Status.DONE)
-        values = [VALUE] * len(statuses)
-        seconds = array("f", [0.001] * len(statuses)).tobytes()
+        values = [None if record in self.large else VALUE for record in block.records]
+        seconds = array("f", [self.seconds] * len(statuses)).tobytes()
         self.notify(OutcomeReport(block.number, 0, bytes(statuses), values, seconds, {}))
         self.dispatcher.key_finished(block)
 
@@ -357,6 +381,94 @@ def test_failures_and_cancellations_reach_what_needs_them(seed: int) -> None:
             assert record.phase == Phase.DONE
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lost_value_is_made_again_for_a_task_that_is_held(seed: int) -> None:
+    rng = random.Random(seed)
+    dispatcher, cluster = make(seed, slots=2)
+    records = make_records(rng, 40, mixed=False)
+    producer, *others = records
+    producer.waits = ()
+    cluster.large = {producer}
+    # The last ones take its value, and wait for all that is between.
+    takers = records[30:]
+    for taker in takers:
+        assert taker.call is not None
+        taker.call = taker.call._replace(references=((producer, "result"),))
+        taker.waits = tuple((before, ARG) for before in (producer, *records[20:30]))
+    dispatcher.submit(records, "test")
+    while not producer.over:
+        cluster.step(False)
+    assert producer.block is not None
+    assert not any(taker.over for taker in takers)
+    dispatcher.values_lost([producer.block.key])
+    finish(cluster, records, False)
+    assert {record.phase for record in records} == {Phase.DONE}
+    assert cluster.ran[producer] == 2
+    assert {cluster.ran[record] for record in others} == {1}
+
+
+def test_members_are_sent_together_while_a_block_has_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+    send = Worker.send
+
+    def count(worker: Worker, *frames: bytes) -> None:
+        sent.extend(len(pickle.loads(frame)[1]) for frame in frames if frame != END)
+        send(worker, *frames)
+
+    monkeypatch.setattr(Worker, "send", count)
+
+    def run() -> tuple[int, int]:
+        """Return the number of messages, and how often each worker ran a task."""
+        dispatcher, cluster = make(0, slots=2)
+        cluster.seconds = 0.0001
+        first = make_records(random.Random(0), 1, mixed=False)
+        dispatcher.submit(first, "test")
+        finish(cluster, first, False)  # it is known now how long they take
+        sent.clear()
+        records = make_records(random.Random(0), 300, mixed=False)
+        for number, record in enumerate(records):
+            before = records[max(0, number - 30) : max(0, number - 28)]
+            record.waits = tuple((each, ARG) for each in before)
+        dispatcher.submit(records, "test")
+        rounds = 0
+        while not all(record.over for record in records):
+            cluster.run_all()
+            rounds += 1
+            assert rounds <= len(records)
+        assert sum(sent) == len(records)
+        return len(sent), rounds
+
+    messages, rounds = run()
+    monkeypatch.setattr(open_block, "_MIN_SENT_SECONDS", math.inf)
+    messages_at_once, rounds_at_once = run()
+    assert messages < messages_at_once / 3
+    assert rounds == rounds_at_once  # no block has waited for a message
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.00025, 0.001, 0.02])
+def test_slots_share_a_graph_whose_tasks_wait_for_neighbours(seconds: float) -> None:
+    dispatcher, cluster = make(0, slots=2)
+    cluster.seconds = seconds
+    first = make_records(random.Random(0), 1, mixed=False)
+    dispatcher.submit(first, "test")
+    finish(cluster, first, False)  # it is known now how long they take
+    width, steps = 8, 20
+    records = make_records(random.Random(0), width * steps, mixed=False)
+    for number, record in enumerate(records):
+        step, x = divmod(number, width)
+        before = range(max(0, x - 1), min(width, x + 2)) if step else ()
+        record.waits = tuple((records[(step - 1) * width + each], ARG) for each in before)
+    dispatcher.submit(records, "test")
+    rounds = 0
+    while not all(record.over for record in records):
+        cluster.run_all()
+        rounds += 1
+        assert rounds <= len(records)
+    assert rounds <= len(records) / 2 + 5
+
+
 def test_single_calls_reuse_an_open_block() -> None:
     dispatcher, cluster = make(0)
     for number in range(10):
@@ -392,6 +504,30 @@ def test_an_open_block_ends_when_an_ordinary_one_takes_a_value_of_it() -> None:
     assert opened
     assert consumer.phase == Phase.DONE
     assert set(cluster.ran.values()) == {1}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_slot_waits_for_a_long_way_to_the_end(known: bool) -> None:
+    dispatcher, cluster = make(0, slots=2)
+    cluster.seconds = 0.02
+    if known:
+        first = make_records(random.Random(0), 1, mixed=False)
+        dispatcher.submit(first, "test")
+        finish(cluster, first, False)
+    records = [TaskRecord("client", n, "task", function_call(task, (n,), {})) for n in range(39)]
+    # Last in the program, and first in time: nothing may delay a chain of half of the tasks.
+    chain = [records[0], *records[20:]]
+    for record in records[1:20]:
+        record.waits = ((chain[0], ARG),)
+    for before, record in itertools.pairwise(chain):
+        record.waits = ((before, ARG),)
+    dispatcher.submit(records, "test")
+    rounds = 0
+    while not all(record.over for record in records):
+        cluster.run_all()
+        rounds += 1
+        assert rounds <= len(records), "the tasks are not sent"
+    assert rounds == len(chain)
 
 
 def test_the_spec_of_an_open_block_has_no_members() -> None:
