@@ -25,8 +25,9 @@ from daskbatch.serialization.buffers import Buffer
 #: of the buffers.
 _MAX_INNER_BYTES = 4096
 
-#: The pickle of any buffer, without the buffer.
-_BUFFER_PICKLE = pickle.dumps(pickle.PickleBuffer(b""), 5, buffer_callback=lambda _: None)
+#: The pickle of any buffer, without the buffer. It was one that can be written to: else the buffer
+#: would be loaded as a read-only one, and each task would have to copy it.
+_BUFFER_PICKLE = pickle.dumps(pickle.PickleBuffer(bytearray()), 5, buffer_callback=lambda _: None)
 
 #: What each `StoredValue` begins with: it calls `load_stored`. Old opcodes, since these have no
 #: frames, whose sizes would differ.

@@ -282,3 +282,22 @@ def test_many_values_leave_no_descriptors_or_mappings() -> None:
     for n in range(1000):
         assert pickling.loads(stored(numbers() + n))[0] == n
     assert count() == before
+
+
+def test_a_large_argument_is_mapped_and_not_copied() -> None:
+    array = np.arange(100_000.0)
+    data, _, (buffer,) = pickling.pack(array)
+    stored = stored_value.buffer_value(buffer)
+    assert stored is not None
+    content = pickling.loads(bytes(stored))
+    found = pickling.unpack(data, (), [content])
+    assert np.shares_memory(found, np.frombuffer(content, "u1"))
+    found[0] = 5.0  # the task's own
+    assert array[0] == 0.0
+    assert pickling.unpack(data, (), [pickling.loads(bytes(stored))])[0] == 0.0
+    read_only = np.arange(100_000.0)
+    read_only.flags.writeable = False
+    data, _, (buffer,) = pickling.pack(read_only)
+    stored = stored_value.buffer_value(buffer)
+    assert stored is not None
+    assert not pickling.unpack(data, (), [pickling.loads(bytes(stored))]).flags.writeable
