@@ -318,16 +318,16 @@ class OpenBlocks:
                 continue
             found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
-            for behind in self.held.waits_for_one(record):
-                self._put_behind(found, behind)
+            for each in self.held.waits_for_one(record):
+                self._put_behind(found, each)
             if len(found.records) >= _MAX_MEMBERS:
                 found.send(self._surroundings)
                 found.end()
             else:
                 heapq.heappush(rooms, (count + 1, number, found))
-        for each in blocks:
-            if not each.closed:
-                each.send_if_due(self._surroundings)
+        for found in blocks:
+            if not found.closed:
+                found.send_if_due(self._surroundings)
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))
