@@ -1,31 +1,38 @@
 """Measures how fast large values move: beside Dask, a process pool and, where installed, Ray.
 
 For Ray, set RAY_PYTHON to an interpreter that has Ray, NumPy and pandas. The programs with frames
-run where pandas is installed. Arguments: parts of the names of the programs to run.
+run where pandas is installed. Arguments: parts of the names of the programs to run, or of
+"isolated", "linear", "edges" and "shared".
+
+All systems are started, and run each program in turn: so another load of the machine slows all of
+them down. The figures are medians; behind them is the ratio of the fastest runs.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import Manager
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import WORKERS, Table, raw_dask, seconds
-from data_programs import LARGE, PROGRAMS, chain, measure
+from data_programs import LARGE, PROGRAMS, chain, run_once
 from distributed import Client, wait
 
-from daskbatch import Batch
+from daskbatch import Batch, Task
+
+Times = dict[str, list[float]]
 
 REPEAT = int(os.environ.get("REPEAT", "3"))
 
@@ -44,22 +51,33 @@ MOST: dict[str, dict[str, float]] = {
 
 
 class InBatch:
-    """daskbatch."""
+    """daskbatch: calls are collected, and started as a program when one of them is needed."""
 
     def __init__(self, batch: Batch, **options: Any) -> None:
-        self._batch = batch.options(**options)
+        self._batch = batch
+        self._factory = batch.options(**options)
+        self._made: list[Task] = []
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self._batch.function(function, *args)
+        self._made.append(self._factory.function(function, *args))
+        return self._made[-1]
+
+    def _start(self) -> None:
+        made, self._made = self._made, []
+        self._batch.compile(made).start()
 
     def get(self, reference: Any) -> Any:
+        if self._made:
+            self._start()
         return reference.get()
 
     def wait(self, reference: Any) -> None:
-        reference.run()
+        self._start()
+        reference.wait()
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        tasks = [self._batch.function(function, item) for item in items]
+        tasks = [self.submit(function, item) for item in items]
+        self._start()
         return [task.get() for task in tasks]
 
 
@@ -109,28 +127,95 @@ class InPool:
         return list(self._pool.map(function, items))
 
 
-def measured(title: str, system: Any, names: Sequence[str]) -> dict[str, float]:
-    """Return the times of a system, and print them."""
-    found = {}
-    for name in names:
-        found[name] = measure(system, name, REPEAT)
-        print(f"  {title:<12}{name:<40}{found[name] * 1e3:>10.1f} ms", flush=True)
-    return found
+class InRay:
+    """Ray, in a process of another interpreter."""
+
+    def __init__(self, python: str) -> None:
+        script = Path(__file__).with_name("data_ray.py")
+        self._process = subprocess.Popen(
+            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run_once(self, name: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(name, file=self._process.stdin, flush=True)
+        while True:
+            line = self._process.stdout.readline()
+            if not line:
+                raise SystemExit("Ray has ended")
+            try:
+                return float(line)
+            except ValueError:
+                print("  Ray:", line.rstrip())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def with_ray(names: Sequence[str]) -> dict[str, float]:
-    """Return the times of Ray; empty without it."""
-    python = os.environ.get("RAY_PYTHON")
-    if not python:
-        return {}
-    script = Path(__file__).with_name("data_ray.py")
-    command = [python, str(script), json.dumps([list(names), REPEAT])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print("Ray failed:", done.stderr[-1000:])
-        return {}
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def ratio(own: Sequence[float], other: Sequence[float]) -> tuple[float, str]:
+    """Return the ratio of the medians of times; and a text with that of the fastest runs."""
+    return statistics.median(own) / statistics.median(other), f"{min(own) / min(other):.2f}"
+
+
+def in_turn(runs: Mapping[str, Callable[[], float]], once: Collection[str] = ()) -> Times:
+    """Return the times of some rounds, after one that does not count; those of `once` run once."""
+    times: Times = {each: [] for each in runs}
+    for number in range(REPEAT + 1):
+        for each, run in runs.items():
+            if each in once:
+                if not number:
+                    times[each].append(run())
+            elif number:
+                times[each].append(run())
+            else:
+                run()
+    return times
+
+
+def timed(function: Callable[[], Any]) -> Callable[[], float]:
+    return lambda: seconds(function)
+
+
+def compare(table: Table, name: str, runs: Mapping[str, Callable[[], float]]) -> None:
+    """Run a program with all systems, and print the ratios."""
+    most = MOST[name]
+    once = [each for each in runs if each == "pool" and each not in most]
+    times = in_turn(runs, once)
+    own = times["daskbatch"]
+    print(f"  {name}: {statistics.median(own) * 1e3:.1f} ms")
+    for other, found in times.items():
+        if other == "daskbatch":
+            continue
+        if other == "isolated":
+            value, fastest = ratio(found, own)
+            table.row_at_most(f"    isolated, of threads ({fastest})", value, "×", most=1.2)
+            continue
+        value, fastest = ratio(own, found)
+        what = f"    of {other}: {statistics.median(found) * 1e3:.1f} ms ({fastest})"
+        if other in most:
+            table.row_at_most(what, value, "×", most=most[other])
+        else:
+            table.row(what, value)
+
+
+def linear(table: Table, batch: Batch, **options: Any) -> None:
+    """Print the time of each hop and byte, by the number of hops and of bytes."""
+    system = InBatch(batch, **options)
+    for megabytes in (1, 10, 100):
+        count = megabytes * 125_000
+        times = in_turn(
+            {str(hops): timed(partial(chain, system, hops, count)) for hops in (5, 10, 20, 40)}
+        )
+        each = {int(hops): min(found) for hops, found in times.items()}
+        for hops, found in each.items():
+            print(f"  {hops} hops of {megabytes} MB: {found / (hops + 1) * 1e3:.2f} ms each")
+        slope = (each[40] - each[20]) / (each[20] - each[10])
+        table.row_at_most(f"  {megabytes} MB: 20 more hops, of 10 more", slope / 2, "×", 1.3)
+        per_byte = (each[40] - each[5]) / 35 / megabytes
+        print(f"  for each hop and MB: {per_byte * 1e3:.3f} ms")
 
 
 @contextmanager
@@ -219,76 +304,73 @@ def main() -> None:
         if (not wanted or any(part in name for part in wanted))
         and ("frames" not in name or importlib.util.find_spec("pandas"))
     ]
-    found: dict[str, dict[str, float]] = {}
-    with raw_dask() as client:
-        found["Dask"] = measured("Dask", InDask(client), names)
-        edges: dict[int, float] = {}
-        if not wanted or "edges" in wanted:
-            edges = {each: seconds(partial(markers, client, each), REPEAT) for each in (2, 10)}
-        scattered: dict[int, tuple[float, float]] = {}
-        if not wanted or "shared" in wanted:
-            for size in (1_000_000, 100_000_000):
-                scattered[size] = scatter_and_gather(client, np.ones(size // 8))
-    with ProcessPoolExecutor(WORKERS) as pool:
-        found["pool"] = measured("pool", InPool(pool), names)
-    found["Ray"] = with_ray(names) if names else {}
-    with Batch(num_workers=WORKERS) as batch:
-        own = measured("daskbatch", InBatch(batch), names)
-        table = Table("the time of daskbatch, divided by that of others")
+
+    def is_wanted(part: str) -> bool:
+        return not wanted or part in wanted
+
+    with ExitStack() as stack:
+        # First: its processes are forked before there are other threads.
+        pool = stack.enter_context(ProcessPoolExecutor(WORKERS))
+        list(pool.map(abs, range(2 * WORKERS)))
+        manager = stack.enter_context(Manager()) if is_wanted("shared") else None
+        ray = None
+        if names and (python := os.environ.get("RAY_PYTHON")):
+            ray = InRay(python)
+            stack.callback(ray.close)
+        client = stack.enter_context(raw_dask())
+        batch = stack.enter_context(Batch(num_workers=WORKERS))
+        systems = {
+            "daskbatch": InBatch(batch),
+            "Dask": InDask(client),
+            "pool": InPool(pool),
+        }
+        if is_wanted("isolated"):
+            systems["isolated"] = InBatch(batch, isolation="process")
+        table = Table("the time of daskbatch, divided by that of others (and of the fastest runs)")
         for name in names:
-            print(f"  {name}: {own[name] * 1e3:.1f} ms")
-            for other, times in found.items():
-                if name in times:
-                    ratio = own[name] / times[name]
-                    what = f"    of {other}: {times[name] * 1e3:.1f} ms"
-                    if other in MOST[name]:
-                        table.row_at_most(what, ratio, "×", most=MOST[name][other])
-                    else:
-                        table.row(what, ratio)
-        if not wanted or "isolated" in wanted:
-            isolated = InBatch(batch, isolation="process")
-            for name in names:
-                ratio = measure(isolated, name, REPEAT) / own[name]
-                table.row_at_most(f"  isolated: {name}", ratio, "× thread", most=1.2)
-        if not wanted or "linear" in wanted:
-            for count, hops in ((LARGE // 8, (5, 10, 20, 40)), (LARGE // 80, (5, 10, 20, 40))):
-                times = []
-                for each in hops:
-                    chain(InBatch(batch), each, count)
-                    took = seconds(partial(chain, InBatch(batch), each, count), REPEAT)
-                    times.append(took / (each + 1))
-                    megabytes = 8 * count // 10**6
-                    print(f"  {each} hops of {megabytes} MB: {times[-1] * 1e3:.1f} ms each")
-                table.row_at_most(
-                    "  40 hops against 5, for each hop", times[-1] / times[0], "×", 1.3
-                )
-        if not wanted or "edges" in wanted:
-            for each, of_markers in edges.items():
+            runs = {each: partial(run_once, system, name) for each, system in systems.items()}
+            if ray is not None:
+                runs["Ray"] = partial(ray.run_once, name)
+            compare(table, name, runs)
+        if is_wanted("linear"):
+            linear(table, batch)
+        if is_wanted("edges"):
+            for each in (2, 10):
                 before = sum(batch.client.run(received).values())
                 order_edges(batch, each)
                 moved = sum(batch.client.run(received).values()) - before
-                took = seconds(partial(order_edges, batch, each), REPEAT)
                 table.row_at_most(f"order edges of {each} producers: moved", moved / 1e6, "MB", 0.1)
-                table.row_at_most("  time, of hand-made markers", took / of_markers, "×", most=1.0)
-        if not wanted or "shared" in wanted:
-            shared, queue = batch.ddict(), batch.queue()
-            with Manager() as manager:
-                for size, (scatter, gather) in scattered.items():
-                    value = np.ones(size // 8)
-                    put, get = put_and_get(shared, value)
-                    what = f"DDict, {size // 10**6} MB"
-                    least = (1.5, 3.0) if size > 10**7 else (None, None)
-                    table.row(f"{what}: rate of put, of scatter", scatter / put, least=least[0])
-                    table.row(f"{what}: rate of get, of gather", gather / get, least=least[1])
-                    of_manager = put_and_get(manager.dict(), value)
-                    table.row("  put and get, of a Manager's", sum(of_manager) / (put + get))
-                    took = through_queue(queue, value)
-                    table.row(
-                        f"Queue, {size // 10**6} MB: rate, of scatter and gather",
-                        (scatter + gather) / took,
-                    )
-                    table.row("  of a Manager's", through_queue(manager.Queue(), value) / took)
+                times = in_turn(
+                    {
+                        "markers": timed(partial(markers, client, each)),
+                        "edges": timed(partial(order_edges, batch, each)),
+                    }
+                )
+                value, fastest = ratio(times["edges"], times["markers"])
+                what = f"  time, of hand-made markers ({fastest})"
+                table.row_at_most(what, value, "×", most=1.0)
+        if manager is not None:
+            shared_values(table, batch, client, manager)
     table.end()
+
+
+def shared_values(table: Table, batch: Batch, client: Client, manager: SyncManager) -> None:
+    """Compare dictionaries and queues with Dask's scatter and gather, and with a Manager's."""
+    shared, queue = batch.ddict(), batch.queue()
+    for size in (1_000_000, 100_000_000):
+        value = np.ones(size // 8)
+        scatter, gather = scatter_and_gather(client, value)
+        put, get = put_and_get(shared, value)
+        what = f"DDict, {size // 10**6} MB"
+        least = (1.5, 3.0) if size > 10**7 else (None, None)
+        table.row(f"{what}: rate of put, of scatter", scatter / put, least=least[0])
+        table.row(f"{what}: rate of get, of gather", gather / get, least=least[1])
+        of_manager = put_and_get(manager.dict(), value)
+        table.row("  put and get, of a Manager's", sum(of_manager) / (put + get))
+        took = through_queue(queue, value)
+        what = f"Queue, {size // 10**6} MB: rate, of scatter and gather"
+        table.row(what, (scatter + gather) / took)
+        table.row("  of a Manager's", through_queue(manager.Queue(), value) / took)
 
 
 if __name__ == "__main__":

@@ -148,13 +148,9 @@ PROGRAMS: dict[str, Callable[[System], float | None]] = {
 }
 
 
-def measure(system: System, name: str, repeat: int = 3) -> float:
-    """Return the median time of a program after one run that does not count. Seconds."""
-    program = PROGRAMS[name]
-    times = []
-    for _ in range(repeat + 1):
-        gc.collect()
-        began = time.perf_counter()
-        seconds = program(system)
-        times.append(time.perf_counter() - began if seconds is None else seconds)
-    return sorted(times[1:])[repeat // 2]
+def run_once(system: System, name: str) -> float:
+    """Return the time of one run of a program. Seconds."""
+    gc.collect()
+    began = time.perf_counter()
+    seconds = PROGRAMS[name](system)
+    return time.perf_counter() - began if seconds is None else seconds

@@ -1,17 +1,16 @@
-"""Runs the programs of `data_programs.py` with Ray, and prints the seconds of each as JSON.
+"""Runs programs of `data_programs.py` with Ray: reads their names, and prints the seconds of each.
 
 `data.py` starts it with the interpreter that the environment variable RAY_PYTHON names.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from data_programs import measure
+from data_programs import run_once
 
 
 class Ray:
@@ -35,7 +34,7 @@ class Ray:
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=6 << 30)
-    names, repeat = json.loads(sys.argv[1])
     system = Ray()
-    print(json.dumps({name: measure(system, name, repeat) for name in names}), flush=True)
+    for line in sys.stdin:
+        print(run_once(system, line.strip()), flush=True)
     ray.shutdown()

@@ -168,8 +168,8 @@ def main() -> None:
     files = choose_files(options.files)
 
     with Batch(num_workers=options.workers) as batch:
-        where = f"{batch.num_workers} workers; Dask's dashboard: {batch.dashboard_link}"
-        print(where)
+        workers = batch.num_workers
+        print(f"{workers} workers; Dask's dashboard, while they run: {batch.dashboard_link}")
         home = make_home(options.output / "parallel")
         began = time.perf_counter()
         tasks = [describe(batch, step, home) for step in write_program(files, home)]
@@ -187,7 +187,7 @@ def main() -> None:
 
     functions = sum(callable(step.call) for step in write_program(files, home))
     print(f"tasks      {len(tasks)}: {functions} functions, {len(tasks) - functions} executables")
-    print(f"ran on     {where}")
+    print(f"ran on     {workers} workers")
     print("edges      " + ", ".join(f"{number} {reason}" for reason, number in edges.items()))
     print(f"one edge   {reason}")
     ratio = f"×{sequential / parallel:.2f}"

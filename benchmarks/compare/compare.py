@@ -14,13 +14,13 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from fresh_process import run_alone  # noqa: E402
 from libraries import LIBRARIES, WORKERS, installed  # noqa: E402
 from programs import GRAPHS  # noqa: E402
 
@@ -33,7 +33,7 @@ PROGRAMS = {
     "queue": "500 items through a shared queue",
     "start": "from nothing to the first result and back: the whole process",
 }
-_LIMIT_SECONDS = 120
+_LIMIT_SECONDS = 300
 
 _ENVIRONMENT = {
     **os.environ,
@@ -45,25 +45,22 @@ _ENVIRONMENT = {
 }
 
 
-def measure(library: str, program: str) -> float | None:
-    """Run a program in a fresh process; return its seconds, or None if it did not succeed."""
-    began = time.perf_counter()
-    try:
-        run = subprocess.run(
-            [sys.executable, HERE / "run_one.py", library, program],
-            capture_output=True,
-            text=True,
-            timeout=_LIMIT_SECONDS,
-            env=_ENVIRONMENT,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    whole = time.perf_counter() - began
+def measure(library: str, program: str) -> float | str:
+    """Run a program in a fresh process; return its seconds, or why it did not succeed."""
+    command = [sys.executable, str(HERE / "run_one.py"), library, program]
+    run = run_alone(command, _LIMIT_SECONDS, _ENVIRONMENT)
+    if run.remaining:
+        print(f"{library}, {program}: left {run.remaining} processes, ended", file=sys.stderr)
     answers = [line for line in run.stdout.splitlines() if line.startswith('{"seconds"')]
+    if answers and program != "start":
+        return float(json.loads(answers[-1])["seconds"])
+    if run.returncode is None:
+        return f"no result in {_LIMIT_SECONDS} s"
     if run.returncode or not answers:
         print(f"{library}, {program}: {run.stderr[-800:]}", file=sys.stderr)
-        return None
-    return whole if program == "start" else float(json.loads(answers[-1])["seconds"])
+        lines = run.stderr.strip().splitlines()
+        return lines[-1] if lines else f"exit code {run.returncode}"
+    return run.seconds
 
 
 def can_run(library: str, program: str) -> bool:
@@ -117,6 +114,15 @@ def losses(times: dict[tuple[str, str], list[float]]) -> list[str]:
     return ["Where others are faster:", "", *lines] if lines else ["No library was faster."]
 
 
+def failures(reasons: dict[tuple[str, str], str]) -> list[str]:
+    """Return a sentence for each library that did not run a program."""
+    lines = [
+        f"- {PROGRAMS[program]}, {library}: `{reason}`"
+        for (library, program), reason in reasons.items()
+    ]
+    return ["", "Failed:", "", *lines] if lines else []
+
+
 def busy(loads: tuple[float, float]) -> list[str]:
     """Return a warning if other programs used the machine meanwhile."""
     if loads[0] < WORKERS:
@@ -151,10 +157,13 @@ def commit() -> str:
 
 
 def page(
-    times: dict[tuple[str, str], list[float]], repeats: int, loads: tuple[float, float]
+    times: dict[tuple[str, str], list[float]],
+    reasons: dict[tuple[str, str], str],
+    repeats: int,
+    loads: tuple[float, float],
 ) -> str:
     """Return the page."""
-    libraries = [name for name in LIBRARIES if any(key[0] == name for key in times)]
+    libraries = [name for name in LIBRARIES if any(key[0] == name for key in [*times, *reasons])]
     packages = sorted({LIBRARIES[name].package for name in libraries} - {"concurrent.futures"})
     versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
     return "\n".join(
@@ -164,14 +173,16 @@ def page(
             "The same programs with each library, on two worker processes of one machine. The",
             "first column is the time of daskbatch. The others are the time of the library over",
             "it: 2 is twice as slow. Where daskbatch is slower, the number is **bold**.",
-            "A dash: the library has no such thing.",
+            "A dash: the library has nothing for this program.",
             "",
             *table(times, libraries),
             "",
             *losses(times),
+            *failures(reasons),
             "",
-            f"Best of {repeats} runs, each in a fresh process, the libraries in turn. *spread*",
-            "is the largest distance between two runs of one library, as a part of its best.",
+            f"Best of {repeats} run{'s' * (repeats > 1)}, each in a fresh process, the libraries",
+            "in turn. *spread* is the largest distance between two runs of one library, as a part",
+            "of its best.",
             *busy(loads),
             "",
             f"- Date: {date.today().isoformat()}",
@@ -186,6 +197,7 @@ def page(
             "",
             "Libraries whose executors take no futures as arguments (ProcessPoolExecutor, loky,",
             "executorlib) are driven by hand: a call is submitted when what it needs is there.",
+            "Parsl's connections are not encrypted here, as those of the others are not.",
             "`benchmarks/compare/` has the programs, and what each library does.",
             "",
         ]
@@ -201,23 +213,23 @@ def main() -> None:
     options = parser.parse_args()
     times: dict[tuple[str, str], list[float]] = {}
     load_before = os.getloadavg()[0]
-    given_up = set()
+    reasons: dict[tuple[str, str], str] = {}
     for turn in range(options.repeats):
         for program in options.programs:
             for library in options.libraries:
                 key = library, program
-                if not installed(library) or not can_run(*key) or key in given_up:
+                if not installed(library) or not can_run(*key) or key in reasons:
                     continue
                 found = measure(library, program)
-                if found is None:
-                    given_up.add(key)
+                if isinstance(found, str):
+                    reasons[key] = found
                     times.pop(key, None)
                     continue
                 times.setdefault(key, []).append(found)
                 print(
                     f"{turn + 1}: {program}, {library}: {found:.3f} s", file=sys.stderr, flush=True
                 )
-    text = page(times, options.repeats, (load_before, os.getloadavg()[0]))
+    text = page(times, reasons, options.repeats, (load_before, os.getloadavg()[0]))
     if options.page:
         options.page.write_text(text, encoding="utf-8")
         print(f"wrote {options.page}")

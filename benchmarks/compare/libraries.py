@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
@@ -269,27 +270,31 @@ class Ray:
 
 
 class Parsl:
-    """Parsl with its HighThroughputExecutor on this machine."""
+    """Parsl with its HighThroughputExecutor on this machine.
+
+    Its connections are not encrypted, as those of the other libraries are not on one machine.
+    Values go through its three processes by pickle: Parsl has no memory that processes share.
+    """
 
     package = "parsl"
 
     def __init__(self) -> None:
-        import tempfile
-
         import parsl
         from parsl.config import Config
         from parsl.executors import HighThroughputExecutor
         from parsl.providers import LocalProvider
 
         self.parsl = parsl
+        self.directory = tempfile.TemporaryDirectory()
         executor = HighThroughputExecutor(
             label="workers",
             address="127.0.0.1",
             max_workers_per_node=WORKERS,
+            encrypted=False,
             provider=LocalProvider(init_blocks=1, max_blocks=1),
         )
         parsl.load(
-            Config(executors=[executor], run_dir=tempfile.mkdtemp(), initialize_logging=False)
+            Config(executors=[executor], run_dir=self.directory.name, initialize_logging=False)
         )
 
     def graph(self, calls: list[Call]) -> Any:
@@ -318,6 +323,7 @@ class Parsl:
     def close(self) -> None:
         self.parsl.dfk().cleanup()
         self.parsl.clear()
+        self.directory.cleanup()
 
 
 LIBRARIES: dict[str, Any] = {

@@ -489,7 +489,8 @@ class Batch:
             Writes by which a task removes files, as ``[batch.write(path)]``: like other writes for
             the order, but the files need not be there afterwards.
         retries : int
-            How often a task is run again after it has failed by an exception or exit code.
+            How often a task may run again after it has failed: by an exception, an exit code other
+            than 0, a timeout or a crash.
         resources : mapping, optional
             Amounts of Dask's abstract worker resources that a task takes, such as ``{"GPU": 1}``.
         workers : str or list of str, optional

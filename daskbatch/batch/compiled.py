@@ -443,7 +443,7 @@ class CompiledTask(Task):
     # -- after the run --------------------------------------------------------------------
 
     def critical_path(self) -> CriticalPath:
-        """Return the tasks that the makespan hangs on, first to last.
+        """Return the tasks that determine the makespan, first to last.
 
         The last one is the member that ended last; the one before each is that of its
         predecessors in the graph that ended last. Members that are not over do not count.

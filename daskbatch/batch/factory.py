@@ -171,6 +171,8 @@ def make_record(
     if session.closed:
         context.require_open()
     options, reads, writes, _, removes = settings
+    if call.references:
+        call = session.future_arguments.with_sources(call, session.client_id, repr(name))
     number = next(session.numbers)
     record = TaskRecord(session.client_id, number, name, call, options, reads, writes)
     if removes:

@@ -51,8 +51,11 @@ def require_producers(record: TaskRecord) -> None:
         One of them has not been started.
     """
     for producer in record.producers:
-        if producer.phase == Phase.CREATED and (
-            producer.group is None or producer.group is not record.group
+        if (
+            producer.phase == Phase.CREATED
+            and (producer.group is None or producer.group is not record.group)
+            # The fetch of a Dask future's result starts with the first task that takes it.
+            and producer.options.future is None
         ):
             which = producer.label
             if producer.group is not None:

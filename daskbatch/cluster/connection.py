@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import threading
 import weakref
@@ -91,6 +92,9 @@ class Connection:
                 return
             self._closed = True
         if self._owns_client:
+            if self.client.status == "connecting":
+                # Dask would log with a traceback that its attempt to connect again is cancelled.
+                logging.getLogger("distributed.client").addFilter(_is_not_cancellation)
             # Its scheduler may be gone already.
             with contextlib.suppress(Exception):
                 self.client.close(timeout=_CLOSE_TIMEOUT_SECONDS)
@@ -100,6 +104,10 @@ class Connection:
     def close_in_background(self) -> None:
         """Close in another thread, without waiting."""
         start_unless_ending(self.close, name="daskbatch-close", daemon=False)
+
+
+def _is_not_cancellation(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def connect(

@@ -351,7 +351,7 @@ class ClusterBackend:
         self._callbacks[question] = then
 
         async def ask() -> None:
-            with contextlib.suppress(*UNREACHABLE_ERRORS):
+            with contextlib.suppress(*UNREACHABLE_ERRORS, AttributeError):  # it is closed
                 await self.client.scheduler.daskbatch_revoke(
                     topic=self._topic,
                     question=question,
@@ -379,9 +379,7 @@ class ClusterBackend:
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Drop the revocations of blocks that are over."""
-        self.client.loop.add_callback(
-            self.client.scheduler.daskbatch_forget, topic=self._topic, blocks=list(blocks)
-        )
+        self.client.loop.add_callback(self._tell, "daskbatch_forget", blocks=list(blocks))
 
     def show_unsuccessful(self, tasks: Unsuccessful, then: Callable[[bool], None]) -> None:
         """Have Dask's dashboard count tasks as not run, or as failed.
@@ -396,7 +394,7 @@ class ClusterBackend:
 
         async def show() -> None:
             shown = await self._tell(
-                self.client.scheduler.daskbatch_unsuccessful,
+                "daskbatch_unsuccessful",
                 withdrawn=[(key, dict(names)) for key, names in tasks.withdrawn.items()],
                 failures=[*map(tuple, tasks.failures)],
                 others=dict(tasks.others),
@@ -409,15 +407,14 @@ class ClusterBackend:
 
     def send_summary(self, summary: str) -> None:
         """Send the scheduler what the page /daskbatch shows of this client."""
-        self.client.loop.add_callback(
-            self._tell, self.client.scheduler.daskbatch_summary, summary=summary
-        )
+        self.client.loop.add_callback(self._tell, "daskbatch_summary", summary=summary)
 
-    async def _tell(self, route: Callable[..., Any], **message: Any) -> Any:
+    async def _tell(self, route: str, **message: Any) -> Any:
         """Call a handler of the scheduler; return its answer, or None if it cannot be reached."""
-        if self.client.status == "running":
+        scheduler = self.client.scheduler  # None once the client is closed
+        if self.client.status == "running" and scheduler is not None:
             with contextlib.suppress(*UNREACHABLE_ERRORS):
-                return await route(topic=self._topic, **message)
+                return await getattr(scheduler, route)(topic=self._topic, **message)
         return None
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:

@@ -146,8 +146,10 @@ class Membership:
 
     def _request(self, handler: str, **arguments: Any) -> None:
         async def request() -> None:
-            with contextlib.suppress(*UNREACHABLE_ERRORS):
-                await getattr(self._client.scheduler, handler)(topic=self._topic, **arguments)
+            scheduler = self._client.scheduler  # None once the client is closed
+            if scheduler is not None:
+                with contextlib.suppress(*UNREACHABLE_ERRORS):
+                    await getattr(scheduler, handler)(topic=self._topic, **arguments)
 
         self._client.loop.add_callback(request)
 

@@ -18,6 +18,7 @@ from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.futures.future_states import FutureStates
 from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.growth.demands import Demands
 from daskbatch.cluster.leaving.departures import departures_of
@@ -42,6 +43,7 @@ from daskbatch.dashboard.dashboard import Dashboard
 from daskbatch.dashboard.task_times import TaskTime
 from daskbatch.dispatch.key_names import NAMES, TOKEN
 from daskbatch.dispatch.lower import TOPIC
+from daskbatch.worker.future_value import STATE_ROUTE
 from daskbatch.worker.inproc_scheduler import record_scheduler
 
 PLUGIN_NAME = "daskbatch-service"
@@ -85,6 +87,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     - ``daskbatch_capacities()`` returns the `Capacity` of each worker.
     - ``daskbatch_unfit()`` returns the `UnfitWorker` of each worker with other software.
     - ``daskbatch_gangs()`` returns what each gang waits for; see `GangAllocator.describe`.
+    - ``daskbatch_future_state(key)`` returns where the result of a Dask future is.
     - ``daskbatch_unsuccessful(topic, withdrawn, failures, others, outside, ran)`` has Dask's
       dashboard show what it does not see of tasks; see `dispatch.unsuccessful`. Returns whether
       somebody has looked at its task stream.
@@ -124,6 +127,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._gangs = GangAllocator(scheduler)
         self._capacities = Capacities(scheduler, self._worker_losses.end_of)
         self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
+        self._future_states = FutureStates(scheduler)
         self._demands = Demands(scheduler)
         self._waiting_keys = WaitingKeys(scheduler, lambda: any(True for _ in self._clients))
         self._departures = departures_of(scheduler)
@@ -155,6 +159,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "daskbatch_capacities": self._capacities.all,
                 "daskbatch_gangs": self._gangs.describe,
                 "daskbatch_unfit": self._unfit.all,
+                STATE_ROUTE: self._future_states.state,
                 "daskbatch_unsuccessful": self._unsuccessful,
                 "daskbatch_summary": self._dashboard.record,
             }
@@ -371,6 +376,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
             self._keep_token(key)
         self._walltimes.transition(key, finish)
+        self._future_states.transition(key, finish)
         self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":
             # No client needs the result. If a token of it is lost, Dask must not run it for that.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import itertools
 import logging
 import os
@@ -26,18 +25,19 @@ from distributed.deploy import Cluster
 from daskbatch import config
 from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
+from daskbatch.cluster.futures.future_arguments import FutureArguments
 from daskbatch.cluster.growth.demand_report import DemandReport
 from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
+from daskbatch.cluster.loading import require_not_loading
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.requirements import Capacity, refusals, requires_something
 from daskbatch.dispatch.task_record import Group, Phase, TaskRecord
-from daskbatch.errors import LifecycleError, ServiceLost, SpecError
+from daskbatch.errors import ServiceLost, SpecError
 from daskbatch.forking import after_fork, keep_inherited
-from daskbatch.serialization.loading import makes_copies
 from daskbatch.threads import start_unless_ending
 from daskbatch.user_code import user_line
 from daskbatch.worker.execution.client_names import make_client_id, make_topic
@@ -148,6 +148,10 @@ class Session:
             self.background = Background(self.dispatcher, lambda *some: self.submit(*some))
             #: Yields the numbers of its tasks.
             self.numbers = itertools.count()
+            #: Makes the tasks that fetch the results of Dask futures.
+            self.future_arguments = FutureArguments(
+                self.client, self.numbers, self.dispatcher.table.future_sources
+            )
             #: Which client of the Batch this is: 0 has created it; -1 until it is registered.
             self.number = -1
             #: The id that its tasks carry.
@@ -527,7 +531,7 @@ def make_session(
     streams : bool
         See `Session`.
     """
-    _require_not_loading()
+    require_not_loading()
     connection = connect(cluster, num_workers, directory, environment)
     given = connection.embedded is None and config.get("working-directory") == "batch"
     return Session(
@@ -535,21 +539,6 @@ def make_session(
         connection=connection,
         streams=streams,
         directory=directory if given else None,
-    )
-
-
-def _require_not_loading() -> None:
-    """Raise `LifecycleError` where a module that a task needs makes a Batch on its import."""
-    if not makes_copies():
-        return
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "<module>":
-        frame = frame.f_back
-    name = "a module" if frame is None else f"the module {frame.f_globals.get('__name__')!r}"
-    raise LifecycleError(
-        f"{name} makes a Batch or an executor when it is imported, and a worker imports it to load "
-        "a task's function or arguments: make the Batch in a function, or below "
-        '`if __name__ == "__main__":`, so that importing the module starts nothing'
     )
 
 

@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from daskbatch.describe.environment import is_value, is_variable
+from daskbatch.describe.future_source import FutureSource
 from daskbatch.describe.gang import Gang, count_cores, thread_limits, whole_slots
 from daskbatch.describe.generators import warn_of_generator
 from daskbatch.describe.initializer import Initializer
@@ -67,6 +68,8 @@ class Options:
         Whether the task may run again after the loss of its worker though it reads what it writes.
     walltime : float, optional
         The seconds that a worker must stay for the task to begin there.
+    future : FutureSource, optional
+        The Dask future whose result the task fetches.
     """
 
     timeout: float | None = None
@@ -84,13 +87,14 @@ class Options:
     apart: Hashable = None
     restartable: bool = False
     walltime: float | None = None
+    future: FutureSource | None = None
     #: The options that hold for a whole Dask key: tasks that differ here cannot share a block.
     placement_key: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         key = (
             *(self.resources, self.workers, self.priority, self.isolated, self.prepare),
-            *(self.other_workers, self.apart, self.fresh, self.gang, self.walltime),
+            *(self.other_workers, self.apart, self.fresh, self.gang, self.walltime, self.future),
         )
         if any(key):
             object.__setattr__(self, "placement_key", key)
@@ -236,7 +240,7 @@ class Call(NamedTuple):
         The packed arguments.
     references : tuple
         The tasks among the arguments: for each its record, and the part that is meant (result,
-        stdout or stderr).
+        stdout or stderr). Until `make_record`, Dask futures stand there, too.
     buffers : tuple of Buffer
         The large buffers among the arguments.
     failure : SerializationError, optional

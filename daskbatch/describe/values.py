@@ -78,11 +78,16 @@ def isinstance_of(value: object, kinds: Any) -> bool:
 
 
 def _is_truth_value(value: object) -> bool:
-    if type(value) is bool:
+    kind = type(value)
+    if kind is bool:
         return True
+    if kind is int or kind is float:
+        # To look for ``dtype``, and to handle the exception, takes 100 µs: longer than all else
+        # that makes a task.
+        return False
     # NumPy before 2.3 takes its booleans for numbers.
-    kind = _converted(lambda: value.dtype.kind)  # type: ignore[attr-defined]
-    return isinstance(kind, str) and kind == "b"
+    code = _converted(lambda: value.dtype.kind)  # type: ignore[attr-defined]
+    return isinstance(code, str) and code == "b"
 
 
 def _converted(convert: Callable[[], T]) -> T | None:

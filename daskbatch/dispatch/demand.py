@@ -55,6 +55,8 @@ def measure_demand(
         counted += 1
         if record.call is None or any(not before.over for before, _ in record.waits):
             continue
+        if record.options.future is not None:
+            continue  # it takes a moment, once a Dask future is done
         able += 1
         gang = record.options.gang
         taken = 1 if gang is None else gang.ranks * gang.cores

@@ -36,6 +36,7 @@ from daskbatch.errors import (
     BatchError,
     LifecycleError,
     ServiceLost,
+    TaskCancelled,
     WorkerLost,
 )
 from daskbatch.serialization import stored_value
@@ -56,6 +57,9 @@ _logger = logging.getLogger("daskbatch")
 
 #: How long the scheduler may take to report what a worker that died had done.
 _DEATH_REPORT_TIMEOUT_SECONDS = 30.0
+
+#: How often the client looks whether Dask futures that tasks wait for were cancelled.
+_FUTURES_INTERVAL_SECONDS = 1.0
 
 #: While open blocks report, waiting threads are notified at this interval.
 NOTIFY_INTERVAL_SECONDS = 0.003
@@ -80,6 +84,7 @@ class Dispatcher:
         self._revocation = Revocation(self.table, backend)
         self._open = self.table.open_blocks
         self._open.on_empty = self._forget
+        self.table.future_sources.abandon = self._cancel_later
         #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
         self.owes_notification = False
         self._notified_at = 0.0
@@ -123,14 +128,56 @@ class Dispatcher:
                 group.started_at = time()
                 if group.is_program:
                     self._program_started(group)
+            sources = self._start_sources(new)
+            if group is not None:
                 # Only for earlier producers: the group's own order is known already.
                 wait_for_producers(new)
             self.table.start(new)
             if group is None:
                 wait_for_producers(new)
             with self._feeding():
-                self.table.place(new, name, again=False)
+                self.table.place([*sources, *new] if sources else new, name, again=False)
             self._changed.notify_all()
+
+    def _start_sources(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Start the tasks that fetch the results of Dask futures; return those to be placed."""
+        future_sources = self.table.future_sources
+        if not future_sources.in_use:
+            return []
+        sources = future_sources.add(records)
+        placed = []
+        for source in sources:
+            future = source.options.future
+            if future is not None and future.is_cancelled:
+                error = _as_cancelled(source)
+                self.table.settle(source, Phase.FAILED, pack_error(error, source.label))
+            else:
+                placed.append(source)
+        self.table.start(placed)
+        if placed and future_sources.wait_for(placed):
+            self._backend.call_later(_FUTURES_INTERVAL_SECONDS, self._check_sources)
+        return placed
+
+    def _check_sources(self) -> None:
+        """Have the sources fail whose futures the program has cancelled.
+
+        The scheduler notices that too, but not if it has never seen the future's key.
+        """
+        with self._changed:
+            cancelled = self.table.future_sources.take_cancelled()
+            goes_on = self.table.future_sources.has_waiting
+        for source in cancelled:
+            self._revocation.withdraw(source, _as_cancelled(source))
+        if goes_on:
+            self._backend.call_later(_FUTURES_INTERVAL_SECONDS, self._check_sources)
+
+    def _cancel_later(self, source: TaskRecord) -> None:
+        """Cancel a task that no task needs any longer; called with the lock held."""
+
+        def cancel() -> None:
+            self._revocation.withdraw(source)
+
+        self._backend.call_later(0.0, cancel)
 
     def _program_started(self, group: Group) -> None:
         """Have the logging module receive what happens to a program that is being started."""
@@ -294,12 +341,15 @@ class Dispatcher:
             return False
         requeued: list[TaskRecord] = []
         if isinstance(report, MissingReport):
-            record = block.records[report.member]
-            warning = TaskWarning(report.kind, report.paths)
-            self.table.failures.warn(record, warning)
+            record = block.find_record(report.member)
+            if record is not None:
+                warning = TaskWarning(report.kind, report.paths)
+                self.table.failures.warn(record, warning)
             return False
         if isinstance(report, OutputReport):
-            self.table.observers.output_arrived(block.records[report.member], report)
+            record = block.find_record(report.member)
+            if record is not None:
+                self.table.observers.output_arrived(record, report)
             return False
         if isinstance(report, OpenedReport):
             self._open.opened(report)
@@ -308,6 +358,8 @@ class Dispatcher:
             requeued = self.table.apply_report(block, report)
             if report.measures is not None and report.measures.details:
                 log_retries(block, report)
+            if block.open:
+                self._open.settled(block, report.start, report.start + len(report.statuses))
         elif isinstance(report, ClosedReport):
             requeued = self._open.closed(block, report.received)
         else:
@@ -471,6 +523,11 @@ class Dispatcher:
                 data = pack_error(failure, record.label)
                 self.table.settle_member(block, record, Status.FAILED, data)
         return requeued
+
+
+def _as_cancelled(source: TaskRecord) -> TaskCancelled:
+    """Return the exception of a source whose future was cancelled."""
+    return TaskCancelled(f"the {source.name} was cancelled")
 
 
 def _as_failure(record: TaskRecord, error: BaseException) -> BatchError:

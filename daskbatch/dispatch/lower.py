@@ -61,6 +61,10 @@ UNGRANTED = "daskbatch-ungranted"
 #: has: Dask must not run these keys before a worker is there that stays long enough.
 WALLTIME, UNFITTED = "daskbatch_walltime", "daskbatch-unfitted"
 
+#: The name of the annotation of keys that fetch the result of a Dask future: its pickled key; and
+#: the resource that they require until the future is done. No worker offers it.
+FUTURE, PENDING = "daskbatch_future", "daskbatch-pending"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -445,6 +449,9 @@ def _annotations(options: Options, topic: str) -> dict[str, Any]:
     if options.walltime is not None:
         found["resources"] = {**dict(options.resources), UNFITTED: 1}
         found[WALLTIME] = options.walltime
+    if options.future is not None:
+        found["resources"] = {PENDING: 1}
+        found[FUTURE] = pickling.dumps_plain(options.future.key)
     if options.workers:
         found["workers"] = list(options.workers)
     if options.other_workers:

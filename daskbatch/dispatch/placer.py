@@ -183,6 +183,9 @@ class Placer:
                 if found is None and record.options.apart is not None:
                     # The caller has decided already which tasks share a block.
                     found = alike[kind] = Candidate(0.0, kind=("placed", kind[1]))
+                elif found is None and record.options.future is not None:
+                    # It may wait for long: only the tasks that need it wait with it.
+                    found = alike[kind] = Candidate(None, kind=("placed", kind[1]), solo=True)
                 elif found is None:
                     found = alike[kind] = self._candidate(*kind)
                 candidate = found

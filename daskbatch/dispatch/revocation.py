@@ -105,6 +105,31 @@ class Revocation:
         if members:
             self._backend.revoke(members, Status.CANCELLED, then)
 
+    def withdraw(self, record: TaskRecord, error: Exception | None = None) -> None:
+        """Cancel a task that is not over, or have it fail with an error; the answer comes later."""
+        with self._changed:
+            block = record.block
+            if record.over or block is None:
+                return
+            members = members_by_block([record])
+            self._revoked.update(members)
+
+        def then(revoked: Members, stopping: Members) -> None:
+            with self._changed:
+                if record.block is block and not record.over:
+                    if record.member in revoked.get(block.number, ()):
+                        if error is None:
+                            self._table.settle_member(block, record, Status.CANCELLED)
+                        else:
+                            data = pack_error(error, record.label)
+                            self._table.settle_member(block, record, Status.FAILED, data)
+                    elif record.member in stopping.get(block.number, ()):
+                        self._table.stopping.add(record)
+                self._changed.notify_all()
+            self._release_empty([block])
+
+        self._backend.revoke(members, Status.CANCELLED, then)
+
     def place_anew(self, records: Iterable[TaskRecord]) -> None:
         """Place the tasks that have not begun in new blocks: they wait for fewer tasks now."""
         with self._changed:
@@ -188,7 +213,7 @@ class Revocation:
                 self._release_if_empty(block)
 
     def _release_if_empty(self, block: SubmittedBlock) -> None:
-        if not block.unfinished and all(record.block is not block for record in block.records):
+        if not block.unfinished and not block.is_needed:
             # It still runs if other blocks need its key. So the backend keeps its revocations.
             self._revoked.discard(block.number)
             self._backend.release(block)

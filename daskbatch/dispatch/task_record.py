@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from time import time
 from typing import Any, Protocol
@@ -305,6 +305,14 @@ class BlockFuture(Protocol):
     def release(self) -> None: ...
 
 
+class _MemberReference(weakref.ref[TaskRecord]):
+    """A weak reference to a member of a block that is over."""
+
+    __slots__ = ("member",)
+
+    member: int
+
+
 class SubmittedBlock:
     """A block that has been, or is about to be, submitted; changed with the dispatcher's lock.
 
@@ -318,6 +326,7 @@ class SubmittedBlock:
 
     __slots__ = (
         "__weakref__",
+        "_over",
         "buffer_futures",
         "buffer_keys",
         "failed",
@@ -337,6 +346,8 @@ class SubmittedBlock:
     def __init__(self, number: int, records: Sequence[TaskRecord]) -> None:
         self.number = number
         self.records = records
+        #: The members that are over and held weakly; see `hold_weakly`.
+        self._over: dict[int, _MemberReference] = {}
         self.key: BlockKey = ("", number)
         #: The number of members whose outcome has not been reported.
         self.unfinished = len(records)
@@ -401,6 +412,70 @@ class SubmittedBlock:
         assert isinstance(result, BlockResult)
         return result
 
+    def hold_weakly(
+        self, members: range | None = None, dropped: Callable[[int], object] | None = None
+    ) -> None:
+        """Hold members that are over only as long as other objects do.
+
+        A member whose value is on a worker refers to its block. If the block referred to it, too,
+        both would exist until Python collects cycles, and the value as long.
+
+        Parameters
+        ----------
+        members : range, optional
+            The members; others stay as they are. None for all, once the block itself is over.
+        dropped : callable, optional
+            Called with each member that no longer exists, and whose value is in the block. It is
+            called at any moment, in any thread.
+        """
+        if members is None:
+            for member, record in enumerate(self.records):
+                if record.block is self:
+                    self._refer(member, record, None)
+            self.records = (_NO_RECORD,) * len(self.records)
+            return
+        assert isinstance(self.records, list)
+
+        def call(reference: Any) -> None:
+            assert dropped is not None
+            dropped(reference.member)
+
+        for member in members:
+            record = self.records[member]
+            if record.over:
+                has_value = dropped is not None and record.block is self
+                self._refer(member, record, call if has_value else None)
+                self.records[member] = _NO_RECORD
+
+    def _refer(self, member: int, record: TaskRecord, call: Callable[[Any], None] | None) -> None:
+        reference = self._over[member] = _MemberReference(record, call)
+        reference.member = member
+
+    def find_record(self, member: int) -> TaskRecord | None:
+        """Return a member; None if it is in another block, or no longer exists."""
+        reference = self._over.get(member)
+        if reference is not None:
+            return reference()
+        record = self.records[member] if member < len(self.records) else _NO_RECORD
+        return None if record is _NO_RECORD else record
+
+    def _members_over(self) -> list[tuple[int, TaskRecord]]:
+        """Return the members that are over, and whose values are in the block."""
+        found = [(member, reference()) for member, reference in list(self._over.items())]
+        return [
+            (member, record)
+            for member, record in (*enumerate(self.records), *found)
+            if record is not None
+            and record.block is self
+            and record.member == member
+            and record.over
+        ]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any task is in this block, or has its value there."""
+        return any(record.block is self for record in self.records) or bool(self._members_over())
+
     def drop_member(self, member: int) -> None:
         """Put a record that no block has in the place of a member of an open block."""
         assert isinstance(self.records, list)
@@ -408,10 +483,9 @@ class SubmittedBlock:
 
     def distribute(self, result: BlockResult) -> None:
         """Store each member's part of the result in the member's record."""
-        for member, record in enumerate(self.records):
-            if record.block is self and record.over:
-                record.value = result.values[member]
-                record.output = result.outputs.get(member, SILENT)
+        for member, record in self._members_over():
+            record.value = result.values[member]
+            record.output = result.outputs.get(member, SILENT)
 
     def unfinished_members(self, members: Iterable[int] | None = None) -> list[TaskRecord]:
         """Return the members that are not over and have not been placed in another block.

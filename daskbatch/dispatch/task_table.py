@@ -18,6 +18,7 @@ from daskbatch.dispatch.completion import CompletionTracker
 from daskbatch.dispatch.demand import TaskDemand, measure_demand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import FailureLog
+from daskbatch.dispatch.future_sources import FutureSources
 from daskbatch.dispatch.lower import Setting
 from daskbatch.dispatch.observers import Observers
 from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
@@ -92,6 +93,8 @@ class TaskTable:
         self.deaths: Counter[TaskRecord] = Counter()
         #: The blocks whose results may still be needed, by their keys.
         self._blocks: WeakValueDictionary[BlockKey, SubmittedBlock] = WeakValueDictionary()
+        #: The tasks that fetch the results of Dask futures; the dispatcher sets how to cancel one.
+        self.future_sources = FutureSources()
         #: Whether the result of any block was ever lost.
         self._any_lost = False
         links: LinkMaker | None = getattr(submitter, "open_links", None)
@@ -162,6 +165,8 @@ class TaskTable:
                 self.unsuccessful.fail(record)
         if self.open_blocks.held:
             self.open_blocks.over(record)
+        if self.future_sources.in_use:
+            self.future_sources.over(record)
         if self.outcomes.has_callbacks:
             if self._called_later is None:
                 # What a callback tells the program must have been recorded.
@@ -309,6 +314,7 @@ class TaskTable:
     def forget(self, block: SubmittedBlock) -> None:
         """Drop what was needed of a block until it was over."""
         self.live.pop(block.number, None)
+        block.hold_weakly()
         block.waits = frozenset()
         block.buffer_futures = ()
 

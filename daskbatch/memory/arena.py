@@ -21,6 +21,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from daskbatch.forking import after_fork, keep_inherited
@@ -46,8 +47,15 @@ _PAGE_BYTES = mmap.PAGESIZE
 #: The size of the file. It takes memory only where something was written.
 FILE_BYTES = 1 << 46
 
-#: How much memory of dropped values is kept for new ones.
-_MAX_SPARE_BYTES = 256 << 20
+#: How much memory of dropped values is kept for new ones, however long nobody needs it, where the
+#: memory of the process has no limit.
+_MAX_IDLE_SPARE_BYTES = 256 << 20
+
+#: The interval after which memory is returned to the system that nobody has needed in it.
+SPARE_INTERVAL_SECONDS = 30.0
+
+#: How much is kept during such an interval, and how much of it after that; see `set_spare_limit`.
+_spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 
 #: A spare range is used for a value that takes at least this part of it.
 _MIN_USED = 0.75
@@ -102,6 +110,18 @@ def new_memory_file() -> int:
     return file
 
 
+def set_spare_limit(limit: int) -> None:
+    """Set how much memory of dropped values this process keeps for some seconds. Bytes."""
+    global _spare_limit, _idle_spare_limit
+    _spare_limit = limit
+    _idle_spare_limit = min(limit, _MAX_IDLE_SPARE_BYTES)
+
+
+def spare_limits() -> tuple[int, int]:
+    """Return how much memory of dropped values is kept for some seconds, and how much longer."""
+    return _spare_limit, _idle_spare_limit
+
+
 def erase(file: int, offset: int, length: int) -> None:
     """Return the memory of a range to the system."""
     with contextlib.suppress(OSError):
@@ -120,8 +140,9 @@ class Arena:
     identity : bytes, optional
         What references call the file; else a random one.
     watches : bool
-        Whether a thread waits for readers of dropped ranges. Else the memory of these is used
-        again at the next `write`, and another process returns it to the system.
+        Whether a thread waits for readers of dropped ranges, and returns spare memory to the
+        system. Else dropped ranges are used again at the next `write`, and another process returns
+        spare memory to the system.
     """
 
     def __init__(
@@ -141,6 +162,9 @@ class Arena:
         self._spare: list[tuple[int, int]] = []
         self._by_age: deque[tuple[int, int]] = deque()
         self._spare_bytes = 0
+        #: How much of the spare memory was used again since it was last trimmed, and when that was.
+        self._reused_bytes = 0
+        self._trimmed_at = 0.0
         #: The ranges of dropped values: (offset, length). Appending needs no lock.
         self._dropped: deque[tuple[int, int]] = deque()
         self._watching = False
@@ -165,12 +189,18 @@ class Arena:
             self._reuse_dropped()
             offset, length = self._take(length)
         token = os.urandom(TOKEN_BYTES)
+        if not self._watches:
+            # Another process may return spare memory to the system, and must not do it now.
+            range_locks.lock(self.file, offset, length)
         try:
             header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
             self._write_all(offset, [header, *buffers], [0, *starts], [HEADER_BYTES, *sizes])
         except BaseException:
             self.drop(offset, length)
             raise
+        finally:
+            if not self._watches:
+                range_locks.unlock(self.file, offset, length)
         return offset, length, token
 
     def _write_all(
@@ -215,6 +245,7 @@ class Arena:
                 del self._spare[position]
                 self._by_age.remove((capacity, offset))
                 self._spare_bytes -= capacity
+                self._reused_bytes += capacity
                 return offset, capacity
         offset = self._end
         self._end += length
@@ -227,7 +258,7 @@ class Arena:
         if self._lock.acquire(blocking=False):
             try:
                 self._reuse_dropped()
-                watch = self._watches and bool(self._dropped) and not self._watching
+                watch = self._has_work() and not self._watching
                 self._watching |= watch
             finally:
                 self._lock.release()
@@ -243,7 +274,7 @@ class Arena:
                 continue
             try:
                 os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
-                if length > _MAX_SPARE_BYTES:
+                if length > _spare_limit:
                     erase(self.file, offset, length)
                     continue
             finally:
@@ -251,21 +282,38 @@ class Arena:
             bisect.insort(self._spare, (length, offset))
             self._by_age.append((length, offset))
             self._spare_bytes += length
-        while self._spare_bytes > _MAX_SPARE_BYTES:
+        self._keep_spare(_spare_limit)
+
+    def _keep_spare(self, most: int) -> None:
+        """Return the oldest spare ranges to the system that are more than this. With the lock."""
+        while self._spare_bytes > most:
             capacity, offset = self._by_age.popleft()
             self._spare.remove((capacity, offset))
             self._spare_bytes -= capacity
             erase(self.file, offset, capacity)
 
+    def _trim(self) -> None:
+        """Keep as much spare memory as was used again since the last call. With the lock."""
+        now = monotonic()
+        if now - self._trimmed_at > SPARE_INTERVAL_SECONDS:
+            self._keep_spare(max(self._reused_bytes, _idle_spare_limit))
+            self._reused_bytes, self._trimmed_at = 0, now
+
+    def _has_work(self) -> bool:
+        """Return whether the thread is needed."""
+        return self._watches and (bool(self._dropped) or self._spare_bytes > _idle_spare_limit)
+
     def _watch(self) -> None:
         pause = threading.Event()
+        self._trimmed_at = monotonic()
         while True:
             pause.wait(_CHECK_INTERVAL_SECONDS)
             with self._lock:
                 # All of them, a few at a time: in each round the first ones come last.
                 for _ in range(len(self._dropped) // _MAX_CHECKS + 1):
                     self._reuse_dropped()
-                if not self._dropped:
+                self._trim()
+                if not self._has_work():
                     self._watching = False
                     return
 
@@ -300,10 +348,20 @@ def _open_arena() -> Arena:
     return Arena(file, (process, descriptor), identity, watches=False)
 
 
-def use_arena(location: tuple[int, int], identity: bytes) -> None:
-    """Have this process write to a file that its parent has made, which outlives this process."""
+def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = None) -> None:
+    """Have this process write to a file that its parent has made, which outlives this process.
+
+    Parameters
+    ----------
+    location, identity
+        See `Arena`.
+    spare : int, optional
+        The parameter of `set_spare_limit`.
+    """
     global _given
     _given = location, identity
+    if spare is not None:
+        set_spare_limit(spare)
 
 
 @after_fork

@@ -24,6 +24,11 @@ def lock_shared(file: int, start: int, length: int) -> None:
     fcntl.fcntl(file, _WAIT, _FLOCK.pack(fcntl.F_RDLCK, 0, start, length, 0))
 
 
+def lock(file: int, start: int, length: int) -> None:
+    """Lock a range for writing; waits while another description has locked a part of it."""
+    fcntl.fcntl(file, _WAIT, _FLOCK.pack(fcntl.F_WRLCK, 0, start, length, 0))
+
+
 def try_lock(file: int, start: int, length: int) -> bool:
     """Lock a range for writing; False if another description has locked a part of it."""
     try:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from daskbatch.forking import after_fork, keep_inherited
@@ -20,6 +21,7 @@ from daskbatch.memory import range_locks
 from daskbatch.memory.arena import (
     FILE_BYTES,
     FILE_NAME,
+    SPARE_INTERVAL_SECONDS,
     TOKEN_BYTES,
     Arena,
     erase,
@@ -28,12 +30,11 @@ from daskbatch.memory.arena import (
     new_memory_file,
     own_arena,
     owner_of,
+    spare_limits,
 )
 from daskbatch.memory.host import host_id
 from daskbatch.memory.mapping import map_private
-
-#: How much memory of dropped values a child process may keep for new ones.
-_MAX_CHILD_SPARE_BYTES = 64 << 20
+from daskbatch.threads import start_unless_ending
 
 
 class ValueGone(Exception):
@@ -93,19 +94,25 @@ class AdoptedArena:
         self._holders: dict[bytes, int] = {}
         #: The ranges of deleted segments: (offset, length, token). Appending needs no lock.
         self._dropped: deque[tuple[int, int, bytes]] = deque()
-        #: Ranges that the other process may use again, and that this one may erase.
-        self._spare: deque[tuple[int, int, bytes]] = deque()
+        #: By offset, the ranges that the other process may use again, and that this one may erase:
+        #: their lengths and tokens. The oldest come first.
+        self._spare: dict[int, tuple[int, bytes]] = {}
         self._spare_bytes = 0
+        #: How much of them was used again since the thread has looked last; None without it.
+        self._reused_bytes: int | None = None
 
     def hold(self, offset: int, length: int, token: bytes) -> None:
         """Hold a range. Raises `ValueGone` if its value is not there."""
         with self._lock:
             range_locks.lock_shared(self.file, offset, length)
             if os.pread(self.file, TOKEN_BYTES, offset) != token:
-                range_locks.unlock(self.file, offset, length)
+                if not self._holds_any(offset, length):
+                    range_locks.unlock(self.file, offset, length)
                 raise ValueGone("its memory has been used again")
             self._holders[token] = self._holders.get(token, 0) + 1
             self._held[token] = offset, length
+            if self._remove_spare(offset) and self._reused_bytes is not None:
+                self._reused_bytes += length
             self._release_dropped()
 
     def drop(self, offset: int, length: int, token: bytes) -> None:
@@ -123,7 +130,7 @@ class AdoptedArena:
     def _release_dropped(self) -> None:
         released = bool(self._dropped)
         while self._dropped:
-            each = offset, length, token = self._dropped.popleft()
+            offset, length, token = self._dropped.popleft()
             # Another segment may have been made of the range since.
             self._holders[token] -= 1
             if self._holders[token]:
@@ -131,19 +138,45 @@ class AdoptedArena:
             del self._holders[token], self._held[token]
             range_locks.unlock(self.file, offset, length)
             if self._erases:
-                self._spare.append(each)
+                self._remove_spare(offset)
+                self._spare[offset] = length, token
                 self._spare_bytes += length
-        limit = 0 if self.orphaned else _MAX_CHILD_SPARE_BYTES
-        for _ in range(len(self._spare)):
-            if self._spare_bytes <= limit:
-                break
-            each = self._spare.popleft()
-            if self._erase(*each):
-                self._spare_bytes -= each[1]
-            else:
-                self._spare.append(each)
+        most, idle = spare_limits()
+        self._keep_spare(0 if self.orphaned else most)
+        if self._spare_bytes > idle and self._reused_bytes is None:
+            self._reused_bytes = 0
+            if not start_unless_ending(partial(_watch, weakref.ref(self)), name="daskbatch-values"):
+                self._reused_bytes = None
         if released and not _exists(owner_of(self.identity)):
             self._erase_unheld()
+
+    def _remove_spare(self, offset: int) -> bool:
+        """Remove a range from the spare ones; return whether it was one."""
+        found = self._spare.pop(offset, None)
+        if found is not None:
+            self._spare_bytes -= found[0]
+        return found is not None
+
+    def _keep_spare(self, most: int) -> None:
+        """Return the oldest spare ranges to the system that are more than this. With the lock."""
+        if self._spare_bytes <= most:
+            return
+        for offset, (length, token) in list(self._spare.items()):
+            if self._erase(offset, length, token):
+                self._remove_spare(offset)
+                if self._spare_bytes <= most:
+                    return
+
+    def trim(self) -> bool:
+        """Keep as much spare memory as was used again since the last call.
+
+        Returns whether to call again.
+        """
+        _, idle = spare_limits()
+        with self._lock:
+            self._keep_spare(max(self._reused_bytes or 0, idle))
+            self._reused_bytes = 0 if self._spare_bytes > idle else None
+            return self._reused_bytes is not None
 
     def erase_unheld(self) -> None:
         """Return to the system what no process holds or has mapped; its writer has ended."""
@@ -160,12 +193,26 @@ class AdoptedArena:
                 range_locks.unlock(self.file, position, gap)
             position = offset + length
 
+    def _holds_any(self, offset: int, length: int) -> bool:
+        """Return whether a value of a range is held, which may be another one than before.
+
+        This process has one description of the file, and so one lock of each byte. To lock such a
+        range for writing, and to unlock it, would unlock the value that is held there.
+        """
+        return any(
+            start < offset + length and offset < start + size for start, size in self._held.values()
+        )
+
     def _erase(self, offset: int, length: int, token: bytes) -> bool:
         """Return a range to the system, unless it is used again; False if a reader has it."""
+        if self._holds_any(offset, length):
+            return True  # the other process has used it again
         if not range_locks.try_lock(self.file, offset, length):
             return False
         try:
-            if os.pread(self.file, TOKEN_BYTES, offset) == token:
+            # The other process erases the token when it makes the range a spare one of its own,
+            # and locks the range while it writes to it.
+            if os.pread(self.file, TOKEN_BYTES, offset) in (token, bytes(TOKEN_BYTES)):
                 erase(self.file, offset, length)
         finally:
             range_locks.unlock(self.file, offset, length)
@@ -175,6 +222,17 @@ class AdoptedArena:
         file, self.file = self.file, -1
         with contextlib.suppress(OSError):
             os.close(file)
+
+
+def _watch(reference: weakref.ref[AdoptedArena]) -> None:
+    """Return spare memory to the system from time to time, until little is left."""
+    pause = threading.Event()
+    while True:
+        pause.wait(SPARE_INTERVAL_SECONDS)
+        arena = reference()
+        if arena is None or not arena.trim():
+            return
+        del arena
 
 
 class Segment:

@@ -38,7 +38,7 @@ from daskbatch.worker.execution.block import OutputReport
 _WAITING, _RUNNING, _DONE = Phase.WAITING, Phase.RUNNING, Phase.DONE
 
 #: Read fields of records without a step of the interpreter for each.
-_GROUP, _MEASURED, _NUMBER = attrgetter("group"), attrgetter("measured"), attrgetter("number")
+_GROUP, _MEASURED = attrgetter("group"), attrgetter("measured")
 
 _Event = dict[str, Any]
 
@@ -85,7 +85,7 @@ class EventRecorder:
         self._added: list[_Event] = []
         #: The programs whose start has been recorded.
         self._programs: set[str] = set()
-        #: The numbers of the tasks that have been described.
+        #: The numbers of the tasks whose accesses and waits have been recorded.
         self._described: set[int] = set()
         begun = {
             "version": VERSION,
@@ -186,7 +186,7 @@ class EventRecorder:
         for group, some in groupby(records, _GROUP):
             of_group = list(some)
             program = self._program_of(group)
-            if ordinary_start(of_group) and self._are_new(of_group, phase):
+            if ordinary_start(of_group):
                 common = {
                     **self._common(phase),
                     "program": program,
@@ -197,15 +197,6 @@ class EventRecorder:
                 self._add_lines(started_lines(common, of_group), len(of_group))
             else:
                 self._add([self._started(each, phase, program) for each in of_group])
-
-    def _are_new(self, records: Sequence[TaskRecord], phase: Phase) -> bool:
-        """Return whether none of the tasks has been described; the waiting ones are from now on."""
-        numbers = list(map(_NUMBER, records))
-        if not self._described.isdisjoint(numbers):
-            return False
-        if phase == _WAITING:
-            self._described.update(numbers)
-        return True
 
     def _record_ends(self, records: Sequence[TaskRecord], phase: Phase) -> None:
         """Record tasks that are over; those of one report that are done are recorded together."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from daskbatch.memory import segment
+from daskbatch.memory.arena import set_spare_limit
 from daskbatch.memory.segment import Reference, Segment, ValueGone
 from daskbatch.memory.shared_buffer import pickles_references
 from daskbatch.serialization import pickling
@@ -43,6 +44,9 @@ _DEFAULT_BLOCK_BYTES = 1 << 30
 #: How many blocks with so many values fit in the memory of a worker.
 _BLOCKS_IN_MEMORY = 10
 
+#: The part of a worker's memory that may be spare: memory of dropped values, kept for new ones.
+_SPARE_PART = 5
+
 _block_bytes = _DEFAULT_BLOCK_BYTES
 
 
@@ -52,10 +56,11 @@ def block_limit() -> int:
 
 
 def set_memory_limit(limit: int | None) -> None:
-    """Derive `block_limit` from the memory limit of this worker; None if it has none."""
+    """Derive limits of stored values from the memory limit of this worker; None if it has none."""
     global _block_bytes
     if limit:
         _block_bytes = min(_DEFAULT_BLOCK_BYTES, limit // _BLOCKS_IN_MEMORY)
+        set_spare_limit(limit // _SPARE_PART)
 
 
 class StoredValue(bytes):

@@ -13,6 +13,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ from daskbatch.shared.data import routes
 from daskbatch.shared.data.messages import Layout, NotServing, ObjectSpec, Replica, Request
 from daskbatch.shared.rpc.answer import answer_to
 from daskbatch.shared.rpc.server import RpcServer
-from daskbatch.shared.scheduler_rpc import call_scheduler, temporary_client, tls_context
+from daskbatch.shared.scheduler_rpc import (
+    call_scheduler,
+    relay_request,
+    temporary_client,
+    tls_context,
+)
 from daskbatch.shared.store.operations import FOLLOW, Operation
 from daskbatch.shared.store.queue_state import QueueState
 from daskbatch.shared.store.replication import Replicator
@@ -43,6 +49,10 @@ _MEMORY_FRACTION = 0.3
 
 #: How long it may take until Dask knows that the actor is there.
 _CREATION_TIMEOUT_SECONDS = 30.0
+
+#: How long the scheduler may take to pass a change on to a backup that cannot be reached from here.
+#: No client can change the shard meanwhile.
+_RELAY_TIMEOUT_SECONDS = 3.0
 
 #: The bytes of this many values are added up for the page /daskbatch, while somebody looks at it.
 _MAX_ADDED_VALUES = 20_000
@@ -81,7 +91,10 @@ class SharedActor:
         else:
             self.state = Shard(str(spec), store)
         self.state.serves = spec.serves
-        self._replicator = Replicator(self.state, tls_context(spec.scheduler), self._call_scheduler)
+        self._replicator = Replicator(
+            *(self.state, tls_context(spec.scheduler), self._call_scheduler),
+            relay=partial(relay_request, spec.scheduler, limit=_RELAY_TIMEOUT_SECONDS),
+        )
         self.state.backups = self._replicator
         host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
         set_ports(dask.config.get("daskbatch.port", default=None))

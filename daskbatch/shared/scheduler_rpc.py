@@ -77,9 +77,13 @@ def link_timeout() -> float:
 
 
 def _call(
-    scheduler: str, security: Security, call: Callable[[Any], Awaitable[Any]], wait: float
+    scheduler: str,
+    security: Security,
+    call: Callable[[Any], Awaitable[Any]],
+    wait: float,
+    limit: float | None = None,
 ) -> Any:
-    seconds = link_timeout() + wait
+    seconds = (link_timeout() if limit is None else limit) + wait
 
     async def connect_and_call() -> Any:
         arguments = security.get_connection_args("client")
@@ -129,8 +133,22 @@ def _security(scheduler: str) -> Security:
     return security_of(scheduler)
 
 
-def relay_request(scheduler: str, replica: Replica, request: Request) -> tuple[int, Any]:
-    """Have an actor answer a request that the scheduler passes on; returns status and result."""
+def relay_request(
+    scheduler: str, replica: Replica, request: Request, limit: float | None = None
+) -> tuple[int, Any]:
+    """Have an actor answer a request that the scheduler passes on; returns status and result.
+
+    Parameters
+    ----------
+    scheduler : str
+        The scheduler's address.
+    replica : Replica
+        The actor.
+    request : Request
+        The request.
+    limit : float, optional
+        How many seconds it may take; by default `link_timeout`.
+    """
     security = _security(scheduler)
     # As one pickle: Dask would write the buffers of values apart, and could not read them again.
     data = pickle.dumps(tuple(request), 5)
@@ -148,7 +166,7 @@ def relay_request(scheduler: str, replica: Replica, request: Request) -> tuple[i
             raise answer["exception"]
         return answer["result"]
 
-    answer: tuple[int, Any] = pickle.loads(_call(scheduler, security, call, 0.0))
+    answer: tuple[int, Any] = pickle.loads(_call(scheduler, security, call, 0.0, limit))
     return answer
 
 

@@ -17,6 +17,7 @@ from distributed import Worker
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.late_messages import ignore_late_messages
 
 #: The interval at which the worker looks whether what runs has ended.
 _POLL_INTERVAL_SECONDS = 0.02
@@ -180,8 +181,7 @@ class WorkerDeparture:
 
     def close(self) -> None:
         """Handle no further messages: the worker has closed."""
-        self._worker.stream_handlers.pop("daskbatch-leave", None)
-        self._worker.stream_handlers.pop("daskbatch-stay", None)
+        ignore_late_messages(self._worker.stream_handlers, "daskbatch-leave", "daskbatch-stay")
         if self._task is not None:
             self._task.cancel()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from support.paths import DOCS
 from support.stdlib_comparison import HEADING, make_table
 
 from daskbatch import Batch
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_table_of_the_docs_is_what_runs_give(batch: Batch) -> None:
     page = (DOCS / "scripts.md").read_text()
     start = page.index(HEADING)

@@ -62,6 +62,7 @@ MAY_IMPORT = {
 #: The files that may import `distributed`; these and `config` may import `dask`, too.
 DISTRIBUTED = {
     *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
+    "worker/future_value.py",
     "worker/same_host.py",
     *("worker/departure.py", "worker/termination.py"),
     "worker/open_blocks/server.py",

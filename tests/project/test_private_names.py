@@ -90,6 +90,7 @@ NAMES = [
         inspect.iscoroutinefunction,
     ),
     Use("distributed.client:Future._state", "cluster/dask_backend.py"),
+    Use("distributed.client:Client._scheduler_identity", "cluster/futures/future_arguments.py"),
     Use(
         "distributed.client:Client._graph_to_futures",
         "cluster/dask_backend.py",

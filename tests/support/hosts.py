@@ -57,6 +57,40 @@ class Hosts:
             _ip("-n", name, "link", "set", "e0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
 
+    def drop_connections(self, ports: str) -> None:
+        """Have a firewall drop the connections of each host to some ports of the others.
+
+        Parameters
+        ----------
+        ports : str
+            The first and the last port, with a dash in between.
+        """
+        for name in self.names:
+            # What goes to these ports goes to an interface that leads nowhere.
+            _ip("-n", name, "link", "add", "d0", "type", "veth", "peer", "name", "d1")
+            _ip("-n", name, "link", "set", "d0", "up")
+            _ip("-n", name, "link", "set", "d1", "up")
+            _ip("-n", name, "route", "add", "default", "dev", "d0", "table", "100")
+            for address in self.addresses:
+                lladdr = "02:00:00:00:00:01"
+                _ip("-n", name, "neigh", "add", address, "lladdr", lladdr, "dev", "d0")
+            rule = ("pref", "10", "ipproto", "tcp", "dport", ports, "lookup", "100")
+            _ip("-n", name, "rule", "add", *rule)
+
+    def pass_connections(self) -> None:
+        """Undo `drop_connections`."""
+        for name in self.names:
+            _ip("-n", name, "rule", "del", "pref", "10")
+            _ip("-n", name, "link", "del", "d0")
+
+    def cut(self, host: int) -> None:
+        """Cut the link of a host: the host does not notice it, but nothing passes."""
+        _ip("-n", self._hub, "link", "set", f"v{host}-{self._token}", "down")
+
+    def mend(self, host: int) -> None:
+        """Undo `cut`."""
+        _ip("-n", self._hub, "link", "set", f"v{host}-{self._token}", "up")
+
     def remove(self) -> None:
         """Remove the hosts."""
         for name in (*self.names, self._hub):

@@ -34,7 +34,7 @@ TITLES = (
     "enumerations: aliases, combined flags, `__new__`, `__init__`",
     "`NewType`, `TypeVar`, `ParamSpec`, `cache`, `singledispatch` of the script",
     "an object whose `__reduce__` returns its name",
-    "definitions and globals that are newer than the workers",
+    "definitions and globals that are made after the workers have started",
     "`import __main__` and `pickle` in a task",
     "`multiprocessing` pools and queues in a task",
     "`initializer=`, `initargs=`",

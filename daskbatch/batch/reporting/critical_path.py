@@ -20,7 +20,7 @@ _MAX_SHOWN_ENDS = 20
 
 
 class CriticalPath(list[Any]):
-    """The tasks that the makespan of a program hangs on, first to last: a list of `Task`.
+    """The tasks that determine the makespan of a program, first to last: a list of `Task`.
 
     Its text is a table of them. It is made once, and does not follow the program.
 

@@ -81,6 +81,7 @@ def _suit_members(options: Options) -> bool:
         or options.prepare
         or options.apart is not None
         or options.walltime is not None
+        or options.future is not None
     )
 
 

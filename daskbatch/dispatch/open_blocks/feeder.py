@@ -156,6 +156,7 @@ class OpenBlocks:
             else:
                 rest.append(record)
         self._hold_all(list(held), name)
+        self._end_producers_of(rest)
         return rest
 
     def hold_again(self, records: Sequence[TaskRecord], name: str) -> None:
@@ -221,6 +222,12 @@ class OpenBlocks:
             self._almost_ready += almost
             self._schedule_flush()
 
+    def settled(self, block: SubmittedBlock, start: int, stop: int) -> None:
+        """Hold the members of an open block weakly that a report has settled."""
+        found = self._by_number.get(block.number)
+        dropped = None if found is None else found.dropped.append
+        block.hold_weakly(range(start, stop), dropped)
+
     def _schedule_flush(self) -> None:
         if not self.flushes_soon:
             self.flushes_soon = True
@@ -276,6 +283,7 @@ class OpenBlocks:
             for name, some in ordinary.items():
                 some.sort(key=lambda record: record.rank)
                 self._table.place_in_blocks(some, name)
+                self._end_producers_of(some)
         almost, self._almost_ready = self._almost_ready, []
         for record in almost:
             block = only_awaited_block(record)
@@ -283,6 +291,18 @@ class OpenBlocks:
                 found = self._by_number.get(block.number)
                 if found is not None and found.is_open:
                     self._put_behind(found, record)
+
+    def _end_producers_of(self, records: Sequence[TaskRecord]) -> None:
+        """End the open blocks that have values which tasks of ordinary blocks take.
+
+        The key of such a task waits for the whole open block.
+        """
+        for record in records:
+            for producer in record.producers:
+                block = producer.block
+                found = None if block is None else self._by_number.get(block.number)
+                if found is not None and found.is_open:
+                    found.end()
 
     def _put_behind(self, found: OpenBlock, record: TaskRecord) -> None:
         if (
@@ -318,16 +338,16 @@ class OpenBlocks:
                 continue
             found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
-            for each in self.held.waits_for_one(record):
-                self._put_behind(found, each)
+            for waiting in self.held.waits_for_one(record):
+                self._put_behind(found, waiting)
             if len(found.records) >= _MAX_MEMBERS:
                 found.send(self._surroundings)
                 found.end()
             else:
                 heapq.heappush(rooms, (count + 1, number, found))
-        for found in blocks:
-            if not found.closed:
-                found.send_if_due(self._surroundings)
+        for each in blocks:
+            if not each.closed:
+                each.send_if_due(self._surroundings)
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 import pickle
+from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
 
@@ -89,6 +90,8 @@ class OpenBlock:
         self.placement = placement
         self.link: MemberLink | None = None
         self.closed = False
+        #: The members whose values nothing refers to any longer. Appending needs no lock.
+        self.dropped: deque[int] = deque()
         self._functions: dict[bytes, int] = {}
         self._surroundings: bytes | None = None
         #: How long the shortest of its members is expected to run, at least.
@@ -181,7 +184,9 @@ class OpenBlock:
             return
         changed = None if surroundings == self._surroundings else surroundings
         self._surroundings = surroundings
-        message = NewMembers(self._new_functions, list(map(tuple, self._new_members)), changed)  # type: ignore[arg-type]
+        dropped = [self.dropped.popleft() for _ in range(len(self.dropped))]
+        members: list[OpenMember] = list(map(tuple, self._new_members))  # type: ignore[arg-type]
+        message = NewMembers(self._new_functions, members, changed, dropped)
         self._new_functions, self._new_members = [], []
         assert self.link is not None
         self.link.send(pickle.dumps(tuple(message), 5))

@@ -1,4 +1,4 @@
-"""Finds the tasks that the makespan of a run hangs on.
+"""Finds the tasks that determine the makespan of a run.
 
 From the task that ended last, each step goes back to the one that ended last among those that it
 waited for. This is the critical path of an execution as program activity graphs have it (Yang and

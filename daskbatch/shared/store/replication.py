@@ -23,12 +23,15 @@ from typing import Any, Protocol
 
 from daskbatch.shared.data import routes
 from daskbatch.shared.data.codec import prepare_to_send
-from daskbatch.shared.data.messages import Layout, NotServing, Replica
+from daskbatch.shared.data.messages import Layout, NotServing, Replica, Request, decode_error
+from daskbatch.shared.relayed import is_relayed, start_relaying
+from daskbatch.shared.rpc.answer import FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.store.operations import FOLLOW, WITH_VALUE, Change
 from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import StoredValue
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.handshake import NotReachable
 
 #: How long a backup may take to make changes; then the primary has it removed.
 _FOLLOW_TIMEOUT_SECONDS = 10.0
@@ -38,6 +41,10 @@ _COPY_PIECE_BYTES = 4 << 20
 
 #: How often, and at what interval, the primary asks the scheduler whether a new backup counts.
 _MAX_LAYOUT_ATTEMPTS, _LAYOUT_RETRY_SECONDS = 30, 1.0
+
+
+#: Has the scheduler pass a request on to a replica; returns status and result.
+Relay = Callable[[Replica, Request], tuple[int, Any]]
 
 
 class Replicated(Protocol):
@@ -66,9 +73,12 @@ class _FollowTimeout(Exception):
 class _Backup:
     """The primary's connection to a backup on another worker."""
 
-    def __init__(self, replica: Replica, tls_context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, replica: Replica, tls_context: ssl.SSLContext | None, relay: Relay | None
+    ) -> None:
         self.replica = replica
         self._tls_context = tls_context
+        self._relay = relay
         self._client = RpcClient()
 
     def follow(
@@ -90,12 +100,30 @@ class _Backup:
                 raise _FollowTimeout
 
         arguments = epoch, changes, client_id, seq, reply
+        server = self.replica.server
+        if self._relay is None or not is_relayed(server):
+            try:
+                self._client.call(
+                    server, self._tls_context, FOLLOW.name, 0.0, arguments, idle_check
+                )
+                return
+            except _FollowTimeout:
+                raise TimeoutError(f"{self.replica.worker} does not answer") from None
+            except NotReachable:
+                # Nothing was sent: a firewall may be in between.
+                if self._relay is None:
+                    raise
+                start_relaying(server)
+        self._follow_by_scheduler(self._relay, arguments)
+
+    def _follow_by_scheduler(self, relay: Relay, arguments: tuple[Any, ...]) -> None:
+        """Have the scheduler pass changes on to a backup that cannot be reached from here."""
         try:
-            self._client.call(
-                self.replica.server, self._tls_context, FOLLOW.name, 0.0, arguments, idle_check
-            )
-        except _FollowTimeout:
-            raise TimeoutError(f"{self.replica.worker} does not answer") from None
+            status, result = relay(self.replica, Request(FOLLOW.name, b"", 0, 0.0, arguments))
+        except Exception as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        if status == FAILED:
+            raise RequestFailed(decode_error(result))
 
     def close(self) -> None:
         self._client.close()
@@ -114,6 +142,8 @@ class Replicator:
         The certificates for connections to other workers.
     call_scheduler : callable
         Calls a route of the scheduler for this shard, and returns the current layout.
+    relay : callable, optional
+        Has the scheduler pass a request on to a replica; returns status and result.
     """
 
     def __init__(
@@ -121,7 +151,9 @@ class Replicator:
         shard: Replicated,
         tls_context: ssl.SSLContext | None,
         call_scheduler: Callable[..., Layout],
+        relay: Relay | None = None,
     ) -> None:
+        self._relay = relay
         self._shard = shard
         self._tls_context = tls_context
         self._call_scheduler = call_scheduler
@@ -160,7 +192,7 @@ class Replicator:
             if not is_primary:
                 others = []
             self._backups = [
-                unused.pop(each.key) if each.key in unused else _Backup(each, self._tls_context)
+                unused.pop(each.key) if each.key in unused else self._backup(each)
                 for each in others
             ]
             if joining is not None and joining.replica.key in unused and is_primary:
@@ -169,6 +201,9 @@ class Replicator:
                 self._joining = None
         for each in unused.values():
             each.close()
+
+    def _backup(self, replica: Replica) -> _Backup:
+        return _Backup(replica, self._tls_context, self._relay)
 
     # -- changes --------------------------------------------------------------------------
 
@@ -247,7 +282,7 @@ class Replicator:
         Exception
             The backup could not be built.
         """
-        backup = _Backup(make(), self._tls_context)
+        backup = self._backup(make())
         try:
             with self._shard.write_lock:
                 if not self._shard.serves:

@@ -118,6 +118,10 @@ class OutcomeLog:
         # Last: other threads take the length of `statuses` for that of all sequences.
         self.statuses.append(status)
 
+    def drop_value(self, member: int) -> None:
+        """Forget the value of a member that is over: no task needs it any longer."""
+        self.values[member] = None
+
     def result(self) -> BlockResult:
         """Return all outcomes so far."""
         return BlockResult(bytes(self.statuses), self.values, self.outputs)

@@ -21,6 +21,7 @@ from daskbatch.forking import after_fork
 from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker import unreachable
 from daskbatch.worker.execution import surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
@@ -170,6 +171,9 @@ class ChildRun(BlockRun):
         finally:
             self._capture.collect()
             self._process_state.restore()
+            if found := unreachable.take_found():
+                data = pickling.dumps_plain((unreachable.NOTICE_KIND, found))
+                self._frame_writer.add(Frame(member, NOTICE, 0.0, data, None))
 
 
 class ChildServer:
@@ -195,10 +199,12 @@ class ChildServer:
     def serve(self) -> None:
         """Serve requests until the worker closes the socket."""
         self._control.send(READY)
+        outcomes: BlockResult | None = None
         while True:
             message, files, _, _ = socket.recv_fds(self._control, REQUEST_SIZE.size, 2)
             if len(message) < REQUEST_SIZE.size or len(files) < 2:
                 return
+            outcomes = None
             claims, file = files
             (size,) = REQUEST_SIZE.unpack(message)
             with mmap.mmap(file, size, access=mmap.ACCESS_READ) as data:
@@ -218,6 +224,7 @@ class ChildServer:
     def _run(self, request: BlockRequest, claims: int) -> BlockResult:
         """Run a block; `claims` is the descriptor of the memory of its claims."""
         sys.path[:] = request.path
+        unreachable.adopt(request.unreachable or {})
         run_wanted(request.profile)
         spec: BlockSpec = pickling.loads(request.payload)
         limits, tried = spec.limits, {}
@@ -259,7 +266,7 @@ def main(
     control: int,
     pipe: int,
     parent: int,
-    arena: tuple[tuple[int, int], bytes] | None = None,
+    arena: tuple[tuple[int, int], bytes, int] | None = None,
 ) -> NoReturn:
     """Run a child process, to its end.
 

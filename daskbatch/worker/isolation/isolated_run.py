@@ -16,6 +16,7 @@ from typing import Any
 from daskbatch.memory.shared_buffer import by_reference
 from daskbatch.serialization import pickling, stored_value
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.worker import unreachable
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec
 from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.journal import NOT_MEASURED
@@ -186,6 +187,7 @@ class IsolatedRun(Progress):
             retries=self._retries.get(start),
             profile=child_profiles.wanted_in_children(),
             single=self.spec.fresh,
+            unreachable=unreachable.all_unreachable() or None,
         )
         if self.spec.namespace in child.initialized:
             request = without_setup(request, self.spec)
@@ -250,7 +252,11 @@ class IsolatedRun(Progress):
         for member, status, seconds, value, output, ended, cpu, memory, attempts in frames:
             if status == NOTICE:
                 assert value is not None
-                self.notice(member, *pickling.loads(value))
+                kind, *found = pickling.loads(value)
+                if kind == unreachable.NOTICE_KIND:
+                    unreachable.adopt(*found)
+                else:
+                    self.notice(member, kind, *found)
                 continue
             details = None
             if ended:

@@ -48,6 +48,8 @@ class BlockRequest(NamedTuple):
         The slots that the members hold, if they are a gang.
     single : bool
         Whether the child runs only the first of the remaining members.
+    unreachable : mapping, optional
+        The servers that the worker cannot reach; see `worker.unreachable`.
     """
 
     payload: bytes
@@ -64,6 +66,7 @@ class BlockRequest(NamedTuple):
     profile: WantedProfilers | None = None
     allocation: Allocation | None = None
     single: bool = False
+    unreachable: Mapping[tuple[str, int], float] | None = None
 
 
 def pack_request(request: BlockRequest) -> bytes:

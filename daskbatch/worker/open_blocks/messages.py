@@ -46,11 +46,14 @@ class NewMembers(NamedTuple):
         The fields of an `OpenMember` each.
     surroundings : bytes, optional
         See `BlockSpec`.
+    dropped : sequence of int
+        Members that are over, and whose values no task needs any longer.
     """
 
     functions: Sequence[bytes]
     members: Sequence[OpenMember]
     surroundings: bytes | None = None
+    dropped: Sequence[int] = ()
 
 
 #: The frame by which a client ends a block: it adds no more members.

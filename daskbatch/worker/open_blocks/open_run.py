@@ -165,6 +165,11 @@ class OpenRun(ThreadRun):
 
     # -- any thread -----------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no member runs at the moment."""
+        return self._call_began is None
+
     def attach(self, link: FrameLink) -> bool:
         """Use a connection with the client; False if the block has closed, or has one."""
         with self._member_lock:
@@ -193,6 +198,8 @@ class OpenRun(ThreadRun):
     def _add(self, new: NewMembers) -> None:
         spec = self.spec
         surroundings.apply(new.surroundings)
+        for member in new.dropped:
+            self.log.drop_value(member)
         spec.functions.extend(new.functions)  # type: ignore[attr-defined]
         self._functions.extend([None] * len(new.functions))
         for function, data, name, link, limits, declared in new.members:

@@ -74,7 +74,8 @@ class Worker:
             if frame == END:
                 self.closed = True
                 return
-            _, members, _ = pickle.loads(frame)
+            _, members, _, dropped = pickle.loads(frame)
+            assert all(number < len(self.statuses) for number in dropped)
             self.members += members
 
     def run_next(self) -> None:
@@ -117,8 +118,13 @@ class Worker:
             VALUE if each <= Status.FAILED and record not in self.cluster.large else None
             for each, record in zip(some, self.block.records[start:stop], strict=True)
         ]
+        references: dict[int, bytes] = {}
+        if self.cluster.stores_values:
+            values, references = [None] * len(some), dict.fromkeys(range(start, stop), VALUE)
         seconds = array("f", [self.cluster.seconds] * len(some)).tobytes()
-        return OutcomeReport(self.block.number, start, bytes(some), values, seconds, {})
+        return OutcomeReport(
+            *(self.block.number, start, bytes(some), values, seconds, {}), references=references
+        )
 
 
 class Cluster:
@@ -129,6 +135,7 @@ class Cluster:
         self.rng = random.Random(seed)
         self.open_links = self
         self.shares_memory = False
+        self.stores_values = False
         self.dispatcher: Dispatcher
         self.workers: dict[int, Worker] = {}
         self.ordinary: dict[int, SubmittedBlock] = {}
@@ -470,6 +477,33 @@ def test_single_calls_reuse_an_open_block() -> None:
         finish(cluster, records, False)
         # The first call of a function is in an ordinary block: how long it takes is not known.
         assert len(cluster.workers) == min(number, 1)
+
+
+def test_an_open_block_ends_when_an_ordinary_one_takes_a_value_of_it() -> None:
+    """The key of the ordinary one waits for the open one, which would stay open for others."""
+    dispatcher, cluster = make(0, slots=2)
+    cluster.stores_values = True
+    producers = make_records(random.Random(0), 8, mixed=False)
+    for each in producers:
+        each.waits = ()
+    (consumer,) = make_records(random.Random(0), 1, mixed=False)
+    assert consumer.call is not None
+    consumer.call = consumer.call._replace(references=tuple((each, "result") for each in producers))
+    consumer.waits = tuple((each, ARG) for each in producers)
+    opened = 0
+    submit = cluster.submit
+
+    def count(lowered: Lowered, again: bool) -> Mapping[str, Any]:
+        nonlocal opened
+        opened += sum(block.open for block in lowered.blocks.values())
+        return submit(lowered, again)
+
+    cluster.submit = count  # type: ignore[method-assign]
+    dispatcher.submit([*producers, consumer], "test")
+    finish(cluster, [*producers, consumer], False)
+    assert opened
+    assert consumer.phase == Phase.DONE
+    assert set(cluster.ran.values()) == {1}
 
 
 @pytest.mark.parametrize("known", [True, False])

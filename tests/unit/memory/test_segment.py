@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daskbatch.memory import arena as arena_module
 from daskbatch.memory import segment
 from daskbatch.memory.arena import Arena, layout, new_memory_file
 from daskbatch.memory.host import host_id
@@ -270,6 +271,98 @@ def test_too_much_for_the_system_is_an_error(arena: Arena, monkeypatch: Any) -> 
         with pytest.raises(OSError, match="No space"):
             stored(arena, b"x" * 100_000)
     assert content(stored(arena, b"next"), 4) == [b"next"]
+
+
+@pytest.fixture
+def shared_arena() -> Iterator[tuple[Arena, segment.AdoptedArena]]:
+    """The memory file of a child process: the end that writes, and that of its worker."""
+    kept = segment.new_child_arena()
+    assert kept is not None
+    file = os.open(f"/proc/self/fd/{kept.file}", os.O_RDWR)
+    yield Arena(file, kept.location, kept.identity, watches=False), kept
+    gc.collect()
+    os.close(file)
+
+
+def hand_over(writer: Arena, keeper: segment.AdoptedArena, data: bytes) -> Segment:
+    """Write a value, have the other end hold it, and drop it where it was written."""
+    offset, length, token = writer.write([data], [len(data)])
+    keeper.hold(offset, length, token)
+    held = Segment(keeper, offset, length, token, made_here=True)
+    writer.drop(offset, length)
+    return held
+
+
+def test_memory_used_again_stays_held_when_the_old_value_is_erased(
+    shared_arena: tuple[Arena, segment.AdoptedArena], monkeypatch: Any
+) -> None:
+    writer, keeper = shared_arena
+    first = hand_over(writer, keeper, b"x" * 100_000)
+    offset = first.offset
+    del first  # it is spare now: the writer may use the memory again, or the keeper erase it
+    second = hand_over(writer, keeper, b"y" * 100_000)
+    assert second.offset == offset
+    monkeypatch.setattr(segment, "spare_limits", lambda: (0, 0))
+    third = hand_over(writer, keeper, b"z" * 100_000)
+    del third  # now the keeper erases what is spare
+    others = [hand_over(writer, keeper, b"o" * 100_000) for _ in range(3)]
+    assert all(each.offset != offset for each in others)
+    assert content(second, 100_000) == [b"y" * 100_000]
+
+
+def blocks(file: int) -> int:
+    return os.fstat(file).st_blocks * 512
+
+
+def test_spare_memory_is_kept_for_a_while_and_then_returned(
+    shared_arena: tuple[Arena, segment.AdoptedArena], monkeypatch: Any
+) -> None:
+    writer, keeper = shared_arena
+    monkeypatch.setattr(segment, "spare_limits", lambda: (10_000_000, 150_000))
+    values = [hand_over(writer, keeper, b"x" * 100_000) for _ in range(5)]
+    offsets = {each.offset for each in values}
+    del values
+    assert blocks(keeper.file) >= 500_000
+    again = [hand_over(writer, keeper, b"y" * 100_000) for _ in range(3)]
+    assert {each.offset for each in again} < offsets
+    del again
+    # The writer has some of it as spare memory of its own: that is returned, too.
+    assert keeper.trim(), "three ranges were used again, and are kept"
+    assert blocks(keeper.file) >= 300_000
+    assert not keeper.trim(), "none was used since"
+    assert blocks(keeper.file) < 250_000
+    more = [hand_over(writer, keeper, bytes([n]) * 100_000) for n in range(5)]
+    assert [content(each, 100_000) for each in more] == [[bytes([n]) * 100_000] for n in range(5)]
+
+
+def test_an_arena_returns_what_was_not_used_again(arena: Arena, monkeypatch: Any) -> None:
+    monkeypatch.setattr(arena_module, "_spare_limit", 10_000_000)
+    monkeypatch.setattr(arena_module, "_idle_spare_limit", 150_000)
+    values = [stored(arena, b"x" * 100_000) for _ in range(5)]
+    del values
+    assert blocks(arena.file) >= 500_000
+    monkeypatch.setattr(arena_module, "SPARE_INTERVAL_SECONDS", -1.0)
+    del [stored(arena, b"y" * 100_000) for _ in range(3)][:]
+    arena._trim()
+    assert 300_000 <= blocks(arena.file) < 450_000
+    arena._trim()
+    assert blocks(arena.file) < 250_000
+    assert content(stored(arena, b"z" * 100_000), 100_000) == [b"z" * 100_000]
+
+
+def test_a_reference_to_an_earlier_value_does_not_unlock_the_present_one(
+    shared_arena: tuple[Arena, segment.AdoptedArena],
+) -> None:
+    writer, keeper = shared_arena
+    gone = hand_over(writer, keeper, b"x" * 100_000).reference
+    second = hand_over(writer, keeper, b"y" * 100_000)
+    assert second.offset == gone.offset
+    for _ in range(2):
+        with pytest.raises(ValueGone):
+            segment.adopt(gone)
+    others = [hand_over(writer, keeper, b"o" * 100_000) for _ in range(3)]
+    assert all(each.offset != second.offset for each in others)
+    assert content(second, 100_000) == [b"y" * 100_000]
 
 
 def test_what_nobody_holds_of_a_dead_process_is_freed() -> None:
