@@ -743,7 +743,7 @@ def test_with_a_batch_that_is_terminated() -> None:
 
 
 def test_tasks_and_calls_share_a_batch(batch: Batch, executor: BatchPoolExecutor) -> None:
-    futures = [executor.submit(pow, n, 2) for n in range(20)]
+    futures = [executor.submit(pow, n, 2) for n in range(50)]
     total = batch.function(sum, futures)
     total.run(timeout=SECONDS)
     assert total.get() == sum(n * n for n in range(50))
