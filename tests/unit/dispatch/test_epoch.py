@@ -202,8 +202,13 @@ def test_who_waits_for_a_cancelled_task_waits_for_what_that_had_waited_for() -> 
 def _offline_batch() -> Batch:
     """Return a Batch that makes tasks, and has no cluster to run them."""
     background = SimpleNamespace(writers=UnfinishedRecords())
+    no_futures = SimpleNamespace(with_sources=lambda call, *_: call)
     session = SimpleNamespace(
-        client_id="uid", numbers=itertools.count(), closed=False, background=background
+        future_arguments=no_futures,
+        client_id="uid",
+        numbers=itertools.count(),
+        closed=False,
+        background=background,
     )
     identity: Any = SimpleNamespace(session=lambda: session, closed=False, abandon=lambda: None)
     return Batch._from_context(BatchContext(identity, None, os.getcwd(), True))
