@@ -159,7 +159,7 @@ class Watch:
 
     def _matters(self, path: str) -> bool:
         """Return whether a path is one that the task must declare."""
-        if path.startswith(self._ignored) or f"{os.sep}__pycache__{os.sep}" in path:
+        if path.startswith(self._ignored) or f"{os.sep}__pycache__{os.sep}" in f"{path}{os.sep}":
             return False
         if path.startswith(self._below):
             return True
