@@ -727,7 +727,8 @@ def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
     """That is not an unmet request: another worker may be on order."""
     monkeypatch.setattr("daskbatch.execute.running.worker_pool._EMPTY_WARNING_SECONDS", 0.1)
     with (
-        dask.config.set({"daskbatch.unmet-timeout": "100ms"}),
+        # The worker leaves while the task runs, which does not end by itself.
+        dask.config.set({"daskbatch.unmet-timeout": "100ms", "daskbatch.leave-timeout": "1s"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         ExecutionContext(cluster) as ctx,
     ):
@@ -776,7 +777,8 @@ def test_a_task_waits_for_a_worker_that_is_being_restarted(tmp_path: Path) -> No
 def test_a_job_does_not_wait_for_ever_for_a_worker_that_it_may_use(tmp_path: Path) -> None:
     """The cluster has a worker, but the job may not use it: its request is not met."""
     with (
-        dask.config.set({"daskbatch.unmet-timeout": "300ms"}),
+        # The worker leaves while the task runs, which does not end by itself.
+        dask.config.set({"daskbatch.unmet-timeout": "300ms", "daskbatch.leave-timeout": "1s"}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         ExecutionContext(cluster) as ctx,
     ):

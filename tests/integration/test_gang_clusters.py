@@ -38,7 +38,11 @@ def test_a_restart_ends_gangs_and_later_ones_get_their_slots(tmp_path: Path) -> 
 
 
 def test_a_worker_that_retires_gives_its_gang_time_and_the_next_one_waits(tmp_path: Path) -> None:
-    with in_process() as cluster, Batch(cluster) as batch:
+    with (
+        dask.config.set({"daskbatch.leave-timeout": "3s"}),
+        in_process() as cluster,
+        Batch(cluster) as batch,
+    ):
         two = batch.options(cores=2, isolation="thread")
         runs = start(two.function(wait_for, tmp_path / "end", tmp_path / "begun"))
         wait_until((tmp_path / "begun").exists)
