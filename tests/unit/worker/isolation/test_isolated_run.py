@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
-from support.waiting import read_pid
+from support.waiting import read_pid, wait_until
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
@@ -624,7 +624,6 @@ import os, threading
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
 from support.payloads import call, spec
-from support.waiting import wait_until
 from unit.worker.isolation.test_isolated_run import tell_and_hang
 run_block(pickling.dumps(spec(call(tell_and_hang), isolated=True, output_limit=0)))
 """
