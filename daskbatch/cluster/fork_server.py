@@ -59,6 +59,8 @@ def _run(program: str, descriptors: Sequence[int]) -> NoReturn:
         forkserver._forkserver.__init__()  # type: ignore[misc]
         resource_tracker._resource_tracker.__init__()  # type: ignore[misc]
         exec(program, {"__name__": "__main__"})
+    except SystemExit:  # all processes that could use it have ended
+        pass
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

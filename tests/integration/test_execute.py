@@ -629,8 +629,8 @@ from daskbatch.execute import ExecutionContext, Job, RmiTask
 path = Path(sys.argv[1])
 
 def spin():
-    path.touch()
     try:
+        path.touch()
         while True:
             time.sleep(0.005)
     finally:
