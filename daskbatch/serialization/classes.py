@@ -54,6 +54,10 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     """Reduce a class to what `make_class` and `set_class` take."""
     who = tracking.identify(kind, lambda: functions.is_bound(kind))
     own = dict(vars(kind))
+    if "__annotate_func__" in own:
+        # From Python 3.14 on, annotations are evaluated when they are first read (PEP 649).
+        with contextlib.suppress(Exception):  # a name is missing, for example
+            own["__annotations__"] = dict(kind.__annotations__)
     body: dict[str, Any] = {"__module__": own.get("__module__"), "__qualname__": kind.__qualname__}
     if "__slots__" in own:
         body["__slots__"] = _slots_of(own)

@@ -211,6 +211,15 @@ def _set_method_dispatcher(obj: Any, state: tuple[Any, ...]) -> None:
     obj.dispatcher = dispatcher
 
 
+def reduce_partial_method(obj: Any) -> tuple[Any, ...]:
+    """Reduce a `functools.partialmethod`, whose ``__new__`` takes the function from 3.14 on."""
+    return _make_partial_method, (type(obj),), dict(vars(obj))
+
+
+def _make_partial_method(kind: Any) -> Any:
+    return object.__new__(kind)
+
+
 def _reduce_weak_dictionary(obj: Any) -> tuple[Any, ...]:
     return type(obj), (dict(obj),)
 
@@ -264,6 +273,7 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     typing.NewType: reduce_type_variable,
     type(functools.cache(len)): reduce_cached,
     functools.cached_property: reduce_cached_property,
+    functools.partialmethod: reduce_partial_method,
     functools.singledispatchmethod: reduce_method_dispatcher,
     weakref.WeakKeyDictionary: _reduce_weak_dictionary,
     weakref.WeakValueDictionary: _reduce_weak_dictionary,

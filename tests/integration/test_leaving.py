@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -398,11 +399,12 @@ def test_an_embedded_cluster_grows_and_shrinks() -> None:
 # -- a thread that does not stop ----------------------------------------------------------
 
 
-def _sleep_in_c(path: Path, seconds: float) -> None:
+def _wait_in_c(begun: Path, pipe: Path) -> None:
+    """Wait in a single call of a C function until the test writes to a named pipe."""
     import ctypes
 
-    path.touch()
-    ctypes.CDLL(None).usleep(int(seconds * 1_000_000))
+    command = f"touch {shlex.quote(str(begun))}; cat {shlex.quote(str(pipe))} > /dev/null"
+    ctypes.CDLL(None).system(command.encode())
 
 
 def test_a_thread_that_does_not_stop_leaves_its_slot(tmp_path: Path) -> None:
@@ -410,7 +412,9 @@ def test_a_thread_that_does_not_stop_leaves_its_slot(tmp_path: Path) -> None:
         dask.config.set({"daskbatch.stop-grace": "200ms"}),
         Batch(num_workers=1) as batch,
     ):
-        stuck = batch.function(_sleep_in_c, tmp_path / "begun", 3)
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        stuck = batch.function(_wait_in_c, tmp_path / "begun", pipe)
         stuck.start()
         wait_until((tmp_path / "begun").exists, "it has not begun")
         assert stuck.cancel()
@@ -419,6 +423,7 @@ def test_a_thread_that_does_not_stop_leaves_its_slot(tmp_path: Path) -> None:
         assert other.get(60) == 1
         assert batch.client.submit(abs, -2).result(60) == 2
         assert stuck.state == "running"
+        pipe.write_bytes(b"end")
         stuck.wait(60)
         assert stuck.state == "cancelled"
 
