@@ -80,8 +80,8 @@ def test_slots_requests_and_gangs(cluster: LocalCluster, tmp_path: Path) -> None
         wait_until_running(holder)
         job = batch.job(same, 1, num_procs=1)
         job.start()
-        wait_until(lambda: "waits for a slot:" in job.why())
-        assert "running tasks have the others" in job.why()
+        wait_until(lambda: "running tasks have the others" in job.why())
+        assert "waits for a slot:" in job.why()
         asks = batch.options(resources={"GPU": 2}).function(same, 1)
         # A cluster that may grow does not refuse it.
         asks.start()
