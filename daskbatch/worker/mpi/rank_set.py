@@ -343,6 +343,7 @@ class RankSet:
         poll.register(listener, select.POLLIN)
         poll.register(stop, select.POLLIN)
         complete: set[int] = set()
+        arrived: set[tuple[str, int]] = set()
         while len(complete) < size:
             ready = [file for file, _ in poll.poll(_POLL_INTERVAL_SECONDS * 1000)]
             if stop in ready:
@@ -351,14 +352,14 @@ class RankSet:
                 limit = _OTHERS_TIMEOUT_SECONDS
                 deadline = Deadline(limit)
                 role, number = arrival.hello.role, arrival.hello.rank
-                is_double = (role, number) in arrivals or (role == "rank" and number in found)
-                if is_double or not 0 <= number < size:
+                if (role, number) in arrived or not 0 <= number < size:
                     arrival.discard()
                     raise self._failure(
                         command,
                         f"it has started a process that takes itself for rank {number} of {size}: "
                         "it may belong to another MPI than the launcher's",
                     )
+                arrived.add((role, number))
                 arrivals[role, number] = arrival
                 self._sort(arrivals, number, found)
             complete = {number for number, rank in found.items() if _is_complete(rank)}
