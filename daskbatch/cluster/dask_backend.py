@@ -351,14 +351,13 @@ class ClusterBackend:
         self._callbacks[question] = then
 
         async def ask() -> None:
-            with contextlib.suppress(*UNREACHABLE_ERRORS, AttributeError):  # it is closed
-                await self.client.scheduler.daskbatch_revoke(
-                    topic=self._topic,
-                    question=question,
-                    members=dict(members),
-                    status=int(status),
-                    begun=begun,
-                )
+            await self._call(
+                "daskbatch_revoke",
+                question=question,
+                members=dict(members),
+                status=int(status),
+                begun=begun,
+            )
             # The answer arrives as an event. After this time it will not arrive: the scheduler is
             # gone, or this client is no longer registered there.
             self.client.loop.call_later(_ANSWER_TIMEOUT_SECONDS, self._answer, question, {}, {})
@@ -410,9 +409,15 @@ class ClusterBackend:
         self.client.loop.add_callback(self._tell, "daskbatch_summary", summary=summary)
 
     async def _tell(self, route: str, **message: Any) -> Any:
+        """Call a handler of the scheduler, if the client is connected; see `_call`."""
+        if self.client.status == "running":
+            return await self._call(route, **message)
+        return None
+
+    async def _call(self, route: str, **message: Any) -> Any:
         """Call a handler of the scheduler; return its answer, or None if it cannot be reached."""
         scheduler = self.client.scheduler  # None once the client is closed
-        if self.client.status == "running" and scheduler is not None:
+        if scheduler is not None:
             with contextlib.suppress(*UNREACHABLE_ERRORS):
                 return await getattr(scheduler, route)(topic=self._topic, **message)
         return None

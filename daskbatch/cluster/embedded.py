@@ -272,6 +272,7 @@ async def _serve(settings: dict[str, Any]) -> None:
             await self.cluster.scale_down(workers)
 
     workers = WorkerRange(*settings["workers"])
+    on_demand = has_pages()
     cluster = await LocalCluster(
         n_workers=workers.least,
         threads_per_worker=1,
@@ -281,9 +282,9 @@ async def _serve(settings: dict[str, Any]) -> None:
         local_directory=settings["scratch"],
         asynchronous=True,
         # The pages are loaded when somebody looks at them.
-        scheduler_kwargs={"dashboard": False} if has_pages() else {},
+        scheduler_kwargs={"dashboard": False} if on_demand else {},
     )
-    if has_pages():
+    if on_demand:
         DashboardOnDemand(cluster.scheduler)
     with open(settings["answer"], "w") as answer:
         answer.write(json.dumps({"address": cluster.scheduler_address}) + "\n")

@@ -34,6 +34,7 @@ from daskbatch.dispatch.recovery import (
 from daskbatch.dispatch.task_record import (
     SILENT,
     BlockKey,
+    Group,
     Phase,
     SubmittedBlock,
     TaskRecord,
@@ -117,11 +118,9 @@ class TaskTable:
                     self.outcomes.unfinished -= 1
                 group = record.group
                 if group is not None:
-                    group.unfinished -= 1
                     if phase > _DONE:
                         group.unsuccessful[phase] += 1
-                    if not group.unfinished and group.is_program:
-                        self.observers.program_over(group)
+                    self._leave_group(group, 1)
         elif phase == _WAITING:
             if before < _WAITING:
                 self.outcomes.unfinished += 1
@@ -129,6 +128,12 @@ class TaskTable:
                 self.outcomes.unfinished += 1
                 if record.group is not None:
                     record.group.unfinished += 1
+
+    def _leave_group(self, group: Group, count: int) -> None:
+        """Count members of a group as over."""
+        group.unfinished -= count
+        if not group.unfinished and group.is_program:
+            self.observers.program_over(group)
 
     def start(self, records: Sequence[TaskRecord]) -> None:
         """Add tasks to the table, each after those that it waits for."""
@@ -433,11 +438,9 @@ class TaskTable:
             record.phase = _DONE
             if changes is not None:
                 changes += (record, _DONE)
-            group = record.group
+        for group, count in Counter(record.group for record in records).items():
             if group is not None:
-                group.unfinished -= 1
-                if not group.unfinished and group.is_program:
-                    self.observers.program_over(group)
+                self._leave_group(group, count)
         block.unfinished -= len(records)
         self.outcomes.unfinished -= len(records)
         self._placer.learn(records, list(map(len, values)))  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from daskbatch.observation.ordinary_events import (
     ended_lines,
     ordinary_end,
     ordinary_start,
+    split,
     started_lines,
 )
 from daskbatch.observation.output_files import OutputFiles
@@ -184,19 +185,19 @@ class EventRecorder:
     def _record_starts(self, records: Sequence[TaskRecord], phase: Phase) -> None:
         """Record tasks that have been started; nearly all programs start many of one kind."""
         for group, some in groupby(records, _GROUP):
-            of_group = list(some)
             program = self._program_of(group)
-            if ordinary_start(of_group):
-                common = {
-                    **self._common(phase),
-                    "program": program,
-                    "reads": [],
-                    "writes": [],
-                    "waits_for": [],
-                }
-                self._add_lines(started_lines(common, of_group), len(of_group))
-            else:
-                self._add([self._started(each, phase, program) for each in of_group])
+            common = {
+                **self._common(phase),
+                "program": program,
+                "reads": [],
+                "writes": [],
+                "waits_for": [],
+            }
+            for ordinary, part in split(list(some), ordinary_start):
+                if ordinary:
+                    self._add_lines(started_lines(common, part), len(part))
+                else:
+                    self._add([self._started(each, phase, program) for each in part])
 
     def _record_ends(self, records: Sequence[TaskRecord], phase: Phase) -> None:
         """Record tasks that are over; those of one report that are done are recorded together."""
@@ -204,23 +205,30 @@ class EventRecorder:
         may_be_ordinary = phase == _DONE and not self._table.failures.has_warnings
         for measured, some in groupby(records, _MEASURED):
             of_report = list(some)
-            if may_be_ordinary and measured is not None and ordinary_end(of_report, measured):
-                common = {
-                    **self._common(phase),
-                    "worker": measured.worker or None,
-                    "host": host_of(measured.worker),
-                    "pid": measured.pid or None,
-                    "attempts": 1,
-                    "max_memory": None,
-                    "error": None,
-                    "warnings": [],
-                    "root": None,
-                    "stdout": None,
-                    "stderr": None,
-                }
-                self._add_lines(ended_lines(common, of_report, measured), len(of_report))
-            else:
-                self._add([self._ended(each, phase) for each in of_report if each.call is not None])
+            if not may_be_ordinary or measured is None or measured.details:
+                self._add_ends(of_report, phase)
+                continue
+            common = {
+                **self._common(phase),
+                "worker": measured.worker or None,
+                "host": host_of(measured.worker),
+                "pid": measured.pid or None,
+                "attempts": 1,
+                "max_memory": None,
+                "error": None,
+                "warnings": [],
+                "root": None,
+                "stdout": None,
+                "stderr": None,
+            }
+            for ordinary, part in split(of_report, ordinary_end):
+                if ordinary:
+                    self._add_lines(ended_lines(common, part, measured), len(part))
+                else:
+                    self._add_ends(part, phase)
+
+    def _add_ends(self, records: Sequence[TaskRecord], phase: Phase) -> None:
+        self._add([self._ended(each, phase) for each in records if each.call is not None])
 
     def _common(self, phase: Phase) -> _Event:
         """Return the fields that all tasks have which enter a phase at once."""

@@ -7,7 +7,8 @@ interpreter's own, which take a tenth of the time of a loop over tasks. Pure; se
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -32,13 +33,24 @@ def ordinary_start(records: Sequence[TaskRecord]) -> bool:
     )
 
 
-def ordinary_end(records: Sequence[TaskRecord], measures: Measures) -> bool:
-    """Return whether nothing is told of these tasks of one report but their times."""
-    return (
-        not measures.details
-        and set(map(_OUTPUT, records)) == {SILENT}
-        and _have_one_client(records)
-    )
+def split(
+    records: Sequence[TaskRecord], are_ordinary: Callable[[Sequence[TaskRecord]], bool]
+) -> Iterator[tuple[bool, Sequence[TaskRecord]]]:
+    """Yield runs of tasks, in their order, each with whether all of them are ordinary."""
+    if are_ordinary(records):
+        yield True, records
+        return
+
+    def client_of_ordinary(record: TaskRecord) -> str | None:
+        return record.client_id if are_ordinary((record,)) else None
+
+    for client, some in groupby(records, client_of_ordinary):
+        yield client is not None, list(some)
+
+
+def ordinary_end(records: Sequence[TaskRecord]) -> bool:
+    """Return whether these are tasks of one client that have written nothing."""
+    return set(map(_OUTPUT, records)) == {SILENT} and _have_one_client(records)
 
 
 def _have_one_client(records: Sequence[TaskRecord]) -> bool:

@@ -121,6 +121,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             leave_on_sigterm(worker)
         #: The blocks that run, by topic and number.
         self._runs: dict[tuple[str, int], Progress] = {}
+        #: The Dask keys of blocks that are over, until Dask has recorded that.
+        self._ended_keys: set[Any] = set()
         #: What members were given instead of being run, by topic and number of their block.
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics of clients that have ended.
@@ -205,10 +207,16 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         runs = list(self._runs.values())
         idle = [each for each in runs if isinstance(each, OpenRun) and each.is_idle]
         deadline = Deadline(_IDLE_END_TIMEOUT_SECONDS)
-        while idle and not deadline.passed:
-            await asyncio.sleep(_IDLE_POLL_INTERVAL_SECONDS)  # once more for Dask's own end of it
+        while (idle or any(map(self._is_executing, self._ended_keys))) and not deadline.passed:
+            await asyncio.sleep(_IDLE_POLL_INTERVAL_SECONDS)
             running = list(self._runs.values())
             idle = [each for each in idle if each in running]
+
+    def _is_executing(self, key: Any) -> bool:
+        """Return whether Dask has not yet recorded the end of a key."""
+        state = self._worker.state
+        task = state.tasks.get(key)
+        return task is not None and (task in state.executing or task in state.long_running)
 
     # -- the threads that run blocks (this is an `entry.Reporter`) ------------------------
 
@@ -301,6 +309,9 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
 
     def _finish(self, run: Progress) -> None:
+        self._ended_keys = {key for key in self._ended_keys if self._is_executing(key)}
+        if run.context is not None:
+            self._ended_keys.add(run.context.key)
         self._send(run)
         self._departure.report_end(run)
         with self._lock:
