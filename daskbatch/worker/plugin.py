@@ -72,6 +72,7 @@ _IDLE_END_TIMEOUT_SECONDS, _IDLE_POLL_INTERVAL_SECONDS = 1.0, 0.01
 _WALLTIME = "daskbatch_walltime"
 
 _logger = logging.getLogger("daskbatch")
+_machine_logger = logging.getLogger("distributed.worker.state_machine")
 
 #: The default of `daskbatch.stop-grace`.
 _STOP_GRACE = "2s"
@@ -123,6 +124,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._runs: dict[tuple[str, int], Progress] = {}
         #: The Dask keys of blocks that are over, until Dask has recorded that.
         self._ended_keys: set[Any] = set()
+        _machine_logger.addFilter(self._is_worth_telling)
         #: What members were given instead of being run, by topic and number of their block.
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
         #: The topics of clients that have ended.
@@ -184,6 +186,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         ignore_late_messages(worker.stream_handlers, *late)
         worker.handlers.pop("daskbatch_output", None)
         self._gangs.close()
+        _machine_logger.removeFilter(self._is_worth_telling)
         if self._open_server is not None:
             self._open_server.close()
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
@@ -207,10 +210,25 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         runs = list(self._runs.values())
         idle = [each for each in runs if isinstance(each, OpenRun) and each.is_idle]
         deadline = Deadline(_IDLE_END_TIMEOUT_SECONDS)
-        while (idle or any(map(self._is_executing, self._ended_keys))) and not deadline.passed:
-            await asyncio.sleep(_IDLE_POLL_INTERVAL_SECONDS)
+        while idle and not deadline.passed:
+            await asyncio.sleep(_IDLE_POLL_INTERVAL_SECONDS)  # once more for Dask's own end of it
             running = list(self._runs.values())
             idle = [each for each in idle if each in running]
+
+    def _is_worth_telling(self, record: logging.LogRecord) -> bool:
+        """Return False if Dask tells that it has cancelled a block which runs no member.
+
+        It cancels the keys of a worker that closes before it calls `teardown`.
+        """
+        message = record.getMessage()
+        if "ended with CancelledError" not in message:
+            return True
+        idle = [
+            run.context.key
+            for run in list(self._runs.values())
+            if isinstance(run, OpenRun) and run.is_idle and run.context is not None
+        ]
+        return not any(repr(key) in message for key in (*self._ended_keys, *idle))
 
     def _is_executing(self, key: Any) -> bool:
         """Return whether Dask has not yet recorded the end of a key."""
