@@ -689,8 +689,9 @@ def test_single_calls_of_several_threads_are_all_run(executor: BatchPoolExecutor
     assert results == {number: list(range(20)) for number in range(4)}
 
 
-def test_a_callback_does_not_wait_for_the_end(batch: Batch) -> None:
+def test_a_callback_does_not_wait_for_the_end(batch: Batch, tmp_path: Path) -> None:
     executor = as_executor(batch)
+    begun = tmp_path / "begun"
     said: Future[str] = Future()
 
     def shut_down(future: Future[Any]) -> None:
@@ -698,8 +699,12 @@ def test_a_callback_does_not_wait_for_the_end(batch: Batch) -> None:
             executor.shutdown()
         said.set_result(f"{future.result()}: {caught.value}")
 
-    executor.submit(abs, -1).add_done_callback(shut_down)
-    assert said.result(SECONDS).startswith("1: a callback")
+    # The call ends after its callback was added: else this thread would run the callback.
+    future = executor.submit(begin_and_wait, begun)
+    future.add_done_callback(shut_down)
+    wait_until(begun.exists)
+    begun.unlink()
+    assert said.result(SECONDS).startswith("None: a callback")
     later = executor.submit(abs, -2)
     later.add_done_callback(lambda _: executor.shutdown(wait=False, cancel_futures=True))
     assert later.result(SECONDS) == 2
