@@ -338,7 +338,7 @@ class Task:
         record = self._record
         if record.phase == Phase.CREATED:
             which = f"the compiled task {record.group.name!r}" if record.group is not None else "it"
-            advice = f": start {which} first"
+            advice = f": call start() or run() of {which} first"
             if self._session.closed:
                 advice = f", and its Batch has been closed: start {which} before that"
             raise LifecycleError(f"task {record.label} has not been started{advice}")

@@ -185,7 +185,7 @@ batch.process(...)
 Odd | code 3 at here
 LifecycleError | the program 'clean' has been started already, and starts once: again() returns a \
 fresh copy of it, to be started
-LifecycleError | task 'clean' has not been started: start it first
+LifecycleError | task 'clean' has not been started: call start() or run() of it first
 ProcessFailed | task 'one.csv': cat data/one.csv ended with exit code 127: cat \
 data/one.csv: No such file or directory; there is no shell: pass the arguments separately: \
 process('cat', 'data/one.csv')
