@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from cloudpickle import cloudpickle as _cloudpickle
 
-from daskbatch.serialization import functions, loading, tracking
+from daskbatch.serialization import functions, lazy_types, loading, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.tracking import Received
 
@@ -42,15 +42,26 @@ def reduce_type_variable(obj: Any) -> Any:
     name = obj.__name__
     if is_importable(obj, name):
         return getattr, _cloudpickle._lookup_module_and_qualname(obj, name=name)
-    return _make_constant, (_identity_of(obj), *_constant_parts(obj))
+    if type(obj).__name__ == "TypeAliasType":
+        return lazy_types.reduce_alias(obj)
+    try:
+        parts = _constant_parts(obj)
+    except NameError:
+        parts = _declaration_parts(obj)
+    return _make_constant, (_identity_of(obj), *parts)
+
+
+def _declaration_parts(obj: Any) -> tuple[Any, ...]:
+    """Return how to declare a type variable with a bound, for example, that is not defined."""
+    parts: list[lazy_types.Part] = [(None,)]
+    declaration = lazy_types.declaration_of(obj, parts)
+    return lazy_types.declare_variable, obj.__module__, (declaration, parts), {}
 
 
 def _constant_parts(obj: Any) -> tuple[Any, ...]:
     kind, name, module = type(obj), obj.__name__, getattr(obj, "__module__", None)
     if kind is typing.NewType:
         return kind, module, (name, obj.__supertype__), {}
-    if kind.__name__ == "TypeAliasType":
-        return kind, module, (name, obj.__value__), {"type_params": obj.__type_params__}
     keywords: dict[str, Any] = {}
     positional: tuple[Any, ...] = (name,)
     if kind is not typing.TypeVarTuple:
