@@ -26,8 +26,8 @@ from cloudpickle import cloudpickle as _cloudpickle
 
 from daskbatch.forking import make_lock
 from daskbatch.serialization import (
-    annotations,
     classes,
+    deferred_annotations,
     enums,
     functions,
     lazy_types,
@@ -91,7 +91,7 @@ class _Reducers(dict[type, Callable[[Any], Any]]):
 
 def _make_reducers() -> _Reducers:
     own, *_ = cloudpickle.Pickler.dispatch_table.maps
-    found = _Reducers({**own, **named_objects.REDUCERS, **annotations.REDUCERS})
+    found = _Reducers({**own, **named_objects.REDUCERS, **deferred_annotations.REDUCERS})
     found[CodeType] = _reduce_code
     return found
 
@@ -186,7 +186,7 @@ _SIMPLE_CLASSES: dict[int, type] = {
 _OWN_FUNCTIONS = frozenset(
     id(each)
     for module in (
-        *(annotations, classes, enums, functions),
+        *(classes, deferred_annotations, enums, functions),
         *(lazy_types, named_objects, python_code, sources),
     )
     for each in vars(module).values()

@@ -25,7 +25,7 @@ from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorTyp
 from typing import Any
 
 from daskbatch.forking import make_rlock
-from daskbatch.serialization import annotations, enums, functions, loading, tracking
+from daskbatch.serialization import deferred_annotations, enums, functions, loading, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES, values_in_annotations
 from daskbatch.serialization.tracking import Received
 
@@ -54,7 +54,7 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     """Reduce a class to what `make_class` and `set_class` take."""
     who = tracking.identify(kind, lambda: functions.is_bound(kind))
     own = dict(vars(kind))
-    own.update(annotations.class_annotations(kind))
+    own.update(deferred_annotations.class_annotations(kind))
     body: dict[str, Any] = {"__module__": own.get("__module__"), "__qualname__": kind.__qualname__}
     if "__slots__" in own:
         body["__slots__"] = _slots_of(own)

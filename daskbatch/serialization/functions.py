@@ -15,12 +15,12 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from daskbatch.serialization import loading, tracking
-from daskbatch.serialization.annotations import CLASS_NAMESPACE, used_of
 from daskbatch.serialization.code_names import (
     MAIN_MODULES,
     names_of,
     submodules_of,
 )
+from daskbatch.serialization.deferred_annotations import CLASS_NAMESPACE, used_of
 from daskbatch.serialization.tracking import Received
 
 #: The globals by which a module finds itself and its package.
@@ -34,9 +34,7 @@ _ATTRIBUTES = (
 _attributes_of = attrgetter(*_ATTRIBUTES)
 
 #: The same, with the function that evaluates the annotations in place of them.
-_UNEVALUATED = tuple(
-    "__annotate__" if name == "__annotations__" else name for name in _ATTRIBUTES
-)
+_UNEVALUATED = tuple("__annotate__" if name == "__annotations__" else name for name in _ATTRIBUTES)
 _unevaluated_of = attrgetter(*_UNEVALUATED)
 _ANNOTATIONS_POSITION = _ATTRIBUTES.index("__annotations__")
 

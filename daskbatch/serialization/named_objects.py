@@ -222,6 +222,15 @@ def _set_method_dispatcher(obj: Any, state: tuple[Any, ...]) -> None:
     obj.dispatcher = dispatcher
 
 
+def reduce_dispatching_method(obj: Any) -> tuple[Any, ...]:
+    """Reduce a method of a `functools.singledispatchmethod`: an object from Python 3.14 on."""
+    return _get_from, (obj._unbound, obj._obj, obj._cls)
+
+
+def _get_from(descriptor: Any, obj: Any, kind: type) -> Any:
+    return descriptor.__get__(obj, kind)
+
+
 def reduce_partial_method(obj: Any) -> tuple[Any, ...]:
     """Reduce a `functools.partialmethod`, whose ``__new__`` takes the function from 3.14 on."""
     return _make_partial_method, (type(obj),), dict(vars(obj))
@@ -291,5 +300,8 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(dataclasses.MISSING): _reduce_missing,
     type(dataclasses.KW_ONLY): _reduce_keyword_only,
 }
+_dispatching = type(functools.singledispatchmethod(len).__get__(None, object))
+if _dispatching is not FunctionType:
+    REDUCERS[_dispatching] = reduce_dispatching_method
 if hasattr(typing, "TypeAliasType"):
     REDUCERS[typing.TypeAliasType] = reduce_type_variable

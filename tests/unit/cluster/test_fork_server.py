@@ -1,4 +1,4 @@
-"""The fork server of multiprocessing is a copy of the process, with the arguments of its program."""
+"""The fork server of multiprocessing is a copy of the process, with its program's arguments."""
 
 from __future__ import annotations
 

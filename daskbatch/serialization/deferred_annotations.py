@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from types import CellType
 from typing import Any
-
-if sys.version_info >= (3, 14):
-    import annotationlib
 
 #: The variable by which a function in the body of a class reaches the namespace of the class.
 CLASS_NAMESPACE = "__classdict__"
@@ -85,9 +83,7 @@ def reduce_forward_reference(reference: Any) -> tuple[Any, ...]:
 
 
 def _make_forward_reference(text: str, module: Any, is_argument: bool, is_class: bool) -> Any:
-    return annotationlib.ForwardRef(
-        text, module=module, is_argument=is_argument, is_class=is_class
-    )
+    return typing.ForwardRef(text, module=module, is_argument=is_argument, is_class=is_class)
 
 
 def _set_forward_reference(reference: Any, state: tuple[Any, ...]) -> None:
@@ -109,4 +105,4 @@ def _content_of(cell: CellType) -> tuple[Any, ...]:
 #: How forward references are reduced. Before Python 3.14 they have no globals.
 REDUCERS: dict[type, Callable[[Any], Any]] = {}
 if sys.version_info >= (3, 14):
-    REDUCERS[annotationlib.ForwardRef] = reduce_forward_reference
+    REDUCERS[typing.ForwardRef] = reduce_forward_reference
