@@ -10,6 +10,7 @@ Any number of threads may call all functions.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import typing
@@ -54,6 +55,21 @@ def class_annotations(kind: type) -> dict[str, Any]:
 def used_of(namespace: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Return what code uses of the namespace of the class that it stands in."""
     return {name: namespace[name] for name in names if name in namespace}
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function; its annotations need not be defined.
+
+    Raises
+    ------
+    Exception
+        It has no signature, or a wrong one: it is an object of the user.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.FORWARDREF).parameters
+    return inspect.signature(function).parameters
 
 
 # -- forward references ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from support.scripts import TaskProcess, as_main
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.deferred_annotations import parameters_of
 
 #: Before Python 3.14, an annotation without quotes is evaluated where it stands (PEP 649).
 deferred = pytest.mark.skipif(sys.version_info < (3, 14), reason="needs PEP 649: Python 3.14")
@@ -148,9 +149,22 @@ def test_a_reference_in_a_cell(elsewhere: TaskProcess) -> None:
         assert reference.__forward_arg__ == "Never"
 
 
+@pytest.mark.parametrize("quote", QUOTED)
+def test_parameters_of_a_function_with_such_annotations(quote: str) -> None:
+    with as_main(f"def solve(a: {quote}Missing{quote}, *, comm: {quote}MPI.Comm{quote}): pass") as (
+        module
+    ):
+        found = parameters_of(module.solve)
+        assert {name: each.kind.name for name, each in found.items()} == {
+            "a": "POSITIONAL_OR_KEYWORD",
+            "comm": "KEYWORD_ONLY",
+        }
+
+
 SENDS_ON = """
 import sys
 from daskbatch.serialization import pickling
+from daskbatch.serialization.deferred_annotations import parameters_of
 kind = pickling.loads(sys.stdin.buffer.read())
 sys.stdout.buffer.write(pickling.dumps((kind, kind.__annotations__)))
 """
