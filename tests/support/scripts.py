@@ -373,7 +373,7 @@ def forward_references(script: Script) -> None:
         f"    here: int\n    lost: {later(unknown)}\n"
         f"class Set{name}: pass\n"
         f"Set{name}.__annotations__ = {{'set': {name}}}\n"
-        "@dataclasses.dataclass\n"
+        f"@dataclasses.dataclass({script.random.choice(['', 'slots=True', 'frozen=True'])})\n"
         f"class Data{name}:\n"
         f"    following: {later(f'Data{name} | None')} = None\n"
         f"    lost: {later(unknown)} = 3\n"
@@ -428,11 +428,16 @@ def type_parameters(script: Script) -> None:
         f"    def get(self, value: T) -> {name}: return value\n"
         f"    def put[U: (int, {unknown})](self, value: U) -> T: return value\n"
         f"class Sub{name}[T: Sub{name}](Gen{name}[int, str, [T]]): pass\n"
+        f"@dataclasses.dataclass\nclass Linked{name}[T]:\n"
+        f"    value: T\n    following: {script.later(f'Linked{name}[T] | None')} = None\n"
+        f"    def first(self) -> {script.later(f'Linked{name}[T]')}: return self\n"
         f"def call{name}[U: {unknown}](value: U) -> U: return value\n"
         f"def both{name}[V: (int, str)](value: V) -> Pair{name}[V]: return value, None"
     )
     script.values += [name, f"Pair{name}", f"Lost{name}", f"Many{name}", f"Gen{name}"]
     script.values += [f"S{name}", f"Made{name}", f"Sub{name}", f"call{name}", f"both{name}"]
+    script.values.append(f"Linked{name}")
+    script.objects.append(f"Linked{name}(1, Linked{name}(2))")
     script.values += [f"Pair{name}.__type_params__[0]", f"call{name}.__type_params__[0]"]
     script.probes += [
         f"{name}.__value__, {name}.__module__, {name}.__value__.__args__[1].__args__[0] is {name}",
@@ -441,6 +446,8 @@ def type_parameters(script: Script) -> None:
         f"Lost{name}.__value__",
         f"Many{name}.__type_params__, Many{name}.__value__",
         f"Many{name}.__type_params__[0].__bound__",
+        f"typing.get_type_hints(Linked{name}), typing.get_type_hints(Linked{name}.first)",
+        f"Linked{name}.__annotations__, [f.type for f in dataclasses.fields(Linked{name})]",
         f"Made{name}.__type_params__ == (S{name},), Made{name}[int], Made{name}.__value__",
         f"Gen{name}().get(3), Gen{name}().put(4), Gen{name}.__type_params__",
         f"Gen{name}.put.__type_params__[0].__constraints__",
