@@ -3,7 +3,7 @@
 # the files in requirements/ name; nothing outside of this directory is changed.
 
 VENV ?= .venv
-PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 RUN := $(VENV)/bin/python
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/data_%,$(wildcard benchmarks/*.py))

@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from daskbatch.errors import SpecError
+from daskbatch.serialization.deferred_annotations import parameters_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ def _nearest(name: str, known: tuple[str, ...], similarity: float) -> str:
 def _takes(target: Callable[..., Any], name: str) -> bool:
     """Return whether a function takes a keyword; True if that is unknown."""
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = parameters_of(target)
     except Exception:  # a built-in function, or an object of the user with a strange signature
         return True
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

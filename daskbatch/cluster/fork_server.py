@@ -46,14 +46,29 @@ def _fork(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> in
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        _run(arguments[-1], descriptors)
+        _run(*program_in(arguments), descriptors)
     gc.unfreeze()
     return pid
 
 
-def _run(program: str, descriptors: Sequence[int]) -> NoReturn:
+def program_in(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the program and its `sys.argv` in the command line of a Python.
+
+    Before Python 3.14 the program was the last argument.
+
+    Examples
+    --------
+    >>> program_in(["python", "-B", "-c", "import sys; print(sys.argv)", "script.py", "-c"])
+    ('import sys; print(sys.argv)', ['-c', 'script.py', '-c'])
+    """
+    position = arguments.index("-c")
+    return arguments[position + 1], ["-c", *arguments[position + 2 :]]
+
+
+def _run(program: str, argv: list[str], descriptors: Sequence[int]) -> NoReturn:
     try:
         _close_others(descriptors)
+        sys.argv = argv
         # As in a new program. The fork server's object is in use just now, with its lock held.
         _util.spawnv_passfds = _spawn
         forkserver._forkserver.__init__()  # type: ignore[misc]

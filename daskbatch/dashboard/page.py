@@ -123,8 +123,8 @@ def _has_bokeh(application: Any) -> bool:
 
 def _make_document(dashboard: PageSource, extra: Mapping[str, Any], doc: Any) -> None:
     page = _Page(dashboard)
-    page.update()
     # The document keeps the page alive, and not the other way round.
+    doc.add_next_tick_callback(page.update)
     doc.add_periodic_callback(page.update, _UPDATE_INTERVAL_MILLISECONDS)
     doc.title = "Dask: daskbatch"
     for root in page.roots:
@@ -161,8 +161,12 @@ class _Page:
         figures = (self._head, self._progress, self._timeline, self._failures)
         return [*figures, *(table.root for table in tables)]
 
-    def update(self) -> None:
-        """Ask for what is new, and show what has arrived."""
+    async def update(self) -> None:
+        """Ask for what is new, and show what has arrived.
+
+        A coroutine, since the scheduler's event loop must run it: from version 3.10 on, bokeh calls
+        functions in a thread, that which makes the document included.
+        """
         self._dashboard.look()
         clients = self._dashboard.clients()
         answers = [(client, found) for client, found in clients if found is not None]

@@ -25,7 +25,17 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from daskbatch.forking import make_lock
-from daskbatch.serialization import classes, enums, functions, named_objects, sources, tracking
+from daskbatch.serialization import (
+    classes,
+    deferred_annotations,
+    enums,
+    functions,
+    lazy_types,
+    named_objects,
+    python_code,
+    sources,
+    tracking,
+)
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.sources import make_code, source_of
 
@@ -57,7 +67,8 @@ def _reduce_code(code: CodeType) -> tuple[Any, ...]:
 
 
 def _reduce_code_anew(code: CodeType) -> tuple[Any, ...]:
-    make, arguments, *more = _reduce_without_file(code)
+    _, arguments, *more = _reduce_without_file(code)
+    make = python_code.make_code
     if _FILE_NAME_POSITION is not None:
         before, after = arguments[:_FILE_NAME_POSITION], arguments[_FILE_NAME_POSITION + 1 :]
         arguments = (*before, code.co_filename, *after)
@@ -80,7 +91,7 @@ class _Reducers(dict[type, Callable[[Any], Any]]):
 
 def _make_reducers() -> _Reducers:
     own, *_ = cloudpickle.Pickler.dispatch_table.maps
-    found = _Reducers({**own, **named_objects.REDUCERS})
+    found = _Reducers({**own, **named_objects.REDUCERS, **deferred_annotations.REDUCERS})
     found[CodeType] = _reduce_code
     return found
 
@@ -174,7 +185,10 @@ _SIMPLE_CLASSES: dict[int, type] = {
 #: The ids of functions of daskbatch that pickles refer to: each process can import them.
 _OWN_FUNCTIONS = frozenset(
     id(each)
-    for module in (classes, enums, functions, named_objects, sources)
+    for module in (
+        *(classes, deferred_annotations, enums, functions),
+        *(lazy_types, named_objects, python_code, sources),
+    )
     for each in vars(module).values()
     if type(each) is FunctionType and each.__module__ == module.__name__
 )

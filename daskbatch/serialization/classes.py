@@ -25,7 +25,7 @@ from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorTyp
 from typing import Any
 
 from daskbatch.forking import make_rlock
-from daskbatch.serialization import enums, functions, loading, tracking
+from daskbatch.serialization import deferred_annotations, enums, functions, loading, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES, values_in_annotations
 from daskbatch.serialization.tracking import Received
 
@@ -54,10 +54,7 @@ def reduce_class(kind: type) -> tuple[Any, ...]:
     """Reduce a class to what `make_class` and `set_class` take."""
     who = tracking.identify(kind, lambda: functions.is_bound(kind))
     own = dict(vars(kind))
-    if "__annotate_func__" in own:
-        # From Python 3.14 on, annotations are evaluated when they are first read (PEP 649).
-        with contextlib.suppress(Exception):  # a name is missing, for example
-            own["__annotations__"] = dict(kind.__annotations__)
+    own.update(deferred_annotations.class_annotations(kind))
     body: dict[str, Any] = {"__module__": own.get("__module__"), "__qualname__": kind.__qualname__}
     if "__slots__" in own:
         body["__slots__"] = _slots_of(own)
@@ -340,7 +337,7 @@ def set_attributes(
     if details is not None:
         enums.set_details(kind, details)
     for name in (_set_attributes.get(kind) or frozenset()) - attributes.keys():
-        with contextlib.suppress(AttributeError):
+        with contextlib.suppress(AttributeError, TypeError):  # `__annotate__` cannot be deleted
             type.__delattr__(kind, name)
     for name, value in attributes.items():
         type.__setattr__(kind, name, value)

@@ -28,8 +28,8 @@ _NAMING = {
     for name, number in dis.opmap.items()
     if name in _GLOBAL_INSTRUCTIONS or name == "IMPORT_NAME"
 }
-#: Whether the layout of the instructions is the known one of CPython 3.11 to 3.13.
-_KNOWS_LAYOUT = sys.version_info < (3, 14) and sys.implementation.name == "cpython"
+#: Whether the layout of the instructions is the known one of CPython 3.11 to 3.14.
+_KNOWS_LAYOUT = sys.version_info < (3, 15) and sys.implementation.name == "cpython"
 
 #: A function whose code has one of these names may load by name what the script defines.
 _LOADS_BY_NAME = frozenset(

@@ -20,6 +20,7 @@ from daskbatch.serialization.code_names import (
     names_of,
     submodules_of,
 )
+from daskbatch.serialization.deferred_annotations import CLASS_NAMESPACE, used_of
 from daskbatch.serialization.tracking import Received
 
 #: The globals by which a module finds itself and its package.
@@ -31,6 +32,11 @@ _ATTRIBUTES = (
     *("__defaults__", "__module__", "__doc__"),
 )
 _attributes_of = attrgetter(*_ATTRIBUTES)
+
+#: The same, with the function that evaluates the annotations in place of them.
+_UNEVALUATED = tuple("__annotate__" if name == "__annotations__" else name for name in _ATTRIBUTES)
+_unevaluated_of = attrgetter(*_UNEVALUATED)
+_ANNOTATIONS_POSITION = _ATTRIBUTES.index("__annotations__")
 
 
 def is_bound(obj: Any) -> bool:
@@ -93,14 +99,17 @@ def _state_of(function: FunctionType, tracked: bool) -> tuple[Any, ...]:
         found = own if main is None or main.__dict__ is own else main.__dict__
         words = sorted(names.names | names.texts)
         used.update((word, found[word]) for word in words if word in found and word not in used)
-    cells = [_content_of(cell) for cell in function.__closure__ or ()]
+    cells = _contents_of(function, names.names) if function.__closure__ else []
     values = list(used.values())
     if cells:
         values += [content[0] for content in cells if content]
     # Copies of the texts: a text that is interned would be sent once, another one twice.
     attributes = {"".join(name): value for name, value in function.__dict__.items()}
     parameters = getattr(function, "__type_params__", ())
-    slots = _attributes_of(function)
+    try:
+        slots = _attributes_of(function)
+    except Exception:  # the annotations name what is not there
+        slots = _unevaluated_of(function)
     return tracked, attributes, slots, parameters, used, cells, submodules_of(names, values)
 
 
@@ -122,6 +131,16 @@ def globals_in(state: tuple[Any, ...]) -> dict[str, Any]:
     """Return the globals in the state of a function that `reduce_function` has returned."""
     used: dict[str, Any] = state[4]
     return used
+
+
+def _contents_of(function: FunctionType, names: frozenset[str]) -> list[tuple[Any, ...]]:
+    """Return the contents of a function's cells; of a class's namespace what the function uses."""
+    closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = [(name, _content_of(cell)) for name, cell in closure]
+    return [
+        (used_of(content[0], names),) if name == CLASS_NAMESPACE and content else content
+        for name, content in found
+    ]
 
 
 def _content_of(cell: CellType) -> tuple[Any, ...]:
@@ -216,7 +235,8 @@ def set_function(
     for cell, content in zip(function.__closure__ or (), cells, strict=True):
         if content:
             (cell.cell_contents,) = content
-    for name, value in zip(_ATTRIBUTES, slots, strict=True):
+    is_evaluated = not callable(slots[_ANNOTATIONS_POSITION])
+    for name, value in zip(_ATTRIBUTES if is_evaluated else _UNEVALUATED, slots, strict=True):
         setattr(function, name, value)
     if parameters:
         function.__type_params__ = parameters  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from cloudpickle import cloudpickle as _cloudpickle
 
-from daskbatch.serialization import functions, loading, tracking
+from daskbatch.serialization import functions, lazy_types, loading, tracking
 from daskbatch.serialization.code_names import MAIN_MODULES
 from daskbatch.serialization.tracking import Received
 
@@ -42,15 +42,26 @@ def reduce_type_variable(obj: Any) -> Any:
     name = obj.__name__
     if is_importable(obj, name):
         return getattr, _cloudpickle._lookup_module_and_qualname(obj, name=name)
-    return _make_constant, (_identity_of(obj), *_constant_parts(obj))
+    if type(obj).__name__ == "TypeAliasType":
+        return lazy_types.reduce_alias(obj)
+    try:
+        parts = _constant_parts(obj)
+    except NameError:
+        parts = _declaration_parts(obj)
+    return _make_constant, (_identity_of(obj), *parts)
+
+
+def _declaration_parts(obj: Any) -> tuple[Any, ...]:
+    """Return how to declare a type variable with a bound, for example, that is not defined."""
+    parts: list[lazy_types.Part] = [(None,)]
+    declaration = lazy_types.declaration_of(obj, parts)
+    return lazy_types.declare_variable, obj.__module__, (declaration, parts), {}
 
 
 def _constant_parts(obj: Any) -> tuple[Any, ...]:
     kind, name, module = type(obj), obj.__name__, getattr(obj, "__module__", None)
     if kind is typing.NewType:
         return kind, module, (name, obj.__supertype__), {}
-    if kind.__name__ == "TypeAliasType":
-        return kind, module, (name, obj.__value__), {"type_params": obj.__type_params__}
     keywords: dict[str, Any] = {}
     positional: tuple[Any, ...] = (name,)
     if kind is not typing.TypeVarTuple:
@@ -211,6 +222,15 @@ def _set_method_dispatcher(obj: Any, state: tuple[Any, ...]) -> None:
     obj.dispatcher = dispatcher
 
 
+def reduce_dispatching_method(obj: Any) -> tuple[Any, ...]:
+    """Reduce a method of a `functools.singledispatchmethod`: an object from Python 3.14 on."""
+    return _get_from, (obj._unbound, obj._obj, obj._cls)
+
+
+def _get_from(descriptor: Any, obj: Any, kind: type) -> Any:
+    return descriptor.__get__(obj, kind)
+
+
 def reduce_partial_method(obj: Any) -> tuple[Any, ...]:
     """Reduce a `functools.partialmethod`, whose ``__new__`` takes the function from 3.14 on."""
     return _make_partial_method, (type(obj),), dict(vars(obj))
@@ -280,5 +300,8 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(dataclasses.MISSING): _reduce_missing,
     type(dataclasses.KW_ONLY): _reduce_keyword_only,
 }
+_dispatching = type(functools.singledispatchmethod(len).__get__(None, object))
+if _dispatching is not FunctionType:
+    REDUCERS[_dispatching] = reduce_dispatching_method
 if hasattr(typing, "TypeAliasType"):
     REDUCERS[typing.TypeAliasType] = reduce_type_variable

@@ -460,8 +460,9 @@ def test_pages_of_an_embedded_cluster_are_loaded_on_demand() -> None:
             texts = list(pool.map(read_page, pages))
         assert all("Bokeh" in text and "daskbatch" in text for text in texts)
         assert batch.client.run_on_scheduler(has_pages)
-        with pytest.raises(urllib.error.HTTPError, match="404"):
+        with pytest.raises(urllib.error.HTTPError, match="404") as caught:
             read_page(link.replace("status", "no-such-page"))
+        caught.value.close()  # it has a file
 
 
 def read_page(link: str) -> str:

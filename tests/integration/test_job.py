@@ -421,27 +421,24 @@ def test_a_wrong_setting(batch: Batch, setting: str) -> None:
     assert f"the setting daskbatch.mpi-launcher is {setting!r}: " in str(error)
 
 
-def test_no_launcher() -> None:
-    # A link to the interpreter in a directory without launchers: this is what workers run.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "/usr/sbin/none:/bin/none")
-        with Batch(num_workers=1) as batch:
-            patch.undo()
+def test_no_launcher(batch: Batch) -> None:
+    def find() -> str:
+        from daskbatch.worker.mpi.launcher import find_launcher
 
-            def find(path: str) -> str:
-                from daskbatch.worker.mpi.launcher import find_launcher
+        # Directories without launchers, and an interpreter in such a directory.
+        old_path, old_executable = os.environ["PATH"], sys.executable
+        os.environ["PATH"], sys.executable = "/usr/sbin/none:/bin/none", "/nowhere/python"
+        try:
+            find_launcher()
+        except ProcessFailed as error:
+            return str(error)
+        finally:
+            os.environ["PATH"], sys.executable = old_path, old_executable
+        return ""
 
-                old, sys.executable = sys.executable, path
-                try:
-                    find_launcher()
-                except ProcessFailed as error:
-                    return str(error)
-                finally:
-                    sys.executable = old
-                return ""
-
-            task = batch.function(find, "/nowhere/python")
-            assert "install one, for example with pip install 'daskbatch[mpi]'" in run(task)
+    # In a child process: no other task sees these.
+    task = batch.options(isolation="process").function(find)
+    assert "install one, for example with pip install 'daskbatch[mpi]'" in run(task)
 
 
 def test_the_hosts_in_a_command_line(batch: Batch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from packaging.version import Version
 from support.paths import PROJECT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PLATFORMS = ["linux", "darwin"]
 
 #: The extra that each file has, with the dependencies of the package itself.

@@ -63,6 +63,16 @@ def callable_with(count: int) -> Callable[[Any], object]:
     return lambda function: inspect.signature(function).bind(*range(count))
 
 
+def of_dispatching_method(name: str) -> Callable[[Any], object]:
+    """Check that a method of a `singledispatchmethod` has a name, if it is not a function."""
+
+    def check(kind: Any) -> bool:
+        method = kind(len).__get__(None, object)
+        return inspect.isfunction(method) or hasattr(method, name)
+
+    return check
+
+
 _FUTURES = "concurrent.futures._base"
 _POOL = "distributed.threadpoolexecutor:ThreadPoolExecutor"
 _CLOUDPICKLE = "cloudpickle.cloudpickle"
@@ -184,6 +194,10 @@ NAMES = [
     ),
     Use("os:_exit", "cluster/embedded.py", callable_with(1)),
     Use("os:_exit", "cluster/fork_server.py", callable_with(1)),
+    *(
+        Use("functools:singledispatchmethod", _NAMED, of_dispatching_method(word), word)
+        for word in ("_unbound", "_obj", "_cls")
+    ),
     Use("multiprocessing.resource_tracker:_resource_tracker._pid", "cluster/embedded.py"),
     Use("multiprocessing.resource_tracker:_resource_tracker", "cluster/embedded.py"),
     Use("multiprocessing.resource_tracker:_resource_tracker", "cluster/fork_server.py"),

@@ -24,7 +24,7 @@ from daskbatch.worker.execution.block import BlockSpec
 from daskbatch.worker.execution.outcome import Status
 
 HEADER = """\
-import abc, contextlib, dataclasses, enum, functools, pickle, typing
+import abc, contextlib, dataclasses, enum, functools, inspect, pickle, typing
 import email.mime.text, xml.dom.minidom
 counter = {seed}
 registry = {{}}
@@ -54,6 +54,8 @@ class Script:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        #: Whether annotations are texts, as `from __future__ import annotations` makes them.
+        self.texts = self.flip()
         self.parts = [HEADER.format(seed=seed % 97)]
         self.values: list[str] = []
         self.objects: list[str] = []
@@ -66,11 +68,17 @@ class Script:
     def name(self, stem: str) -> str:
         return f"{stem}{len(self.parts)}"
 
+    def later(self, annotation: str) -> str:
+        """Return an annotation that names what is not defined yet, or never."""
+        is_deferred = self.texts or sys.version_info >= (3, 14)  # PEP 649
+        return annotation if is_deferred and self.flip() else repr(annotation)
+
     def text(self) -> str:
-        probes = "".join(f"        lambda: {each},\n" for each in self.probes)
+        probes = "".join(f"        lambda: ({each}),\n" for each in self.probes)
         checks = "".join(f"        lambda: travels({each}),\n" for each in self.values)
         return "\n".join(
             [
+                *(["from __future__ import annotations"] if self.texts else []),
                 *self.parts,
                 f"def probe():\n    return [describe(each) for each in [\n{probes}{checks}    ]]\n",
                 "def same(value):\n    return value\n",
@@ -350,10 +358,147 @@ def main_module(script: Script) -> None:
     script.probes += [f"{name}()", f"pickle.loads(pickle.dumps(MISSING{name})) is MISSING{name}"]
 
 
+def forward_references(script: Script) -> None:
+    name, unknown = script.name("Node"), script.name("Unknown")
+    later = script.later
+    script.parts.append(
+        f"class {name}:\n"
+        f"    following: {later(name)}\n"
+        f"    inner: {later('Inner')}\n"
+        "    class Inner: pass\n"
+        f"    def link(self, other: {later(name)}, more: {later(unknown)} = 1) "
+        f"-> {later('Inner')}:\n"
+        "        return more\n"
+        f"class Lost{name}({name}):\n"
+        f"    here: int\n    lost: {later(unknown)}\n"
+        f"class Set{name}: pass\n"
+        f"Set{name}.__annotations__ = {{'set': {name}}}\n"
+        f"@dataclasses.dataclass({script.random.choice(['', 'slots=True', 'frozen=True'])})\n"
+        f"class Data{name}:\n"
+        f"    following: {later(f'Data{name} | None')} = None\n"
+        f"    lost: {later(unknown)} = 3\n"
+        f"class Tuple{name}(typing.NamedTuple):\n"
+        f"    following: {later(f'Tuple{name} | None')} = None\n"
+        f"    lost: {later(unknown)} = 4\n"
+        f"class Dict{name}(typing.TypedDict):\n"
+        f"    following: {later(f'Dict{name}')}\n    lost: {later(unknown)}\n"
+        f"class Protocol{name}(typing.Protocol):\n"
+        f"    lost: {later(unknown)}\n    def get(self) -> {later(f'Protocol{name}')}: ...\n"
+        f"def use{name}(value: {later(unknown)}, *, other: {later(name)} = None) -> int:\n"
+        "    return value + 1\n"
+        f"def closed{name}():\n"
+        f"    class Closed: pass\n"
+        f"    def within(value: Closed, other: {later(unknown)} = 5): return other\n"
+        f"    return within\n"
+        f"within{name} = closed{name}()"
+    )
+    names = [*(name, f"Lost{name}", f"Set{name}", f"Data{name}", f"Tuple{name}"), f"Dict{name}"]
+    names += [f"Protocol{name}", f"use{name}", f"within{name}", f"{name}.link"]
+    script.values += names
+    script.objects += [f"Data{name}(Data{name}())", f"Tuple{name}(Tuple{name}())"]
+    script.probes += [
+        f"{name}().link(None), use{name}(2), within{name}(None), Data{name}(), Tuple{name}()",
+        f"typing.get_type_hints({name})['following'] is {name}",
+        f"[(f.name, f.type, f.default) for f in dataclasses.fields(Data{name})]",
+        f"sorted(Dict{name}.__required_keys__), Tuple{name}._field_defaults",
+        *(f"{each}.__annotations__" for each in names),
+        *(f"typing.get_type_hints({each})" for each in names),
+        *(f"inspect.signature({each})" for each in names if each.islower() or "link" in each),
+    ]
+    if sys.version_info >= (3, 14):
+        formats = ("FORWARDREF", "STRING")
+        script.probes += [
+            f"[*__import__('annotationlib').get_annotations({each}, format="
+            f"__import__('annotationlib').Format.{form})]"
+            for each in names
+            for form in formats
+        ]
+
+
+def type_parameters(script: Script) -> None:
+    name, unknown = script.name("Type"), script.name("Unknown")
+    script.parts.append(
+        f"type {name} = dict[str, {name}] | list[{name}] | int\n"
+        f"type Pair{name}[T] = tuple[T, Pair{name}[T]] | None\n"
+        f"type Lost{name} = list[{unknown}]\n"
+        f"type Many{name}[T: {unknown}, *Ts, **P] = tuple[T, *Ts]\n"
+        f"S{name} = typing.TypeVar('S{name}')\n"
+        f"Made{name} = typing.TypeAliasType('Made{name}', list[S{name}], type_params=(S{name},))\n"
+        f"class Gen{name}[T: int, *Ts, **P]:\n"
+        f"    def get(self, value: T) -> {name}: return value\n"
+        f"    def put[U: (int, {unknown})](self, value: U) -> T: return value\n"
+        f"class Sub{name}[T: Sub{name}](Gen{name}[int, str, [T]]): pass\n"
+        f"@dataclasses.dataclass\nclass Linked{name}[T]:\n"
+        f"    value: T\n    following: {script.later(f'Linked{name}[T] | None')} = None\n"
+        f"    def first(self) -> {script.later(f'Linked{name}[T]')}: return self\n"
+        f"def call{name}[U: {unknown}](value: U) -> U: return value\n"
+        f"def both{name}[V: (int, str)](value: V) -> Pair{name}[V]: return value, None"
+    )
+    script.values += [name, f"Pair{name}", f"Lost{name}", f"Many{name}", f"Gen{name}"]
+    script.values += [f"S{name}", f"Made{name}", f"Sub{name}", f"call{name}", f"both{name}"]
+    script.values.append(f"Linked{name}")
+    script.objects.append(f"Linked{name}(1, Linked{name}(2))")
+    script.values += [f"Pair{name}.__type_params__[0]", f"call{name}.__type_params__[0]"]
+    script.probes += [
+        f"{name}.__value__, {name}.__module__, {name}.__value__.__args__[1].__args__[0] is {name}",
+        f"Pair{name}.__value__, Pair{name}[int]",
+        f"Pair{name}.__type_params__[0] is Pair{name}.__value__.__args__[0].__args__[0]",
+        f"Lost{name}.__value__",
+        f"Many{name}.__type_params__, Many{name}.__value__",
+        f"Many{name}.__type_params__[0].__bound__",
+        f"typing.get_type_hints(Linked{name}), typing.get_type_hints(Linked{name}.first)",
+        f"Linked{name}.__annotations__, [f.type for f in dataclasses.fields(Linked{name})]",
+        f"Made{name}.__type_params__ == (S{name},), Made{name}[int], Made{name}.__value__",
+        f"Gen{name}().get(3), Gen{name}().put(4), Gen{name}.__type_params__",
+        f"Gen{name}.put.__type_params__[0].__constraints__",
+        f"Gen{name}.__type_params__[0].__bound__, Gen{name}.__orig_bases__",
+        f"Sub{name}.__type_params__[0].__bound__ is Sub{name}, Sub{name}.__orig_bases__",
+        f"call{name}(5), call{name}.__type_params__[0].__bound__",
+        f"both{name}(6), both{name}.__type_params__[0].__constraints__",
+        f"typing.get_type_hints(both{name})",
+        f"typing.get_type_hints(Gen{name}.get)['return'] is {name}",
+    ]
+    if sys.version_info >= (3, 13):
+        script.parts.append(
+            f"class Default{name}[T = int, *Ts = *tuple[str, ...]]: pass\n"
+            f"def default{name}[T = {unknown}](value: T) -> T: return value"
+        )
+        script.values += [f"Default{name}", f"default{name}"]
+        script.probes += [
+            f"[each.__default__ for each in Default{name}.__type_params__]",
+            f"default{name}(7), default{name}.__type_params__[0].has_default()",
+            f"default{name}.__type_params__[0].__default__",
+        ]
+
+
+def template_strings(script: Script) -> None:
+    name = script.name("template")
+    script.parts.append(
+        f"class Value{name}:\n    def __repr__(self): return 'a value'\n"
+        f"{name} = t'one {{counter + 1}} two {{Value{name}()!r:>10}}'\n"
+        f"part{name} = functools.partial(lambda a, b: (a, b), functools.Placeholder, counter)\n"
+        f"def show{name}(template):\n"
+        "    try:\n"
+        "        return template.strings, [repr(each) for each in template.interpolations]\n"
+        "    except ValueError, TypeError:\n"
+        "        return None"
+    )
+    script.values += [f"Value{name}", f"show{name}"]
+    script.probes += [
+        f"show{name}({name}), show{name}({name} + t'{{counter}}')",
+        f"show{name}(pickle.loads(pickle.dumps({name})))",
+        f"part{name}(3), part{name}.args[0] is functools.Placeholder",
+    ]
+
+
 KINDS: list[Callable[[Script], None]] = [
     *(plain_class, plain_class, enumeration, enumeration, dataclass),
-    *(generic, functions, hooks, metaclass, main_module),
+    *(generic, functions, hooks, metaclass, main_module, forward_references),
 ]
+if sys.version_info >= (3, 12):
+    KINDS.append(type_parameters)
+if sys.version_info >= (3, 14):
+    KINDS.append(template_strings)
 
 
 def make_script(seed: int) -> Script:
@@ -371,7 +516,7 @@ def as_main(text: str) -> Iterator[ModuleType]:
     before = sys.modules["__main__"]
     sys.modules["__main__"] = module
     try:
-        exec(compile(text, "script.py", "exec"), vars(module))
+        exec(compile(text, "script.py", "exec", dont_inherit=True), vars(module))
         yield module
     finally:
         sys.modules["__main__"] = before

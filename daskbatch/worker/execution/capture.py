@@ -311,15 +311,21 @@ current_capture: ContextVar[Capture | None] = ContextVar("daskbatch_capture", de
 _OWNER = "_daskbatch_capture"
 
 
+#: Whether a thread begins with the context of the one that starts it: an option of Python 3.14.
+_THREADS_INHERIT_CONTEXT = bool(getattr(sys.flags, "thread_inherit_context", False))
+
+
 def find_capture() -> Capture | None:
     """Return where the writes of this thread go; None for where they go without capturing."""
     capture = current_capture.get()
-    if capture is None:
+    if capture is None or _THREADS_INHERIT_CONTEXT:
         owner = vars(threading.current_thread()).get(_OWNER)
         if owner is not None:
-            capture = owner[0]()
-            if capture is not None and capture.task_number != owner[1]:
-                return None
+            started_by = owner[0]()
+            if capture is None or capture is started_by:
+                capture = started_by
+                if capture is not None and capture.task_number != owner[1]:
+                    return None
     return None if capture is None or capture.closed else capture
 
 

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from daskbatch.errors import TaskError
 from daskbatch.forking import after_fork
 from daskbatch.serialization import pickling
+from daskbatch.serialization.deferred_annotations import parameters_of
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
@@ -190,8 +191,8 @@ def _wants_comm(
 def _position_of_comm(function: Callable[..., Any]) -> float | None:
     """Return how many positional arguments come before the communicator; None without one."""
     try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
+        parameters = parameters_of(function)
+    except Exception:  # it has no signature, or a strange one
         return None
     for position, (name, parameter) in enumerate(parameters.items()):
         if name == _COMM and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:

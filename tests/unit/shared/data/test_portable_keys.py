@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.saved_keys import ARRAY, CONTENTS, SAVED, Colour, Point
 
+from daskbatch.errors import SerializationError
 from daskbatch.shared.data.codec import unpack
 from daskbatch.shared.data.portable_keys import dumps_for_later
 from daskbatch.shared.data.snapshot import read_snapshot
@@ -40,6 +41,11 @@ def test_a_file_of_an_earlier_version_is_read_with_the_classes_of_this_program()
 
 
 def test_a_file_of_an_earlier_version_is_read_without_its_classes() -> None:
+    if sys.version_info >= (3, 12):
+        # It contains code of Python 3.11, which would crash this one.
+        with pytest.raises(SerializationError, match="an unknown version of Python"):
+            saved()
+        return
     found = saved()
     assert np.array_equal(found.pop("array"), ARRAY)
     assert sorted(map(repr, found)) == sorted(map(repr, CONTENTS))

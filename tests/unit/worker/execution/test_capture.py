@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import PROJECT
 
 from daskbatch.worker.execution.capture import BoundedText, capturing
 
@@ -205,6 +207,14 @@ def test_a_thread_that_outlives_its_task_writes_for_no_other() -> None:
             assert written.wait(30)
             assert capture.texts()[0] == "the next task"
         assert outside.getvalue() == "late\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="needs the option: Python 3.14")
+def test_the_same_where_threads_inherit_the_context() -> None:
+    test = f"{__file__}::{test_a_thread_that_outlives_its_task_writes_for_no_other.__name__}"
+    command = [sys.executable, "-X", "thread_inherit_context=1", "-m", "pytest", "-q", test]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert "1 passed" in done.stdout, done.stdout
 
 
 def test_threads_that_write_at_once_lose_nothing() -> None:

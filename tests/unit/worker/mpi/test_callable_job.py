@@ -79,10 +79,22 @@ class Adder:
         return self(x, comm)
 
 
+def annotated() -> Any:
+    """Return a function whose annotations are not defined: from 3.14 on they need no quotes."""
+    mpi = "MPI.Comm" if sys.version_info >= (3, 14) else "'MPI.Comm'"
+    found = {"total": total}
+    text = f"def annotated(x: int, comm: {mpi}) -> int: return total(x, comm, factor=0)"
+    exec(compile(text, __file__, "exec", dont_inherit=True), found)
+    return found["annotated"]
+
+
 @pytest.mark.parametrize(
     "function",
-    [partial(total, factor=0), Adder(-1), Adder(-1).method, lambda x, comm: total(x, comm) - 7],
-    ids=["partial", "object", "method", "lambda"],
+    [
+        *(partial(total, factor=0), Adder(-1), Adder(-1).method),
+        *(lambda x, comm: total(x, comm) - 7, annotated()),
+    ],
+    ids=["partial", "object", "method", "lambda", "annotated"],
 )
 def test_any_callable_runs_on_ranks(function: Any) -> None:
     from support.ranks import Job
