@@ -11,6 +11,9 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
+from daskbatch.cluster.embedded import EmbeddedCluster
+from daskbatch.cluster.growth.worker_range import WorkerRange
+
 WORKERS = 2
 
 
@@ -34,6 +37,16 @@ def raw_dask() -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def own_cluster() -> Iterator[str]:
+    """Yield the address of a cluster without a client: two workers of one thread."""
+    cluster = EmbeddedCluster(WorkerRange(WORKERS, WORKERS), ".")
+    try:
+        yield cluster.address
+    finally:
+        cluster.close()
 
 
 class Table:

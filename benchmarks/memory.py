@@ -10,9 +10,7 @@ import subprocess
 import sys
 
 import dask
-from common import WORKERS, Table
-
-from daskbatch.cluster.embedded import EmbeddedCluster
+from common import Table, own_cluster
 
 SIZES = (10_000, 30_000, 100_000)
 
@@ -42,16 +40,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before)
 
 def peak(program: str, count: int) -> tuple[float, float]:
     """Return the peak in MB, and the part of it that the tasks added."""
-    cluster = EmbeddedCluster(WORKERS, ".")
-    try:
+    with own_cluster() as address:
         done = subprocess.run(
-            [sys.executable, "-c", program, cluster.address, str(count)],
+            [sys.executable, "-c", program, address, str(count)],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-    finally:
-        cluster.close()
     most, before = map(int, done.stdout.split())
     return most / 1024, (most - before) / 1024
 

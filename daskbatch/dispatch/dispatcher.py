@@ -52,6 +52,7 @@ from daskbatch.worker.execution.block import (
 )
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
+from daskbatch.worker.open_blocks.messages import decode_report
 
 _logger = logging.getLogger("daskbatch")
 
@@ -88,6 +89,8 @@ class Dispatcher:
         #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
         self.owes_notification = False
         self._notified_at = 0.0
+        #: How long the next reports of open blocks may wait until they are read.
+        self.report_pause_seconds = 0.0
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -311,7 +314,7 @@ class Dispatcher:
         been for `NOTIFY_INTERVAL_SECONDS`. Else the caller calls `notify_waiting` after that time;
         see `owes_notification`.
         """
-        reports: list[Report] = [pickle.loads(frame) for frame in frames]
+        reports = list(map(decode_report, frames))
         with self._changed:
             self._open.flushes_soon = True
             try:
@@ -319,6 +322,7 @@ class Dispatcher:
                     self.owes_notification |= self._apply(report)
             finally:
                 self._open.flush()
+            self.report_pause_seconds = self._open.report_pause_seconds
             if self.owes_notification:
                 now = monotonic()
                 is_due = now - self._notified_at > NOTIFY_INTERVAL_SECONDS
@@ -340,26 +344,28 @@ class Dispatcher:
         if block is None:
             return False
         requeued: list[TaskRecord] = []
-        if isinstance(report, MissingReport):
-            record = block.find_record(report.member)
-            if record is not None:
-                warning = TaskWarning(report.kind, report.paths)
-                self.table.failures.warn(record, warning)
-            return False
-        if isinstance(report, OutputReport):
-            record = block.find_record(report.member)
-            if record is not None:
-                self.table.observers.output_arrived(record, report)
-            return False
-        if isinstance(report, OpenedReport):
-            self._open.opened(report)
-            return False
         if isinstance(report, OutcomeReport):
             requeued = self.table.apply_report(block, report)
             if report.measures is not None and report.measures.details:
                 log_retries(block, report)
             if block.open:
                 self._open.settled(block, report.start, report.start + len(report.statuses))
+            if not requeued:
+                return True
+        elif isinstance(report, MissingReport):
+            record = block.find_record(report.member)
+            if record is not None:
+                warning = TaskWarning(report.kind, report.paths)
+                self.table.failures.warn(record, warning)
+            return False
+        elif isinstance(report, OutputReport):
+            record = block.find_record(report.member)
+            if record is not None:
+                self.table.observers.output_arrived(record, report)
+            return False
+        elif isinstance(report, OpenedReport):
+            self._open.opened(report)
+            return False
         elif isinstance(report, ClosedReport):
             requeued = self._open.closed(block, report.received)
         else:

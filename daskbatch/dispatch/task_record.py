@@ -443,8 +443,8 @@ class SubmittedBlock:
         for member in members:
             record = self.records[member]
             if record.over:
-                has_value = dropped is not None and record.block is self
-                self._refer(member, record, call if has_value else None)
+                if record.block is self:  # its value is on the worker
+                    self._refer(member, record, None if dropped is None else call)
                 self.records[member] = _NO_RECORD
 
     def _refer(self, member: int, record: TaskRecord, call: Callable[[Any], None] | None) -> None:

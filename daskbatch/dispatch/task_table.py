@@ -53,6 +53,7 @@ _PHASES = (Phase.DONE, Phase.FAILED, Phase.SKIPPED, Phase.CANCELLED)
 
 # Looking up a member of an enum takes a large part of the time of `set_phase`.
 _WAITING, _DONE = Phase.WAITING, Phase.DONE
+_STATUS_DONE = Status.DONE
 
 
 class TableBackend(Submitter, OpenSubmitter, Protocol):
@@ -399,7 +400,7 @@ class TaskTable:
         return deferred
 
     def _settle_ordinary(self, block: SubmittedBlock, report: OutcomeReport) -> bool:
-        """Settle the members of a report that are done and have small values, if nothing waits.
+        """Settle the members of a report that are done and have small values.
 
         This is `settle_member` for each of them, without what concerns none of them: of ten
         thousand short tasks, that takes longer than the rest. Returns False, and does nothing, if
@@ -413,11 +414,9 @@ class TaskTable:
             or report.outputs
             or report.references
             or self.stopping
-            or self.unsuccessful.holds_any
-            or self.open_blocks.held
             or self.future_sources.in_use
             or self.outcomes.has_callbacks
-            or statuses.count(Status.DONE) != len(statuses)
+            or statuses.count(_STATUS_DONE) != len(statuses)
             or {type(value) for value in values} != {bytes}
             or max(map(len, values)) > self._inline_limit  # type: ignore[arg-type]
             or any(record.block is not block or record.phase >= _DONE for record in records)
@@ -438,11 +437,19 @@ class TaskTable:
             record.phase = _DONE
             if changes is not None:
                 changes += (record, _DONE)
-        for group, count in Counter(record.group for record in records).items():
+        if len(records) == 1:  # of an open block
+            groups = {records[0].group: 1}
+        else:
+            groups = Counter(record.group for record in records)
+        for group, count in groups.items():
             if group is not None:
                 self._leave_group(group, count)
         block.unfinished -= len(records)
         self.outcomes.unfinished -= len(records)
+        self.unsuccessful.release(records)
+        if self.open_blocks.held:
+            for record in records:
+                self.open_blocks.over(record)
         self._placer.learn(records, list(map(len, values)))  # type: ignore[arg-type]
         return True
 

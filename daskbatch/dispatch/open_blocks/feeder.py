@@ -29,6 +29,7 @@ from daskbatch.dispatch.open_blocks.open_block import (
     only_awaited_block,
 )
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
+from daskbatch.dispatch.open_blocks.report_pause import pause_seconds
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
@@ -118,6 +119,11 @@ class OpenBlocks:
     def has_idle(self) -> bool:
         """Whether an open block has no member that is not over."""
         return any(each.is_open and not each.block.unfinished for each in self._by_number.values())
+
+    @property
+    def report_pause_seconds(self) -> float:
+        """How long reports may wait until they are read."""
+        return pause_seconds(self._by_number.values(), self._submitter.slots, self.held.work)
 
     @property
     def is_paused(self) -> bool:
@@ -329,14 +335,15 @@ class OpenBlocks:
         fewest = _MAX_MEMBERS
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            behind = None
-            if count <= fewest + _MAX_LEAD:
-                behind = found.first_behind()
-            record = self._next(ready, behind, count, len(blocks))
+            behind = found.first_behind() if count <= fewest + _MAX_LEAD else None
+            record = None
+            if ready or behind is not None:
+                record = self._next(ready, behind, count, len(blocks))
             if record is None:
                 fewest = min(fewest, count)
                 continue
-            found.add(record, self._table.expected_seconds(record))
+            level = self.held.level(record)
+            found.add(record, self._table.expected_seconds(record), level)
             self.held.remove(record)
             for waiting in self.held.waits_for_one(record):
                 self._put_behind(found, waiting)

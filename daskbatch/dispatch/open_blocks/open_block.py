@@ -6,8 +6,7 @@ Not thread-safe: the dispatcher's lock is held.
 from __future__ import annotations
 
 import heapq
-import math
-import pickle
+from array import array
 from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
@@ -21,7 +20,12 @@ from daskbatch.dispatch.task_record import (
 )
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
-from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+from daskbatch.worker.open_blocks.messages import (
+    END,
+    NewMembers,
+    OpenMember,
+    encode_members,
+)
 
 #: After its next report, a block has members for at least this time. A message takes 0.3 ms if the
 #: machine is busy.
@@ -80,6 +84,8 @@ class OpenBlock:
         The connection; None until the block runs and the client has connected.
     closed : bool
         Whether no more members are sent.
+    level : float
+        The expected seconds from the begin of its last member to the end of the program.
     """
 
     def __init__(
@@ -90,12 +96,13 @@ class OpenBlock:
         self.placement = placement
         self.link: MemberLink | None = None
         self.closed = False
+        self.level = 0.0
         #: The members whose values nothing refers to any longer. Appending needs no lock.
         self.dropped: deque[int] = deque()
         self._functions: dict[bytes, int] = {}
         self._surroundings: bytes | None = None
-        #: How long the shortest of its members is expected to run, at least.
-        self._shortest = math.inf
+        #: How long each of its members is expected to run, at least.
+        self._seconds = array("f")
         #: What will be sent by the next `send`.
         self._new_functions: list[bytes] = []
         self._new_members: list[OpenMember] = []
@@ -126,7 +133,7 @@ class OpenBlock:
             heapq.heappop(self._behind)
         return None
 
-    def add(self, record: TaskRecord, seconds: float | None) -> None:
+    def add(self, record: TaskRecord, seconds: float | None, level: float = 0.0) -> None:
         """Make a held task a member; `send` sends it.
 
         Parameters
@@ -135,8 +142,11 @@ class OpenBlock:
             The task.
         seconds : float, optional
             How long it is expected to run; None if that is not known.
+        level : float
+            The expected seconds from its begin to the end of the program.
         """
-        self._shortest = min(self._shortest, seconds or 0.0)
+        self.level = level
+        self._seconds.append(seconds or 0.0)
         before, block = record.block, self.block
         assert before is not None
         link = self._link_of(record)
@@ -168,14 +178,21 @@ class OpenBlock:
             return None
         return Link(tuple(needs), tuple(after), tuple(_values(references)))
 
+    @property
+    def seconds_ahead(self) -> float:
+        """How long it has members at least, once it has reported again; as far as it is known."""
+        # Its unfinished members are the last ones.
+        stop = len(self._seconds) - len(self._new_members)
+        start = len(self._seconds) - self.block.unfinished + 1
+        return sum(self._seconds[start:stop]) if start < stop else 0.0
+
     def send_if_due(self, surroundings: bytes | None) -> None:
         """Send the members that were added, unless those that it has will last for a while.
 
         A message takes the client as long as all else that it does for a member. So it waits while
         the block will report once more before it has too few.
         """
-        sent = self.block.unfinished - len(self._new_members)
-        if (sent - 1) * self._shortest < _MIN_SENT_SECONDS:
+        if self.seconds_ahead < _MIN_SENT_SECONDS:
             self.send(surroundings)
 
     def send(self, surroundings: bytes | None) -> None:
@@ -185,11 +202,10 @@ class OpenBlock:
         changed = None if surroundings == self._surroundings else surroundings
         self._surroundings = surroundings
         dropped = [self.dropped.popleft() for _ in range(len(self.dropped))]
-        members: list[OpenMember] = list(map(tuple, self._new_members))  # type: ignore[arg-type]
-        message = NewMembers(self._new_functions, members, changed, dropped)
+        message = NewMembers(self._new_functions, self._new_members, changed, dropped)
         self._new_functions, self._new_members = [], []
         assert self.link is not None
-        self.link.send(pickle.dumps(tuple(message), 5))
+        self.link.send(encode_members(message))
 
     def end(self) -> None:
         """Send no more members; the block ends when those that it has are over."""

@@ -144,9 +144,8 @@ class OutcomeLog:
         """
         reports: list[OutcomeReport] = []
         while self._reported < stop:
-            report = self._report(block, self._reported, stop, limit)
-            measures = self._measures(report.start, len(report.statuses), worker, pid)
-            reports.append(report._replace(measures=measures))
+            report = self._report(block, self._reported, stop, limit, worker, pid)
+            reports.append(report)
             self._reported += len(report.statuses)
         return reports
 
@@ -168,7 +167,9 @@ class OutcomeLog:
             start,
         )
 
-    def _report(self, block: int, start: int, stop: int, limit: int) -> OutcomeReport:
+    def _report(
+        self, block: int, start: int, stop: int, limit: int, worker: str, pid: int
+    ) -> OutcomeReport:
         values: list[bytes | None] = []
         references: dict[int, bytes] = {}
         size = 0
@@ -189,8 +190,9 @@ class OutcomeLog:
             bytes(self.statuses[start:stop]),
             values,
             self.durations[start:stop].tobytes(),
-            _inline_outputs(self.outputs, range(start, stop), limit),
-            references=references,
+            _inline_outputs(self.outputs, range(start, stop), limit) if self.outputs else {},
+            self._measures(start, stop - start, worker, pid),
+            references,
         )
 
 

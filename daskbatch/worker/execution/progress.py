@@ -231,14 +231,10 @@ class Progress(ABC):
             lasts = running >= 0 or self.spec.open
             limit = self.spec.share_limit if lasts else self.spec.inline_limit
             worker = "" if self.context is None else self.context.worker
-            streamed = []
+            reports: list[Report] = [*notices]
             if self._output_stream is not None:
-                streamed = self._stream_output(self._output_stream, done, running)
-            reports: list[Report] = [
-                *notices,
-                *streamed,
-                *self.log.new_reports(self.spec.block, done, limit, worker, os.getpid()),
-            ]
+                reports += self._stream_output(self._output_stream, done, running)
+            reports += self.log.new_reports(self.spec.block, done, limit, worker, os.getpid())
             if expired or running >= max(done, self._reported_running):
                 begin = self.begin_of(running)
                 is_new = (running, begin.attempt) != (

@@ -73,10 +73,14 @@ class FrameLink:
 
         After an error the link is `broken`, and sends nothing.
         """
+        data = b"".join([_with_length(frame) for frame in frames])
         with self._send_lock:
-            for frame in frames:
-                self._unsent += len(frame).to_bytes(_LENGTH_BYTES, "little")
-                self._unsent += frame
+            sent = 0
+            if data and not self._unsent:
+                sent = self._try_send(data)
+                if sent == len(data):
+                    return  # the system takes all, as a rule
+            self._unsent += data[sent:]
             self._send_some()
         if self._on_unsent is not None and (self._unsent or self.broken):
             self._on_unsent()
@@ -88,18 +92,24 @@ class FrameLink:
             return not self._unsent
 
     def _send_some(self) -> None:
+        while self._unsent and (sent := self._try_send(self._unsent)):
+            del self._unsent[:sent]
         if self.broken:
             self._unsent.clear()
-            return
+
+    def _try_send(self, data: bytes | bytearray) -> int:
+        """Send some of the data; return how many bytes the system has taken."""
+        if self.broken:
+            return 0
         try:
-            while self._unsent:
-                del self._unsent[: self.sock.send(self._unsent)]
-                self._said = monotonic()
+            sent = self.sock.send(data)
         except _WOULD_WAIT:
-            pass
+            return 0
         except (OSError, ValueError):
             self.broken = True
-            self._unsent.clear()
+            return 0
+        self._said = monotonic()
+        return sent
 
     @property
     def has_unsent(self) -> bool:
@@ -127,8 +137,15 @@ class FrameLink:
                     data = self.sock.recv(_READ_BYTES)
                     if not data:
                         break
-                    self._received += data
                     self.heard = monotonic()
+                    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+                    if (
+                        length == len(data) - _LENGTH_BYTES > 0
+                        and not self._received
+                        and not self._is_tls
+                    ):
+                        return [data[_LENGTH_BYTES:]]  # a single frame, as a rule
+                    self._received += data
                     if len(data) < _READ_BYTES and not self._is_tls:
                         return self._take_frames()
             except _WOULD_WAIT:
@@ -180,3 +197,7 @@ class FrameLink:
         """Close the connection; what was kept is lost."""
         self.shut_down()
         self.sock.close()
+
+
+def _with_length(frame: bytes) -> bytes:
+    return len(frame).to_bytes(_LENGTH_BYTES, "little") + frame

@@ -1,15 +1,26 @@
 """What a client and the worker of an open block send each other on their direct connection.
 
 The client sends `NewMembers`, and at last `END`. The worker sends the reports of `execution.block`,
-each in a frame. All are pickled, and never change.
+each in a frame. All are pickled, and never change. What is sent for each member travels as plain
+tuples: to pickle and unpickle a named tuple takes five times as long.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
-from typing import NamedTuple
+from sys import intern
+from typing import Any, NamedTuple
 
-from daskbatch.worker.execution.block import DeclaredFiles, Limits, Link
+from daskbatch.worker.execution.block import (
+    BlockMember,
+    DeclaredFiles,
+    Limits,
+    Link,
+    OutcomeReport,
+    Report,
+)
+from daskbatch.worker.execution.measures import Measures
 
 
 class OpenMember(NamedTuple):
@@ -54,6 +65,70 @@ class NewMembers(NamedTuple):
     members: Sequence[OpenMember]
     surroundings: bytes | None = None
     dropped: Sequence[int] = ()
+
+
+def encode_members(new: NewMembers) -> bytes:
+    """Return the frame for new members."""
+    members = [
+        (
+            function,
+            data,
+            name,
+            None if link is None else _encode_link(link),
+            limits,
+            None if declared is None else tuple(declared),
+        )
+        for function, data, name, link, limits, declared in new.members
+    ]
+    return pickle.dumps((new.functions, members, new.surroundings, new.dropped), 5)
+
+
+def decode_members(frame: bytes) -> NewMembers:
+    """Undo `encode_members`."""
+    functions, members, surroundings, dropped = pickle.loads(frame)
+    decoded = [
+        OpenMember(
+            function,
+            data,
+            name,
+            None if link is None else _decode_link(link),
+            limits,
+            None if declared is None else DeclaredFiles._make(declared),
+        )
+        for function, data, name, link, limits, declared in members
+    ]
+    return NewMembers(functions, decoded, surroundings, dropped)
+
+
+def _encode_link(link: Link) -> tuple[Any, ...]:
+    needs, after, values, buffers = link
+    plain = [tuple(each) if type(each) is BlockMember else each for each in values]
+    return needs, after, plain, buffers
+
+
+def _decode_link(link: tuple[Any, ...]) -> Link:
+    needs, after, plain, buffers = link
+    values = [BlockMember._make(each) if type(each) is tuple else each for each in plain]
+    return Link(needs, after, tuple(values), buffers)
+
+
+def encode_report(report: Report) -> bytes:
+    """Return the frame for a report."""
+    if type(report) is OutcomeReport:
+        measures = report.measures
+        if measures is not None and not measures.details:
+            return pickle.dumps((tuple(report[:6]), tuple(measures[:4]), report.references), 5)
+    return pickle.dumps(report, 5)
+
+
+def decode_report(frame: bytes) -> Report:
+    """Undo `encode_report`; any other pickled report is returned as it is."""
+    report: Any = pickle.loads(frame)
+    if type(report) is not tuple:
+        return report  # type: ignore[no-any-return]
+    outcomes, (worker, pid, ended, cpu), references = report
+    measures = Measures(intern(worker), pid, ended, cpu, {}, outcomes[1])
+    return OutcomeReport._make((*outcomes, measures, references))
 
 
 #: The frame by which a client ends a block: it adds no more members.

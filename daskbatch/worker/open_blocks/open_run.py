@@ -11,7 +11,6 @@ places those that it has sent, and that have not begun, again.
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from time import perf_counter
@@ -22,7 +21,12 @@ from daskbatch.worker.execution.block import BlockSpec, ClosedReport, Report
 from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.thread_run import ThreadRun
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
-from daskbatch.worker.open_blocks.messages import END, NewMembers
+from daskbatch.worker.open_blocks.messages import (
+    END,
+    NewMembers,
+    decode_members,
+    encode_report,
+)
 
 #: How long an open block without members keeps its slot: if nothing else wants the slot, and if
 #: something does.
@@ -191,7 +195,7 @@ class OpenRun(ThreadRun):
                     if frame == END:
                         self.closed = True
                         break
-                    self._add(NewMembers._make(pickle.loads(frame)))
+                    self._add(decode_members(frame))
             except LinkClosed:
                 self.closed = True
 
@@ -262,7 +266,7 @@ class OpenRun(ThreadRun):
         try:
             if not link.broken:
                 self._delivered_at = perf_counter()
-                link.send(*(pickle.dumps(report, 5) for report in self.reports()))
+                link.send(*map(encode_report, self.reports()))
                 while final and not link.flush() and link.keep_alive():
                     link.wait(_POLL_INTERVAL_SECONDS, sending=True)
                 if final and link.has_unsent:

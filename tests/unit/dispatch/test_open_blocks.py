@@ -36,7 +36,7 @@ from daskbatch.worker.execution.block import (
 from daskbatch.worker.execution.journal import NOT_MEASURED, JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.handshake import ServerAddress
-from daskbatch.worker.open_blocks.messages import END
+from daskbatch.worker.open_blocks.messages import END, decode_members
 
 VALUE = pickling.dumps(7)
 
@@ -74,7 +74,7 @@ class Worker:
             if frame == END:
                 self.closed = True
                 return
-            _, members, _, dropped = pickle.loads(frame)
+            _, members, _, dropped = decode_members(frame)
             assert all(number < len(self.statuses) for number in dropped)
             self.members += members
 
@@ -414,7 +414,7 @@ def test_members_are_sent_together_while_a_block_has_enough(
     send = Worker.send
 
     def count(worker: Worker, *frames: bytes) -> None:
-        sent.extend(len(pickle.loads(frame)[1]) for frame in frames if frame != END)
+        sent.extend(len(decode_members(frame).members) for frame in frames if frame != END)
         send(worker, *frames)
 
     monkeypatch.setattr(Worker, "send", count)

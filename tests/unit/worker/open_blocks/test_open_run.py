@@ -25,7 +25,13 @@ from daskbatch.worker.execution.block import (
 from daskbatch.worker.execution.block import Link as Inputs
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
-from daskbatch.worker.open_blocks.messages import END, NewMembers, OpenMember
+from daskbatch.worker.open_blocks.messages import (
+    END,
+    NewMembers,
+    OpenMember,
+    decode_report,
+    encode_members,
+)
 from daskbatch.worker.open_blocks.open_run import OpenRun
 
 TIMEOUT = 30.0
@@ -62,7 +68,7 @@ class Client:
     def send_packed(self, function: Callable[..., Any], members: Sequence[OpenMember]) -> None:
         self._functions += 1
         new = NewMembers([pickling.dumps(function)], members)
-        self.link.send(pickle.dumps(tuple(new), 5))
+        self.link.send(encode_members(new))
 
     def apply(self, report: object) -> None:
         if isinstance(report, ClosedReport):
@@ -79,7 +85,7 @@ class Client:
         while not over():
             self.link.wait(TIMEOUT)
             for frame in self.link.receive():
-                self.apply(pickle.loads(frame))
+                self.apply(decode_report(frame))
 
     def wait_closed(self) -> None:
         self.wait(lambda: self.received is not None)
@@ -199,7 +205,7 @@ def test_a_member_that_runs_for_long_gives_back_those_behind_it(
         client.run.deliver()
         client.link.wait(0.01)
         for frame in client.link.receive():
-            client.apply(pickle.loads(frame))
+            client.apply(decode_report(frame))
     assert client.received == 2
     # What arrives now is not received, and never runs.
     client.send(add, (1, 1))
