@@ -171,7 +171,8 @@ def test_locality_0_takes_no_memory() -> None:
         assigner.set_locality(task, indifferent, more=False)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 1000  # less than a byte a task
+    # Less than 4 bytes a task, and 100 workers have told their locality; other threads allocate, too.
+    assert after - before < 4000
 
 
 def test_kinds_that_return_much_have_a_queue_to_themselves() -> None:

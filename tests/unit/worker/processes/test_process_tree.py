@@ -265,7 +265,8 @@ def test_a_sweep_may_leave_out_what_ran_before(start: Starter) -> None:
     second = start("sleep", "1000")
     assert sweep(MARKER, start.marker, earlier) == [second.pid]
     start.processes[0].kill()
-    start.processes[0].wait()
+    for process in start.processes:
+        process.wait()
     assert sweep(MARKER, start.marker) == [], "both have been ended"
 
 
