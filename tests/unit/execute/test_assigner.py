@@ -171,7 +171,7 @@ def test_locality_0_takes_no_memory() -> None:
         assigner.set_locality(task, indifferent, more=False)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # Less than 4 bytes a task, and 100 workers have told their locality; other threads allocate, too.
+    # Less than 4 bytes a task, of 100 workers. Other threads may allocate meanwhile.
     assert after - before < 4000
 
 
