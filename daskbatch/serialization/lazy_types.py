@@ -11,6 +11,7 @@ threads may call all functions.
 
 from __future__ import annotations
 
+import keyword
 import typing
 from collections import OrderedDict
 from functools import partial
@@ -69,10 +70,11 @@ def reduce_alias(alias: Any) -> tuple[Any, ...]:
     """Reduce a type alias that other processes cannot import."""
     who = tracking.identify(_record_of(alias), lambda: functions.is_bound(alias))
     identity: Identity = who.tracker, who.origin, who.bound
-    arguments = identity, alias.__name__, alias.__module__
-    variables = alias.__type_params__
-    if not all(getattr(each, "__infer_variance__", True) for each in variables):
-        # It was made by a call, of variables that others may use, too.
+    name, variables = alias.__name__, alias.__type_params__
+    arguments = identity, name, alias.__module__
+    is_name = name.isidentifier() and not keyword.iskeyword(name)
+    if not is_name or not all(getattr(each, "__infer_variance__", True) for each in variables):
+        # A call has made it, with any name, and of variables that others may use, too.
         return _make_alias_of, (*arguments, alias.__value__, variables)
     parts = [_part_of(alias, "__value__")]
     declared = [(_identity_of(each), declaration_of(each, parts)) for each in variables]

@@ -70,8 +70,10 @@ def test_each_page_of_a_section_is_in_its_contents() -> None:
             assert path.stem in ("index", *contents.split()), path
 
 
-def test_the_readme_is_short() -> None:
-    assert len((PROJECT / "README.md").read_text("utf-8").splitlines()) <= 150
+def test_the_readme_and_its_first_program_are_short() -> None:
+    text = (PROJECT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split("```python\n")[1].split("```")[0].splitlines()) <= 15
 
 
 def test_the_comparison_is_dated_and_can_be_repeated() -> None:

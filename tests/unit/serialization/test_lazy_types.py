@@ -54,6 +54,21 @@ def test_an_alias_and_its_variables_return_as_themselves(elsewhere: TaskProcess)
         assert found[2].__origin__ is module.Pair
 
 
+def test_aliases_that_a_call_has_made(elsewhere: TaskProcess) -> None:
+    text = (
+        "import typing\n"
+        "T = typing.TypeVar('T')\n"
+        "List = typing.TypeAliasType('List', list[T], type_params=(T,))\n"
+        "aliases = [typing.TypeAliasType(name, int) for name in ('no name', 'def', 'type', 'Ö')]\n"
+        "def look(*found): return [(each.__name__, each.__value__) for each in found], found\n"
+    )
+    with as_main(text) as module:
+        every = [module.List, *module.aliases]
+        parts, back = call(elsewhere, module.look, *every)
+        assert parts == module.look(*every)[0]
+        assert all(one is other for one, other in zip(back, every, strict=True))
+
+
 def test_what_cannot_be_evaluated_raises_the_same_error(elsewhere: TaskProcess) -> None:
     text = (
         "type Lost = list[Missing]\n"
