@@ -19,7 +19,7 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.cluster.leaving.departures import departures_of
+from daskbatch.cluster.leaving.departures import departures_of, drop_absent_actors
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
@@ -334,6 +334,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 for index, layout in enumerate(obj.layouts)
                 if any(replica.worker == worker for replica in layout.replicas)
             ]
+            drop_absent_actors(state)
             if not there and not any(_is_ours(ts.key) for ts in state.actors):
                 return True
             for obj, index in there:
