@@ -358,7 +358,12 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         replicas = obj.layouts[index].replicas
         found = {each.worker for each in replicas if self._departures.is_leaving(each.worker)}
         if index in obj.moving:
-            found.add(obj.moving[index][0])
+            source, target = obj.moving[index]
+            if self._departures.is_leaving(target) or target not in self._scheduler.workers:
+                # It stays where it is, else no worker would count for it.
+                del obj.moving[index]
+            else:
+                found.add(source)
         return found
 
     async def _drop_leaving(self, obj: _Object, index: int) -> None:
