@@ -222,6 +222,14 @@ class Run:
             with contextlib.suppress(Exception):
                 records = {id(r): r for r in [t._record for some in tasks.values() for t in some] if r.phase.name not in ("DONE",)}
                 self.note(f"  BLOCKS {dict(Counter(str(getattr(r.block, 'key', None)) + ' ' + r.phase.name + ' ' + str(type(r.block)) for r in records.values()))}")
+            with contextlib.suppress(Exception):
+                open_blocks = self.batch._session.dispatcher.table.open_blocks
+                keys = [b.key for b in open_blocks._by_number.values() for b in [b.block]]
+                self.note(f"  OPEN {[(b.block.key, b.link, b.closed, b.block.unfinished) for b in open_blocks._by_number.values()]} ready {[(k, len(v)) for k, v in open_blocks._ready.items()]} slots {self.batch._session.slots} paused {open_blocks.is_paused} turned {len(open_blocks._turned_ready)}")
+                self.note(f"  LOOP {self.batch.client.sync(_tasks)}")
+                self.note(f"  SLOOP {self.batch.client.run_on_scheduler(_tasks2)}")
+                self.note(f"  STATES {[(k, getattr(self.batch.client.futures.get(k), 'status', None)) for k in keys]} {[(b.block.future is not None and b.block.future.status) for b in open_blocks._by_number.values()]}")
+                self.note(f"  OPENKEYS {self.batch.client.run_on_scheduler(_keys, keys)}")
             waiting = [task for some in tasks.values() for task in some if task.state != "done"]
             for task in waiting[:2]:
                 with contextlib.suppress(Exception):
@@ -375,6 +383,29 @@ class Run:
                 self.complain(f"{queue}, {copies} replicas: {error}")
         except Exception as error:
             self.complain(f"{queue}: {found}, then {error!r}")
+
+
+def _keys(keys, dask_scheduler):
+    return [(key, t and (t.state, str(t.who_has), str(t.processing_on), str(t.who_wants), str(getattr(t.run_spec, "func", None)), dask_scheduler.story(key)[-12:])) for key in keys for t in [dask_scheduler.tasks.get(key)]]
+
+
+async def _tasks():
+    return _tasks2(None)
+
+
+def _tasks2(dask_scheduler=None):
+    import asyncio
+    out = []
+    for t in asyncio.all_tasks():
+        stack = []
+        c = t.get_coro()
+        while c is not None:
+            code = getattr(c, "cr_code", None) or getattr(c, "gi_code", None)
+            frame = getattr(c, "cr_frame", None) or getattr(c, "gi_frame", None)
+            stack.append(f"{code.co_name if code else c}:{frame.f_lineno if frame else ''}")
+            c = getattr(c, "cr_await", None) or getattr(c, "gi_yieldfrom", None)
+        out.append(t.get_name() + " " + ">".join(stack)[:400])
+    return [o for o in out if "gather" in o or "get_data" in o or "watch" in o or "get-data" in o or "depart" in o]
 
 
 def _look(dask_scheduler):
