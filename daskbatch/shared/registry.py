@@ -19,7 +19,7 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
 from distributed.core import Status
 
-from daskbatch.cluster.leaving.departures import departures_of
+from daskbatch.cluster.leaving.departures import departures_of, drop_absent_actors
 from daskbatch.cluster.scheduler_plugin import SHARED_PLUGIN_NAME
 from daskbatch.cluster.versions.unfit_workers import usable
 from daskbatch.shared.actor_admission import ActorNotMade, describe_actor
@@ -334,6 +334,7 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
                 for index, layout in enumerate(obj.layouts)
                 if any(replica.worker == worker for replica in layout.replicas)
             ]
+            drop_absent_actors(state)
             if not there and not any(_is_ours(ts.key) for ts in state.actors):
                 return True
             for obj, index in there:
@@ -357,7 +358,12 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         replicas = obj.layouts[index].replicas
         found = {each.worker for each in replicas if self._departures.is_leaving(each.worker)}
         if index in obj.moving:
-            found.add(obj.moving[index][0])
+            source, target = obj.moving[index]
+            if self._departures.is_leaving(target) or target not in self._scheduler.workers:
+                # It stays where it is, else no worker would count for it.
+                del obj.moving[index]
+            else:
+                found.add(source)
         return found
 
     async def _drop_leaving(self, obj: _Object, index: int) -> None:

@@ -17,6 +17,7 @@ from distributed.utils_comm import gather_from_workers
 
 from daskbatch.errors import TaskCancelled, WorkerLost
 from daskbatch.worker.execution.task_context import call_releasing_slot
+from daskbatch.worker.relayed_values import direct_or_relayed, fetch_by_scheduler
 
 #: The handler of the scheduler that says where the value of a key is.
 STATE_ROUTE = "daskbatch_future_state"
@@ -89,7 +90,12 @@ class _Fetch:
             return
         state, found = await getattr(worker.scheduler, STATE_ROUTE)(key=pickle.dumps(key))
         if state == "memory":
-            values, *_ = await gather_from_workers({key: found}, worker.rpc, who=worker.address)
+            values = await direct_or_relayed(
+                found,
+                lambda: self._fetch_from(found),
+                lambda: fetch_by_scheduler(worker, [key]),
+                lambda values: key in values,
+            )
             if key in values:
                 self._done(values[key])
                 return
@@ -107,6 +113,13 @@ class _Fetch:
             raise TypeError(f"the Dask future {key!r} is an actor: give the result of its method")
         elif state == "unknown":
             raise TaskCancelled(f"the Dask future {key!r} was cancelled")
+
+    async def _fetch_from(self, addresses: list[str]) -> dict[Any, Any]:
+        worker = self._worker
+        values, *_ = await gather_from_workers(
+            {self._key: addresses}, worker.rpc, who=worker.address
+        )
+        return dict(values)
 
     def _done(self, value: Any) -> None:
         self.value = value

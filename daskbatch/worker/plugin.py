@@ -51,6 +51,7 @@ from daskbatch.worker.ports import set_ports
 from daskbatch.worker.processes import initial_state
 from daskbatch.worker.processes.reaper import get_reaper
 from daskbatch.worker.profiling.remote import close_worker, forget_later, open_worker
+from daskbatch.worker.relayed_values import relay_values
 from daskbatch.worker.same_host import send_references
 from daskbatch.worker.slot_holding import GangSlots
 from daskbatch.worker.termination import leave_on_sigterm
@@ -141,6 +142,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._gangs = GangSlots(worker)
         stored_value.set_memory_limit(worker.memory_manager.memory_limit)
         send_references(worker)
+        relay_values(worker)
         #: When this worker ends, in seconds since the epoch, as far as that is announced.
         self._ends = announced_end(getattr(worker, "lifetime", None))
         self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)

@@ -2,14 +2,16 @@
 
 ``PYTHONPATH=tests python -m faults.leaving_harness --runs 50`` does so many times. With ``--kills``
 some workers also die or freeze; with ``--adapt 300`` the cluster adapts itself for five minutes to
-bursts of work. The number of a run determines what happens, and when. Without a
-death nothing may be lost, and nothing may run twice.
+bursts of work. With ``--links`` the workers are on hosts of network namespaces, whose links are cut
+and mended (`faults.links`); this needs root. The number of a run determines what happens, and when.
+Without a death nothing may be lost, and nothing may run twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import random
 import signal
@@ -18,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ class Tally:
     """What has happened in some runs, and what should not have."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    #: What has happened, with the time in seconds.
+    events: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     #: The longest call of a dictionary with two replicas. Seconds.
     longest_call: float = 0.0
@@ -70,6 +74,13 @@ def append(path: str, seconds: float) -> int:
 
 def large(number: int) -> bytes:
     return number.to_bytes(4, "little") * (LARGE // 4)
+
+
+def compare(one: bytes, other: bytes) -> tuple[int, int]:
+    """Return the numbers of two large values, which may be on other workers."""
+    for value in (one, other):
+        assert len(value) == LARGE and value == value[:4] * (LARGE // 4)
+    return int.from_bytes(one[:4], "little"), int.from_bytes(other[:4], "little")
 
 
 def count(counts: DDict, seconds: float) -> int:
@@ -93,17 +104,29 @@ class Run:
         self.over = threading.Event()
         #: Whether a worker has died by our hand.
         self.killed = False
+        self.began = time.monotonic()
 
     def complain(self, what: str) -> None:
+        self.note(f"VIOLATION {what}")
         self.tally.violations.append(f"run {self.number}: {what}")
 
-    def __call__(self) -> None:
+    def note(self, what: str) -> None:
+        self.tally.events.append(f"{time.monotonic() - self.began:7.2f} {what}")
+
+    @contextlib.contextmanager
+    def open_batch(self) -> Iterator[Batch]:
+        """Yield a Batch on a new cluster of three workers."""
         with (
+            # Without a limit of the memory, Dask takes no worker away that has values elsewhere.
             LocalCluster(
-                n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+                n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit="2GB"
             ) as self.cluster,
-            Batch(self.cluster) as self.batch,
+            Batch(self.cluster) as batch,
         ):
+            yield batch
+
+    def __call__(self) -> None:
+        with self.open_batch() as self.batch:
             wait_until(lambda: self.batch.num_workers == 3, "no workers", LONGEST)
             self.once, self.twice = self.batch.ddict(shards=4), self.batch.ddict(replicas=2)
             self.queues = [self.batch.queue(), self.batch.queue(replicas=2)]
@@ -116,22 +139,32 @@ class Run:
             tasks = self.start()
             caller = threading.Thread(target=self.call, daemon=True)
             caller.start()
+            if "LEAVING_EVENTS" in os.environ:
+                threading.Thread(target=self.watch, args=[tasks], daemon=True).start()
             if self.adapt:
                 self.work_in_bursts()
             else:
                 self.disturb()
+            self.note("nothing happens any longer")
             deadline = time.monotonic() + LONGEST
+            faulthandler.dump_traceback_later(LONGEST / 2)
             for some in tasks.values():
                 for task in some:
                     task.wait(max(1.0, deadline - time.monotonic()))
+            self.note("all tasks are over")
             self.over.set()
             caller.join(LONGEST)
+            if caller.is_alive():
+                self.complain("a call of the dictionary does not end")
             self.check(tasks)
+            faulthandler.cancel_dump_traceback_later()
+            self.note("all is looked at")
+        self.note("the cluster is closed")
 
     def start(self) -> dict[str, list[Task]]:
         """Start a program: tasks that must not run twice, free ones, and users of a dictionary."""
         batch, rng = self.batch, self.random
-        tasks: dict[str, list[Task]] = {"append": [], "large": [], "count": []}
+        tasks: dict[str, list[Task]] = {"append": [], "large": [], "compare": [], "count": []}
         for number in range(TASKS):
             path = str(self.root / f"ä file {self.number}-{number}")
             Path(path).touch()
@@ -147,7 +180,9 @@ class Run:
                         count, self.twice, rng.choice([0.01, 0.1])
                     )
                 )
-        batch.compile([*tasks["append"], *tasks["large"]]).start()
+            others = tasks["large"][number], rng.choice(tasks["large"])
+            tasks["compare"].append(batch.function(compare, *others))
+        batch.compile([*tasks["append"], *tasks["large"], *tasks["compare"]]).start()
         for task in tasks["count"]:
             task.start()
         return tasks
@@ -165,31 +200,61 @@ class Run:
                 if not self.killed:
                     self.complain(f"the dictionary: {error}")
                 return
-            self.tally.longest_call = max(self.tally.longest_call, time.monotonic() - began)
+            took = time.monotonic() - began
+            if took > 1.0:
+                self.note(f"a call of the dictionary took {took:.2f} s")
+            self.tally.longest_call = max(self.tally.longest_call, took)
             number += 1
             time.sleep(0.01)
+
+    def watch(self, tasks: dict[str, list[Task]]) -> None:
+        """Note each two seconds what is not over, for whoever looks for the cause of a stall."""
+        while not self.over.wait(2.0):
+            states = {
+                kind: dict(Counter(task.state for task in some)) for kind, some in tasks.items()
+            }
+            self.note(f"{states}")
+            with contextlib.suppress(Exception):
+                info = self.batch.client.scheduler_info(n_workers=-1)["workers"]
+                self.note(f"  {({each: w['status'] for each, w in info.items()})}")
+                self.note(f"  {({each: keys for each, keys in self.batch.client.processing().items()})}")
+                self.note(f"  {self.batch.client.run_on_scheduler(_look)}")
+            with contextlib.suppress(Exception):
+                records = {id(r): r for r in [t._record for some in tasks.values() for t in some] if r.phase.name not in ("DONE",)}
+                self.note(f"  BLOCKS {dict(Counter(str(getattr(r.block, 'key', None)) + ' ' + r.phase.name + ' ' + str(type(r.block)) for r in records.values()))}")
+            with contextlib.suppress(Exception):
+                open_blocks = self.batch._session.dispatcher.table.open_blocks
+                keys = [b.key for b in open_blocks._by_number.values() for b in [b.block]]
+                self.note(f"  OPEN {[(b.block.key, b.link, b.closed, b.block.unfinished) for b in open_blocks._by_number.values()]} ready {[(k, len(v)) for k, v in open_blocks._ready.items()]} slots {self.batch._session.slots} paused {open_blocks.is_paused} turned {len(open_blocks._turned_ready)}")
+                self.note(f"  LOOP {self.batch.client.sync(_tasks)}")
+                self.note(f"  SLOOP {self.batch.client.run_on_scheduler(_tasks2)}")
+                self.note(f"  STATES {[(k, getattr(self.batch.client.futures.get(k), 'status', None)) for k in keys]} {[(b.block.future is not None and b.block.future.status) for b in open_blocks._by_number.values()]}")
+                self.note(f"  OPENKEYS {self.batch.client.run_on_scheduler(_keys, keys)}")
+            waiting = [task for some in tasks.values() for task in some if task.state != "done"]
+            for task in waiting[:2]:
+                with contextlib.suppress(Exception):
+                    self.note(f"  {task.name}: {task.why()}")
 
     # -- what happens to workers ----------------------------------------------------------
 
     def disturb(self) -> None:
         """Scale, retire, signal, kill and freeze workers, a few times."""
-        actions = [self.scale, self.scale, self.retire, self.terminate]
-        if self.kills:
-            actions += [self.kill, self.freeze]
+        actions = self.actions()
         for _ in range(6):
             self.over.wait(self.random.uniform(0.0, 0.8))
             action = self.random.choice(actions)
+            self.note(action.__name__)
             with contextlib.suppress(IndexError):  # there is no worker
                 action()
                 self.tally.counts[action.__name__] += 1
-        self.cluster.scale(3)
+        self.set_workers(3)
         wait_until(lambda: self.batch.num_workers >= 1, "no worker joins", LONGEST)
 
     def work_in_bursts(self) -> None:
         """Have the cluster grow and shrink, with bursts of tasks that must not run twice."""
         self.cluster.adapt(minimum=1, maximum=MOST_WORKERS, interval="200ms", wait_count=3)
         deadline = time.monotonic() + self.adapt
-        burst = 0
+        burst, numbers = 0, Counter[int]()
         while time.monotonic() < deadline:
             burst += 1
             root = self.root / f"burst {burst}"
@@ -205,16 +270,28 @@ class Run:
             for number, task in enumerate(tasks):
                 self.check_append(task, (root / str(number)).read_text())
             self.tally.counts["burst"] += 1
-            self.tally.counts[f"{self.batch.num_workers} workers"] += 1
+            numbers[self.batch.num_workers] += 1
             time.sleep(self.random.uniform(0.0, 3.0))
+            numbers[self.batch.num_workers] += 1
         self.cluster.adapt(minimum=2, maximum=2)
+        self.tally.counts.update({f"{n} workers": count for n, count in numbers.items()})
+        if len(numbers) == 1:
+            self.complain("the cluster has neither grown nor shrunk")
+
+    def actions(self) -> list[Callable[[], None]]:
+        """Return what may happen."""
+        found = [self.scale, self.scale, self.retire, self.terminate]
+        return [*found, self.kill, self.freeze] if self.kills else found
+
+    def set_workers(self, count: int) -> None:
+        self.cluster.scale(count)
 
     def addresses(self) -> list[str]:
         return sorted(self.batch.client.scheduler_info(n_workers=-1)["workers"])
 
     def scale(self) -> None:
         least = 1 if not self.kills else 2
-        self.cluster.scale(self.random.randint(least, MOST_WORKERS))
+        self.set_workers(self.random.randint(least, MOST_WORKERS))
 
     def retire(self) -> None:
         self.batch.client.retire_workers([self.random.choice(self.addresses())])
@@ -248,6 +325,12 @@ class Run:
         for number, task in enumerate(tasks["large"]):
             try:
                 if task.get(LONGEST) != large(number):
+                    self.complain(f"{task.name} has another value")
+            except Exception as error:
+                self.complain(f"{task.name}: {error!r}")
+        for number, task in enumerate(tasks["compare"]):
+            try:
+                if task.get(LONGEST)[0] != number:
                     self.complain(f"{task.name} has another value")
             except Exception as error:
                 self.complain(f"{task.name}: {error!r}")
@@ -302,6 +385,52 @@ class Run:
             self.complain(f"{queue}: {found}, then {error!r}")
 
 
+def _keys(keys, dask_scheduler):
+    return [(key, t and (t.state, str(t.who_has), str(t.processing_on), str(t.who_wants), str(getattr(t.run_spec, "func", None)), dask_scheduler.story(key)[-12:])) for key in keys for t in [dask_scheduler.tasks.get(key)]]
+
+
+async def _tasks():
+    return _tasks2(None)
+
+
+def _tasks2(dask_scheduler=None):
+    import asyncio
+    out = []
+    for t in asyncio.all_tasks():
+        stack = []
+        c = t.get_coro()
+        while c is not None:
+            code = getattr(c, "cr_code", None) or getattr(c, "gi_code", None)
+            frame = getattr(c, "cr_frame", None) or getattr(c, "gi_frame", None)
+            stack.append(f"{code.co_name if code else c}:{frame.f_lineno if frame else ''}")
+            c = getattr(c, "cr_await", None) or getattr(c, "gi_yieldfrom", None)
+        out.append(t.get_name() + " " + ">".join(stack)[:400])
+    return [o for o in out if "gather" in o or "get_data" in o or "watch" in o or "get-data" in o or "depart" in o]
+
+
+def _look(dask_scheduler):
+    found = [list(dask_scheduler.extensions["daskbatch-departures"]._departures)]
+    found.append(
+        [
+            (t.key, t.state, t.worker_restrictions, t.resource_restrictions, [str(d.key)+d.state for d in t.dependencies])
+            for t in dask_scheduler.tasks.values()
+            if t.state not in ("memory", "forgotten")
+        ]
+    )
+    found.append([(w.address, [(getattr(t, "key", t), getattr(t, "state", None), [c.client_key for c in getattr(t, "who_wants", None) or ()]) for t in w.actors]) for w in dask_scheduler.workers.values()])
+    found.append([(t.key, [w.address for w in t.who_has or ()], getattr(t.run_spec, "func", None).__class__.__name__, [c.client_key for c in t.who_wants or ()]) for t in dask_scheduler.tasks.values() if t.state == "memory" and not t.actor and "daskbatch_block" in str(t.key)])
+    for plugin in dask_scheduler.plugins.values():
+        for obj in getattr(plugin, "_objects", {}).values():
+            found.append(
+                [
+                    [(layout.epoch, [r.worker for r in layout.replicas]) for layout in obj.layouts],
+                    dict(obj.joining),
+                    dict(obj.moving),
+                ]
+            )
+    return found
+
+
 def _thaw(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
@@ -310,13 +439,29 @@ def _thaw(pid: int) -> None:
 def run_many(numbers: Sequence[int], kills: bool, root: Path, adapt: float = 0.0) -> Tally:
     tally = Tally()
     for number in numbers:
-        with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
-            try:
-                Run(number, kills, root, tally, adapt)()
-            except Exception as error:
-                tally.violations.append(f"run {number}: {error!r}")
-        tally.counts["runs"] += 1
+        execute(Run(number, kills, root, tally, adapt))
     return tally
+
+
+def execute(run: Run) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
+        try:
+            run()
+        except Exception as error:
+            run.complain(f"{error!r}")
+    run.tally.counts["runs"] += 1
+
+
+def report(number: int, tally: Tally, seconds: float) -> None:
+    """Print what has happened in a run."""
+    print(
+        f"run {number}: {seconds:.1f} s, longest call {tally.longest_call:.2f} s, "
+        f"{dict(tally.counts)}",
+        *(tally.events if tally.violations or "LEAVING_EVENTS" in os.environ else ()),
+        *tally.violations,
+        sep="\n  ",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -324,20 +469,23 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--kills", action="store_true")
+    parser.add_argument("--links", action="store_true")
     parser.add_argument("--adapt", type=float, default=0.0)
     given = parser.parse_args()
+    numbers = range(given.first, given.first + given.runs)
+    if given.links:
+        from faults.links import run_on_hosts
+
+        why, violations = run_on_hosts(numbers, given.kills)
+        if not why:
+            return int(violations > 0)
+        print(f"links cannot be cut here, so this runs without: {why}", flush=True)
     violations = 0
-    for number in range(given.first, given.first + given.runs):
+    for number in numbers:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="leaving ") as root:
             tally = run_many([number], given.kills, Path(root), given.adapt)
-        print(
-            f"run {number}: {time.monotonic() - began:.1f} s, longest call "
-            f"{tally.longest_call:.2f} s, {dict(tally.counts)}",
-            *tally.violations,
-            sep="\n  ",
-            flush=True,
-        )
+        report(number, tally, time.monotonic() - began)
         violations += len(tally.violations)
     return int(violations > 0)
 

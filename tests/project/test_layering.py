@@ -63,6 +63,7 @@ MAY_IMPORT = {
 DISTRIBUTED = {
     *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
     "worker/future_value.py",
+    "worker/relayed_values.py",
     "worker/same_host.py",
     *("worker/departure.py", "worker/termination.py"),
     "worker/open_blocks/server.py",

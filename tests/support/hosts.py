@@ -31,12 +31,14 @@ class Hosts:
     ----------
     count : int
         The number of hosts.
+    token : str, optional
+        The `token` of hosts that another process has made.
     """
 
-    def __init__(self, count: int) -> None:
-        self._token = uuid.uuid4().hex[:6]
-        self._hub = f"hub-{self._token}"
-        self.names = [f"h{i}-{self._token}" for i in range(count)]
+    def __init__(self, count: int, token: str = "") -> None:
+        self.token = token or uuid.uuid4().hex[:6]
+        self._hub = f"hub-{self.token}"
+        self.names = [f"h{i}-{self.token}" for i in range(count)]
         self.addresses = [f"10.78.0.{i + 1}" for i in range(count)]
 
     def make(self) -> None:
@@ -45,7 +47,7 @@ class Hosts:
         _ip("-n", self._hub, "link", "add", "br0", "type", "bridge")
         _ip("-n", self._hub, "link", "set", "br0", "up")
         for i, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
-            port = f"v{i}-{self._token}"
+            port = f"v{i}-{self.token}"
             _ip("netns", "add", name)
             _ip(
                 *("-n", name, "link", "add", "e0", "type", "veth", "peer", "name", port),
@@ -85,11 +87,28 @@ class Hosts:
 
     def cut(self, host: int) -> None:
         """Cut the link of a host: the host does not notice it, but nothing passes."""
-        _ip("-n", self._hub, "link", "set", f"v{host}-{self._token}", "down")
+        _ip("-n", self._hub, "link", "set", f"v{host}-{self.token}", "down")
 
     def mend(self, host: int) -> None:
         """Undo `cut`."""
-        _ip("-n", self._hub, "link", "set", f"v{host}-{self._token}", "up")
+        _ip("-n", self._hub, "link", "set", f"v{host}-{self.token}", "up")
+
+    def cut_between(self, one: int, other: int) -> None:
+        """Cut the way between two hosts: neither notices it, and both reach all others."""
+        for here, there in ((one, other), (other, one)):
+            name, port = self.names[here], f"x{there}"
+            # What goes to the other host goes to an interface that leads nowhere.
+            _ip("-n", name, "link", "add", port, "type", "veth", "peer", "name", f"y{there}")
+            _ip("-n", name, "link", "set", port, "up")
+            _ip("-n", name, "link", "set", f"y{there}", "up")
+            address = self.addresses[there]
+            _ip("-n", name, "neigh", "add", address, "lladdr", "02:00:00:00:00:01", "dev", port)
+            _ip("-n", name, "route", "add", f"{address}/32", "dev", port)
+
+    def mend_between(self, one: int, other: int) -> None:
+        """Undo `cut_between`."""
+        for here, there in ((one, other), (other, one)):
+            _ip("-n", self.names[here], "link", "del", f"x{there}")
 
     def remove(self) -> None:
         """Remove the hosts."""

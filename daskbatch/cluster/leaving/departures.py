@@ -200,6 +200,7 @@ class Departures:
         ]
         holdings = {}
         for each in leaving:
+            drop_absent_actors(each)
             keys = [ts if isinstance(ts, str) else ts.key for ts in each.actors]
             ours = [key for key in keys if str(key).startswith(_ACTOR_PREFIX)]
             unique = any(
@@ -317,6 +318,19 @@ class Departures:
         departure = self._departures.get(worker)
         if departure is not None and departure.request == request:
             departure.left.set()
+
+
+def drop_absent_actors(worker: Any) -> None:
+    """Have Dask's scheduler forget the actors of a worker that are not there.
+
+    Dask records an actor when its worker is to make it. It keeps the record if the actor is
+    cancelled before it is made, and then never lets the worker retire.
+    """
+    for task in list(worker.actors):
+        if not isinstance(task, str) and not (
+            task.processing_on is worker or worker in (task.who_has or ())
+        ):
+            worker.actors.discard(task)
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

@@ -38,26 +38,32 @@ class BlockResult:
         For each member its pickled value or its packed exception.
     outputs : mapping
         stdout and stderr of those members that wrote any.
+    empty : bool
+        Whether the block had no member: an open block may close before it has received one.
     """
 
-    __slots__ = ("outputs", "statuses", "values")
+    __slots__ = ("empty", "outputs", "statuses", "values")
 
     def __init__(
         self,
         statuses: bytes,
         values: Sequence[bytes | None] = (),
         outputs: Mapping[int, tuple[str, str]] | None = None,
+        empty: bool = False,
     ) -> None:
         self.statuses = statuses
         self.values = values
         self.outputs = outputs or {}
+        self.empty = empty
 
     @property
     def lost(self) -> bool:
         """Whether the outcomes were lost with a worker; the client may still know some."""
-        return not self.statuses
+        return not self.statuses and not self.empty
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self.empty:
+            return BlockResult, (self.statuses, self.values, self.outputs, True)
         return BlockResult, (self.statuses, self.values, self.outputs)
 
     def as_report(self, block: int) -> OutcomeReport:

@@ -124,7 +124,8 @@ class OutcomeLog:
 
     def result(self) -> BlockResult:
         """Return all outcomes so far."""
-        return BlockResult(bytes(self.statuses), self.values, self.outputs)
+        statuses = bytes(self.statuses)
+        return BlockResult(statuses, self.values, self.outputs, empty=not statuses)
 
     def new_reports(
         self, block: int, stop: int, limit: int, worker: str = "", pid: int = 0

@@ -180,6 +180,7 @@ class Cluster:
         pass
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        assert seconds < 10, "it waits for the report of a death, and no result was lost"
         self.later.append(function)
 
     def revoke(
@@ -270,15 +271,16 @@ class Cluster:
             worker.report()
             self.notify(ClosedReport(worker.block.number, len(worker.members)))
         values = [VALUE if each <= Status.FAILED else None for each in worker.statuses]
-        result = BlockResult(bytes(worker.statuses), values)
+        result = BlockResult(bytes(worker.statuses), values, empty=not worker.statuses)
         lacks = worker.block.unfinished
-        self.dispatcher.key_finished(worker.block, result if lacks and worker.statuses else None)
+        self.dispatcher.key_finished(worker.block, result if lacks else None)
 
     def _fault(self, worker: Worker) -> None:
         kind = self.rng.choice(["close", "defer", "cut", "die"])
         if kind == "close":
             worker.closed = True
-            self.notify(ClosedReport(worker.block.number, len(worker.members)))
+            if self.rng.random() < 0.7:  # the end of the key may be faster
+                self.notify(ClosedReport(worker.block.number, len(worker.members)))
         elif kind == "defer":
             worker.defer_rest()
         elif kind == "cut":

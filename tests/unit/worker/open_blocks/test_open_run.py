@@ -262,3 +262,17 @@ def test_a_second_connection_is_refused(start: Callable[..., Client]) -> None:
     assert not client.run.attach(FrameLink(one))
     one.close()
     other.close()
+
+
+def test_a_block_that_has_received_no_member_is_not_lost() -> None:
+    """A lost result would have the client wait for the report of a death."""
+    run = OpenRun(make_spec(), ())
+    ours, theirs = socket.socketpair()
+    run.watch = Watch()
+    assert run.attach(FrameLink(theirs))
+    client = FrameLink(ours)
+    client.send(END)
+    result = pickle.loads(pickle.dumps(run()))
+    client.close()
+    assert result.empty
+    assert not result.lost

@@ -1,0 +1,187 @@
+"""Cuts links between hosts at random while a program runs: `leaving_harness` with ``--links``.
+
+The scheduler, each worker and the program are on hosts of their own, which are network namespaces.
+The link of a worker is cut, the way between two workers (both alive, and the scheduler reaches
+both), or the link of the program. A link that is mended in time may do no harm. A worker that was
+cut off for longer counts as dead. Two workers that do not reach each other do no harm at all.
+
+``python -m faults.links TOKEN NUMBER KILLS`` does one run, on the program's host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import dask
+from faults.leaving_harness import MOST_WORKERS, Run, Tally, execute, report
+from support.host_cluster import host_cluster
+from support.hosts import Hosts
+
+from daskbatch import Batch
+
+#: The host of the program: after those of the scheduler and of the workers.
+PROGRAM = MOST_WORKERS + 1
+
+#: How long a link may be broken: `daskbatch.link-timeout`, and Dask's limit (11 s is the least
+#: that Dask accepts). Seconds.
+LIMIT, DASK_LIMIT = 6, 12
+
+#: How long a link is broken that is mended in time, and another one. Seconds.
+SHORT, LONG = (0.2, 2.5), (7.0, 15.0)
+
+SETTINGS = {
+    "DASK_DASKBATCH__LINK_TIMEOUT": f"{LIMIT}s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": f"{DASK_LIMIT}s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s",
+}
+
+
+class LinkRun(Run):
+    """A run on hosts whose links are cut.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The hosts; this process is on the last one.
+    number, kills, root, tally
+        As of a `Run`.
+    """
+
+    def __init__(self, hosts: Hosts, number: int, kills: bool, root: Path, tally: Tally) -> None:
+        super().__init__(number, kills, root, tally)
+        self.hosts = hosts
+        #: What is cut at the moment, and the timers that mend it.
+        self.broken: dict[object, threading.Timer] = {}
+
+    @contextlib.contextmanager
+    def open_batch(self) -> Iterator[Batch]:
+        with host_cluster(self.hosts, MOST_WORKERS, self.root, SETTINGS) as self.on_hosts:
+            for host in (1, 2, 3):
+                self.on_hosts.start_worker(host)
+            try:
+                with Batch(self.on_hosts.scheduler_address) as batch:
+                    yield batch
+            finally:
+                for timer in list(self.broken.values()):
+                    timer.join()
+
+    def set_workers(self, count: int) -> None:
+        self.on_hosts.scale(count, self.batch.client)
+
+    def pid(self) -> int:
+        return self.on_hosts.pid_of(self.random.choice(self.addresses()))
+
+    # -- what happens to links ---------------------------------------------------------------
+
+    def actions(self) -> list[Callable[[], None]]:
+        found = [*super().actions(), self.cut_worker, self.cut_pair, self.cut_pair, self.cut_program]
+        return [*found, self.cut_from_scheduler]
+
+    def seconds(self, may_be_long: bool) -> float:
+        """Return for how long a link is cut."""
+        is_long = may_be_long and self.random.random() < 0.3
+        return self.random.uniform(*(LONG if is_long else SHORT))
+
+    def cut_worker(self) -> None:
+        """Cut a worker off from all others."""
+        host = self.random.randint(1, MOST_WORKERS)
+        seconds = self.seconds(self.kills)
+        self.killed = self.killed or seconds > LIMIT / 2
+        self.cut(host, seconds, lambda: self.hosts.cut(host), lambda: self.hosts.mend(host))
+
+    def cut_from_scheduler(self) -> None:
+        """Cut the way between a worker and the scheduler."""
+        host = self.random.randint(1, MOST_WORKERS)
+        seconds = self.seconds(self.kills)
+        self.killed = self.killed or seconds > LIMIT / 2
+        self._cut_between(0, host, seconds)
+
+    def cut_pair(self) -> None:
+        """Cut the way between two workers."""
+        one, other = self.random.sample(range(1, MOST_WORKERS + 1), 2)
+        self._cut_between(min(one, other), max(one, other), self.seconds(True))
+
+    def cut_program(self) -> None:
+        """Cut the program off, and wait until it is no longer."""
+        seconds = self.seconds(False)
+        self.cut(
+            PROGRAM, seconds, lambda: self.hosts.cut(PROGRAM), lambda: self.hosts.mend(PROGRAM)
+        )
+        if PROGRAM in self.broken:
+            self.broken[PROGRAM].join()
+
+    def _cut_between(self, one: int, other: int, seconds: float) -> None:
+        self.cut(
+            (one, other),
+            seconds,
+            lambda: self.hosts.cut_between(one, other),
+            lambda: self.hosts.mend_between(one, other),
+        )
+
+    def cut(
+        self, what: object, seconds: float, cut: Callable[[], None], mend: Callable[[], None]
+    ) -> None:
+        if what in self.broken:
+            return
+
+        def end() -> None:
+            mend()
+            del self.broken[what]
+            self.note(f"mended {what}")
+
+        self.note(f"cut {what} for {seconds:.2f} s")
+        cut()
+        self.broken[what] = timer = threading.Timer(seconds, end)
+        timer.start()
+
+
+def run_on_hosts(numbers: Sequence[int], kills: bool) -> tuple[str, int]:
+    """Do runs, each on new hosts; return why that is not possible, and how many have failed."""
+    failed = 0
+    for number in numbers:
+        hosts = Hosts(PROGRAM + 1)
+        try:
+            try:
+                hosts.make()
+                hosts.cut_between(1, 2)
+                hosts.mend_between(1, 2)
+            except (OSError, subprocess.SubprocessError) as error:
+                return str(getattr(error, "stderr", None) or error).strip(), failed
+            program = (sys.executable, "-m", "faults.links", hosts.token, str(number))
+            command = hosts.command(PROGRAM, *program, str(int(kills)))
+            failed += subprocess.run(command, check=False).returncode != 0
+        finally:
+            hosts.remove()
+    return "", failed
+
+
+def main() -> int:
+    token, number, kills = sys.argv[1:4]
+    tally = Tally()
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="leaving ") as root,
+        dask.config.set(
+            {"daskbatch.link-timeout": LIMIT, "distributed.comm.timeouts.tcp": DASK_LIMIT}
+        ),
+    ):
+        hosts = Hosts(PROGRAM + 1, token)
+        execute(LinkRun(hosts, int(number), bool(int(kills)), Path(root), tally))
+        if tally.violations or "LEAVING_EVENTS" in os.environ:
+            kept = Path(tempfile.gettempdir()) / f"leaving-{number}-{os.getpid()}.log"
+            kept.write_bytes((Path(root) / "cluster.log").read_bytes())
+            print(f"the output of the cluster is in {kept}")
+    report(int(number), tally, time.monotonic() - began)
+    return int(bool(tally.violations))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
