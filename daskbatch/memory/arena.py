@@ -26,7 +26,9 @@ from typing import Any
 
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
+from daskbatch.memory.kept_mappings import Key, set_limits
 from daskbatch.memory.libc import call
+from daskbatch.memory.mapped_writes import write_mapped
 from daskbatch.threads import start_unless_ending
 
 #: Before the first buffer of a range: the token, and zeros up to a good alignment.
@@ -187,14 +189,19 @@ class Arena:
         starts, length = layout(sizes)
         with self._lock:
             self._reuse_dropped()
-            offset, length = self._take(length)
+            offset, length, is_used_again = self._take(length)
         token = os.urandom(TOKEN_BYTES)
         if not self._watches:
             # Another process may return spare memory to the system, and must not do it now.
             range_locks.lock(self.file, offset, length)
         try:
             header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
-            self._write_all(offset, [header, *buffers], [0, *starts], [HEADER_BYTES, *sizes])
+            buffers, starts = [header, *buffers], [0, *starts]
+            key = Key(self.identity, offset, length, is_private=False)
+            if not is_used_again or not write_mapped(
+                self.file, key, buffers, starts, others_erase=not self._watches
+            ):
+                self._write_all(offset, buffers, starts, [HEADER_BYTES, *sizes])
         except BaseException:
             self.drop(offset, length)
             raise
@@ -236,8 +243,8 @@ class Arena:
                     flush()
         flush()
 
-    def _take(self, length: int) -> tuple[int, int]:
-        """Return the smallest spare range that fits well, or a new one."""
+    def _take(self, length: int) -> tuple[int, int, bool]:
+        """Return the smallest spare range that fits well, or a new one; and whether it is spare."""
         position = bisect.bisect_left(self._spare, (length, 0))
         if position < len(self._spare):
             capacity, offset = self._spare[position]
@@ -246,10 +253,10 @@ class Arena:
                 self._by_age.remove((capacity, offset))
                 self._spare_bytes -= capacity
                 self._reused_bytes += capacity
-                return offset, capacity
+                return offset, capacity, True
         offset = self._end
         self._end += length
-        return offset, length
+        return offset, length, False
 
     def drop(self, offset: int, length: int) -> None:
         """Drop the value of a range. A finalizer may call it, at any moment."""
@@ -348,7 +355,9 @@ def _open_arena() -> Arena:
     return Arena(file, (process, descriptor), identity, watches=False)
 
 
-def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = None) -> None:
+def use_arena(
+    location: tuple[int, int], identity: bytes, spare: int | None = None, kept: int | None = None
+) -> None:
     """Have this process write to a file that its parent has made, which outlives this process.
 
     Parameters
@@ -357,11 +366,15 @@ def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = No
         See `Arena`.
     spare : int, optional
         The parameter of `set_spare_limit`.
+    kept : int, optional
+        How many bytes of mappings are kept; see `kept_mappings`. Dask does not measure a child.
     """
     global _given
     _given = location, identity
     if spare is not None:
         set_spare_limit(spare)
+    if kept is not None:
+        set_limits(kept, None)
 
 
 @after_fork
