@@ -29,7 +29,7 @@ MIN_KEPT_BYTES = 1 << 20
 _MAX_KEPT = 64
 
 #: How many bytes are kept where the memory of the process has no limit.
-_DEFAULT_KEPT_BYTES = 256 << 20
+_DEFAULT_KEPT_BYTES = 96 << 20
 
 #: A mapping that nobody has used for so long is unmapped; and if there is no room for another one.
 _IDLE_SECONDS = 30.0
@@ -160,7 +160,15 @@ def take(key: Key) -> KeptMapping | None:
 
 
 def keep(key: Key, mapping: KeptMapping) -> None:
-    """Keep a mapping, or release it. The caller has not locked the range. Finalizers may call it."""
+    """Keep a mapping, or release it. Finalizers may call it.
+
+    Parameters
+    ----------
+    key : Key
+        What it shows. The caller has not locked this range.
+    mapping : KeptMapping
+        The mapping.
+    """
     global _kept_bytes
     # Not blocking: the garbage collector may run in the thread that has the lock.
     if (

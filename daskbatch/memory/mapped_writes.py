@@ -1,4 +1,4 @@
-"""Writes to memory that is used again: through a mapping, whose pages the system has mapped already.
+"""Writes to memory that is used again: through a mapping, with pages that the system has mapped.
 
 A write by a system call looks each page up in the file. To copy to pages that are mapped takes less
 than half of that time. The mapping is kept for the next value in the same range (`kept_mappings`).
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from daskbatch.memory import kept_mappings
-from daskbatch.memory.kept_mappings import Key, KeptMapping
+from daskbatch.memory.kept_mappings import KeptMapping, Key
 from daskbatch.memory.libc import (
     MADV_DONTFORK,
     MADV_POPULATE_READ,

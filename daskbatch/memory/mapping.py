@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daskbatch.memory import kept_mappings, range_locks
-from daskbatch.memory.kept_mappings import Key, KeptMapping
+from daskbatch.memory.kept_mappings import KeptMapping, Key
 from daskbatch.memory.libc import MAP_NORESERVE, call, libc
 
 

@@ -1,7 +1,8 @@
 """Records which large values a worker sends to which other hosts: each travels to a host once.
 
 If a second worker of a host asks for a value, it receives a reference to the memory of the first
-one: `references_for` asks that worker. The event loop of the worker that sends calls everything here.
+one: `references_for` asks that worker. The event loop of the worker that sends the values calls
+everything here.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class HostTransfers:
         """
         others: dict[str, list[Any]] = {}
         begun: list[_Transfer] = []
+        on_disk: list[Any] = []
         # No other request is served meanwhile. So a request waits for earlier ones alone, and no
         # two wait for each other.
         for key in keys:
@@ -83,18 +85,24 @@ class HostTransfers:
             elif self._shared_bytes(key) >= _MIN_SHARED_BYTES:
                 self._transfers[host, key] = made = _Transfer(receiver)
                 begun.append(made)
-        while len(self._transfers) > _MAX_TRANSFERS:
-            self._transfers.popitem(last=False)
+            elif key not in self._in_memory():
+                on_disk.append(key)
         try:
             yield others
         finally:
+            for key in on_disk:  # sending a value has brought it back
+                if self._shared_bytes(key) >= _MIN_SHARED_BYTES:
+                    self._transfers[host, key] = made = _Transfer(receiver)
+                    begun.append(made)
             for made in begun:
                 made.over.set()
+            while len(self._transfers) > _MAX_TRANSFERS:
+                self._transfers.popitem(last=False)
 
     async def references_for(
         self, receiver: str, host: str, others: Mapping[str, Iterable[Any]]
     ) -> dict[Any, Any]:
-        """Return values that refer to the memory of other workers of a host, as far as those answer.
+        """Return values that refer to the memory of other workers of a host, if those answer.
 
         Parameters
         ----------
@@ -132,12 +140,12 @@ class HostTransfers:
 
     def _shared_bytes(self, key: Any) -> int:
         """Return how much memory a value takes that other processes of its host can map."""
-        # Not `data[key]` of one on disk, which would come back: Dask decides when.
-        data = self._worker.data
-        memory = getattr(data, "memory", data)
-        try:
-            value = memory[key] if key in memory else None
-        except Exception:  # Dask may move it to disk at any time
-            value = None
+        value = self._in_memory().get(key)
         values = value.values if type(value) is BlockResult else (value,)
         return sum(map(stored_value.held_bytes, values))
+
+    def _in_memory(self) -> Mapping[Any, Any]:
+        """Return the values that are not on disk: looking one of those up would bring it back."""
+        data = self._worker.data
+        memory: Mapping[Any, Any] = getattr(data, "memory", data)
+        return memory

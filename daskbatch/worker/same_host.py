@@ -2,8 +2,8 @@
 
 Dask's scheduler decides which worker has which value, and workers get values from each other. The
 handler that serves them is replaced by one that first finds out whether the other worker can map
-this one's memory. What it can not map is sent to its host once (`host_transfers`). The worker's event
-loop calls everything here.
+this one's memory. A large value that it cannot map is sent to its host once (`host_transfers`). The
+worker's event loop calls everything here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class _Joined:
 
     async def write(self, message: Any, **kwargs: Any) -> Any:
         added = {key: to_serialize(value) for key, value in self._values.items()}
-        return await self._comm.write(
-            {**message, "data": {**message["data"], **added}}, **kwargs
-        )
+        return await self._comm.write({**message, "data": {**message["data"], **added}}, **kwargs)
 
 
 def send_references(worker: Worker) -> None:
@@ -68,15 +66,15 @@ def send_references(worker: Worker) -> None:
                 found = ""
         return found
 
-    async def send_once(comm: Any, keys: Collection[Any], who: str, host: str, **kwargs: Any) -> Any:
+    async def send_once(
+        comm: Any, keys: Collection[Any], who: str, host: str, **kwargs: Any
+    ) -> Any:
         with transfers.sending(host, keys, who) as others:
             references = await transfers.references_for(who, host, others) if others else {}
             if not references:
                 return await send_values(comm, keys=keys, who=who, **kwargs)
             remaining = [key for key in keys if key not in references]
-            return await send_values(
-                _Joined(comm, references), keys=remaining, who=who, **kwargs
-            )
+            return await send_values(_Joined(comm, references), keys=remaining, who=who, **kwargs)
 
     async def get_data(
         comm: Any,
