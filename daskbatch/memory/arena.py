@@ -62,8 +62,9 @@ _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 #: A spare range is used for a value that takes at least this part of it.
 _MIN_USED = 0.75
 
-#: How many dropped ranges one call looks at: those that a reader has locked stay where they are.
-_MAX_CHECKS = 32
+#: How many dropped ranges one call looks at, and how many of these that a reader has locked: each
+#: call looks at others. A child drops its values while its worker holds them.
+_MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
 #: The interval at which dropped ranges are looked at which a reader had locked.
 _CHECK_INTERVAL_SECONDS = 0.5
@@ -272,12 +273,16 @@ class Arena:
             if watch and not start_unless_ending(self._watch, name="daskbatch-values"):
                 self._watching = False
 
-    def _reuse_dropped(self) -> None:
+    def _reuse_dropped(self, max_locked: int = _MAX_LOCKED_CHECKS) -> None:
         """Make spare ranges of the dropped ones that no reader has locked. Called with the lock."""
+        locked = 0
         for _ in range(min(len(self._dropped), _MAX_CHECKS)):
             offset, length = self._dropped.popleft()
             if not range_locks.try_lock(self.file, offset, length):
                 self._dropped.append((offset, length))
+                locked += 1
+                if locked == max_locked:
+                    break
                 continue
             try:
                 os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
@@ -318,7 +323,7 @@ class Arena:
             with self._lock:
                 # All of them, a few at a time: in each round the first ones come last.
                 for _ in range(len(self._dropped) // _MAX_CHECKS + 1):
-                    self._reuse_dropped()
+                    self._reuse_dropped(max_locked=_MAX_CHECKS)
                 self._trim()
                 if not self._has_work():
                     self._watching = False
