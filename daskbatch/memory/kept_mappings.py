@@ -41,9 +41,14 @@ _AGE_INTERVAL_SECONDS = 1.0
 
 _PAGE_BYTES = mmap.PAGESIZE
 
-#: In an entry of /proc/self/pagemap: the page is in memory, is in swap, belongs to the file. See
-#: "Examining Process Page Tables" in the documentation of Linux.
-_PRESENT_OR_SWAPPED, _OF_FILE = 3 << 62, 1 << 61
+#: Which byte of an entry of /proc/self/pagemap is the highest, and its bits: the page is in memory
+#: or in swap; it belongs to the file. See "Examining Process Page Tables" in Linux's documentation.
+_ENTRY_BYTES = 8
+_HIGHEST_BYTE = _ENTRY_BYTES - 1 if sys.byteorder == "little" else 0
+_PRESENT_OR_SWAPPED, _OF_FILE = 0xC0, 0x20
+
+#: The highest bytes of pages that nobody has changed: a changed one is a copy, not the file's.
+_UNCHANGED = bytes(each for each in range(256) if not each & _PRESENT_OR_SWAPPED or each & _OF_FILE)
 
 
 class Key(NamedTuple):
@@ -209,24 +214,18 @@ def release_kept(owner_ended: bool = False) -> None:
 
 def is_unchanged(address: int, length: int) -> bool:
     """Return whether no page of a private mapping was changed, as far as the system says."""
-    import numpy as np  # not at the top: a child starts faster without it
-
+    size = length // _PAGE_BYTES * _ENTRY_BYTES
     try:
         file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        data = os.pread(file, length // _PAGE_BYTES * 8, address // _PAGE_BYTES * 8)
+        data = os.pread(file, size, address // _PAGE_BYTES * _ENTRY_BYTES)
     except OSError:
         return False
     finally:
         os.close(file)
-    if len(data) != length // _PAGE_BYTES * 8:
-        return False
-    entries = np.frombuffer(data, np.uint64)
-    exists = (entries & np.uint64(_PRESENT_OR_SWAPPED)) != 0
-    # A page that was changed is a copy, and does not belong to the file.
-    return not bool((exists & ((entries & np.uint64(_OF_FILE)) == 0)).any())
+    return len(data) == size and not data[_HIGHEST_BYTE::_ENTRY_BYTES].translate(None, _UNCHANGED)
 
 
 def lowest_kept_bytes() -> int:

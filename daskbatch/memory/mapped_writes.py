@@ -65,6 +65,9 @@ def write_mapped(
     except OSError:
         kept_mappings.release(mapping, key.length)
         return False
+    except BaseException:
+        kept_mappings.release(mapping, key.length)
+        raise
     kept_mappings.keep(key, mapping)
     return True
 
@@ -87,7 +90,8 @@ def _copy(address: int, buffers: Sequence[Any], starts: Sequence[int]) -> None:
 
     copy = libc().memcpy
     for buffer, start in zip(buffers, starts, strict=True):
-        content = np.frombuffer(buffer, np.uint8) if memoryview(buffer).nbytes else None
-        if content is not None:
+        view = memoryview(buffer)
+        if view.nbytes:
+            content = np.frombuffer(view.cast("B"), np.uint8)
             # Without the interpreter's lock: other threads run meanwhile.
             copy(address + start, content.ctypes.data, content.nbytes)

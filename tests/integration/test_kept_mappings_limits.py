@@ -56,10 +56,10 @@ def test_kept_mappings_make_way_for_memory_that_tasks_use(tmp_path: Path) -> Non
         process = client.run(os.getpid)
         for _ in range(3):
             hops = [batch.function(make, 1)]
-            for _ in range(4):
+            for _ in range(2):
                 hops.append(batch.function(increase, hops[-1]))
             batch.compile(hops).run(check=True)
-            assert hops[-1].get()[-1] == 5
+            assert hops[-1].get()[-1] == 3
         (mapped,) = client.run(kept).values()
         assert 0 < mapped <= LIMIT // 4
         user = batch.function(use_memory, mapped)
