@@ -140,6 +140,7 @@ def test_each_reader_has_its_own_copy_in_memory_that_is_used_again(
                         mine[...] = np.zeros((), mine.dtype)
             del found, mine, same
         del data
+    kept_mappings.release_kept()
 
 
 def test_what_was_read_only_stays_so_and_what_was_not_does_not() -> None:
@@ -300,6 +301,7 @@ def test_many_values_leave_no_descriptors_or_mappings() -> None:
         return len(os.listdir("/proc/self/fd")), mapped
 
     pickling.loads(stored(numbers()))
+    kept_mappings.release_kept()  # else mappings of other tests may end meanwhile
     before = count()
     for n in range(1000):
         assert pickling.loads(stored(numbers() + n))[0] == n
