@@ -26,7 +26,9 @@ from typing import Any
 
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
+from daskbatch.memory.kept_mappings import Key, set_limits
 from daskbatch.memory.libc import call
+from daskbatch.memory.mapped_writes import write_mapped
 from daskbatch.threads import start_unless_ending
 
 #: Before the first buffer of a range: the token, and zeros up to a good alignment.
@@ -60,8 +62,9 @@ _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 #: A spare range is used for a value that takes at least this part of it.
 _MIN_USED = 0.75
 
-#: How many dropped ranges one call looks at: those that a reader has locked stay where they are.
-_MAX_CHECKS = 32
+#: How many dropped ranges one call looks at, and how many of these that a reader has locked: each
+#: call looks at others. A child drops its values while its worker holds them.
+_MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
 #: The interval at which dropped ranges are looked at which a reader had locked.
 _CHECK_INTERVAL_SECONDS = 0.5
@@ -187,14 +190,19 @@ class Arena:
         starts, length = layout(sizes)
         with self._lock:
             self._reuse_dropped()
-            offset, length = self._take(length)
+            offset, length, is_used_again = self._take(length)
         token = os.urandom(TOKEN_BYTES)
         if not self._watches:
             # Another process may return spare memory to the system, and must not do it now.
             range_locks.lock(self.file, offset, length)
         try:
             header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
-            self._write_all(offset, [header, *buffers], [0, *starts], [HEADER_BYTES, *sizes])
+            buffers, starts = [header, *buffers], [0, *starts]
+            key = Key(self.identity, offset, length, is_private=False)
+            if not is_used_again or not write_mapped(
+                self.file, key, buffers, starts, others_erase=not self._watches
+            ):
+                self._write_all(offset, buffers, starts, [HEADER_BYTES, *sizes])
         except BaseException:
             self.drop(offset, length)
             raise
@@ -236,8 +244,8 @@ class Arena:
                     flush()
         flush()
 
-    def _take(self, length: int) -> tuple[int, int]:
-        """Return the smallest spare range that fits well, or a new one."""
+    def _take(self, length: int) -> tuple[int, int, bool]:
+        """Return the smallest spare range that fits well, or a new one; and whether it is spare."""
         position = bisect.bisect_left(self._spare, (length, 0))
         if position < len(self._spare):
             capacity, offset = self._spare[position]
@@ -246,10 +254,10 @@ class Arena:
                 self._by_age.remove((capacity, offset))
                 self._spare_bytes -= capacity
                 self._reused_bytes += capacity
-                return offset, capacity
+                return offset, capacity, True
         offset = self._end
         self._end += length
-        return offset, length
+        return offset, length, False
 
     def drop(self, offset: int, length: int) -> None:
         """Drop the value of a range. A finalizer may call it, at any moment."""
@@ -265,12 +273,16 @@ class Arena:
             if watch and not start_unless_ending(self._watch, name="daskbatch-values"):
                 self._watching = False
 
-    def _reuse_dropped(self) -> None:
+    def _reuse_dropped(self, max_locked: int = _MAX_LOCKED_CHECKS) -> None:
         """Make spare ranges of the dropped ones that no reader has locked. Called with the lock."""
+        locked = 0
         for _ in range(min(len(self._dropped), _MAX_CHECKS)):
             offset, length = self._dropped.popleft()
             if not range_locks.try_lock(self.file, offset, length):
                 self._dropped.append((offset, length))
+                locked += 1
+                if locked == max_locked:
+                    break
                 continue
             try:
                 os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
@@ -311,7 +323,7 @@ class Arena:
             with self._lock:
                 # All of them, a few at a time: in each round the first ones come last.
                 for _ in range(len(self._dropped) // _MAX_CHECKS + 1):
-                    self._reuse_dropped()
+                    self._reuse_dropped(max_locked=_MAX_CHECKS)
                 self._trim()
                 if not self._has_work():
                     self._watching = False
@@ -348,7 +360,9 @@ def _open_arena() -> Arena:
     return Arena(file, (process, descriptor), identity, watches=False)
 
 
-def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = None) -> None:
+def use_arena(
+    location: tuple[int, int], identity: bytes, spare: int | None = None, kept: int | None = None
+) -> None:
     """Have this process write to a file that its parent has made, which outlives this process.
 
     Parameters
@@ -357,11 +371,15 @@ def use_arena(location: tuple[int, int], identity: bytes, spare: int | None = No
         See `Arena`.
     spare : int, optional
         The parameter of `set_spare_limit`.
+    kept : int, optional
+        How many bytes of mappings are kept; see `kept_mappings`. Dask does not measure a child.
     """
     global _given
     _given = location, identity
     if spare is not None:
         set_spare_limit(spare)
+    if kept is not None:
+        set_limits(kept, None)
 
 
 @after_fork

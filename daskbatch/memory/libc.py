@@ -9,6 +9,13 @@ import os
 from functools import lru_cache
 from typing import Any
 
+#: Without it, a system that counts what processes might use would refuse large mappings.
+MAP_NORESERVE = 0x4000
+
+#: Advice for `madvise`: a forked child does not have the pages; map the pages that exist (Linux
+#: 5.14).
+MADV_DONTFORK, MADV_POPULATE_READ = 10, 22
+
 #: What `mmap` returns if it fails.
 _MAP_FAILED = (1 << 64) - 1
 
@@ -23,6 +30,8 @@ def libc() -> Any:
     library.mmap.restype = pointer
     library.mmap.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
     library.munmap.argtypes = (pointer, size)
+    library.madvise.argtypes = (pointer, size, number)
+    library.memcpy.argtypes = (pointer, pointer, size)
     library.memcmp.argtypes = (pointer, pointer, size)
     if hasattr(library, "fallocate"):
         library.fallocate.argtypes = (number, number, ctypes.c_int64, ctypes.c_int64)

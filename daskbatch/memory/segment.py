@@ -33,7 +33,8 @@ from daskbatch.memory.arena import (
     spare_limits,
 )
 from daskbatch.memory.host import host_id
-from daskbatch.memory.mapping import map_private
+from daskbatch.memory.kept_mappings import Key, release_kept
+from daskbatch.memory.mapping import map_again, map_private
 from daskbatch.threads import start_unless_ending
 
 
@@ -290,6 +291,7 @@ def _exists(process: int) -> bool:
 
 def erase_orphans() -> None:
     """Return memory to the system that processes which have ended had written, and nobody holds."""
+    release_kept(owner_ended=True)
     for arena in list(_adopted.values()):
         if not _exists(owner_of(arena.identity)):
             arena.erase_unheld()
@@ -380,11 +382,11 @@ def attach(reference: Reference) -> memoryview:
     OSError
         It cannot be mapped, for example because this process has too many mappings.
     """
-    file = open_range(reference)
-    try:
-        return map_private(file, reference.offset, reference.length)
-    finally:
-        os.close(file)
+    key = Key(reference.arena, reference.offset, reference.length, is_private=True)
+    memory = map_again(key, reference.token)
+    if memory is None:
+        memory = map_private(open_range(reference), key, owner_of(reference.arena))
+    return memory
 
 
 def cut(memory: memoryview, sizes: Sequence[int]) -> list[memoryview]:

@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from daskbatch.memory import segment
+from daskbatch.memory import kept_mappings, segment
 from daskbatch.memory.arena import set_spare_limit
 from daskbatch.memory.segment import Reference, Segment, ValueGone
 from daskbatch.memory.shared_buffer import pickles_references
@@ -48,6 +48,10 @@ _BLOCKS_IN_MEMORY = 10
 #: The part of a worker's memory that may be spare: memory of dropped values, kept for new ones.
 _SPARE_PART = 5
 
+#: The part of a worker's memory of which unused mappings are kept, and the part that the worker may
+#: use while any is kept: Dask pauses and ends workers whose resident memory is near the limit.
+_KEPT_MAPPINGS_PART, _RESIDENT_PART = 4, 2
+
 _block_bytes = _DEFAULT_BLOCK_BYTES
 
 
@@ -62,6 +66,7 @@ def set_memory_limit(limit: int | None) -> None:
     if limit:
         _block_bytes = min(_DEFAULT_BLOCK_BYTES, limit // _BLOCKS_IN_MEMORY)
         set_spare_limit(limit // _SPARE_PART)
+        kept_mappings.set_limits(limit // _KEPT_MAPPINGS_PART, limit // _RESIDENT_PART)
 
 
 class StoredValue(bytes):
@@ -88,7 +93,8 @@ class StoredValue(bytes):
         return bytes.__sizeof__(self) + self.stored_bytes
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        if pickles_references():
+        # Also a value of another host that this process passes on, and has not received itself.
+        if pickles_references() or self.segment is None:
             return adopt, (bytes(self),)
         inner, sizes, reference = _parts(self)
         buffers = segment.cut(segment.attach(reference), sizes)
@@ -207,6 +213,12 @@ def _load_alone(reference: Reference, size: int) -> Any:
             return pickling.loads_with_buffers(data, ())
     finally:
         os.close(file)
+
+
+def held_bytes(value: object) -> int:
+    """Return how much memory a value holds that all processes of the host can map."""
+    held = value.segment if type(value) is StoredValue else None
+    return 0 if held is None else held.length
 
 
 def buffer_value(buffer: Buffer) -> StoredValue | None:

@@ -2,25 +2,43 @@
 
 Dask's scheduler decides which worker has which value, and workers get values from each other. The
 handler that serves them is replaced by one that first finds out whether the other worker can map
-this one's memory. The worker's event loop calls everything here.
+this one's memory. A large value that it cannot map is sent to its host once (`host_transfers`). The
+worker's event loop calls everything here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from distributed import Worker
+from distributed.protocol import to_serialize
 
 from daskbatch.memory.host import host_id
 from daskbatch.memory.shared_buffer import by_reference
+from daskbatch.worker.host_transfers import HostTransfers
 
 #: How long the other worker may take to answer.
 _ANSWER_TIMEOUT_SECONDS = 5.0
 
 #: The name of the handler that says which host a worker is on.
 _HOST_HANDLER = "daskbatch_host"
+
+
+class _Joined:
+    """A connection that adds values to the answer that Dask writes to it."""
+
+    def __init__(self, comm: Any, values: Mapping[Any, Any]) -> None:
+        self._comm = comm
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    async def write(self, message: Any, **kwargs: Any) -> Any:
+        added = {key: to_serialize(value) for key, value in self._values.items()}
+        return await self._comm.write({**message, "data": {**message["data"], **added}}, **kwargs)
 
 
 def send_references(worker: Worker) -> None:
@@ -32,20 +50,31 @@ def send_references(worker: Worker) -> None:
         The worker.
     """
     send_values = worker.handlers["get_data"]
-    #: By address, whether a worker can map this one's memory.
-    reachable: dict[str, bool] = {}
+    transfers = HostTransfers(worker)
+    #: By address, the hosts of other workers; see `host_id`.
+    hosts: dict[str, str] = {}
 
-    async def is_reachable(address: str) -> bool:
-        found = reachable.get(address)
+    async def host_of(address: str) -> str:
+        found = hosts.get(address)
         if found is None:
             try:
                 answer = asyncio.wait_for(
                     worker.rpc(address).daskbatch_host(), _ANSWER_TIMEOUT_SECONDS
                 )
-                found = reachable[address] = await answer == host_id()
+                found = hosts[address] = str(await answer)
             except Exception:  # it has no such handler, or does not answer: it gets the values
-                found = False
+                found = ""
         return found
+
+    async def send_once(
+        comm: Any, keys: Collection[Any], who: str, host: str, **kwargs: Any
+    ) -> Any:
+        with transfers.sending(host, keys, who) as others:
+            references = await transfers.references_for(who, host, others) if others else {}
+            if not references:
+                return await send_values(comm, keys=keys, who=who, **kwargs)
+            remaining = [key for key in keys if key not in references]
+            return await send_values(_Joined(comm, references), keys=remaining, who=who, **kwargs)
 
     async def get_data(
         comm: Any,
@@ -53,8 +82,11 @@ def send_references(worker: Worker) -> None:
         who: str | None = None,
         serializers: list[str] | None = None,
     ) -> Any:
-        if who is None or not host_id() or not await is_reachable(who):
+        host = await host_of(who) if who is not None and host_id() else ""
+        if who is None or not host:
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
+        if host != host_id():
+            return await send_once(comm, keys, who, host, serializers=serializers)
         with by_reference():
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from daskbatch.forking import after_fork
+from daskbatch.memory import kept_mappings
 from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
@@ -59,6 +60,7 @@ class FlushingClaims(SharedClaims):
     def claim(self, member: int) -> int:
         if not self.has_status(member):
             self._frames.flush()
+        self.kept_bytes = kept_mappings.kept_bytes()
         return super().claim(member)
 
 
@@ -266,7 +268,7 @@ def main(
     control: int,
     pipe: int,
     parent: int,
-    arena: tuple[tuple[int, int], bytes, int] | None = None,
+    arena: tuple[tuple[int, int], bytes, int, int] | None = None,
 ) -> NoReturn:
     """Run a child process, to its end.
 

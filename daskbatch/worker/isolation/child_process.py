@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+from daskbatch.memory import kept_mappings
 from daskbatch.memory.arena import spare_limits
 from daskbatch.memory.segment import AdoptedArena, new_child_arena
 from daskbatch.timeouts import Deadline
@@ -130,7 +131,10 @@ class ChildProcess:
         self._arena = new_child_arena()
         arena = None
         if self._arena is not None:
-            arena = self._arena.location, self._arena.identity, spare_limits()[0]
+            arena = (
+                *(self._arena.location, self._arena.identity),
+                *(spare_limits()[0], kept_mappings.limit()),
+            )
         program = _PROGRAM.format(
             arena=arena,
             path=sys.path,

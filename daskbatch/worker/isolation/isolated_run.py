@@ -424,12 +424,13 @@ class IsolatedRun(Progress):
 
     def _measure(self, child: ChildProcess) -> None:
         """Measure what the running member uses, with all that it has started."""
-        self._memory_bytes, self._measured_at = child.memory_bytes(), perf_counter()
+        memory = child.memory_bytes() - self.claims.kept_bytes
+        self._memory_bytes, self._measured_at = max(0, memory), perf_counter()
         member, used = self.claims.running, read_tree(child.pid)
         if self._measured_member != member:
             self._measured_member, self._first_usage, self._peak_bytes = member, used, 0
         self._last_usage = used
-        self._peak_bytes = max(self._peak_bytes, used.memory)
+        self._peak_bytes = max(self._peak_bytes, used.memory - self.claims.kept_bytes)
 
     def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
         with self._outcome_lock:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from daskbatch.memory import kept_mappings
+
 #: What resets the peak; see proc(5).
 _RESET_PEAK = b"5"
 
@@ -52,11 +54,19 @@ class OwnMemory:
         if seconds < _MIN_MEASURED_SECONDS and self._resident is not None:
             return self._resident
         peak, self._resident = _read_status()
+        # Mappings that are kept for later tasks: this member did not use them.
+        kept = kept_mappings.lowest_kept_bytes()
+        peak, self._resident = _less(peak, kept), _less(self._resident, kept)
         if not self._can_reset:
             # The peak may be that of an earlier member.
             return self._resident
         self.reset()
         return peak
+
+
+def _less(resident: int | None, kept: int) -> int | None:
+    # A page of a kept mapping need not be in memory.
+    return None if resident is None else max(0, resident - kept)
 
 
 def _read_status() -> tuple[int | None, int | None]:

@@ -30,9 +30,12 @@ _LOCK_TIMEOUT_SECONDS = 1.0
 #: The first and the longest pause between two attempts to get the lock.
 _MIN_LOCK_POLL_SECONDS, _MAX_LOCK_POLL_SECONDS = 1e-5, 0.001
 
+#: The unit of `kept_bytes` in the file, where an integer has 32 bits.
+_KEPT_UNIT = 1024
+
 #: The positions of the integers, which begin the file; then where in the file the time, the two
 #: sizes, and the bytes of the members begin.
-_RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT = range(6)
+_RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT, _KEPT = range(7)
 _TIMES_OFFSET, _SIZES_OFFSET, _MEMBERS_OFFSET = 32, 40, 64
 
 
@@ -291,6 +294,17 @@ class SharedClaims:
     @has_slot.setter
     def has_slot(self, has: bool) -> None:
         self._integers[_SLOT] = has
+
+    # -- memory that no member uses --------------------------------------------------------
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much memory the child had mapped for later members when one began; set by it."""
+        return self._integers[_KEPT] * _KEPT_UNIT
+
+    @kept_bytes.setter
+    def kept_bytes(self, count: int) -> None:
+        self._integers[_KEPT] = count // _KEPT_UNIT
 
     # -- output ---------------------------------------------------------------------------
 

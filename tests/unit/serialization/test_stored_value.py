@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskbatch.memory import segment
+from daskbatch.memory import kept_mappings, segment
 from daskbatch.memory.host import host_id
 from daskbatch.memory.segment import ValueGone
 from daskbatch.memory.shared_buffer import by_reference
@@ -118,6 +118,29 @@ def test_each_reader_has_its_own_copy(make: Any, arrays: Any) -> None:
         np.testing.assert_array_equal(found, same)
     for found, same in zip(arrays(pickling.loads(data)), expected, strict=True):
         np.testing.assert_array_equal(found, same)
+
+
+@pytest.mark.parametrize(("make", "arrays"), KINDS.values(), ids=KINDS)
+def test_each_reader_has_its_own_copy_in_memory_that_is_used_again(
+    make: Any, arrays: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_mappings, "MIN_KEPT_BYTES", 1)
+    gc.collect()
+    for step in range(4):
+        value = make()
+        data = stored(value)
+        for _ in range(2):
+            found = pickling.loads(data)
+            for mine, same in zip(arrays(found), arrays(value), strict=True):
+                assert (np.asarray(mine) == np.asarray(same)).all()
+            if step % 2:  # the next reader has another mapping
+                for mine in arrays(found):
+                    mine = np.asarray(mine)
+                    if mine.size and mine.flags.writeable:
+                        mine[...] = np.zeros((), mine.dtype)
+            del found, mine, same
+        del data
+    kept_mappings.release_kept()
 
 
 def test_what_was_read_only_stays_so_and_what_was_not_does_not() -> None:
@@ -278,6 +301,7 @@ def test_many_values_leave_no_descriptors_or_mappings() -> None:
         return len(os.listdir("/proc/self/fd")), mapped
 
     pickling.loads(stored(numbers()))
+    kept_mappings.release_kept()  # else mappings of other tests may end meanwhile
     before = count()
     for n in range(1000):
         assert pickling.loads(stored(numbers() + n))[0] == n
