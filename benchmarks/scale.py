@@ -1,9 +1,10 @@
 """Times programs of up to a million no-ops, flat and as a stencil: time and memory must be linear.
 
 Each client is a separate process, without its cluster, so that only the client's memory counts. A
-stencil is eight tasks wide, and each task takes the values of its neighbours in the step before. A
-plain Dask client runs a stencil of 10 000 tasks for comparison: a stencil of ours that is ten times
-as large must need less memory.
+stencil is eight tasks wide, and each task takes the values of its neighbours in the step before.
+For comparison, plain Dask clients run smaller stencils: as a graph, of which only the last value is
+kept; by `submit`, with a future for each task, as ours has a handle; and by `delayed`. The memory
+of `delayed` grows with the square: 10 000 tasks would take minutes, and gigabytes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ SIZES = (10_000, 100_000, 1_000_000)
 #: A small run uses some memory again that the first program of 400 tasks has left: 1 MB of 10.
 _MAX_MEMORY_RATIO = 1.15
 
-#: The stencil of a plain Dask client.
-DASK_SIZE = 10_000
+#: The stencils of plain Dask clients, and the stencil of ours whose peak is compared with theirs.
+DASK_SIZES = {"graph": 10_000, "submit": 10_000, "delayed": 4_000}
+COMPARED_SIZE = 100_000
 
 _MEASURE = """
 import json, resource, sys, time
@@ -55,17 +57,28 @@ print(json.dumps([took, cpu, most, most - before]))
 """
 
 DASKS = f"""{_MEASURE}
+import dask
 from dask.task_spec import Task, TaskRef
 from distributed import Client
 client = Client(address)
 before, began, cpu = peak(), time.perf_counter(), time.process_time()
-graph = {{
-    f"noop-{{position}}": Task(
-        f"noop-{{position}}", noop, *[TaskRef(f"noop-{{each}}") for each in neighbours(position)]
-    )
-    for position in range(count)
-}}
-assert client.get(graph, f"noop-{{count - 1}}") == 1
+if kind == "graph":
+    keys = [f"noop-{{position}}" for position in range(count)]
+    graph = {{
+        key: Task(key, noop, *[TaskRef(keys[each]) for each in neighbours(position)])
+        for position, key in enumerate(keys)
+    }}
+    assert client.get(graph, keys[-1]) == 1
+else:
+    tasks = []
+    delayed = dask.delayed(noop, pure=False)
+    for position in range(count):
+        inputs = [tasks[each] for each in neighbours(position)]
+        if kind == "submit":
+            tasks.append(client.submit(noop, *inputs, pure=False))
+        else:
+            tasks.append(delayed(*inputs))
+    assert client.gather(tasks if kind == "submit" else client.compute(tasks)) == [1] * count
 took, cpu, most = time.perf_counter() - began, time.process_time() - cpu, peak()
 print(json.dumps([took, cpu, most, most - before]))
 """
@@ -117,15 +130,17 @@ def main() -> None:
                     f"{what}: memory of a task over the first",
                     *(cost.added / first.added / more, "×", _MAX_MEMORY_RATIO),
                 )
-        ours = costs.get(10 * DASK_SIZE)
+        ours = costs.get(COMPARED_SIZE)
         if kind == "stencil" and ours is not None:
-            dasks = measure(DASKS, kind, DASK_SIZE)
-            table.row(f"stencil, {DASK_SIZE} tasks: Dask", dasks.seconds / DASK_SIZE * 1e6, "us")
-            peaks = f"{ours.peak:.0f} and {dasks.peak:.0f} MB"
-            table.row_at_most(
-                f"peak for {10 * DASK_SIZE} over Dask's for {DASK_SIZE} ({peaks})",
-                *(ours.peak / dasks.peak, "×", 1.0),
-            )
+            for form, count in DASK_SIZES.items():
+                dasks = measure(DASKS, form, count)
+                table.row(f"Dask, {form}, {count} tasks", dasks.seconds / count * 1e6, "us")
+                peaks = f"{ours.peak:.0f} and {dasks.peak:.0f} MB"
+                what = f"peak for {COMPARED_SIZE} over that of Dask's {form} ({peaks})"
+                if form == "delayed":
+                    table.row_at_most(what, ours.peak / dasks.peak, "×", 1.0)
+                else:
+                    table.row(what, ours.peak / dasks.peak)
     table.end()
 
 

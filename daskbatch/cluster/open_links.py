@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 from daskbatch.dispatch.backend import Listener
@@ -172,8 +172,6 @@ class OpenLinks:
                         self._drop(selector, registered, link, False)
             if frames:
                 self._notify("report_all", frames)  # what becomes ready is looked for once
-                if listener is not None and listener.report_pause_seconds:
-                    sleep(listener.report_pause_seconds)
             now = monotonic()
             if now - checked_at > PING_INTERVAL_SECONDS:
                 checked_at = now

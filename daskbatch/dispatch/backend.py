@@ -32,11 +32,10 @@ class Listener(Protocol):
         """A worker has sent a report of a block."""
 
     owes_notification: bool
-    report_pause_seconds: float
 
     def report_all(self, frames: Iterable[bytes]) -> None:
         """An open block has sent reports. If `owes_notification` is set then, the caller calls
-        `notify_waiting` a moment later. The next reports may wait for `report_pause_seconds`.
+        `notify_waiting` a moment later.
         """
 
     def notify_waiting(self) -> None:

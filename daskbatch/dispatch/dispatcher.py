@@ -89,8 +89,6 @@ class Dispatcher:
         #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
         self.owes_notification = False
         self._notified_at = 0.0
-        #: How long the next reports of open blocks may wait until they are read.
-        self.report_pause_seconds = 0.0
 
     # -- the user's threads ---------------------------------------------------------------
 
@@ -322,7 +320,6 @@ class Dispatcher:
                     self.owes_notification |= self._apply(report)
             finally:
                 self._open.flush()
-            self.report_pause_seconds = self._open.report_pause_seconds
             if self.owes_notification:
                 now = monotonic()
                 is_due = now - self._notified_at > NOTIFY_INTERVAL_SECONDS

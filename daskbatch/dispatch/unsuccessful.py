@@ -145,6 +145,8 @@ class UnsuccessfulTasks:
                     self._outside[name, "released"] += 1
                 if self.shows_times and record.measured and len(self._ran) < _MAX_TIMES:
                     self._ran.append(record)
+        if not self._held:
+            self._held.clear()  # a set keeps the memory of all that it has held
 
     def _announce(self) -> None:
         if self.notify is not None and not (

@@ -29,7 +29,6 @@ from daskbatch.dispatch.open_blocks.open_block import (
     only_awaited_block,
 )
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
-from daskbatch.dispatch.open_blocks.report_pause import pause_seconds
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
@@ -119,11 +118,6 @@ class OpenBlocks:
     def has_idle(self) -> bool:
         """Whether an open block has no member that is not over."""
         return any(each.is_open and not each.block.unfinished for each in self._by_number.values())
-
-    @property
-    def report_pause_seconds(self) -> float:
-        """How long reports may wait until they are read."""
-        return pause_seconds(self._by_number.values(), self._submitter.slots, self.held.work)
 
     @property
     def is_paused(self) -> bool:
@@ -342,8 +336,7 @@ class OpenBlocks:
             if record is None:
                 fewest = min(fewest, count)
                 continue
-            level = self.held.level(record)
-            found.add(record, self._table.expected_seconds(record), level)
+            found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
             for waiting in self.held.waits_for_one(record):
                 self._put_behind(found, waiting)

@@ -69,7 +69,13 @@ class HeldTasks:
         found = self._levels.pop(record, None)
         if found is None:
             return False
-        self.work = self.work - found[1] if self._levels else 0.0
+        if self._levels:
+            self.work -= found[1]
+        else:
+            # A dictionary keeps the memory of all that it has held until it is cleared.
+            self.work = 0.0
+            self._levels.clear()
+            self._missing.clear()
         return True
 
     def level(self, record: TaskRecord) -> float:
@@ -88,6 +94,8 @@ class HeldTasks:
         ready: list[TaskRecord] = []
         almost: list[TaskRecord] = []
         behind = self._after.pop(record, None)
+        if not self._after:
+            self._after.clear()
         if not behind:
             return ready, almost
         # It may be over before what it waits for, if it was cancelled; see `unfinished_waits`.

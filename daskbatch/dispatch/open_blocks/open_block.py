@@ -84,8 +84,6 @@ class OpenBlock:
         The connection; None until the block runs and the client has connected.
     closed : bool
         Whether no more members are sent.
-    level : float
-        The expected seconds from the begin of its last member to the end of the program.
     """
 
     def __init__(
@@ -96,7 +94,6 @@ class OpenBlock:
         self.placement = placement
         self.link: MemberLink | None = None
         self.closed = False
-        self.level = 0.0
         #: The members whose values nothing refers to any longer. Appending needs no lock.
         self.dropped: deque[int] = deque()
         self._functions: dict[bytes, int] = {}
@@ -133,7 +130,7 @@ class OpenBlock:
             heapq.heappop(self._behind)
         return None
 
-    def add(self, record: TaskRecord, seconds: float | None, level: float = 0.0) -> None:
+    def add(self, record: TaskRecord, seconds: float | None) -> None:
         """Make a held task a member; `send` sends it.
 
         Parameters
@@ -142,10 +139,7 @@ class OpenBlock:
             The task.
         seconds : float, optional
             How long it is expected to run; None if that is not known.
-        level : float
-            The expected seconds from its begin to the end of the program.
         """
-        self.level = level
         self._seconds.append(seconds or 0.0)
         before, block = record.block, self.block
         assert before is not None

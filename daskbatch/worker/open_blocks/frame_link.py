@@ -35,7 +35,7 @@ class LinkClosed(ConnectionError):
 
 
 class FrameLink:
-    """One end of a connection. Any thread may call all methods.
+    """One end of a connection. Any thread may call all methods; for `wait`, see there.
 
     Parameters
     ----------
@@ -67,6 +67,7 @@ class FrameLink:
         #: With TLS the same: sending and receiving change one state.
         self._receive_lock = self._send_lock if self._is_tls else Lock()
         self._received = bytearray()
+        self._arrivals: select.poll | None = None
 
     def send(self, *frames: bytes) -> None:
         """Send frames, as far as the system takes them at once; the rest is kept.
@@ -173,12 +174,21 @@ class FrameLink:
         return frames
 
     def wait(self, seconds: float, sending: bool = False) -> None:
-        """Wait until something arrives, or more can be sent; at most some seconds."""
+        """Wait until something arrives, or more can be sent; at most some seconds.
+
+        One thread at a time waits for what arrives.
+        """
         if self.broken:
             return
-        poll = select.poll()
         try:
-            poll.register(self.sock, select.POLLOUT if sending else select.POLLIN)
+            if sending:
+                poll = select.poll()
+                poll.register(self.sock, select.POLLOUT)
+            elif self._arrivals is None:
+                poll = self._arrivals = select.poll()
+                poll.register(self.sock, select.POLLIN)
+            else:
+                poll = self._arrivals
             poll.poll(seconds * 1e3)
         except (OSError, ValueError):
             pass
