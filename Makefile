@@ -12,14 +12,14 @@ BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/data_%,$(wildcard ben
 export PYTHONDONTWRITEBYTECODE =
 
 QUIETLY = --quiet --disable-pip-version-check
-PYTEST = -m pytest -n 2 --dist loadfile
+PYTEST = -m pytest -n 3 --dist loadfile
 
 .PHONY: demo test test-unit test-latest test-oldest faults check bench compare docs notebooks dist format lock clean
 
 demo: $(VENV)/demo  ## run a program of functions and executables over Python's own library
 	$(RUN) examples/library_census.py --output demo-output
 
-test: $(VENV)/check  ## run the tests, two files at a time
+test: $(VENV)/check  ## run the tests, three files at a time
 	$(RUN) $(PYTEST)
 
 test-unit: $(VENV)/check  ## run the tests that need no cluster and take no longer than a moment

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import logging
 import os
 import threading
 import weakref
@@ -31,6 +30,7 @@ from distributed.security import Security
 from daskbatch import config
 from daskbatch.cluster.embedded import EmbeddedCluster
 from daskbatch.cluster.growth.worker_range import worker_range
+from daskbatch.cluster.log_filters import omit_end_of_reconnecting, omit_lost_connection
 from daskbatch.cluster.scheduler_file import is_file_name, read_scheduler_file
 from daskbatch.cluster.versions.software import UnfitWorker, difference
 from daskbatch.errors import BatchError, ServiceLost, SpecError
@@ -82,6 +82,7 @@ class Connection:
         self._owns_client = owns_client
         if owns_client:
             _owned.add(client)
+            omit_lost_connection(client)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -92,11 +93,8 @@ class Connection:
                 return
             self._closed = True
         if self._owns_client:
-            if self.client.status == "connecting":
-                # Dask would log with a traceback that its attempt to connect again is cancelled.
-                logging.getLogger("distributed.client").addFilter(_is_not_cancellation)
             # Its scheduler may be gone already.
-            with contextlib.suppress(Exception):
+            with omit_end_of_reconnecting(self.client), contextlib.suppress(Exception):
                 self.client.close(timeout=_CLOSE_TIMEOUT_SECONDS)
         if self.embedded is not None:
             self.embedded.close()
@@ -104,10 +102,6 @@ class Connection:
     def close_in_background(self) -> None:
         """Close in another thread, without waiting."""
         start_unless_ending(self.close, name="daskbatch-close", daemon=False)
-
-
-def _is_not_cancellation(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def connect(

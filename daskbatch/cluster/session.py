@@ -30,6 +30,7 @@ from daskbatch.cluster.growth.demand_report import DemandReport
 from daskbatch.cluster.growth.missing_workers import describe_missing
 from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.loading import require_not_loading
+from daskbatch.cluster.log_filters import omit_timeouts_of_stopped_loops
 from daskbatch.cluster.shared_connection import SharedConnection, share_connection
 from daskbatch.dispatch.background import Background
 from daskbatch.dispatch.dispatcher import Dispatcher
@@ -585,17 +586,7 @@ def _end_all() -> None:
                 unfinished,
             )
         session.end()
-    logging.getLogger("asyncio").addFilter(_is_worth_telling)
-
-
-def _is_worth_telling(record: logging.LogRecord) -> bool:
-    """Return False for a timeout in an event loop of Dask that the exit has stopped.
-
-    A connection of Dask waits for its next message with a time limit. If the loop stops between
-    this time and the next step of the connection, asyncio says that nobody has seen the timeout.
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, TimeoutError) and "never retrieved" in record.getMessage())
+    omit_timeouts_of_stopped_loops()
 
 
 def _end_with_multiprocessing() -> None:

@@ -54,6 +54,10 @@ class TaskTimes:
         #: By worker: when the last task of each row ended.
         self._rows: dict[str, list[float]] = {}
 
+    def __len__(self) -> int:
+        """Return of how many workers rows are kept."""
+        return len(self._rows)
+
     def add(self, times: Sequence[TaskTime]) -> bool:
         """Add tasks to the stream; return whether there is one, since somebody has looked."""
         plugin: Any = self._scheduler.plugins.get(TaskStreamPlugin.name)
@@ -72,6 +76,9 @@ class TaskTimes:
         return True
 
     def _row(self, time: TaskTime) -> int:
+        if time.worker not in self._rows:
+            workers = self._scheduler.workers
+            self._rows = {name: rows for name, rows in self._rows.items() if name in workers}
         rows = self._rows.setdefault(time.worker, [])
         row = next((n for n, end in enumerate(rows) if end <= time.begin), len(rows))
         rows[row : row + 1] = [time.end]

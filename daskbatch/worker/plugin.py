@@ -7,7 +7,6 @@ and `end`, which the threads of blocks call.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -32,7 +31,6 @@ from distributed.worker_state_machine import SecedeEvent
 
 from daskbatch.memory.host import host_id
 from daskbatch.serialization import stored_value
-from daskbatch.timeouts import Deadline
 from daskbatch.worker.announced_end import announced_end, ask_slurm
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
@@ -65,9 +63,6 @@ PLUGIN_NAME = "daskbatch-worker"
 
 #: The interval at which the event loop asks running blocks for reports, and checks their budgets.
 _TICK_INTERVAL_SECONDS = 0.02
-
-#: How long a worker that closes waits for open blocks that run nothing, and how often it looks.
-_IDLE_END_TIMEOUT_SECONDS, _IDLE_POLL_INTERVAL_SECONDS = 1.0, 0.01
 
 #: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
 _WALLTIME = "daskbatch_walltime"
@@ -194,7 +189,6 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
-        await self._wait_for_idle_blocks()
         get_child_pool().close()
         if (ranks := _rank_pool()) is not None:
             ranks.close()
@@ -203,19 +197,6 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             get_reaper().close()  # else it would end processes that tasks have left on purpose
         if self._journals is not None:
             self._journals.close()
-
-    async def _wait_for_idle_blocks(self) -> None:
-        """Wait a moment until open blocks that run no member have ended.
-
-        Dask would log a warning for each key that still runs when the worker closes.
-        """
-        runs = list(self._runs.values())
-        idle = [each for each in runs if isinstance(each, OpenRun) and each.is_idle]
-        deadline = Deadline(_IDLE_END_TIMEOUT_SECONDS)
-        while idle and not deadline.passed:
-            await asyncio.sleep(_IDLE_POLL_INTERVAL_SECONDS)  # once more for Dask's own end of it
-            running = list(self._runs.values())
-            idle = [each for each in idle if each in running]
 
     def _is_worth_telling(self, record: logging.LogRecord) -> bool:
         """Return False if Dask tells that it has cancelled a block which runs no member.

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ def fail(*_: Any) -> None:
 
 def wait_for(path: str, *_: Any) -> None:
     wait_for_file(Path(path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_pages_collect_no_garbage() -> Iterator[None]:
+    """Have Bokeh collect no garbage for each page that was closed.
+
+    It does so on the scheduler's event loop, which is in this process. With the heap of thousands
+    of tests this takes a second for each page, and the tests close sixty of them at once.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bokeh.document.document.gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(scope="module")
