@@ -162,7 +162,8 @@ def run_on_hosts(numbers: Sequence[int], kills: bool) -> tuple[str, int]:
                 return str(getattr(error, "stderr", None) or error).strip(), failed
             program = (sys.executable, "-m", "faults.links", hosts.token, str(number))
             command = hosts.command(PROGRAM, *program, str(int(kills)))
-            failed += subprocess.run(command, check=False).returncode != 0
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            failed += subprocess.run(command, env=environment, check=False).returncode != 0
         finally:
             hosts.remove()
     return "", failed
