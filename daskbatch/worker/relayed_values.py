@@ -140,7 +140,8 @@ def _server_of(address: str) -> ServerAddress | None:
     """Return where a worker listens; None if that is not in a network."""
     if not address.startswith(("tcp://", "tls://")):
         return None
-    return ServerAddress(*parse_host_port(address.partition("://")[2]), b"", False)
+    host, port = parse_host_port(address.partition("://")[2])
+    return ServerAddress(host, port, b"", False)
 
 
 async def _is_reachable(server: ServerAddress) -> bool:

@@ -46,6 +46,10 @@ LARGE = 200_000
 #: After this time a run counts as hanging. Seconds.
 LONGEST = 120.0
 
+#: If no task ends for this time, and nothing happens, that is a stall. A broken link may be one of
+#: the causes until it is mended. Seconds.
+STALL = 20.0
+
 
 @dataclass
 class Tally:
@@ -79,7 +83,8 @@ def large(number: int) -> bytes:
 def compare(one: bytes, other: bytes) -> tuple[int, int]:
     """Return the numbers of two large values, which may be on other workers."""
     for value in (one, other):
-        assert len(value) == LARGE and value == value[:4] * (LARGE // 4)
+        assert len(value) == LARGE
+        assert value == value[:4] * (LARGE // 4)
     return int.from_bytes(one[:4], "little"), int.from_bytes(other[:4], "little")
 
 
@@ -105,6 +110,8 @@ class Run:
         #: Whether a worker has died by our hand.
         self.killed = False
         self.began = time.monotonic()
+        #: Whether nothing happens to workers any longer.
+        self.is_quiet = False
 
     def complain(self, what: str) -> None:
         self.note(f"VIOLATION {what}")
@@ -112,6 +119,10 @@ class Run:
 
     def note(self, what: str) -> None:
         self.tally.events.append(f"{time.monotonic() - self.began:7.2f} {what}")
+
+    def is_undisturbed(self) -> bool:
+        """Return whether all workers and links are as they are to be."""
+        return self.is_quiet
 
     @contextlib.contextmanager
     def open_batch(self) -> Iterator[Batch]:
@@ -139,12 +150,12 @@ class Run:
             tasks = self.start()
             caller = threading.Thread(target=self.call, daemon=True)
             caller.start()
-            if "LEAVING_EVENTS" in os.environ:
-                threading.Thread(target=self.watch, args=[tasks], daemon=True).start()
+            threading.Thread(target=self.watch, args=[tasks], daemon=True).start()
             if self.adapt:
                 self.work_in_bursts()
             else:
                 self.disturb()
+            self.is_quiet = True
             self.note("nothing happens any longer")
             deadline = time.monotonic() + LONGEST
             faulthandler.dump_traceback_later(LONGEST / 2)
@@ -208,32 +219,18 @@ class Run:
             time.sleep(0.01)
 
     def watch(self, tasks: dict[str, list[Task]]) -> None:
-        """Note each two seconds what is not over, for whoever looks for the cause of a stall."""
-        while not self.over.wait(2.0):
-            states = {
-                kind: dict(Counter(task.state for task in some)) for kind, some in tasks.items()
-            }
-            self.note(f"{states}")
-            with contextlib.suppress(Exception):
-                info = self.batch.client.scheduler_info(n_workers=-1)["workers"]
-                self.note(f"  {({each: w['status'] for each, w in info.items()})}")
-                self.note(f"  {({each: keys for each, keys in self.batch.client.processing().items()})}")
-                self.note(f"  {self.batch.client.run_on_scheduler(_look)}")
-            with contextlib.suppress(Exception):
-                records = {id(r): r for r in [t._record for some in tasks.values() for t in some] if r.phase.name not in ("DONE",)}
-                self.note(f"  BLOCKS {dict(Counter(str(getattr(r.block, 'key', None)) + ' ' + r.phase.name + ' ' + str(type(r.block)) for r in records.values()))}")
-            with contextlib.suppress(Exception):
-                open_blocks = self.batch._session.dispatcher.table.open_blocks
-                keys = [b.key for b in open_blocks._by_number.values() for b in [b.block]]
-                self.note(f"  OPEN {[(b.block.key, b.link, b.closed, b.block.unfinished) for b in open_blocks._by_number.values()]} ready {[(k, len(v)) for k, v in open_blocks._ready.items()]} slots {self.batch._session.slots} paused {open_blocks.is_paused} turned {len(open_blocks._turned_ready)}")
-                self.note(f"  LOOP {self.batch.client.sync(_tasks)}")
-                self.note(f"  SLOOP {self.batch.client.run_on_scheduler(_tasks2)}")
-                self.note(f"  STATES {[(k, getattr(self.batch.client.futures.get(k), 'status', None)) for k in keys]} {[(b.block.future is not None and b.block.future.status) for b in open_blocks._by_number.values()]}")
-                self.note(f"  OPENKEYS {self.batch.client.run_on_scheduler(_keys, keys)}")
-            waiting = [task for some in tasks.values() for task in some if task.state != "done"]
-            for task in waiting[:2]:
-                with contextlib.suppress(Exception):
-                    self.note(f"  {task.name}: {task.why()}")
+        """Notice a stall: workers are there, nothing happens to them, and no task ends."""
+        every = [task for some in tasks.values() for task in some]
+        over, since = 0, time.monotonic()
+        while not self.over.wait(1.0):
+            now = sum(task.state not in ("waiting", "running") for task in every)
+            if now != over or not self.is_undisturbed() or not self.batch.num_workers:
+                over, since = now, time.monotonic()
+            elif time.monotonic() - since > STALL:
+                stuck = [task for task in every if task.state in ("waiting", "running")]
+                why = "; ".join(task.why() for task in stuck[:2])
+                self.complain(f"no task has ended for {STALL} s, {len(stuck)} are not over: {why}")
+                return
 
     # -- what happens to workers ----------------------------------------------------------
 
@@ -383,52 +380,6 @@ class Run:
                 self.complain(f"{queue}, {copies} replicas: {error}")
         except Exception as error:
             self.complain(f"{queue}: {found}, then {error!r}")
-
-
-def _keys(keys, dask_scheduler):
-    return [(key, t and (t.state, str(t.who_has), str(t.processing_on), str(t.who_wants), str(getattr(t.run_spec, "func", None)), dask_scheduler.story(key)[-12:])) for key in keys for t in [dask_scheduler.tasks.get(key)]]
-
-
-async def _tasks():
-    return _tasks2(None)
-
-
-def _tasks2(dask_scheduler=None):
-    import asyncio
-    out = []
-    for t in asyncio.all_tasks():
-        stack = []
-        c = t.get_coro()
-        while c is not None:
-            code = getattr(c, "cr_code", None) or getattr(c, "gi_code", None)
-            frame = getattr(c, "cr_frame", None) or getattr(c, "gi_frame", None)
-            stack.append(f"{code.co_name if code else c}:{frame.f_lineno if frame else ''}")
-            c = getattr(c, "cr_await", None) or getattr(c, "gi_yieldfrom", None)
-        out.append(t.get_name() + " " + ">".join(stack)[:400])
-    return [o for o in out if "gather" in o or "get_data" in o or "watch" in o or "get-data" in o or "depart" in o]
-
-
-def _look(dask_scheduler):
-    found = [list(dask_scheduler.extensions["daskbatch-departures"]._departures)]
-    found.append(
-        [
-            (t.key, t.state, t.worker_restrictions, t.resource_restrictions, [str(d.key)+d.state for d in t.dependencies])
-            for t in dask_scheduler.tasks.values()
-            if t.state not in ("memory", "forgotten")
-        ]
-    )
-    found.append([(w.address, [(getattr(t, "key", t), getattr(t, "state", None), [c.client_key for c in getattr(t, "who_wants", None) or ()]) for t in w.actors]) for w in dask_scheduler.workers.values()])
-    found.append([(t.key, [w.address for w in t.who_has or ()], getattr(t.run_spec, "func", None).__class__.__name__, [c.client_key for c in t.who_wants or ()]) for t in dask_scheduler.tasks.values() if t.state == "memory" and not t.actor and "daskbatch_block" in str(t.key)])
-    for plugin in dask_scheduler.plugins.values():
-        for obj in getattr(plugin, "_objects", {}).values():
-            found.append(
-                [
-                    [(layout.epoch, [r.worker for r in layout.replicas]) for layout in obj.layouts],
-                    dict(obj.joining),
-                    dict(obj.moving),
-                ]
-            )
-    return found
 
 
 def _thaw(pid: int) -> None:

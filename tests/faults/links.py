@@ -24,6 +24,7 @@ import dask
 from faults.leaving_harness import MOST_WORKERS, Run, Tally, execute, report
 from support.host_cluster import host_cluster
 from support.hosts import Hosts
+from support.waiting import wait_until
 
 from daskbatch import Batch
 
@@ -66,6 +67,7 @@ class LinkRun(Run):
         with host_cluster(self.hosts, MOST_WORKERS, self.root, SETTINGS) as self.on_hosts:
             for host in (1, 2, 3):
                 self.on_hosts.start_worker(host)
+            wait_until(self.on_hosts.answers, "no scheduler", 60)
             try:
                 with Batch(self.on_hosts.scheduler_address) as batch:
                     yield batch
@@ -82,8 +84,11 @@ class LinkRun(Run):
     # -- what happens to links ---------------------------------------------------------------
 
     def actions(self) -> list[Callable[[], None]]:
-        found = [*super().actions(), self.cut_worker, self.cut_pair, self.cut_pair, self.cut_program]
-        return [*found, self.cut_from_scheduler]
+        links = [self.cut_worker, self.cut_from_scheduler, self.cut_pair, self.cut_program]
+        return [*super().actions(), *links, self.cut_pair]
+
+    def is_undisturbed(self) -> bool:
+        return super().is_undisturbed() and not self.broken
 
     def seconds(self, may_be_long: bool) -> float:
         """Return for how long a link is cut."""
@@ -157,7 +162,8 @@ def run_on_hosts(numbers: Sequence[int], kills: bool) -> tuple[str, int]:
                 return str(getattr(error, "stderr", None) or error).strip(), failed
             program = (sys.executable, "-m", "faults.links", hosts.token, str(number))
             command = hosts.command(PROGRAM, *program, str(int(kills)))
-            failed += subprocess.run(command, check=False).returncode != 0
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            failed += subprocess.run(command, env=environment, check=False).returncode != 0
         finally:
             hosts.remove()
     return "", failed

@@ -441,3 +441,29 @@ def test_a_dictionary_without_a_batch_moves(cluster: LocalCluster) -> None:
         assert list(client.retire_workers([worker])) == [worker]
         assert count_of(d.get, range(30)) == 30
         assert queue.get(timeout=60) == "a"
+
+
+@pytest.mark.timeout(100)
+def test_a_worker_leaves_to_which_shards_are_moving() -> None:
+    """The moves end: nothing waits for the worker, and the shards stay where they are."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Batch(cluster) as batch,
+    ):
+        shared, copied = batch.ddict(shards=6), batch.ddict(replicas=2)
+        content = {number: bytes(20_000) for number in range(30)}
+        shared.update(content)
+        copied.update(content)
+        (first,) = cluster.scheduler.workers
+        for some_have_moved in (False, True, True):
+            cluster.scale(2)
+            wait_until(lambda: len(cluster.scheduler.workers) == 2, "no worker joins")
+            (new,) = cluster.scheduler.workers.keys() - {first}
+            if some_have_moved:
+                wait_until(lambda new=new: new in str(shared.stats()), "no shard moves")
+            batch.client.retire_workers([new])
+            assert new not in cluster.scheduler.workers
+            scale_to(cluster, batch, 1)
+            assert dict(shared) == dict(copied) == content

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ from pathlib import Path
 import psutil
 from distributed import Client
 from support.hosts import Hosts
-from support.waiting import wait_until
 
 _PORT = 8786
 
@@ -59,15 +59,20 @@ class HostCluster:
     def _start(self, host: int, *arguments: str) -> subprocess.Popen[bytes]:
         apart = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
         return subprocess.Popen(
-            self.hosts.command(
-                host, *apart, "sh", "-c", _APART, "sh", sys.executable, *arguments
-            ),
+            self.hosts.command(host, *apart, "sh", "-c", _APART, "sh", sys.executable, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             env=self._environment,
             cwd="/",
         )
+
+    def answers(self) -> bool:
+        """Return whether the scheduler listens, to a process on one of the hosts."""
+        with contextlib.suppress(OSError):
+            socket.create_connection((self.hosts.addresses[0], _PORT), 1.0).close()
+            return True
+        return False
 
     # -- workers --------------------------------------------------------------------------
 
@@ -140,10 +145,3 @@ def host_cluster(
         yield cluster
     finally:
         cluster.close()
-
-
-def wait_for_workers(client: Client, count: int) -> None:
-    """Wait until some workers have joined."""
-    wait_until(
-        lambda: len(client.scheduler_info(n_workers=-1)["workers"]) >= count, "no workers", 120
-    )

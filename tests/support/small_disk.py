@@ -1,8 +1,13 @@
-"""A small file system for tests that fill it. Only root may make one: else the test is skipped."""
+"""A small file system for tests that fill it. Only root may make one: else the test is skipped.
+
+It is in memory. ``SMALL_DISK=btrfs`` or ``SMALL_DISK=ext4`` in the environment has the tests use
+one of this kind, in a file, if the system has ``mkfs`` for it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +18,9 @@ import pytest
 
 #: How much space is left free by `SmallDisk.fill`.
 _PAGE_BYTES = 4096
+
+#: The least size of a file system in a file: btrfs accepts nothing smaller.
+_LEAST_IMAGE_BYTES = 20 << 20
 
 
 class SmallDisk:
@@ -49,6 +57,13 @@ def small_disk(path: Path, size: int) -> Iterator[SmallDisk]:
         pytest.skip("this test fills a tmpfs, which only Linux has")
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if kind := os.environ.get("SMALL_DISK"):
+        image = path.with_name(f"{path.name}.image")
+        with image.open("wb") as file:
+            file.truncate(max(size, _LEAST_IMAGE_BYTES))
+        options = ["--mixed"] if kind == "btrfs" else []
+        subprocess.run([f"mkfs.{kind}", "-q", *options, image], check=True)
+        mount = ["mount", "-o", "loop", str(image), str(path)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")

@@ -95,8 +95,8 @@ class Journal:
                 if block is None:
                     # Whatever mask for new files a task has set, another process must open it.
                     os.fchmod(file.fileno(), 0o600)
-                    file.truncate(_FILE_BYTES)
                     self._allocate(file.fileno(), 0, _MIN_FILE_BYTES)
+                    file.truncate(_FILE_BYTES)
                 self._maps.append(mmap.mmap(file.fileno(), _FILE_BYTES))
         self._turn = 0
         self._map = self._maps[0]

@@ -6,11 +6,13 @@ import asyncio
 import math
 import os
 import socket
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from daskbatch.cluster.leaving.departures import drop_absent_actors
 from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.leaving.recipients import Holding, not_begun, unable_to_leave
 from daskbatch.cluster.leaving.walltimes import fitting
@@ -77,3 +79,26 @@ def test_a_refused_connection_is_known_at_once() -> None:
         assert asyncio.run(is_listening(address, 30.0))
     assert not asyncio.run(is_listening(address, 30.0))
     assert asyncio.run(is_listening("inproc://10.0.0.1/1/1", 0.0))
+
+
+@dataclass(eq=False)
+class Actor:
+    """What the scheduler records of an actor."""
+
+    processing_on: object = None
+    who_has: set[object] | None = None
+
+
+@dataclass(eq=False)
+class WorkerState:
+    """What the scheduler records of a worker."""
+
+    actors: set[object] = field(default_factory=set)
+
+
+def test_actors_that_were_never_made_keep_no_worker() -> None:
+    worker, other = WorkerState(), WorkerState()
+    there: set[object] = {"a key", Actor(None, {worker}), Actor(worker)}
+    worker.actors = there | {Actor(), Actor(None, set()), Actor(other), Actor(None, {other})}
+    drop_absent_actors(worker)
+    assert worker.actors == there
