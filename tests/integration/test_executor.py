@@ -582,12 +582,20 @@ def test_a_callback_may_submit(executor: BatchPoolExecutor) -> None:
     def submit(future: Future[Any]) -> None:
         more.set_result(executor.submit(abs, future.result()))
 
-    executor.submit(abs, -5).add_done_callback(submit)
+    executor.submit(abs, -5).add_done_callback(submit)  # in whichever thread
     assert more.result(SECONDS).result(SECONDS) == 5
 
 
-def test_a_callback_that_ends_the_interpreter_ends_nothing(executor: BatchPoolExecutor) -> None:
-    executor.submit(abs, -1).add_done_callback(lambda _: sys.exit(1))
+def test_a_callback_that_ends_the_interpreter_ends_nothing(
+    executor: BatchPoolExecutor, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    future = executor.submit(begin_and_wait, begun)
+    # Before the call ends: else this thread would run the callback.
+    future.add_done_callback(lambda _: sys.exit(1))
+    wait_until(begun.exists)
+    begun.unlink()
+    assert future.result(SECONDS) is None
     assert executor.submit(abs, -1).result(SECONDS) == 1
 
 
