@@ -65,8 +65,8 @@ def test_three_times_the_memory_of_a_worker_goes_through_and_comes_back(tmp_path
             assert is_right(makers[number].get(), number)
             most = max(most, me.memory_info().rss)
             makers[number] = None  # type: ignore[call-overload]
-        # What one block has stored comes together.
-        assert most - memory < 10 * SIZE
+        # What one block has stored comes together, and a few mappings are kept; not all 45 values.
+        assert most - memory < 20 * SIZE
         assert client.run(os.getpid) == before
 
 
