@@ -63,12 +63,15 @@ def share(kind: str, steps: int, seconds: float) -> tuple[float, float]:
             each.stdin.write("\n")
             each.stdin.flush()
         times = [json.loads(each.communicate()[0]) for each in clients]
+    # While both had tasks to run. If there is no such time, one has had all slots to its end.
     begin = max(min(began for began, _ in some) for some in times)
     end = min(max(ended for _, ended in some) for some in times)
     found = [
         sum(max(0.0, min(ended, end) - max(began, begin)) for began, ended in some)
         for some in times
     ]
+    if not sum(found):
+        return 1.0, 1.0
     return found[0] / sum(found), sum(found) / ((end - begin) * WORKERS)
 
 
