@@ -55,7 +55,7 @@ class TaskTimes:
         self._rows: dict[str, list[float]] = {}
 
     def __len__(self) -> int:
-        """Return of how many workers rows are kept."""
+        """Return the number of workers whose rows are kept."""
         return len(self._rows)
 
     def add(self, times: Sequence[TaskTime]) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Collection, Coroutine
 from time import time
 from typing import Any, TypeVar
@@ -32,9 +31,6 @@ _PROBE_AFTER_SECONDS, _MAX_PROBE_INTERVAL_SECONDS, _PROBE_TIMEOUT_SECONDS = 0.7,
 
 _logger = logging.getLogger("daskbatch")
 
-#: The workers that do so.
-_relaying: weakref.WeakSet[Worker] = weakref.WeakSet()
-
 _Found = TypeVar("_Found")
 
 
@@ -46,9 +42,6 @@ def relay_values(worker: Worker) -> None:
     worker : Worker
         The worker, whose `gather_dep` is replaced.
     """
-    if worker in _relaying:
-        return
-    _relaying.add(worker)
     gather = worker.gather_dep
 
     async def gather_dep(

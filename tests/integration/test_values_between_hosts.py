@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.hosts import Hosts, hosts
 from support.paths import PROJECT
+from support.processes import end_all
 
 MEGABYTES = 16
 
@@ -86,14 +87,7 @@ def running(programs: list[list[str]], log: Path) -> Iterator[None]:
                 started.append(subprocess.Popen(program, stdout=file, stderr=file, cwd="/"))
             yield
         finally:
-            for process in reversed(started):
-                process.terminate()
-            for process in reversed(started):
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end_all(started)
 
 
 def test_a_value_travels_once_to_a_host(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support.processes import end_all
 from support.waiting import wait_until
 
 
@@ -198,12 +199,5 @@ def cluster(
                 )
             yield address
         finally:
-            for process in reversed(started):
-                process.terminate()
-            for process in reversed(started):
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end_all(started)
     wait_until(lambda: all(process.poll() is not None for process in started))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -69,3 +71,15 @@ def read_pids(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
     """Read the pids that a tree writes to its stdout, by kind."""
     lines = [pipe.readline().split() for _ in range(count)]
     return {kind.decode(): int(pid) for kind, pid in lines}
+
+
+def end_all(started: Sequence[subprocess.Popen[Any]]) -> None:
+    """Ask processes to end, the last one first, and kill those that do not."""
+    for process in reversed(started):
+        process.terminate()
+    for process in reversed(started):
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -645,3 +645,9 @@ def _in_exception(values: list[Any]) -> Any:
 
 #: Other ways in which values travel: in a dictionary, as results of a chunk, in an exception.
 WAYS: list[Callable[[list[Any]], Any]] = [_with_buffers, _as_chunk, _in_exception]
+
+
+def call(elsewhere: TaskProcess, function: Any, *args: Any) -> Any:
+    """Return what a function returns in another process."""
+    (found,) = elsewhere.call("a client", (function, *args))
+    return found

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
-from support.scripts import TaskProcess, as_main
+from support.scripts import TaskProcess, as_main, call
 
 from daskbatch.serialization import pickling
 from daskbatch.serialization.deferred_annotations import parameters_of
@@ -18,18 +17,6 @@ from daskbatch.serialization.deferred_annotations import parameters_of
 #: Before Python 3.14, an annotation without quotes is evaluated where it stands (PEP 649).
 deferred = pytest.mark.skipif(sys.version_info < (3, 14), reason="needs PEP 649: Python 3.14")
 QUOTED = [pytest.param("", marks=deferred), "'"]
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[TaskProcess]:
-    made = TaskProcess()
-    yield made
-    made.end()
-
-
-def call(elsewhere: TaskProcess, function: Any, *args: Any) -> Any:
-    (found,) = elsewhere.call("a client", (function, *args))
-    return found
 
 
 @pytest.mark.parametrize("quote", QUOTED)

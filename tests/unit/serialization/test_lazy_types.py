@@ -6,27 +6,14 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.scripts import TaskProcess, as_main
+from support.scripts import TaskProcess, as_main, call
 
 from daskbatch.serialization import lazy_types, pickling
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="needs PEP 695: Python 3.12")
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[TaskProcess]:
-    made = TaskProcess()
-    yield made
-    made.end()
-
-
-def call(elsewhere: TaskProcess, function: Any, *args: Any) -> Any:
-    (found,) = elsewhere.call("a client", (function, *args))
-    return found
 
 
 def test_an_alias_in_an_annotation(elsewhere: TaskProcess) -> None:

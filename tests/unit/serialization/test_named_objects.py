@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,13 +22,6 @@ class Shape:
 def call(function, *args): return function(*args)
 def subtract(a, b): return a - b
 """
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[TaskProcess]:
-    made = TaskProcess()
-    yield made
-    made.end()
 
 
 def test_methods_that_descriptors_make(elsewhere: TaskProcess) -> None:

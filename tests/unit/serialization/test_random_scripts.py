@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from support.scripts import TaskProcess, check
 
 #: The scripts that the suite runs, in groups; `faults/scripts_harness.py` runs any number.
 GROUPS, GROUP_SIZE = 10, 100
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[TaskProcess]:
-    made = TaskProcess()
-    yield made
-    made.end()
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
