@@ -35,10 +35,12 @@ make(4, seconds)[0].run()  # it is known now how long they take
 program, tasks = make(steps, seconds)
 print("ready", flush=True)
 input()
+began = time.time()
 program.run()
 assert program.state == "done"
 times = [(task.info.started, task.info.ended) for task in tasks]
-print(json.dumps([each for each in times if each[0] is not None]))  # it may be unknown
+times = [each for each in times if each[0] is not None]  # it may be unknown
+print(json.dumps([began, times]))
 """
 
 
@@ -62,17 +64,16 @@ def share(kind: str, steps: int, seconds: float) -> tuple[float, float]:
             assert each.stdin is not None
             each.stdin.write("\n")
             each.stdin.flush()
-        times = [json.loads(each.communicate()[0]) for each in clients]
-    # While both had tasks to run. If there is no such time, one has had all slots to its end.
-    begin = max(min(began for began, _ in some) for some in times)
+        found = [json.loads(each.communicate()[0]) for each in clients]
+    times = [some for _, some in found]
+    # While both had tasks to run.
+    begin = max(began for began, _ in found)
     end = min(max(ended for _, ended in some) for some in times)
-    found = [
+    had = [
         sum(max(0.0, min(ended, end) - max(began, begin)) for began, ended in some)
         for some in times
     ]
-    if not sum(found):
-        return 1.0, 1.0
-    return found[0] / sum(found), sum(found) / ((end - begin) * WORKERS)
+    return had[0] / sum(had), sum(had) / ((end - begin) * WORKERS)
 
 
 def main() -> None:

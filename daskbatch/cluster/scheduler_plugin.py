@@ -18,6 +18,7 @@ from distributed import Scheduler, SchedulerPlugin
 
 from daskbatch.cluster.capacities import Capacities
 from daskbatch.cluster.client_registry import ClientRegistry
+from daskbatch.cluster.fair_share import FairShare
 from daskbatch.cluster.futures.future_states import FutureStates
 from daskbatch.cluster.gang_allocator import GangAllocator
 from daskbatch.cluster.growth.demands import Demands
@@ -125,6 +126,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._worker_losses = WorkerLossTracker(scheduler)
         self._unfit = UnfitWorkers(scheduler, self._report_unfit)
         self._gangs = GangAllocator(scheduler)
+        self._fair_share = FairShare(scheduler)
         self._capacities = Capacities(scheduler, self._worker_losses.end_of)
         self._walltimes = Walltimes(scheduler, self._worker_losses.end_of)
         self._future_states = FutureStates(scheduler)
@@ -223,6 +225,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             return []
         self._gangs.end_idle()
         self._demands.remove(topic)
+        self._fair_share.remove(topic)
         self._dashboard.remove(topic)
         # Revoked members must not run, though the client no longer waits for them. And the
         # creator of a Batch may have left an executor's state in the workers' processes.
@@ -376,6 +379,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
             self._keep_token(key)
         self._walltimes.transition(key, finish)
+        self._fair_share.transition(key, start, finish)
         self._future_states.transition(key, finish)
         self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":
@@ -391,14 +395,21 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all gangs with the tasks that Dask has forgotten; called by Dask."""
         self._gangs.clear()
+        self._fair_share.clear()
         self._dashboard.tasks.clear()
 
     # -- the dashboard --------------------------------------------------------------------
 
     def update_graph(
-        self, scheduler: Scheduler, *, annotations: Mapping[str, Any], **kwargs: Any
+        self,
+        scheduler: Scheduler,
+        *,
+        annotations: Mapping[str, Any],
+        priority: Mapping[Any, Any],
+        **kwargs: Any,
     ) -> None:
-        """Have the dashboard show the blocks of a graph; called by Dask."""
+        """Have clients served in turn, and the dashboard show a graph; called by Dask."""
+        self._fair_share.update_graph(annotations, priority)
         names = annotations.get(NAMES)
         if names:
             self._dashboard.tasks.add(names, annotations[TOPIC])

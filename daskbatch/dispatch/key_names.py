@@ -3,7 +3,7 @@
 Dask groups keys by their names: keys up to the nonce have one prefix, and one colour; keys with
 one nonce are one group. The pages of the dashboard fail if groups depend on each other in a circle.
 So the blocks of one name that wait for each other by way of others are in groups of different
-*stages*. Pure functions and records; one thread uses a `Stages` or a `BlockNames`.
+*stages*. Pure functions and records; one thread uses a `Stages` or a `KeyValues`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_NAME_CHARACTERS = 60
 TOKEN, BUFFER = "daskbatch_token", "daskbatch_buffer"
 MIXED, BARRIER, OTHERS = "daskbatch_block", "daskbatch_barrier", "daskbatch_other"
 
-#: The name of the annotation of keys that holds what `BlockNames` returns.
+#: The name of the annotation of keys that holds their `NameCounts`.
 NAMES = "daskbatch_names"
 
 #: Of a block of many names, this many are shown; the other tasks are counted as `OTHERS`.
@@ -40,6 +40,7 @@ _MAX_STAGES = 50
 NameCounts = tuple[tuple[str, int], ...]
 
 _Block = TypeVar("_Block", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
 @lru_cache(maxsize=4096)
@@ -79,20 +80,27 @@ def member_names(records: Sequence[TaskRecord]) -> tuple[str, NameCounts]:
     return shown[0][0] if len(shown) == 1 else MIXED, tuple(shown)
 
 
-class BlockNames:
-    """The names of the members of blocks, as an annotation of a graph: called with a key."""
+class KeyValues(Generic[_Value]):
+    """An annotation with another value for each key of a graph: called with a key.
 
-    __slots__ = ("_names",)
+    Parameters
+    ----------
+    default : object
+        The value for all keys that have none.
+    """
 
-    def __init__(self) -> None:
-        self._names: dict[Any, NameCounts] = {}
+    __slots__ = ("_default", "_values")
 
-    def add(self, key: Any, names: NameCounts) -> None:
-        """Add a block."""
-        self._names[key] = names
+    def __init__(self, default: _Value) -> None:
+        self._default = default
+        self._values: dict[Any, _Value] = {}
 
-    def __call__(self, key: Any) -> NameCounts:
-        return self._names.get(key, ())
+    def add(self, key: Any, value: _Value) -> None:
+        """Set the value of a key."""
+        self._values[key] = value
+
+    def __call__(self, key: Any) -> _Value:
+        return self._values.get(key, self._default)
 
 
 class Stages(Generic[_Block]):

@@ -23,7 +23,8 @@ from daskbatch.dispatch.key_names import (
     BUFFER,
     MIXED,
     NAMES,
-    BlockNames,
+    KeyValues,
+    NameCounts,
     Stages,
     member_names,
 )
@@ -48,6 +49,10 @@ GraphKey = str | BlockKey
 
 #: The name of the annotation of keys that holds the topic of their client.
 TOPIC = "daskbatch"
+
+#: The names of two annotations of keys: how many seconds each is expected to take, and whether it
+#: is an open block.
+SECONDS, OPEN = "daskbatch_seconds", "daskbatch_open"
 
 #: The name of the annotation of keys that are gangs: the ranks, the cores of each rank, the
 #: resources of each rank, and the workers that may run it.
@@ -151,7 +156,8 @@ class _Lowering:
         self._shares_memory = shares_memory
         self._nonce = nonce
         self._stages: Stages[SubmittedBlock] = Stages(nonce)
-        self._names = BlockNames()
+        self._names: KeyValues[NameCounts] = KeyValues(())
+        self._seconds = KeyValues(0.0)
         self._setting = setting
         followed = setting.surroundings
         self._surroundings = None if followed is None else followed.changes()
@@ -179,6 +185,7 @@ class _Lowering:
         )
         key = block.key = (group, self._next)
         self._names.add(key, shown)
+        self._seconds.add(key, block.expected_seconds)
         self._next -= 1
         options = block.records[0].options
         block.waits = frozenset(inputs.blocks)
@@ -329,6 +336,7 @@ class _Lowering:
                 annotations={
                     **_annotations(self._options[placement], self._setting.topic),
                     NAMES: self._names,
+                    SECONDS: self._seconds,
                 },
             )
             for number, (placement, mapping) in enumerate(self._layers.items())
@@ -382,7 +390,8 @@ def lower_open_block(
         open=True,
     )
     task = Task(key, setting.entry, pickling.dumps(spec), _data_producer=True)
-    layer = MaterializedLayer({key: task}, annotations=_annotations(options, setting.topic))
+    annotations = _annotations(options, setting.topic) | {SECONDS: setting.budget, OPEN: True}
+    layer = MaterializedLayer({key: task}, annotations=annotations)
     return Lowered(HighLevelGraph({key[0]: layer}, {key[0]: set()}), {key: block})
 
 

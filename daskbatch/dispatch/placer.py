@@ -100,6 +100,7 @@ class Placer:
             )
             block.small = self._is_small(block)
             block.long = any(candidates[position].long for position in positions)
+            block.expected_seconds = self._expected(candidates[position] for position in positions)
             blocks.append(block)
         futures = dict(self._buffers)
         # The number is long, because Dask takes equal keys for one key, even if they are of
@@ -199,6 +200,15 @@ class Placer:
             kind=("placed", placement),
             solo=largest > self._setting.share_limit,
         )
+
+    def _expected(self, candidates: Iterable[Candidate]) -> float:
+        """Return how long a block is expected to run; its budget if that is not known."""
+        total = 0.0
+        for candidate in candidates:
+            if candidate.seconds is None:
+                return self._setting.budget
+            total += candidate.seconds
+        return total
 
     def _is_small(self, block: SubmittedBlock) -> bool:
         """Return whether the result of a block may travel along order-only edges."""

@@ -329,6 +329,7 @@ class SubmittedBlock:
         "_over",
         "buffer_futures",
         "buffer_keys",
+        "expected_seconds",
         "failed",
         "future",
         "held",
@@ -355,6 +356,8 @@ class SubmittedBlock:
         self.small = False
         #: Whether the block may run for a long time.
         self.long = False
+        #: How long it is expected to run.
+        self.expected_seconds = 0.0
         #: Whether it is not submitted: the client sends its members to open blocks, one by one.
         self.held = False
         #: Whether it is an open block: members are added while it runs.

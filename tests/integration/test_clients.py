@@ -188,6 +188,47 @@ def test_first_come_first_served(tmp_path: Path) -> None:
     assert notes.read_text().split() == names
 
 
+def test_programs_of_two_clients_take_turns(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as one_slot:
+        batch = Batch(one_slot)
+        copies = [batch, copied(batch), copied(batch)]
+        # After the first call, which imports the module, all take equally long. It is learnt that
+        # each is a block by itself.
+        for copy in copies:
+            copy.function(clients.note_slowly, notes, "x").run(timeout=30)
+        notes.unlink()
+        wait_until(lambda: _count_keys(batch) == 0)
+        batch.function(wait_for_file, tmp_path / "go").start()
+        wait_until(lambda: _count_keys(batch) == 1)
+        for which in (1, 2):
+            tasks = [
+                copies[which].function(clients.note_slowly, notes, f"{which}{turn}")
+                for turn in range(5)
+            ]
+            copies[which].compile(tasks).start()
+        wait_until(lambda: _count_keys(batch) == 11)
+        (tmp_path / "go").touch()
+        for copy in copies:
+            copy.fence(timeout=30)
+            copy.close()
+        batch.join(timeout=30)
+    names = notes.read_text().split()
+    assert sorted(names[:2] + names[-2:]) == ["10", "14", "20", "24"], names
+    for which in "12":
+        served = [name for name in names if name[0] == which]
+        assert served == [f"{which}{turn}" for turn in range(5)]
+    # One of them may be expected to take a little longer than the other.
+    ahead = [sum(1 if name[0] == "1" else -1 for name in names[:end]) for end in range(10)]
+    assert max(map(abs, ahead)) <= 1, names
+
+
+def _count_keys(batch: Batch) -> int:
+    return int(batch.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+
 # -- the ways that a Batch can go -------------------------------------------------------
 
 

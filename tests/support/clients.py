@@ -298,6 +298,12 @@ def note(path: Path, name: str) -> None:
         file.write(f"{name}\n")
 
 
+def note_slowly(path: Path, name: str) -> None:
+    """Write a note, and take long enough to be a block alone."""
+    note(path, name)
+    time.sleep(0.06)
+
+
 def hold(batch: Batch, directory: Path, how: str) -> None:
     """Keep a copy that is never used until the test says so; then close, drop or only leave it."""
     if how == "dropped":

@@ -17,6 +17,7 @@ from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.edges import set_waits
+from daskbatch.dispatch.lower import SECONDS, Lowered
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
@@ -130,6 +131,23 @@ def test_tasks_that_turn_out_long_get_blocks_of_their_own() -> None:
     backend.join()
     (again,) = backend.submissions[seen:]
     assert [len(block.records) for block in again.blocks.values()] == [1] * 12
+
+
+def test_keys_say_how_long_they_are_expected_to_take() -> None:
+    dispatcher, backend = make_dispatcher(budget=0.25)
+    run_records(dispatcher, [record(number, _sleep, 0.06) for number in range(3)])
+    backend.join()
+    run_records(dispatcher, [record(number, _sleep, 0.0) for number in range(3)])
+    backend.join()
+    first, *_, last = backend.submissions
+    assert set(_seconds_of(first)) == {0.25}, "as long as a block may take, if nothing is known"
+    assert len(_seconds_of(last)) == 3
+    assert all(each >= 0.06 for each in _seconds_of(last))
+
+
+def _seconds_of(lowered: Lowered) -> list[float]:
+    (layer,) = lowered.graph.layers.values()
+    return [layer.annotations[SECONDS](key) for key in lowered.blocks]
 
 
 def _sleep(seconds: float) -> None:

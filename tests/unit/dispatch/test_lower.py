@@ -18,7 +18,7 @@ from daskbatch.describe.access import Channel, Mode, make_access
 from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call, make_options
 from daskbatch.dispatch.edges import set_waits
 from daskbatch.dispatch.key_names import NAMES
-from daskbatch.dispatch.lower import TOPIC, Lowered, Setting, lower
+from daskbatch.dispatch.lower import SECONDS, TOPIC, Lowered, Setting, lower
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.program import build_graph
 from daskbatch.serialization import pickling
@@ -116,9 +116,9 @@ def key_of(record: TaskRecord) -> Any:
 
 
 def options_of(lowered: Lowered, key: Any) -> dict[str, Any]:
-    """Return the annotations of a key, without the names of tasks."""
+    """Return the annotations of a key, without those that all keys have."""
     annotations = dict(layer_of(lowered, key).annotations)
-    del annotations[NAMES]
+    del annotations[NAMES], annotations[SECONDS]
     return annotations
 
 
@@ -349,6 +349,7 @@ def test_options_are_annotations(options: Options, annotations: dict[str, Any]) 
     lowered = program.lower()
     assert options_of(lowered, key_of(task)) == {TOPIC: "topic", **annotations}
     assert layer_of(lowered, key_of(task)).annotations[NAMES](key_of(task)) == (("follow", 1),)
+    assert layer_of(lowered, key_of(task)).annotations[SECONDS](key_of(task)) == 0.0
 
 
 def test_retries_are_for_the_task_and_not_for_its_key() -> None:

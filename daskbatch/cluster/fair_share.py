@@ -1,0 +1,246 @@
+"""Has Dask serve the clients in turn: each gets an equal share of the slots while it has tasks.
+
+Dask serves the graph that was submitted first, whole, before the next one. So a client with an
+hour of work would keep all others waiting for an hour. Here each block has a *tag* on a common
+scale of seconds, and the lowest tag is served first: start-time fair queueing (Goyal, Vin and
+Cheng, SIGCOMM 1996). The blocks of a client follow each other on that scale, at the distance of
+their expected durations. A client that comes later begins where the others are now. Clients with
+equal tags are served in the order of arrival. All runs on the scheduler's event loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from distributed import Scheduler
+
+from daskbatch.dispatch.lower import GANG, OPEN, SECONDS, TOPIC
+
+#: The open blocks of a client count as those of another client.
+_OPEN_SUFFIX = "-open"
+
+#: States of a key that is over, or that nobody needs.
+_ENDED = frozenset({"memory", "erred", "released", "forgotten"})
+
+
+class QueuedKey(NamedTuple):
+    """A key of a graph that is being submitted.
+
+    Parameters
+    ----------
+    key : hashable
+        The key.
+    generation : int
+        Its graph's number in Dask, which counts graphs.
+    seconds : float
+        How long it is expected to take.
+    """
+
+    key: Hashable
+    generation: int
+    seconds: float
+
+
+class Rank(NamedTuple):
+    """When a key is served: the lowest generation first, and of one generation the lowest tag."""
+
+    generation: int
+    tag: float
+
+
+class _Stretch(NamedTuple):
+    """Blocks of one client with one generation, up to a tag."""
+
+    client: str
+    generation: int
+    last: float
+
+
+class _Flow:
+    """The blocks of one client."""
+
+    __slots__ = ("ends", "served")
+
+    def __init__(self) -> None:
+        #: The highest end of a block that has run.
+        self.served = 0.0
+        #: The negated ends of the others, the highest one first; some of these have ended.
+        self.ends: list[tuple[float, int, Hashable]] = []
+
+
+class FairQueue:
+    """The tags of the blocks that have not ended. Not thread-safe.
+
+    To add or end a block costs the logarithm of the number of blocks.
+
+    Examples
+    --------
+    >>> queue = FairQueue()
+    >>> first = queue.add("a", [QueuedKey(f"a{i}", 1, 0.1) for i in range(3)])
+    >>> second = queue.add("b", [QueuedKey(f"b{i}", 2, 0.1) for i in range(3)])
+    >>> sorted({**first, **second}, key={**first, **second}.get)
+    ['a0', 'b0', 'a1', 'b1', 'a2', 'b2']
+    """
+
+    def __init__(self) -> None:
+        #: The highest tag of a block that has run.
+        self._now = 0.0
+        #: The client, the tag and the end of each block.
+        self._keys: dict[Hashable, tuple[str, float, float]] = {}
+        self._flows: dict[str, _Flow] = {}
+        self._numbers = itertools.count()
+        self._stretches: list[_Stretch] = []
+
+    def add(
+        self, client: str, keys: Iterable[QueuedKey], again: bool = False
+    ) -> dict[Hashable, Rank]:
+        """Add keys of a client, and return when each of them is served.
+
+        Parameters
+        ----------
+        client : str
+            The client.
+        keys : iterable of QueuedKey
+            In the order in which they are to be served.
+        again : bool
+            Whether the tasks were submitted before: then they do not come after what the client
+            has submitted since.
+        """
+        flow = self._flows.setdefault(client, _Flow())
+        tag = self._now if again else max(self._now, self._end_of(flow))
+        self._stretches = [each for each in self._stretches if each.last >= self._now]
+        others = _lowest_generations(each for each in self._stretches if each.client != client)
+        ranks: dict[Hashable, Rank] = {}
+        for key, generation, seconds in keys:
+            while others and others[-1].last < tag:
+                others.pop()
+            if others:
+                generation = min(generation, others[-1].generation)
+            ranks[key] = Rank(generation, tag)
+            self._extend_stretch(client, generation, tag)
+            end = tag + seconds
+            self._keys[key] = client, tag, end
+            heapq.heappush(flow.ends, (-end, next(self._numbers), key))
+            tag = end
+        return ranks
+
+    def _end_of(self, flow: _Flow) -> float:
+        """Return where the last block of a client ends that has run or may run."""
+        ends = flow.ends
+        while ends and ends[0][2] not in self._keys:
+            heapq.heappop(ends)
+        return max(flow.served, -ends[0][0]) if ends else flow.served
+
+    def _extend_stretch(self, client: str, generation: int, tag: float) -> None:
+        """Record that a client has a block of a generation with a tag."""
+        last = self._stretches[-1] if self._stretches else None
+        if last is not None and last[:2] == (client, generation):
+            self._stretches.pop()
+            tag = max(tag, last.last)
+        self._stretches.append(_Stretch(client, generation, tag))
+
+    def end(self, key: Hashable, ran: bool) -> None:
+        """Record that a key has ended; one that has not run does not count."""
+        found = self._keys.pop(key, None)
+        if found is None:
+            return
+        client, tag, end = found
+        if ran:
+            self._now = max(self._now, tag)
+            if client in self._flows:
+                flow = self._flows[client]
+                flow.served = max(flow.served, end)
+        if not self._keys:
+            self.clear()
+
+    def remove(self, client: str) -> None:
+        """Forget what a client has had; its keys end by themselves."""
+        self._flows.pop(client, None)
+
+    def clear(self) -> None:
+        """Forget all keys and clients."""
+        self._keys.clear()
+        self._flows.clear()
+        self._stretches.clear()
+
+
+def _lowest_generations(stretches: Iterable[_Stretch]) -> list[_Stretch]:
+    """Return stretches, the furthest first, each with the lowest generation of those so far."""
+    found: list[_Stretch] = []
+    for each in sorted(stretches, key=lambda each: -each.last):
+        if not found or each.generation < found[-1].generation:
+            found.append(each)
+    return found
+
+
+class FairShare:
+    """Changes the priorities of the blocks of all clients as `FairQueue` says. Not thread-safe.
+
+    Not changed are gangs, which are granted slots in another way, what tasks submit, which runs
+    before all other tasks, and what is not of daskbatch.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        The scheduler.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._queue = FairQueue()
+        #: The generation of the last graph.
+        self._generation = 0
+
+    def update_graph(
+        self, annotations: Mapping[str, Mapping[Any, Any]], priority: Mapping[Any, tuple[Any, ...]]
+    ) -> None:
+        """Set the priorities of a graph; called before Dask does anything about its keys.
+
+        Parameters
+        ----------
+        annotations : mapping
+            By name: the values for those keys that are new.
+        priority : mapping
+            Dask's priorities of its keys: a level, a generation and a number.
+        """
+        generations = [each[1] for each in priority.values() if each]
+        newest = max(generations, default=0)
+        # Only a graph that is submitted again has the generation of the one before it.
+        again, self._generation = newest == self._generation, max(newest, self._generation)
+        topics = annotations.get(TOPIC)
+        if topics and not any(each % 1 for each in generations):
+            client = next(iter(topics.values()))
+            if annotations.get(OPEN):
+                # They are submitted one by one, and each waits for all that others have.
+                client, again = client + _OPEN_SUFFIX, False
+            ranks = self._queue.add(client, _queued_keys(topics, annotations, priority), again)
+            for key, rank in ranks.items():
+                self._scheduler.tasks[key].priority = (priority[key][0], *rank)
+
+    def transition(self, key: Any, start: str, finish: str) -> None:
+        """Note that a key has ended; called with each transition of Dask."""
+        if finish in _ENDED:
+            self._queue.end(key, ran=start == "processing")
+
+    def remove(self, topic: str) -> None:
+        """Forget a client."""
+        self._queue.remove(topic)
+        self._queue.remove(topic + _OPEN_SUFFIX)
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self._queue.clear()
+
+
+def _queued_keys(
+    topics: Iterable[Any],
+    annotations: Mapping[str, Mapping[Any, Any]],
+    priority: Mapping[Any, tuple[Any, ...]],
+) -> Iterator[QueuedKey]:
+    seconds, gangs = annotations.get(SECONDS, {}), annotations.get(GANG, {})
+    for key in sorted(topics, key=priority.__getitem__):
+        if key not in gangs:
+            yield QueuedKey(key, priority[key][1], seconds.get(key, 0.0))
