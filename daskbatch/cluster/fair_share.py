@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -51,30 +53,62 @@ class Rank(NamedTuple):
     tag: float
 
 
-class _Stretch(NamedTuple):
-    """Blocks of one client with one generation, up to a tag."""
+class _Generations:
+    """The generations of the blocks of one client: the lowest one from each tag on.
 
-    client: str
-    generation: int
-    last: float
+    Steps in the order of their tags, of which each has a higher generation than the one before.
+    """
+
+    __slots__ = ("_generations", "_tags")
+
+    def __init__(self) -> None:
+        #: Up to which tag there are blocks of each step's generation.
+        self._tags: list[float] = []
+        self._generations: list[int] = []
+
+    def add(self, tag: float, generation: int) -> None:
+        """Record a block."""
+        tags, generations = self._tags, self._generations
+        if tags and tags[-1] >= tag and generations[-1] <= generation:
+            return  # it changes no answer
+        while tags and tags[-1] <= tag and generations[-1] >= generation:
+            tags.pop()
+            generations.pop()
+        tags.append(tag)
+        generations.append(generation)
+
+    def drop(self, tag: float) -> None:
+        """Forget the blocks before a tag."""
+        count = bisect_left(self._tags, tag)
+        del self._tags[:count], self._generations[:count]
+
+    def lowest(self, tag: float) -> tuple[int, float] | None:
+        """Return the lowest generation of blocks from a tag on, and up to where it is the lowest.
+
+        None if there are no blocks.
+        """
+        step = bisect_left(self._tags, tag)
+        return None if step == len(self._tags) else (self._generations[step], self._tags[step])
 
 
 class _Flow:
     """The blocks of one client."""
 
-    __slots__ = ("ends", "served")
+    __slots__ = ("ends", "generations", "served")
 
     def __init__(self) -> None:
         #: The highest end of a block that has run.
         self.served = 0.0
         #: The negated ends of the others, the highest one first; some of these have ended.
         self.ends: list[tuple[float, int, Hashable]] = []
+        self.generations = _Generations()
 
 
 class FairQueue:
     """The tags of the blocks that have not ended. Not thread-safe.
 
-    To add or end a block costs the logarithm of the number of blocks.
+    To add or end a block costs the logarithm of the number of blocks, and to add also the number
+    of clients.
 
     Examples
     --------
@@ -92,7 +126,6 @@ class FairQueue:
         self._keys: dict[Hashable, tuple[str, float, float]] = {}
         self._flows: dict[str, _Flow] = {}
         self._numbers = itertools.count()
-        self._stretches: list[_Stretch] = []
 
     def add(
         self, client: str, keys: Iterable[QueuedKey], again: bool = False
@@ -111,16 +144,18 @@ class FairQueue:
         """
         flow = self._flows.setdefault(client, _Flow())
         tag = self._now if again else max(self._now, self._end_of(flow))
-        self._stretches = [each for each in self._stretches if each.last >= self._now]
-        others = _lowest_generations(each for each in self._stretches if each.client != client)
+        others = []
+        for name, other in self._flows.items():
+            other.generations.drop(self._now)
+            if name != client:
+                others.append(other.generations)
         ranks: dict[Hashable, Rank] = {}
+        lowest, until = math.inf, -math.inf
         for key, generation, seconds in keys:
-            while others and others[-1].last < tag:
-                others.pop()
-            if others:
-                generation = min(generation, others[-1].generation)
-            ranks[key] = Rank(generation, tag)
-            self._extend_stretch(client, generation, tag)
+            if tag > until:
+                lowest, until = _lowest_of_all(others, tag)
+            rank = ranks[key] = Rank(int(min(generation, lowest)), tag)
+            flow.generations.add(tag, rank.generation)
             end = tag + seconds
             self._keys[key] = client, tag, end
             heapq.heappush(flow.ends, (-end, next(self._numbers), key))
@@ -133,14 +168,6 @@ class FairQueue:
         while ends and ends[0][2] not in self._keys:
             heapq.heappop(ends)
         return max(flow.served, -ends[0][0]) if ends else flow.served
-
-    def _extend_stretch(self, client: str, generation: int, tag: float) -> None:
-        """Record that a client has a block of a generation with a tag."""
-        last = self._stretches[-1] if self._stretches else None
-        if last is not None and last[:2] == (client, generation):
-            self._stretches.pop()
-            tag = max(tag, last.last)
-        self._stretches.append(_Stretch(client, generation, tag))
 
     def end(self, key: Hashable, ran: bool) -> None:
         """Record that a key has ended; one that has not run does not count."""
@@ -164,16 +191,16 @@ class FairQueue:
         """Forget all keys and clients."""
         self._keys.clear()
         self._flows.clear()
-        self._stretches.clear()
 
 
-def _lowest_generations(stretches: Iterable[_Stretch]) -> list[_Stretch]:
-    """Return stretches, the furthest first, each with the lowest generation of those so far."""
-    found: list[_Stretch] = []
-    for each in sorted(stretches, key=lambda each: -each.last):
-        if not found or each.generation < found[-1].generation:
-            found.append(each)
-    return found
+def _lowest_of_all(flows: Iterable[_Generations], tag: float) -> tuple[float, float]:
+    """Return the lowest generation of blocks from a tag on, and up to where it is the lowest."""
+    lowest, until = math.inf, math.inf
+    for each in flows:
+        found = each.lowest(tag)
+        if found is not None:
+            lowest, until = min(lowest, found[0]), min(until, found[1])
+    return lowest, until
 
 
 class FairShare:

@@ -142,9 +142,49 @@ def test_each_gets_its_share(seed: int) -> None:
     assert max(had[name] for name in seconds) - min(had[name] for name in seconds) < 0.81
 
 
+def test_many_small_submissions_cost_as_much_as_few(slot: Slot) -> None:
+    """Two clients submit ten thousand calls each, one by one: in time that grows linearly."""
+    queue = slot.queue
+    order = []
+    for number in range(10_000):
+        for name in "ab":
+            key = name, number
+            (rank,) = queue.add(name, [QueuedKey(key, len(order) + 1, 0.1)]).values()
+            order.append((rank, len(order), name))
+    assert "".join(name for *_, name in sorted(order)) == "ab" * 10_000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_block_is_not_behind_one_of_a_later_tag(seed: int) -> None:
+    source = random.Random(seed)
+    queue = FairQueue()
+    ranks: dict[Hashable, Rank] = {}
+    waiting: list[Hashable] = []
+    for generation in range(1, 60):
+        name = source.choice("abcd")
+        some = [
+            QueuedKey((name, generation, number), generation, source.choice([0.0, 0.1, 0.3]))
+            for number in range(source.randint(1, 8))
+        ]
+        added = queue.add(name, some)
+        # Of equal or older generation than all blocks with the same or a later tag of others.
+        for key, rank in added.items():
+            for other in waiting:
+                if other[0] != name and ranks[other].tag >= rank.tag:  # type: ignore[index]
+                    assert rank.generation <= ranks[other].generation, (key, other)
+        ranks |= added
+        waiting += added
+        for _ in range(source.randint(0, 6)):
+            if waiting:
+                first = min(waiting, key=ranks.__getitem__)
+                waiting.remove(first)
+                queue.end(first, ran=True)
+
+
 def test_nothing_is_kept(slot: Slot) -> None:
     slot.add("a", keys("a", 10, 1))
     slot.add("b", keys("b", 10, 2))
     slot.serve()
     queue = slot.queue
-    assert not any((queue._keys, queue._flows, queue._stretches))
+    assert not queue._keys
+    assert not queue._flows
