@@ -78,7 +78,7 @@ def share(kind: str, steps: int, seconds: float) -> tuple[float, float]:
 
 def main() -> None:
     table = Table("two clients at once on two workers")
-    for kind, steps, seconds in (("flat", 20, 0.05), ("flat", 150, 0.005), ("stencil", 150, 0.005)):
+    for kind, steps, seconds in (("flat", 20, 0.05), ("flat", 150, 0.005), ("stencil", 400, 0.005)):
         one, both = share(kind, steps, seconds)
         what = f"{kind}, {steps * 8} tasks of {seconds * 1e3:g} ms"
         table.row_at_most(f"{what}: the larger share over a half", 2 * max(one, 1 - one), "×", 1.1)
