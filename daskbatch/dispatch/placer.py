@@ -100,7 +100,11 @@ class Placer:
             )
             block.small = self._is_small(block)
             block.long = any(candidates[position].long for position in positions)
-            block.expected_seconds = self._expected(candidates[position] for position in positions)
+            if block.records[0].options.apart is None:
+                found = (candidates[position].seconds for position in positions)
+            else:
+                found = (self.expected_seconds(record) for record in block.records)
+            block.expected_seconds = self._total(found)
             blocks.append(block)
         futures = dict(self._buffers)
         # The number is long, because Dask takes equal keys for one key, even if they are of
@@ -201,13 +205,13 @@ class Placer:
             solo=largest > self._setting.share_limit,
         )
 
-    def _expected(self, candidates: Iterable[Candidate]) -> float:
-        """Return how long a block is expected to run; its budget if that is not known."""
+    def _total(self, durations: Iterable[float | None]) -> float:
+        """Return how long a block is expected to run; its budget if a duration is not known."""
         total = 0.0
-        for candidate in candidates:
-            if candidate.seconds is None:
+        for seconds in durations:
+            if seconds is None:
                 return self._setting.budget
-            total += candidate.seconds
+            total += seconds
         return total
 
     def _is_small(self, block: SubmittedBlock) -> bool:

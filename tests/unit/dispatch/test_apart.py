@@ -9,6 +9,7 @@ from typing import Any
 from support.inprocess import make_dispatcher, run_records
 
 from daskbatch.describe.spec import DEFAULT_OPTIONS, function_call
+from daskbatch.dispatch.lower import SECONDS
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.serialization import pickling
 
@@ -41,6 +42,20 @@ def test_they_are_not_placed_anew_when_one_takes_long() -> None:
     graph = dict(backend.submissions[0].graph)
     spec = pickling.loads(graph[key].args[0])
     assert spec.budget == math.inf
+
+
+def test_their_keys_say_how_long_they_are_expected_to_take() -> None:
+    """Else a job would be served before all other clients."""
+    dispatcher, backend = make_dispatcher(budget=0.25)
+    for _ in range(2):
+        run_records(dispatcher, records("x", 3))
+    expected = []
+    for lowered in backend.submissions:
+        ((key, _),) = lowered.blocks.items()
+        (layer,) = lowered.graph.layers.values()
+        expected.append(layer.annotations[SECONDS](key))
+    assert expected[0] == 0.25
+    assert 0 < expected[1] < 0.25
 
 
 def test_they_prefer_their_workers_and_may_go_elsewhere() -> None:
