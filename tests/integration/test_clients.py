@@ -163,12 +163,14 @@ def test_the_others_go_on_without_the_creator(cluster: LocalCluster) -> None:
         wait_until(lambda: copied(batch).client_id < 0)
 
 
+def one_slot() -> LocalCluster:
+    return LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+
+
 def test_first_come_first_served(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as one_slot:
-        batch = Batch(one_slot)
+    with one_slot() as cluster:
+        batch = Batch(cluster)
         copies = [batch, copied(batch), copied(batch)]
 
         def there() -> int:
@@ -190,10 +192,8 @@ def test_first_come_first_served(tmp_path: Path) -> None:
 
 def test_programs_of_two_clients_take_turns(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as one_slot:
-        batch = Batch(one_slot)
+    with one_slot() as cluster:
+        batch = Batch(cluster)
         copies = [batch, copied(batch), copied(batch)]
         # After the first call, which imports the module, all take equally long. It is learnt that
         # each is a block by itself.
