@@ -169,19 +169,30 @@ class FairQueue:
             heapq.heappop(ends)
         return max(flow.served, -ends[0][0]) if ends else flow.served
 
-    def end(self, key: Hashable, ran: bool) -> None:
-        """Record that a key has ended; one that has not run does not count."""
+    def end(self, key: Hashable, ran: bool, seconds: float | None = None) -> str | None:
+        """Record that a key has ended, and return its client; None if it was not added.
+
+        Parameters
+        ----------
+        key : hashable
+            The key.
+        ran : bool
+            Whether it has run: else it does not count.
+        seconds : float, optional
+            How long it has run; as long as was expected if that is not known.
+        """
         found = self._keys.pop(key, None)
         if found is None:
-            return
+            return None
         client, tag, end = found
         if ran:
             self._now = max(self._now, tag)
             if client in self._flows:
                 flow = self._flows[client]
-                flow.served = max(flow.served, end)
+                flow.served = max(flow.served, end if seconds is None else tag + seconds)
         if not self._keys:
             self.clear()
+        return client
 
     def remove(self, client: str) -> None:
         """Forget what a client has had; its keys end by themselves."""
@@ -220,6 +231,8 @@ class FairShare:
         self._queue = FairQueue()
         #: The generation of the last graph.
         self._generation = 0
+        #: How long the last open block of each client has run.
+        self._open_seconds: dict[str, float] = {}
 
     def update_graph(
         self, annotations: Mapping[str, Mapping[Any, Any]], priority: Mapping[Any, tuple[Any, ...]]
@@ -240,22 +253,42 @@ class FairShare:
         topics = annotations.get(TOPIC)
         if topics and not any(each % 1 for each in generations):
             client = next(iter(topics.values()))
+            keys = _queued_keys(topics, annotations, priority)
             if annotations.get(OPEN):
-                # They are submitted one by one, and each waits for all that others have.
+                # They are submitted one by one, and each waits for all that others have. It may
+                # end long before its time is up, since it waits for tasks.
                 client, again = client + _OPEN_SUFFIX, False
-            ranks = self._queue.add(client, _queued_keys(topics, annotations, priority), again)
-            for key, rank in ranks.items():
+                usual = self._open_seconds.get(client, math.inf)
+                keys = (key._replace(seconds=min(key.seconds, usual)) for key in keys)
+            for key, rank in self._queue.add(client, keys, again).items():
                 self._scheduler.tasks[key].priority = (priority[key][0], *rank)
 
-    def transition(self, key: Any, start: str, finish: str) -> None:
-        """Note that a key has ended; called with each transition of Dask."""
+    def transition(
+        self, key: Any, start: str, finish: str, times: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Note that a key has ended; called with each transition of Dask.
+
+        Parameters
+        ----------
+        key : object
+            The key.
+        start, finish : str
+            Its states.
+        times : iterable of mapping
+            What its worker has done for it, and when; see Dask's `StartStop`.
+        """
         if finish in _ENDED:
-            self._queue.end(key, ran=start == "processing")
+            spans = [each["stop"] - each["start"] for each in times if each["action"] == "compute"]
+            seconds = max(0.0, sum(spans)) if spans else None
+            client = self._queue.end(key, start == "processing", seconds)
+            if seconds is not None and client is not None and client.endswith(_OPEN_SUFFIX):
+                self._open_seconds[client] = seconds
 
     def remove(self, topic: str) -> None:
         """Forget a client."""
         self._queue.remove(topic)
         self._queue.remove(topic + _OPEN_SUFFIX)
+        self._open_seconds.pop(topic + _OPEN_SUFFIX, None)
 
     def clear(self) -> None:
         """Forget all keys."""

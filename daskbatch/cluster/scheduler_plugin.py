@@ -379,7 +379,7 @@ class BatchSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         if finish == "processing" and type(key) is tuple and str(key[0]).startswith(TOKEN):
             self._keep_token(key)
         self._walltimes.transition(key, finish)
-        self._fair_share.transition(key, start, finish)
+        self._fair_share.transition(key, start, finish, kwargs.get("startstops") or ())
         self._future_states.transition(key, finish)
         self._dashboard.tasks.transition(key, finish)
         if start == "memory" and finish == "released":

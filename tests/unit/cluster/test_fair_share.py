@@ -96,6 +96,17 @@ def test_what_was_cancelled_is_not_charged(slot: Slot) -> None:
     assert slot.serve(6) == "oAoAoA"
 
 
+def test_the_true_duration_counts_for_what_comes_later(slot: Slot) -> None:
+    slot.add("b", keys("b", 30, 1))
+    slot.add("a", keys("a", 1, 2))
+    for _ in range(2):
+        *_, first = slot.waiting.pop(slot.waiting.index(min(slot.waiting)))
+        slot.queue.end(first, ran=True, seconds=1.0 if first == ("a", 0) else None)
+    slot.add("a", [QueuedKey(("A", 0), 3, 0.1)])
+    served = slot.serve()
+    assert 8 <= served.index("A") <= 10, served
+
+
 def test_a_client_cannot_gain_by_small_portions(slot: Slot) -> None:
     slot.add("b", keys("b", 50, 1))
     served = ""
