@@ -32,6 +32,7 @@ from daskbatch.shared.rpc.answer import answer_to
 from daskbatch.shared.rpc.server import RpcServer
 from daskbatch.shared.scheduler_rpc import (
     call_scheduler,
+    link_timeout,
     relay_request,
     temporary_client,
     tls_context,
@@ -53,6 +54,10 @@ _CREATION_TIMEOUT_SECONDS = 30.0
 #: How long the scheduler may take to pass a change on to a backup that cannot be reached from here.
 #: No client can change the shard meanwhile.
 _RELAY_TIMEOUT_SECONDS = 3.0
+
+#: How much longer than a link may be broken an item that the scheduler has relayed may stay
+#: unconfirmed.
+_CONFIRM_MARGIN_SECONDS = 10.0
 
 #: The bytes of this many values are added up for the page /daskbatch, while somebody looks at it.
 _MAX_ADDED_VALUES = 20_000
@@ -87,10 +92,14 @@ class SharedActor:
         store = _store_of(worker, spec)
         self.state: Shard | QueueState
         if spec.options.kind == "queue":
-            self.state = QueueState(str(spec), store, spec.options.maxsize)
+            confirm_seconds = link_timeout() + _CONFIRM_MARGIN_SECONDS
+            self.state = QueueState(str(spec), store, spec.options.maxsize, confirm_seconds)
         else:
             self.state = Shard(str(spec), store)
         self.state.serves = spec.serves
+        #: The primary's client, and the number of its last changes that were made here.
+        self._followed = b"", 0
+        self._follow_lock = threading.Lock()
         self._replicator = Replicator(
             *(self.state, tls_context(spec.scheduler), self._call_scheduler),
             relay=partial(relay_request, spec.scheduler, limit=_RELAY_TIMEOUT_SECONDS),
@@ -104,7 +113,7 @@ class SharedActor:
     def handle(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Execute a request; called by the threads of the server. See `rpc.answer.Handler`."""
         if request.operation == _FOLLOW:
-            return self._follow(*request.arguments)
+            return self._follow(request)
         if isinstance(self.state, QueueState):
             return self.state(request, is_gone)
         return self.state(request)
@@ -120,11 +129,17 @@ class SharedActor:
         assert isinstance(self.state, Shard)
         return self.state.read(operation, arguments)
 
-    def _follow(self, epoch: int, *arguments: Any) -> None:
-        """Make the changes that a primary sends, unless it has been replaced as primary."""
-        if self.state.closed or self.state.serves or epoch < self._replicator.epoch:
-            raise NotServing
-        self.state.follow(*arguments)
+    def _follow(self, request: Request) -> None:
+        """Make the changes that a primary sends, once, unless it has been replaced as primary."""
+        epoch, *arguments = request.arguments
+        with self._follow_lock:
+            if self.state.closed or self.state.serves or epoch < self._replicator.epoch:
+                raise NotServing
+            sender, number = self._followed
+            if sender == request.client_id and request.seq <= number:
+                return  # it has come on a connection, and by way of the scheduler
+            self.state.follow(*arguments)
+            self._followed = request.client_id, request.seq
 
     def _is_needed(self) -> bool:
         worker = self._worker()
@@ -195,7 +210,7 @@ class SharedActor:
         request = Request._make(pickle.loads(data))
         status, result, settle = await asyncio.to_thread(answer_to, self.handle, request)
         if settle is not None:
-            settle(True)
+            settle(None)  # the client confirms it by a request
         return pickle.dumps((status, result), 5)
 
     async def close(self) -> bytes:

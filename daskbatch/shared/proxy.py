@@ -37,7 +37,7 @@ from daskbatch.shared.data.messages import (
     lost_error,
     unreachable_error,
 )
-from daskbatch.shared.rpc.answer import FAILED
+from daskbatch.shared.rpc.answer import CONFIRM, FAILED
 from daskbatch.shared.rpc.client import RequestFailed, RpcClient
 from daskbatch.shared.scheduler_rpc import (
     call_scheduler,
@@ -45,12 +45,12 @@ from daskbatch.shared.scheduler_rpc import (
     relay_request,
     tls_context,
 )
-from daskbatch.shared.store.operations import Effect, Operation
+from daskbatch.shared.store.operations import QUEUE_GET, QUEUE_RECEIVED, Effect, Operation
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS, current_context
-from daskbatch.worker.handshake import NotReachable
+from daskbatch.worker.handshake import NotReachable, check_reachable
 
-#: A request that has had no answer for this time asks the scheduler for a new layout, again and
-#: again.
+#: A request that has had no answer for this time asks the scheduler for a new layout, and tries to
+#: reach the worker, again and again.
 _LAYOUT_CHECK_SECONDS = 1.0
 
 #: How long one call waits for a new layout after a worker could not be reached; and how long a
@@ -279,6 +279,11 @@ class ObjectProxy:
             return self._call_until_answered(
                 client, index, operation.name, arguments, wait, deadline
             )
+        except BaseException:
+            if operation is QUEUE_GET:
+                # The next request of this client would confirm an item that was not received.
+                client.renew()
+            raise
         finally:
             idle.append(client)
 
@@ -305,7 +310,10 @@ class ObjectProxy:
                 local = actor is not None and actor.server.address == server
                 by_scheduler = relayed.is_relayed(server)
                 if by_scheduler:
-                    return self._call_by_scheduler(client, primary, operation, wait, arguments)
+                    status, result = self._call_by_scheduler(
+                        client, primary, operation, wait, arguments
+                    )
+                    break
                 return client.call(
                     server,
                     self._tls_context,
@@ -332,6 +340,11 @@ class ObjectProxy:
                 )
             if deadline is not None and monotonic() > deadline:
                 raise TimeoutError(f"{self.description} has not answered in time")
+        if status == CONFIRM:
+            client.seq += 1
+            if not self._call_until_answered(client, index, QUEUE_RECEIVED.name, (), 0.0, None):
+                return None  # it took too long: the item has returned to the queue
+        return result
 
     def _handle_unreachable(
         self,
@@ -389,6 +402,8 @@ class ObjectProxy:
             if now > next_check:
                 if self._refresh_layout(index, layout.epoch, 0.0):
                     raise _LayoutChanged
+                # A firewall may have come in between, and the other side's machine may live.
+                check_reachable(layout.replicas[0].server)
                 next_check = monotonic() + _LAYOUT_CHECK_SECONDS
 
         return idle_check
@@ -411,7 +426,7 @@ class ObjectProxy:
         operation: str,
         wait: float,
         arguments: tuple[Any, ...],
-    ) -> Any:
+    ) -> tuple[int, Any]:
         """Have the scheduler relay a request to a worker whose server cannot be reached."""
         seconds = min(wait, _FAILOVER_WAIT_SECONDS)
         request = Request(operation, client.client_id, client.seq, seconds, arguments)
@@ -421,7 +436,7 @@ class ObjectProxy:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         if status == FAILED:
             raise RequestFailed(decode_error(result))
-        return result
+        return status, result
 
     def close(self) -> None:
         """End the object for all its users; has no effect if its cluster has ended."""

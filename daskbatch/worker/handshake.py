@@ -98,13 +98,7 @@ def connect_to_server(
         No server answers there in time, or it does not know the secret.
     """
     deadline = Deadline(seconds)
-    try:
-        # The system accepts a connection even if the server is busy.
-        sock = socket.create_connection(
-            (address.host, address.port), timeout=min(seconds, _REACH_TIMEOUT_SECONDS)
-        )
-    except OSError as error:
-        raise NotReachable(f"{address.host}:{address.port} cannot be reached: {error}") from error
+    sock = _reach(address, min(seconds, _REACH_TIMEOUT_SECONDS))
     try:
         sock.settimeout(STOP_POLL_SECONDS)
         _tune(sock)
@@ -122,6 +116,22 @@ def connect_to_server(
         sock.close()
         raise
     return sock
+
+
+def check_reachable(address: ServerAddress) -> None:
+    """Raise `NotReachable` if the network does not lead to a server at the moment.
+
+    A connection does not notice that for minutes while it waits for an answer.
+    """
+    _reach(address, _REACH_TIMEOUT_SECONDS).close()
+
+
+def _reach(address: ServerAddress, seconds: float) -> socket.socket:
+    """Connect to a server, and send nothing: its system accepts even if the server is busy."""
+    try:
+        return socket.create_connection((address.host, address.port), timeout=seconds)
+    except OSError as error:
+        raise NotReachable(f"{address.host}:{address.port} cannot be reached: {error}") from error
 
 
 def accept_client(

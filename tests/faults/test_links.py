@@ -176,7 +176,8 @@ def test_a_blip_of_a_link_fails_no_task(network: Network, host: int) -> None:
         program.wait()
 
 
-def test_a_firewall_between_workers_that_comes_and_goes(network: Network) -> None:
+@pytest.mark.parametrize("stays", [False, True], ids=["and goes", "and stays"])
+def test_a_firewall_that_comes(network: Network, stays: bool) -> None:
     """What is connected already is cut, too: requests wait, or are relayed."""
     program = network.start(DURING_A_BLIP)
     try:
@@ -184,10 +185,14 @@ def test_a_firewall_between_workers_that_comes_and_goes(network: Network) -> Non
         assert program.stdout.readline() == "running\n"
         network.hosts.drop_connections(PORTS)
         try:
-            threading.Event().wait(BLIP_SECONDS)
+            if stays:
+                assert _finish(program) == ("done\n", "")
+            else:
+                threading.Event().wait(BLIP_SECONDS)
         finally:
             network.hosts.pass_connections()
-        assert _finish(program) == ("done\n", "")
+        if not stays:
+            assert _finish(program) == ("done\n", "")
     finally:
         program.kill()
         program.wait()

@@ -26,12 +26,13 @@ class ResultToConfirm:
     result : object
         The result.
     settle : callable
-        Called once, with True if the client has received the result, else with False.
+        Called once: with True if the client has received the result; with False if it has not; with
+        None if that is unknown, and the client itself will say it by another request.
     """
 
     __slots__ = ("result", "settle")
 
-    def __init__(self, result: Any, settle: Callable[[bool], None]) -> None:
+    def __init__(self, result: Any, settle: Callable[[bool | None], None]) -> None:
         self.result = result
         self.settle = settle
 
@@ -51,7 +52,7 @@ class Answer(NamedTuple):
 
     status: int
     result: Any
-    settle: Callable[[bool], None] | None = None
+    settle: Callable[[bool | None], None] | None = None
 
 
 #: Executes a request, and returns its result, which may be a `ResultToConfirm`. An exception that

@@ -105,6 +105,12 @@ class RpcClient:
             raise RequestFailed(decode_error(result))
         return result
 
+    def renew(self) -> None:
+        """Become another client for the servers: the caller does not know what its request did."""
+        self.close()
+        self.client_id = os.urandom(8)
+        self.seq = 0
+
     def close(self) -> None:
         """Close the connection; the next `call` makes another one."""
         connection, self._connection = self._connection, None

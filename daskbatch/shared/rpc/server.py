@@ -129,10 +129,14 @@ class RpcServer:
             elif settle is None:
                 _send(connection, status, result)
             else:
-                received = False
+                received: bool | None = False
                 try:
                     connection.send((CONFIRM, result))
                     received = connection.receive() is True
+                except TimeoutError:
+                    # The link is broken: the client may have confirmed it.
+                    received = None
+                    raise
                 finally:
                     settle(received)
             del result, settle

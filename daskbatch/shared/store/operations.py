@@ -100,6 +100,9 @@ SHARD_OPERATIONS = (
 
 QUEUE_PUT = Operation("put", _CHANGE, ("value",), "whether there was room, also after a wait")
 QUEUE_GET = Operation("get", _CHANGE, (), "the first value, to be confirmed, or None")
+QUEUE_RECEIVED = Operation(
+    "received", _CHANGE, (), "False if the item of the client's last `get` has returned to the queue"
+)
 TASK_DONE = Operation("task_done", _CHANGE, (), "False if no item was unfinished")
 JOIN = Operation("join", _CONTROL, (), "whether all items are done, also after a wait")
 QSIZE = Operation("qsize", _CONTROL, (), "the number of items")
@@ -111,7 +114,7 @@ QUEUE_PAGE = Operation(
 QUEUE_UNVIEW = Operation("unmark", _CONTROL, ("token",), "None; drops the view")
 
 QUEUE_OPERATIONS = (
-    *(QUEUE_PUT, QUEUE_GET, TASK_DONE, JOIN, QSIZE, QUEUE_STATS),
+    *(QUEUE_PUT, QUEUE_GET, QUEUE_RECEIVED, TASK_DONE, JOIN, QSIZE, QUEUE_STATS),
     *(QUEUE_VIEW, QUEUE_PAGE, QUEUE_UNVIEW),
 )
 

@@ -1,7 +1,8 @@
 """The items of a queue, on the workers that have it.
 
 An item that is sent to a consumer leaves the queue for good only when the consumer has confirmed
-that it has received the item. Otherwise the item returns to its place in the queue. Any number of
+that it has received the item. Otherwise the item returns to its place in the queue. A consumer that
+repeats its request, since it has lost the connection, receives the same item again. Any number of
 threads may use a `QueueState`.
 
 Like a shard of a dictionary, a queue has one primary, and backups that follow it; see
@@ -14,12 +15,15 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from daskbatch.shared.data.codec import Value, prepare_to_send, size_of
 from daskbatch.shared.data.messages import NotServing, Request, closed_error
 from daskbatch.shared.rpc.answer import ResultToConfirm
+from daskbatch.shared.rpc.latest_attempts import LatestAttempts
 from daskbatch.shared.rpc.reply_cache import ReplyCache
 from daskbatch.shared.store.operations import (
     ITEM_CONFIRMED,
@@ -34,6 +38,7 @@ from daskbatch.shared.store.operations import (
     QUEUE_GET,
     QUEUE_PAGE,
     QUEUE_PUT,
+    QUEUE_RECEIVED,
     QUEUE_STATS,
     QUEUE_UNVIEW,
     QUEUE_VIEW,
@@ -42,6 +47,7 @@ from daskbatch.shared.store.operations import (
     Change,
     by_name,
 )
+from daskbatch.shared.store.sent_items import SentItem, SentItems
 from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import SpillStore, StoredValue
 
@@ -55,14 +61,6 @@ _RETURN_SECONDS = 10.0
 
 #: How long a view is kept after its reader has asked for a page; a page ends at this size.
 _VIEW_LIFETIME_SECONDS, _PAGE_BYTES = 600.0, 4 << 20
-
-
-class _Taken(NamedTuple):
-    """An item that was sent to a consumer, which has not confirmed it yet."""
-
-    item: StoredValue
-    client_id: bytes
-    seq: int
 
 
 class QueueState:
@@ -81,22 +79,24 @@ class QueueState:
         consumer, not when the consumer confirms it: the consumer continues before the confirmation
         arrives here, and may tell another task that there is room. So there may be more items for a
         while, when consumers have died and their items have returned.
+    confirm_seconds : float
+        How long an item that travels by way of the scheduler may stay unconfirmed; then it returns.
+        A consumer that was cut off confirms it within `daskbatch.link-timeout`.
     """
 
-    def __init__(self, description: str, store: SpillStore, maxsize: int) -> None:
+    def __init__(
+        self, description: str, store: SpillStore, maxsize: int, confirm_seconds: float = 40.0
+    ) -> None:
         self._description = description
         self.store = store
         self._maxsize = maxsize
+        self._confirm_seconds = confirm_seconds
         #: The items by number. They are in order, unless `_unordered` is set: a backup receives
         #: them in another order, and some return.
         self._items: OrderedDict[int, StoredValue] = OrderedDict()
         self._unordered = False
-        #: By number: the items that were sent to a consumer, and are not confirmed; and those that
-        #: an earlier primary has sent.
-        self._taken: dict[int, _Taken] = {}
-        self._inherited: dict[int, _Taken] = {}
-        #: When the inherited ones return; None until the first request after that.
-        self._return_at: float | None = None
+        self._sent = SentItems()
+        self._attempts = LatestAttempts()
         #: How many items are not done; see `_task_done`.
         self._unfinished = 0
         self.closed = False
@@ -108,7 +108,7 @@ class QueueState:
         self._not_empty = threading.Condition(self.write_lock)
         self._not_full = threading.Condition(self.write_lock)
         self._all_done = threading.Condition(self.write_lock)
-        self._confirmed = threading.Condition(self.write_lock)
+        self._settled = threading.Condition(self.write_lock)
         #: The number of the item that was put last.
         self._last_number = 0
         self._replies = ReplyCache()
@@ -119,6 +119,7 @@ class QueueState:
             {
                 QUEUE_PUT: self._put,
                 QUEUE_GET: self._get,
+                QUEUE_RECEIVED: self._received,
                 TASK_DONE: self._task_done,
                 JOIN: self._join,
                 QSIZE: self._qsize,
@@ -157,18 +158,24 @@ class QueueState:
     def _put(self, request: Request, is_gone: Callable[[], bool]) -> bool:
         """Append an item; False if there is no room, even after a wait."""
         value: Value = request.arguments[0]
+        client_id, seq = request.client_id, request.seq
         with self.write_lock:
+            if self._replies.find(client_id, seq):
+                return True
+            attempt = self._attempts.begin(client_id, seq)
+            if attempt is None:
+                return False
+            self._confirm_earlier(request)
             if request.wait > 0 and self._is_full():
                 self._not_full.wait_for(
                     lambda: not self._is_full() or self._is_over(), request.wait
                 )
-                if is_gone():
+                if is_gone() or not self._attempts.is_latest(attempt):
                     self._not_full.notify()  # another thread may have the room
                     return False
             self._require_open()
-            if self._replies.find(request.client_id, request.seq):
-                return True
             if self._is_full():
+                self._attempts.finish(client_id, seq)
                 return False
             number = self._last_number + 1
             item = self.store.keep(number, value)  # this may fail, so it is first
@@ -176,7 +183,7 @@ class QueueState:
             self._last_number = number
             self._items[number] = item
             self._unfinished += 1
-            self._replies.record(request.client_id, request.seq, True)
+            self._replies.record(client_id, seq, True)
             self._not_empty.notify()
             return True
 
@@ -185,66 +192,105 @@ class QueueState:
 
     def _get(self, request: Request, is_gone: Callable[[], bool]) -> Any:
         """Remove and return the first item, to be confirmed; None if there is none after a wait."""
+        client_id, seq = request.client_id, request.seq
         with self.write_lock:
-            if self._inherited:
-                self._settle_inherited(request)
-            item = self._already_sent(request) if self._inherited else None
-            if item is None:
+            attempt = self._attempts.begin(client_id, seq)
+            if attempt is None:
+                return None
+            self._confirm_earlier(request)
+            self._return_late(request)
+            before = self._sent.of(client_id)
+            if before is not None:  # the answer to an earlier attempt was lost
+                item = before.item
+            else:
                 if request.wait > 0 and not self._items:
                     self._not_empty.wait_for(lambda: self._items or self._is_over(), request.wait)
-                    if is_gone():
+                    if is_gone() or not self._attempts.is_latest(attempt):
                         self._not_empty.notify()  # another thread may have the item
                         return None
                 self._require_open()
                 if not self._items:
+                    self._attempts.finish(client_id, seq)
                     return None
                 item = self._first()
-                self._send([(ITEM_TAKEN, item.key, request.client_id, request.seq)])
+                self._send([(ITEM_TAKEN, item.key, client_id, seq)])
                 del self._items[item.key]
-                self._taken[item.key] = _Taken(item, request.client_id, request.seq)
                 self._not_full.notify()
-        taken = item
-
-        def settle(received: bool) -> None:
-            with self.write_lock:
-                found = self._taken.pop(taken.key, None) or self._inherited.pop(taken.key, None)
-                if found is None or self._is_over():
-                    return
-                if not received:
-                    self._insert(taken)
-                    self._not_empty.notify()
-                self._confirmed.notify_all()
-                change = ITEM_CONFIRMED if received else ITEM_RETURNED
-                with contextlib.suppress(NotServing):  # then another primary settles it
-                    self._send([(change, taken.key)])
-
+            sent = SentItem(item, client_id, seq, inf)
+            self._sent.add(sent)
+        settle = partial(self._settle, sent)
         try:
-            return ResultToConfirm(prepare_to_send(taken.value), settle)
+            return ResultToConfirm(prepare_to_send(item.value), settle)
         except Exception:  # the item is on disk, and cannot be read now
             settle(False)
             raise
 
-    def _already_sent(self, request: Request) -> StoredValue | None:
-        """Return the item that an earlier primary has sent in answer to the same request."""
-        if not request.client_id:
-            return None
-        sent = (request.client_id, request.seq)
-        return next((each.item for each in self._inherited.values() if each[1:] == sent), None)
+    def _settle(self, sent: SentItem, received: bool | None) -> None:
+        """Record whether a consumer has received an item; see `ResultToConfirm`."""
+        with self.write_lock:
+            found = self._sent.get(sent.item.key)
+            if found is None or (found.client_id, found.seq) != (sent.client_id, sent.seq):
+                return
+            if found is not sent and not received:
+                return  # it was sent again, to the same consumer
+            with contextlib.suppress(NotServing):  # then another primary settles it
+                if received:
+                    self._confirm(found)
+                elif received is None:
+                    self._sent.set_return(found, monotonic() + self._confirm_seconds)
+                elif self._is_over():
+                    self._sent.set_return(found, None)
+                else:
+                    self._return(found)
+            self._settled.notify_all()
 
-    def _settle_inherited(self, request: Request) -> None:
-        """Settle the items that an earlier primary has sent: they were received, or they return."""
-        if self._return_at is None:
-            self._return_at = monotonic() + _RETURN_SECONDS
-        is_late = monotonic() > self._return_at
-        for number, taken in list(self._inherited.items()):
-            if taken.client_id == request.client_id and taken.seq < request.seq:
-                # The client would have asked for it again.
-                self._send([(ITEM_CONFIRMED, number)])
-                del self._inherited[number]
-            elif is_late and (taken.client_id, taken.seq) != request[1:3]:
-                self._send([(ITEM_RETURNED, number)])
-                del self._inherited[number]
-                self._insert(taken.item)
+    def _received(self, request: Request, is_gone: Callable[[], bool]) -> bool:
+        """Record that a client has received an item by way of the scheduler.
+
+        Returns False if the item has returned to the queue meanwhile: then the client does not have
+        it.
+        """
+        with self.write_lock:
+            self._require_open()
+            if self._replies.find(request.client_id, request.seq):
+                return True
+            return self._confirm_earlier(request)
+
+    def _confirm_earlier(self, request: Request) -> bool:
+        """Confirm the item that the client has received by an earlier request, if there is one.
+
+        A client that has not received it would have repeated that request.
+        """
+        sent = self._sent.of(request.client_id)
+        if sent is None or sent.seq >= request.seq:
+            return False
+        self._confirm(sent, request)
+        return True
+
+    def _confirm(self, sent: SentItem, request: Request | None = None) -> None:
+        """Remove an item that was received, here and then on the backups."""
+        self._sent.remove(sent)
+        self._attempts.finish(sent.client_id, sent.seq)
+        if self._is_over():
+            return
+        if request is None or request.operation != QUEUE_RECEIVED.name:
+            self._send([(ITEM_CONFIRMED, sent.item.key)])
+        else:
+            self._send([(ITEM_CONFIRMED, sent.item.key)], request, True)
+            self._replies.record(request.client_id, request.seq, True)
+
+    def _return(self, sent: SentItem) -> None:
+        """Return an item that was not received to its place in the queue."""
+        self._sent.remove(sent)
+        self._insert(sent.item)
+        self._not_empty.notify()
+        self._send([(ITEM_RETURNED, sent.item.key)])
+
+    def _return_late(self, request: Request) -> None:
+        """Return the items that nobody has confirmed in time, but not to a repeated request."""
+        for sent in self._sent.late(monotonic(), _RETURN_SECONDS):
+            if sent is not self._sent.of(request.client_id):
+                self._return(sent)
 
     def _insert(self, item: StoredValue) -> None:
         """Insert an item that may belong before others."""
@@ -274,6 +320,7 @@ class QueueState:
                 return True
             if not self._unfinished:
                 return False
+            self._confirm_earlier(request)
             self._send([(ITEM_DONE,)], request, True)
             self._unfinished -= 1
             self._replies.record(request.client_id, request.seq, True)
@@ -340,16 +387,15 @@ class QueueState:
 
     def values(self) -> list[StoredValue]:
         """Return all items, in order."""
-        taken = [*self._inherited.values(), *self._taken.values()]
-        return [*(each.item for each in taken), *self._items.values()]
+        return [*(each.item for each in self._sent.all()), *self._items.values()]
 
     def copy(self, stored: StoredValue) -> Change | None:
         """Return the change that gives a new backup an item; None if the item has gone."""
         number = stored.key
-        taken = self._taken.get(number) or self._inherited.get(number)
-        if taken is None and number not in self._items:
+        sent = self._sent.get(number)
+        if sent is None and number not in self._items:
             return None
-        taken_by = None if taken is None else tuple(taken[1:])
+        taken_by = None if sent is None else (sent.client_id, sent.seq)
         return (ITEM_COPIED, number, prepare_to_send(stored.value), taken_by)
 
     def follow(self, changes: Sequence[Change], client_id: bytes, seq: int, reply: Any) -> None:
@@ -374,18 +420,18 @@ class QueueState:
             if taken_by is None:
                 self._insert(item)
             else:
-                self._inherited[number] = _Taken(item, *taken_by)
+                self._sent.add(SentItem(item, *taken_by))
         elif kind == ITEM_TAKEN:
             number, client_id, seq = arguments
             found = self._items.pop(number, None)
             if found is not None:  # else it has not been copied yet
-                self._inherited[number] = _Taken(found, client_id, seq)
-        elif kind == ITEM_CONFIRMED:
-            self._inherited.pop(arguments[0], None)
-        elif kind == ITEM_RETURNED:
-            taken = self._inherited.pop(arguments[0], None)
-            if taken is not None:
-                self._insert(taken.item)
+                self._sent.add(SentItem(found, client_id, seq))
+        elif kind in (ITEM_CONFIRMED, ITEM_RETURNED):
+            sent = self._sent.get(arguments[0])
+            if sent is not None:
+                self._sent.remove(sent)
+                if kind == ITEM_RETURNED:
+                    self._insert(sent.item)
         elif kind == ITEM_DONE:
             self._unfinished -= 1
         elif kind == QUEUE_COUNTS:
@@ -398,17 +444,17 @@ class QueueState:
     def stop_serving(self) -> None:
         """Let another replica become the primary; waiting requests raise `NotServing`.
 
-        First it waits until what was sent to consumers is confirmed.
+        First it waits until what was sent to consumers on connections is confirmed.
         """
         with self.write_lock:
-            self._confirmed.wait_for(
-                lambda: not self._taken or self.closed, _CONFIRM_TIMEOUT_SECONDS
+            self._settled.wait_for(
+                lambda: not self._sent.has_connections() or self.closed, _CONFIRM_TIMEOUT_SECONDS
             )
             self.serves = False
             self._notify_all()
 
     def _notify_all(self) -> None:
-        for condition in (self._not_empty, self._not_full, self._all_done, self._confirmed):
+        for condition in (self._not_empty, self._not_full, self._all_done, self._settled):
             condition.notify_all()
 
     def close(self) -> None:
@@ -416,8 +462,7 @@ class QueueState:
         with self.write_lock:
             self.closed = True
             self._items.clear()
-            self._taken.clear()
-            self._inherited.clear()
+            self._sent.clear()
             self._views.clear()
             self._notify_all()
         self.store.tidy()

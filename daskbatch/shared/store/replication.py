@@ -31,10 +31,13 @@ from daskbatch.shared.store.operations import FOLLOW, WITH_VALUE, Change
 from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import StoredValue
 from daskbatch.timeouts import Deadline
-from daskbatch.worker.handshake import NotReachable
+from daskbatch.worker.handshake import NotReachable, check_reachable
 
 #: How long a backup may take to make changes; then the primary has it removed.
 _FOLLOW_TIMEOUT_SECONDS = 10.0
+
+#: How often the primary tries meanwhile whether the network leads to the backup.
+_REACH_CHECK_SECONDS = 1.0
 
 #: How much is copied to a new backup at once; clients cannot write meanwhile.
 _COPY_PIECE_BYTES = 4 << 20
@@ -94,13 +97,20 @@ class _Backup:
             The backup has refused the changes, or failed to make them.
         """
         deadline = Deadline(_FOLLOW_TIMEOUT_SECONDS)
-
-        def idle_check() -> None:
-            if deadline.passed:
-                raise _FollowTimeout
-
         arguments = epoch, changes, client_id, seq, reply
         server = self.replica.server
+        next_check = Deadline(_REACH_CHECK_SECONDS)
+
+        def idle_check() -> None:
+            nonlocal next_check
+            if deadline.passed:
+                raise _FollowTimeout
+            if next_check.passed:
+                # A firewall may have come in between.
+                check_reachable(server)
+                next_check = Deadline(_REACH_CHECK_SECONDS)
+
+        self._client.seq += 1  # the backup makes the changes once, even if they come on both ways
         if self._relay is None or not is_relayed(server):
             try:
                 self._client.call(
@@ -110,7 +120,7 @@ class _Backup:
             except _FollowTimeout:
                 raise TimeoutError(f"{self.replica.worker} does not answer") from None
             except NotReachable:
-                # Nothing was sent: a firewall may be in between.
+                # A firewall may be in between.
                 if self._relay is None:
                     raise
                 start_relaying(server)
@@ -119,7 +129,9 @@ class _Backup:
     def _follow_by_scheduler(self, relay: Relay, arguments: tuple[Any, ...]) -> None:
         """Have the scheduler pass changes on to a backup that cannot be reached from here."""
         try:
-            status, result = relay(self.replica, Request(FOLLOW.name, b"", 0, 0.0, arguments))
+            sender = self._client
+            request = Request(FOLLOW.name, sender.client_id, sender.seq, 0.0, arguments)
+            status, result = relay(self.replica, request)
         except Exception as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         if status == FAILED:

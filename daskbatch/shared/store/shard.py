@@ -249,7 +249,9 @@ class Shard:
                 if self.backups is not None:
                     self.backups.send(changes, client_id, seq, reply)
                 self._apply(prepared)
-                # Only now: a request that has changed nothing may be executed again.
+            if changes or not reply:
+                # Also of a request that has found nothing: a link that is mended may deliver it
+                # once more, after another client has written what it would remove.
                 self._replies.record(client_id, seq, reply)
             return reply
 
@@ -361,6 +363,8 @@ class Shard:
 
     def _hold(self, token: bytes) -> None:
         """Let no client change anything until `_release`, or until the time limit."""
+        if self._is_held(token):
+            return  # the request is repeated, since its answer was lost
         if not self.write_lock.acquire(timeout=_HOLD_TIMEOUT_SECONDS):
             raise TimeoutError("a shard cannot be held: clients write to it all the time")
         timer = threading.Timer(_HOLD_TIMEOUT_SECONDS, self._release, [token])
