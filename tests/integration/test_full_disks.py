@@ -15,7 +15,6 @@ from support.waiting import touch
 from daskbatch import Batch, Queue, WorkerLost
 from daskbatch.memory.file_systems import keeps_allocated_space
 
-
 #: What Dask needs to start a worker again. A journal needs more. On a file system that copies on
 #: write Dask needs this much more, and the journal is elsewhere.
 RESTART_BYTES, COPYING_BYTES = 400_000, 4_000_000
