@@ -149,7 +149,7 @@ class Session:
                 self._backend.call_later,
                 self._refuse_waiting,
             )
-            self.add_worker_listener(self._missing)
+            self._backend.on_no_slots = self._missing.start
             self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
             self._backend.on_summary_wanted = self._summary_wanted
             #: When the next summary may be made, and whether one is being made.

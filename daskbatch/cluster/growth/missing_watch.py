@@ -70,10 +70,6 @@ class MissingWorkersWatch:
             self._is_active = True
         self._look_again(_FIRST_SECONDS)
 
-    def workers_changed(self) -> None:
-        """Begin to watch if the last worker has left: this is a `WorkerListener`."""
-        self.start()
-
     def _look_again(self, seconds: float) -> None:
         with contextlib.suppress(RuntimeError):  # the client is closed
             self._call_later(seconds, self._check)

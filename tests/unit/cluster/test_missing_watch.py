@@ -71,7 +71,7 @@ def test_each_reason_is_said_once(watched: Watched, caplog: pytest.LogCaptureFix
         assert watched.calls.empty()
         # It leaves again.
         watched.waits = True
-        watched.watch.workers_changed()
+        watched.watch.start()
         watched.look()
         watched.calls.get(timeout=60)
     assert len(caplog.records) == 3
