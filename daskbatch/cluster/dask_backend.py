@@ -118,6 +118,8 @@ class ClusterBackend:
         self.unfit: dict[str, UnfitWorker] = {}
         #: The objects that are notified when workers have joined or left.
         self.worker_listeners: weakref.WeakSet[WorkerListener] = weakref.WeakSet()
+        #: Called on Dask's event loop when workers have joined or left, and there is no slot.
+        self.on_no_slots: Callable[[], None] = lambda: None
         #: Called on Dask's event loop when somebody looks at the page /daskbatch.
         self.on_summary_wanted: Callable[[], None] = lambda: None
         #: The futures of keys that are over, kept for `_LINGER_SECONDS`.
@@ -194,6 +196,8 @@ class ClusterBackend:
             self.most_slots = max(self.most_slots, self.slots)
             self.shares_memory = _is_here(message.hosts)
             self._worker_changes += 1
+            if not self.slots:
+                self._call_guarded(self.on_no_slots)
             for each in list(self.worker_listeners):
                 self._call_guarded(each.workers_changed)
         if listener is None:

@@ -19,8 +19,8 @@ from distributed.core import Status
 
 from daskbatch.cluster.leaving.probe import is_listening
 from daskbatch.cluster.messages import WorkerFate
-from daskbatch.worker.execution import journal
-from daskbatch.worker.journal_pool import read_complete_journals
+from daskbatch.worker.execution.journal import JournaledBlock
+from daskbatch.worker.journal_directory import read_complete_journals, remove_journals
 from daskbatch.worker.processes.process_tree import OWNER, sweep_all
 
 PLUGIN_NAME = "daskbatch-nanny"
@@ -98,11 +98,11 @@ class BatchNannyPlugin(NannyPlugin):  # type: ignore[misc]
             self._nanny.close_gracefully(reason="daskbatch: the worker leaves")
         await asyncio.to_thread(_end, pid, owner, created)
         traces = await asyncio.to_thread(read_complete_journals, Path(directory))
-        await asyncio.to_thread(journal.remove, Path(directory))
+        await asyncio.to_thread(remove_journals, Path(directory))
         exitcode = self._exitcodes[-1] if self._exitcodes else None
         if traces is None:
             return WorkerFate(exitcode)
-        by_topic: dict[str, list[journal.JournaledBlock]] = {}
+        by_topic: dict[str, list[JournaledBlock]] = {}
         for trace in traces:
             by_topic.setdefault(trace.topic, []).append(trace)
         return WorkerFate(

@@ -18,6 +18,7 @@ from distributed import Client, get_client
 from distributed.deploy import Cluster
 
 from daskbatch.cluster.connection import connect, register
+from daskbatch.cluster.growth.missing_watch import MissingWorkersWatch
 from daskbatch.cluster.process_client import process_client
 from daskbatch.cluster.session import open_clients
 from daskbatch.describe.values import text_of
@@ -240,11 +241,11 @@ def _begin_creation(
 ) -> ObjectInfo | list[str]:
     """Return the object of that name, or the addresses of the workers for a new one.
 
-    While the cluster has no worker it waits for one, and has a task that an adaptive cluster sees.
+    While the cluster has no worker it waits for one.
     """
-    asking: Any = None
-    while True:
-        found: ObjectInfo | list[str] = call_scheduler(
+
+    def begin() -> ObjectInfo | list[str]:
+        answer: ObjectInfo | list[str] = call_scheduler(
             str(client.scheduler.address),
             routes.BEGIN_CREATION,
             uid=uid,
@@ -252,12 +253,44 @@ def _begin_creation(
             name=name,
             owner=owner,
         )
-        if found:
-            return found
-        if asking is None:
-            _logger.warning("%s waits for the first worker of the cluster", options.kind)
-            asking = client.submit(_ask_for_worker, pure=False, key=f"daskbatch-wants-worker-{uid}")
-        sleep(_WORKER_POLL_INTERVAL_SECONDS)
+        return answer
+
+    return begin() or _begin_with_first_worker(client, uid, options.kind, begin)
+
+
+def _begin_with_first_worker(
+    client: Client, uid: str, kind: str, begin: Callable[[], ObjectInfo | list[str]]
+) -> ObjectInfo | list[str]:
+    """Call a function until there is a worker; meanwhile an adaptive cluster sees a task.
+
+    Raises
+    ------
+    ServiceLost
+        There have been workers for ``daskbatch.unmet-timeout``, but all have other software.
+    """
+    _logger.warning("%s waits for the first worker of the cluster", kind)
+    asking = client.submit(_ask_for_worker, pure=False, key=f"daskbatch-wants-worker-{uid}")
+    waits = True
+    refused: list[str] = []
+    loop = client.loop
+    watch = MissingWorkersWatch(
+        client,
+        f"{kind} waits",
+        lambda: waits,
+        lambda seconds, function: loop.add_callback(loop.call_later, seconds, function),
+        refused.append,
+    )
+    watch.start()
+    try:
+        while not refused:
+            sleep(_WORKER_POLL_INTERVAL_SECONDS)
+            found = begin()
+            if found:
+                return found
+        raise ServiceLost(f"{kind} {refused[0]}")
+    finally:
+        waits = False
+        asking.release()
 
 
 def _ask_for_worker() -> None:

@@ -1,33 +1,21 @@
 """Gives each block of a worker a journal, as long as there is space for journals.
 
-The directory of a worker's journals has a mark that says that they are complete. The worker removes
-the mark before it begins a block without a journal: removing a file needs no space. Without the
-mark, nobody concludes from the journals that a block had not begun.
+The worker says that its journals are not complete before it begins a block without a journal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
 from pathlib import Path
 from time import monotonic
 
-from daskbatch.worker.execution.journal import (
-    PREFIX,
-    Journal,
-    JournaledBlock,
-    read_journals,
-    remove,
-    remove_old,
-)
+from daskbatch.worker.execution.journal import Journal
+from daskbatch.worker.journal_directory import JournalDirectory
 
 #: Values up to this size are kept in journals, for the case that the worker is killed.
 _MAX_VALUE_BYTES = 1 << 16
-
-#: The mark.
-_COMPLETE = "complete"
 
 #: After a journal could not be made, the next attempt comes after this time.
 _RETRY_SECONDS = 30.0
@@ -41,7 +29,8 @@ class JournalPool:
     Parameters
     ----------
     scratch : Path
-        The directory in which the directory of the journals is made.
+        The directory in which the directory of the journals is made, if files there keep the space
+        that was allocated for them.
     name : str
         A name of the worker that no other one has.
 
@@ -52,16 +41,16 @@ class JournalPool:
     """
 
     def __init__(self, scratch: Path, name: str) -> None:
-        self.directory = scratch / f"{PREFIX}{name}"
+        self._directory = JournalDirectory(scratch, name)
+        self.directory = self._directory.path
         self._lock = threading.Lock()
         self._free: list[Journal] = []
         self._numbers = itertools.count()
-        #: How many blocks run without a journal, and whether the mark is there.
+        #: How many blocks run without a journal, and whether the directory is marked as complete.
         self._without = 0
         self._is_complete = False
         self._retry_at = 0.0
         self._has_warned = False
-        remove_old(scratch)
         try:
             self._mark_complete()
         except OSError as error:
@@ -87,8 +76,7 @@ class JournalPool:
             self._without += 1
             if self._is_complete:
                 self._is_complete = False
-                with contextlib.suppress(FileNotFoundError):
-                    (self.directory / _COMPLETE).unlink()
+                self._directory.unmark()
             return None
 
     def give_back(self, journal: Journal | None) -> None:
@@ -101,11 +89,10 @@ class JournalPool:
 
     def close(self) -> None:
         """Delete the directory; nobody reads the journals of a worker that ends in good order."""
-        remove(self.directory)
+        self._directory.remove()
 
     def _mark_complete(self) -> None:
-        self.directory.mkdir(exist_ok=True)
-        (self.directory / _COMPLETE).touch()
+        self._directory.mark_complete()
         self._is_complete = True
 
     def _note_failure(self, error: OSError) -> None:
@@ -113,15 +100,8 @@ class JournalPool:
         if not self._has_warned:
             self._has_warned = True
             _logger.warning(
-                "The worker keeps no journal of what it runs, because %s has no space for it: %s. "
+                "The worker keeps no journal of what it runs, because it cannot be kept in %s: %s. "
                 "If the worker is killed, a task that had not begun counts as one that may have "
                 "run. Free some space there, or choose another --local-directory.",
                 *(self.directory.parent, error),
             )
-
-
-def read_complete_journals(directory: Path) -> list[JournaledBlock] | None:
-    """Read what the slots of a dead worker have done; None if it ran blocks without a journal."""
-    if not (directory / _COMPLETE).exists():
-        return None
-    return read_journals(directory)

@@ -739,7 +739,7 @@ def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
         wait_until(lambda: task.pending)
         cluster.scale(0)
         wait_until(lambda: ctx.worker_count == 0)
-        wait_until(lambda: "the cluster has none at present" in caplog.text)
+        wait_until(lambda: "a job waits for a worker: the cluster has none" in caplog.text)
         thread.join(0.5)  # much longer than the unmet-timeout
         assert job.running
         (tmp_path / "go").touch()

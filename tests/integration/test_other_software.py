@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster, get_worker
 from support.outside import outside_cluster
 from support.waiting import wait_until
 
-from daskbatch import Batch, BatchError
+from daskbatch import Batch, BatchError, ServiceLost, SpecError, WorkerLost
+from daskbatch.cluster.growth import missing_watch
+from daskbatch.execute import ExecutionContext, Job, RmiTask
 
 #: What a worker is started with: it pretends to have another daskbatch, or none.
 PRETENCES = {
@@ -61,6 +64,10 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def own_address() -> str:
+    return str(get_worker().address)
+
+
 @pytest.mark.parametrize("pretence", PRETENCES)
 def test_a_worker_with_other_software(
     client: Client, pretence: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -97,9 +104,44 @@ def use_all_but(batch: Batch, address: str) -> None:
     assert address not in used
     assert forbidden.state == "waiting"
     forbidden.cancel()
+    context = ExecutionContext(batch)
+    assert {worker.address for worker in context.workers} == used
+    job = Job(context, [RmiTask(context, number, own_address, ()) for number in range(6)])
+    assert {task.result() for task in context.execute(job)} == used
     dictionary = batch.ddict(shards=4)
     dictionary.put_many({number: number for number in range(20)})
     assert set(dictionary.workers_for(range(20))) == used
+
+
+def test_a_cluster_of_workers_with_other_software_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(missing_watch, "_FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(missing_watch, "_INTERVAL_SECONDS", 0.1)
+    preload = tmp_path / "preload.py"
+    preload.write_text(PRETENCES["another"], "utf-8")
+    with (
+        dask.config.set({"daskbatch.unmet-timeout": "500ms"}),
+        LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Batch(client.scheduler.address) as batch,
+    ):
+        # With no worker at all, it waits.
+        waiting = batch.function(double, 1)
+        waiting.start()
+        wait_until(lambda: "tasks wait for a worker: the cluster has none" in caplog.text, "silent")
+        assert waiting.state == "waiting"
+        with worker(client, sys.executable, "--no-nanny", "--preload", str(preload)) as address:
+            words = f"{address} on .* has Python .* and daskbatch 99.0; tasks need "
+            with pytest.raises(SpecError, match=f"'double' has no worker: .*{words}"):
+                waiting.get(60)
+            context = ExecutionContext(batch)
+            assert context.workers == []
+            job = Job(context, [RmiTask(context, 0, double, (1,))])
+            with pytest.raises(WorkerLost, match=f"may execute task 0 has joined .*{words}"):
+                list(context.execute(job))
+            with pytest.raises(ServiceLost, match=f"ddict has no worker: .*{words}"):
+                batch.ddict()
 
 
 @pytest.mark.skipif(

@@ -1,10 +1,12 @@
 """Says why a cluster has no worker for tasks, and where to look for the reason.
 
-Any thread may call the functions; they never raise. They may run `squeue`, for some seconds.
+Any thread may call the functions, except for that of Dask's event loop; they never raise. They ask
+the scheduler, and may run `squeue`, for some seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
@@ -12,7 +14,8 @@ from typing import Any
 
 from distributed import Client
 
-from daskbatch.cluster.versions.software import UnfitWorker
+from daskbatch.cluster.growth.orders import are_workers_on_order
+from daskbatch.cluster.versions.software import UnfitWorker, own_software
 
 #: How long SLURM may take to say what has become of jobs.
 _QUEUE_TIMEOUT_SECONDS = 5.0
@@ -32,10 +35,30 @@ def describe_missing(client: Client, unfit: Collection[UnfitWorker] = ()) -> str
         The workers that have joined, and that have other software.
     """
     parts = [str(each) for each in list(unfit)[:_MAX_NAMED]]
+    if len(unfit) > _MAX_NAMED:
+        parts.append(f"and {len(unfit) - _MAX_NAMED} more")
+    if unfit:
+        parts.append(f"tasks need {own_software()}")
     parts += _describe_cluster(getattr(client, "cluster", None))
     return "; ".join(
         ["the cluster has none that can run it" if unfit else "the cluster has none", *parts]
     )
+
+
+def find_unfit(client: Client) -> list[UnfitWorker]:
+    """Return the workers of a cluster that have other software."""
+    with contextlib.suppress(Exception):  # the scheduler does not answer, or has no plugin of ours
+        found = client.sync(client.scheduler.daskbatch_unfit, waits=False)
+        return [UnfitWorker(*each) for each in found]
+    return []
+
+
+def is_hopeless(client: Client, unfit: Collection[UnfitWorker]) -> bool:
+    """Return whether a cluster without a fit worker has unfit ones, and none on order.
+
+    A cluster that has no worker at all may get some, and tasks wait.
+    """
+    return bool(unfit) and not are_workers_on_order(client)
 
 
 def _describe_cluster(cluster: Any) -> list[str]:
@@ -69,7 +92,7 @@ def describe_jobs(jobs: Collection[str], states: Mapping[str, str] | None) -> st
     Examples
     --------
     >>> describe_jobs(["7", "8"], {"7": "PENDING"})
-    'job 7 is PENDING, job 8 has ended before its worker joined'
+    'job 7 is PENDING, job 8 has ended, and its worker is not there'
     >>> describe_jobs(["7"], None)
     'the jobs are 7: ask the queueing system for their states'
     """
@@ -82,7 +105,7 @@ def describe_jobs(jobs: Collection[str], states: Mapping[str, str] | None) -> st
     found = [
         f"job {job} is {states[job]}"
         if job in states
-        else f"job {job} has ended before its worker joined"
+        else f"job {job} has ended, and its worker is not there"
         for job in named
     ]
     return ", ".join([*found, *more])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import Scheduler
 from distributed.core import Status
@@ -33,6 +33,22 @@ _NO_WORKER = "daskbatch-no-worker"
 _UNFINISHED_STATES = ("waiting", "no-worker", "queued", "processing")
 
 
+class _Wanted(NamedTuple):
+    """What the user has restricted a key to.
+
+    Parameters
+    ----------
+    workers, hosts : frozenset of str
+        The workers and the hosts; no restriction if both are empty.
+    is_loose : bool
+        Whether any other worker will do if none of these is there.
+    """
+
+    workers: frozenset[str]
+    hosts: frozenset[str]
+    is_loose: bool
+
+
 class UnfitWorkers:
     """The workers that can run no tasks of ours. Not thread-safe.
 
@@ -52,8 +68,8 @@ class UnfitWorkers:
         self._silent: set[str] = set(scheduler.workers)
         self._held: dict[str, dict[str, Any]] = {}
         self._changed = asyncio.Event()
-        #: What the user has restricted keys to: workers and hosts.
-        self._wanted: dict[Any, tuple[frozenset[str], frozenset[str]]] = {}
+        #: What the user has restricted keys to.
+        self._wanted: dict[Any, _Wanted] = {}
         self._change_status_as_dask = scheduler.stream_handlers["worker-status-change"]
         scheduler.stream_handlers["worker-status-change"] = self._change_status
         scheduler.stream_handlers["daskbatch-unfit"] = self._record
@@ -63,10 +79,16 @@ class UnfitWorkers:
         """Return whether a worker is unfit."""
         return address in self._found
 
-    async def all(self) -> list[UnfitWorker]:
-        """Return the unfit workers, once all workers have reported, or have had time to."""
+    async def all(self, waits: bool = True) -> list[UnfitWorker]:
+        """Return the unfit workers.
+
+        Parameters
+        ----------
+        waits : bool
+            Whether to wait until all workers have reported, or have had time to.
+        """
         loop = asyncio.get_running_loop()
-        end = loop.time() + _ANSWER_TIMEOUT_SECONDS
+        end = loop.time() + (_ANSWER_TIMEOUT_SECONDS if waits else 0)
         while self._silent and loop.time() < end:
             self._changed.clear()
             try:
@@ -157,19 +179,26 @@ class UnfitWorkers:
     def _restrict(self, state: Any) -> None:
         if is_marked_lost(state):
             # Any worker can return that the block is lost.
-            wanted = frozenset[str](), frozenset[str]()
+            wanted = _Wanted(frozenset(), frozenset(), False)
         else:
             found = state.worker_restrictions, state.host_restrictions
             workers, hosts = (frozenset(each or ()) for each in found)
-            wanted = self._wanted.setdefault(state.key, (workers, hosts))
-        workers, hosts = wanted
+            wanted = _Wanted(workers, hosts, bool(state.loose_restrictions))
+            wanted = self._wanted.setdefault(state.key, wanted)
+        workers, hosts, is_loose = wanted
         if not self._found:
             state.worker_restrictions, state.host_restrictions = set(workers), set(hosts)
+            state.loose_restrictions = is_loose
             return
         fit = {each.address for each in usable(self._scheduler, self._scheduler.workers.values())}
+        allowed = fit
         if workers or hosts:
-            fit &= workers.union(*(self._workers_of(host) for host in hosts))
-        state.worker_restrictions, state.host_restrictions = fit or {_NO_WORKER}, set()
+            allowed = fit & workers.union(*(self._workers_of(host) for host in hosts))
+        if is_loose:
+            allowed = allowed or fit
+        state.worker_restrictions, state.host_restrictions = allowed or {_NO_WORKER}, set()
+        # Else Dask would take an unfit worker while none of the allowed ones is there.
+        state.loose_restrictions = False
 
     def _workers_of(self, host: str) -> set[str]:
         name = self._scheduler.coerce_hostname(host)

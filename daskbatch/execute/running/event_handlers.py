@@ -95,12 +95,11 @@ class EventHandlers:
         launcher.take_back(self._assigner.held_up(monotonic()))
         launcher.look_after_orphans()
         self._pool.warn_if_empty()
-        if self._pool.is_overdue:
+        overdue = self._pool.overdue()
+        if overdue is not None:
             waiting = [*launcher.current, *self._assigner.ready()][:5]
             names = ", ".join(str(self._tasks[each].name) for each in waiting)
-            self._state.failure = WorkerLost(
-                f"no worker that may execute {names} has joined within the unmet-timeout"
-            )
+            self._state.failure = WorkerLost(f"no worker that may execute {names} {overdue}")
 
     # -- calls ----------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Scheduler:
         self._launcher = Launcher(
             self._tasks, kinds, engine, self._state.last_worker, self._inbox.put
         )
-        self._pool = WorkerPool(self._assigner, selected, concurrency)
+        self._pool = WorkerPool(self._assigner, selected, concurrency, self._watch)
         query_workers = _nothing if self._watch is None else self._watch.workers_changed
         self._handlers = EventHandlers(
             self._tasks, self._state, self._launcher, self._pool, query_workers

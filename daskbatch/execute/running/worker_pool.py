@@ -12,7 +12,7 @@ from typing import Any
 from daskbatch import config
 from daskbatch.execute.scheduling.assigner import Assigner
 from daskbatch.execute.workers.worker import Worker
-from daskbatch.execute.workers.worker_watch import WorkerSet
+from daskbatch.execute.workers.worker_watch import WorkerSet, WorkerWatch
 from daskbatch.timeouts import Deadline
 
 _logger = logging.getLogger("daskbatch")
@@ -37,17 +37,25 @@ class WorkerPool:
         The workers that the user has selected for the job; None for all workers.
     concurrency : int
         How many tasks of the job run at the same time on each worker.
+    watch : WorkerWatch, optional
+        The watch of the cluster's workers, if the job needs a cluster.
     """
 
     def __init__(
-        self, assigner: Assigner, selected: Sequence[Any] | None, concurrency: int
+        self,
+        assigner: Assigner,
+        selected: Sequence[Any] | None,
+        concurrency: int,
+        watch: WorkerWatch | None = None,
     ) -> None:
+        self._watch = watch
         self._assigner = assigner
         self._selected = selected
         self._concurrency = concurrency
         self._threads: dict[Any, int | None] = {}
-        #: Whether the cluster has no worker at all. Then tasks wait: a worker may be on order.
-        self._cluster_is_empty = False
+        #: Whether the cluster has no worker that can run tasks. Then these wait: a worker may be on
+        #: order. They do not wait for ever if workers are there, and all have other software.
+        self._cluster_is_empty = self._has_only_unfit = False
         #: The workers of the job that have left the cluster, and may be restarted.
         self.departed: list[Any] = []
         #: When to log that; None if it has been logged.
@@ -92,9 +100,10 @@ class WorkerPool:
             if self._selected is None or _is_selected(worker, self._selected)
         ]
         was_empty, self._cluster_is_empty = self._cluster_is_empty, not workers.threads
+        self._has_only_unfit = workers.has_unfit and not workers.threads
         if self._cluster_is_empty and not was_empty:
             self._warning = Deadline(_EMPTY_WARNING_SECONDS)
-        if joined or self._cluster_is_empty:
+        if joined or self._may_wait:
             self._deadline = None
         return joined, departed
 
@@ -114,22 +123,36 @@ class WorkerPool:
         """
         if self._assigner.workers and not self._assigner.stranded:
             self._deadline = None
-        elif self._deadline is None and not self._cluster_is_empty:
-            never = config.get("unmet-timeout") is None
-            self._deadline = Deadline(None if never else config.get_seconds("unmet-timeout"))
-        deadline = self._warning if self._cluster_is_empty else self._deadline
-        return None if deadline is None else deadline.remaining(_POLL_INTERVAL_SECONDS)
+        elif self._deadline is None and not self._may_wait:
+            self._deadline = Deadline(config.get_optional_seconds("unmet-timeout"))
+        warning = self._warning if self._cluster_is_empty else None
+        moments = [each for each in (warning, self._deadline) if each is not None]
+        found = [each.remaining(_POLL_INTERVAL_SECONDS) or 0.0 for each in moments]
+        return min(found, default=None)
 
     def warn_if_empty(self) -> None:
         """Log, once, that the cluster has had no worker for a while."""
         if self._cluster_is_empty and self._warning is not None and self._warning.passed:
             self._warning = None
-            _logger.warning("a job waits for a worker: the cluster has none at present")
+            _logger.warning("a job waits for a worker: %s", self._describe_missing())
+
+    def overdue(self) -> str | None:
+        """Return why tasks have waited longer than the ``unmet-timeout``; None if they have not."""
+        if self._deadline is None or not self._deadline.passed:
+            return None
+        if self._has_only_unfit and self._watch is not None and self._watch.are_workers_on_order():
+            self._deadline = None
+            return None
+        reason = f": {self._describe_missing()}" if self._cluster_is_empty else ""
+        return f"has joined within the unmet-timeout{reason}"
 
     @property
-    def is_overdue(self) -> bool:
-        """Whether tasks have waited for a worker longer than the ``unmet-timeout``."""
-        return self._deadline is not None and self._deadline.passed
+    def _may_wait(self) -> bool:
+        """Whether tasks wait without a limit."""
+        return self._cluster_is_empty and not self._has_only_unfit
+
+    def _describe_missing(self) -> str:
+        return "the cluster has none" if self._watch is None else self._watch.describe_missing()
 
     def _add(self, worker: Any, threads: int | None) -> None:
         self._threads[worker] = threads

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.session import Session
+from daskbatch.cluster.versions.software import UnfitWorker
 from daskbatch.errors import ServiceLost
 from daskbatch.execute.workers.worker import Worker
 
@@ -43,12 +45,15 @@ class WorkerSet(NamedTuple):
     departed : sequence of Worker
         The latest workers that have left. A nanny may be about to restart one of them. Then it
         has the same name, and is no longer contained.
+    has_unfit : bool
+        Whether there are workers with other software. They run nothing, and are left out above.
     """
 
     threads: Mapping[Worker, int]
     connected: Mapping[Worker, float]
     by_address: Mapping[str, Worker]
     departed: Sequence[Worker]
+    has_unfit: bool = False
 
 
 _NO_WORKERS = WorkerSet({}, {}, {}, ())
@@ -87,6 +92,14 @@ class WorkerWatch:
         """Return the workers that the latest query found."""
         return self._current
 
+    def describe_missing(self) -> str:
+        """Return why the cluster has no worker that can run tasks, as far as that is known."""
+        return self._session.describe_missing_workers()
+
+    def are_workers_on_order(self) -> bool:
+        """Return whether workers were asked for that have not joined yet."""
+        return are_workers_on_order(self._client)
+
     def add_listener(self, listener: Callable[[WorkerSet], None]) -> None:
         """Add a function to call at each change, with the workers."""
         with self.changed:
@@ -105,20 +118,25 @@ class WorkerWatch:
     async def _query(self, first: bool = False) -> None:
         """Query Dask's scheduler for the workers."""
         try:
-            identity = await self._client.scheduler.identity(n_workers=-1)
+            scheduler = self._client.scheduler
+            identity, unfit = await asyncio.gather(
+                scheduler.identity(n_workers=-1), scheduler.daskbatch_unfit(waits=False)
+            )
         except Exception as error:
             if first:
                 raise ServiceLost(
                     f"Dask's scheduler has not returned the list of workers: {error}"
                 ) from error
             return
-        infos = identity["workers"]
+        addresses = {UnfitWorker(*each).address for each in unfit}
+        workers = identity["workers"]
+        infos = {each: info for each, info in workers.items() if each not in addresses}
         self._has_unready_worker = any(
             info.get("status", _RUNNING_STATUS) != _RUNNING_STATUS for info in infos.values()
         )
-        self._update(infos, first)
+        self._update(infos, first, len(infos) < len(workers))
 
-    def _update(self, infos: Mapping[str, Mapping[str, Any]], first: bool) -> None:
+    def _update(self, infos: Mapping[str, Mapping[str, Any]], first: bool, has_unfit: bool) -> None:
         by_address = {
             address: Worker(str(info["name"]), address, info["host"])
             for address, info in infos.items()
@@ -134,8 +152,9 @@ class WorkerWatch:
             {worker: before.connected.get(worker, now) for worker in threads},
             by_address,
             _departed(before, by_address),
+            has_unfit,
         )
-        if threads == before.threads:
+        if threads == before.threads and has_unfit == before.has_unfit:
             return
         with self.changed:
             listeners = list(self._listeners)

@@ -19,7 +19,6 @@ import mmap
 import os
 import pickle
 import struct
-import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,12 +30,6 @@ from daskbatch.worker.execution.measures import UNKNOWN_CPU, Measures, MemberDet
 
 #: The size of each of the two files: of the file system's space at first, and at most.
 _MIN_FILE_BYTES, _FILE_BYTES = 512 << 10, 4 << 20
-
-#: How the names of the directories begin in which workers keep their journals.
-PREFIX = "daskbatch-"
-
-#: A directory that has not changed for this long was left behind.
-_MAX_AGE_SECONDS = 7 * 24 * 3600.0
 
 #: The header: the number of the turn, how many bytes are used, the member that runs, and how many
 #: bytes have been allocated. Then the two parts of it that are changed alone, with their offsets,
@@ -278,20 +271,3 @@ def _records(content: bytes) -> Iterator[tuple]:  # type: ignore[type-arg]
         start += _LENGTH.size
         yield pickle.loads(content[start : start + length])
         start += length
-
-
-def remove(directory: Path) -> None:
-    """Delete a directory of journals; other directories are left alone."""
-    if directory.name.startswith(PREFIX):
-        import shutil  # not at the top: a child starts faster without it
-
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def remove_old(scratch: Path) -> None:
-    """Delete old journals that neither a worker nor a nanny has deleted."""
-    for directory in scratch.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            files = [directory, *directory.iterdir()]
-            if time.time() - max(each.stat().st_mtime for each in files) > _MAX_AGE_SECONDS:
-                remove(directory)

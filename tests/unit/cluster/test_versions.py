@@ -105,7 +105,7 @@ def test_jobs_that_ended_in_the_queue_are_named(
     text = describe_missing(client_of("17", "18"))
     assert text == (
         "the cluster has none; 2 of 2 that were asked for have not joined; "
-        "job 17 is PENDING, job 18 has ended before its worker joined; "
+        "job 17 is PENDING, job 18 has ended, and its worker is not there; "
         "the output of the jobs is in /scratch/logs"
     )
     program.write_text("#!/bin/sh\nexit 1\n")
@@ -118,5 +118,5 @@ def test_what_is_unknown_of_a_cluster_is_not_said() -> None:
     unfit = UnfitWorker("tcp://9", "n9", "3.99", "")
     assert describe_missing(SimpleNamespace(), [unfit]) == (
         "the cluster has none that can run it; "
-        "the worker tcp://9 on n9 has Python 3.99 and no daskbatch"
+        f"the worker tcp://9 on n9 has Python 3.99 and no daskbatch; tasks need {own_software()}"
     )
