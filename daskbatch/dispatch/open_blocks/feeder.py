@@ -491,6 +491,18 @@ class OpenBlocks:
             return []
         return self._take_back(block, found.records)
 
+    def key_cancelled(self, block: SubmittedBlock) -> bool:
+        """Send an open block no more members; returns whether it has begun, and runs those it has.
+
+        Its key was cancelled. Dask does not stop a key that runs.
+        """
+        found = self._by_number.get(block.number)
+        if found is None or found.link is None:
+            return False
+        if found.is_open:
+            found.end()
+        return True
+
     def forget(self, block: SubmittedBlock) -> None:
         """Drop an open block, which is over."""
         self._remove(block)

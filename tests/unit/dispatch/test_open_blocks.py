@@ -173,6 +173,9 @@ class Cluster:
     def require_alive(self) -> None:
         pass
 
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        return False
+
     def release(self, block: SubmittedBlock) -> None:
         pass
 
