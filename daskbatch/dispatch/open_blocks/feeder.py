@@ -146,11 +146,11 @@ class OpenBlocks:
         held: dict[TaskRecord, None] = {}
         rest = []
         for record in records:
+            # Also for what it waits for by way of a task that is over, such as a cancelled one.
             if chosen or any(
                 before in held
                 or (before.block is not None and (before.block.held or before.block.open))
-                for before, _ in record.waits
-                if not before.over
+                for before in (record.unfinished_waits() if record.waits else ())
             ):
                 held[record] = None
             else:
