@@ -43,7 +43,7 @@ class _Loaded:
 PICKLE = pickle.dumps(_Loaded(), 5, buffer_callback=lambda _: None)
 
 
-def dumps(value: object) -> bytes | None:
+def dumps(value: Any) -> bytes | None:
     """Return the buffer that belongs to `PICKLE`; None if the value is to be pickled.
 
     Examples
