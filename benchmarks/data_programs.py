@@ -79,6 +79,14 @@ def group_frames(*frames: Any) -> float:
     return group(list(frames))
 
 
+def make_dicts(count: int) -> list[dict[int, str]]:
+    return [make_dict(number) for number in range(count)]
+
+
+def count_all(dicts: list[dict[int, str]]) -> int:
+    return sum(map(len, dicts))
+
+
 def count_items(*dicts: dict[int, str]) -> int:
     return sum(map(len, dicts))
 
@@ -119,6 +127,14 @@ def dicts(system: System) -> None:
     assert system.get(system.submit(count_items, *references)) == 20 * 300_000
 
 
+def frames_of_one(system: System) -> None:
+    assert system.get(system.submit(group, system.submit(make_frames, 40, 500_000))) > 0
+
+
+def dicts_of_one(system: System) -> None:
+    assert system.get(system.submit(count_all, system.submit(make_dicts, 20))) == 20 * 300_000
+
+
 def get_large(system: System) -> float:
     reference = system.submit(make, 3)
     system.wait(reference)
@@ -141,8 +157,10 @@ PROGRAMS: dict[str, Callable[[System], float | None]] = {
     "200 arguments of 1 MB by map": map_in,
     "200 results of 1 MB by map": map_out,
     "200 arguments and results of 1 MB": map_both,
-    "40 frames, grouped": frames,
-    "20 dicts of 300 000 items, counted": dicts,
+    "40 frames of one task, grouped in another": frames_of_one,
+    "20 dicts of 300 000 items of one task, counted in another": dicts_of_one,
+    "40 frames of 40 tasks, grouped": frames,
+    "20 dicts of 20 tasks, counted": dicts,
     "80 MB to the client": get_large,
     "80 MB as an argument": put_large,
 }

@@ -110,6 +110,9 @@ class SimulatedBackend:
     ) -> None:
         then({}, {})
 
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        return False
+
     def release(self, block: SubmittedBlock) -> None:
         pass
 

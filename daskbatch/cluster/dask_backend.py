@@ -24,6 +24,7 @@ from distributed.spans import SpanMetadata
 from distributed.utils import set_thread_state
 
 from daskbatch import config
+from daskbatch.cluster.cancelled_keys import CancelledKeys, reason_of
 from daskbatch.cluster.connection import register, require_same_software
 from daskbatch.cluster.membership import UNREACHABLE_ERRORS, Membership
 from daskbatch.cluster.messages import (
@@ -104,6 +105,7 @@ class ClusterBackend:
         #: Whether all workers can map this process's memory.
         self.shares_memory = False
         self.membership = Membership(client, topic)
+        self._cancelled_keys = CancelledKeys(client, self.membership, self._call_guarded)
         self._task_key = task_key
         #: The futures of buffers, and of the blocks whose results may still be needed.
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -307,6 +309,14 @@ class ClusterBackend:
         """Raise `ServiceLost` if the cluster, or the registration there, is gone."""
         self.membership.require_registered()
 
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        """Return whether the key of a block was cancelled; see `Backend.has_cancelled`."""
+        future = block.future
+        if self._listener is None or future is None or future.status != "cancelled":
+            return False
+        self.membership.check()
+        return not self.membership.is_lost
+
     async def _watch(self, block: SubmittedBlock, future: Any) -> None:
         """Wait for a key on the client's event loop, and notify the listener of its end.
 
@@ -320,10 +330,12 @@ class ClusterBackend:
         if future.status == "error":
             error = _as_batch_error(await future.exception())
         elif future.status != "finished":
-            # Unless this client has released it, only the end of the cluster cancels it.
+            # Unless this client has released it, somebody else has cancelled it.
             if block.future is not None:
-                self._call_guarded(self.membership.check)
-                error = ServiceLost(f"its key is {future.status}")
+                if self._listener is not None:
+                    reason = reason_of(future)
+                    await self._cancelled_keys.report(block, reason, self._listener)
+                return
         elif block.unfinished:
             # Not every member was reported; the key has all outcomes.
             try:

@@ -119,6 +119,11 @@ class Membership:
         if self._lost:
             raise ServiceLost(self._lost)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the registration is known to be lost; see `check`."""
+        return bool(self._lost)
+
     def check(self) -> None:
         """Find out whether the registration is lost, and record it; does not raise."""
         if self._client.status != "running":

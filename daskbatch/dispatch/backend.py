@@ -49,6 +49,12 @@ class Listener(Protocol):
     ) -> None:
         """The key of a block is finished, or has failed as a whole."""
 
+    def keys_refused(self, blocks: Sequence[SubmittedBlock], lost: Sequence[BlockKey]) -> None:
+        """The scheduler has created no key for these blocks, since it lacked what they need."""
+
+    def key_cancelled(self, block: SubmittedBlock, why: str) -> None:
+        """A client of the cluster has cancelled the key of a block, which may be running."""
+
     def values_lost(self, keys: Sequence[BlockKey]) -> None:
         """The results of finished blocks were lost with a worker."""
 
@@ -93,6 +99,11 @@ class Backend(Submitter, Protocol):
 
     def require_alive(self) -> None:
         """Raise `ServiceLost` if the cluster is gone."""
+
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        """Return whether the key of a block was cancelled, and with it what it held, though the
+        Batch goes on.
+        """
 
     def release(self, block: SubmittedBlock) -> None:
         """Drop this client's interest in a block: it need not run unless others need its key."""

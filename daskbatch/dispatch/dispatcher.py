@@ -21,6 +21,7 @@ from time import monotonic, time
 from typing import Any
 
 from daskbatch.dispatch.backend import Backend
+from daskbatch.dispatch.cancelled_blocks import CancelledBlocks, as_failure
 from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
 from daskbatch.dispatch.failure_log import TaskWarning
@@ -33,11 +34,8 @@ from daskbatch.dispatch.sigint import uninterrupted
 from daskbatch.dispatch.task_record import BlockKey, Group, Phase, SubmittedBlock, TaskRecord
 from daskbatch.dispatch.task_table import TaskTable
 from daskbatch.errors import (
-    BatchError,
     LifecycleError,
-    ServiceLost,
     TaskCancelled,
-    WorkerLost,
 )
 from daskbatch.serialization import stored_value
 from daskbatch.serialization.exceptions import pack_error
@@ -85,6 +83,7 @@ class Dispatcher:
         self._revocation = Revocation(self.table, backend)
         self._open = self.table.open_blocks
         self._open.on_empty = self._forget
+        self._cancelled = CancelledBlocks(self.table, backend, self._revocation, self)
         self.table.future_sources.abandon = self._cancel_later
         #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
         self.owes_notification = False
@@ -168,7 +167,7 @@ class Dispatcher:
             cancelled = self.table.future_sources.take_cancelled()
             goes_on = self.table.future_sources.has_waiting
         for source in cancelled:
-            self._revocation.withdraw(source, _as_cancelled(source))
+            self._revocation.withdraw({source: _as_cancelled(source)})
         if goes_on:
             self._backend.call_later(_FUTURES_INTERVAL_SECONDS, self._check_sources)
 
@@ -176,7 +175,7 @@ class Dispatcher:
         """Cancel a task that no task needs any longer; called with the lock held."""
 
         def cancel() -> None:
-            self._revocation.withdraw(source)
+            self._revocation.withdraw({source: None})
 
         self._backend.call_later(0.0, cancel)
 
@@ -230,7 +229,7 @@ class Dispatcher:
                     if error is None:
                         self.table.settle_member(block, record, Status.CANCELLED)
                     else:
-                        failure = pack_error(_as_failure(record, error), record.label)
+                        failure = pack_error(as_failure(record, error), record.label)
                         self.table.settle_member(block, record, Status.FAILED, failure)
                 self._backend.release(block)
             self.table.live.clear()
@@ -251,9 +250,9 @@ class Dispatcher:
         if self._adopt(record):
             return
         if not block.lost:
-            result = block.fetch(record.label, timeout)
+            result = self._cancelled.fetch(block, record, timeout)
             with self._changed:
-                if not result.lost:
+                if result is not None and not result.lost:
                     block.distribute(result)
                     return
                 self.table.mark_lost(block)
@@ -449,6 +448,37 @@ class Dispatcher:
         if self.table.live.get(block.number) is block:
             self.worker_died([block.key], {}, None)
 
+    def keys_refused(self, blocks: Sequence[SubmittedBlock], lost: Sequence[BlockKey]) -> None:
+        """Place the tasks of blocks again for which the scheduler has created no keys.
+
+        Parameters
+        ----------
+        blocks : sequence of SubmittedBlock
+            The blocks. Nothing of them has run.
+        lost : sequence of BlockKey
+            The finished blocks that they need, and that no worker has any longer.
+        """
+        self.values_lost(lost)
+        with self._changed, self._feeding():
+            blocks = [block for block in blocks if block.number in self.table.live]
+            requeued = self._cancelled.take_back(blocks)
+            for block in blocks:
+                self._forget(block)
+            self.table.place(requeued, blocks[0].name if blocks else "batch")
+            self._changed.notify_all()
+
+    def key_cancelled(self, block: SubmittedBlock, why: str) -> None:
+        """Stop the members of a block whose key a client of the cluster has cancelled.
+
+        Parameters
+        ----------
+        block : SubmittedBlock
+            The block.
+        why : str
+            The reason.
+        """
+        self._cancelled.stop(block, why)
+
     def values_lost(self, keys: Sequence[BlockKey]) -> None:
         """Record that the results of finished blocks were lost with a worker."""
         with self._changed:
@@ -521,7 +551,7 @@ class Dispatcher:
                 self.table.requeue(block, record)
                 requeued.append(record)
             else:
-                failure = _as_failure(record, error)
+                failure = as_failure(record, error)
                 failure.__cause__ = error
                 data = pack_error(failure, record.label)
                 self.table.settle_member(block, record, Status.FAILED, data)
@@ -531,11 +561,3 @@ class Dispatcher:
 def _as_cancelled(source: TaskRecord) -> TaskCancelled:
     """Return the exception of a source whose future was cancelled."""
     return TaskCancelled(f"the {source.name} was cancelled")
-
-
-def _as_failure(record: TaskRecord, error: BaseException) -> BatchError:
-    """Return the exception for one task, from the error of its Batch or block."""
-    for kind, what in ((ServiceLost, "was lost with its Batch"), (WorkerLost, "was lost")):
-        if isinstance(error, kind):
-            return kind(f"task {record.label} {what}: {error}")
-    return BatchError(f"task {record.label} could not be run: {error}")

@@ -106,7 +106,8 @@ class Placer:
                 found = (self.expected_seconds(record) for record in block.records)
             block.expected_seconds = self._total(found)
             blocks.append(block)
-        futures = dict(self._buffers)
+        # If somebody has cancelled one, or the scheduler has refused it, it is not there.
+        futures = {k: f for k, f in self._buffers.items() if f.status != "cancelled"}
         # The number is long, because Dask takes equal keys for one key, even if they are of
         # different clients.
         lowered = lower(

@@ -105,30 +105,46 @@ class Revocation:
         if members:
             self._backend.revoke(members, Status.CANCELLED, then)
 
-    def withdraw(self, record: TaskRecord, error: Exception | None = None) -> None:
-        """Cancel a task that is not over, or have it fail with an error; the answer comes later."""
+    def withdraw(self, errors: Mapping[TaskRecord, Exception | None]) -> None:
+        """Cancel tasks that are not over, or have them fail; the answer comes later.
+
+        Parameters
+        ----------
+        errors : mapping
+            For each task the exception that it fails with; None to cancel it.
+        """
         with self._changed:
-            block = record.block
-            if record.over or block is None:
-                return
-            members = members_by_block([record])
+            placed = {
+                record: record.block
+                for record in errors
+                if record.block is not None and not record.over
+            }
+            members = members_by_block(placed)
             self._revoked.update(members)
 
         def then(revoked: Members, stopping: Members) -> None:
             with self._changed:
-                if record.block is block and not record.over:
+                for record, block in placed.items():
+                    if record.block is not block or record.over:
+                        continue
                     if record.member in revoked.get(block.number, ()):
-                        if error is None:
-                            self._table.settle_member(block, record, Status.CANCELLED)
-                        else:
-                            data = pack_error(error, record.label)
-                            self._table.settle_member(block, record, Status.FAILED, data)
+                        self._settle_withdrawn(block, record, errors[record])
                     elif record.member in stopping.get(block.number, ()):
                         self._table.stopping.add(record)
                 self._changed.notify_all()
-            self._release_empty([block])
+            self._release_empty(placed.values())
 
-        self._backend.revoke(members, Status.CANCELLED, then)
+        if members:
+            self._backend.revoke(members, Status.CANCELLED, then)
+
+    def _settle_withdrawn(
+        self, block: SubmittedBlock, record: TaskRecord, error: Exception | None
+    ) -> None:
+        if error is None:
+            self._table.settle_member(block, record, Status.CANCELLED)
+        else:
+            data = pack_error(error, record.label)
+            self._table.settle_member(block, record, Status.FAILED, data)
 
     def place_anew(self, records: Iterable[TaskRecord]) -> None:
         """Place the tasks that have not begun in new blocks: they wait for fewer tasks now."""

@@ -18,7 +18,7 @@ from daskbatch.memory import kept_mappings, segment
 from daskbatch.memory.arena import set_spare_limit
 from daskbatch.memory.segment import Reference, Segment, ValueGone
 from daskbatch.memory.shared_buffer import pickles_references
-from daskbatch.serialization import pickling
+from daskbatch.serialization import pickling, plain_containers
 from daskbatch.serialization.buffers import Buffer
 
 #: A pickle up to this size is a part of the reference to its buffers; a larger one is the first
@@ -135,6 +135,8 @@ def dumps(value: object, limit: int) -> bytes:
     if type(value) in pickling.PLAIN:
         data = pickling.dumps_plain(value)
         buffers: list[pickle.PickleBuffer] = []
+    elif (content := plain_containers.dumps(value)) is not None:
+        return _store(plain_containers.PICKLE, [content])
     else:
         data, buffers = pickling.dumps_with_buffers(
             value, min(limit, pickling.MIN_SHARED_BUFFER_BYTES)
@@ -191,16 +193,16 @@ def load_stored(inner: bytes | None, sizes: Sequence[int], reference: tuple[Any,
         The buffers are gone.
     """
     where = Reference(*reference)
-    if inner is None and len(sizes) == 1:
-        return _load_alone(where, sizes[0])
+    if len(sizes) == 1 and (inner is None or inner == plain_containers.PICKLE):
+        return _load_alone(where, sizes[0], inner)
     buffers = segment.cut(segment.attach(where), sizes)
     if inner is None:
         return pickling.loads_with_buffers(buffers[0], buffers[1:])
     return pickling.loads_with_buffers(inner, buffers)
 
 
-def _load_alone(reference: Reference, size: int) -> Any:
-    """Load a pickle without buffers: nothing refers to its memory afterwards."""
+def _load_alone(reference: Reference, size: int, inner: bytes | None) -> Any:
+    """Load objects without buffers of their own: nothing refers to the memory afterwards."""
     file = segment.open_range(reference)
     try:
         with (
@@ -210,7 +212,9 @@ def _load_alone(reference: Reference, size: int) -> Any:
             memoryview(memory) as whole,
             segment.cut(whole, [size])[0] as data,
         ):
-            return pickling.loads_with_buffers(data, ())
+            if inner is None:
+                return pickling.loads_with_buffers(data, ())
+            return pickle.loads(inner, buffers=[data])
     finally:
         os.close(file)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -226,6 +227,26 @@ def test_what_was_read_is_read_again_unless_it_was_written_since(
     assert "was lost with its worker, and the task does not run again" in str(lost(again))
     assert len(runs(tmp_path, "again")) == 1
     assert len(runs(tmp_path, "writer")) == 1
+
+
+def test_a_restart_ends_what_is_unfinished_and_results_are_computed_again(
+    batch: Batch, tmp_path: Path
+) -> None:
+    """`Client.restart` of Dask cancels all keys, also those that a graph of ours refers to."""
+    finished, taken = (batch.function(large, tmp_path, name) for name in ("one", "other"))
+    argument = np.ones(LARGE)
+    before = batch.function(np.sum, argument)
+    batch.compile([finished, taken, before]).run(timeout=60)
+    running = batch.function(gate, tmp_path, "running")
+    running.start()
+    wait_until(lambda: len(runs(tmp_path, "running")) == 1, "begun")
+    batch.client.restart()
+    assert "Client.restart has restarted the workers" in str(lost(running))
+    assert finished.get(timeout=60) == "one".ljust(LARGE)
+    tasks = [batch.function(len, taken.result), batch.function(np.sum, argument)]
+    batch.compile(tasks).run(timeout=60)
+    assert [task.get() for task in tasks] == [LARGE, LARGE]
+    assert [len(runs(tmp_path, name)) for name in ("one", "other", "running")] == [2, 2, 1]
 
 
 # -- what runs --------------------------------------------------------------------------

@@ -231,6 +231,7 @@ NAMES = [
         lambda _: tracemalloc.Snapshot(((0, 1, (("file", 1),), 1),), 1).traces._traces,  # type: ignore[attr-defined, arg-type]
         word="_traces",
     ),
+    Use("_signal:getsignal", "worker/isolation/process_settings.py", word="_signal"),
     Use("_signal:set_wakeup_fd", "worker/mpi/rank_supervisor.py", word="_signal"),
     Use("_socket:socket.sendall", "worker/mpi/rank_supervisor.py", word="_socket"),
     Use("_blake2:blake2b", "worker/mpi/rank_supervisor.py", keyword("key"), word="_blake2"),

@@ -128,6 +128,9 @@ class InProcessBackend:
                 revoked[block] = [member for member in some if member not in began]
         threading.Thread(target=then, args=(revoked, {})).start()
 
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        return False
+
     def release(self, block: SubmittedBlock) -> None:
         pass
 

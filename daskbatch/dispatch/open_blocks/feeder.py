@@ -146,11 +146,11 @@ class OpenBlocks:
         held: dict[TaskRecord, None] = {}
         rest = []
         for record in records:
+            # Also for what it waits for by way of a task that is over, such as a cancelled one.
             if chosen or any(
                 before in held
                 or (before.block is not None and (before.block.held or before.block.open))
-                for before, _ in record.waits
-                if not before.over
+                for before in (record.unfinished_waits() if record.waits else ())
             ):
                 held[record] = None
             else:
@@ -490,6 +490,18 @@ class OpenBlocks:
         if found is None:
             return []
         return self._take_back(block, found.records)
+
+    def key_cancelled(self, block: SubmittedBlock) -> bool:
+        """Send an open block no more members; returns whether it has begun, and runs those it has.
+
+        Its key was cancelled. Dask does not stop a key that runs.
+        """
+        found = self._by_number.get(block.number)
+        if found is None or found.link is None:
+            return False
+        if found.is_open:
+            found.end()
+        return True
 
     def forget(self, block: SubmittedBlock) -> None:
         """Drop an open block, which is over."""

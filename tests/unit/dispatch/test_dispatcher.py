@@ -322,6 +322,104 @@ class _Failing(InProcessBackend):
         return {}
 
 
+class _Refusing(InProcessBackend):
+    """Refuses the first submissions, as Dask's scheduler does if it lacks what they need."""
+
+    def __init__(self, times: int, lost: Sequence[TaskRecord] = ()) -> None:
+        super().__init__()
+        self.refusals = times
+        self._lost = lost
+
+    def submit(self, lowered: Any, again: bool) -> Any:
+        if not self.refusals:
+            return super().submit(lowered, again)
+        self.refusals -= 1
+        blocks = list(lowered.blocks.values())
+        lost = [record.block.key for record in self._lost if record.block is not None]
+
+        def refuse() -> None:
+            self.dispatcher.keys_refused(blocks, lost)
+
+        thread = threading.Thread(target=refuse)
+        self._threads.append(thread)
+        thread.start()
+        return {}
+
+
+def test_refused_keys_are_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of them has run, so their tasks are placed again: all in one submission."""
+    monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
+    backend = _Refusing(times=3)
+    dispatcher = _dispatcher_on(backend)
+    first, ordered = record(0, _add, 1, 1), record(1, _add, 2, 2)
+    needing = record(2, _add, Ref(first), 1)
+    ordered.waits, needing.waits = ((first, 4),), ((first, 1),)
+    run_records(dispatcher, [first, ordered, needing])
+    backend.join()
+    assert [outcome_of(each) for each in (first, ordered, needing)] == ["2", "4", "3"]
+    assert backend.refusals == 0
+    assert len(backend.submissions) == 1
+    assert not dispatcher.table.live
+
+
+def test_a_key_that_is_always_refused_fails() -> None:
+    backend = _Refusing(times=1000)
+    dispatcher = _dispatcher_on(backend)
+    first, needing = record(0, _add, 1, 1, name="first"), record(1, _add, Ref, 1)
+    needing.waits = ((first, 1),)
+    run_records(dispatcher, [first, needing])
+    assert outcome_of(first).startswith("failed: task 'first' could not be run: Dask's scheduler")
+    assert needing.root_failure is first
+    assert 0 < backend.refusals < 1000
+    assert not dispatcher.table.live
+
+
+def test_what_a_refused_key_lacked_is_computed_again() -> None:
+    backend = _Refusing(times=0)
+    dispatcher = _dispatcher_on(backend)
+    made = record(0, bytes, 100_000)
+    run_records(dispatcher, [made])
+    backend.join()
+    assert made.value is None
+    backend.refusals, backend._lost = 1, [made]
+    taker = record(1, len, Ref(made))
+    run_records(dispatcher, [taker])
+    backend.join()
+    assert outcome_of(taker) == "100000"
+    assert backend.refusals == 0
+    assert len(backend.submissions) == 2, "that of both is one submission"
+
+
+def test_a_cancelled_key_takes_its_own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask cancels what comes after it, too: those tasks run, if they need no other result."""
+    monkeypatch.setattr("daskbatch.dispatch.placer.pack", blocks_of(1))
+    gate, begun = threading.Event(), threading.Event()
+    _GATES["cancelled"], _BEGUN["cancelled"] = gate, begun
+    dispatcher, backend = make_dispatcher(slots=2, budget=60.0)
+    blocker = record(0, _wait_at, "cancelled")
+    cancelled, ordered = record(1, _add, 1, 1, name="one"), record(2, _add, 2, 2)
+    needing = record(3, _add, Ref(cancelled), 1)
+    cancelled.waits = ((blocker, 4),)
+    ordered.waits, needing.waits = ((cancelled, 4),), ((cancelled, 1),)
+    dispatcher.submit([blocker, cancelled, ordered, needing], "test")
+    assert begun.wait(30)
+    try:
+        blocks = [each.block for each in (cancelled, ordered, needing)]
+        for block in blocks:
+            assert block is not None
+            dispatcher.key_cancelled(block, "somebody has cancelled it")
+        assert dispatcher.outcomes.wait(lambda: cancelled.over and needing.over, 30)
+        assert (
+            outcome_of(cancelled) == "failed: task 'one' was cancelled: somebody has cancelled it"
+        )
+        assert needing.root_failure is cancelled
+    finally:
+        gate.set()
+    assert dispatcher.outcomes.wait(lambda: ordered.over, 30)
+    backend.join()
+    assert outcome_of(ordered) == "4"
+
+
 def _dispatcher_on(backend: InProcessBackend) -> Dispatcher:
     return make_dispatcher(backend=backend)[0]
 

@@ -155,6 +155,7 @@ class Cluster:
             if block.open:
                 self.workers[block.number] = Worker(self, block)
             else:
+                assert not any(other.held for other in block.waits), "Dask would refuse its key"
                 self.ordinary[block.number] = block
         return {}
 
@@ -172,6 +173,9 @@ class Cluster:
 
     def require_alive(self) -> None:
         pass
+
+    def has_cancelled(self, block: SubmittedBlock) -> bool:
+        return False
 
     def release(self, block: SubmittedBlock) -> None:
         pass
@@ -381,6 +385,25 @@ def test_failures_and_cancellations_reach_what_needs_them(seed: int) -> None:
             assert record.phase == Phase.FAILED
         else:
             assert record.phase == Phase.DONE
+
+
+def test_an_ordinary_task_waits_for_a_held_one_by_way_of_a_cancelled_one() -> None:
+    """It is held, too: the Dask key of its block could not depend on a task that has no key."""
+    dispatcher, cluster = make(0, slots=2)
+    records = make_records(random.Random(0), 40, mixed=False)
+    awaited, cancelled = records[-2:]
+    cancelled.waits = ((awaited, WAR),)
+    dispatcher.submit(records, "test")
+    dispatcher.cancel([cancelled])
+    assert awaited.block is not None
+    assert awaited.block.held
+    options = Options(isolated=True)
+    last = TaskRecord("client", 99, "last", function_call(task, (), {}), options)
+    last.waits = ((cancelled, WAR),)
+    dispatcher.submit([last], "test")
+    finish(cluster, [*records, last], False)
+    assert last.phase == awaited.phase == Phase.DONE
+    assert cancelled.phase == Phase.CANCELLED
 
 
 @pytest.mark.parametrize("seed", range(10))

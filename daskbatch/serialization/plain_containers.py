@@ -1,0 +1,106 @@
+"""Stores large containers of texts by `marshal`, which takes a part of the time of `pickle`.
+
+Of a dictionary of a million texts, `pickle` remembers each text, in case that it comes again; this
+takes most of the time. `marshal` remembers only objects that something else refers to as well. It
+supports exact built-in types alone, and takes any other object with a buffer for bytes: so the
+types are checked before. Numbers, which `pickle` does not remember, and sets, which `marshal`
+sorts, are pickled. Only processes with the same Python exchange such values. Pure functions; any
+number of threads may call.
+"""
+
+from __future__ import annotations
+
+import marshal
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+from daskbatch.serialization import pickling
+
+#: A container is large if it, or one of the first few objects in it, has at least so many items.
+_MIN_ITEMS = 20_000
+_MAX_LOOKED_AT = 64
+
+#: If there are more containers in it, checking the types may take longer than `pickle`.
+_MAX_CONTAINERS = 1_000
+
+#: The format: that of Python 3.4, which all versions since can read.
+_VERSION = 4
+
+_CONTAINERS = frozenset({dict, list, tuple})
+_TEXTS = frozenset({str, bytes})
+_ALLOWED = _CONTAINERS | pickling.PLAIN
+
+
+class _Loaded:
+    """Pickled as a call of `marshal.loads` with a buffer that is out of band."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return marshal.loads, (pickle.PickleBuffer(b""),)
+
+
+#: The pickle of any such value, without the buffer.
+PICKLE = pickle.dumps(_Loaded(), 5, buffer_callback=lambda _: None)
+
+
+def dumps(value: Any) -> bytes | None:
+    """Return the buffer that belongs to `PICKLE`; None if the value is to be pickled.
+
+    Examples
+    --------
+    >>> data = dumps({number: str(number) for number in range(100_000)})
+    >>> pickle.loads(PICKLE, buffers=[data])[99_999]
+    '99999'
+    >>> dumps([bytearray(100_000)]) is dumps([1, 2, 3]) is None
+    True
+    """
+    try:
+        if _is_large(value) and _is_plain(value):
+            return marshal.dumps(value, _VERSION)
+    except (RuntimeError, ValueError):
+        pass  # a thread of the task still changes it, or it is nested too deeply for `marshal`
+    return None
+
+
+def _is_large(value: Any) -> bool:
+    """Return whether a value is, or holds, a large container that begins with a text."""
+    if type(value) not in _CONTAINERS:
+        return False
+    if len(value) >= _MIN_ITEMS:
+        return _begins_with_text(value)
+    if len(value) <= _MAX_LOOKED_AT:
+        for each in _items(value):
+            if type(each) in _CONTAINERS and len(each) >= _MIN_ITEMS and _begins_with_text(each):
+                return True
+    return False
+
+
+def _begins_with_text(container: Any) -> bool:
+    if type(container) is dict and type(next(iter(container), None)) in _TEXTS:
+        return True
+    return type(next(iter(_items(container)), None)) in _TEXTS
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if type(container) is dict else container
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a container, and all in it, are of plain types; and has few containers."""
+    containers = [value]
+    seen = {id(value)}
+    for container in containers:  # it grows meanwhile
+        if type(container) is dict and not pickling.PLAIN.issuperset(map(type, container)):
+            return False
+        found = set(map(type, _items(container)))
+        if not found <= _ALLOWED:
+            return False
+        if found.isdisjoint(_CONTAINERS):
+            continue
+        for each in _items(container):
+            if type(each) in _CONTAINERS and id(each) not in seen:
+                seen.add(id(each))
+                containers.append(each)
+                if len(containers) > _MAX_CONTAINERS:
+                    return False
+    return True
