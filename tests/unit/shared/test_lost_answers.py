@@ -97,7 +97,7 @@ def relays(network: Network, monkeypatch: pytest.MonkeyPatch) -> Network:
 
 
 def drain(network: Network) -> list[int]:
-    return [item for item in iter(network.get, None)]
+    return list(iter(network.get, None))
 
 
 def test_the_answers_of_relayed_requests_are_lost(relays: Network) -> None:
@@ -162,7 +162,7 @@ class SlowBackup:
 def test_a_get_is_repeated_while_a_backup_is_slow(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slow backup is removed from the layout, so that the client asks anew, for the same item."""
+    """The slow backup is removed from the layout, so that the client asks again."""
     monkeypatch.setattr(proxy, "_LAYOUT_CHECK_SECONDS", 0.0)
     backup = SlowBackup()
     network.state.backups = backup
