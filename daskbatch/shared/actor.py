@@ -13,6 +13,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,11 +208,24 @@ class SharedActor:
 
     async def relay(self, data: bytes) -> bytes:
         """Answer a request that the scheduler passes on, since the client cannot connect here."""
-        request = Request._make(pickle.loads(data))
-        status, result, settle = await asyncio.to_thread(answer_to, self.handle, request)
-        if settle is not None:
-            settle(None)  # the client confirms it by a request
-        return pickle.dumps((status, result), 5)
+        answer: Future[bytes] = Future()
+        # In a thread for this request, as if the client had a connection: requests that wait would
+        # soon take all threads of asyncio's pool, and what they wait for could not arrive.
+        threading.Thread(
+            target=self._relay, args=[data, answer], name="daskbatch-relayed", daemon=True
+        ).start()
+        return await asyncio.wrap_future(answer)
+
+    def _relay(self, data: bytes, answer: Future[bytes]) -> None:
+        answer.set_running_or_notify_cancel()
+        try:
+            request = Request._make(pickle.loads(data))
+            status, result, settle = answer_to(self.handle, request)
+            if settle is not None:
+                settle(None)  # the client confirms it by a request
+            answer.set_result(pickle.dumps((status, result), 5))
+        except BaseException as error:
+            answer.set_exception(error)
 
     async def close(self) -> bytes:
         """Close the actor's state, its server and its connections."""

@@ -102,7 +102,8 @@ def _call(
         # In another thread: this one may have a running event loop, as in a notebook.
         return call_in_thread(lambda: asyncio.run(asyncio.wait_for(connect_and_call(), seconds)))
     except OSError as error:
-        raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {error}") from error
+        reason = str(error) or f"no answer within {seconds:g} s"
+        raise ServiceLost(f"the scheduler at {scheduler} cannot be reached: {reason}") from error
     except ValueError as error:
         if not scheduler.startswith("inproc://"):
             raise

@@ -6,7 +6,7 @@ each time until `distributed.comm.timeouts.connect` has passed, and the task nev
 worker finds out after about two seconds that it does not reach the other one, and has the scheduler
 fetch the value. The next attempt begins with the scheduler for a minute (`worker.unreachable`).
 
-All runs on the worker's event loop.
+All runs on the worker's event loop, except for the probes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Collection, Coroutine
 from time import time
 from typing import Any, TypeVar
@@ -111,7 +112,8 @@ async def direct_or_relayed(
         pause = _PROBE_AFTER_SECONDS
         while not (await asyncio.wait([direct], timeout=pause))[0]:
             pause = min(2 * pause, _MAX_PROBE_INTERVAL_SECONDS)
-            if any(await asyncio.gather(*map(_is_reachable, servers))):
+            probes = (asyncio.to_thread(_is_reachable, each) for each in servers)
+            if any(await asyncio.gather(*probes)):
                 continue  # the worker is busy, or the value is large
             _logger.info("values of %s come by way of the scheduler", ", ".join(addresses))
             for server in servers:
@@ -137,14 +139,16 @@ def _server_of(address: str) -> ServerAddress | None:
     return ServerAddress(host, port, b"", False)
 
 
-async def _is_reachable(server: ServerAddress) -> bool:
-    """Return whether the network leads to a worker, also to one that is busy, frozen or dead."""
+def _is_reachable(server: ServerAddress) -> bool:
+    """Return whether the network leads to a worker, also to one that is busy, frozen or dead.
+
+    Called in a thread: the event loop of a busy worker may be late, so that it would find the time
+    to be over though the system has connected.
+    """
     try:
-        opening = asyncio.open_connection(server.host, server.port)
-        _, writer = await asyncio.wait_for(opening, _PROBE_TIMEOUT_SECONDS)
+        socket.create_connection((server.host, server.port), _PROBE_TIMEOUT_SECONDS).close()
     except (ConnectionRefusedError, ConnectionResetError):
         return True
     except OSError:  # `TimeoutError` as well
         return False
-    writer.close()
     return True

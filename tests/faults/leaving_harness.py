@@ -3,7 +3,8 @@
 ``PYTHONPATH=tests python -m faults.leaving_harness --runs 50`` does so many times. With ``--kills``
 some workers also die or freeze; with ``--adapt 300`` the cluster adapts itself for five minutes to
 bursts of work. With ``--links`` the workers are on hosts of network namespaces, whose links are cut
-and mended (`faults.links`); this needs root. The number of a run determines what happens, and when.
+and mended (`faults.links`); this needs root. With ``--clients`` the host of another client is cut
+off as well. The number of a run determines what happens, and when.
 Without a death nothing may be lost, and nothing may run twice.
 """
 
@@ -421,13 +422,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--kills", action="store_true")
     parser.add_argument("--links", action="store_true")
+    parser.add_argument("--clients", action="store_true")
     parser.add_argument("--adapt", type=float, default=0.0)
     given = parser.parse_args()
     numbers = range(given.first, given.first + given.runs)
     if given.links:
         from faults.links import run_on_hosts
 
-        why, violations = run_on_hosts(numbers, given.kills)
+        why, violations = run_on_hosts(numbers, given.kills, given.clients)
         if not why:
             return int(violations > 0)
         print(f"links cannot be cut here, so this runs without: {why}", flush=True)

@@ -6,6 +6,7 @@ and the program on the third one.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,13 +32,17 @@ class Network(NamedTuple):
 
     def start(self, program: str) -> subprocess.Popen[str]:
         """Start a program on the third host."""
+        return self.run("-c", COMMON + program, self.scheduler)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Start Python on the third host, with variables added to its environment."""
         return subprocess.Popen(
-            self.hosts.command(2, sys.executable, "-c", COMMON + program, self.scheduler),
+            self.hosts.command(2, sys.executable, *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=self.environment,
+            env={**self.environment, **variables},
         )
 
 
@@ -196,3 +201,31 @@ def test_a_firewall_that_comes(network: Network, stays: bool) -> None:
     finally:
         program.kill()
         program.wait()
+
+
+def test_a_client_that_is_cut_off_for_longer_than_the_limit(network: Network) -> None:
+    """Its calls that wait for shared objects end with an error before the link works again."""
+    program = network.run(
+        "-m", "faults.cut_client", network.scheduler, DASK_DASKBATCH__LINK_TIMEOUT="2s"
+    )
+    ended: dict[str, str] = {}
+    try:
+        assert program.stdout is not None
+        assert len(json.loads(program.stdout.readline())) == 3
+        network.hosts.cut(2)
+        try:
+            while not ended.keys() >= {"count", "queue", "key"}:
+                ended.update([json.loads(program.stdout.readline())])
+        finally:
+            network.hosts.mend(2)
+        for name in ("count", "queue", "key"):
+            assert ended[name].startswith("failed: ServiceLost: "), ended
+            assert "no answer within 2 s" in ended[name]
+        said, errors = program.communicate("mended\n", timeout=60)
+        assert not program.returncode, errors
+        ended.update(map(json.loads, said.splitlines()))
+        assert ended.keys() == {"count", "queue", "key", "put", "write", "tasks"}
+        assert not [each for each in ended.values() if each.startswith("wrong")], ended
+    finally:
+        program.kill()
+        program.communicate()

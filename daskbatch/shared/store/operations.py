@@ -101,7 +101,10 @@ SHARD_OPERATIONS = (
 QUEUE_PUT = Operation("put", _CHANGE, ("value",), "whether there was room, also after a wait")
 QUEUE_GET = Operation("get", _CHANGE, (), "the first value, to be confirmed, or None")
 QUEUE_RECEIVED = Operation(
-    "received", _CHANGE, (), "False if the item of the last `get` has returned to the queue"
+    "received",
+    _CHANGE,
+    (),
+    "False if the item of the client's last `get` has returned to the queue",
 )
 TASK_DONE = Operation("task_done", _CHANGE, (), "False if no item was unfinished")
 JOIN = Operation("join", _CONTROL, (), "whether all items are done, also after a wait")
