@@ -27,7 +27,7 @@ from daskbatch.cluster.connection import Connection, close_in_child, connect
 from daskbatch.cluster.dask_backend import ClusterBackend, WorkerListener
 from daskbatch.cluster.futures.future_arguments import FutureArguments
 from daskbatch.cluster.growth.demand_report import DemandReport
-from daskbatch.cluster.growth.missing_watch import MissingWorkersWatch
+from daskbatch.cluster.growth.missing_watch import watch_tasks
 from daskbatch.cluster.growth.missing_workers import describe_missing, find_unfit
 from daskbatch.cluster.growth.orders import are_workers_on_order
 from daskbatch.cluster.loading import require_not_loading
@@ -142,14 +142,7 @@ class Session:
             )
             self.dispatcher.outcomes.context = within
             self._demand = DemandReport(self.client, self.topic, self.dispatcher.demand)
-            self._missing = MissingWorkersWatch(
-                self.client,
-                "tasks wait",
-                self._is_starved,
-                self._backend.call_later,
-                self._refuse_waiting,
-            )
-            self._backend.on_no_slots = self._missing.start
+            self._missing = watch_tasks(self._backend, self.dispatcher)
             self.dispatcher.table.unsuccessful.notify = self._unsuccessful_tasks
             self._backend.on_summary_wanted = self._summary_wanted
             #: When the next summary may be made, and whether one is being made.
@@ -310,15 +303,6 @@ class Session:
     def describe_missing_workers(self) -> str:
         """Return why the cluster has no worker for tasks, as far as that is known."""
         return describe_missing(self.client, find_unfit(self.client))
-
-    def _is_starved(self) -> bool:
-        """Return whether tasks wait, and the cluster has no slot for them."""
-        return not (self._backend.slots or self._ended or self.idle)
-
-    def _refuse_waiting(self, why: str) -> None:
-        """Have all tasks fail that wait for a slot."""
-        waiting = [each for each in self.dispatcher.unfinished() if each.phase == Phase.WAITING]
-        self.dispatcher.refuse(dict.fromkeys(waiting, why))
 
     def gangs(self) -> list[dict[str, Any]]:
         """Return what each gang on the cluster waits for, as `GangAllocator.describe` does."""

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from distributed import Client
 
 from daskbatch import config
+from daskbatch.cluster.dask_backend import ClusterBackend
 from daskbatch.cluster.growth.missing_workers import describe_missing, find_unfit, is_hopeless
+from daskbatch.dispatch.dispatcher import Dispatcher
+from daskbatch.dispatch.task_record import Phase
 from daskbatch.threads import start_unless_ending
 from daskbatch.timeouts import Deadline
 
@@ -99,3 +102,18 @@ class MissingWorkersWatch:
             self._refuse(f"has no worker: {text}")
         remaining = None if self._deadline is None else self._deadline.remaining(_INTERVAL_SECONDS)
         self._look_again(_INTERVAL_SECONDS if remaining is None else remaining)
+
+
+def watch_tasks(backend: ClusterBackend, dispatcher: Dispatcher) -> MissingWorkersWatch:
+    """Return the watch of the tasks of a client, which begins anew when the last worker leaves."""
+
+    def wait() -> bool:
+        return bool(dispatcher.outcomes.unfinished) and not backend.slots
+
+    def refuse(why: str) -> None:
+        waiting = [each for each in dispatcher.unfinished() if each.phase == Phase.WAITING]
+        dispatcher.refuse(dict.fromkeys(waiting, why))
+
+    watch = MissingWorkersWatch(backend.client, "tasks wait", wait, backend.call_later, refuse)
+    backend.on_no_slots = watch.start
+    return watch
