@@ -27,6 +27,9 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 #: How long the members of a cancelled key that run may take to stop.
 _STOP_TIMEOUT_SECONDS = 30.0
 
+#: How often a refused block looks whether what it waits for has stopped.
+_RETRY_INTERVAL_SECONDS = 0.1
+
 #: How often the scheduler may refuse a task before the task fails.
 _MAX_REFUSALS = 20
 
@@ -81,14 +84,30 @@ class CancelledBlocks:
                 return None
             raise
 
-    def take_back(self, blocks: Sequence[SubmittedBlock]) -> list[TaskRecord]:
+    def take_back(
+        self, blocks: Sequence[SubmittedBlock]
+    ) -> tuple[list[SubmittedBlock], list[TaskRecord]]:
         """Requeue the members of refused blocks; settle those that were refused too often.
 
-        The caller holds the lock, forgets the blocks, and places the returned tasks.
+        A block that waits for one whose key was cancelled, and whose members are still being
+        stopped, is taken back later: the scheduler would refuse its tasks again.
+
+        The caller holds the lock.
+
+        Returns
+        -------
+        tuple of two lists
+            The blocks to be forgotten, and the tasks to be placed.
         """
-        requeued = []
+        over: list[SubmittedBlock] = []
+        requeued: list[TaskRecord] = []
         for block in blocks:
             block.failed = True
+            if any(other.failed and other.unfinished for other in block.waits):
+                again = partial(self._listener.keys_refused, [block], ())
+                self._backend.call_later(_RETRY_INTERVAL_SECONDS, again)
+                continue
+            over.append(block)
             for record in block.unfinished_members():
                 count = self._refusals[record] = self._refusals.get(record, 0) + 1
                 if count < _MAX_REFUSALS or find_root_failure(record) is not None:
@@ -98,7 +117,8 @@ class CancelledBlocks:
                 why = f"Dask's scheduler has refused it {count} times, since it lacks what it needs"
                 failure = pack_error(as_failure(record, BatchError(why)), record.label)
                 self._table.settle_member(block, record, Status.FAILED, failure)
-        return sorted(requeued, key=lambda record: record.rank)
+        requeued.sort(key=lambda record: record.rank)
+        return over, requeued
 
     def stop(self, block: SubmittedBlock, why: str) -> None:
         """Stop the members of a cancelled block; the caller does not hold the lock."""

@@ -460,11 +460,12 @@ class Dispatcher:
         """
         self.values_lost(lost)
         with self._changed, self._feeding():
-            blocks = [block for block in blocks if block.number in self.table.live]
-            requeued = self._cancelled.take_back(blocks)
-            for block in blocks:
+            live = [block for block in blocks if block.number in self.table.live]
+            over, requeued = self._cancelled.take_back(live)
+            for block in over:
                 self._forget(block)
-            self.table.place(requeued, blocks[0].name if blocks else "batch")
+            if requeued:
+                self.table.place(requeued, over[0].name)
             self._changed.notify_all()
 
     def key_cancelled(self, block: SubmittedBlock, why: str) -> None:

@@ -830,6 +830,15 @@ def _short(outcome: Outcome) -> str:
     return f"{outcome.kind} {str(outcome.detail)[:300]}"
 
 
+def is_mapped(path: str) -> bool:
+    """Return whether any process has mapped a file."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f" {path}\n" in maps.read_text():
+                return True
+    return False
+
+
 def run_seeds(
     seeds: Sequence[int], workers: int, directory: Path, isolated: bool = True, told: Any = None
 ) -> Tally:
@@ -853,8 +862,10 @@ def run_seeds(
     finally:
         left = faulty.close()
         shared = set(os.listdir("/dev/shm")) - shared_before
-        # Semaphores are those of `multiprocessing`, maybe of other programs.
-        left += [f"/dev/shm/{each}" for each in shared if not each.startswith("sem.")]
+        # Semaphores are those of `multiprocessing`, maybe of other programs. What a process uses
+        # now is of another program: those of the Batch have ended.
+        remaining = [f"/dev/shm/{each}" for each in shared if not each.startswith("sem.")]
+        left += [each for each in remaining if os.path.exists(each) and not is_mapped(each)]
         tally.violations += [f"after the seeds {seeds}: {each}" for each in left]
         if told is not None and left:
             told(f"after the seeds {seeds}: {left}")

@@ -61,6 +61,12 @@ def key_of(task: Task) -> Any:
     return block.key
 
 
+def is_in_memory(dask_scheduler: Any, key: Any) -> bool:
+    """Return whether Dask knows that a key is over: the client learns of its tasks before that."""
+    state = dask_scheduler.tasks.get(key)
+    return state is not None and state.state == "memory"
+
+
 def forget(dask_scheduler: Any, key: Any) -> bool:
     """Have Dask's scheduler forget a finished key, and notify nobody."""
     for client in list(dask_scheduler.tasks[key].who_wants):
@@ -84,6 +90,7 @@ def test_a_key_that_the_scheduler_has_forgotten_is_computed_again(
     """Dask refuses the whole graph of the two consumers then ("lost dependencies")."""
     producer = batch.function(large, tmp_path, "producer")
     producer.run(timeout=TIMEOUT_SECONDS)
+    wait_until(lambda: on_scheduler(batch, is_in_memory, producer))
     assert not on_scheduler(batch, forget, producer)
     argument = np.ones(LARGE)
     taker = batch.function(len, producer.result)
@@ -102,6 +109,7 @@ def test_a_key_that_the_scheduler_has_forgotten_is_computed_again(
 def test_a_forgotten_value_that_is_fetched_is_computed_again(batch: Batch, tmp_path: Path) -> None:
     producer = batch.function(large, tmp_path, "producer")
     producer.run(timeout=TIMEOUT_SECONDS)
+    wait_until(lambda: on_scheduler(batch, is_in_memory, producer))
     assert not on_scheduler(batch, forget, producer)
     # The worker has freed it once it has run something else.
     batch.function(len, "abc").run(timeout=TIMEOUT_SECONDS)
@@ -113,6 +121,7 @@ def test_a_forgotten_writer_does_not_run_again(batch: Batch, tmp_path: Path) -> 
     access = batch.write(tmp_path, "data")
     writer = batch.function(write, tmp_path, "writer", writes=access, name="writer")
     writer.run(timeout=TIMEOUT_SECONDS)
+    wait_until(lambda: on_scheduler(batch, is_in_memory, writer))
     assert not on_scheduler(batch, forget, writer)
     taker = batch.function(len, writer.result)
     reader = batch.function(read, tmp_path, "reader", reads=batch.read(tmp_path, "data"))
