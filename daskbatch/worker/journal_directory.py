@@ -23,8 +23,8 @@ from pathlib import Path
 from daskbatch.memory.file_systems import keeps_allocated_space
 from daskbatch.worker.execution.journal import JournaledBlock, read_journals
 
-#: How the names of the directories begin in which workers keep their journals.
-_PREFIX = "daskbatch-"
+#: How the names of the directories begin in which workers keep their journals, and no others.
+_PREFIX = "daskbatch-journals-"
 
 #: The files in a directory that say: the journals are complete; the worker was seen to be dead.
 _COMPLETE, _ABANDONED = "complete", "abandoned"
@@ -93,6 +93,8 @@ class JournalDirectory:
         new.mkdir(0o700, exist_ok=True)
         file = os.open(new, _DIRECTORY_FLAGS)
         try:
+            if os.fstat(file).st_uid != os.geteuid():
+                raise PermissionError(f"{new} is of another user")
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new.rename(self.path)

@@ -62,8 +62,8 @@ sys.stdin.readline()
 
 
 def test_only_what_dead_workers_left_behind_is_removed_and_not_at_once(tmp_path: Path) -> None:
-    others = tmp_path / "daskbatch-values"
-    others.write_bytes(b"")
+    others = tmp_path / "daskbatch-job-a"
+    others.mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", LIVES_UNTIL_KILLED, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -82,9 +82,21 @@ def test_only_what_dead_workers_left_behind_is_removed_and_not_at_once(tmp_path:
     JournalDirectory(tmp_path, "c")
     assert note.exists()
     an_hour_ago = note.stat().st_mtime - 3600
-    os.utime(note, (an_hour_ago, an_hour_ago))
+    for each in (note, others):
+        os.utime(each, (an_hour_ago, an_hour_ago))
     JournalDirectory(tmp_path, "d")
     assert list(tmp_path.iterdir()) == [others]
+    assert list(others.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user")
+def test_no_journal_is_in_a_directory_that_another_user_has_prepared(tmp_path: Path) -> None:
+    directory = JournalDirectory(tmp_path, "w")
+    prepared = directory.path.with_name(f".{directory.path.name}")
+    prepared.mkdir()
+    os.chown(prepared, 12345, -1)
+    with pytest.raises(PermissionError, match="of another user"):
+        directory.mark_complete()
 
 
 def test_a_directory_that_somebody_removed_does_not_count_as_complete_again(
