@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -118,7 +119,9 @@ class AdoptedArena:
 
     def drop(self, offset: int, length: int, token: bytes) -> None:
         """Stop holding a range. A finalizer may call it, at any moment."""
-        if self.file < 0:  # both are garbage of one cycle
+        # Both may be garbage of one cycle. A process that ends drops all by itself, and imports no
+        # more modules.
+        if self.file < 0 or sys.is_finalizing():
             return
         self._dropped.append((offset, length, token))
         # Not blocking: the garbage collector may run in the thread that has the lock.

@@ -393,3 +393,29 @@ def test_what_nobody_holds_of_a_dead_process_is_freed() -> None:
     del dropped
     assert 5_000_000 < blocks() < 6_000_000
     assert not any(content(kept, 5_000_000)[0])
+
+
+ENDS_WITH_A_VALUE = """\
+import builtins, subprocess, sys
+from daskbatch.memory import segment
+writer = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
+reference = segment.Reference(*eval(writer.stdout.readline()))
+# It is deleted when no module can be imported any longer.
+builtins.kept = segment.adopt(reference)
+writer.kill()
+writer.communicate()
+"""
+
+
+def test_a_process_that_ends_with_a_value_of_a_dead_one_prints_nothing() -> None:
+    writer = (
+        "import sys; from daskbatch.memory import segment;"
+        "held = segment.store([bytes(5_000_000)], [5_000_000]);"
+        "print(tuple(held.reference), flush=True); sys.stdin.read()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_WITH_A_VALUE, writer], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
