@@ -18,6 +18,7 @@ import contextlib
 import mmap
 import os
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -261,6 +262,8 @@ class Arena:
 
     def drop(self, offset: int, length: int) -> None:
         """Drop the value of a range. A finalizer may call it, at any moment."""
+        if sys.is_finalizing():
+            return  # a process that ends imports no more modules
         self._dropped.append((offset, length))
         # Not blocking: the garbage collector may run in the thread that has the lock.
         if self._lock.acquire(blocking=False):

@@ -419,3 +419,12 @@ def test_a_process_that_ends_with_a_value_of_a_dead_one_prints_nothing() -> None
         [sys.executable, "-c", ENDS_WITH_A_VALUE, writer], capture_output=True, text=True
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_a_process_that_ends_with_values_of_its_own_prints_nothing() -> None:
+    program = (
+        "import builtins; from daskbatch.memory import arena, segment; arena.set_spare_limit(0);"
+        "builtins.kept = [segment.store([bytes(1_000_000)], [1_000_000]) for _ in range(3)]"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
