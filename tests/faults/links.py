@@ -162,7 +162,7 @@ class LinkRun(Run):
         def find(dask_scheduler: Scheduler) -> list[str]:
             words = [*objects, "task_of_cut_client"]
             keys = [
-                f"{key}, {task.state}, wanted by {[*(task.who_wants or ())]} {[*(task.waiters or ())]}"
+                f"{key}, {task.state}, wanted by {[*(task.who_wants or task.waiters or ())]}"
                 for key, task in dask_scheduler.tasks.items()
             ]
             clients = [each for each in dask_scheduler.clients if each.startswith("Client-")]
