@@ -161,7 +161,10 @@ class LinkRun(Run):
 
         def find(dask_scheduler: Scheduler) -> list[str]:
             words = [*objects, "task_of_cut_client"]
-            keys = [str(key) for key in dask_scheduler.tasks]
+            keys = [
+                f"{key}, {task.state}, wanted by {[*(task.who_wants or task.waiters or ())]}"
+                for key, task in dask_scheduler.tasks.items()
+            ]
             clients = [each for each in dask_scheduler.clients if each.startswith("Client-")]
             return [key for key in keys if any(word in key for word in words)] + clients[1:]
 

@@ -1,4 +1,4 @@
-"""Finds out which attempt of a request is the latest one of its client: only that one has an effect.
+"""Finds the latest attempt of a client's request: no earlier one has an effect.
 
 A client that loses a connection sends its request again, on another connection or through the
 scheduler. The earlier attempt may still wait here. It may also arrive later than the repeated one:

@@ -1,4 +1,7 @@
-"""The items that a queue has sent to its consumers, and whose receipt nobody has confirmed yet."""
+"""The items that a queue has sent to its consumers, and whose receipt nobody has confirmed yet.
+
+Not thread-safe: the queue's lock protects them.
+"""
 
 from __future__ import annotations
 
