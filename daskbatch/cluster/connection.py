@@ -83,6 +83,7 @@ class Connection:
         if owns_client:
             _owned.add(client)
             omit_lost_connection(client)
+            _close_when_lost(client)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -281,6 +282,22 @@ def open_client(cluster: str | Cluster, existed_before: bool = False) -> Client:
         raise ServiceLost(f"no Dask scheduler answers at {safe_repr(cluster)}: {reason}") from error
     remember_security(client.scheduler.address, client.security)
     return client
+
+
+def _close_when_lost(client: Client) -> None:
+    """Have a client close when it has lost its scheduler, and not connect again.
+
+    Its Batches are lost then. As the same client of Dask it would only keep the scheduler from
+    releasing what it has wanted before, if the scheduler has not noticed the end of the connection.
+    """
+    reconnect = client._reconnect
+
+    async def end() -> None:
+        client._timeout = 0  # for how long Dask would try
+        with omit_end_of_reconnecting(client):
+            await reconnect()
+
+    client._reconnect = end
 
 
 def close_in_child(client: Client) -> None:

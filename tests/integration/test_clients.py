@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -227,6 +228,31 @@ def test_programs_of_two_clients_take_turns(tmp_path: Path) -> None:
 
 def _count_keys(batch: Batch) -> int:
     return int(batch.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+
+def test_a_client_that_has_lost_its_connection_leaves_nothing(
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not come back as the same client of Dask, for which old results would stay."""
+    batch = Batch(cluster.scheduler_address)
+    lost = batch.client
+    task = batch.function(bytes, 2_000_000)
+    task.run(timeout=30)
+    with Client(cluster, set_as_default=False) as other:
+
+        def abort(dask_scheduler: Any, client: str) -> None:
+            dask_scheduler.client_comms[client].abort()
+
+        def there(dask_scheduler: Any, client: str) -> bool:
+            return client in dask_scheduler.clients
+
+        other.run_on_scheduler(abort, client=lost.id)
+        wait_until(lambda: lost.status == "closed")
+        wait_until(lambda: not other.run_on_scheduler(there, client=lost.id))
+    with pytest.raises(ServiceLost):
+        batch.function(abs, -1).run(timeout=30)
+    batch.close()
+    assert "reconnect" not in caplog.text.lower()
 
 
 # -- the ways that a Batch can go -------------------------------------------------------

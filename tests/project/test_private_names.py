@@ -95,6 +95,11 @@ NAMES = [
     Use("distributed.deploy.spec:SpecCluster", "cluster/nanny_plugin.py", word="_cluster"),
     Use("distributed.client:Client._event_handlers", "cluster/shared_connection.py"),
     Use(
+        "distributed.client:Client._reconnect", "cluster/connection.py", inspect.iscoroutinefunction
+    ),
+    # The attribute exists once a client is made; how long `_reconnect` tries.
+    Use("distributed.client:Client", "cluster/connection.py", word="_timeout"),
+    Use(
         "distributed.client:Client._reconnect",
         "cluster/process_client.py",
         inspect.iscoroutinefunction,
