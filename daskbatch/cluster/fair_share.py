@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from distributed import Scheduler
 
-from daskbatch.dispatch.lower import GANG, OPEN, SECONDS, TOPIC
+from daskbatch.dispatch.lower import AGAIN, GANG, OPEN, SECONDS, TOPIC
 
 #: The open blocks of a client count as those of another client.
 _OPEN_SUFFIX = "-open"
@@ -229,8 +229,6 @@ class FairShare:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._queue = FairQueue()
-        #: The generation of the last graph.
-        self._generation = 0
         #: How long the last open block of each client has run.
         self._open_seconds: dict[str, float] = {}
 
@@ -246,14 +244,12 @@ class FairShare:
         priority : mapping
             Dask's priorities of its keys: a level, a generation and a number.
         """
-        generations = [each[1] for each in priority.values() if each]
-        newest = max(generations, default=0)
-        # Only a graph that is submitted again has the generation of the one before it.
-        again, self._generation = newest == self._generation, max(newest, self._generation)
         topics = annotations.get(TOPIC)
+        generations = [each[1] for each in priority.values() if each]
         if topics and not any(each % 1 for each in generations):
             client = next(iter(topics.values()))
             keys = _queued_keys(topics, annotations, priority)
+            again = bool(annotations.get(AGAIN))
             if annotations.get(OPEN):
                 # They are submitted one by one, and each waits for all that others have. It may
                 # end long before its time is up, since it waits for tasks.

@@ -50,9 +50,9 @@ GraphKey = str | BlockKey
 #: The name of the annotation of keys that holds the topic of their client.
 TOPIC = "daskbatch"
 
-#: The names of two annotations of keys: how many seconds each is expected to take, and whether it
-#: is an open block.
-SECONDS, OPEN = "daskbatch_seconds", "daskbatch_open"
+#: The names of three annotations of keys: how many seconds each is expected to take, whether it is
+#: an open block, and whether its tasks were submitted before.
+SECONDS, OPEN, AGAIN = "daskbatch_seconds", "daskbatch_open", "daskbatch_again"
 
 #: The name of the annotation of keys that are gangs: the ranks, the cores of each rank, the
 #: resources of each rank, and the workers that may run it.
@@ -120,6 +120,7 @@ def lower(
     setting: Setting,
     existing_buffers: Mapping[str, Any],
     shares_memory: bool = False,
+    again: bool = False,
 ) -> Lowered:
     """Lower blocks to one graph.
 
@@ -135,11 +136,13 @@ def lower(
         The keys of buffers that are on the cluster already.
     shares_memory : bool
         Whether all workers can map this process's memory.
+    again : bool
+        Whether the tasks were submitted before.
     """
     lowering = _Lowering(nonce, setting, existing_buffers, len(blocks), shares_memory)
     for block in blocks:
         lowering.add(block)
-    return lowering.finish()
+    return lowering.finish(again)
 
 
 class _Lowering:
@@ -325,7 +328,7 @@ class _Lowering:
                     positions.append(bytes(stored))
         return Link(tuple(needs), tuple(after), tuple(values), tuple(positions))
 
-    def finish(self) -> Lowered:
+    def finish(self, again: bool) -> Lowered:
         if self._buffers:
             layer = self._layer(DEFAULT_OPTIONS)
             for key, buffer in self._buffers.items():
@@ -337,6 +340,7 @@ class _Lowering:
                     **_annotations(self._options[placement], self._setting.topic),
                     NAMES: self._names,
                     SECONDS: self._seconds,
+                    **({AGAIN: True} if again else {}),
                 },
             )
             for number, (placement, mapping) in enumerate(self._layers.items())

@@ -113,6 +113,7 @@ class Placer:
         lowered = lower(
             *(blocks, uuid.uuid4().hex[:16], self._setting, futures),
             shares_memory=self._submitter.shares_memory,
+            again=again,
         )
         futures.update(self._submitter.submit(lowered, again))
         for block in blocks:

@@ -17,7 +17,7 @@ from daskbatch.describe.spec import function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.edges import set_waits
-from daskbatch.dispatch.lower import SECONDS, Lowered
+from daskbatch.dispatch.lower import AGAIN, SECONDS, Lowered
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import WorkerLost
 from daskbatch.plan.program import build_graph
@@ -120,6 +120,12 @@ def test_what_is_deferred_is_placed_again_knowing_more() -> None:
     first, *later = backend.submissions
     assert len(first.blocks) < 40, "tasks nobody has seen share blocks"
     assert later, "with no time for a second task in any block, some must come back"
+    assert not _is_again(first)
+    assert all(map(_is_again, later))
+
+
+def _is_again(lowered: Lowered) -> bool:
+    return all(layer.annotations.get(AGAIN) for layer in lowered.graph.layers.values())
 
 
 def test_tasks_that_turn_out_long_get_blocks_of_their_own() -> None:
