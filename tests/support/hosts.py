@@ -25,6 +25,10 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=60)
 
 
+#: The first and the last port from which a host connects, by the system's own choice.
+LOCAL_PORTS = "41000 60999"
+
+
 class Hosts:
     """Some hosts of one network; the first one has the address 10.78.0.1.
 
@@ -59,6 +63,15 @@ class Hosts:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "e0")
             _ip("-n", name, "link", "set", "e0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
+            self._set_local_ports(name)
+
+    def _set_local_ports(self, name: str) -> None:
+        """Have connections from a host use no port that `drop_connections` may be told.
+
+        It drops what goes to a port. That may be the answer to a connection from this port.
+        """
+        file = "/proc/sys/net/ipv4/ip_local_port_range"
+        _ip("netns", "exec", name, "sh", "-c", f"echo {LOCAL_PORTS} > {file}")
 
     def drop_connections(self, ports: str) -> None:
         """Have a firewall drop the connections of each host to some ports of the others.
