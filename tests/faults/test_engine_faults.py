@@ -21,9 +21,11 @@ from faults.engine_harness import run_seeds
     ],
 )
 def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:
-    tally = run_seeds(seeds, workers, tmp_path)
-    assert not tally.violations, "\n".join(tally.violations)
-    # Which processes they were depends on the moments: a child or an executable is preferred, if
-    # there is one.
-    kills = {kind: tally.counts[f"killed {kind}"] for kind in ("worker", "child", "executable")}
-    assert sum(kills.values()) > 0, str(tally)
+    # What is killed depends on the moments: a child or an executable is preferred, if there is one.
+    # A short program may be over before.
+    for attempt in range(5):
+        tally = run_seeds(seeds, workers, tmp_path / str(attempt))
+        assert not tally.violations, "\n".join(tally.violations)
+        if sum(tally.counts[f"killed {kind}"] for kind in ("worker", "child", "executable")):
+            return
+    pytest.fail(f"nothing was killed: {tally}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import time
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from support.waiting import wait_for_file
 
 from daskbatch import Batch, as_executor
 
@@ -165,9 +166,10 @@ def test_the_text_of_a_future_runs_no_code_of_its_exception(batch: Batch) -> Non
     assert repr(future).endswith("state=finished raised Undecided>")
 
 
-def test_to_cancel_what_awaits_a_future_cancels_the_call(batch: Batch) -> None:
+def test_to_cancel_what_awaits_a_future_cancels_the_call(batch: Batch, tmp_path: Path) -> None:
     async def wait() -> tuple[bool, bool]:
-        future = await as_executor(batch).async_submit(time.sleep, SECONDS)
+        # It may have begun, and can be stopped: it is Python code.
+        future = await as_executor(batch).async_submit(wait_for_file, tmp_path / "never")
         waiting = asyncio.ensure_future(future)
         await asyncio.sleep(0)
         waiting.cancel()
