@@ -21,9 +21,6 @@ from distributed import Scheduler
 
 from daskbatch.dispatch.lower import AGAIN, GANG, OPEN, SECONDS, TOPIC
 
-#: The open blocks of a client count as those of another client.
-_OPEN_SUFFIX = "-open"
-
 #: States of a key that is over, or that nobody needs.
 _ENDED = frozenset({"memory", "erred", "released", "forgotten"})
 
@@ -123,18 +120,18 @@ class FairQueue:
         #: The highest tag of a block that has run.
         self._now = 0.0
         #: The client, the tag and the end of each block.
-        self._keys: dict[Hashable, tuple[str, float, float]] = {}
-        self._flows: dict[str, _Flow] = {}
+        self._keys: dict[Hashable, tuple[Hashable, float, float]] = {}
+        self._flows: dict[Hashable, _Flow] = {}
         self._numbers = itertools.count()
 
     def add(
-        self, client: str, keys: Iterable[QueuedKey], again: bool = False
+        self, client: Hashable, keys: Iterable[QueuedKey], again: bool = False
     ) -> dict[Hashable, Rank]:
         """Add keys of a client, and return when each of them is served.
 
         Parameters
         ----------
-        client : str
+        client : hashable
             The client.
         keys : iterable of QueuedKey
             In the order in which they are to be served.
@@ -169,8 +166,13 @@ class FairQueue:
             heapq.heappop(ends)
         return max(flow.served, -ends[0][0]) if ends else flow.served
 
-    def end(self, key: Hashable, ran: bool, seconds: float | None = None) -> str | None:
-        """Record that a key has ended, and return its client; None if it was not added.
+    def client_of(self, key: Hashable) -> Hashable | None:
+        """Return the client of a key; None if it was not added, or has ended."""
+        found = self._keys.get(key)
+        return None if found is None else found[0]
+
+    def end(self, key: Hashable, ran: bool, seconds: float | None = None) -> None:
+        """Record that a key has ended; no effect if it was not added.
 
         Parameters
         ----------
@@ -183,7 +185,7 @@ class FairQueue:
         """
         found = self._keys.pop(key, None)
         if found is None:
-            return None
+            return
         client, tag, end = found
         if ran:
             self._now = max(self._now, tag)
@@ -192,9 +194,8 @@ class FairQueue:
                 flow.served = max(flow.served, end if seconds is None else tag + seconds)
         if not self._keys:
             self.clear()
-        return client
 
-    def remove(self, client: str) -> None:
+    def remove(self, client: Hashable) -> None:
         """Forget what a client has had; its keys end by themselves."""
         self._flows.pop(client, None)
 
@@ -229,7 +230,8 @@ class FairShare:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._queue = FairQueue()
-        #: How long the last open block of each client has run.
+        #: How long the last open block of each client has run. These count as those of another
+        #: client: the queue has clients as pairs of a topic, and whether blocks are open.
         self._open_seconds: dict[str, float] = {}
 
     def update_graph(
@@ -245,19 +247,19 @@ class FairShare:
             Dask's priorities of its keys: a level, a generation and a number.
         """
         topics = annotations.get(TOPIC)
-        generations = [each[1] for each in priority.values() if each]
-        if topics and not any(each % 1 for each in generations):
-            client = next(iter(topics.values()))
-            keys = _queued_keys(topics, annotations, priority)
-            again = bool(annotations.get(AGAIN))
-            if annotations.get(OPEN):
-                # They are submitted one by one, and each waits for all that others have. It may
-                # end long before its time is up, since it waits for tasks.
-                client, again = client + _OPEN_SUFFIX, False
-                usual = self._open_seconds.get(client, math.inf)
-                keys = (key._replace(seconds=min(key.seconds, usual)) for key in keys)
-            for key, rank in self._queue.add(client, keys, again).items():
-                self._scheduler.tasks[key].priority = (priority[key][0], *rank)
+        if not topics or any(each[1] % 1 for each in priority.values() if each):
+            return
+        topic = next(iter(topics.values()))
+        keys = _queued_keys(topics, annotations, priority)
+        again, is_open = bool(annotations.get(AGAIN)), bool(annotations.get(OPEN))
+        if is_open:
+            # They are submitted one by one, and each waits for all that others have. It may end
+            # long before its time is up, since it waits for tasks.
+            again = False
+            usual = self._open_seconds.get(topic, math.inf)
+            keys = (key._replace(seconds=min(key.seconds, usual)) for key in keys)
+        for key, rank in self._queue.add((topic, is_open), keys, again).items():
+            self._scheduler.tasks[key].priority = (priority[key][0], *rank)
 
     def transition(
         self, key: Any, start: str, finish: str, times: Iterable[Mapping[str, Any]]
@@ -273,18 +275,23 @@ class FairShare:
         times : iterable of mapping
             What its worker has done for it, and when; see Dask's `StartStop`.
         """
-        if finish in _ENDED:
-            spans = [each["stop"] - each["start"] for each in times if each["action"] == "compute"]
-            seconds = max(0.0, sum(spans)) if spans else None
-            client = self._queue.end(key, start == "processing", seconds)
-            if seconds is not None and client is not None and client.endswith(_OPEN_SUFFIX):
-                self._open_seconds[client] = seconds
+        if finish not in _ENDED:
+            return
+        client: Any = self._queue.client_of(key)
+        if client is None:
+            return
+        spans = [each["stop"] - each["start"] for each in times if each["action"] == "compute"]
+        seconds = max(0.0, sum(spans)) if spans else None
+        self._queue.end(key, start == "processing", seconds)
+        topic, is_open = client
+        if is_open and seconds is not None:
+            self._open_seconds[topic] = seconds
 
     def remove(self, topic: str) -> None:
         """Forget a client."""
-        self._queue.remove(topic)
-        self._queue.remove(topic + _OPEN_SUFFIX)
-        self._open_seconds.pop(topic + _OPEN_SUFFIX, None)
+        for is_open in (False, True):
+            self._queue.remove((topic, is_open))
+        self._open_seconds.pop(topic, None)
 
     def clear(self) -> None:
         """Forget all keys."""

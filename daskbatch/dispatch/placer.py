@@ -100,11 +100,7 @@ class Placer:
             )
             block.small = self._is_small(block)
             block.long = any(candidates[position].long for position in positions)
-            if block.records[0].options.apart is None:
-                found = (candidates[position].seconds for position in positions)
-            else:
-                found = (self.expected_seconds(record) for record in block.records)
-            block.expected_seconds = self._total(found)
+            block.expected_seconds = self._expected(block)
             blocks.append(block)
         # If somebody has cancelled one, or the scheduler has refused it, it is not there.
         futures = {k: f for k, f in self._buffers.items() if f.status != "cancelled"}
@@ -207,13 +203,15 @@ class Placer:
             solo=largest > self._setting.share_limit,
         )
 
-    def _total(self, durations: Iterable[float | None]) -> float:
+    def _expected(self, block: SubmittedBlock) -> float:
         """Return how long a block is expected to run; its budget if a duration is not known."""
         total = 0.0
-        for seconds in durations:
-            if seconds is None:
-                return self._setting.budget
-            total += seconds
+        for record in block.records:
+            if record.call is not None:
+                seconds = self._durations.seconds(record.call.family)
+                if seconds is None:
+                    return self._setting.budget
+                total += seconds
         return total
 
     def _is_small(self, block: SubmittedBlock) -> bool:

@@ -159,16 +159,22 @@ class SlowBackup:
             assert self.may_end.wait(60)
 
 
-def test_a_get_is_repeated_while_a_backup_is_slow(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The slow backup is removed from the layout, so that the client asks again."""
+def fill_with_slow_backup(network: Network, monkeypatch: pytest.MonkeyPatch) -> SlowBackup:
+    """Put all items into the queue; its backup is slow when the first one is taken."""
     monkeypatch.setattr(proxy, "_LAYOUT_CHECK_SECONDS", 0.0)
     backup = SlowBackup()
     network.state.backups = backup
     for item in ITEMS:
         network.put(item)
         assert network.arrived.acquire(timeout=60)
+    return backup
+
+
+def test_a_get_is_repeated_while_a_backup_is_slow(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow backup is removed from the layout, so that the client asks again."""
+    backup = fill_with_slow_backup(network, monkeypatch)
     getting = Caught(network.get)
     try:
         assert backup.began.wait(60)
@@ -184,12 +190,7 @@ def test_a_server_that_becomes_unreachable(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A firewall cuts a connection whose request is being executed: the scheduler relays it."""
-    monkeypatch.setattr(proxy, "_LAYOUT_CHECK_SECONDS", 0.0)
-    backup = SlowBackup()
-    network.state.backups = backup
-    for item in ITEMS:
-        network.put(item)
-        assert network.arrived.acquire(timeout=60)
+    backup = fill_with_slow_backup(network, monkeypatch)
 
     def reach(server: Any) -> None:
         if not relayed.is_relayed(server):
