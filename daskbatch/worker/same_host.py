@@ -22,6 +22,13 @@ from daskbatch.worker.host_transfers import HostTransfers
 #: How long the other worker may take to answer.
 _ANSWER_TIMEOUT_SECONDS = 5.0
 
+#: How long a value that has been sent to this worker may take until the worker has it; less than
+#: the time that the worker which asks for a reference waits.
+_ARRIVAL_SECONDS = 3.0
+
+#: The pause between two looks for such a value.
+_ARRIVAL_POLL_SECONDS = 0.002
+
 #: The name of the handler that says which host a worker is on.
 _HOST_HANDLER = "daskbatch_host"
 
@@ -76,6 +83,14 @@ def send_references(worker: Worker) -> None:
             remaining = [key for key in keys if key not in references]
             return await send_values(_Joined(comm, references), keys=remaining, who=who, **kwargs)
 
+    async def arrival(keys: Collection[Any]) -> None:
+        # A worker confirms that it has received values a moment before it has them. If another
+        # worker of the host asked for references in this moment, they would be sent once more.
+        clock = asyncio.get_running_loop().time
+        end = clock() + _ARRIVAL_SECONDS
+        while any(_is_on_its_way(worker, key) for key in keys) and clock() < end:
+            await asyncio.sleep(_ARRIVAL_POLL_SECONDS)
+
     async def get_data(
         comm: Any,
         keys: Collection[Any],
@@ -87,8 +102,15 @@ def send_references(worker: Worker) -> None:
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
         if host != host_id():
             return await send_once(comm, keys, who, host, serializers=serializers)
+        await arrival(keys)
         with by_reference():
             return await send_values(comm, keys=keys, who=who, serializers=serializers)
 
     worker.handlers["get_data"] = get_data
     worker.handlers[_HOST_HANDLER] = host_id
+
+
+def _is_on_its_way(worker: Worker, key: Any) -> bool:
+    """Return whether a worker is receiving the value of a key from another worker."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state == "flight" and key not in worker.data
