@@ -47,6 +47,7 @@ from daskbatch.worker.execution.block import (
     OutcomeReport,
     OutputReport,
     Report,
+    SilentPeerReport,
 )
 from daskbatch.worker.execution.journal import JournaledBlock
 from daskbatch.worker.execution.outcome import BlockResult, Status
@@ -361,6 +362,9 @@ class Dispatcher:
             return False
         elif isinstance(report, OpenedReport):
             self._open.opened(report)
+            return False
+        elif isinstance(report, SilentPeerReport):
+            self._open.peer_was_silent(report)
             return False
         elif isinstance(report, ClosedReport):
             requeued = self._open.closed(block, report.received)

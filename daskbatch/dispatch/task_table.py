@@ -169,7 +169,7 @@ class TaskTable:
             self.failures.add(record)
             if phase == Phase.FAILED:
                 self.unsuccessful.fail(record)
-        if self.open_blocks.held:
+        if self.open_blocks.awaits_outcomes:
             self.open_blocks.over(record)
         if self.future_sources.in_use:
             self.future_sources.over(record)
@@ -447,7 +447,7 @@ class TaskTable:
         block.unfinished -= len(records)
         self.outcomes.unfinished -= len(records)
         self.unsuccessful.release(records)
-        if self.open_blocks.held:
+        if self.open_blocks.awaits_outcomes:
             for record in records:
                 self.open_blocks.over(record)
         self._placer.learn(records, list(map(len, values)))  # type: ignore[arg-type]

@@ -85,15 +85,18 @@ def _suit_members(options: Options) -> bool:
     )
 
 
-def has_values(record: TaskRecord, block: SubmittedBlock | None = None) -> bool:
+def has_values(
+    record: TaskRecord, block: SubmittedBlock | None = None, streamed: bool = False
+) -> bool:
     """Return whether the client has all values that a task takes.
 
-    Those of unfinished members of `block` need not be there.
+    Those of unfinished members of `block` need not be there; if it is `streamed`, none of
+    unfinished tasks.
     """
     assert record.call is not None
     for producer, part in record.call.references:
         if producer.phase < _DONE:
-            if producer.block is not block or block is None:
+            if not streamed and (producer.block is not block or block is None):
                 return False
         elif (producer.value if part == "result" else producer.output) is None:
             return False

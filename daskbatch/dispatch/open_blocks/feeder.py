@@ -29,10 +29,11 @@ from daskbatch.dispatch.open_blocks.open_block import (
     only_awaited_block,
 )
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
+from daskbatch.dispatch.open_blocks.streams import Streams
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.block import OpenedReport
+from daskbatch.worker.execution.block import OpenedReport, SilentPeerReport
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.handshake import ServerAddress
 
@@ -100,6 +101,11 @@ class OpenBlocks:
         self._open: dict[Hashable, list[OpenBlock]] = {}
         self._by_number: dict[int, OpenBlock] = {}
         self._options: dict[Hashable, Options] = {}
+        #: The tasks that are sent before what they wait for is over, and the blocks to send to.
+        self._streams = Streams(
+            self.held, self._eligibility, table.expected_seconds, self._by_number.get
+        )
+        self._to_send: dict[OpenBlock, None] = {}
         #: What the script had changed when it last started tasks.
         self._surroundings: bytes | None = None
         self._failures = 0
@@ -113,6 +119,11 @@ class OpenBlocks:
     def in_use(self) -> bool:
         """Whether any task is held, or any block is open."""
         return bool(self._held_blocks or self._by_number)
+
+    @property
+    def awaits_outcomes(self) -> bool:
+        """Whether `over` is to be called."""
+        return bool(self.held) or bool(self._streams)
 
     @property
     def has_idle(self) -> bool:
@@ -161,6 +172,8 @@ class OpenBlocks:
 
     def hold_again(self, records: Sequence[TaskRecord], name: str) -> None:
         """Hold members that an open block has returned without running them."""
+        for record in records:
+            self._streams.over(record)
         self._hold_all(records, name)
 
     def _suits(self, records: Sequence[TaskRecord], others: int) -> bool:
@@ -215,6 +228,7 @@ class OpenBlocks:
 
     def over(self, record: TaskRecord) -> None:
         """Record that a task is over."""
+        self._streams.over(record)
         was_held = self.held.remove(record)
         ready, almost = self.held.over(record)
         if was_held or ready or almost:
@@ -241,10 +255,15 @@ class OpenBlocks:
                 self._release_held()
             while True:
                 self._sort_ready()
+                again = False
                 for placement in list(self._ready):
-                    self._assign(placement)
-                if not self._turned_ready:
+                    again = self._assign(placement) or again
+                if not (self._turned_ready or again):
                     break
+            for found in self._to_send:
+                if not found.closed:
+                    found.send_if_due(self._surroundings)
+            self._to_send.clear()
             self._drop_empty()
         finally:
             self.flushes_soon = False
@@ -311,6 +330,7 @@ class OpenBlocks:
             and record.options.placement_key == found.placement
             and self._eligibility.may_be_member(record)
             and has_values(record, found.block)
+            and not (record.writes and self._streams.follows_stream(record))
         ):
             found.add_behind(self._urgency(record))
 
@@ -319,14 +339,18 @@ class OpenBlocks:
 
     # -- open blocks ------------------------------------------------------------------------
 
-    def _assign(self, placement: Hashable) -> None:
-        """Give ready tasks to open blocks, and open more if there are too few."""
+    def _assign(self, placement: Hashable) -> bool:
+        """Give tasks to open blocks, and open more if there are too few.
+
+        Returns whether more tasks, perhaps of other placements, may be sent now.
+        """
         ready = self._ready[placement]
         blocks = [each for each in self._open.get(placement, ()) if each.is_open]
         rooms = [(each.block.unfinished, each.block.number, each) for each in blocks]
         heapq.heapify(rooms)
         #: The fewest members of a block for which there is no task.
         fewest = _MAX_MEMBERS
+        again = False
         while rooms:
             count, number, found = heapq.heappop(rooms)
             behind = found.first_behind() if count <= fewest + _MAX_LEAD else None
@@ -334,10 +358,17 @@ class OpenBlocks:
             if ready or behind is not None:
                 record = self._next(ready, behind, count, len(blocks))
             if record is None:
-                fewest = min(fewest, count)
-                continue
-            found.add(record, self._table.expected_seconds(record))
+                record = self._next_streamed(found, count)
+                if record is None:
+                    fewest = min(fewest, count)
+                    continue
+                self._to_send.update(dict.fromkeys(self._streams.send(record)))
+                found.add(record, self._table.expected_seconds(record), self._by_number.__getitem__)
+            else:
+                found.add(record, self._table.expected_seconds(record))
             self.held.remove(record)
+            if len(self._open) > 1:
+                again = self._streams.note(record, self._urgency) or again
             for waiting in self.held.waits_for_one(record):
                 self._put_behind(found, waiting)
             if len(found.records) >= _MAX_MEMBERS:
@@ -345,15 +376,24 @@ class OpenBlocks:
                 found.end()
             else:
                 heapq.heappush(rooms, (count + 1, number, found))
-        for each in blocks:
-            if not each.closed:
-                each.send_if_due(self._surroundings)
+        self._to_send.update(dict.fromkeys(blocks))
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
         self._open_more(placement, len(ready))
         # Kept while a block is open, for tasks that are sent ahead.
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
+        return again
+
+    def _next_streamed(self, found: OpenBlock, count: int) -> TaskRecord | None:
+        """Return a task for a block that may be sent before what it waits for is over, if any."""
+        record = self._streams.first(found)
+        if record is None:
+            return None
+        seconds = self._table.expected_seconds(record)
+        if seconds is None or count > min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6))):
+            return None
+        return record
 
     def _has_plenty(self, ready: list[Urgency], blocks: int) -> bool:
         """Return whether a block may take a ready task behind the one that it runs.
@@ -438,6 +478,7 @@ class OpenBlocks:
         found = self._by_number.get(report.block)
         if found is not None and found.link is None and self._links is not None:
             address = ServerAddress(report.host, report.port, report.secret, report.tls)
+            found.address = address
             self._links.connect(report.block, address)
 
     def link_opened(self, number: int, link: MemberLink) -> None:
@@ -469,6 +510,13 @@ class OpenBlocks:
             found.drop()
             if was_cut:
                 self._pause()
+
+    def peer_was_silent(self, report: SilentPeerReport) -> None:
+        """Record that an outcome of one open block did not arrive at another one in time."""
+        found = self._by_number.get(report.peer)
+        # Else it runs for longer than expected, or the slot was lost.
+        if found is not None and not found.block.unfinished_members([report.member]):
+            self._streams.was_silent()
 
     def closed(self, block: SubmittedBlock, received: int) -> list[TaskRecord]:
         """Record that an open block takes no more members; returns those that it never received."""
@@ -555,6 +603,7 @@ class OpenBlocks:
         self._by_number.clear()
         self._open.clear()
         self._ready.clear()
+        self._streams.clear()
         self._held_blocks.clear()
         self.held.clear()
         self._turned_ready.clear()

@@ -5,7 +5,7 @@ Not thread-safe. A task may wait for any other one, held or not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from daskbatch.dispatch.task_record import TaskRecord
 
@@ -121,6 +121,10 @@ class HeldTasks:
     def waits_for_one(self, record: TaskRecord) -> list[TaskRecord]:
         """Return the held tasks that wait for this task and for no other."""
         return [each for each in self._after.get(record, ()) if self._missing.get(each) == 1]
+
+    def waiting_for(self, record: TaskRecord) -> Iterable[TaskRecord]:
+        """Return the held tasks that wait for a task; some may be held no longer."""
+        return self._after.get(record, ())
 
     def clear(self) -> None:
         """Forget all."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from daskbatch.dispatch.declarations import declared_files
@@ -20,16 +20,21 @@ from daskbatch.dispatch.task_record import (
 )
 from daskbatch.plan.hazards import NEEDS
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
+from daskbatch.worker.handshake import ServerAddress
 from daskbatch.worker.open_blocks.messages import (
     END,
     NewMembers,
     OpenMember,
+    PeerBlock,
     encode_members,
 )
 
 #: After its next report, a block has members for at least this time. A message takes 0.3 ms if the
 #: machine is busy.
 _MIN_SENT_SECONDS = 0.0005
+
+#: Outcomes of the first members that are not over are awaited soon.
+_SOON_MEMBERS = 3
 
 # Looking up a member of an enum takes long.
 _DONE = Phase.DONE
@@ -82,6 +87,8 @@ class OpenBlock:
     ----------
     link : MemberLink, optional
         The connection; None until the block runs and the client has connected.
+    address : ServerAddress, optional
+        Where other open blocks can connect to it; None until it runs.
     closed : bool
         Whether no more members are sent.
     """
@@ -93,6 +100,7 @@ class OpenBlock:
         self.records = records
         self.placement = placement
         self.link: MemberLink | None = None
+        self.address: ServerAddress | None = None
         self.closed = False
         #: The members whose values nothing refers to any longer. Appending needs no lock.
         self.dropped: deque[int] = deque()
@@ -103,6 +111,13 @@ class OpenBlock:
         #: What will be sent by the next `send`.
         self._new_functions: list[bytes] = []
         self._new_members: list[OpenMember] = []
+        self._new_sources: list[int] = []
+        self._new_peers: list[PeerBlock] = []
+        self._new_forwards: list[tuple[int, int]] = []
+        #: By their numbers, the other open blocks that send it outcomes, and that receive some:
+        #: their positions.
+        self._sources: dict[int, int] = {}
+        self._peers: dict[int, int] = {}
         #: Held tasks that only wait for members of this block.
         self._behind: list[Urgency] = []
 
@@ -130,7 +145,17 @@ class OpenBlock:
             heapq.heappop(self._behind)
         return None
 
-    def add(self, record: TaskRecord, seconds: float | None) -> None:
+    @property
+    def num_peers(self) -> int:
+        """The number of other open blocks that it exchanges outcomes with."""
+        return len(self._sources) + len(self._peers)
+
+    def add(
+        self,
+        record: TaskRecord,
+        seconds: float | None,
+        others: Callable[[int], OpenBlock] | None = None,
+    ) -> None:
         """Make a held task a member; `send` sends it.
 
         Parameters
@@ -139,11 +164,14 @@ class OpenBlock:
             The task.
         seconds : float, optional
             How long it is expected to run; None if that is not known.
+        others : callable, optional
+            Returns the open block with a number, for a task that waits for members of others.
+            Those are to be sent their part, too.
         """
         self._seconds.append(seconds or 0.0)
         before, block = record.block, self.block
         assert before is not None
-        link = self._link_of(record)
+        link = self._link_of(record, others)
         before.unfinished -= 1
         record.block, record.member = block, len(self.records)
         self.records.append(record)
@@ -161,16 +189,43 @@ class OpenBlock:
         declared = declared_files(record, -1) if record.reads or record.writes else None
         self._new_members.append(OpenMember(index, call.data, record.name, link, limits, declared))
 
-    def _link_of(self, record: TaskRecord) -> Link | None:
+    def _link_of(
+        self, record: TaskRecord, others: Callable[[int], OpenBlock] | None
+    ) -> Link | None:
         needs: list[Source] = []
         after: list[Source] = []
+        positions: dict[TaskRecord, int] = {}
         if record.waits:
             for before, why in record.unfinished_waits().items():
-                (needs if why & NEEDS else after).append((LOCAL, before.member))
+                position = LOCAL
+                if others is not None and before.block is not self.block:
+                    assert before.block is not None
+                    position = positions[before] = self._expect(others(before.block.number), before)
+                (needs if why & NEEDS else after).append((position, before.member))
         references = () if record.call is None else record.call.references
         if not (needs or after or references):
             return None
-        return Link(tuple(needs), tuple(after), tuple(_values(references)))
+        return Link(tuple(needs), tuple(after), tuple(_values(references, positions)))
+
+    def _expect(self, other: OpenBlock, before: TaskRecord) -> int:
+        """Have another block send it the outcome of a member; return the position of the block."""
+        number = other.block.number
+        position = self._sources.get(number)
+        if position is None:
+            position = self._sources[number] = len(self._sources)
+            self._new_sources.append(number)
+        other.forward(before.member, self)
+        return position
+
+    def forward(self, member: int, to: OpenBlock) -> None:
+        """Have the outcome of a member sent to another block, once it is over."""
+        number = to.block.number
+        position = self._peers.get(number)
+        if position is None:
+            assert to.address is not None
+            position = self._peers[number] = len(self._peers)
+            self._new_peers.append(PeerBlock(number, to.address))
+        self._new_forwards.append((member, position))
 
     @property
     def seconds_ahead(self) -> float:
@@ -186,18 +241,31 @@ class OpenBlock:
         A message takes the client as long as all else that it does for a member. So it waits while
         the block will report once more before it has too few.
         """
-        if self.seconds_ahead < _MIN_SENT_SECONDS:
+        if self.seconds_ahead < _MIN_SENT_SECONDS or (
+            self._new_forwards and self._forwards_are_due()
+        ):
             self.send(surroundings)
+
+    def _forwards_are_due(self) -> bool:
+        """Whether a member whose outcome another block awaits may be over soon."""
+        # Its unfinished members are the last ones, and those that were not sent come last.
+        soon = len(self.records) - self.block.unfinished + _SOON_MEMBERS
+        unsent = len(self.records) - len(self._new_members)
+        return any(member < soon and member < unsent for member, _ in self._new_forwards)
 
     def send(self, surroundings: bytes | None) -> None:
         """Send the members that were added."""
-        if not self._new_members:
+        if not (self._new_members or self._new_forwards):
             return
         changed = None if surroundings == self._surroundings else surroundings
         self._surroundings = surroundings
         dropped = [self.dropped.popleft() for _ in range(len(self.dropped))]
-        message = NewMembers(self._new_functions, self._new_members, changed, dropped)
+        message = NewMembers(
+            *(self._new_functions, self._new_members, changed, dropped),
+            *(self._new_sources, self._new_peers, self._new_forwards),
+        )
         self._new_functions, self._new_members = [], []
+        self._new_sources, self._new_peers, self._new_forwards = [], [], []
         assert self.link is not None
         self.link.send(encode_members(message))
 
@@ -235,10 +303,12 @@ def only_awaited_block(record: TaskRecord) -> SubmittedBlock | None:
     return found
 
 
-def _values(references: Iterable[tuple[TaskRecord, str]]) -> Iterable[BlockMember | bytes | str]:
+def _values(
+    references: Iterable[tuple[TaskRecord, str]], positions: Mapping[TaskRecord, int]
+) -> Iterable[BlockMember | bytes | str]:
     for producer, part in references:
         if producer.phase < _DONE:
-            yield BlockMember((LOCAL, producer.member), part)
+            yield BlockMember((positions.get(producer, LOCAL), producer.member), part)
         elif part == "result":
             assert producer.value is not None
             yield producer.value

@@ -333,6 +333,24 @@ class ClosedReport(NamedTuple):
     received: int
 
 
+class SilentPeerReport(NamedTuple):
+    """Reports that an outcome of another open block has not arrived in time.
+
+    Parameters
+    ----------
+    block : int
+        The number of the block that has waited.
+    peer : int
+        The number of the other block.
+    member : int
+        The member of the other block.
+    """
+
+    block: int
+    peer: int
+    member: int
+
+
 class OutputReport(NamedTuple):
     """Reports what a member has written to a stream.
 
@@ -372,4 +390,5 @@ Report = (
     | OutputReport
     | OpenedReport
     | ClosedReport
+    | SilentPeerReport
 )

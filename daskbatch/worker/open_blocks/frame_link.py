@@ -10,7 +10,7 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
 
@@ -67,6 +67,7 @@ class FrameLink:
         #: With TLS the same: sending and receiving change one state.
         self._receive_lock = self._send_lock if self._is_tls else Lock()
         self._received = bytearray()
+        self._unread: list[bytes] = []
         self._arrivals: select.poll | None = None
 
     def send(self, *frames: bytes) -> None:
@@ -142,7 +143,7 @@ class FrameLink:
                     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
                     if (
                         length == len(data) - _LENGTH_BYTES > 0
-                        and not self._received
+                        and not (self._received or self._unread)
                         and not self._is_tls
                     ):
                         return [data[_LENGTH_BYTES:]]  # a single frame, as a rule
@@ -158,8 +159,13 @@ class FrameLink:
                 raise LinkClosed("the other side has closed the connection, or it is broken")
             return frames
 
+    def unread(self, frames: Sequence[bytes]) -> None:
+        """Have the next `receive` return frames that were received already."""
+        with self._receive_lock:
+            self._unread += frames
+
     def _take_frames(self) -> list[bytes]:
-        frames = []
+        frames, self._unread = self._unread, []
         start, received = 0, self._received
         while len(received) - start >= _LENGTH_BYTES:
             length = int.from_bytes(received[start : start + _LENGTH_BYTES], "little")

@@ -21,6 +21,7 @@ from daskbatch.worker.execution.block import (
     Report,
 )
 from daskbatch.worker.execution.measures import Measures
+from daskbatch.worker.handshake import ServerAddress
 
 
 class OpenMember(NamedTuple):
@@ -46,6 +47,21 @@ class OpenMember(NamedTuple):
     declared: DeclaredFiles | None = None
 
 
+class PeerBlock(NamedTuple):
+    """An open block that receives outcomes of another one.
+
+    Parameters
+    ----------
+    block : int
+        Its number.
+    address : ServerAddress
+        Where it accepts connections.
+    """
+
+    block: int
+    address: ServerAddress
+
+
 class NewMembers(NamedTuple):
     """Tasks that are added to an open block, in order.
 
@@ -59,12 +75,22 @@ class NewMembers(NamedTuple):
         See `BlockSpec`.
     dropped : sequence of int
         Members that are over, and whose values no task needs any longer.
+    sources : sequence of int
+        The numbers of other open blocks, for whose members the members of this one wait from now
+        on: each becomes one more input of the block.
+    peers : sequence of PeerBlock
+        Other open blocks that receive outcomes of this one from now on.
+    forwards : sequence of (int, int)
+        Members of this block, and the position among its peers of a block that waits for it.
     """
 
     functions: Sequence[bytes]
     members: Sequence[OpenMember]
     surroundings: bytes | None = None
     dropped: Sequence[int] = ()
+    sources: Sequence[int] = ()
+    peers: Sequence[PeerBlock] = ()
+    forwards: Sequence[tuple[int, int]] = ()
 
 
 def encode_members(new: NewMembers) -> bytes:
@@ -80,12 +106,15 @@ def encode_members(new: NewMembers) -> bytes:
         )
         for function, data, name, link, limits, declared in new.members
     ]
-    return pickle.dumps((new.functions, members, new.surroundings, new.dropped), 5)
+    rest = (new.sources, [tuple(each) for each in new.peers], new.forwards)
+    return pickle.dumps(
+        (new.functions, members, new.surroundings, new.dropped, rest if any(rest) else None), 5
+    )
 
 
 def decode_members(frame: bytes) -> NewMembers:
     """Undo `encode_members`."""
-    functions, members, surroundings, dropped = pickle.loads(frame)
+    functions, members, surroundings, dropped, rest = pickle.loads(frame)
     decoded = [
         OpenMember(
             function,
@@ -97,7 +126,11 @@ def decode_members(frame: bytes) -> NewMembers:
         )
         for function, data, name, link, limits, declared in members
     ]
-    return NewMembers(functions, decoded, surroundings, dropped)
+    if rest is None:
+        return NewMembers(functions, decoded, surroundings, dropped)
+    sources, peers, forwards = rest
+    made = [PeerBlock._make(each) for each in peers]
+    return NewMembers(functions, decoded, surroundings, dropped, sources, made, forwards)
 
 
 def _encode_link(link: Link) -> tuple[Any, ...]:

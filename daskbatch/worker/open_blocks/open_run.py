@@ -11,15 +11,26 @@ places those that it has sent, and that have not begun, again.
 
 from __future__ import annotations
 
+import socket
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
 from daskbatch.worker.execution import surroundings
-from daskbatch.worker.execution.block import BlockSpec, ClosedReport, Report
-from daskbatch.worker.execution.outcome import BlockResult
+from daskbatch.worker.execution.block import (
+    LOCAL,
+    BlockSpec,
+    ClosedReport,
+    Report,
+    SilentPeerReport,
+    Source,
+)
+from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.thread_run import ThreadRun
+from daskbatch.worker.handshake import ServerAddress
+from daskbatch.worker.open_blocks.forwarding import Forwarding
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import (
     END,
@@ -27,6 +38,7 @@ from daskbatch.worker.open_blocks.messages import (
     decode_members,
     encode_report,
 )
+from daskbatch.worker.open_blocks.peer_inputs import PeerInputs, PeerOutcomes
 
 #: How long an open block without members keeps its slot: if nothing else wants the slot, and if
 #: something does.
@@ -36,6 +48,11 @@ _IDLE_SECONDS_IF_WANTED = 0.002
 #: How long the client may take to connect: likewise.
 _CONNECT_SECONDS = 5.0
 _CONNECT_SECONDS_IF_WANTED = 2.0
+
+#: How long a member waits for members of other blocks: if others follow it, and if none does. Then
+#: the client places it again.
+_PEER_SECONDS_IF_FOLLOWED = 0.005
+_PEER_SECONDS = 0.1
 
 #: How often a waiting block looks whether its slot is wanted.
 _POLL_INTERVAL_SECONDS = 0.004
@@ -49,13 +66,16 @@ _SEND_INTERVAL_SECONDS = 0.0002
 
 
 class SlotWatch(Protocol):
-    """What an open block asks its worker. Any thread may call it."""
+    """What an open block needs of its worker. Any thread may call it."""
 
     def is_wanted(self) -> bool:
         """Return whether other tasks wait for the slot."""
 
     def is_connected(self) -> bool:
         """Return whether the worker belongs to a cluster: else it must begin nothing."""
+
+    def connect(self, address: ServerAddress) -> socket.socket:
+        """Connect to the server of another worker's open blocks."""
 
 
 class OpenRun(ThreadRun):
@@ -76,6 +96,7 @@ class OpenRun(ThreadRun):
 
     def __init__(self, spec: BlockSpec, inputs: Sequence[Any]) -> None:
         self._slice = spec.budget
+        received: list[PeerOutcomes] = []
         # Lists and dictionaries of this run, which grow.
         super().__init__(
             spec._replace(
@@ -87,8 +108,11 @@ class OpenRun(ThreadRun):
                 declared={},
                 budget=_NO_BUDGET_SECONDS,
             ),
-            inputs,
+            received,
         )
+        self._forwarding = Forwarding(self.log, spec.topic, spec.block, spec.share_limit)
+        self._peers = PeerInputs(received)
+        self._silent: deque[SilentPeerReport] = deque()
         self.watch: SlotWatch | None = None
         self.closed = False
         self._reported_closed = False
@@ -114,13 +138,19 @@ class OpenRun(ThreadRun):
             link, self._link = self._link, None
             if link is not None:
                 link.close()
+            self._forwarding.close()
+            self._peers.close()
 
     def _members(self) -> Iterator[int]:
         calls = self.spec.calls
         member = 0
         while True:
+            if member and self._forwarding:
+                self._forwarding.send(member - 1)  # before all else: a slot may wait for it
             resumed = perf_counter()
             self._call_began = None
+            if self._peers:
+                self._peers.release(member - 1)
             if not self.closed and self._time_is_up(resumed):
                 self.running = member - 1
                 self.defer_rest()
@@ -130,6 +160,8 @@ class OpenRun(ThreadRun):
                     return
             elif resumed - self._delivered_at > _SEND_INTERVAL_SECONDS:
                 self.deliver()
+            if self._peers:
+                self._wait_for_peers(member)
             self._call_began = perf_counter()
             # The time since the last member is not this member's.
             self.preparation = self._call_began - resumed
@@ -141,6 +173,52 @@ class OpenRun(ThreadRun):
         if watch is None:
             return False
         return (now - self.began > self._slice and watch.is_wanted()) or not watch.is_connected()
+
+    def _wait_for_peers(self, member: int) -> None:
+        """Wait until a member can begin that waits for members of other blocks.
+
+        Not for long: the client then places the member again.
+        """
+        self._peers.receive()
+        missing = self._peers.missing(member)
+        if not missing:
+            return
+        self.running = -1
+        self.deliver()
+        began = perf_counter()
+        while missing:
+            waited = perf_counter() - began
+            if self._gives_up(member, waited):
+                if waited > _PEER_SECONDS_IF_FOLLOWED:
+                    self._silent += (
+                        SilentPeerReport(self.spec.block, self._peers.number(position), other)
+                        for position, other in missing
+                    )
+                return  # what is missing counts as deferred
+            self._peers.wait(None if self.closed else self._link, _POLL_INTERVAL_SECONDS)
+            self._peers.receive()
+            missing = self._peers.missing(member)
+            if missing and self._link is not None:
+                self._take_members()
+
+    def _gives_up(self, member: int, waited: float) -> bool:
+        if self.claims.given(member) != Status.DONE:
+            return True  # it was revoked
+        watch = self.watch
+        if watch is not None:
+            if not watch.is_connected():
+                return True
+            if waited > _IDLE_SECONDS_IF_WANTED and watch.is_wanted():
+                return True
+        followed = len(self.spec.calls) > member + 1
+        return waited > (_PEER_SECONDS_IF_FOLLOWED if followed else _PEER_SECONDS)
+
+    def _status_of(self, source: Source) -> int:
+        position, member = source
+        if position == LOCAL:
+            return self.log.statuses[member]
+        outcomes: PeerOutcomes = self.inputs[position]
+        return outcomes.status(member)
 
     def _wait_for_member(self, member: int) -> bool:
         """Wait until a member has arrived; False if the block has closed, and none will."""
@@ -183,6 +261,13 @@ class OpenRun(ThreadRun):
         self._attached.set()
         return True
 
+    def attach_peer(self, number: int, link: FrameLink) -> bool:
+        """Use a connection with another block; False if this one has ended, or will soon."""
+        if self.closed and not self._peers:
+            return False
+        self._peers.attach(number, link)
+        return True
+
     def _take_members(self) -> None:
         """Add the members that have arrived; close the block if no more will."""
         link = self._link
@@ -204,6 +289,12 @@ class OpenRun(ThreadRun):
         surroundings.apply(new.surroundings)
         for member in new.dropped:
             self.log.drop_value(member)
+        if new.sources:
+            self._peers.add_sources(new.sources)
+        if new.peers and self.watch is not None:
+            self._forwarding.connect(new.peers, self.watch.connect)
+        if new.forwards:
+            self._forwarding.add(new.forwards)
         spec.functions.extend(new.functions)  # type: ignore[attr-defined]
         self._functions.extend([None] * len(new.functions))
         for function, data, name, link, limits, declared in new.members:
@@ -211,6 +302,8 @@ class OpenRun(ThreadRun):
             spec.labels.append(name)  # type: ignore[attr-defined]
             if link is not None:
                 spec.links[member] = link  # type: ignore[index]
+                if self.inputs:
+                    self._peers.expect(member, link)
             if limits is not None:
                 spec.limits[member] = limits  # type: ignore[index]
             if declared is not None:
@@ -239,12 +332,16 @@ class OpenRun(ThreadRun):
             if not link.keep_alive():
                 link.close()
                 self.defer_rest()
+        if self._forwarding:
+            self._forwarding.flush()
         super().tick()
 
     def reports(self) -> list[Report]:
         # Read first: what is deferred is in the reports, then.
         closed = self.closed and not self._reported_closed
         found = super().reports()
+        while self._silent:
+            found.append(self._silent.popleft())
         if closed:
             self._reported_closed = True
             found.append(ClosedReport(self.spec.block, len(self.spec.calls)))

@@ -1,7 +1,8 @@
 """Accepts the clients of the open blocks of a worker, and passes each connection to its block.
 
 A client proves that it knows the secret (see `worker.handshake`), and then sends the topic and the
-number of its block. Each client has a thread while it connects.
+number of its block. Another open block, which sends outcomes to this one, adds its own number. Each
+connection has a thread while it is made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.core import Status as WorkerStatus
 
 from daskbatch.timeouts import Deadline
+from daskbatch.worker.handshake import ServerAddress, connect_to_server
 from daskbatch.worker.listener import listen
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.messages import ATTACHED
@@ -23,6 +25,9 @@ from daskbatch.worker.open_blocks.open_run import OpenRun
 
 #: How long a client may take to say which block it connects to.
 _HELLO_TIMEOUT_SECONDS = 5.0
+
+#: How long it may take to connect to the server of another worker.
+_CONNECT_TIMEOUT_SECONDS = 4.0
 
 
 class OpenServer:
@@ -68,6 +73,12 @@ class OpenServer:
         stream = self._worker.batched_stream
         return stream is not None and not stream.closed()
 
+    def connect(self, address: ServerAddress) -> socket.socket:
+        tls: ssl.SSLContext | None = None
+        if address.tls:
+            tls = self._worker.security.get_connection_args("worker")["ssl_context"]
+        return connect_to_server(address, tls, _CONNECT_TIMEOUT_SECONDS)
+
     def _attach(self, sock: socket.socket) -> None:
         link = FrameLink(sock)
         try:
@@ -76,8 +87,13 @@ class OpenServer:
                 if deadline.passed:
                     raise LinkClosed("the client has not said which block it wants")
                 link.wait(deadline.remaining(at_most=1.0) or 0.0)
-            run = self._runs.get(tuple(pickle.loads(frames[0])))
-            if isinstance(run, OpenRun):
+            topic, block, *peer = pickle.loads(frames[0])
+            run = self._runs.get((topic, block))
+            if isinstance(run, OpenRun) and peer:
+                link.unread(frames[1:])
+                if run.attach_peer(peer[0], link):
+                    return
+            elif isinstance(run, OpenRun):
                 link.send(ATTACHED)  # before any report
                 if run.attach(link):
                     return
