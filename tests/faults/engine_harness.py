@@ -38,6 +38,7 @@ from daskbatch import (
     WorkerLost,
 )
 from daskbatch.batch.task import Task
+from daskbatch.dispatch.open_blocks import feeder, streams
 
 #: A run must be over after this time. Seconds.
 PATIENCE = 120.0
@@ -81,6 +82,8 @@ class Step:
     leaves: bool = False
     detached: bool = False
     seconds: float = 0.0
+    #: Tasks of different priorities are never members of the same block.
+    priority: int = 0
     #: How many slots it takes at once; an executable is a job with as many ranks.
     slots: int = 1
 
@@ -104,14 +107,22 @@ def files_of(names: Sequence[str]) -> list[str]:
 #: blocks.
 FIRST_FINE_SEED = 10_000
 
+#: From this seed on, the tasks of such programs are short and have two priorities, so that they wait
+#: for members of other open blocks.
+FIRST_STREAM_SEED = 11_000
+
 
 def fine_program(seed: int) -> list[Step]:
     rng = random.Random(f"fine {seed}")
-    width = rng.choice([3, 5, 8])
-    length = width * rng.choice([5, 12, 25])
+    is_stream = is_stream_seed(seed)
+    # The open blocks of one priority leave slots for those of the other one.
+    width = rng.choice([1, 2] if is_stream else [3, 5, 8])
+    length = width * rng.choice([50, 100, 200] if is_stream else [5, 12, 25])
     is_stencil = rng.random() < 0.5
     busy = rng.choice([0.0, 0.2, 0.5])
     seconds = rng.choice([0.0005, 0.002, 0.01])
+    if is_stream:
+        busy, seconds = busy / 4, 0.0005
     steps: list[Step] = []
     for number in range(length):
         step, x = divmod(number, width)
@@ -120,6 +131,8 @@ def fine_program(seed: int) -> list[Step]:
             earlier = [(step - 1) * width + each for each in columns] if step else []
         else:
             near = range(max(0, number - 2 * width), number)
+            if is_stream:
+                near = range(max(0, step - 1) * width, step * width)
             earlier = rng.sample(near, min(len(near), rng.choice([0, 1, 2, 3])))
         reads, writes = (
             tuple(f"0/{name}" for name in rng.sample(NAMES, 1)) if rng.random() < busy else ()
@@ -134,8 +147,9 @@ def fine_program(seed: int) -> list[Step]:
                 appends=appends,
                 arguments=tuple(earlier),
                 fails=rng.random() < 0.002,
-                large=rng.random() < 0.02,
+                large=rng.random() < 0.02 and not is_stream,
                 seconds=rng.choice([0, seconds, 2 * seconds]),
+                priority=step % 2 if is_stream else 0,
             )
         )
     return steps
@@ -616,6 +630,7 @@ class Run:
             reads=[self._batch.read(self._files, name) for name in step.reads],
             writes=[self._batch.write(self._files, name) for name in step.writes],
             name=f"step-{step.number}",
+            priority=step.priority,
             isolation="process" if step.kind == "isolated" else None,
             cores=step.slots if step.slots > 1 and step.kind != "process" else None,
         )
@@ -839,6 +854,21 @@ def is_mapped(path: str) -> bool:
     return False
 
 
+def is_stream_seed(seed: int) -> bool:
+    return FIRST_STREAM_SEED <= seed < FIRST_ARRAY_SEED
+
+
+@contextlib.contextmanager
+def tasks_taken_for_short() -> Iterator[None]:
+    """Have the tasks here, which look at files and write a log, sent ahead like shorter ones."""
+    before = streams._MAX_SECONDS, feeder._AHEAD_SECONDS
+    streams._MAX_SECONDS = feeder._AHEAD_SECONDS = 0.1
+    try:
+        yield
+    finally:
+        streams._MAX_SECONDS, feeder._AHEAD_SECONDS = before
+
+
 def run_seeds(
     seeds: Sequence[int], workers: int, directory: Path, isolated: bool = True, told: Any = None
 ) -> Tally:
@@ -850,7 +880,8 @@ def run_seeds(
         for seed in seeds:
             began = time.monotonic()
             run = Run(faulty, seed, directory / str(seed), isolated)
-            found = run()
+            with tasks_taken_for_short() if is_stream_seed(seed) else contextlib.nullcontext():
+                found = run()
             tally.add(found)
             if told is not None:
                 told(f"seed {seed}: {time.monotonic() - began:.1f} s, {found}")

@@ -195,7 +195,7 @@ def test_what_runs_again_after_a_death_finds_what_it_has_read(seed: int) -> None
 def test_no_task_is_sent_ahead_if_workers_do_not_reach_each_other() -> None:
     dispatcher, cluster = start(0)
     cluster.links_are_cut = True
-    records = chain(60)
+    records = chain(400)
     dispatcher.submit(records, "test")
     run_apart(cluster, records)
     assert {record.phase for record in records} == {Phase.DONE}
@@ -204,4 +204,5 @@ def test_no_task_is_sent_ahead_if_workers_do_not_reach_each_other() -> None:
         for worker in cluster.workers.values()
         for status in worker.statuses
     )
-    assert 0 < silent < 20
+    # Some were on their way when the client learnt of it.
+    assert 0 < silent < 150
