@@ -38,7 +38,7 @@ from daskbatch import (
     WorkerLost,
 )
 from daskbatch.batch.task import Task
-from daskbatch.dispatch.open_blocks import feeder, streams
+from daskbatch.dispatch.open_blocks import next_task, streams
 
 #: A run must be over after this time. Seconds.
 PATIENCE = 120.0
@@ -107,7 +107,7 @@ def files_of(names: Sequence[str]) -> list[str]:
 #: blocks.
 FIRST_FINE_SEED = 10_000
 
-#: From this seed on, the tasks of such programs are short and have two priorities, so that they wait
+#: From this seed on, the tasks of such programs are short and have two priorities: they wait
 #: for members of other open blocks.
 FIRST_STREAM_SEED = 11_000
 
@@ -861,12 +861,12 @@ def is_stream_seed(seed: int) -> bool:
 @contextlib.contextmanager
 def tasks_taken_for_short() -> Iterator[None]:
     """Have the tasks here, which look at files and write a log, sent ahead like shorter ones."""
-    before = streams._MAX_SECONDS, feeder._AHEAD_SECONDS
-    streams._MAX_SECONDS = feeder._AHEAD_SECONDS = 0.1
+    before = streams._MAX_SECONDS, next_task._AHEAD_SECONDS
+    streams._MAX_SECONDS = next_task._AHEAD_SECONDS = 0.1
     try:
         yield
     finally:
-        streams._MAX_SECONDS, feeder._AHEAD_SECONDS = before
+        streams._MAX_SECONDS, next_task._AHEAD_SECONDS = before
 
 
 def run_seeds(

@@ -15,12 +15,12 @@ import heapq
 import itertools
 import uuid
 from collections.abc import Callable, Hashable, Sequence
-from time import monotonic
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.lower import Setting, lower_open_block
 from daskbatch.dispatch.open_blocks.eligibility import Eligibility, has_values
 from daskbatch.dispatch.open_blocks.held import HeldTasks
+from daskbatch.dispatch.open_blocks.next_task import NextTask
 from daskbatch.dispatch.open_blocks.open_block import (
     MemberLink,
     OpenBlock,
@@ -28,6 +28,7 @@ from daskbatch.dispatch.open_blocks.open_block import (
     is_held,
     only_awaited_block,
 )
+from daskbatch.dispatch.open_blocks.pause import Pause
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.open_blocks.streams import Streams
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
@@ -37,26 +38,13 @@ from daskbatch.worker.execution.block import OpenedReport, SilentPeerReport
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.handshake import ServerAddress
 
-#: A member is sent ahead if those before it are expected to take no longer than this.
-_AHEAD_SECONDS = 0.002
-_MAX_AHEAD = 64
-
 #: A task is not sent behind those that it waits for if another block has nothing to do, and the
 #: block has more members than that one, by more than this number. Else one slot would run all of a
 #: graph whose tasks wait for neighbours.
 _MAX_LEAD = 1
 
-#: Another one may be sent ahead, if the way from it to the end takes at most this share of the time
-#: that the slots need for all held tasks.
-_MAX_URGENT_SHARE = 0.5
-
 #: An open block receives at most this many members.
 _MAX_MEMBERS = 10_000
-
-#: How many open blocks in a row may end before they open; and for how long the ordinary way is
-#: taken after that, or after a connection could not be made or was cut.
-_MAX_FAILURES = 3
-_PAUSE_SECONDS = 60.0
 
 _PICKLED_NONE = pickling.dumps(None)
 
@@ -106,10 +94,12 @@ class OpenBlocks:
             self.held, self._eligibility, table.expected_seconds, self._by_number.get
         )
         self._to_send: dict[OpenBlock, None] = {}
+        self._next = NextTask(self.held, table.expected_seconds)
         #: What the script had changed when it last started tasks.
         self._surroundings: bytes | None = None
-        self._failures = 0
-        self._paused_until = 0.0
+        #: After open blocks have ended before they opened, or a connection could not be made or
+        #: was cut, the ordinary way is taken.
+        self._pause = Pause()
         #: Whether the last attempt to connect has succeeded.
         self.is_connected = False
 
@@ -133,7 +123,7 @@ class OpenBlocks:
     @property
     def is_paused(self) -> bool:
         """Whether the ordinary way is taken, since connections have failed."""
-        return monotonic() < self._paused_until
+        return self._pause.lasts
 
     def hold(self, records: Sequence[TaskRecord], name: str, others: int) -> Sequence[TaskRecord]:
         """Hold those tasks that are to be sent to open blocks; returns the other ones.
@@ -356,10 +346,10 @@ class OpenBlocks:
             behind = found.first_behind() if count <= fewest + _MAX_LEAD else None
             record = None
             if ready or behind is not None:
-                record = self._next(ready, behind, count, len(blocks))
+                record = self._next.ready(ready, behind, count, len(blocks))
             if record is None:
-                record = self._next_streamed(found, count)
-                if record is None:
+                record = self._streams.first(found)
+                if record is None or not self._next.has_room_to_wait(record, count):
                     fewest = min(fewest, count)
                     continue
                 self._to_send.update(dict.fromkeys(self._streams.send(record)))
@@ -384,62 +374,6 @@ class OpenBlocks:
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
         return again
-
-    def _next_streamed(self, found: OpenBlock, count: int) -> TaskRecord | None:
-        """Return a task for a block that may be sent before what it waits for is over, if any."""
-        record = self._streams.first(found)
-        if record is None:
-            return None
-        seconds = self._table.expected_seconds(record)
-        if seconds is None or count > min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6))):
-            return None
-        return record
-
-    def _has_plenty(self, ready: list[Urgency], blocks: int) -> bool:
-        """Return whether a block may take a ready task behind the one that it runs.
-
-        There must be another one for each block. And a block that is through first would then run
-        a less urgent task. That does no harm while the work of all is longer than the way to the
-        end.
-        """
-        return (
-            len(ready) > blocks and -ready[0].order * blocks <= _MAX_URGENT_SHARE * self.held.work
-        )
-
-    def _next(
-        self, ready: list[Urgency], behind: Urgency | None, count: int, blocks: int
-    ) -> TaskRecord | None:
-        """Return, and remove, the next task for an open block; None if there is no task or no room.
-
-        Parameters
-        ----------
-        ready : list of Urgency
-            The heap of ready tasks.
-        behind : Urgency, optional
-            A task that may be sent behind those that it waits for.
-        count : int
-            How many members the block has.
-        blocks : int
-            The number of open blocks.
-        """
-        while ready and not is_held(ready[0].record):
-            heapq.heappop(ready)
-        first = ready[0] if ready else None
-        chosen = behind if first is None or (behind is not None and behind < first) else first
-        if chosen is None:
-            return None
-        seconds = self._table.expected_seconds(chosen.record)
-        most = 1
-        if seconds is not None:
-            ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-6)))
-            if not ahead and seconds <= MAX_TASK_SECONDS and self._has_plenty(ready, blocks):
-                ahead = 1
-            most += ahead
-        if count >= most:
-            return None
-        if chosen is first:
-            heapq.heappop(ready)
-        return chosen.record
 
     def _open_more(self, placement: Hashable, ready: int) -> None:
         blocks = self._open.setdefault(placement, [])
@@ -488,7 +422,7 @@ class OpenBlocks:
             link.shut_down()
             return
         found.link = link
-        self._failures = 0
+        self._pause.succeed()
         self.is_connected = True
         if found.closed:
             found.end()
@@ -509,7 +443,9 @@ class OpenBlocks:
         if found is not None:
             found.drop()
             if was_cut:
-                self._pause()
+                self.is_connected = False
+                self._pause.begin()
+                self._schedule_flush()
 
     def peer_was_silent(self, report: SilentPeerReport) -> None:
         """Record that an outcome of one open block did not arrive at another one in time."""
@@ -561,19 +497,11 @@ class OpenBlocks:
             return None
         self._open[found.placement].remove(found)
         if found.link is None and not found.closed:
-            self._failures += 1
-            if self._failures >= _MAX_FAILURES:
-                self._pause()
+            if self._pause.fail():
+                self.is_connected = False
         found.drop()
         self._schedule_flush()
         return found
-
-    def _pause(self) -> None:
-        """Take the ordinary way for a while."""
-        self._failures = 0
-        self.is_connected = False
-        self._paused_until = monotonic() + _PAUSE_SECONDS
-        self._schedule_flush()
 
     def _release_held(self) -> None:
         """Place all held tasks in ordinary blocks."""

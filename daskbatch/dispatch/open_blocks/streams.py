@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable
-from time import monotonic
 
 from daskbatch.dispatch.open_blocks.eligibility import Eligibility, has_values
 from daskbatch.dispatch.open_blocks.held import HeldTasks
 from daskbatch.dispatch.open_blocks.open_block import OpenBlock, Urgency, is_held
+from daskbatch.dispatch.open_blocks.pause import Pause
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.hazards import NEEDS
 
@@ -27,11 +27,6 @@ _MAX_SECONDS = 0.002
 
 #: An open block exchanges outcomes with at most this many others: each takes a connection.
 _MAX_PEERS = 16
-
-#: After this many outcomes that were there and did not arrive, no task is sent in this way for some
-#: time: the workers may not reach each other.
-_MAX_SILENT = 3
-_PAUSE_SECONDS = 60.0
 
 # Looking up a member of an enum takes long.
 _DONE = Phase.DONE
@@ -69,8 +64,7 @@ class Streams:
         self._waiting: dict[Hashable, list[Urgency]] = {}
         #: Unfinished members that wait for other blocks, or for such members.
         self._sent: set[TaskRecord] = set()
-        self._silent = 0
-        self._paused_until = 0.0
+        self._pause = Pause()
 
     def __bool__(self) -> bool:
         """Return whether any task was sent before what it waits for, and is not over."""
@@ -89,7 +83,7 @@ class Streams:
         if self._sent and record.waits and self.follows_stream(record):
             self._sent.add(record)
         found = False
-        if monotonic() < self._paused_until:
+        if self._pause.lasts:
             return found
         for waiting in self._held.waiting_for(record):
             if (
@@ -134,14 +128,11 @@ class Streams:
         if record in self._sent:
             self._sent.discard(record)
             if record.phase == _DONE:
-                self._silent = 0
+                self._pause.succeed()
 
     def was_silent(self) -> None:
         """Record that the outcome of a task that is over has not arrived at another block."""
-        self._silent += 1
-        if self._silent >= _MAX_SILENT:
-            self._silent = 0
-            self._paused_until = monotonic() + _PAUSE_SECONDS
+        self._pause.fail()  # the workers may not reach each other
 
     def clear(self) -> None:
         """Forget all."""

@@ -1,4 +1,7 @@
-"""Receives outcomes of other open blocks, for members of an open block that wait for them."""
+"""Receives outcomes of other open blocks, for members of an open block that wait for them.
+
+The thread that runs the block uses it. What does not arrive counts as deferred: the client decides.
+"""
 
 from __future__ import annotations
 
