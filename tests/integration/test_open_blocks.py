@@ -18,7 +18,9 @@ import daskbatch.cluster.open_links as open_links
 from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskTimeout
 from daskbatch.cluster.dask_backend import ClusterBackend
 from daskbatch.command_line.doctor import Level, check_direct_connections
+from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.worker.open_blocks import frame_link
+from daskbatch.worker.open_blocks.messages import NewMembers
 
 WIDTH, STEPS = 6, 25
 
@@ -67,16 +69,16 @@ def make(
 
 @pytest.fixture
 def members(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Count the messages with which members are sent to open blocks."""
+    """Count the members that are sent to open blocks."""
     sent = 0
-    send = frame_link.FrameLink.send
+    encode = open_block.encode_members
 
-    def count(link: frame_link.FrameLink, *frames: bytes) -> None:
+    def count(new: NewMembers) -> bytes:
         nonlocal sent
-        sent += sum(bool(frame) for frame in frames)
-        send(link, *frames)
+        sent += len(new.members)
+        return encode(new)
 
-    monkeypatch.setattr(frame_link.FrameLink, "send", count)
+    monkeypatch.setattr(open_block, "encode_members", count)
     return lambda: sent
 
 
