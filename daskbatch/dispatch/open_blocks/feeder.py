@@ -496,9 +496,8 @@ class OpenBlocks:
         if found is None:
             return None
         self._open[found.placement].remove(found)
-        if found.link is None and not found.closed:
-            if self._pause.fail():
-                self.is_connected = False
+        if found.link is None and not found.closed and self._pause.fail():
+            self.is_connected = False
         found.drop()
         self._schedule_flush()
         return found
