@@ -17,7 +17,7 @@ from daskbatch.describe.spec import DEFAULT_OPTIONS, Options, function_call
 from daskbatch.dispatch.backend import Members, RevokeCallback
 from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.dispatch.lower import Lowered, Setting
-from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
+from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.hazards import ARG, NEEDS, WAR
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import (
@@ -386,3 +386,49 @@ def finish(cluster: Cluster, records: Sequence[TaskRecord], faults: bool) -> Non
         cluster.step(faults)
         steps += 1
         assert steps < 100_000, [record for record in records if not record.over][:3]
+
+
+def finish_in_order(
+    dispatcher: Dispatcher, cluster: Cluster, records: Sequence[TaskRecord], faults: bool
+) -> None:
+    """Run tasks; check that all are done, each after those that it waits for."""
+    order: list[TaskRecord] = []
+    run = cluster.run
+
+    def remember(record: TaskRecord) -> Status:
+        order.append(record)
+        return run(record)
+
+    cluster.run = remember  # type: ignore[method-assign]
+    waits = {record: record.waits for record in records}
+    dispatcher.submit(records, "test")
+    finish(cluster, records, faults)
+    assert {record.phase for record in records} == {Phase.DONE}
+    position = {record: number for number, record in enumerate(order)}
+    for record in order:
+        for before, _ in waits[record]:
+            assert before.call is None or position[before] < position[record]
+
+
+def finish_with_failures(
+    dispatcher: Dispatcher, cluster: Cluster, records: Sequence[TaskRecord], rng: random.Random
+) -> None:
+    """Run tasks of which some fail, and cancel three; check what becomes of each."""
+    waits = {record: record.waits for record in records}
+    to_cancel = rng.sample(records, 3)
+    dispatcher.submit(records, "test")
+    for _ in range(rng.randrange(250)):
+        cluster.step(False)
+    cancelled = set(dispatcher.cancel(to_cancel))
+    finish(cluster, records, False)
+    for record in records:
+        needed = [before for before, why in waits[record] if why & ARG]
+        if record in cancelled:
+            assert record.phase == Phase.CANCELLED
+        elif any(before.unsuccessful for before in needed):
+            assert record.phase == Phase.SKIPPED
+            assert record.root_failure in cluster.fails | cancelled
+        elif record in cluster.fails:
+            assert record.phase == Phase.FAILED
+        else:
+            assert record.phase == Phase.DONE

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from support.open_cluster import Worker, finish, make, make_records, task
+from support.open_cluster import (
+    Worker,
+    finish,
+    finish_in_order,
+    finish_with_failures,
+    make,
+    make_records,
+    task,
+)
 
 from daskbatch.describe.spec import Options, function_call
 from daskbatch.dispatch.lower import Lowered
@@ -18,7 +26,6 @@ from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.hazards import ARG, WAR
 from daskbatch.worker.execution.block import BlockSpec
-from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.open_blocks.messages import END, decode_members
 
 
@@ -28,22 +35,7 @@ def test_all_tasks_end_once_and_in_order(seed: int, faults: bool) -> None:
     rng = random.Random(seed)
     dispatcher, cluster = make(seed, slots=rng.choice([1, 2, 5]))
     records = make_records(rng, 80, mixed=seed % 2 == 0)
-    order: list[TaskRecord] = []
-    run = cluster.run
-
-    def check(record: TaskRecord) -> Status:
-        order.append(record)
-        return run(record)
-
-    cluster.run = check  # type: ignore[method-assign]
-    waits = {record: record.waits for record in records}
-    dispatcher.submit(records, "test")
-    finish(cluster, records, faults)
-    assert {record.phase for record in records} == {Phase.DONE}
-    position = {record: number for number, record in enumerate(order)}
-    for record in order:
-        for before, _ in waits[record]:
-            assert before.call is None or position[before] < position[record]
+    finish_in_order(dispatcher, cluster, records, faults)
     calls = [record for record in records if record.call is not None]
     assert set(cluster.ran) == set(calls)
     # Each outcome is known, by a report, a key or a journal: nothing runs a second time.
@@ -56,25 +48,8 @@ def test_failures_and_cancellations_reach_what_needs_them(seed: int) -> None:
     rng = random.Random(seed)
     dispatcher, cluster = make(seed)
     records = make_records(rng, 60, mixed=seed % 2 == 0)
-    waits = {record: record.waits for record in records}
     cluster.fails = {record for record in rng.sample(records, 2) if record.call is not None}
-    to_cancel = rng.sample(records, 3)
-    dispatcher.submit(records, "test")
-    for _ in range(rng.randrange(200)):
-        cluster.step(False)
-    cancelled = set(dispatcher.cancel(to_cancel))
-    finish(cluster, records, False)
-    for record in records:
-        needed = [before for before, why in waits[record] if why & ARG]
-        if record in cancelled:
-            assert record.phase == Phase.CANCELLED
-        elif any(before.unsuccessful for before in needed):
-            assert record.phase == Phase.SKIPPED
-            assert record.root_failure in cluster.fails | cancelled
-        elif record in cluster.fails:
-            assert record.phase == Phase.FAILED
-        else:
-            assert record.phase == Phase.DONE
+    finish_with_failures(dispatcher, cluster, records, rng)
 
 
 def test_an_ordinary_task_waits_for_a_held_one_by_way_of_a_cancelled_one() -> None:

@@ -6,7 +6,14 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from support.open_cluster import Cluster, finish, make, make_records
+from support.open_cluster import (
+    Cluster,
+    finish,
+    finish_in_order,
+    finish_with_failures,
+    make,
+    make_records,
+)
 
 from daskbatch.describe.access import FILES, Channel
 from daskbatch.describe.spec import Options
@@ -109,22 +116,7 @@ def test_all_tasks_end_once_and_in_order(seed: int, faults: bool, impatience: fl
     dispatcher, cluster = start(seed, slots=rng.choice([1, 2, 5]))
     cluster.impatience = impatience
     records = make_records(rng, 80, mixed=seed % 2 == 0, kinds=KINDS)
-    order: list[TaskRecord] = []
-    run = cluster.run
-
-    def check(record: TaskRecord) -> Status:
-        order.append(record)
-        return run(record)
-
-    cluster.run = check  # type: ignore[method-assign]
-    waits = {record: record.waits for record in records}
-    dispatcher.submit(records, "test")
-    finish(cluster, records, faults)
-    assert {record.phase for record in records} == {Phase.DONE}
-    position = {record: number for number, record in enumerate(order)}
-    for record in order:
-        for before, _ in waits[record]:
-            assert before.call is None or position[before] < position[record]
+    finish_in_order(dispatcher, cluster, records, faults)
     assert set(cluster.ran.values()) == {1}
     assert dispatcher.outcomes.unfinished == 0
     assert not dispatcher.table.open_blocks.awaits_outcomes
@@ -143,25 +135,8 @@ def test_failures_and_cancellations_reach_what_needs_them(seed: int) -> None:
     rng = random.Random(seed)
     dispatcher, cluster = start(seed, slots=3)
     records = make_records(rng, 60, mixed=False, kinds=KINDS)
-    waits = {record: record.waits for record in records}
     cluster.fails = set(rng.sample(records, 2))
-    to_cancel = rng.sample(records, 3)
-    dispatcher.submit(records, "test")
-    for _ in range(rng.randrange(300)):
-        cluster.step(False)
-    cancelled = set(dispatcher.cancel(to_cancel))
-    finish(cluster, records, False)
-    for record in records:
-        needed = [before for before, why in waits[record] if why & ARG]
-        if record in cancelled:
-            assert record.phase == Phase.CANCELLED
-        elif any(before.unsuccessful for before in needed):
-            assert record.phase == Phase.SKIPPED
-            assert record.root_failure in cluster.fails | cancelled
-        elif record in cluster.fails:
-            assert record.phase == Phase.FAILED
-        else:
-            assert record.phase == Phase.DONE
+    finish_with_failures(dispatcher, cluster, records, rng)
 
 
 @pytest.mark.parametrize("seed", range(30))
