@@ -147,6 +147,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._ends = announced_end(getattr(worker, "lifetime", None))
         self._departure = WorkerDeparture(worker, lambda: list(self._runs.values()), self._send)
         self._open_server: OpenServer | None = None
+        self._is_closed = False
         worker.stream_handlers["daskbatch-revoke"] = self._revoke
         worker.stream_handlers["daskbatch-forget"] = self._forget
         worker.stream_handlers["daskbatch-end"] = self._end
@@ -189,9 +190,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         # A worker that closes, or has lost its scheduler, must not continue its tasks.
         for run in list(self._runs.values()):
             run.stop_all()
-        get_child_pool().close()
-        if (ranks := _rank_pool()) is not None:
-            ranks.close()
+        self._is_closed = True
+        _close_pools()
         close_worker()
         if not self._runs:
             get_reaper().close()  # else it would end processes that tasks have left on purpose
@@ -299,6 +299,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             if run.journal is not None:
                 run.journal.set_running(-1)
             self._journals.give_back(run.journal)
+        if self._is_closed:
+            _close_pools()  # it may have taken another child since
         # On the event loop this runs before Dask's own work for a finished key. So a request to
         # revoke members of the block is answered either before this, and the answer says that
         # they have begun, or after the report that they are over.
@@ -424,6 +426,13 @@ def _record_added_environment() -> None:
     added = [name for name in found if name not in names]
     if added and ADDED_VARIABLE not in os.environ:
         os.environ[ADDED_VARIABLE] = ",".join(added)
+
+
+def _close_pools() -> None:
+    """End the children and the ranks of this process that are kept."""
+    get_child_pool().close()
+    if (ranks := _rank_pool()) is not None:
+        ranks.close()
 
 
 def _rank_pool() -> RankPool | None:

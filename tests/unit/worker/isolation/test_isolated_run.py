@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import re
 import select
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
-from support.waiting import read_pid, wait_until
+from support.waiting import read_pid
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
@@ -589,32 +588,43 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
+#: What is counted here is that of the whole process, so the test has one of its own.
+KILLS = """
+import sys
+sys.path[:] = {path!r}
+import gc, os, threading
+import psutil
+from support.payloads import call
+from support.waiting import wait_until
+from daskbatch.worker.isolation.child_pool import ChildPool
+from daskbatch.worker.isolation.isolated_run import IsolatedRun
+from unit.worker.isolation.test_isolated_run import block
+
+def count():
+    gc.collect()
+    this = psutil.Process()
+    return this.num_fds(), threading.active_count(), len(this.children(recursive=True))
+
+def kill_one():
+    IsolatedRun(block(call(len, ""), call(os._exit, 1)), [], pool=pool)()
+    wait_until(lambda: not pool._starting)
+
+pool = ChildPool()
+kill_one()
+before = count()
+for _ in range(50):
+    kill_one()
+wait_until(lambda: all(now <= then for now, then in zip(count(), before)), "what is left grows")
+kept = len(psutil.Process().children())
+pool.close()
+wait_until(lambda: len(psutil.Process().children()) < kept, "a child is left")
+"""
+
+
 @pytest.mark.slow
 def test_nothing_is_left_over_after_many_kills() -> None:
-    def count() -> tuple[int, int, int]:
-        gc.collect()
-        this = psutil.Process()
-        return this.num_fds(), threading.active_count(), len(this.children(recursive=True))
-
-    pool = ChildPool()
-    others = set(psutil.Process().children())
-
-    def kill_one() -> None:
-        IsolatedRun(block(call(len, ""), call(os._exit, 1)), [], pool=pool)()
-
-    kill_one()
-    while pool._starting:
-        threading.Event().wait(0.01)
-    before = count()
-    for _ in range(50):
-        kill_one()
-    while pool._starting:
-        threading.Event().wait(0.01)
-    # What other tests have left may end meanwhile.
-    wait_until(lambda: all(now <= then for now, then in zip(count(), before, strict=True)))
-    child = set(psutil.Process().children()) - others
-    pool.close()
-    wait_until(lambda: not child & set(psutil.Process().children()))
+    script = KILLS.format(path=[each for each in sys.path if each])
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 SCRIPT = """
