@@ -42,7 +42,7 @@ from daskbatch.worker.open_blocks.peer_inputs import PeerInputs, PeerOutcomes
 
 #: How long an open block without members keeps its slot: if nothing else wants the slot, and if
 #: something does.
-_IDLE_SECONDS = 0.1
+_IDLE_SECONDS = 0.5
 _IDLE_SECONDS_IF_WANTED = 0.002
 
 #: How long the client may take to connect: likewise.
