@@ -254,6 +254,8 @@ class OpenBlocks:
                 if not found.closed:
                     found.send_if_due(self._surroundings)
             self._to_send.clear()
+            if not self.held:
+                self._streams.forget_waiting()
             self._drop_empty()
         finally:
             self.flushes_soon = False

@@ -134,6 +134,10 @@ class Streams:
         """Record that the outcome of a task that is over has not arrived at another block."""
         self._pause.fail()  # the workers may not reach each other
 
+    def forget_waiting(self) -> None:
+        """Record that no task is held."""
+        self._waiting.clear()
+
     def clear(self) -> None:
         """Forget all."""
         self._waiting.clear()

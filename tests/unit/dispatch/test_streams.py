@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -74,6 +76,21 @@ def test_a_chain_on_two_workers_does_not_wait_for_the_client() -> None:
     assert set(cluster.ran.values()) == {1}
     assert cluster.streamed > 80
     assert rounds < 20
+
+
+def test_tasks_that_are_over_are_forgotten() -> None:
+    dispatcher, cluster = start(1)
+    records = make_records(random.Random(1), 80, mixed=False, kinds=KINDS)
+    for record in records[1:]:
+        record.waits = record.waits or ((records[0], ARG),)
+    dispatcher.submit(records, "test")
+    finish(cluster, records, False)
+    assert cluster.streamed
+    cluster.ran.clear()
+    references = [weakref.ref(record) for record in records]
+    del records, record
+    gc.collect()
+    assert not [each for each in references if each() is not None]
 
 
 def test_a_task_that_writes_waits_until_the_client_knows_what_it_waits_for() -> None:
