@@ -312,13 +312,19 @@ def test_what_may_run_again_does(
 
 def test_at_the_third_death_a_task_is_given_up_alone(one_block: Batch, tmp_path: Path) -> None:
     batch = one_block
-    names = [f"before-{n}" for n in range(5)] + ["fatal", "hardy"] + [f"{n}" for n in range(50)]
+    gated = ["fatal", "hardy"]
+    names = [f"before-{n}" for n in range(5)] + gated + [f"{n}" for n in range(50)]
     tasks = {}
+    # The hardy one runs behind the fatal one, also if both are placed in blocks of their own.
     for name in names:
-        function = gate if name in ("fatal", "hardy") else note
-        tasks[name] = batch.function(function, tmp_path, name, writes=batch.write(tmp_path, name))
+        tasks[name] = batch.function(
+            gate if name in gated else note,
+            *(tmp_path, name),
+            writes=[batch.write(tmp_path, name, *(["shared"] if name in gated else []))],
+        )
     fatal, hardy = tasks.pop("fatal"), tasks.pop("hardy")
-    batch.compile([*list(tasks.values())[:5], fatal, hardy, *list(tasks.values())[5:]]).start()
+    program = [*list(tasks.values())[:5], fatal, hardy, *list(tasks.values())[5:]]
+    batch.compile(program, check=None).start()
     block_of([fatal, hardy, tasks["before-4"], tasks["0"]])
     for count in (1, 2, 3):
         kill_under(tmp_path, "fatal", count)

@@ -124,7 +124,7 @@ def taking(member: int) -> OpenMember:
     return OpenMember(0, call, "taker", link)
 
 
-ADDRESS = ServerAddress("host", 1, b"", False)
+ADDRESS = ServerAddress("host", 1, b"a secret", False)
 
 
 def forward(client: Client, *members: int) -> None:
