@@ -2,10 +2,11 @@
 
 Does not know tasks beyond what a `Candidate` says, nor what a block becomes.
 
-A task that is known to be long, or to return much, is a block by itself. Other tasks share
-blocks with similar tasks, and the share of the remaining work that a block takes shrinks
-towards the end (guided self-scheduling, Polychronopoulos and Kuck, IEEE Trans. Computers
-C-36(12), 1987), so that the last blocks are small and all slots finish at about the same time.
+A task that is known to be long, or to return much, is a block by itself; but a few long ones share
+one while many more follow. Other tasks share blocks with similar tasks, and the share of the
+remaining work that a block takes shrinks towards the end (guided self-scheduling, Polychronopoulos
+and Kuck, IEEE Trans. Computers C-36(12), 1987), so that the last blocks are small and all slots
+finish at about the same time.
 For tasks of unknown duration, each slot gets a few large blocks: a block that takes too long
 returns the members that it has not started.
 """
@@ -17,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-#: A task that takes longer than this is a block by itself.
+#: A task that takes longer than this is a long one.
 SOLO_THRESHOLD_SECONDS = 0.05
 
 #: The duration assumed for a task of a family that has never run. A block stops when its time
@@ -32,6 +33,11 @@ MAX_BLOCK_BYTES = 1 << 20
 
 #: Tasks of unknown duration are divided into this many blocks for each slot.
 UNKNOWN_BLOCKS_PER_SLOT = 4
+
+#: Long tasks share a block up to this time, while at least so many blocks for each slot follow:
+#: from the end of one Dask key to the begin of the next one, a slot waits for some milliseconds.
+MAX_LONG_BLOCK_SECONDS = 0.25
+LONG_BLOCKS_PER_SLOT = 8
 
 #: Long tasks that could run at once make at most this many blocks for each slot.
 MAX_LONG_BLOCKS_PER_SLOT = 256
@@ -106,13 +112,29 @@ def pack_independent(
             similar = long if candidate.long else short
             similar[candidate.kind, candidate.outside].append(position)
     for positions in long.values():
-        count = long_tasks_per_block(len(positions), slots)
-        blocks += [positions[start : start + count] for start in range(0, len(positions), count)]
+        expected = [candidates[position].expected_seconds for position in positions]
+        blocks += _pack_long(positions, expected, slots)
     for positions in short.values():
         some = [candidates[position] for position in positions]
         other_seconds = estimate_seconds(candidates, other_tasks)
         blocks += _pack_short(some, positions, sizes, slots, other_seconds)
     return sorted(blocks)
+
+
+def _pack_long(positions: Sequence[int], expected: Sequence[float], slots: int) -> list[list[int]]:
+    """Pack similar long tasks: a few share a block only while many more follow."""
+    blocks: list[list[int]] = []
+    most = long_tasks_per_block(len(positions), slots)
+    remaining, room = sum(expected), 0.0
+    for position, seconds in zip(positions, expected, strict=True):
+        if blocks and (seconds <= room or len(blocks[-1]) < most):
+            blocks[-1].append(position)
+        else:
+            blocks.append([position])
+            room = min(MAX_LONG_BLOCK_SECONDS, remaining / (LONG_BLOCKS_PER_SLOT * slots))
+        room -= seconds
+        remaining -= seconds
+    return blocks
 
 
 def estimate_seconds(candidates: Sequence[Candidate], other_tasks: int) -> float:

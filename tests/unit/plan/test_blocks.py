@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskbatch.plan.blocks import SOLO_THRESHOLD_SECONDS, Candidate
+from daskbatch.plan.blocks import MAX_LONG_BLOCK_SECONDS, SOLO_THRESHOLD_SECONDS, Candidate
 from daskbatch.plan.packing import pack
 
 SHORT, LONG = 1e-4, 1.0
@@ -47,8 +47,9 @@ def check(candidates: Sequence[Candidate], blocks: list[list[int]]) -> None:
         assert len({candidates[member].kind for member in block} - {None}) <= 1
         if any(candidates[member].solo for member in block):
             assert len(block) == 1
-        if any((candidates[member].seconds or 0) > SOLO_THRESHOLD_SECONDS for member in block):
-            assert len(block) == 1
+        expected = [candidates[member].seconds or 0.0 for member in block]
+        if max(expected) > SOLO_THRESHOLD_SECONDS:
+            assert len(block) == 1 or sum(expected) <= MAX_LONG_BLOCK_SECONDS
     for position, candidate in enumerate(candidates):
         for before in candidate.waits:
             assert home[before] <= home[position], "a block comes before one that it waits for"
@@ -175,9 +176,20 @@ def test_the_work_is_divided_so_that_no_block_keeps_the_others_waiting() -> None
         assert longest <= 4.0 / slots
 
 
-@pytest.mark.parametrize("seconds", [LONG, 2 * SOLO_THRESHOLD_SECONDS])
-def test_long_tasks_are_alone(seconds: float) -> None:
-    blocks = packed([task(seconds=seconds), task()] * 200)
+def test_long_tasks_share_a_block_only_while_many_more_follow() -> None:
+    blocks = packed([task(seconds=2 * SOLO_THRESHOLD_SECONDS)] * 100, slots=2)
+    sizes = [len(block) for block in blocks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {2, 1}
+    assert 20 <= sizes.count(1) <= 40
+
+
+def test_few_long_tasks_are_alone() -> None:
+    assert len(packed([task(seconds=2 * SOLO_THRESHOLD_SECONDS)] * 16, slots=2)) == 16
+
+
+def test_very_long_tasks_are_alone() -> None:
+    blocks = packed([task(seconds=LONG), task()] * 200)
     assert [block for block in blocks if len(block) == 1 and block[0] % 2 == 0] == [
         [n] for n in range(0, 400, 2)
     ]
