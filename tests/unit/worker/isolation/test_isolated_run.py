@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import select
@@ -17,8 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
+from support.own_process import run_in_own_process
 from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
-from support.waiting import read_pid
+from support.waiting import read_pid, wait_until
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
 from daskbatch.serialization import pickling
@@ -588,43 +590,30 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
-#: What is counted here is that of the whole process, so the test has one of its own.
-KILLS = """
-import sys
-sys.path[:] = {path!r}
-import gc, os, threading
-import psutil
-from support.payloads import call
-from support.waiting import wait_until
-from daskbatch.worker.isolation.child_pool import ChildPool
-from daskbatch.worker.isolation.isolated_run import IsolatedRun
-from unit.worker.isolation.test_isolated_run import block
+def count_what_kills_leave() -> None:
+    def count() -> tuple[int, int, int]:
+        gc.collect()
+        this = psutil.Process()
+        return this.num_fds(), threading.active_count(), len(this.children(recursive=True))
 
-def count():
-    gc.collect()
-    this = psutil.Process()
-    return this.num_fds(), threading.active_count(), len(this.children(recursive=True))
+    def kill_one() -> None:
+        IsolatedRun(block(call(len, ""), call(os._exit, 1)), [], pool=pool)()
+        wait_until(lambda: not pool._starting)
 
-def kill_one():
-    IsolatedRun(block(call(len, ""), call(os._exit, 1)), [], pool=pool)()
-    wait_until(lambda: not pool._starting)
-
-pool = ChildPool()
-kill_one()
-before = count()
-for _ in range(50):
+    pool = ChildPool()
     kill_one()
-wait_until(lambda: all(now <= then for now, then in zip(count(), before)), "what is left grows")
-kept = len(psutil.Process().children())
-pool.close()
-wait_until(lambda: len(psutil.Process().children()) < kept, "a child is left")
-"""
+    before = count()
+    for _ in range(50):
+        kill_one()
+    wait_until(lambda: all(now <= then for now, then in zip(count(), before, strict=True)))
+    kept = len(psutil.Process().children())
+    pool.close()
+    wait_until(lambda: len(psutil.Process().children()) < kept)
 
 
 @pytest.mark.slow
 def test_nothing_is_left_over_after_many_kills() -> None:
-    script = KILLS.format(path=[each for each in sys.path if each])
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    run_in_own_process(count_what_kills_leave)
 
 
 SCRIPT = """
