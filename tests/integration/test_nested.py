@@ -186,7 +186,7 @@ def test_if_it_is_cancelled_while_it_waits(slot: Batch, tmp_path: Path, isolatio
 
 @ISOLATION
 def test_if_its_time_is_up_while_it_waits(slot: Batch, tmp_path: Path, isolation: str) -> None:
-    task = slot.options(isolation=isolation, timeout=2).function(
+    task = slot.options(isolation=isolation, timeout=8).function(
         clients.start_and_wait, slot, tmp_path / "task"
     )
     task.start()
