@@ -350,11 +350,13 @@ class OpenBlocks:
             if ready or behind is not None:
                 record = self._next.ready(ready, behind, count, len(blocks))
             if record is None:
-                record = self._streams.first(found)
-                if record is None or not self._next.has_room_to_wait(record, count):
+                streamed = self._streams.first(found)
+                if streamed is None or not self._next.has_room_to_wait(streamed[0], count):
                     fewest = min(fewest, count)
                     continue
-                self._to_send.update(dict.fromkeys(self._streams.send(record)))
+                record, others = streamed
+                self._streams.send(record)
+                self._to_send.update(dict.fromkeys(others))
                 found.add(record, self._table.expected_seconds(record), self._by_number.__getitem__)
             else:
                 found.add(record, self._table.expected_seconds(record))

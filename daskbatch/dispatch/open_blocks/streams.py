@@ -104,24 +104,24 @@ class Streams:
         sent = self._sent
         return bool(sent) and any(before in sent for before, _ in record.waits)
 
-    def first(self, found: OpenBlock) -> TaskRecord | None:
-        """Return the most urgent task for an open block that may be sent now."""
+    def first(self, found: OpenBlock) -> tuple[TaskRecord, set[OpenBlock]] | None:
+        """Return the most urgent task for an open block that may be sent now, if there is one.
+
+        With it the other open blocks, which run what it waits for.
+        """
         heap = self._waiting.get(found.placement)
         while heap:
             record = heap[0].record
             if is_held(record):
                 blocks = self._awaited(record)
-                if blocks and found.num_peers < _MAX_PEERS and blocks != {found}:
-                    return record
+                if blocks and found.num_peers < _MAX_PEERS:
+                    return record, blocks
             heapq.heappop(heap)
         return None
 
-    def send(self, record: TaskRecord) -> set[OpenBlock]:
-        """Record that a task is sent; returns the blocks that it waits for."""
-        blocks = self._awaited(record)
-        assert blocks
+    def send(self, record: TaskRecord) -> None:
+        """Record that a task is sent before what it waits for is over."""
         self._sent.add(record)
-        return blocks
 
     def over(self, record: TaskRecord) -> None:
         """Record that a task is over, or will be placed again."""

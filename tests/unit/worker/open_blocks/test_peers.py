@@ -221,13 +221,19 @@ def test_a_block_that_ends_lets_none_wait(
     assert two.statuses == {0: Status.DEFERRED}
 
 
-def test_a_member_that_waits_gives_the_slot_back(
-    pair: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def waiting_in_vain(pair: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Return the second block, whose member waits for one that does not run."""
     monkeypatch.setattr(open_run, "_PEER_SECONDS", TIMEOUT)
     _, two = pair
     take(two, 0)
     wait_until(lambda: two.run._peers._sources)
+    return two
+
+
+def test_a_member_that_waits_gives_the_slot_back(
+    pair: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = waiting_in_vain(pair, monkeypatch)
     two.watch.wanted = True
     two.wait_closed()
     assert two.received == 1
@@ -238,10 +244,7 @@ def test_a_member_that_waits_gives_the_slot_back(
 def test_a_member_that_waits_can_be_cancelled(
     pair: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_run, "_PEER_SECONDS", TIMEOUT)
-    _, two = pair
-    take(two, 0)
-    wait_until(lambda: two.run._peers._sources)
+    two = waiting_in_vain(pair, monkeypatch)
     assert two.run.revoke([0], Status.CANCELLED) == []
     two.wait(lambda: len(two.statuses) == 1)
 
