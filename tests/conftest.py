@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("suite", derandomize=True)
 hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
+# What Dask does all the time in each process, for its dashboard alone: it takes 5 to 8 % of a core
+# for each one, and the tests have many that wait. The programs that tests start inherit this.
+os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
+os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "500ms")
+
 #: CPython's files: `test_cpython_executor.py` and `test_cpython_mapping.py` run what is in them.
 collect_ignore = ["conformance/cpython"]
 

@@ -180,9 +180,20 @@ class SharedActor:
         """Adopt a layout of the shard; `key` is Dask's key of this actor."""
         await asyncio.to_thread(self._replicator.apply_layout, pickle.loads(layout), key)
 
-    async def stop_serving(self) -> None:
-        """Answer no further requests: another replica, which has all changes, is to serve."""
-        await asyncio.to_thread(self.state.stop_serving)
+    async def stop_serving(self, epoch: int) -> None:
+        """Answer no further requests: another replica, which has all changes, is to serve.
+
+        Parameters
+        ----------
+        epoch : int
+            The present layout, which may still be on its way here: only a newer one can have this
+            replica serve again.
+        """
+        await asyncio.to_thread(self._stop_serving, epoch)
+
+    def _stop_serving(self, epoch: int) -> None:
+        self._replicator.stop(epoch)
+        self.state.stop_serving()
 
     async def add_backup(self, worker: str) -> None:
         """Begin to build one more backup, on another worker."""

@@ -374,16 +374,18 @@ class SharedRegistry(SchedulerPlugin):  # type: ignore[misc]
         drop = to_drop(workers, obj.options.replicas, leaving, more_come)
         if not drop:
             return
-        if workers[0] in drop and not await self._call(layout.replicas[0], "stop_serving"):
-            # Most likely it has died. If not, it must go on.
-            await self._send_layout(obj.layouts[index])
-            return
-        if obj.uid not in self._objects:
-            return
-        if obj.layouts[index] is not layout:
-            # Another one has died meanwhile, for example: this one may have to serve again.
-            await self._send_layout(obj.layouts[index])
-            return
+        if workers[0] in drop:
+            stopped = await self._call(layout.replicas[0], "stop_serving", layout.epoch)
+            if obj.uid not in self._objects:
+                return
+            if not stopped and obj.layouts[index] is layout:
+                # Most likely it has died. If not, it must go on: that takes a newer layout.
+                obj.layouts[index] = layout._replace(epoch=layout.epoch + 1)
+                obj.notify()
+            if obj.layouts[index] is not layout:
+                # Another one has died meanwhile, for example: this one may have to serve again.
+                await self._send_layout(obj.layouts[index])
+                return
         obj.moving.pop(index, None)
         lost = [replica for replica in layout.replicas if replica.worker in drop]
         self._drop(obj, index, lost, f"its worker {drop[0]} has left")

@@ -26,6 +26,7 @@ from support.jobs import (
     count_running,
     drop_nested,
     fail,
+    fail_first,
     fail_on,
     fail_once,
     fail_times,
@@ -41,7 +42,6 @@ from support.jobs import (
     pair,
     read_or_miss,
     spin,
-    spin_and_fail,
     three_stages,
     wait_for_if,
     wait_for_parties,
@@ -116,12 +116,10 @@ def test_retry(ctx: ExecutionContext) -> None:
 
 
 def test_the_first_failure_cancels_the_others(wide: ExecutionContext, tmp_path: Path) -> None:
-    tasks = [
-        RmiTask(wide, n, spin_and_fail, (tmp_path, n, 0.3 if n == 1 else 30)) for n in range(1, 6)
-    ]
+    tasks = [RmiTask(wide, n, fail_first, (tmp_path, n, 5)) for n in range(1, 6)]
     with pytest.raises(ValueError, match="1"):
         results(wide, list(tasks), concurrency=3)
-    wait_until(lambda: len(lines(tmp_path / "cancelled")) == 4, seconds=5)
+    wait_until(lambda: len(lines(tmp_path / "cancelled")) == 4)
     assert sorted(lines(tmp_path / "executed")) == ["1", "2", "3", "4", "5"]
     assert sorted(lines(tmp_path / "cancelled")) == ["2", "3", "4", "5"]
     assert lines(tmp_path / "failed") == ["1"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
 import os
 import shlex
 import signal
@@ -56,9 +58,11 @@ def scale_to(cluster: LocalCluster, batch: Batch, workers: int, others: int = 0)
             if nanny.status.name not in ("init", "starting", "running"):
                 del cluster.workers[name]
                 cluster.worker_spec.pop(name, None)
-        if len(cluster.worker_spec) != workers:
-            cluster.scale(workers)
-        return len(cluster.scheduler.running) == batch.num_workers == workers + others
+        if len(cluster.scheduler.running) == batch.num_workers == workers + others:
+            return True
+        # Again and again: if one of its workers ends at this moment, the cluster may give it up.
+        cluster.scale(workers)
+        return False
 
     wait_until(is_there, f"there are not {workers} workers")
 
@@ -139,6 +143,51 @@ def test_scale_down_to_one_loses_nothing(
     wait_until(lambda: {shard["missing"] for shard in twice.stats()} == {0}, "no copy was made")
     wait_until(lambda: len({shard["worker"] for shard in once.stats()}) == 3, "nothing spreads")
     assert count_of(once.get, range(30)) == count_of(twice.get, range(30)) == 30
+
+
+def set_slow_actors(slow: bool) -> None:
+    """Have layouts arrive late at the actors of this worker, and closing them take long."""
+    module: Any = importlib.import_module("daskbatch.shared.actor")
+    actor = module.SharedActor
+    if not slow:
+        actor.apply_layout, actor._close = module.original_methods
+        return
+    apply, close = module.original_methods = actor.apply_layout, actor._close
+
+    async def apply_late(*args: Any) -> None:
+        await asyncio.sleep(0.2)
+        await apply(*args)
+
+    def close_late(self: Any) -> None:
+        self.state.close()
+        time.sleep(1.0)
+        close(self)
+
+    actor.apply_layout, actor._close = apply_late, close_late
+
+
+def test_a_shard_that_has_moved_is_not_served_where_it_was(
+    cluster: LocalCluster, batch: Batch
+) -> None:
+    scale_to(cluster, batch, 1)
+    batch.client.run(set_slow_actors, True)
+    try:
+        d = batch.ddict(shards=4)
+        d.update({number: number for number in range(30)})
+        registry = cluster.scheduler.plugins["daskbatch-shared"]
+
+        def workers() -> set[str]:
+            """Return where the shards are; the client is not to learn of it."""
+            found = registry._find(d._proxy.uid).layouts
+            return {replica.worker for layout in found for replica in layout.replicas[:1]}
+
+        cluster.scale(3)
+        wait_until(lambda: len(workers()) == 3, "nothing spreads")
+        time.sleep(0.4)  # the late layouts have arrived, and the actors are not closed yet
+        assert count_of(d.get, range(30)) == 30
+    finally:
+        scale_to(cluster, batch, 1)  # the others are not slow
+        batch.client.run(set_slow_actors, False)
 
 
 def test_scale_to_zero_and_up_again(cluster: LocalCluster, batch: Batch, tmp_path: Path) -> None:

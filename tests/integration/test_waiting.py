@@ -9,12 +9,9 @@ from pathlib import Path
 from queue import Empty
 
 import pytest
-from support.waiting import file_appears, touch
+from support.waiting import file_appears, touch, wait_for_file
 
 from daskbatch import Batch, DDict, Queue
-
-#: How long a task waits for another one before the test fails. Seconds.
-IN_VAIN = 30.0
 
 Start = Callable[..., Callable[[], object]]
 
@@ -63,7 +60,7 @@ def test_who_only_looks_keeps_the_slot(
     assert beside.exists()
 
 
-def give_up(waited_for: Queue | DDict, over: Path) -> None:
+def give_up(waited_for: Queue | DDict) -> None:
     """Wait for something that never comes, more than once."""
     for _ in range(2):
         with pytest.raises((Empty, TimeoutError)):
@@ -71,7 +68,6 @@ def give_up(waited_for: Queue | DDict, over: Path) -> None:
                 waited_for.get(timeout=0.3)
             else:
                 waited_for["a"]
-    over.touch()
 
 
 def alone(directory: Path) -> None:
@@ -86,10 +82,14 @@ def test_a_timeout_is_kept_while_another_task_has_the_slot(
     batch: Batch, start: Start, tmp_path: Path, kind: str
 ) -> None:
     waited_for = batch.queue() if kind == "queue" else batch.ddict(wait_for_keys=True, timeout=0.3)
-    giving_up = start(give_up, waited_for, tmp_path / "over")
-    beside = start(file_appears, tmp_path / "over", IN_VAIN)
-    giving_up()
-    assert beside() is True
+    over = tmp_path / "over"
+    giving_up = start(give_up, waited_for)
+    beside = start(wait_for_file, over)
+    try:
+        giving_up()
+    finally:
+        over.touch()
+    beside()
     # There are as many slots as before.
     for done in [start(alone, tmp_path) for _ in range(5)]:
         done()

@@ -227,12 +227,14 @@ def spin(path: Path) -> None:
         raise
 
 
-def spin_and_fail(directory: Path, number: int, seconds: float) -> None:
-    """Raise a ValueError with a number after some time; record in files what happened."""
+def fail_first(directory: Path, number: int, count: int) -> None:
+    """Number 1 raises a ValueError once `count` tasks run; the others wait to be cancelled.
+
+    All record in files what happened.
+    """
     note(directory / "executed", number)
     try:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while number != 1 or len((directory / "executed").read_text().splitlines()) < count:
             time.sleep(0.005)
     except TaskCancelled:
         note(directory / "cancelled", number)

@@ -172,6 +172,8 @@ class Replicator:
         #: Dask's key of this replica's actor.
         self._own_key = ""
         self.epoch = 0
+        #: The last layout with which this replica must not begin to serve.
+        self._stopped_epoch = -1
         self._backups: list[_Backup] = []
         #: The backup that is being built, which does not count yet.
         self._joining: _Backup | None = None
@@ -195,7 +197,8 @@ class Replicator:
             self.epoch = layout.epoch
             self._own_key = own_key
             is_primary = bool(layout.replicas) and layout.replicas[0].key == own_key
-            self._shard.serves = is_primary
+            if not is_primary or layout.epoch > self._stopped_epoch:
+                self._shard.serves = is_primary
             others = [each for each in layout.replicas if each.key != own_key]
             unused = {each.replica.key: each for each in self._backups}
             joining = self._joining
@@ -213,6 +216,14 @@ class Replicator:
                 self._joining = None
         for each in unused.values():
             each.close()
+
+    def stop(self, epoch: int) -> None:
+        """Let no layout up to this epoch begin to serve: it may arrive after the shard has stopped.
+
+        Another replica may serve the shard by then.
+        """
+        with self._lock:
+            self._stopped_epoch = max(self._stopped_epoch, epoch)
 
     def _backup(self, replica: Replica) -> _Backup:
         return _Backup(replica, self._tls_context, self._relay)
