@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 import hypothesis
 import pytest
 from support.paths import TESTS
@@ -21,10 +23,15 @@ hypothesis.settings.register_profile("suite", derandomize=True)
 hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
-# What Dask does all the time in each process, for its dashboard alone: it takes 5 to 8 % of a core
-# for each one, and the tests have many that wait. The programs that tests start inherit this.
-os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
-os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "500ms")
+# What Dask does all the time in each process, for its dashboard alone, takes 5 to 8 % of a core for
+# each one, and the tests have many that wait. The programs that tests start inherit this.
+IDLE = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500ms"}
+for name, value in IDLE.items():
+    os.environ.setdefault(f"DASK_{name.upper().replace('.', '__')}", str(value))
+
+# Only in this process, not in the programs that it starts: workers of clusters that tests make are
+# forked from a process that has imported Dask, which takes a tenth of the time.
+dask.config.set({**IDLE, "distributed.worker.multiprocessing-method": "forkserver"})
 
 #: CPython's files: `test_cpython_executor.py` and `test_cpython_mapping.py` run what is in them.
 collect_ignore = ["conformance/cpython"]
@@ -48,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         item.add_marker(getattr(pytest.mark, folder))
+
+
+def pytest_collection_finish() -> None:
+    """Have garbage collections leave out the ten thousand tests: they would take a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pickle
 import ssl
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Protocol
 
 import dask
@@ -72,6 +73,10 @@ _SAME_GENERATION = "1 h"
 #: How long a future is kept that is no longer needed. If it were released at once, that would
 #: delay the next submission.
 _LINGER_SECONDS = 0.05
+
+#: How much later than the end of its key the reports of an open block may arrive, and how often
+#: the client looks for them.
+_LATE_REPORTS_SECONDS, _LATE_REPORTS_POLL_SECONDS = 0.5, 0.002
 
 #: How long an answer of the scheduler may take to arrive.
 _ANSWER_TIMEOUT_SECONDS = 5.0
@@ -336,8 +341,8 @@ class ClusterBackend:
                     reason = reason_of(future)
                     await self._cancelled_keys.report(block, reason, self._listener)
                 return
-        elif block.unfinished:
-            # Not every member was reported; the key has all outcomes.
+        elif await self._has_unreported(block):
+            # The key has all outcomes, and the values with them.
             try:
                 result = await future
             except Exception as failure:
@@ -347,6 +352,17 @@ class ClusterBackend:
         self._lingering.append(future)
         if self._listener is not None:
             self._call_guarded(self._listener.key_finished, block, result, error)
+
+    async def _has_unreported(self, block: SubmittedBlock) -> bool:
+        """Return whether members of a block, whose key is over, were not reported.
+
+        The reports of an open block have a connection of their own, and may arrive a little later.
+        """
+        if block.open:
+            end = monotonic() + _LATE_REPORTS_SECONDS
+            while block.unfinished and monotonic() < end:
+                await asyncio.sleep(_LATE_REPORTS_POLL_SECONDS)
+        return block.unfinished > 0
 
     def _call_guarded(self, function: Callable[..., None], *args: Any) -> None:
         # If a function of ours raised, Dask's event loop would only log that, and threads that

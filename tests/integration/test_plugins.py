@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.own_process import run_in_own_process
 from support.waiting import touch, wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
@@ -323,6 +324,11 @@ def variables() -> dict[str, str]:
 
 
 def test_what_a_nanny_sets_for_its_worker_alone_does_not_reach_children() -> None:
+    # In this one, workers are forked by a process that has not what their nanny sets.
+    run_in_own_process(compare_variables)
+
+
+def compare_variables() -> None:
     with LocalCluster(n_workers=1, dashboard_address=":0") as cluster, Batch(cluster) as batch:
         in_worker = batch.function(variables)
         in_child = batch.options(isolation="process").function(variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from daskbatch import Batch
+from daskbatch.cluster.open_links import OpenLinks
 
 COUNT = 20
 ARRAY = 8_000_000
@@ -72,7 +74,18 @@ def test_order_alone_moves_no_array(batch: Batch) -> None:
     assert moved(batch) - before < NOTHING, "and a process of the same host maps them"
 
 
-def test_nor_does_it_where_what_follows_must_run_elsewhere(batch: Batch) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_nor_does_it_where_what_follows_must_run_elsewhere(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    notify = OpenLinks._notify
+
+    def notify_late(links: OpenLinks, method: str, *arguments: Any) -> None:
+        if method == "report_all":
+            time.sleep(seconds)  # the key may be over before its outcomes are reported
+        notify(links, method, *arguments)
+
+    monkeypatch.setattr(OpenLinks, "_notify", notify_late)
     here, there = addresses(batch)
     makers = [
         batch.options(workers=here, writes=[batch.write("/data", f"{number}")]).function(
