@@ -60,8 +60,9 @@ def test_who_only_looks_keeps_the_slot(
     assert beside.exists()
 
 
-def give_up(waited_for: Queue | DDict) -> None:
+def give_up(waited_for: Queue | DDict, begun: Path) -> None:
     """Wait for something that never comes, more than once."""
+    begun.touch()
     for _ in range(2):
         with pytest.raises((Empty, TimeoutError)):
             if isinstance(waited_for, Queue):
@@ -82,8 +83,9 @@ def test_a_timeout_is_kept_while_another_task_has_the_slot(
     batch: Batch, start: Start, tmp_path: Path, kind: str
 ) -> None:
     waited_for = batch.queue() if kind == "queue" else batch.ddict(wait_for_keys=True, timeout=0.3)
-    over = tmp_path / "over"
-    giving_up = start(give_up, waited_for)
+    begun, over = tmp_path / "begun", tmp_path / "over"
+    giving_up = start(give_up, waited_for, begun)
+    assert file_appears(begun)  # else Dask may prefer the task that it has received last
     beside = start(wait_for_file, over)
     try:
         giving_up()
