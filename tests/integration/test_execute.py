@@ -620,11 +620,13 @@ def test_a_job_is_executed_once_at_a_time(ctx: ExecutionContext, tmp_path: Path)
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import contextlib, faulthandler, os, signal, sys, threading, time
 from pathlib import Path
 from daskbatch.execute import ExecutionContext, Job, RmiTask
 
+faulthandler.dump_traceback_later(50, exit=True)
 path = Path(sys.argv[1])
+ended = path.with_suffix(".ended")
 
 def spin():
     try:
@@ -632,7 +634,9 @@ def spin():
         while True:
             time.sleep(0.005)
     finally:
-        path.with_suffix(".ended").touch()
+        while not ended.exists():
+            with contextlib.suppress(BaseException):  # a task that goes on is interrupted again
+                ended.touch()
 
 def interrupt():
     while not path.exists():
@@ -647,7 +651,7 @@ with ExecutionContext() as ctx:
         print(list(ctx.execute(job)))
     except KeyboardInterrupt:
         print("interrupted", tasks[0].cancelled, job.running)
-    while not path.with_suffix(".ended").exists():
+    while not ended.exists():
         time.sleep(0.01)
     print([task.result() for task in ctx.execute(Job(ctx, [RmiTask(ctx, 0, abs, (-5,))]))])
     print([each.name for each in threading.enumerate() if each.name.startswith("daskbatch-job")])
