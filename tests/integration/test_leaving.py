@@ -170,7 +170,8 @@ def test_a_shard_that_has_moved_is_not_served_where_it_was(
     cluster: LocalCluster, batch: Batch
 ) -> None:
     scale_to(cluster, batch, 1)
-    batch.client.run(set_slow_actors, True)
+    first = list(batch.client.scheduler_info(n_workers=-1)["workers"])
+    batch.client.run(set_slow_actors, True, workers=first)
     try:
         d = batch.ddict(shards=4)
         d.update({number: number for number in range(30)})
@@ -186,8 +187,7 @@ def test_a_shard_that_has_moved_is_not_served_where_it_was(
         time.sleep(0.4)  # the late layouts have arrived, and the actors are not closed yet
         assert count_of(d.get, range(30)) == 30
     finally:
-        scale_to(cluster, batch, 1)  # the others are not slow
-        batch.client.run(set_slow_actors, False)
+        batch.client.run(set_slow_actors, False, workers=first)
 
 
 def test_scale_to_zero_and_up_again(cluster: LocalCluster, batch: Batch, tmp_path: Path) -> None:

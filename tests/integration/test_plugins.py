@@ -324,7 +324,7 @@ def variables() -> dict[str, str]:
 
 
 def test_what_a_nanny_sets_for_its_worker_alone_does_not_reach_children() -> None:
-    # In this one, workers are forked by a process that has not what their nanny sets.
+    # Here workers are forked, by a process that does not have what their nanny sets for them.
     run_in_own_process(compare_variables)
 
 

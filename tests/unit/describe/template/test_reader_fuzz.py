@@ -1,4 +1,4 @@
-"""Two thousand files with mistakes: each soon gives a template or a `TemplateError`.
+"""Five thousand files with mistakes: each soon gives a template or a `TemplateError`.
 
 Time is the CPU time of this thread, and the limit is one that only a hang reaches. With the
 environment variable FUZZ_PARTS=20 there are ten thousand.
@@ -31,7 +31,7 @@ from daskbatch.describe.template.model import Template
 from daskbatch.describe.template.reader import parse_template
 
 #: How many files each part has, and how many parts there are.
-FILES, PARTS = 500, int(os.environ.get("FUZZ_PARTS", "4"))
+FILES, PARTS = 500, int(os.environ.get("FUZZ_PARTS", "10"))
 SEED = 20_261_121
 
 JOB = b"""\

@@ -380,7 +380,7 @@ def test_other_processes_say_the_same() -> None:
 
 # -- fairness -----------------------------------------------------------------------------
 
-COUNT = 40_000
+COUNT = 100_000
 
 MAKERS: dict[str, Callable[[int], Hashable]] = {
     "numbers": lambda n: n,
