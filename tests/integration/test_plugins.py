@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, get_worker
-from support.own_process import run_in_own_process
+from support.own_process import in_own_process
 from support.waiting import touch, wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
@@ -323,12 +323,9 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}
 
 
+# Here workers are forked, by a process that does not have what their nanny sets for them.
+@in_own_process
 def test_what_a_nanny_sets_for_its_worker_alone_does_not_reach_children() -> None:
-    # Here workers are forked, by a process that does not have what their nanny sets for them.
-    run_in_own_process(compare_variables)
-
-
-def compare_variables() -> None:
     with LocalCluster(n_workers=1, dashboard_address=":0") as cluster, Batch(cluster) as batch:
         in_worker = batch.function(variables)
         in_child = batch.options(isolation="process").function(variables)

@@ -11,10 +11,12 @@ import sys
 import threading
 from ast import literal_eval
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from support.own_process import in_own_process
 from support.waiting import wait_until
 
 from daskbatch.memory import kept_mappings, segment
@@ -30,21 +32,27 @@ SIZE = 2_000_000
 RANGE = 2_002_944
 
 
-@pytest.fixture(params=[True, False], ids=["own", "of a child"])
-def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+@contextmanager
+def new_arena(watches: bool) -> Iterator[Arena]:
     """Yield an arena; others may erase its memory, if it is that of a child."""
     gc.collect()
     release_kept()
     before = kept_mappings.limit(), None
     file = new_memory_file()
-    made = Arena(file, (os.getpid(), file), watches=request.param)
+    made = Arena(file, (os.getpid(), file), watches=watches)
     yield made
     set_limits(*before)
     release_kept()
-    if not request.param:
+    if not watches:
         gc.collect()
         os.close(file)
     # Else its thread may use the file, as long as the process lives.
+
+
+@pytest.fixture(params=[True, False], ids=["own", "of a child"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    with new_arena(request.param) as made:
+        yield made
 
 
 def store(arena: Arena, value: int, size: int = SIZE) -> Segment:
@@ -182,31 +190,37 @@ def test_a_forked_child_keeps_what_it_reads(arena: Arena) -> None:
     assert store(arena, 3).offset == offset
 
 
-def test_no_more_is_kept_than_allowed(arena: Arena) -> None:
-    set_limits(3 * RANGE, None)
-    held = [store(arena, value) for value in range(6)]
-    arrays = [read(each) for each in held]
-    files = len(os.listdir("/proc/self/fd"))
-    assert all((array == value).all() for value, array in enumerate(arrays))
-    del arrays
-    assert kept_bytes() == 3 * RANGE
-    assert len(os.listdir("/proc/self/fd")) == files - 3
-    release_kept()
-    assert kept_bytes() == 0
-    assert len(os.listdir("/proc/self/fd")) == files - 6
-    set_limits(0, None)
-    read(held[0])
-    assert kept_bytes() == 0
+@pytest.mark.parametrize("watches", [True, False])
+@in_own_process
+def test_no_more_is_kept_than_allowed(watches: bool) -> None:
+    with new_arena(watches) as arena:
+        set_limits(3 * RANGE, None)
+        held = [store(arena, value) for value in range(6)]
+        arrays = [read(each) for each in held]
+        files = len(os.listdir("/proc/self/fd"))
+        assert all((array == value).all() for value, array in enumerate(arrays))
+        del arrays
+        assert kept_bytes() == 3 * RANGE
+        assert len(os.listdir("/proc/self/fd")) == files - 3
+        release_kept()
+        assert kept_bytes() == 0
+        assert len(os.listdir("/proc/self/fd")) == files - 6
+        set_limits(0, None)
+        read(held[0])
+        assert kept_bytes() == 0
 
 
-def test_a_thousand_readers_have_few_descriptors(arena: Arena) -> None:
-    held = store(arena, 1)
-    before = len(os.listdir("/proc/self/fd"))
-    arrays = [read(held) for _ in range(1000)]
-    assert len(os.listdir("/proc/self/fd")) <= before + 64
-    del arrays
-    release_kept()
-    assert len(os.listdir("/proc/self/fd")) == before
+@pytest.mark.parametrize("watches", [True, False])
+@in_own_process
+def test_a_thousand_readers_have_few_descriptors(watches: bool) -> None:
+    with new_arena(watches) as arena:
+        held = store(arena, 1)
+        before = len(os.listdir("/proc/self/fd"))
+        arrays = [read(held) for _ in range(1000)]
+        assert len(os.listdir("/proc/self/fd")) <= before + 64
+        del arrays
+        release_kept()
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_nothing_is_kept_while_the_process_uses_much_memory(arena: Arena) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.own_process import in_own_process
 
 from daskbatch.memory import arena as arena_module
 from daskbatch.memory import segment
@@ -204,6 +205,7 @@ def test_a_reference_to_anything_else_is_refused(arena: Arena, tmp_path: Any) ->
                     ask(wrong)
 
 
+@in_own_process
 def test_a_thousand_values_need_no_descriptors() -> None:
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))

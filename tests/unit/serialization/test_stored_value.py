@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.own_process import in_own_process
 
 from daskbatch.memory import kept_mappings, segment
 from daskbatch.memory.host import host_id
@@ -293,6 +294,7 @@ def test_no_reader_sees_another_change(
     assert all((pickling.loads(kept[n])[0] == each).all() for n, each in enumerate(values))
 
 
+@in_own_process
 def test_many_values_leave_no_descriptors_or_mappings() -> None:
     def count() -> tuple[int, int]:
         gc.collect()
@@ -301,7 +303,7 @@ def test_many_values_leave_no_descriptors_or_mappings() -> None:
         return len(os.listdir("/proc/self/fd")), mapped
 
     pickling.loads(stored(numbers()))
-    kept_mappings.release_kept()  # else mappings of other tests may end meanwhile
+    kept_mappings.release_kept()
     before = count()
     for n in range(1000):
         assert pickling.loads(stored(numbers() + n))[0] == n

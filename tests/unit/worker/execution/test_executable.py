@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.own_process import in_own_process
 from support.processes import is_running
 from support.waiting import wait_until
 
@@ -372,6 +373,7 @@ def test_a_process_has_a_session_of_its_own() -> None:
     assert sessions == "True"
 
 
+@in_own_process
 def test_nothing_is_left_open_and_nothing_is_left_running() -> None:
     run("true")
     this = psutil.Process()
@@ -408,11 +410,6 @@ class NotifyingExecutable(RunningExecutable):
         return entered
 
 
-@pytest.fixture(autouse=True)
-def _notify_of_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RunningExecutable", NotifyingExecutable)
-
-
 class Executing:
     """An executable for which a new thread waits."""
 
@@ -424,8 +421,10 @@ class Executing:
         self.began = threading.Event()
         self._command = command
         self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-        assert self.began.wait(30)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "RunningExecutable", NotifyingExecutable)
+            self.thread.start()
+            assert self.began.wait(30)
 
     def _run(self) -> None:
         starting[threading.get_ident()] = self

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.own_process import run_in_own_process
+from support.own_process import in_own_process
 from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
 from support.waiting import read_pid, wait_until
 
@@ -590,7 +590,9 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
     pool.close()
 
 
-def count_what_kills_leave() -> None:
+@pytest.mark.slow
+@in_own_process
+def test_nothing_is_left_over_after_many_kills() -> None:
     def count() -> tuple[int, int, int]:
         gc.collect()
         this = psutil.Process()
@@ -609,11 +611,6 @@ def count_what_kills_leave() -> None:
     kept = len(psutil.Process().children())
     pool.close()
     wait_until(lambda: len(psutil.Process().children()) < kept)
-
-
-@pytest.mark.slow
-def test_nothing_is_left_over_after_many_kills() -> None:
-    run_in_own_process(count_what_kills_leave)
 
 
 SCRIPT = """

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from support.own_process import in_own_process
 
 from daskbatch.worker.execution.claims import RUN
 from daskbatch.worker.execution.outcome import Status
@@ -173,6 +174,7 @@ def test_threads_of_a_process_take_turns() -> None:
     assert waited == [[]]
 
 
+@in_own_process
 def test_a_board_that_was_closed_still_answers_and_has_no_file() -> None:
     before = len(os.listdir("/proc/self/fd"))
     shared = SharedClaims(3)

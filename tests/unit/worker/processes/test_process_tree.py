@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import pytest
+from support.own_process import in_own_process
 from support.processes import KINDS, TREE, is_running, read_pids
 from support.waiting import wait_until
 
@@ -54,8 +56,8 @@ class Starter:
         return process, pids
 
 
-@pytest.fixture
-def start() -> Iterator[Starter]:
+@contextmanager
+def new_starter() -> Iterator[Starter]:
     starter = Starter()
     yield starter
     sweep_all(MARKER, starter.marker)
@@ -64,6 +66,12 @@ def start() -> Iterator[Starter]:
         each.wait()
         if each.stdout is not None:
             each.stdout.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    with new_starter() as starter:
+        yield starter
 
 
 # -- kill_tree ----------------------------------------------------------------------------
@@ -246,17 +254,19 @@ def test_where_there_is_no_proc_a_sweep_does_the_same(
     assert not any(map(is_running, pids.values()))
 
 
-def test_nothing_is_left_open(start: Starter) -> None:
+@in_own_process
+def test_nothing_is_left_open() -> None:
     def once() -> None:
         process = start("sh", "-c", "setsid sleep 300 & sleep 300", stdout=None)
         kill_tree(process.pid, start.marker, 0.01)
         process.wait()
 
-    once()
-    before = psutil.Process().num_fds()
-    for _ in range(10):
+    with new_starter() as start:
         once()
-    assert psutil.Process().num_fds() == before
+        before = psutil.Process().num_fds()
+        for _ in range(10):
+            once()
+        assert psutil.Process().num_fds() == before
 
 
 def test_a_sweep_may_leave_out_what_ran_before(start: Starter) -> None:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from support.own_process import in_own_process
 from support.processes import KINDS, TREE, is_running, read_pids
 from support.waiting import wait_until
 
@@ -55,14 +57,20 @@ def has_ended(process: psutil.Process) -> bool:
     return True
 
 
-@pytest.fixture
-def mine() -> Iterator[Reaper]:
+@contextmanager
+def new_reaper() -> Iterator[Reaper]:
     made = Reaper()
     yield made
     made.close()
     for each in reapers_of(made.owner):
         each.kill()
     sweep_all(OWNER, made.owner)
+
+
+@pytest.fixture
+def mine() -> Iterator[Reaper]:
+    with new_reaper() as made:
+        yield made
 
 
 class Worker:
@@ -244,34 +252,38 @@ def test_it_is_started_once_whoever_asks(mine: Reaper) -> None:
     assert len(reapers_of(mine.owner)) == 1
 
 
-def test_it_is_started_again_if_it_was_killed(mine: Reaper) -> None:
-    mine.ensure()
-    before = psutil.Process().num_fds()
-    # For a moment the process that starts it exists, too.
-    wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
-    (first,) = reapers_of(mine.owner)
-    first.kill()
-    wait_until(lambda: has_ended(first), "it still runs")
-    mine.ensure()
-    wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
-    (second,) = reapers_of(mine.owner)
-    assert second != first
-    assert psutil.Process().num_fds() == before
+@in_own_process
+def test_it_is_started_again_if_it_was_killed() -> None:
+    with new_reaper() as mine:
+        mine.ensure()
+        before = psutil.Process().num_fds()
+        # For a moment the process that starts it exists, too.
+        wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
+        (first,) = reapers_of(mine.owner)
+        first.kill()
+        wait_until(lambda: has_ended(first), "it still runs")
+        mine.ensure()
+        wait_until(lambda: len(reapers_of(mine.owner)) == 1, "there are several")
+        (second,) = reapers_of(mine.owner)
+        assert second != first
+        assert psutil.Process().num_fds() == before
 
 
-def test_its_end_ends_nothing_else(mine: Reaper) -> None:
-    before = psutil.Process().num_fds()
-    mine.ensure()
-    sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
-    mine.close()
-    wait_until(lambda: not reapers_of(mine.owner), "it still runs")
-    mine.close()
-    assert sleeper.poll() is None
-    assert psutil.Process().num_fds() == before
-    mine.ensure()
-    assert len(reapers_of(mine.owner)) == 1
-    sleeper.kill()
-    sleeper.wait()
+@in_own_process
+def test_its_end_ends_nothing_else() -> None:
+    with new_reaper() as mine:
+        before = psutil.Process().num_fds()
+        mine.ensure()
+        sleeper = subprocess.Popen(["sleep", "300"], env={**os.environ, OWNER: mine.owner})
+        mine.close()
+        wait_until(lambda: not reapers_of(mine.owner), "it still runs")
+        mine.close()
+        assert sleeper.poll() is None
+        assert psutil.Process().num_fds() == before
+        mine.ensure()
+        assert len(reapers_of(mine.owner)) == 1
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_the_end_of_one_that_was_killed_is_no_trouble(mine: Reaper) -> None:
