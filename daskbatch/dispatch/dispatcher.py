@@ -367,7 +367,7 @@ class Dispatcher:
             self._open.peer_was_silent(report)
             return False
         elif isinstance(report, ClosedReport):
-            requeued = self._open.closed(block, report.received)
+            requeued = self._open.closed(block, report)
         else:
             for record in block.unfinished_members([report.running]):
                 self.table.begin(record, report.begin)

@@ -7,7 +7,7 @@ makespans of both are compared. Does not know tasks beyond what its parameters s
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from daskbatch.plan.blocks import ASSUMED_TASK_SECONDS
 
@@ -22,7 +22,12 @@ _OPEN_SECONDS = 0.012
 _HOP_SECONDS = 0.008
 
 #: Longer tasks gain nothing.
-MAX_TASK_SECONDS = 0.1
+MAX_TASK_SECONDS = 0.15
+
+#: Independent tasks of this duration and more are sent one by one, if that takes the client at most
+#: this share of its time: shorter ones share Dask keys.
+MIN_INDEPENDENT_SECONDS = 0.01
+_MAX_CLIENT_SHARE = 0.25
 
 #: What is assumed of tasks of unknown duration in a small graph; in a large one it is what the
 #: packing assumes.
@@ -65,6 +70,27 @@ def suits_open_blocks(
     planned = work + levels * (_HOP_SECONDS + average)
     fed = max(work + count * _SLOT_SECONDS / slots, count * _CLIENT_SECONDS) + _OPEN_SECONDS
     return fed < planned
+
+
+def independent_suit(seconds: Iterable[float | None], slots: int, count: int) -> bool:
+    """Return whether independent tasks are better sent one by one.
+
+    Each goes to the slot that is free first, which waits for some tenths of a millisecond. From one
+    Dask key to the next it waits for some milliseconds.
+
+    Parameters
+    ----------
+    seconds : iterable of float or None
+        The expected duration of each task; None if similar tasks have not run.
+    slots : int
+        The number of tasks that run at once.
+    count : int
+        The number of these tasks, and of unfinished ones that are sent one by one.
+    """
+    if count <= slots:
+        return False
+    least = max(MIN_INDEPENDENT_SECONDS, slots * _CLIENT_SECONDS / _MAX_CLIENT_SHARE)
+    return all(each is not None and least <= each <= MAX_TASK_SECONDS for each in seconds)
 
 
 def _count_levels(waits: Sequence[Sequence[int]], kinds: Sequence[Hashable]) -> tuple[int, int]:

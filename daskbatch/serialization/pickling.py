@@ -47,7 +47,7 @@ Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
 #: By thread: what the running `pack` has found, the targets of `reference` and the large buffers.
 _found = ThreadValues[tuple[list[Any], list[pickle.PickleBuffer]]]()
 #: By thread: the values that `_fill` returns in the running `unpack`, by placeholder.
-_placeholder_values = ThreadValues["Sequence[bytes | str]"]()
+_placeholder_values = ThreadValues["Sequence[bytes | str | GivenValue]"]()
 #: By thread: the namespace that it pickles and unpickles for.
 _namespace = ThreadValues[str]()
 
@@ -265,19 +265,36 @@ def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
     return _fill, (len(targets) - 1,)
 
 
+class GivenValue:
+    """What fills a placeholder with an object, and not with a copy.
+
+    Parameters
+    ----------
+    value : object
+        The object.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 # The pickles that `pack` returns refer to this function by its module and name.
 def _fill(placeholder: int) -> Any:
     thread = get_ident()
     value = _placeholder_values[thread][placeholder]
     if isinstance(value, str):
         return value
+    if isinstance(value, GivenValue):
+        return value.value
     name = _namespace.get(thread) if _namespace else None
     return loads(value) if name is None else namespaces.loads(value, name)
 
 
 def unpack(
     data: bytes,
-    values: Sequence[bytes | str] = (),
+    values: Sequence[bytes | str | GivenValue] = (),
     buffers: Sequence[bytes | memoryview] = (),
     copied: bool = True,
 ) -> Any:
@@ -287,8 +304,8 @@ def unpack(
     ----------
     data : bytes
         The bytes that `pack` returned.
-    values : sequence of bytes or str
-        For each placeholder a pickled value, or a text, which is the value itself.
+    values : sequence of bytes, str or GivenValue
+        For each placeholder a pickled value; or the value itself, a text or in a `GivenValue`.
     buffers : sequence of bytes or memoryview
         The contents of the buffers that `pack` returned.
     copied : bool

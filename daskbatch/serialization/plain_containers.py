@@ -13,7 +13,8 @@ from __future__ import annotations
 import marshal
 import pickle
 from collections.abc import Iterable
-from typing import Any
+from sys import getrefcount
+from typing import Any, NamedTuple
 
 from daskbatch.serialization import pickling
 
@@ -43,20 +44,37 @@ class _Loaded:
 PICKLE = pickle.dumps(_Loaded(), 5, buffer_callback=lambda _: None)
 
 
-def dumps(value: Any) -> bytes | None:
-    """Return the buffer that belongs to `PICKLE`; None if the value is to be pickled.
+class PlainData(NamedTuple):
+    """A stored value.
+
+    Parameters
+    ----------
+    content : bytes
+        The buffer that belongs to `PICKLE`.
+    closed : bool
+        Whether nothing outside of the value refers to a container in it.
+    """
+
+    content: bytes
+    closed: bool
+
+
+def dumps(value: Any) -> PlainData | None:
+    """Store a large container of texts; None if the value is to be pickled.
 
     Examples
     --------
     >>> data = dumps({number: str(number) for number in range(100_000)})
-    >>> pickle.loads(PICKLE, buffers=[data])[99_999]
+    >>> pickle.loads(PICKLE, buffers=[data.content])[99_999]
     '99999'
     >>> dumps([bytearray(100_000)]) is dumps([1, 2, 3]) is None
     True
     """
     try:
-        if _is_large(value) and _is_plain(value):
-            return marshal.dumps(value, _VERSION)
+        if _is_large(value):
+            closed = _find_if_closed(value)
+            if closed is not None:
+                return PlainData(marshal.dumps(value, _VERSION), closed)
     except (RuntimeError, ValueError):
         pass  # a thread of the task still changes it, or it is nested too deeply for `marshal`
     return None
@@ -85,22 +103,35 @@ def _items(container: Any) -> Iterable[Any]:
     return container.values() if type(container) is dict else container
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether a container, and all in it, are of plain types; and has few containers."""
+def _find_if_closed(value: Any) -> bool | None:
+    """Return whether nothing else refers to the containers in a container of plain objects.
+
+    None if it contains other objects, or many containers.
+    """
     containers = [value]
     seen = {id(value)}
+    closed = True
     for container in containers:  # it grows meanwhile
         if type(container) is dict and not pickling.PLAIN.issuperset(map(type, container)):
-            return False
+            return None
         found = set(map(type, _items(container)))
         if not found <= _ALLOWED:
-            return False
+            return None
         if found.isdisjoint(_CONTAINERS):
             continue
         for each in _items(container):
             if type(each) in _CONTAINERS and id(each) not in seen:
+                closed = closed and getrefcount(each) <= _REFERRED_TO_ONCE
                 seen.add(id(each))
                 containers.append(each)
                 if len(containers) > _MAX_CONTAINERS:
-                    return False
-    return True
+                    return None
+    return closed
+
+
+def _count_references(container: list[Any]) -> int:
+    """Return the reference count of the objects in a list, as `_find_if_closed` reads it."""
+    return max(getrefcount(each) for each in _items(container))
+
+
+_REFERRED_TO_ONCE = _count_references([[]])

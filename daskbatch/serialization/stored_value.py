@@ -79,9 +79,13 @@ class StoredValue(bytes):
     ----------
     segment : Segment, optional
         The buffers; None if they were gone when this process received the reference.
+    was_closed : bool
+        Whether it was made of plain containers of which only the outermost one was referred to from
+        outside, if at all.
     """
 
     segment: Segment | None = None
+    was_closed = False
 
     @property
     def stored_bytes(self) -> int:
@@ -135,8 +139,11 @@ def dumps(value: object, limit: int) -> bytes:
     if type(value) in pickling.PLAIN:
         data = pickling.dumps_plain(value)
         buffers: list[pickle.PickleBuffer] = []
-    elif (content := plain_containers.dumps(value)) is not None:
-        return _store(plain_containers.PICKLE, [content])
+    elif (plain := plain_containers.dumps(value)) is not None:
+        stored = _store(plain_containers.PICKLE, [plain.content])
+        if type(stored) is StoredValue:
+            stored.was_closed = plain.closed
+        return stored
     else:
         data, buffers = pickling.dumps_with_buffers(
             value, min(limit, pickling.MIN_SHARED_BUFFER_BYTES)

@@ -106,6 +106,22 @@ def read(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""
 
 
+def nap(number: int) -> int:
+    time.sleep(0.015)
+    return number
+
+
+def test_independent_tasks_that_are_not_short_are_sent_one_by_one(
+    batch: Batch, members: Callable[[], int]
+) -> None:
+    for _ in range(2):  # at first it is not known how long they take
+        before = members()
+        tasks = [batch.function(nap, number) for number in range(40)]
+        batch.compile(tasks).run(timeout=60)
+        assert [task.get() for task in tasks] == list(range(40))
+    assert members() - before == 40 or is_paused(batch)
+
+
 def test_reads_and_writes_of_files_keep_their_order(
     batch: Batch, tmp_path: Path, members: Callable[[], int]
 ) -> None:

@@ -151,6 +151,9 @@ class Worker:
             self.reported = stop
             self.cluster.notify(report)
 
+    def closed_report(self, gave_way: bool = False) -> ClosedReport:
+        return ClosedReport(self.block.number, len(self.members), gave_way)
+
     def outcomes(self, start: int, stop: int) -> OutcomeReport:
         some = self.statuses[start:stop]
         values = [
@@ -325,7 +328,7 @@ class Cluster:
         del self.workers[worker.block.number]
         if self.rng.random() < 0.5:
             worker.report()
-            self.notify(ClosedReport(worker.block.number, len(worker.members)))
+            self.notify(worker.closed_report())
         values = [VALUE if each <= Status.FAILED else None for each in worker.statuses]
         result = BlockResult(bytes(worker.statuses), values, empty=not worker.statuses)
         lacks = worker.block.unfinished
@@ -336,7 +339,7 @@ class Cluster:
         if kind == "close":
             worker.closed = True
             if self.rng.random() < 0.7:  # the end of the key may be faster
-                self.notify(ClosedReport(worker.block.number, len(worker.members)))
+                self.notify(worker.closed_report(gave_way=self.rng.random() < 0.5))
         elif kind == "defer":
             worker.defer_rest()
         elif kind == "cut":

@@ -10,11 +10,20 @@ from typing import Protocol
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
-from daskbatch.plan.grain import UNKNOWN_SECONDS
+from daskbatch.plan.grain import (
+    MAX_TASK_SECONDS,
+    MIN_INDEPENDENT_SECONDS,
+    UNKNOWN_SECONDS,
+    independent_suit,
+    suits_open_blocks,
+)
 from daskbatch.serialization import pickling
 
 #: Arguments above this size are not sent on direct connections.
 _MAX_DATA_BYTES = 1 << 18
+
+#: At least this share of the tasks of a graph may be members.
+_MIN_MEMBER_SHARE = 0.9
 
 # Looking up a member of an enum takes long.
 _DONE = Phase.DONE
@@ -70,6 +79,46 @@ class Eligibility:
         found = [each for each in seconds if each]
         average = sum(found) / len(found) if found else UNKNOWN_SECONDS
         return [average if each is None else each for each in seconds]
+
+    # -- whole submissions ------------------------------------------------------------------
+
+    def suits_calls(self, records: Sequence[TaskRecord]) -> bool:
+        """Return whether a few calls are to be sent to open blocks."""
+        expected = self._learnt.expected_seconds
+        return all(
+            (seconds := expected(record)) is not None
+            and seconds <= MAX_TASK_SECONDS
+            and self.may_be_member(record)
+            for record in records
+        )
+
+    def suits_independent(self, records: Sequence[TaskRecord], slots: int, count: int) -> bool:
+        """Return whether independent tasks are to be sent one by one; see `independent_suit`."""
+        # There may be many, and most end this at the first one.
+        seconds = map(self._learnt.expected_seconds, records)
+        return independent_suit(seconds, slots, count) and all(map(self.may_be_member, records))
+
+    def suits_graph(self, records: Sequence[TaskRecord], slots: int) -> bool:
+        """Return whether the tasks of a graph are to be sent one by one; see `suits_open_blocks`.
+
+        Each task comes after those that it waits for.
+        """
+        position = {record: number for number, record in enumerate(records)}
+        waits = [
+            [position[before] for before, _ in record.waits if before in position]
+            for record in records
+        ]
+        calls = [record for record in records if record.call is not None]
+        seconds = list(map(self._learnt.expected_seconds, calls))
+        kinds = [record.options.placement_key for record in records]
+        if not suits_open_blocks(seconds, waits, kinds, slots):
+            return False
+        return sum(map(self.may_be_member, calls)) >= _MIN_MEMBER_SHARE * len(calls)
+
+    def is_not_short(self, record: TaskRecord) -> bool:
+        """Return whether independent tasks like this one may be sent one by one."""
+        seconds = self._learnt.expected_seconds(record)
+        return seconds is not None and seconds >= MIN_INDEPENDENT_SECONDS
 
 
 def _suit_members(options: Options) -> bool:

@@ -32,9 +32,8 @@ from daskbatch.dispatch.open_blocks.pause import Pause
 from daskbatch.dispatch.open_blocks.protocols import LinkMaker, OpenSubmitter, Table
 from daskbatch.dispatch.open_blocks.streams import Streams
 from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
-from daskbatch.plan.grain import MAX_TASK_SECONDS, suits_open_blocks
 from daskbatch.serialization import pickling
-from daskbatch.worker.execution.block import OpenedReport, SilentPeerReport
+from daskbatch.worker.execution.block import ClosedReport, OpenedReport, SilentPeerReport
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.handshake import ServerAddress
 
@@ -42,6 +41,9 @@ from daskbatch.worker.handshake import ServerAddress
 #: block has more members than that one, by more than this number. Else one slot would run all of a
 #: graph whose tasks wait for neighbours.
 _MAX_LEAD = 1
+
+#: For how long independent tasks share Dask keys after an open block had to give way.
+_CROWDED_SECONDS = 2.0
 
 #: An open block receives at most this many members.
 _MAX_MEMBERS = 10_000
@@ -100,6 +102,8 @@ class OpenBlocks:
         #: After open blocks have ended before they opened, or a connection could not be made or
         #: was cut, the ordinary way is taken.
         self._pause = Pause()
+        #: While others want the slots, opening a block for each of its turns takes too long.
+        self._crowded = Pause(_CROWDED_SECONDS)
         #: Whether the last attempt to connect has succeeded.
         self.is_connected = False
 
@@ -170,33 +174,16 @@ class OpenBlocks:
         if self.is_paused:
             return False
         slots = max(1, self._submitter.slots)
-        expected = self._table.expected_seconds
-        if not any(record.waits for record in records):
-            # Single calls, one after another: each finds a block that is open.
-            ours = sum(found.block.unfinished for found in self._by_number.values())
-            ours += sum(block.unfinished for block in self._held_blocks)
-            return (
-                len(records) + others <= slots + ours
-                and len(records) + ours <= 2 * slots
-                and all(
-                    (seconds := expected(record)) is not None
-                    and seconds <= MAX_TASK_SECONDS
-                    and self._eligibility.may_be_member(record)
-                    for record in records
-                )
-            )
-        position = {record: number for number, record in enumerate(records)}
-        waits = [
-            [position[before] for before, _ in record.waits if before in position]
-            for record in records
-        ]
-        calls = [record for record in records if record.call is not None]
-        seconds_of = [expected(record) for record in calls]
-        kinds = [record.options.placement_key for record in records]
-        if not suits_open_blocks(seconds_of, waits, kinds, slots):
+        if any(record.waits for record in records):
+            return self._eligibility.suits_graph(records, slots)
+        # Single calls, one after another: each finds a block that is open.
+        ours = sum(found.block.unfinished for found in self._by_number.values())
+        ours += sum(block.unfinished for block in self._held_blocks)
+        if len(records) + others <= slots + ours and len(records) + ours <= 2 * slots:
+            return self._eligibility.suits_calls(records)
+        if self._crowded.lasts:
             return False
-        fit = sum(map(self._eligibility.may_be_member, calls))
-        return fit >= 0.9 * len(calls)
+        return self._eligibility.suits_independent(records, slots, len(records) + ours)
 
     def _hold_all(self, records: Sequence[TaskRecord], name: str) -> None:
         if not records:
@@ -280,7 +267,11 @@ class OpenBlocks:
                     record.block = None
                 elif record.call is None:
                     self._table.settle_member(block, record, Status.DONE, _PICKLED_NONE)
-                elif self._eligibility.may_be_member(record) and has_values(record):
+                elif (
+                    self._eligibility.may_be_member(record)
+                    and has_values(record)
+                    and not (self._crowded.lasts and self._is_independent(record))
+                ):
                     placement = record.options.placement_key
                     self._options[placement] = record.options
                     heapq.heappush(self._ready.setdefault(placement, []), self._urgency(record))
@@ -302,6 +293,18 @@ class OpenBlocks:
                 found = self._by_number.get(block.number)
                 if found is not None and found.is_open:
                     self._put_behind(found, record)
+
+    def _is_independent(self, record: TaskRecord) -> bool:
+        return not (record.waits or self.held.waiting_for(record)) and (
+            self._eligibility.is_not_short(record)
+        )
+
+    def _give_way(self) -> None:
+        """Have the ready tasks looked at again."""
+        self._crowded.begin()
+        for ready in self._ready.values():
+            self._turned_ready += (each.record for each in ready)
+            ready.clear()
 
     def _end_producers_of(self, records: Sequence[TaskRecord]) -> None:
         """End the open blocks that have values which tasks of ordinary blocks take.
@@ -458,13 +461,15 @@ class OpenBlocks:
         if found is not None and not found.block.unfinished_members([report.member]):
             self._streams.was_silent()
 
-    def closed(self, block: SubmittedBlock, received: int) -> list[TaskRecord]:
+    def closed(self, block: SubmittedBlock, report: ClosedReport) -> list[TaskRecord]:
         """Record that an open block takes no more members; returns those that it never received."""
         found = self._by_number.get(block.number)
         if found is None:
             return []
         found.closed = True
-        return self._take_back(block, found.records[received:])
+        if report.gave_way:
+            self._give_way()
+        return self._take_back(block, found.records[report.received :])
 
     def _take_back(self, block: SubmittedBlock, records: Sequence[TaskRecord]) -> list[TaskRecord]:
         unsent = [each for each in records if each.block is block and not each.over]

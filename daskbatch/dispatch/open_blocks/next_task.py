@@ -11,11 +11,14 @@ from collections.abc import Callable
 from daskbatch.dispatch.open_blocks.held import HeldTasks
 from daskbatch.dispatch.open_blocks.open_block import Urgency, is_held
 from daskbatch.dispatch.task_record import TaskRecord
-from daskbatch.plan.grain import MAX_TASK_SECONDS
 
 #: A member is sent ahead if those before it are expected to take no longer than this.
 _AHEAD_SECONDS = 0.002
 _MAX_AHEAD = 64
+
+#: Longer tasks are not sent ahead: the slot then waits for the client, for less than a fiftieth of
+#: the time that they take.
+_MAX_AHEAD_TASK_SECONDS = 0.03
 
 #: Another one may be sent ahead, if the way from it to the end takes at most this share of the time
 #: that the slots need for all held tasks.
@@ -63,7 +66,7 @@ class NextTask:
         most = 1
         if seconds is not None:
             ahead = _count_ahead(seconds)
-            if not ahead and seconds <= MAX_TASK_SECONDS and self._has_plenty(ready, blocks):
+            if not ahead and seconds <= _MAX_AHEAD_TASK_SECONDS and self._has_plenty(ready, blocks):
                 ahead = 1
             most += ahead
         if count >= most:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from time import monotonic
 
-#: How many failures in a row begin a pause, and how long it lasts.
+#: How many failures in a row begin a pause.
 _MAX_FAILURES = 3
-_SECONDS = 60.0
 
 
 class Pause:
-    """The pauses of one way. Not thread-safe."""
+    """The pauses of one way. Not thread-safe.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    seconds : float
+        How long a pause lasts.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
         self._failures = 0
         self._until = 0.0
 
@@ -39,4 +45,4 @@ class Pause:
     def begin(self) -> None:
         """Begin a pause."""
         self._failures = 0
-        self._until = monotonic() + _SECONDS
+        self._until = monotonic() + self._seconds

@@ -327,10 +327,13 @@ class ClosedReport(NamedTuple):
         The block's number.
     received : int
         How many members it has received; no later one will begin.
+    gave_way : bool
+        Whether it has closed since its time was up and something else wanted its slot.
     """
 
     block: int
     received: int
+    gave_way: bool = False
 
 
 class SilentPeerReport(NamedTuple):

@@ -49,6 +49,7 @@ from daskbatch.worker.execution.declared_files import (
     missing_outputs,
 )
 from daskbatch.worker.execution.executable import execute
+from daskbatch.worker.execution.handover import Offer, offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails, Usage
@@ -117,6 +118,8 @@ class BlockRun(Progress):
         self._usage: Usage | None = None
         #: Where the output of the running member is.
         self._output: Capture | None = None
+        #: What the last member has returned, if the next one may have it.
+        self._offer: Offer | None = None
         self._scope = loading.TaskScope(spec.topic, self)
         self._declared = spec.declared
         #: The generation of the process that runs the block: a member may fork.
@@ -192,6 +195,7 @@ class BlockRun(Progress):
                 if now > deadline or remaining_bytes < 0 or remaining_stored < 0:
                     self.defer_rest()
         self.running = -1
+        self._offer = None
         mirror.end(self._scope)
         return log.result()
 
@@ -319,6 +323,7 @@ class BlockRun(Progress):
             return Status.DONE, _PICKLED_NONE
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
+        offered, self._offer = self._offer, None
         value: Any = None
         process = self._process
         while True:
@@ -341,7 +346,8 @@ class BlockRun(Progress):
                 elif link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
-                    args, kwargs = self._arguments(data, link)
+                    args, kwargs = self._arguments(data, link, offered)
+                    offered = None
                 self.loading = False
                 doing = ""
                 declared = self._declared.get(member) if self._declared else None
@@ -367,7 +373,11 @@ class BlockRun(Progress):
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
                 if self.stores_values:
-                    return Status.DONE, stored_value.dumps(value, self.spec.inline_limit)
+                    stored = stored_value.dumps(value, self.spec.inline_limit)
+                    if type(stored) is StoredValue and stored.was_closed:
+                        box, value = [value], None
+                        self._offer = offer(member, box)
+                    return Status.DONE, stored
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
                 self.loading = False
@@ -437,8 +447,10 @@ class BlockRun(Progress):
             return pickling.loads(content)  # type: ignore[no-any-return]
         return content
 
-    def _arguments(self, data: bytes, link: Link) -> Any:
-        values = [self._part(value) for value in link.values]
+    def _arguments(self, data: bytes, link: Link, offered: Offer | None = None) -> Any:
+        values: Sequence[Any] = [self._part(value) for value in link.values]
+        if offered is not None:
+            values = offered.fill(link.values, values)
         buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)

@@ -116,6 +116,7 @@ class OpenRun(ThreadRun):
         self.watch: SlotWatch | None = None
         self.closed = False
         self._reported_closed = False
+        self._gave_way = False
         self._link: FrameLink | None = None
         self._link_was_lost = False
         self._attached = threading.Event()
@@ -172,7 +173,8 @@ class OpenRun(ThreadRun):
         watch = self.watch
         if watch is None:
             return False
-        return (now - self.began > self._slice and watch.is_wanted()) or not watch.is_connected()
+        self._gave_way = now - self.began > self._slice and watch.is_wanted()
+        return self._gave_way or not watch.is_connected()
 
     def _wait_for_peers(self, member: int) -> None:
         """Wait until a member can begin that waits for members of other blocks.
@@ -222,6 +224,7 @@ class OpenRun(ThreadRun):
 
     def _wait_for_member(self, member: int) -> bool:
         """Wait until a member has arrived; False if the block has closed, and none will."""
+        self._offer = None  # the next member may come late, or never
         self.deliver(final=True)
         idle_since = perf_counter()
         while True:
@@ -325,8 +328,13 @@ class OpenRun(ThreadRun):
 
     def tick(self) -> None:
         began, link = self._call_began, self._link
-        if began is not None and not self.closed and perf_counter() - began > self._slice:
-            self.defer_rest()
+        if (
+            began is not None
+            and not self.closed
+            and len(self.spec.calls) > self.running + 1
+            and perf_counter() - began > self._slice
+        ):
+            self.defer_rest()  # the members behind it would wait
         if link is not None and not self.closed:
             self._take_members()
             if not link.keep_alive():
@@ -344,7 +352,7 @@ class OpenRun(ThreadRun):
             found.append(self._silent.popleft())
         if closed:
             self._reported_closed = True
-            found.append(ClosedReport(self.spec.block, len(self.spec.calls)))
+            found.append(ClosedReport(self.spec.block, len(self.spec.calls), self._gave_way))
         return found
 
     def deliver(self, final: bool = False) -> bool:

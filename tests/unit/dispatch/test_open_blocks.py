@@ -169,6 +169,48 @@ def test_single_calls_reuse_an_open_block() -> None:
         assert len(cluster.workers) == min(number, 1)
 
 
+def make_independent(count: int) -> list[TaskRecord]:
+    records = make_records(random.Random(0), count, mixed=False)
+    for each in records:
+        each.waits = ()
+    return records
+
+
+@pytest.mark.parametrize("gives_way", [False, True])
+def test_independent_tasks_share_keys_while_others_want_the_slots(gives_way: bool) -> None:
+    dispatcher, cluster = make(0, slots=2)
+    cluster.seconds = 0.05
+    first = make_independent(1)
+    dispatcher.submit(first, "test")
+    finish(cluster, first, False)
+    records = make_independent(40)
+    dispatcher.submit(records, "test")
+    cluster.run_all()
+    cluster.run_all()
+    # Each is sent when a slot has nothing else: no task waits behind a longer one.
+    assert not cluster.ordinary
+    assert 2 <= sum(cluster.ran[record] for record in records) <= 4
+    closing = next(iter(cluster.workers.values()))
+    closing.closed = True
+    cluster.notify(closing.closed_report(gives_way))
+    cluster.run_all()
+    assert bool(cluster.ordinary) is gives_way
+    finish(cluster, records, False)
+    assert set(cluster.ran.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_independent_tasks_end_once_whatever_happens_to_the_blocks(seed: int) -> None:
+    dispatcher, cluster = make(seed, slots=2)
+    cluster.seconds = 0.05
+    for _ in range(3):
+        records = make_independent(40)
+        dispatcher.submit(records, "test")
+        finish(cluster, records, True)
+    assert set(cluster.ran.values()) == {1}
+    assert dispatcher.outcomes.unfinished == 0
+
+
 def test_an_open_block_ends_when_an_ordinary_one_takes_a_value_of_it() -> None:
     """The key of the ordinary one waits for the open one, which would stay open for others."""
     dispatcher, cluster = make(0, slots=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from daskbatch.plan.grain import suits_open_blocks
+from daskbatch.plan.grain import independent_suit, suits_open_blocks
 
 
 def stencil(width: int, steps: int) -> list[list[int]]:
@@ -57,3 +59,46 @@ def test_one_client_cannot_feed_thousands_of_slots() -> None:
 def test_unknown_tasks_of_a_small_workflow_suit() -> None:
     fork_and_join = [[], *([0] for _ in range(100)), list(range(1, 101))]
     assert decide(None, fork_and_join)
+
+
+# -- tasks that wait for nothing ----------------------------------------------------------
+
+
+def decide_independent(seconds: list[float | None], slots: int = 2) -> bool:
+    return independent_suit(seconds, slots, len(seconds))
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.1])
+def test_independent_tasks_that_are_not_short_are_sent_one_by_one(seconds: float) -> None:
+    assert decide_independent([seconds] * 100)
+    assert decide_independent([0.01, seconds] * 50, slots=16)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0001, 0.005, 1.0])
+def test_short_and_unknown_and_long_independent_tasks_share_keys_or_have_their_own(
+    seconds: float | None,
+) -> None:
+    assert not decide_independent([seconds] * 100)
+    assert not decide_independent([0.05, seconds] * 50)
+
+
+def test_as_many_independent_tasks_as_slots_have_a_key_each() -> None:
+    assert not decide_independent([0.05] * 2)
+    assert decide_independent([0.05] * 3)
+    assert independent_suit([0.05] * 2, 2, 3)  # another one was sent before
+
+
+def test_many_independent_tasks_are_looked_at_only_until_one_does_not_suit() -> None:
+    def seconds() -> Iterator[float | None]:
+        yield 0.05
+        yield None
+        pytest.fail("a third one was looked at")
+
+    assert not independent_suit(seconds(), 2, 100_000)
+
+
+@pytest.mark.parametrize(("slots", "suits"), [(100, True), (10_000, False)])
+def test_one_client_does_not_feed_thousands_of_slots_with_independent_tasks(
+    slots: int, suits: bool
+) -> None:
+    assert decide_independent([0.1] * 100_000, slots) is suits

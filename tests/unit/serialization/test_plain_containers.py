@@ -43,7 +43,7 @@ def texts() -> list[Any]:
 def round_trip(value: Any) -> Any:
     data = plain_containers.dumps(value)
     assert data is not None
-    return pickle.loads(plain_containers.PICKLE, buffers=[data])
+    return pickle.loads(plain_containers.PICKLE, buffers=[data.content])
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,27 @@ def test_many_small_containers_are_pickled() -> None:
     for _ in range(5000):
         deep = [deep]
     assert plain_containers.dumps([texts(), deep]) is None
+
+
+def test_it_is_known_whether_something_else_refers_to_a_container_in_it() -> None:
+    def is_closed(value: Any) -> bool:
+        data = plain_containers.dumps(value)
+        assert data is not None
+        return data.closed
+
+    kept: list[Any] = []
+    assert is_closed(texts())
+    assert is_closed([texts(), {1: [], 2: (texts(), {})}])
+    assert is_closed({1: texts(), "a": "b"})
+    assert not is_closed([texts(), kept])
+    assert not is_closed({1: texts(), 2: kept})
+    assert not is_closed([texts(), [[(1, kept)]]])
+    same: list[Any] = []
+    value = [texts(), same, same]
+    del same
+    assert not is_closed(value)  # that it is the same list is not looked for
+    value.append(value)
+    assert not is_closed(value)
 
 
 def test_a_stored_one_is_loaded_anew_each_time() -> None:

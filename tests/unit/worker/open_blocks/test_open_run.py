@@ -215,6 +215,23 @@ def test_a_member_that_runs_for_long_gives_back_those_behind_it(
     assert len(client.run.spec.calls) == 2
 
 
+def test_a_member_that_runs_for_long_and_has_none_behind_it_keeps_the_block_open(
+    start: Callable[..., Client], tmp_path: Path
+) -> None:
+    client = start(budget=0.0)
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, (gate,))
+    wait_until(lambda: client.run.running == 0)
+    for _ in range(10):
+        client.run.tick()
+    assert client.run.deliver()
+    gate.touch()
+    client.wait(lambda: client.statuses == {0: Status.DONE})
+    client.send(add, (1, 2))
+    client.wait(lambda: client.values.get(1) == 3)
+    assert client.received is None
+
+
 def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
     start: Callable[..., Client],
 ) -> None:

@@ -1,0 +1,140 @@
+"""A large value is handed over to the next member only if nobody else can see what that changes."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.payloads import Call, TaskPlaceholder, call, spec
+
+from daskbatch.serialization import pickling
+from daskbatch.worker.entry import run_block
+from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
+from daskbatch.worker.execution.outcome import BlockResult, Status
+
+COUNT = 30_000
+
+#: What members keep, in this process.
+KEPT: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def clean() -> None:
+    KEPT.clear()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the sizes of values that are loaded, which grows."""
+    sizes: list[int] = []
+    load = marshal.loads
+
+    def note(data: Any) -> Any:
+        if len(data) > COUNT:
+            sizes.append(len(data))
+        return load(data)
+
+    monkeypatch.setattr(marshal, "loads", note)
+    return sizes
+
+
+def run(*calls: Call, values: dict[int, list[int]], **changes: Any) -> BlockResult:
+    """Run calls; `values` says for each of them which earlier ones it takes the values of."""
+    links = {
+        member: Link(
+            needs=tuple((LOCAL, other) for other in others),
+            values=tuple(BlockMember((LOCAL, other), "result") for other in others),
+        )
+        for member, others in values.items()
+    }
+    return run_block(pickling.dumps(spec(*calls, links=links, share_limit=1 << 30, **changes)))
+
+
+def value(result: BlockResult, member: int) -> Any:
+    assert result.statuses[member] == Status.DONE
+    return pickling.loads(result.values[member] or b"")
+
+
+def make() -> list[Any]:
+    return [[str(number) for number in range(COUNT)], {"a": [1]}]
+
+
+def make_and_keep() -> list[Any]:
+    KEPT.append(make())
+    return KEPT[-1]  # type: ignore[no-any-return]
+
+
+def make_and_keep_a_part() -> list[Any]:
+    made = make()
+    KEPT.append(made[1]["a"])
+    return made
+
+
+def change(*given: list[Any]) -> int:
+    sizes = [len(each[0]) for each in given]
+    for each in given:
+        each[0].append("more")
+        each[1]["a"].append(2)
+    return sum(sizes)
+
+
+def change_and_fail_once(given: list[Any]) -> int:
+    changed = change(given)
+    if not KEPT:
+        KEPT.append(None)
+        raise ValueError("the first time")
+    return changed
+
+
+def test_the_next_member_gets_the_value_itself_and_all_others_get_copies(loads: list[int]) -> None:
+    placeholder = TaskPlaceholder()
+    result = run(
+        call(make), call(change, placeholder), call(change, placeholder), values={1: [0], 2: [0]}
+    )
+    assert len(loads) == 1  # the second one
+    assert (value(result, 1), value(result, 2)) == (COUNT, COUNT)
+    assert value(result, 0) == make()
+
+
+@pytest.mark.parametrize("keep", [make_and_keep, make_and_keep_a_part])
+def test_what_something_else_refers_to_is_copied(keep: Callable[[], Any], loads: list[int]) -> None:
+    result = run(call(keep), call(change, TaskPlaceholder()), values={1: [0]})
+    assert len(loads) == 1
+    assert value(result, 1) == COUNT
+    assert KEPT in ([make()], [[1]])
+
+
+def test_a_value_that_is_taken_twice_is_copied_twice(loads: list[int]) -> None:
+    taken = call(change, TaskPlaceholder(), TaskPlaceholder())
+    result = run(call(make), taken, values={1: [0, 0]})
+    assert len(loads) == 2
+    assert value(result, 1) == 2 * COUNT
+
+
+def test_an_argument_that_is_returned_is_copied(loads: list[int]) -> None:
+    placeholder = TaskPlaceholder()
+    result = run(
+        *(call(make), call(list.copy, placeholder), call(change, placeholder)),
+        values={1: [0], 2: [1]},
+    )
+    assert value(result, 2) == COUNT
+    assert value(result, 0) == value(result, 1) == make()
+
+
+def test_another_attempt_gets_the_value_as_it_was(loads: list[int]) -> None:
+    result = run(
+        *(call(make), call(change_and_fail_once, TaskPlaceholder())),
+        values={1: [0]},
+        limits={1: Limits(retries=1)},
+    )
+    assert value(result, 1) == COUNT
+    assert len(loads) == 1
+
+
+def test_it_is_dropped_if_the_next_member_does_not_take_it(loads: list[int]) -> None:
+    placeholder = TaskPlaceholder()
+    result = run(call(make), call(len, ""), call(change, placeholder), values={2: [0]})
+    assert len(loads) == 1
+    assert value(result, 2) == COUNT
