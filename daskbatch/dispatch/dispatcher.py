@@ -86,6 +86,9 @@ class Dispatcher:
         self._open.on_empty = self._forget
         self._cancelled = CancelledBlocks(self.table, backend, self._revocation, self)
         self.table.future_sources.abandon = self._cancel_later
+        #: Whether all tasks were given up, and what for.
+        self._gave_up = False
+        self._given_up_for: BaseException | None = None
         #: Whether `notify_waiting` is to be called soon; and when threads were last notified.
         self.owes_notification = False
         self._notified_at = 0.0
@@ -136,8 +139,11 @@ class Dispatcher:
             self.table.start(new)
             if group is None:
                 wait_for_producers(new)
-            with self._feeding():
-                self.table.place([*sources, *new] if sources else new, name, again=False)
+            if self._gave_up:  # in another thread, since the first line
+                self._settle_given_up([*sources, *new])
+            else:
+                with self._feeding():
+                    self.table.place([*sources, *new] if sources else new, name, again=False)
             self._changed.notify_all()
 
     def _start_sources(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
@@ -225,6 +231,7 @@ class Dispatcher:
     def give_up(self, error: BaseException | None = None) -> None:
         """Settle all unfinished tasks: as failed with an error, or as cancelled."""
         with self._changed:
+            self._gave_up, self._given_up_for = True, error
             for block in self.table.live.values():
                 for record in block.unfinished_members():
                     if error is None:
@@ -236,6 +243,16 @@ class Dispatcher:
             self.table.live.clear()
             self._open.clear()
             self._changed.notify_all()
+
+    def _settle_given_up(self, records: Iterable[TaskRecord]) -> None:
+        """Settle tasks that were to be started when all were given up, like the others."""
+        error = self._given_up_for
+        for record in records:
+            if error is None:
+                self.table.settle(record, Phase.CANCELLED)
+            else:
+                failure = pack_error(as_failure(record, error), record.label)
+                self.table.settle(record, Phase.FAILED, failure)
 
     def fetch(self, record: TaskRecord, timeout: float | None = None) -> None:
         """Store in its record what a finished task left on its worker.

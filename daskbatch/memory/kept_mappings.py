@@ -147,7 +147,7 @@ def release(mapping: KeptMapping, length: int) -> None:
 
 def has_room(length: int) -> bool:
     """Return whether a mapping of some length would be kept now."""
-    if not MIN_KEPT_BYTES <= length <= _max_kept_bytes or _is_resident_memory_short():
+    if not MIN_KEPT_BYTES <= length <= _max_kept_bytes or is_resident_memory_short():
         return False
     with _lock:
         removed = _remove_oldest(length)
@@ -179,7 +179,7 @@ def keep(key: Key, mapping: KeptMapping) -> None:
     if (
         sys.is_finalizing()
         or not MIN_KEPT_BYTES <= key.length <= _max_kept_bytes
-        or _is_resident_memory_short()
+        or is_resident_memory_short()
         or not _lock.acquire(blocking=False)
     ):
         release(mapping, key.length)
@@ -277,7 +277,8 @@ def _release_all(removed: list[tuple[KeptMapping, int]]) -> None:
         release(mapping, length)
 
 
-def _is_resident_memory_short() -> bool:
+def is_resident_memory_short() -> bool:
+    """Return whether the process has more resident memory than was set; False without a limit."""
     if _max_resident_bytes is None:
         return False
     return resident_bytes() > _max_resident_bytes
@@ -313,7 +314,7 @@ def _watch() -> None:
     while True:
         limited = _max_resident_bytes is not None
         pause.wait(_CHECK_INTERVAL_SECONDS if limited else _AGE_INTERVAL_SECONDS)
-        if _is_resident_memory_short():
+        if is_resident_memory_short():
             release_kept()
         if monotonic() > ages_at:
             ages_at = monotonic() + _AGE_INTERVAL_SECONDS

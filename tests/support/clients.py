@@ -299,9 +299,9 @@ def note(path: Path, name: str) -> None:
 
 
 def note_slowly(path: Path, name: str) -> None:
-    """Write a note, and take long enough to be a block alone."""
+    """Write a note, and take long enough to be a block alone, and not in an open one."""
     note(path, name)
-    time.sleep(0.06)
+    time.sleep(0.2)
 
 
 def hold(batch: Batch, directory: Path, how: str) -> None:

@@ -228,9 +228,9 @@ class OpenBlocks:
         """Send what is ready; called at the end of each change, with the lock held."""
         self.flushes_soon = True  # settling tasks here schedules nothing
         try:
-            if self.is_paused:
-                self._release_held()
             while True:
+                if self.is_paused:
+                    self._release_held()
                 self._sort_ready()
                 again = False
                 for placement in list(self._ready):
@@ -376,16 +376,17 @@ class OpenBlocks:
         self._to_send.update(dict.fromkeys(blocks))
         while ready and not is_held(ready[0].record):
             heapq.heappop(ready)
-        self._open_more(placement, len(ready))
+        again = self._open_more(placement, len(ready)) or again
         # Kept while a block is open, for tasks that are sent ahead.
         if not ready and not any(each.is_open for each in self._open[placement]):
             del self._ready[placement]
         return again
 
-    def _open_more(self, placement: Hashable, ready: int) -> None:
+    def _open_more(self, placement: Hashable, ready: int) -> bool:
+        """Open blocks for ready tasks; returns whether that has failed: all are to be released."""
         blocks = self._open.setdefault(placement, [])
         if not ready or len(blocks) >= self._submitter.slots > 0:
-            return
+            return False
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
         slots = max(1, self._submitter.slots)
@@ -396,17 +397,18 @@ class OpenBlocks:
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
             block.open = block.long = True
-            lowered = lower_open_block(
-                block,
-                self._options[placement],
-                uuid.uuid4().hex[:16],
-                self._setting,
-            )
-            self._submitter.submit(lowered, again=bool(blocks))
+            name = uuid.uuid4().hex[:16]
+            lowered = lower_open_block(block, self._options[placement], name, self._setting)
+            try:
+                self._submitter.submit(lowered, again=bool(blocks))
+            except Exception:  # placed in the ordinary way, each task receives the error
+                self._pause.begin()
+                return True
             self._table.add_block(block)
             found = OpenBlock(block, records, placement)
             blocks.append(found)
             self._by_number[block.number] = found
+        return False
 
     def _end_idle(self) -> None:
         """End the open blocks without members: other tasks need their slots."""

@@ -49,7 +49,7 @@ from daskbatch.worker.execution.declared_files import (
     missing_outputs,
 )
 from daskbatch.worker.execution.executable import execute
-from daskbatch.worker.execution.handover import Offer, offer
+from daskbatch.worker.execution.handover import Offer, next_offer, offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails, Usage
@@ -118,8 +118,6 @@ class BlockRun(Progress):
         self._usage: Usage | None = None
         #: Where the output of the running member is.
         self._output: Capture | None = None
-        #: What the last member has returned, if the next one may have it.
-        self._offer: Offer | None = None
         self._scope = loading.TaskScope(spec.topic, self)
         self._declared = spec.declared
         #: The generation of the process that runs the block: a member may fork.
@@ -195,7 +193,6 @@ class BlockRun(Progress):
                 if now > deadline or remaining_bytes < 0 or remaining_stored < 0:
                     self.defer_rest()
         self.running = -1
-        self._offer = None
         mirror.end(self._scope)
         return log.result()
 
@@ -323,7 +320,9 @@ class BlockRun(Progress):
             return Status.DONE, _PICKLED_NONE
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
-        offered, self._offer = self._offer, None
+        offered = next_offer()
+        if offered is not None and not link.values:
+            offered.drop()
         value: Any = None
         process = self._process
         while True:
@@ -347,7 +346,6 @@ class BlockRun(Progress):
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link, offered)
-                    offered = None
                 self.loading = False
                 doing = ""
                 declared = self._declared.get(member) if self._declared else None
@@ -374,9 +372,9 @@ class BlockRun(Progress):
                 doing = SENDING_RESULT
                 if self.stores_values:
                     stored = stored_value.dumps(value, self.spec.inline_limit)
-                    if type(stored) is StoredValue and stored.was_closed:
+                    if type(stored) is StoredValue and stored.was_closed and not self.owns_process:
                         box, value = [value], None
-                        self._offer = offer(member, box)
+                        offer(stored, box)
                     return Status.DONE, stored
                 return Status.DONE, pickling.dumps(value)
             except BaseException as raised:
@@ -450,7 +448,7 @@ class BlockRun(Progress):
     def _arguments(self, data: bytes, link: Link, offered: Offer | None = None) -> Any:
         values: Sequence[Any] = [self._part(value) for value in link.values]
         if offered is not None:
-            values = offered.fill(link.values, values)
+            values = offered.fill(values)
         buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)

@@ -224,7 +224,6 @@ class OpenRun(ThreadRun):
 
     def _wait_for_member(self, member: int) -> bool:
         """Wait until a member has arrived; False if the block has closed, and none will."""
-        self._offer = None  # the next member may come late, or never
         self.deliver(final=True)
         idle_since = perf_counter()
         while True:

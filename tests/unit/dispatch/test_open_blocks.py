@@ -24,6 +24,7 @@ from daskbatch.describe.spec import Options, function_call
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.dispatch.task_record import Phase, TaskRecord
+from daskbatch.errors import ServiceLost
 from daskbatch.plan.hazards import ARG, WAR
 from daskbatch.worker.execution.block import BlockSpec
 from daskbatch.worker.open_blocks.messages import END, decode_members
@@ -208,6 +209,45 @@ def test_independent_tasks_end_once_whatever_happens_to_the_blocks(seed: int) ->
         dispatcher.submit(records, "test")
         finish(cluster, records, True)
     assert set(cluster.ran.values()) == {1}
+    assert dispatcher.outcomes.unfinished == 0
+
+
+@pytest.mark.parametrize("error", [None, ServiceLost("the cluster has ended")])
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_tasks_that_are_started_while_all_are_given_up_are_not_lost(
+    error: ServiceLost | None, is_graph: bool
+) -> None:
+    dispatcher, cluster = make(0)
+    records = make_records(random.Random(0), 20, mixed=False) if is_graph else make_independent(20)
+
+    def end() -> None:
+        dispatcher.give_up(error)  # another thread does, just after it was looked at
+
+    cluster.require_alive = end  # type: ignore[method-assign]
+    dispatcher.submit(records, "test")
+    assert {record.phase for record in records} == {Phase.FAILED if error else Phase.CANCELLED}
+    assert not cluster.ordinary
+    assert not cluster.workers
+    assert dispatcher.outcomes.unfinished == 0
+
+
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_a_cluster_that_refuses_keys_fails_the_tasks(is_graph: bool) -> None:
+    dispatcher, cluster = make(0)
+    cluster.seconds = 0.05
+    first = make_independent(1)
+    dispatcher.submit(first, "test")
+    finish(cluster, first, False)
+    records = make_records(random.Random(0), 20, mixed=False) if is_graph else make_independent(20)
+
+    def refuse(lowered: Lowered, again: bool) -> Mapping[str, Any]:
+        raise ValueError("no more keys")
+
+    cluster.submit = refuse  # type: ignore[method-assign]
+    dispatcher.submit(records, "test")
+    while cluster.later:
+        cluster.later.pop(0)()
+    assert {record.phase for record in records} == {Phase.FAILED}
     assert dispatcher.outcomes.unfinished == 0
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import marshal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from support.payloads import Call, TaskPlaceholder, call, spec
+from support.waiting import wait_until
 
+from daskbatch.memory import kept_mappings
+from daskbatch.memory.kept_mappings import set_limits
 from daskbatch.serialization import pickling
 from daskbatch.worker.entry import run_block
+from daskbatch.worker.execution import handover
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.outcome import BlockResult, Status
 
@@ -50,6 +56,13 @@ def run(*calls: Call, values: dict[int, list[int]], **changes: Any) -> BlockResu
         for member, others in values.items()
     }
     return run_block(pickling.dumps(spec(*calls, links=links, share_limit=1 << 30, **changes)))
+
+
+def take(result: BlockResult) -> BlockResult:
+    """Run another block, which changes the first value of a result."""
+    link = Link(values=(BlockMember((0, 0), "result"),))
+    data = pickling.dumps(spec(call(change, TaskPlaceholder()), links={0: link}))
+    return run_block(data, result)
 
 
 def value(result: BlockResult, member: int) -> Any:
@@ -138,3 +151,43 @@ def test_it_is_dropped_if_the_next_member_does_not_take_it(loads: list[int]) -> 
     result = run(call(make), call(len, ""), call(change, placeholder), values={2: [0]})
     assert len(loads) == 1
     assert value(result, 2) == COUNT
+
+
+# -- to another block ---------------------------------------------------------------------
+
+
+def test_the_next_block_of_the_thread_gets_the_value_itself(loads: list[int]) -> None:
+    result = run(call(make), values={})
+    assert value(take(result), 0) == value(take(result), 0) == COUNT
+    assert len(loads) == 1  # the second one
+    assert value(result, 0) == make()
+
+
+def test_another_thread_and_a_later_block_get_copies(loads: list[int]) -> None:
+    result = run(call(make), values={})
+    with ThreadPoolExecutor(1) as pool:
+        assert value(pool.submit(take, result).result(), 0) == COUNT
+    run(call(len, ""), values={})
+    assert value(take(result), 0) == COUNT
+    assert len(loads) == 2
+
+
+def test_a_value_that_nobody_takes_is_dropped(
+    loads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_INTERVAL_SECONDS", 0.001)
+    result = run(call(make), values={})
+    wait_until(lambda: not any(t.name == "daskbatch-handover" for t in threading.enumerate()))
+    assert value(take(result), 0) == COUNT
+    assert len(loads) == 1
+
+
+def test_nothing_is_offered_while_the_process_uses_much_memory(loads: list[int]) -> None:
+    kept = kept_mappings.limit()
+    set_limits(kept, 1)
+    try:
+        result = run(call(make), values={})
+    finally:
+        set_limits(kept, None)
+    assert value(take(result), 0) == COUNT
+    assert len(loads) == 1
