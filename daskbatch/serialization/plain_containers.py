@@ -119,9 +119,9 @@ def _find_if_closed(value: Any) -> bool | None:
             return None
         if found.isdisjoint(_CONTAINERS):
             continue
+        closed = closed and refers_alone(container)
         for each in _items(container):
             if type(each) in _CONTAINERS and id(each) not in seen:
-                closed = closed and getrefcount(each) <= _REFERRED_TO_ONCE
                 seen.add(id(each))
                 containers.append(each)
                 if len(containers) > _MAX_CONTAINERS:
@@ -129,9 +129,15 @@ def _find_if_closed(value: Any) -> bool | None:
     return closed
 
 
-def _count_references(container: list[Any]) -> int:
-    """Return the reference count of the objects in a list, as `_find_if_closed` reads it."""
-    return max(getrefcount(each) for each in _items(container))
+def refers_alone(container: Any) -> bool:
+    """Return whether nothing else refers to the containers that are directly in a container."""
+    return _most_references(container) <= _REFERRED_TO_ONCE
 
 
-_REFERRED_TO_ONCE = _count_references([[]])
+def _most_references(container: Any) -> int:
+    """Return the highest reference count of these containers, with those of this function."""
+    return max(getrefcount(each) for each in _items(container) if type(each) in _CONTAINERS)
+
+
+#: Counted by the same function, since versions of Python count different references of its own.
+_REFERRED_TO_ONCE = _most_references([[]])

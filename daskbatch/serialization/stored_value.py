@@ -82,13 +82,10 @@ class StoredValue(bytes):
     was_closed : bool
         Whether it was made of plain containers of which only the outermost one was referred to from
         outside, if at all.
-    offer : object
-        Set in the process that has made it, if its objects are offered to another task there.
     """
 
     segment: Segment | None = None
     was_closed = False
-    offer: object = None
 
     @property
     def stored_bytes(self) -> int:

@@ -176,10 +176,10 @@ class OpenBlocks:
         slots = max(1, self._submitter.slots)
         if any(record.waits for record in records):
             return self._eligibility.suits_graph(records, slots)
-        # Single calls, one after another: each finds a block that is open.
         ours = sum(found.block.unfinished for found in self._by_number.values())
         ours += sum(block.unfinished for block in self._held_blocks)
         if len(records) + others <= slots + ours and len(records) + ours <= 2 * slots:
+            # Single calls, one after another: each finds a block that is open.
             return self._eligibility.suits_calls(records)
         if self._crowded.lasts:
             return False
@@ -249,6 +249,7 @@ class OpenBlocks:
 
     def _sort_ready(self) -> None:
         """Queue the tasks that have become ready; place those that cannot be members."""
+        crowded = self._crowded.lasts
         while self._turned_ready:
             turned, self._turned_ready = self._turned_ready, []
             ordinary: dict[str, list[TaskRecord]] = {}
@@ -270,7 +271,7 @@ class OpenBlocks:
                 elif (
                     self._eligibility.may_be_member(record)
                     and has_values(record)
-                    and not (self._crowded.lasts and self._is_independent(record))
+                    and not (crowded and self._is_independent(record))
                 ):
                     placement = record.options.placement_key
                     self._options[placement] = record.options

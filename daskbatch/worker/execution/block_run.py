@@ -49,7 +49,7 @@ from daskbatch.worker.execution.declared_files import (
     missing_outputs,
 )
 from daskbatch.worker.execution.executable import execute
-from daskbatch.worker.execution.handover import Offer, next_offer, offer
+from daskbatch.worker.execution.handover import drop_offer, offer, take_offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails, Usage
@@ -320,9 +320,6 @@ class BlockRun(Progress):
             return Status.DONE, _PICKLED_NONE
         attempts = retries = self.spec.limits.get(member, NO_LIMITS).retries
         context = self.context
-        offered = next_offer()
-        if offered is not None and not link.values:
-            offered.drop()
         value: Any = None
         process = self._process
         while True:
@@ -345,7 +342,8 @@ class BlockRun(Progress):
                 elif link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
-                    args, kwargs = self._arguments(data, link, offered)
+                    args, kwargs = self._arguments(data, link)
+                drop_offer()
                 self.loading = False
                 doing = ""
                 declared = self._declared.get(member) if self._declared else None
@@ -445,10 +443,8 @@ class BlockRun(Progress):
             return pickling.loads(content)  # type: ignore[no-any-return]
         return content
 
-    def _arguments(self, data: bytes, link: Link, offered: Offer | None = None) -> Any:
-        values: Sequence[Any] = [self._part(value) for value in link.values]
-        if offered is not None:
-            values = offered.fill(values)
+    def _arguments(self, data: bytes, link: Link) -> Any:
+        values = take_offer([self._part(value) for value in link.values])
         buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, values, buffers)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from sys import getrefcount
 from threading import get_ident
 from typing import Any
 
 from daskbatch.memory.kept_mappings import is_resident_memory_short
 from daskbatch.serialization.pickling import GivenValue
+from daskbatch.serialization.plain_containers import refers_alone
 from daskbatch.serialization.stored_value import StoredValue
 
 #: How often values that no task has taken are looked for. The second time they are dropped.
@@ -29,54 +29,25 @@ class Offer:
 
     Parameters
     ----------
-    box : list
-        The value alone; empty once it was taken or dropped. Removing it needs no lock.
+    data : bytes
+        The reference by which all others find the value.
+    value : object
+        The value.
     """
 
-    __slots__ = ("_box", "seen")
+    __slots__ = ("data", "seen", "value")
 
-    def __init__(self, box: list[Any]) -> None:
-        self._box = box
+    def __init__(self, data: bytes, value: Any) -> None:
+        self.data = data
+        self.value = value
         #: Whether it was looked at before.
         self.seen = False
 
-    def drop(self) -> None:
-        """Forget the value."""
-        self._box.clear()
 
-    def fill(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return what fills the placeholders of a task, and forget the value.
-
-        Parameters
-        ----------
-        values : sequence
-            The pickled values.
-
-        Returns
-        -------
-        sequence
-            The same; but a `GivenValue` for this value, if it is taken once: each one that is taken
-            is a copy of its own.
-        """
-        taken = [
-            position
-            for position, value in enumerate(values)
-            if type(value) is StoredValue and value.offer is self
-        ]
-        if len(taken) == 1:
-            try:
-                given = GivenValue(self._box.pop())
-            except IndexError:  # another thread has just dropped it
-                return values
-            return [*values[: taken[0]], given, *values[taken[0] + 1 :]]
-        self.drop()
-        return values
-
-
-#: By thread: what its last task has returned.
+#: By thread: what its last task has returned. Removing one needs no lock.
 _offers: dict[int, Offer] = {}
 
-#: Held while a thread that drops old offers is started, and while it ends.
+#: Held while offers are made and old ones are dropped, and while the thread that does so ends.
 _lock = threading.Lock()
 _is_watched = False
 
@@ -93,50 +64,74 @@ def offer(stored: StoredValue, box: list[Any]) -> None:
     box : list
         The object alone.
     """
-    if _count_references(box) > _ALONE or is_resident_memory_short():
+    if not refers_alone(box) or is_resident_memory_short():
         return
-    made = stored.offer = _offers[get_ident()] = Offer(box)
-    if not _watch():
-        made.drop()
+    with _lock:
+        if _watch():
+            _offers[get_ident()] = Offer(bytes(stored), box[0])
 
 
-def next_offer() -> Offer | None:
-    """Return what the last task of this thread has offered; a task calls it as it begins."""
-    return _offers.pop(get_ident(), None) if _offers else None
+def drop_offer() -> None:
+    """Forget what the last task of this thread has offered, if it was not taken."""
+    if _offers:
+        _offers.pop(get_ident(), None)
 
 
-def _count_references(box: list[Any]) -> int:
-    return getrefcount(box[0])
+def take_offer(values: Sequence[Any]) -> Sequence[Any]:
+    """Return what fills the placeholders of the next task of this thread.
 
+    Parameters
+    ----------
+    values : sequence
+        The pickled values.
 
-#: What that is if nothing but the list refers to its object.
-_ALONE = _count_references([[]])
+    Returns
+    -------
+    sequence
+        The same; but a `GivenValue` for the one that was offered, if it is taken once: each one
+        that is taken is a copy of its own.
+    """
+    offered = _offers.pop(get_ident(), None) if _offers else None
+    if offered is None:
+        return values
+    taken = [
+        position
+        for position, value in enumerate(values)
+        if type(value) is StoredValue and value == offered.data
+    ]
+    if len(taken) != 1:
+        return values
+    return [*values[: taken[0]], GivenValue(offered.value), *values[taken[0] + 1 :]]
 
 
 def _watch() -> bool:
-    """Have old offers dropped; False if no thread can do that."""
+    """Have old offers dropped; False if no thread can do that. The lock is held."""
     global _is_watched
-    with _lock:
-        if not _is_watched:
-            try:
-                threading.Thread(target=_drop_old, name="daskbatch-handover", daemon=True).start()
-            except RuntimeError:
-                return False
-            _is_watched = True
-        return True
+    if not _is_watched:
+        try:
+            threading.Thread(target=_drop_old, name="daskbatch-handover", daemon=True).start()
+        except RuntimeError:
+            return False
+        _is_watched = True
+    return True
 
 
 def _drop_old() -> None:
-    global _is_watched
     pause = threading.Event()
     while True:
         pause.wait(_INTERVAL_SECONDS)
-        with _lock:
-            for thread, each in list(_offers.items()):
-                if each.seen or is_resident_memory_short():
-                    each.drop()
-                    _offers.pop(thread, None)
-                each.seen = True
-            if not _offers:
-                _is_watched = False
-                return
+        if not _drop_seen():
+            return
+
+
+def _drop_seen() -> bool:
+    """Drop what was looked at before; returns whether anything is left, and is watched."""
+    global _is_watched
+    with _lock:
+        looked_at = list(_offers.items())  # dropped without the lock, which may take long
+        for thread, each in looked_at:
+            if each.seen or is_resident_memory_short():
+                _offers.pop(thread, None)
+            each.seen = True
+        _is_watched = bool(_offers)
+        return _is_watched

@@ -29,7 +29,6 @@ from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.handover import Offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.measures import MemberDetails, Usage, process_cpu
 from daskbatch.worker.execution.outcome import Status
@@ -134,7 +133,7 @@ class RankRun(BlockRun):
         details = self.log.details.get(0, MemberDetails())
         return Usage(self.log.cpu_seconds[0], details.max_memory, os.getpid())
 
-    def _arguments(self, data: bytes, link: Link, offered: Offer | None = None) -> Any:
+    def _arguments(self, data: bytes, link: Link) -> Any:
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             return pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
 

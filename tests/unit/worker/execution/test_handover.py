@@ -182,6 +182,15 @@ def test_a_value_that_nobody_takes_is_dropped(
     assert len(loads) == 1
 
 
+def test_a_value_that_was_taken_or_not_is_kept_by_nothing() -> None:
+    result = run(call(make), values={})
+    assert handover._offers
+    take(result)
+    assert not handover._offers
+    result = run(call(make), call(len, ""), values={})
+    assert not handover._offers
+
+
 def test_nothing_is_offered_while_the_process_uses_much_memory(loads: list[int]) -> None:
     kept = kept_mappings.limit()
     set_limits(kept, 1)
