@@ -31,6 +31,7 @@ from daskbatch.memory.kept_mappings import Key, set_limits
 from daskbatch.memory.libc import call
 from daskbatch.memory.mapped_writes import write_mapped
 from daskbatch.threads import start_unless_ending
+from daskbatch.uninterrupted import uninterrupted
 
 #: Before the first buffer of a range: the token, and zeros up to a good alignment.
 HEADER_BYTES = 64
@@ -69,6 +70,9 @@ _MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
 #: The interval at which dropped ranges are looked at which a reader had locked.
 _CHECK_INTERVAL_SECONDS = 0.5
+
+#: How long `reserve` waits for the lock.
+_MAX_WAIT_SECONDS = 0.01
 
 #: How much one system call writes at most, and how many buffers.
 _MAX_WRITE_BYTES = 1 << 30
@@ -212,6 +216,48 @@ class Arena:
                 range_locks.unlock(self.file, offset, length)
         return offset, length, token
 
+    def reserve(self, size: int) -> tuple[int, int, bool] | None:
+        """Take a range for one buffer, which the caller writes through a mapping.
+
+        Parameters
+        ----------
+        size : int
+            The size of the buffer in bytes.
+
+        Returns
+        -------
+        (int, int, bool) or None
+            The offset and the length of the range, and whether its memory may be gone. None if
+            there is no memory, or if another call in this thread may wait for this one.
+        """
+        _, length = layout([size])
+        # Not for long: NumPy may call in a finalizer that interrupts a call in the same thread.
+        if not self._lock.acquire(timeout=_MAX_WAIT_SECONDS):
+            return None
+        try:
+            self._reuse_dropped()
+            offset, length, is_used_again = self._take(length)
+        finally:
+            self._lock.release()
+        try:
+            if not is_used_again:
+                call("fallocate", self.file, 0, offset, length)
+            elif not self._watches:
+                # Another process may return it to the system, unless it has another token.
+                range_locks.lock(self.file, offset, length)
+                os.pwrite(self.file, os.urandom(TOKEN_BYTES), offset)
+                range_locks.unlock(self.file, offset, length)
+        except OSError:
+            self.drop(offset, length)
+            return None
+        return offset, length, not (is_used_again and self._watches)
+
+    def complete(self, offset: int) -> bytes:
+        """Make a reserved range one that others can find; return its token."""
+        token = os.urandom(TOKEN_BYTES)
+        os.pwrite(self.file, token + bytes(HEADER_BYTES - TOKEN_BYTES), offset)
+        return token
+
     def _write_all(
         self, offset: int, buffers: Sequence[Any], starts: Sequence[int], sizes: Sequence[int]
     ) -> None:
@@ -260,6 +306,7 @@ class Arena:
         self._end += length
         return offset, length, False
 
+    @uninterrupted
     def drop(self, offset: int, length: int) -> None:
         """Drop the value of a range. A finalizer may call it, at any moment."""
         if sys.is_finalizing():
@@ -350,6 +397,11 @@ def own_arena() -> Arena | None:
                     _own = _open_arena()
                 except (OSError, AttributeError):
                     _unavailable = True
+    return _own
+
+
+def existing_arena() -> Arena | None:
+    """Return the arena of this process, if it has stored anything; never waits."""
     return _own
 
 

@@ -39,6 +39,9 @@ _IDLE_SECONDS_WITHOUT_ROOM = 5.0
 _CHECK_INTERVAL_SECONDS = 0.05
 _AGE_INTERVAL_SECONDS = 1.0
 
+#: How long `take` waits for another call.
+_MAX_WAIT_SECONDS = 0.01
+
 _PAGE_BYTES = mmap.PAGESIZE
 
 #: Which byte of an entry of /proc/self/pagemap is the highest, and its bits: the page is in memory
@@ -157,11 +160,17 @@ def has_room(length: int) -> bool:
 
 
 def take(key: Key) -> KeptMapping | None:
-    """Return the kept mapping of a range, which is the caller's from now on; None without one."""
-    if key.length < MIN_KEPT_BYTES:
+    """Return the kept mapping of a range, which is the caller's from now on; None without one.
+
+    Finalizers may call it.
+    """
+    # Not for long: a finalizer may call while this thread has the lock.
+    if key.length < MIN_KEPT_BYTES or not _lock.acquire(timeout=_MAX_WAIT_SECONDS):
         return None
-    with _lock:
+    try:
         return _remove(key)
+    finally:
+        _lock.release()
 
 
 def keep(key: Key, mapping: KeptMapping) -> None:

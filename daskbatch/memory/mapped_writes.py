@@ -53,7 +53,7 @@ def write_mapped(
         if not kept_mappings.has_room(key.length):
             return False
         try:
-            mapping = _map(file, key)
+            mapping = map_shared(file, key)
         except OSError:
             return False
     try:
@@ -72,7 +72,14 @@ def write_mapped(
     return True
 
 
-def _map(file: int, key: Key) -> KeptMapping:
+def map_shared(file: int, key: Key) -> KeptMapping:
+    """Map a range so that what is written goes to the file; forked children do not have it.
+
+    Raises
+    ------
+    OSError
+        It cannot be mapped.
+    """
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_SHARED | MAP_NORESERVE
     address = call("mmap", None, key.length, protection, flags, file, key.offset)

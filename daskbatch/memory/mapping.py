@@ -17,6 +17,7 @@ from typing import Any
 from daskbatch.memory import kept_mappings, range_locks
 from daskbatch.memory.kept_mappings import KeptMapping, Key
 from daskbatch.memory.libc import MAP_NORESERVE, call, libc
+from daskbatch.uninterrupted import uninterrupted
 
 
 class _Mapped:
@@ -42,6 +43,7 @@ class _Mapped:
             _release(self._key, self._mapping, self._forks)
 
 
+@uninterrupted
 def _release(key: Key, mapping: KeptMapping, forks: int) -> None:
     """Keep a mapping that nobody uses any longer, if the next value can use it; else unmap it."""
     if (

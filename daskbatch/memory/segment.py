@@ -37,6 +37,7 @@ from daskbatch.memory.host import host_id
 from daskbatch.memory.kept_mappings import Key, release_kept
 from daskbatch.memory.mapping import map_again, map_private
 from daskbatch.threads import start_unless_ending
+from daskbatch.uninterrupted import uninterrupted
 
 
 class ValueGone(Exception):
@@ -117,6 +118,7 @@ class AdoptedArena:
                 self._reused_bytes += length
             self._release_dropped()
 
+    @uninterrupted
     def drop(self, offset: int, length: int, token: bytes) -> None:
         """Stop holding a range. A finalizer may call it, at any moment."""
         # Both may be garbage of one cycle. A process that ends drops all by itself, and imports no

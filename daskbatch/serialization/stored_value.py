@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from daskbatch.memory import kept_mappings, segment
+from daskbatch.memory import array_ranges, kept_mappings, segment
 from daskbatch.memory.arena import set_spare_limit
 from daskbatch.memory.segment import Reference, Segment, ValueGone
 from daskbatch.memory.shared_buffer import pickles_references
@@ -161,6 +161,37 @@ def _store(inner: bytes | None, buffers: Sequence[Any]) -> bytes:
     stored = segment.store(buffers, sizes)
     if stored is None:
         return _carried(inner, buffers)
+    return _refer(inner, sizes, stored)
+
+
+def refer_to_range(inner: bytes, size: int, address: int) -> StoredValue | None:
+    """Make a value of a pickle, and of the only buffer of its objects where that is.
+
+    Parameters
+    ----------
+    inner : bytes
+        The pickle.
+    size : int
+        The size of the buffer in bytes.
+    address : int
+        Where it begins: a range of `array_ranges` that can be stored.
+
+    Returns
+    -------
+    StoredValue or None
+        None if the pickle is large.
+
+    Raises
+    ------
+    OSError
+        The range cannot be written to.
+    """
+    if len(inner) > _MAX_INNER_BYTES:
+        return None
+    return _refer(inner, (size,), array_ranges.store_range(address))
+
+
+def _refer(inner: bytes | None, sizes: tuple[int, ...], stored: Segment) -> StoredValue:
     value = StoredValue(_compose((inner, sizes, stored.reference)))
     value.segment = stored
     return value
@@ -236,9 +267,7 @@ def buffer_value(buffer: Buffer) -> StoredValue | None:
     """Return a large buffer among arguments as a value; None if no memory is shared here."""
     if buffer.segment is None:
         return None
-    value = StoredValue(_compose((_BUFFER_PICKLE, (buffer.size,), buffer.segment.reference)))
-    value.segment = buffer.segment
-    return value
+    return _refer(_BUFFER_PICKLE, (buffer.size,), buffer.segment)
 
 
 def carried(data: bytes) -> bytes:
@@ -281,9 +310,7 @@ def adopt(data: bytes, made_here: bool = False) -> StoredValue:
     except ValueGone:
         return StoredValue(data)
     # Others find it in this process from now on: the one that made it may end.
-    value = StoredValue(_compose((inner, sizes, held.reference)))
-    value.segment = held
-    return value
+    return _refer(inner, sizes, held)
 
 
 def erase_orphans() -> None:

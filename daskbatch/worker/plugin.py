@@ -270,9 +270,13 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         pool, dask_key = getattr(pool_state, "executor", None), thread_state.key
         began = thread_state.start_time
         slot: FixedSlot | PoolSlot = FixedSlot()
+        # Not the block itself, which refers to its context: in a cycle, its values would stay in
+        # memory until the garbage collector runs.
+        running = weakref.ref(run)
 
         def on_release() -> None:
-            if run.spec.budget != math.inf:
+            run = running()
+            if run is not None and run.spec.budget != math.inf:
                 # The member that waits may wait for one of the members behind it.
                 run.defer_rest()
             event = SecedeEvent(

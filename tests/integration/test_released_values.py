@@ -29,11 +29,8 @@ def last(*arrays: Any) -> float:
 
 def held() -> int:
     """Return how many values a worker holds in its memory."""
-    import gc as collector
-
     from daskbatch.memory import segment
 
-    collector.collect()
     return len(segment._segments)
 
 
@@ -41,13 +38,19 @@ def held_by_workers(batch: Batch) -> int:
     return sum(batch.client.run(held).values())
 
 
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles of objects."""
+def without_collector() -> None:
     gc.collect()
     gc.disable()
+
+
+@pytest.fixture
+def uncollected(batch: Batch) -> Iterator[None]:
+    """Without Python's search for cycles of objects, here and in the workers."""
+    batch.client.run(without_collector)
+    without_collector()
     yield
     gc.enable()
+    batch.client.run(gc.enable)
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -79,6 +82,21 @@ def feed(batch: Batch, count: int) -> list[Any]:
     ]
     batch.compile([*makers, *readers]).run(check=True)
     return makers
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_values_of_single_calls(batch: Batch, isolation: str) -> None:
+    wait_until(lambda: held_by_workers(batch) == 0)
+    for _ in range(3):
+        factory = batch.options(isolation=isolation)
+        tasks = [factory.function(make, number) for number in range(5)]
+        for task in tasks:
+            batch.compile([task]).run()
+        assert tasks[-1].get()[0] == 4.0
+    assert held_by_workers(batch) >= 5
+    del tasks, task
+    wait_until(lambda: held_by_workers(batch) == 0)
 
 
 @pytest.mark.usefixtures("uncollected")

@@ -242,7 +242,6 @@ NAMES = [
     Use("_blake2:blake2b", "worker/mpi/rank_supervisor.py", keyword("key"), word="_blake2"),
     # -- yappi ------------------------------------------------------------------------------
     Use("yappi:YFuncStats._clock_type", "worker/profiling/profilers.py"),
-    # -- cloudpickle ------------------------------------------------------------------------
     Use(
         f"{_CLOUDPICKLE}:_DYNAMIC_CLASS_TRACKER_BY_ID",
         _TRACKING,
@@ -258,6 +257,12 @@ NAMES = [
     Use(f"{_CLOUDPICKLE}:_class_reduce", "serialization/by_value.py", parameters("obj")),
     Use(f"{_CLOUDPICKLE}:_lookup_module_and_qualname", _NAMED, parameters("obj", "name")),
     Use(f"{_CLOUDPICKLE}:_is_registered_pickle_by_value", _NAMED, parameters("module")),
+    # -- NumPy: the table that extensions take its C functions from ------------------------------
+    Use(
+        "numpy._core._multiarray_umath:_ARRAY_API",
+        "memory/array_allocator.py",
+        lambda table: type(table).__name__ == "PyCapsule",
+    ),
 ]
 
 #: What the documentation of CPython names, though it begins with an underscore.

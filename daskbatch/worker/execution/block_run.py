@@ -6,7 +6,6 @@ says.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -14,21 +13,9 @@ from time import perf_counter, thread_time
 from types import CoroutineType
 from typing import Any
 
-from daskbatch.errors import (
-    LoadingError,
-    ProcessFailed,
-    SerializationError,
-    TaskCrashed,
-    TaskError,
-    TaskTimeout,
-    WorkerLost,
-)
 from daskbatch.forking import end_forked_process, generation
-from daskbatch.memory.segment import ValueGone
 from daskbatch.serialization import classes, loading, mirror, pickling, spawned, stored_value
-from daskbatch.serialization.diagnosis import hint_on_value, kind_of
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.serialization.safe_text import attribute, safe_repr, summary, traceback_of
 from daskbatch.serialization.stored_value import StoredValue
 from daskbatch.worker.execution.block import (
     LOCAL,
@@ -49,7 +36,7 @@ from daskbatch.worker.execution.declared_files import (
     missing_outputs,
 )
 from daskbatch.worker.execution.executable import execute
-from daskbatch.worker.execution.handover import drop_offer, offer, take_offer
+from daskbatch.worker.execution.handover import drop_offer, take_offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
 from daskbatch.worker.execution.measures import MemberDetails, Usage
@@ -57,7 +44,14 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
+from daskbatch.worker.execution.returned_arrays import limit_of, making_in_place, store
 from daskbatch.worker.execution.task_context import active_context
+from daskbatch.worker.execution.task_errors import (
+    LOADING_ARGUMENTS,
+    LOADING_FUNCTION,
+    SENDING_RESULT,
+    as_task_error,
+)
 from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction
 
@@ -67,13 +61,6 @@ _PICKLED_NONE = pickling.dumps(None)
 #: Processor time is read once at least this much time has passed: the system call takes as long as
 #: a short member. Shorter members count as if they had computed all the time.
 _MIN_MEASURED_SECONDS = 0.001
-
-# What is being done when an exception is raised outside of the task's function.
-#: Before its call:
-_LOADING_FUNCTION = "its function could not be loaded on the worker"
-_LOADING_ARGUMENTS = "its arguments could not be loaded on the worker"
-#: After its call:
-SENDING_RESULT = "its result cannot be sent"
 
 
 class BlockRun(Progress):
@@ -109,6 +96,8 @@ class BlockRun(Progress):
         )
         self.inputs = inputs
         self._functions: list[LoadedFunction | None] = [None] * len(spec.functions)
+        #: By function: the size of the largest array that it makes where values are stored.
+        self._in_place: dict[int, int] = {}
         #: Whether a member's arguments are being loaded, and not used yet.
         self.loading = False
         #: When the running member has begun, by `perf_counter`; and how often it was tried again.
@@ -254,6 +243,18 @@ class BlockRun(Progress):
         """Call a member's function."""
         return function(*args, **kwargs)
 
+    def _call_in_place(
+        self,
+        index: int,
+        member: int,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Call a member's function; the large arrays that it makes may be where values are."""
+        with making_in_place(self._in_place.get(index, 0)):
+            return self._call(member, function, args, kwargs)
+
     def _may_retry(self, member: int) -> bool:
         """Return whether a member that has failed may be tried again, if attempts remain."""
         return True
@@ -325,7 +326,7 @@ class BlockRun(Progress):
         while True:
             if context is not None:
                 context.next_task()
-            doing = _LOADING_FUNCTION
+            doing = LOADING_FUNCTION
             try:
                 loaded = self._functions[index]
                 if loaded is None:
@@ -334,7 +335,7 @@ class BlockRun(Progress):
                 if self._scope.function is not definitions:
                     definitions.apply(classes.serial_of)
                     mirror.begin(self._scope, definitions)
-                doing = _LOADING_ARGUMENTS
+                doing = LOADING_ARGUMENTS
                 self.loading = True
                 if type(function) is RankFunction:
                     # This process must not unpickle the arguments of ranks.
@@ -352,14 +353,17 @@ class BlockRun(Progress):
                     if declared.rules >= 0 and not _runs_elsewhere(function):
                         function = self._watched(member, declared, function)
                 self._before_call()
-                value = self._call(member, function, args, kwargs)
+                if self._in_place and index in self._in_place:
+                    value = self._call_in_place(index, member, function, args, kwargs)
+                else:
+                    value = self._call(member, function, args, kwargs)
                 if process != generation():
                     end_forked_process(None)
                 if type(value) is CoroutineType:
                     # Not at the top: a child starts faster without it.
                     import asyncio
 
-                    value = self._call(member, asyncio.run, (value,), {})
+                    value = self._call_in_place(index, member, asyncio.run, (value,), {})
                 if context is not None and context.resources:
                     # The task is over once the tasks that it has submitted are over.
                     self._call(member, context.finish, (), {})
@@ -368,13 +372,16 @@ class BlockRun(Progress):
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
-                if self.stores_values:
-                    stored = stored_value.dumps(value, self.spec.inline_limit)
-                    if type(stored) is StoredValue and stored.was_closed and not self.owns_process:
-                        box, value = [value], None
-                        offer(stored, box)
-                    return Status.DONE, stored
-                return Status.DONE, pickling.dumps(value)
+                if not self.stores_values:
+                    return Status.DONE, pickling.dumps(value)
+                if type(value) in pickling.PLAIN:
+                    return Status.DONE, stored_value.dumps(value, self.spec.inline_limit)
+                box, value = [value], None
+                try:
+                    return Status.DONE, self._store(index, box)
+                except BaseException:
+                    value = box[0] if box else None
+                    raise
             except BaseException as raised:
                 self.loading = False
                 if process != generation():  # the function has forked: this is its child
@@ -390,6 +397,21 @@ class BlockRun(Progress):
                     continue
                 place = self.place(member, retries - attempts)
                 return Status.FAILED, self._packed_error(error, member, place)
+
+    def _store(self, index: int, box: list[Any]) -> bytes:
+        """Store the only object in a list, which a function has returned."""
+        function = self._content(self.spec.functions[index])
+        stored = store(box, function, self.spec.inline_limit, not self.owns_process)
+        if type(stored) is StoredValue:
+            self._note_limit(index, function)
+        return stored
+
+    def _note_limit(self, index: int, function: bytes) -> None:
+        limit = limit_of(function)
+        if limit:
+            self._in_place[index] = limit
+        else:
+            self._in_place.pop(index, None)
 
     def _require(
         self, member: int, declared: DeclaredFiles, kind: str, missing: tuple[str, ...]
@@ -413,6 +435,7 @@ class BlockRun(Progress):
 
     def _load(self, index: int) -> LoadedFunction:
         data = self._content(self.spec.functions[index])
+        self._note_limit(index, data)
         if self.spec.setup is None:
             return load_with_definitions(data)
         function, definitions = _load_anew(data)
@@ -479,69 +502,3 @@ def _runs_elsewhere(function: Callable[..., Any]) -> bool:
 def load_with_definitions(data: bytes) -> LoadedFunction:
     """Unpickle a function with the definitions that it uses; the last ones are cached."""
     return _load_anew(data)
-
-
-def _hint_on_module(error: BaseException) -> str:
-    """Return what to do about a module that is not found."""
-    if type(error) is not ModuleNotFoundError or not error.name:
-        return ""
-    return (
-        f"; the worker finds no module {error.name!r}: add its directory to sys.path before the "
-        "task is started (on a cluster that was given: install it there), or send it along by "
-        f"cloudpickle.register_pickle_by_value({error.name})"
-    )
-
-
-def as_task_error(
-    error: BaseException, doing: str, label: str, value: object = None
-) -> BaseException:
-    """Return the error that a task fails with, for one that was raised while it ran.
-
-    An error that the function has raised stays as it is, as far as possible. Any other one gets
-    a type that says what failed, and a message that names the task.
-
-    Parameters
-    ----------
-    error : BaseException
-        What was raised.
-    doing : str
-        What was being done; empty if the function itself was called.
-    label : str
-        What messages call the task.
-    value : object
-        What the function has returned, if that was being sent.
-
-    Returns
-    -------
-    BaseException
-        `error` itself, if the function has raised it; but `TaskCrashed` for `SystemExit` and
-        `KeyboardInterrupt`.
-    """
-    cause = summary(error)
-    # Not `isinstance`: it looks up `__class__`, which an exception may define.
-    kind = type(error)
-    made: TaskError
-    if doing == _LOADING_ARGUMENTS and kind is ValueGone:
-        made = WorkerLost(f"task {label}: a value among its arguments was lost: {cause}")
-    elif doing in (_LOADING_FUNCTION, _LOADING_ARGUMENTS):
-        made = LoadingError(f"task {label}: {doing}: {cause}{_hint_on_module(error)}")
-    elif issubclass(kind, SystemExit):
-        given = attribute(error, "code")
-        code = int(given is not None)
-        if issubclass(type(given), int):
-            code = int.__index__(given)  # not by a method that a subclass may define
-        what = f"task {label} called sys.exit({safe_repr(given)})"
-        made = TaskCrashed(what, exitcode=code, exited=True, code=given)
-    elif issubclass(kind, KeyboardInterrupt):
-        what = f"task {label} was interrupted"
-        made = TaskCrashed(what, exitcode=-signal.SIGINT, interrupted=True)
-    elif doing:
-        hint = hint_on_value("result", value, error)
-        what = f"its result, {kind_of(value)}, cannot be sent"
-        made = SerializationError(f"task {label}: {what}: {cause}{hint}")
-    elif kind is ProcessFailed or kind is TaskTimeout:
-        error.args = (f"task {label}: {error}",)
-        return error
-    else:
-        return error
-    return made.with_traceback(traceback_of(error))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from daskbatch.forking import end_forked_process, generation
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.serialization.pickled_values import PickledValues, pack_values
-from daskbatch.worker.execution.block_run import SENDING_RESULT, as_task_error
 from daskbatch.worker.execution.interrupt import Stopped
+from daskbatch.worker.execution.task_errors import SENDING_RESULT, as_task_error
 
 
 class Chunk(NamedTuple):

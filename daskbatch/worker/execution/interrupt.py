@@ -16,6 +16,7 @@ from time import sleep
 from typing import Any
 
 from daskbatch.serialization.safe_text import Interruption
+from daskbatch.uninterrupted import uninterrupted_threads
 
 # A separate function object: `ctypes.pythonapi` is shared by the whole process, and so are
 # the argument types that other modules may set there.
@@ -174,8 +175,9 @@ class StoppableCaller:
         """Stop the call that runs now; from any thread.
 
         C code is stopped when it returns to Python. The function continues if it catches the
-        `Stopped`, or if that is raised inside of a finalizer, which ignores exceptions. To call
-        this again for the same call throws once more.
+        `Stopped`, or if that is raised inside of a finalizer, which ignores exceptions; or if the
+        thread must not be interrupted at this moment (`daskbatch.uninterrupted`). To call this
+        again for the same call throws once more.
 
         Parameters
         ----------
@@ -200,7 +202,9 @@ class StoppableCaller:
                 if running is None or (number is not None and number != running):
                     return False
                 self._fired = True
-                _throw(self._thread, self.thrown)
+                # Not by a call, at which another thread could run.
+                if self._thread not in uninterrupted_threads:
+                    _throw(self._thread, self.thrown)
                 return True
             finally:
                 self._stopping = False

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from daskbatch.uninterrupted import uninterrupted, uninterrupted_threads
 from daskbatch.worker.execution import interrupt
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
 
@@ -573,3 +574,80 @@ def test_a_call_that_starts_threads_is_stopped() -> None:
         interruption.stop()
         assert calling.is_alive() or over.is_set()
     assert calling.result() == rounds
+
+
+def test_what_must_not_be_interrupted_runs_to_its_end() -> None:
+    inside, go, end = Waiting(), Waiting(), Waiting()
+    done: list[str] = []
+
+    @uninterrupted
+    def finish() -> None:
+        inside.set()
+        go.must()
+        for _ in range(1000):
+            done.append("more")
+        done.append("finished")
+
+    def work(begun: threading.Event) -> None:
+        begun.set()
+        finish()
+        end.set()
+        for _ in count():
+            pass
+
+    interruption, thread = started(work)
+    inside.must()
+    assert interruption.stop(1)  # the call will end by it, but not here
+    go.set()
+    end.must()
+    assert done[-1] == "finished"
+    assert interruption.stop(1)
+    assert type(thread.error()) is Stopped
+
+
+def test_a_call_that_was_stopped_where_it_must_not_be_interrupted_ends_in_stopped() -> None:
+    inside, go = Waiting(), Waiting()
+
+    @uninterrupted
+    def finish() -> None:
+        inside.set()
+        go.must()
+
+    def work(begun: threading.Event) -> str:
+        begun.set()
+        finish()
+        return "returned"
+
+    interruption, thread = started(work)
+    inside.must()
+    assert interruption.stop(1)
+    go.set()
+    assert type(thread.error()) is Stopped
+    # Nothing is left that would stop the next call.
+    assert interruption.call(2, divmod, (7, 2), {}) == (3, 1)
+
+
+def test_a_finalizer_is_interrupted_before_or_behind_what_it_must_finish() -> None:
+    """Stop calls at arbitrary moments; what they hold is always released."""
+    lock = threading.Lock()
+
+    @uninterrupted
+    def hold() -> None:
+        lock.acquire()
+        list(range(20))
+        lock.release()
+
+    def work(begun: threading.Event) -> None:
+        begun.set()
+        for _ in count():
+            hold()
+
+    for _ in range(200):
+        interruption, thread = started(work)
+        while not thread.future.done():
+            interruption.stop(1)
+            sleep(0)
+        assert type(thread.error()) is Stopped
+        assert lock.acquire(timeout=TIMEOUT_SECONDS)
+        lock.release()
+    assert not uninterrupted_threads
