@@ -242,6 +242,7 @@ NAMES = [
     Use("_blake2:blake2b", "worker/mpi/rank_supervisor.py", keyword("key"), word="_blake2"),
     # -- yappi ------------------------------------------------------------------------------
     Use("yappi:YFuncStats._clock_type", "worker/profiling/profilers.py"),
+    # -- cloudpickle ------------------------------------------------------------------------
     Use(
         f"{_CLOUDPICKLE}:_DYNAMIC_CLASS_TRACKER_BY_ID",
         _TRACKING,
