@@ -38,6 +38,9 @@ HEADER_BYTES = 64
 
 TOKEN_BYTES = 16
 
+#: What follows the token of a spare range whose memory was not returned to the system.
+_INTACT = b"\xffintact\xff"
+
 #: How the system names the files.
 FILE_NAME = "daskbatch-values"
 
@@ -70,9 +73,6 @@ _MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
 #: The interval at which dropped ranges are looked at which a reader had locked.
 _CHECK_INTERVAL_SECONDS = 0.5
-
-#: How long `reserve` waits for the lock.
-_MAX_WAIT_SECONDS = 0.01
 
 #: How much one system call writes at most, and how many buffers.
 _MAX_WRITE_BYTES = 1 << 30
@@ -197,16 +197,16 @@ class Arena:
             self._reuse_dropped()
             offset, length, is_used_again = self._take(length)
         token = os.urandom(TOKEN_BYTES)
+        may_be_gone = False
         if not self._watches:
             # Another process may return spare memory to the system, and must not do it now.
             range_locks.lock(self.file, offset, length)
+            may_be_gone = not self._is_intact(offset)
         try:
             header = token + bytes(HEADER_BYTES - TOKEN_BYTES)
             buffers, starts = [header, *buffers], [0, *starts]
             key = Key(self.identity, offset, length, is_private=False)
-            if not is_used_again or not write_mapped(
-                self.file, key, buffers, starts, others_erase=not self._watches
-            ):
+            if not is_used_again or not write_mapped(self.file, key, buffers, starts, may_be_gone):
                 self._write_all(offset, buffers, starts, [HEADER_BYTES, *sizes])
         except BaseException:
             self.drop(offset, length)
@@ -228,34 +228,35 @@ class Arena:
         -------
         (int, int, bool) or None
             The offset and the length of the range, and whether its memory may be gone. None if
-            there is no memory, or if another call in this thread may wait for this one.
+            there is no memory.
         """
         _, length = layout([size])
-        # Not for long: NumPy may call in a finalizer that interrupts a call in the same thread.
-        if not self._lock.acquire(timeout=_MAX_WAIT_SECONDS):
-            return None
-        try:
+        with self._lock:
             self._reuse_dropped()
             offset, length, is_used_again = self._take(length)
-        finally:
-            self._lock.release()
+        may_be_gone = not is_used_again
         try:
             if not is_used_again:
                 call("fallocate", self.file, 0, offset, length)
             elif not self._watches:
                 # Another process may return it to the system, unless it has another token.
                 range_locks.lock(self.file, offset, length)
+                may_be_gone = not self._is_intact(offset)
                 os.pwrite(self.file, os.urandom(TOKEN_BYTES), offset)
                 range_locks.unlock(self.file, offset, length)
         except OSError:
             self.drop(offset, length)
             return None
-        return offset, length, not (is_used_again and self._watches)
+        return offset, length, may_be_gone
+
+    def _is_intact(self, offset: int) -> bool:
+        """Return whether a spare range has its memory. The range is locked."""
+        return os.pread(self.file, len(_INTACT), offset + TOKEN_BYTES) == _INTACT
 
     def complete(self, offset: int) -> bytes:
         """Make a reserved range one that others can find; return its token."""
         token = os.urandom(TOKEN_BYTES)
-        os.pwrite(self.file, token + bytes(HEADER_BYTES - TOKEN_BYTES), offset)
+        os.pwrite(self.file, token, offset)
         return token
 
     def _write_all(
@@ -335,7 +336,10 @@ class Arena:
                     break
                 continue
             try:
-                os.pwrite(self.file, bytes(TOKEN_BYTES), offset)
+                # Another process may have returned its memory to the system since.
+                erased = bytes(TOKEN_BYTES)
+                intact = self._watches or os.pread(self.file, TOKEN_BYTES, offset) != erased
+                os.pwrite(self.file, erased + (_INTACT if intact else b""), offset)
                 if length > _spare_limit:
                     erase(self.file, offset, length)
                     continue

@@ -1,25 +1,26 @@
 """Ranges of this process's arena that hold arrays of running tasks.
 
 A task that returns such an array has written it where values are stored, so that nothing is copied.
-Another process finds the array once it is stored (`store_range`). Until then it is memory of this
-process, as any other: a forked child gets a copy of its own. Any thread may call, also while it
-finalizes objects.
+Another process finds the array once it is stored (`store_ranges`). Until then it is memory of this
+process, as any other: a forked child has a copy of its own. Any thread may call.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
-import sys
-from collections.abc import Callable
-from threading import get_ident
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from daskbatch.forking import make_rlock
 from daskbatch.memory import arena as arenas
-from daskbatch.memory import kept_mappings
+from daskbatch.memory import kept_mappings, range_locks
 from daskbatch.memory.arena import HEADER_BYTES, Arena
+from daskbatch.memory.array_functions import MARK, MARK_BYTES, MARK_OFFSET, READY, USED, Slot
 from daskbatch.memory.kept_mappings import KeptMapping, Key
-from daskbatch.memory.libc import MADV_POPULATE_READ, MAP_NORESERVE, MREMAP_TO, call, libc
+from daskbatch.memory.libc import MADV_POPULATE_READ, MAP_FIXED, MAP_NORESERVE, call
 from daskbatch.memory.mapped_writes import map_shared
 from daskbatch.memory.segment import Segment
 from daskbatch.uninterrupted import uninterrupted
@@ -28,42 +29,48 @@ from daskbatch.uninterrupted import uninterrupted
 _MIN_USED = 0.75
 
 
-class _ArrayRange(NamedTuple):
-    """A range with an array.
+class ArrayRange(NamedTuple):
+    """A range for an array.
 
     Parameters
     ----------
     arena : Arena, optional
-        The arena; None for a copy in a forked child.
+        The arena; None in a forked child.
     key : Key
         The range.
     mapping : KeptMapping
         Where it is mapped.
+    slot : Slot
+        Says whether it is in use.
+    in_pool : list of bool
+        One, whether new arrays may take it.
     is_stored : bool
         Whether it is a value that others may find: then the value frees it, and not the array.
+    is_private : bool
+        Whether the process has forked since: what is written now is not in the file.
     """
 
     arena: Arena | None
     key: Key
     mapping: KeptMapping
+    slot: Slot
+    in_pool: list[bool]
     is_stored: bool = False
+    is_private: bool = False
 
 
-#: By the address of the array. Using it needs no lock.
-_ranges: dict[int, _ArrayRange] = {}
-
-#: By the thread that forks: the copies for the child, each with the range that it is a copy of.
-_copies: dict[int, list[tuple[int, int, _ArrayRange]]] = {}
+#: By the address of the array. They change with the lock.
+_ranges: dict[int, ArrayRange] = {}
+_lock = make_rlock()
 
 
-@uninterrupted
-def allocate(size: int) -> int | None:
-    """Return the address of memory in the arena; None if there is none.
+def reserve(size: int) -> ArrayRange | None:
+    """Return a range for an array; None if there is none.
 
     Parameters
     ----------
     size : int
-        How much, in bytes. Its content may be anything.
+        The size of the array, in bytes.
     """
     arena = arenas.existing_arena()
     found = None if arena is None else arena.reserve(size)
@@ -84,47 +91,33 @@ def allocate(size: int) -> int | None:
         arena.drop(offset, length)
         return None
     address = mapping.address + HEADER_BYTES
-    _ranges[address] = _ArrayRange(arena, key, mapping)
-    return address
+    slot = Slot(address, length - HEADER_BYTES, READY, 0)
+    ctypes.memmove(mapping.address + MARK_OFFSET, MARK, MARK_BYTES)
+    where = ctypes.c_size_t.from_address(mapping.address + MARK_OFFSET + MARK_BYTES)
+    where.value = ctypes.addressof(slot)
+    made = ArrayRange(arena, key, mapping, slot, [True])
+    with _lock:
+        _ranges[address] = made
+    return made
 
 
-@uninterrupted
-def free(address: int, ends: Callable[[], bool] = sys.is_finalizing) -> bool:
-    """Free memory, if it is in a range with an array: return whether it is.
+def collect() -> None:
+    """Free the ranges whose arrays are gone."""
+    with _lock:
+        for address, found in list(_ranges.items()):
+            if found.slot.state == READY and not found.in_pool[0]:
+                del _ranges[address]
+                _free(found)
 
-    Parameters
-    ----------
-    address : int
-        Where the memory begins.
-    ends : callable
-        Whether the interpreter ends: then other modules may be empty.
-    """
-    found = _ranges.pop(address, None)
-    if found is None:
-        return False
-    if not ends():
-        arena, key, mapping, is_stored = found
-        if arena is None:
-            kept_mappings.release(mapping, key.length)
-            return True
+
+def _free(found: ArrayRange) -> None:
+    arena, key, mapping = found.arena, found.key, found.mapping
+    if found.is_private:
+        kept_mappings.release(mapping, key.length)
+    else:
         kept_mappings.keep(key, mapping)
-        if not is_stored:
-            arena.drop(key.offset, key.length)
-    return True
-
-
-def capacity(address: int) -> int | None:
-    """Return how much memory begins at an address; None if it is in no range with an array."""
-    found = _ranges.get(address)
-    return None if found is None else found.key.length - HEADER_BYTES
-
-
-def can_store(address: int, size: int) -> bool:
-    """Return whether memory is a range that is not stored, and of which most is used."""
-    found = _ranges.get(address)
-    if found is None or found.arena is None or found.is_stored:
-        return False
-    return size + HEADER_BYTES >= found.key.length * _MIN_USED
+    if arena is not None and not found.is_stored:
+        arena.drop(key.offset, key.length)
 
 
 def has_ranges() -> bool:
@@ -132,57 +125,87 @@ def has_ranges() -> bool:
     return bool(_ranges)
 
 
-def store_range(address: int) -> Segment:
-    """Make a value of the range in which an array begins.
+def can_store(address: int, size: int) -> bool:
+    """Return whether an array has a range that is not stored, and uses most of it.
 
-    Nothing may write to the array any longer, and it must exist until this function returns.
+    Parameters
+    ----------
+    address, size : int
+        Where the array is, and its size in bytes.
+    """
+    found = _ranges.get(address)
+    if found is None or found.arena is None or found.is_stored or found.is_private:
+        return False
+    used = size + HEADER_BYTES >= found.key.length * _MIN_USED
+    return used and bool(found.slot.state == USED)
+
+
+def store_ranges(addresses: Sequence[int]) -> list[Segment]:
+    """Make a value of each range in which an array begins.
+
+    Nothing may write to the arrays any longer, and they must exist until this function returns.
 
     Raises
     ------
     OSError
-        The range cannot be written to.
+        A range cannot be written to, or the process has forked since. None is a value then.
     """
-    found = _ranges[address]
-    arena, key, _, _ = found
-    assert arena is not None
-    token = arena.complete(key.offset)
-    _ranges[address] = found._replace(is_stored=True)
-    return Segment(arena, key.offset, key.length, token, made_here=True)
+    with _lock:
+        found = [_ranges[address] for address in addresses]
+        if any(each.is_private or each.arena is None for each in found):
+            raise OSError("its memory is that of a forked process, too")
+        tokens = [each.arena.complete(each.key.offset) for each in found if each.arena is not None]
+        segments = []
+        for address, each, token in zip(addresses, found, tokens, strict=True):
+            assert each.arena is not None
+            each.slot.capacity = 0  # no other array takes it
+            _ranges[address] = each._replace(is_stored=True)
+            where = each.key.offset, each.key.length
+            segments.append(Segment(each.arena, *where, token, made_here=True))
+        return segments
 
 
-def _copy_for_child() -> None:
-    """Copy all arrays, before this thread forks: the child does not have the mapped ranges."""
-    copies = []
+@uninterrupted
+def _make_private() -> None:
+    """Map the arrays privately, before this thread forks: the child has its own copies then.
+
+    Nothing writes to the file any longer. The mapping locks the range as a reader's does: it is not
+    used again before this process and the child have unmapped it. Other threads may write to an
+    array meanwhile, since the system replaces the mapping in one step.
+    """
+    with _lock:
+        for address, found in list(_ranges.items()):
+            if found.slot.state != USED or found.is_private or found.arena is None:
+                continue
+            # If there is no memory for it, a child that uses the array ends with a signal.
+            with contextlib.suppress(OSError):
+                _map_privately(found.arena, found.key, found.mapping.address)
+                _ranges[address] = found._replace(is_private=True)
+
+
+def _map_privately(arena: Arena, key: Key, address: int) -> None:
+    file = os.open(f"/proc/self/fd/{arena.file}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        range_locks.lock_shared(file, key.offset, key.length)
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED
+        call("mmap", address, key.length, protection, flags, file, key.offset)
+    finally:
+        os.close(file)
+
+
+def _forget_shared() -> None:
+    """Keep the arrays that the child has copies of."""
     for address, found in list(_ranges.items()):
-        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        length = found.key.length
-        try:
-            copy = call("mmap", None, length, protection, flags | MAP_NORESERVE, -1, 0)
-        except OSError:
-            continue  # a child that uses this array ends with a segmentation fault
-        libc().memcpy(copy, found.mapping.address, length)
-        copies.append((copy, address, found))
-    if copies:
-        _copies[get_ident()] = copies
-
-
-def _drop_copies() -> None:
-    for copy, _, found in _copies.pop(get_ident(), ()):
-        kept_mappings.release(KeptMapping(copy, -1, os.getpid()), found.key.length)
-
-
-def _move_copies() -> None:
-    """Put the copies where the arrays are, in the child."""
-    copies = _copies.pop(get_ident(), ())
-    _copies.clear()
-    for copy, address, found in copies:
-        length, target = found.key.length, found.mapping.address
-        # Another thread may have freed the array since it was copied.
-        if _ranges.get(address) is found:
-            call("mremap", copy, length, length, MREMAP_TO, target)
+        if found.is_private:
+            found.in_pool[0] = False
             _ranges[address] = found._replace(arena=None)
+        else:
+            del _ranges[address]
+            _not_here.append(found)
 
 
-os.register_at_fork(
-    before=_copy_for_child, after_in_parent=_drop_copies, after_in_child=_move_copies
-)
+#: The slots of ranges that this process does not have, since it was forked.
+_not_here: list[ArrayRange] = []
+
+os.register_at_fork(before=_make_private, after_in_child=_forget_shared)

@@ -23,10 +23,10 @@ from daskbatch.memory.libc import call
 from daskbatch.threads import start_unless_ending
 
 #: Smaller mappings are not kept: the system maps their pages in little time.
-MIN_KEPT_BYTES = 1 << 20
+MIN_KEPT_BYTES = 1 << 19
 
-#: How many mappings are kept at most: each has a descriptor.
-_MAX_KEPT = 64
+#: How many mappings are kept at most; how many of them are private, and so have a descriptor.
+_MAX_KEPT, _MAX_DESCRIPTORS = 512, 64
 
 #: How many bytes are kept where the memory of the process has no limit.
 _DEFAULT_KEPT_BYTES = 96 << 20
@@ -38,9 +38,6 @@ _IDLE_SECONDS_WITHOUT_ROOM = 5.0
 #: How often the resident memory is compared with its limit, and how often ages are without one.
 _CHECK_INTERVAL_SECONDS = 0.05
 _AGE_INTERVAL_SECONDS = 1.0
-
-#: How long `take` waits for another call.
-_MAX_WAIT_SECONDS = 0.01
 
 _PAGE_BYTES = mmap.PAGESIZE
 
@@ -104,7 +101,7 @@ _max_kept_bytes = _DEFAULT_KEPT_BYTES
 _max_resident_bytes: int | None = None
 _watching = False
 #: One entry for each private mapping that may still have a descriptor. Using it needs no lock.
-_free_descriptors = deque(range(_MAX_KEPT))
+_free_descriptors = deque(range(_MAX_DESCRIPTORS))
 #: How many forks this process has begun or ended: see `forks`.
 _forks = 0
 
@@ -160,17 +157,11 @@ def has_room(length: int) -> bool:
 
 
 def take(key: Key) -> KeptMapping | None:
-    """Return the kept mapping of a range, which is the caller's from now on; None without one.
-
-    Finalizers may call it.
-    """
-    # Not for long: a finalizer may call while this thread has the lock.
-    if key.length < MIN_KEPT_BYTES or not _lock.acquire(timeout=_MAX_WAIT_SECONDS):
+    """Return the kept mapping of a range, which is the caller's from now on; None without one."""
+    if key.length < MIN_KEPT_BYTES:
         return None
-    try:
+    with _lock:
         return _remove(key)
-    finally:
-        _lock.release()
 
 
 def keep(key: Key, mapping: KeptMapping) -> None:
@@ -361,4 +352,4 @@ def _forget_mappings() -> None:
     for key, kept in inherited:
         if key.is_private:
             release(kept.mapping, key.length)
-    _free_descriptors = deque(range(_MAX_KEPT))
+    _free_descriptors = deque(range(_MAX_DESCRIPTORS))

@@ -16,8 +16,8 @@ MAP_NORESERVE = 0x4000
 #: 5.14).
 MADV_DONTFORK, MADV_POPULATE_READ = 10, 22
 
-#: For `mremap`: move a mapping to a given address.
-MREMAP_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+#: The mapping replaces what is mapped at the given address.
+MAP_FIXED = 0x10
 
 #: What `mmap` returns if it fails.
 _MAP_FAILED = (1 << 64) - 1
@@ -36,10 +36,7 @@ def libc() -> Any:
     library.madvise.argtypes = (pointer, size, number)
     library.memcpy.argtypes = (pointer, pointer, size)
     library.memcmp.argtypes = (pointer, pointer, size)
-    library.memset.argtypes = (pointer, number, size)
-    if hasattr(library, "mremap"):
-        library.mremap.restype = pointer
-        library.mremap.argtypes = (pointer, size, size, number, pointer)
+    library.mprotect.argtypes = (pointer, size, number)
     if hasattr(library, "fallocate"):
         library.fallocate.argtypes = (number, number, ctypes.c_int64, ctypes.c_int64)
     return library

@@ -25,7 +25,7 @@ from daskbatch.memory.libc import (
 
 
 def write_mapped(
-    file: int, key: Key, buffers: Sequence[Any], starts: Sequence[int], others_erase: bool
+    file: int, key: Key, buffers: Sequence[Any], starts: Sequence[int], may_be_gone: bool
 ) -> bool:
     """Write buffers to a range that was written to before, if its mapping is kept, or can be.
 
@@ -39,7 +39,7 @@ def write_mapped(
         Contiguous objects that support the buffer protocol.
     starts : sequence of int
         Where they begin in the range.
-    others_erase : bool
+    may_be_gone : bool
         Whether another process may have returned memory of the range to the system.
 
     Returns
@@ -57,7 +57,7 @@ def write_mapped(
         except OSError:
             return False
     try:
-        if is_new or others_erase:
+        if is_new or may_be_gone:
             # Reading finds the pages of the file, and makes those that were erased. The pages of
             # a shared mapping of a memory file can then be written to without another fault.
             call("madvise", mapping.address, key.length, MADV_POPULATE_READ)

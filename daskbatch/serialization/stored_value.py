@@ -12,13 +12,14 @@ import mmap
 import os
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from daskbatch.memory import array_ranges, kept_mappings, segment
 from daskbatch.memory.arena import set_spare_limit
 from daskbatch.memory.segment import Reference, Segment, ValueGone
 from daskbatch.memory.shared_buffer import pickles_references
-from daskbatch.serialization import pickling, plain_containers
+from daskbatch.serialization import arrays_in_place, pickling, plain_containers
+from daskbatch.serialization.arrays_in_place import ArrayInPlace
 from daskbatch.serialization.buffers import Buffer
 
 #: A pickle up to this size is a part of the reference to its buffers; a larger one is the first
@@ -34,8 +35,12 @@ _BUFFER_PICKLE = pickle.dumps(pickle.PickleBuffer(bytearray()), 5, buffer_callba
 _PREFIX = b"\x80\x04cdaskbatch.serialization.stored_value\nload_stored\n"
 _SUFFIX = b"R."
 
-#: The pickle, unless it is the first buffer; the sizes of the buffers; where they are.
-_Parts = tuple[bytes | None, tuple[int, ...], Reference]
+#: A buffer that has a range of its own: its position among all buffers, its size, and where it is.
+_Placed = tuple[int, int, Reference]
+
+#: The pickle, unless it is the first buffer; the sizes of the buffers in the first range, and where
+#: that is; the other buffers, in the order of their positions.
+_Parts = tuple[bytes | None, tuple[int, ...], Reference, tuple[_Placed, ...]]
 
 
 #: How much memory the stored values of one block may take: Dask moves and spills a block's values
@@ -78,20 +83,25 @@ class StoredValue(bytes):
     Attributes
     ----------
     segment : Segment, optional
-        The buffers; None if they were gone when this process received the reference.
+        The first range; None if any was gone when this process received the reference.
+    others : tuple of Segment
+        The ranges of arrays that were stored where they were made.
     was_closed : bool
         Whether it was made of plain containers of which only the outermost one was referred to from
         outside, if at all.
     """
 
     segment: Segment | None = None
+    others: tuple[Segment, ...] = ()
     was_closed = False
 
     @property
     def stored_bytes(self) -> int:
         """How much memory the buffers take that this process accounts for."""
         held = self.segment
-        return held.length if held is not None and held.made_here else 0
+        if held is None or not held.made_here:
+            return 0
+        return held.length + sum(each.length for each in self.others)
 
     def __sizeof__(self) -> int:
         return bytes.__sizeof__(self) + self.stored_bytes
@@ -100,22 +110,43 @@ class StoredValue(bytes):
         # Also a value of another host that this process passes on, and has not received itself.
         if pickles_references() or self.segment is None:
             return adopt, (bytes(self),)
-        inner, sizes, reference = _parts(self)
-        buffers = segment.cut(segment.attach(reference), sizes)
+        inner, buffers = _attach(_parts(self))
         if protocol >= 5:
             return restore, (inner, [pickle.PickleBuffer(each) for each in buffers])
         return restore, (inner, [bytes(each) for each in buffers])
 
 
 def _compose(parts: _Parts) -> bytes:
-    inner, sizes, reference = parts
-    return _PREFIX + pickle.dumps((inner, sizes, tuple(reference)), 4)[:-1] + _SUFFIX
+    inner, sizes, reference, placed = parts
+    others = tuple((position, size, tuple(where)) for position, size, where in placed)
+    # Most values have no others: their references are as short as can be.
+    body = (inner, sizes, tuple(reference), others) if others else (inner, sizes, tuple(reference))
+    return _PREFIX + pickle.dumps(body, 4)[:-1] + _SUFFIX
 
 
 def _parts(data: bytes) -> _Parts:
     body = data[len(_PREFIX) : -len(_SUFFIX)] + b"."
-    inner, sizes, reference = pickle.loads(body)
-    return inner, sizes, Reference(*reference)
+    return _as_parts(*pickle.loads(body))
+
+
+def _as_parts(
+    inner: bytes | None,
+    sizes: tuple[int, ...],
+    reference: tuple[Any, ...],
+    others: tuple[tuple[int, int, tuple[Any, ...]], ...] = (),
+) -> _Parts:
+    placed = tuple((position, size, Reference(*where)) for position, size, where in others)
+    return inner, sizes, Reference(*reference), placed
+
+
+def _attach(parts: _Parts) -> tuple[bytes | None, list[memoryview]]:
+    """Map the buffers of a value; without a pickle, the first one is that."""
+    inner, sizes, reference, placed = parts
+    buffers = segment.cut(segment.attach(reference), sizes)
+    for position, size, where in placed:
+        (content,) = segment.cut(segment.attach(where), [size])
+        buffers.insert(position + (inner is None), content)
+    return inner, buffers
 
 
 def is_stored(data: bytes | None) -> bool:
@@ -136,64 +167,136 @@ def dumps(value: object, limit: int) -> bytes:
     Exception
         What pickling the value raises; `OSError` if there is no memory.
     """
+    pickled = pickle_value(value, limit)
+    return store_pickled(pickled) if isinstance(pickled, Pickled) else pickled
+
+
+class Pickled(NamedTuple):
+    """A value that is to be stored.
+
+    Parameters
+    ----------
+    data : bytes
+        The pickle.
+    buffers : list of pickle.PickleBuffer
+        The buffers of its objects. As long as they exist, its arrays do.
+    """
+
+    data: bytes
+    buffers: list[pickle.PickleBuffer]
+
+
+def pickle_value(value: object, limit: int) -> bytes | Pickled:
+    """Pickle a value, and do not store it yet if it has large buffers.
+
+    Returns
+    -------
+    bytes or Pickled
+        A `Pickled`, which `store_pickled` stores; else what `dumps` returns.
+
+    Raises
+    ------
+    Exception
+        As `dumps`.
+    """
     if type(value) in pickling.PLAIN:
         data = pickling.dumps_plain(value)
-        buffers: list[pickle.PickleBuffer] = []
-    elif (plain := plain_containers.dumps(value)) is not None:
+        return data if len(data) <= limit else _store(data, [])
+    plain = plain_containers.dumps(value)
+    if plain is not None:
         stored = _store(plain_containers.PICKLE, [plain.content])
         if type(stored) is StoredValue:
             stored.was_closed = plain.closed
         return stored
-    else:
-        data, buffers = pickling.dumps_with_buffers(
-            value, min(limit, pickling.MIN_SHARED_BUFFER_BYTES)
-        )
-    if not buffers and len(data) <= limit:
-        return data
-    return _store(data, [each.raw() for each in buffers])
+    data, buffers = pickling.dumps_with_buffers(value, min(limit, pickling.MIN_SHARED_BUFFER_BYTES))
+    if not buffers:
+        return data if len(data) <= limit else _store(data, [])
+    return Pickled(data, buffers)
 
 
-def _store(inner: bytes | None, buffers: Sequence[Any]) -> bytes:
-    """Store a pickle with its buffers; without a pickle, the first buffer is that."""
-    if inner is not None and len(inner) > _MAX_INNER_BYTES:
-        buffers, inner = [inner, *buffers], None
-    sizes = tuple(memoryview(each).nbytes for each in buffers)
-    stored = segment.store(buffers, sizes)
-    if stored is None:
-        return _carried(inner, buffers)
-    return _refer(inner, sizes, stored)
+def store_pickled(pickled: Pickled) -> bytes:
+    """Store a pickled value; see `dumps`. Raises OSError if there is no memory."""
+    return _store(*pickled)
 
 
-def refer_to_range(inner: bytes, size: int, address: int) -> StoredValue | None:
-    """Make a value of a pickle, and of the only buffer of its objects where that is.
+def store_in_place(pickled: Pickled, box: list[Any]) -> tuple[bytes, bool | None]:
+    """Store a pickled value; those of its arrays that are in the arena already are not copied.
 
     Parameters
     ----------
-    inner : bytes
-        The pickle.
-    size : int
-        The size of the buffer in bytes.
-    address : int
-        Where it begins: a range of `array_ranges` that can be stored.
+    pickled : Pickled
+        The value, pickled.
+    box : list
+        The value alone, as for `arrays_in_place.take`. If storing it raises an exception, it has
+        an equal one.
 
     Returns
     -------
-    StoredValue or None
-        None if the pickle is large.
+    (bytes, bool or None)
+        As `dumps`, and whether any array was stored in place; None if none is in the arena.
 
     Raises
     ------
     OSError
-        The range cannot be written to.
+        There is no memory.
     """
-    if len(inner) > _MAX_INNER_BYTES:
-        return None
-    return _refer(inner, (size,), array_ranges.store_range(address))
+    data, buffers = pickled
+    found, placed = arrays_in_place.take(box, buffers)
+    try:
+        return _store(data, buffers, found), bool(found) if placed else None
+    except BaseException:
+        if not box:
+            box.append(pickling.loads_with_buffers(data, buffers))
+        raise
 
 
-def _refer(inner: bytes | None, sizes: tuple[int, ...], stored: Segment) -> StoredValue:
-    value = StoredValue(_compose((inner, sizes, stored.reference)))
-    value.segment = stored
+def _store(
+    inner: bytes | None, buffers: Sequence[Any], in_place: Sequence[ArrayInPlace] = ()
+) -> bytes:
+    """Store a pickle with its buffers; without a pickle, the first buffer is that.
+
+    Parameters
+    ----------
+    inner : bytes, optional
+        The pickle.
+    buffers : sequence
+        The buffers.
+    in_place : sequence of ArrayInPlace
+        Those of them that need not be copied.
+    """
+    placed = {each.position for each in in_place}
+    copied = [_raw(each) for n, each in enumerate(buffers) if n not in placed]
+    if inner is not None and len(inner) > _MAX_INNER_BYTES:
+        copied, inner = [inner, *copied], None
+    sizes = tuple(memoryview(each).nbytes for each in copied)
+    first: Segment | None = None
+    if copied or not in_place:
+        # Before the others: they cannot be taken back.
+        first = segment.store(copied, sizes)
+        if first is None:
+            return _carried(inner, copied)
+    held = array_ranges.store_ranges([each.address for each in in_place])
+    rest = list(zip(in_place, held, strict=True))
+    if first is None:
+        (alone, first), *rest = rest
+        sizes = (alone.size,)
+    return _refer(inner, sizes, first, [(each.position, each.size, one) for each, one in rest])
+
+
+def _raw(buffer: Any) -> Any:
+    return buffer.raw() if type(buffer) is pickle.PickleBuffer else buffer
+
+
+def _refer(
+    inner: bytes | None,
+    sizes: tuple[int, ...],
+    first: Segment,
+    others: Sequence[tuple[int, int, Segment]] = (),
+) -> StoredValue:
+    placed = tuple((position, size, held.reference) for position, size, held in others)
+    value = StoredValue(_compose((inner, sizes, first.reference, placed)))
+    value.segment = first
+    value.others = tuple(held for _, _, held in others)
     return value
 
 
@@ -222,18 +325,23 @@ def load_carried(inner: bytes, buffers: Sequence[bytes]) -> Any:
     return pickling.loads_with_buffers(inner, [bytearray(each) for each in buffers])
 
 
-def load_stored(inner: bytes | None, sizes: Sequence[int], reference: tuple[Any, ...]) -> Any:
-    """Make the objects of a stored value, on top of a private mapping of its buffers.
+def load_stored(
+    inner: bytes | None,
+    sizes: tuple[int, ...],
+    reference: tuple[Any, ...],
+    others: tuple[tuple[int, int, tuple[Any, ...]], ...] = (),
+) -> Any:
+    """Make the objects of a stored value, on top of private mappings of its buffers.
 
     Raises
     ------
     ValueGone
         The buffers are gone.
     """
-    where = Reference(*reference)
-    if len(sizes) == 1 and (inner is None or inner == plain_containers.PICKLE):
-        return _load_alone(where, sizes[0], inner)
-    buffers = segment.cut(segment.attach(where), sizes)
+    parts = _as_parts(inner, sizes, reference, others)
+    if len(sizes) == 1 and not others and (inner is None or inner == plain_containers.PICKLE):
+        return _load_alone(parts[2], sizes[0], inner)
+    inner, buffers = _attach(parts)
     if inner is None:
         return pickling.loads_with_buffers(buffers[0], buffers[1:])
     return pickling.loads_with_buffers(inner, buffers)
@@ -259,8 +367,9 @@ def _load_alone(reference: Reference, size: int, inner: bytes | None) -> Any:
 
 def held_bytes(value: object) -> int:
     """Return how much memory a value holds that all processes of the host can map."""
-    held = value.segment if type(value) is StoredValue else None
-    return 0 if held is None else held.length
+    if type(value) is not StoredValue or value.segment is None:
+        return 0
+    return value.segment.length + sum(each.length for each in value.others)
 
 
 def buffer_value(buffer: Buffer) -> StoredValue | None:
@@ -280,8 +389,7 @@ def carried(data: bytes) -> bytes:
     """
     if not is_stored(data):
         return data
-    inner, sizes, reference = _parts(data)
-    return _carried(inner, segment.cut(segment.attach(reference), sizes))
+    return _carried(*_attach(_parts(data)))
 
 
 def restore(inner: bytes | None, buffers: Sequence[Any]) -> bytes:
@@ -304,13 +412,14 @@ def adopt(data: bytes, made_here: bool = False) -> StoredValue:
     StoredValue
         It has no segment if the buffers are gone, or are on another host.
     """
-    inner, sizes, reference = _parts(data)
+    inner, sizes, reference, placed = _parts(data)
     try:
         held = segment.adopt(reference, made_here)
+        others = [(where, size, segment.adopt(each, made_here)) for where, size, each in placed]
     except ValueGone:
         return StoredValue(data)
     # Others find it in this process from now on: the one that made it may end.
-    return _refer(inner, sizes, held)
+    return _refer(inner, sizes, held, others)
 
 
 def erase_orphans() -> None:

@@ -270,6 +270,7 @@ NAMES = [
 DOCUMENTED = {
     *("_replace", "_asdict", "_fields", "_make"),  # of named tuples
     *("_name_", "_value_"),  # of members of an enum
+    "_is_gil_enabled",  # of sys
 }
 
 

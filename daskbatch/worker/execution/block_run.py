@@ -44,7 +44,13 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
-from daskbatch.worker.execution.returned_arrays import limit_of, making_in_place, store
+from daskbatch.worker.execution.returned_arrays import (
+    is_known,
+    key_of,
+    knows_any,
+    making_in_place,
+    store,
+)
 from daskbatch.worker.execution.task_context import active_context
 from daskbatch.worker.execution.task_errors import (
     LOADING_ARGUMENTS,
@@ -96,8 +102,8 @@ class BlockRun(Progress):
         )
         self.inputs = inputs
         self._functions: list[LoadedFunction | None] = [None] * len(spec.functions)
-        #: By function: the size of the largest array that it makes where values are stored.
-        self._in_place: dict[int, int] = {}
+        #: Those functions that are expected to return large arrays: what stands for them.
+        self._in_place: dict[int, bytes] = {}
         #: Whether a member's arguments are being loaded, and not used yet.
         self.loading = False
         #: When the running member has begun, by `perf_counter`; and how often it was tried again.
@@ -252,7 +258,10 @@ class BlockRun(Progress):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Call a member's function; the large arrays that it makes may be where values are."""
-        with making_in_place(self._in_place.get(index, 0)):
+        key = self._in_place.get(index)
+        if key is None:
+            return self._call(member, function, args, kwargs)
+        with making_in_place(key):
             return self._call(member, function, args, kwargs)
 
     def _may_retry(self, member: int) -> bool:
@@ -403,15 +412,13 @@ class BlockRun(Progress):
         function = self._content(self.spec.functions[index])
         stored = store(box, function, self.spec.inline_limit, not self.owns_process)
         if type(stored) is StoredValue:
-            self._note_limit(index, function)
+            self._note_known(index, function)
         return stored
 
-    def _note_limit(self, index: int, function: bytes) -> None:
-        limit = limit_of(function)
-        if limit:
-            self._in_place[index] = limit
-        else:
-            self._in_place.pop(index, None)
+    def _note_known(self, index: int, function: bytes) -> None:
+        self._in_place.pop(index, None)
+        if knows_any() and is_known(key := key_of(function)):
+            self._in_place[index] = key
 
     def _require(
         self, member: int, declared: DeclaredFiles, kind: str, missing: tuple[str, ...]
@@ -435,7 +442,7 @@ class BlockRun(Progress):
 
     def _load(self, index: int) -> LoadedFunction:
         data = self._content(self.spec.functions[index])
-        self._note_limit(index, data)
+        self._note_known(index, data)
         if self.spec.setup is None:
             return load_with_definitions(data)
         function, definitions = _load_anew(data)

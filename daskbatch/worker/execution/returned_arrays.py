@@ -6,26 +6,40 @@ When such a function is called again, NumPy places its large arrays where values
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from daskbatch.memory.kept_mappings import MIN_KEPT_BYTES
 from daskbatch.serialization import arrays_in_place, stored_value
-from daskbatch.serialization.arrays_in_place import is_array, owner_of
-from daskbatch.serialization.stored_value import StoredValue
+from daskbatch.serialization.stored_value import Pickled, StoredValue
 from daskbatch.worker.execution.handover import offer
 
 #: How many functions are remembered.
 _MAX_FUNCTIONS = 1_000
 
-#: How much larger the next array of a function may be.
-_GROWTH = 2
-
-#: A function is given up if so many of its arrays in succession were not made where values are
-#: stored.
+#: A function is given up if so many of its values in succession had to be copied.
 _MAX_MISSES = 3
+
+#: How many arrays are expected of a function at most, and for how many calls that do not make them.
+_MAX_ARRAYS, _MAX_UNUSED = 200, 5
+
+
+class _Expected(NamedTuple):
+    """An array that a function may make.
+
+    Parameters
+    ----------
+    size : int
+        Its size in bytes.
+    unused : int
+        How many of the last calls have not made it.
+    """
+
+    size: int
+    unused: int = 0
 
 
 class _Known(NamedTuple):
@@ -33,52 +47,94 @@ class _Known(NamedTuple):
 
     Parameters
     ----------
-    largest : int
-        The largest array that it has returned, in bytes.
+    expected : tuple of _Expected
+        The large arrays that it may make.
     misses : int
-        How many of its last arrays were copied although they could have been made in place.
+        How many of its last values had to be copied although their arrays were placed.
     """
 
-    largest: int
-    misses: int
+    expected: tuple[_Expected, ...]
+    misses: int = 0
 
 
-#: By the pickle of a function. The one that was called last comes last.
+#: By the digest of a function's pickle. The one that has returned arrays last comes last.
 _known: OrderedDict[bytes, _Known] = OrderedDict()
 
 
-def limit_of(function: bytes) -> int:
-    """Return the size of the largest array that a function may make in place; 0 for none.
+def key_of(function: bytes) -> bytes:
+    """Return what stands for a function, given by its pickle."""
+    return blake2b(function, digest_size=16).digest()
 
-    Parameters
-    ----------
-    function : bytes
-        The pickle of the function.
-    """
-    known = _known.get(function) if _known else None
-    if known is None or known.misses >= _MAX_MISSES:
-        return 0
-    return min(known.largest * _GROWTH, stored_value.block_limit())
+
+def is_known(key: bytes) -> bool:
+    """Return whether a function is expected to return arrays that can be made in place."""
+    known = _known.get(key)
+    return known is not None and known.misses < _MAX_MISSES
+
+
+def knows_any() -> bool:
+    """Return whether any function is known."""
+    return bool(_known)
 
 
 @contextmanager
-def making_in_place(limit: int) -> Iterator[None]:
-    """Have NumPy place the large arrays of this thread where values are stored.
+def making_in_place(key: bytes) -> Iterator[None]:
+    """Have NumPy place the large arrays that a function makes where values are stored.
 
     Parameters
     ----------
-    limit : int
-        What `limit_of` returns.
+    key : bytes
+        What `key_of` returns for the function.
     """
     # Not at the top: a child starts faster without it.
     from daskbatch.memory import array_allocator
 
-    begun = limit > 0 and array_allocator.begin(limit)
+    known = _known.get(key, _Known(()))
+    placing = array_allocator.begin([each.size for each in known.expected])
     try:
         yield
     finally:
-        if begun:
-            array_allocator.end()
+        if placing is not None:
+            used, missed = array_allocator.end(placing)
+            _known[key] = known._replace(expected=_next_expected(known.expected, used, missed))
+
+
+def _next_expected(
+    expected: Sequence[_Expected], used: Sequence[bool], missed: Sequence[int]
+) -> tuple[_Expected, ...]:
+    """Return which arrays the next call of a function may make.
+
+    Parameters
+    ----------
+    expected : sequence of _Expected
+        What this call was expected to make.
+    used : sequence of bool
+        Which of these, in the same order, it has made; those at the end may be missing.
+    missed : sequence of int
+        The sizes of arrays that it has made besides. Bytes.
+
+    Examples
+    --------
+    >>> _next_expected([_Expected(8), _Expected(9, 5)], [True, False], [7, 7, 7])
+    (_Expected(size=8, unused=0), _Expected(size=7, unused=0))
+    """
+    made = [*used, *[True] * (len(expected) - len(used))]
+    aged = [
+        _Expected(each.size, 0 if is_made else each.unused + 1)
+        for each, is_made in zip(expected, made, strict=True)
+    ]
+    result = [each for each in aged if each.unused <= _MAX_UNUSED]
+    counts = Counter(each.size for each in result)
+    for size, count in Counter(missed).items():
+        # The memory of an array that was freed serves the next one. So more of one size may have
+        # been missed than are needed: at most as many are added as there are.
+        result += [_Expected(size)] * min(count, max(1, counts[size]))
+    total, kept = 0, []
+    for each in result[:_MAX_ARRAYS]:
+        if total + each.size <= stored_value.block_limit():
+            total += each.size
+            kept.append(each)
+    return tuple(kept)
 
 
 def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) -> bytes:
@@ -105,30 +161,37 @@ def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) 
     Exception
         What pickling the value raises; `OSError` if there is no memory.
     """
-    in_place = arrays_in_place.dumps(box)
-    if in_place is not None:
-        _known[function] = _known.get(function, _Known(0, 0))._replace(misses=0)
-        return in_place
-    stored = stored_value.dumps(box[0], inline_limit)
-    if type(stored) is StoredValue:
-        if stored.was_closed:
-            if hands_over:
-                offer(stored, box)
-        elif is_array(box[0]):
-            _learn(function, box[0])
+    pickled = stored_value.pickle_value(box[0], inline_limit)
+    if not isinstance(pickled, Pickled):
+        if type(pickled) is StoredValue and pickled.was_closed and hands_over:
+            offer(pickled, box)
+        return pickled
+    sizes = arrays_in_place.sizes_made(box[0], pickled.buffers, MIN_KEPT_BYTES)
+    if not sizes:
+        return stored_value.store_pickled(pickled)
+    stored, in_place = stored_value.store_in_place(pickled, box)
+    _learn(key_of(function), sizes, in_place)
     return stored
 
 
-def _learn(function: bytes, array: Any) -> None:
-    """Remember a function that has returned an array, if it has made the array itself."""
-    size = array.nbytes
-    owner = owner_of(array)
-    if size < MIN_KEPT_BYTES or not is_array(owner) or not owner.flags.owndata:
-        return
-    known = _known.get(function, _Known(0, -1))
-    # One that was too large for the limit says nothing.
-    misses = known.misses + (size <= known.largest * _GROWTH)
-    _known[function] = _Known(max(size, known.largest), max(misses, 0))
-    _known.move_to_end(function)
+def _learn(key: bytes, sizes: Sequence[int], in_place: bool | None) -> None:
+    """Remember a function that has returned arrays of some sizes, in bytes.
+
+    Parameters
+    ----------
+    key : bytes
+        What `key_of` returns for it.
+    sizes : sequence of int
+        The sizes.
+    in_place : bool, optional
+        Whether any was stored in place; None if none was placed.
+    """
+    known = _known.get(key)
+    if known is None:
+        expected = _next_expected([_Expected(size) for size in sizes], [], [])
+        _known[key] = _Known(expected)
+    elif in_place is not None:
+        _known[key] = known._replace(misses=0 if in_place else known.misses + 1)
+    _known.move_to_end(key)
     while len(_known) > _MAX_FUNCTIONS:
         _known.popitem(last=False)

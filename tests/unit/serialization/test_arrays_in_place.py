@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import gc
+import contextvars
 import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from daskbatch.memory import arena, array_allocator, array_ranges
+from daskbatch.memory import arena, array_allocator
 from daskbatch.memory.host import host_id
 from daskbatch.serialization import arrays_in_place, stored_value
 
@@ -27,10 +29,18 @@ KEPT: list[Any] = []
 def placing() -> Iterator[None]:
     KEPT.clear()
     assert arena.own_arena() is not None
-    assert array_allocator.begin(1 << 30)
-    yield
-    array_allocator.end()
+    with expecting():
+        yield
     KEPT.clear()
+
+
+@contextmanager
+def expecting() -> Iterator[None]:
+    """Have arrays of these tests made where values are stored."""
+    begun = array_allocator.begin([COUNT * 8] * 10 + [COUNT * 4] * 5 + [COUNT * 16] * 2)
+    assert begun is not None
+    yield
+    array_allocator.end(begun)
 
 
 def made() -> Any:
@@ -40,9 +50,43 @@ def made() -> Any:
 def store(make: Callable[[], Any]) -> tuple[Any, Any]:
     """Store what a function returns; return the value, and what it was if it was copied."""
     box = [make()]
-    stored = arrays_in_place.dumps(box)
-    assert (stored is None) == bool(box)
-    return stored, box[0] if box else None
+    if not arrays_in_place.is_plain(box[0]):
+        return None, box[0]
+    pickled = stored_value.pickle_value(box[0], 1 << 16)
+    if not isinstance(pickled, stored_value.Pickled):
+        return None, box[0]
+    stored, in_place = stored_value.store_in_place(pickled, box)
+    return (stored, None) if in_place else (None, pickle.loads(stored))
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected)
+    if isinstance(found, np.ndarray):
+        assert found.dtype == expected.dtype
+        assert found.flags.f_contiguous == expected.flags.f_contiguous
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(found, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, expected)
+    elif isinstance(found, pd.Series):
+        pd.testing.assert_series_equal(found, expected)
+    elif isinstance(found, dict):
+        assert list(found) == list(expected)
+        for key, value in found.items():
+            assert_equal(value, expected[key])
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert found == expected
+
+
+def arrays_of(value: Any) -> Iterator[Any]:
+    """Find the arrays in nested containers."""
+    if isinstance(value, np.ndarray):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if type(value) is list else ():
+        yield from arrays_of(each)
 
 
 RECORD = np.dtype([("a", np.int64), ("b", "f4", (3,))])
@@ -59,6 +103,19 @@ ALONE: dict[str, Callable[[], Any]] = {
     "most": lambda: made()[: COUNT - 1000],
     "zeros": lambda: np.zeros(COUNT),
     "sum": lambda: made() + made(),
+    "list": lambda: [made()],
+    "pair": lambda: (made(), np.ones(COUNT)),
+    "twice": lambda: [made()] * 2,
+    "dict": lambda: {"a": made(), "b": 3, "c": "text", 4: None},
+    "nested": lambda: [{"a": (made(), [made()])}, np.float64(3)],
+    "with small ones": lambda: [np.ones(3), made(), np.ones(20_000), made(), np.arange(9_000)],
+    "frame": lambda: pd.DataFrame({"a": made(), "b": made()}),
+    "integers": lambda: pd.DataFrame({"a": made().astype(int)}, index=pd.RangeIndex(COUNT)),
+    "series": lambda: pd.Series(made(), name="numbers"),
+    "frames": lambda: [pd.DataFrame({"a": made(), "b": 1}) for _ in range(3)],
+    "frame of dates": lambda: pd.DataFrame(
+        {"t": pd.date_range("2026-11-29", periods=COUNT, freq="s"), "a": made()}
+    ),
 }
 
 
@@ -70,12 +127,14 @@ def test_an_array_that_is_nobody_elses_is_not_copied(name: str) -> None:
     assert stored is not None
     assert copied is None
     found = pickle.loads(stored)
-    assert found.dtype == expected.dtype
-    assert found.flags.f_contiguous == expected.flags.f_contiguous
-    np.testing.assert_array_equal(found, expected)
-    found[...] = np.zeros(1, found.dtype)[0]
-    # Each reader has a copy of its own.
-    np.testing.assert_array_equal(pickle.loads(stored), expected)
+    assert_equal(found, expected)
+    for each in arrays_of(found):
+        each[...] = np.zeros(1, each.dtype)[0]
+    # Each reader has a copy of its own; and a value that travels to other hosts is the same.
+    assert_equal(pickle.loads(stored), expected)
+    assert_equal(pickle.loads(stored_value.carried(stored)), expected)
+    assert_equal(pickle.loads(pickle.loads(pickle.dumps(stored, 5))), expected)
+    assert_equal(pickle.loads(pickle.loads(pickle.dumps(stored, 4))), expected)
 
 
 def test_a_read_only_array_stays_one() -> None:
@@ -194,6 +253,66 @@ def keep_in_an_object_array() -> Any:
     return array
 
 
+def keep_beside_what_is_not_counted(make: Callable[[Any], Any]) -> Any:
+    array = made()
+    KEPT.append(array)
+    return make(array)
+
+
+def keep_and_return_a_buffer() -> Any:
+    return keep_beside_what_is_not_counted(lambda a: np.asarray(memoryview(a)).reshape(600, 500))
+
+
+def keep_and_return_bytes_of_a_buffer() -> Any:
+    return keep_beside_what_is_not_counted(
+        lambda a: np.asarray(memoryview(a).cast("B")).view(float)
+    )
+
+
+def keep_and_return_by_dlpack() -> Any:
+    return keep_beside_what_is_not_counted(lambda a: np.from_dlpack(a)[:])
+
+
+def keep_and_return_with_strides() -> Any:
+    return keep_beside_what_is_not_counted(lambda a: np.lib.stride_tricks.as_strided(a)[:])
+
+
+def keep_and_return_by_ctypes() -> Any:
+    return keep_beside_what_is_not_counted(
+        lambda a: np.ctypeslib.as_array(np.ctypeslib.as_ctypes(a))[:]
+    )
+
+
+def keep_and_return_a_view_of_a_subclass() -> Any:
+    return keep_beside_what_is_not_counted(lambda a: np.asarray(a.view(Subclass)[:])[:])
+
+
+class Interface:
+    def __init__(self, array: Any) -> None:
+        self.__array_interface__ = array.__array_interface__
+        self.array = array
+
+
+def keep_and_return_by_an_interface() -> Any:
+    return keep_beside_what_is_not_counted(lambda a: np.asarray(Interface(a))[:])
+
+
+def keep_in_a_list() -> Any:
+    array = made()
+    KEPT.append([array])
+    return [array]
+
+
+def keep_the_list() -> Any:
+    KEPT.append([made()])
+    return KEPT[-1]
+
+
+def keep_the_inner_list() -> Any:
+    KEPT.append([made()])
+    return {"a": KEPT[-1]}
+
+
 def keep_as_attribute() -> Any:
     array = made()
     made.last = array  # type: ignore[attr-defined]
@@ -201,6 +320,7 @@ def keep_as_attribute() -> Any:
 
 
 SHARED = [value for name, value in list(globals().items()) if name.startswith(("keep_", "return_"))]
+SHARED.remove(keep_beside_what_is_not_counted)
 
 
 @pytest.mark.parametrize("make", SHARED, ids=lambda each: each.__name__)
@@ -228,7 +348,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "broadcast": lambda: np.broadcast_to(made(), (2, COUNT)),
     "small": lambda: np.ones(3),
     "dates": lambda: np.full(COUNT, np.datetime64("2026-11-29")),  # not a buffer
-    "list": lambda: [made()],
     "number": lambda: 3,
     "nothing": lambda: None,
     "masked": lambda: np.ma.masked_less(made(), 3),
@@ -243,21 +362,23 @@ def test_other_values_are_pickled_and_unchanged(name: str) -> None:
 
 
 def test_ordinary_memory_is_copied() -> None:
-    array_allocator.end()
-    held = [made()]
-    assert arrays_in_place.dumps(held) is None
-    assert len(held) == 1
+    assert contextvars.Context().run(store, made)[0] is None
 
 
 def test_many_values_leave_nothing() -> None:
-    for _ in range(300):
-        array_allocator.end()
-        assert array_allocator.begin(1 << 30)
-        stored, _ = store(made)
+    def once() -> None:
+        with expecting():
+            stored, _ = store(made)
+        assert stored is not None
         assert pickle.loads(stored)[-1] == COUNT - 1
-    del stored
-    gc.collect()
-    assert not array_ranges.has_ranges()
+
+    own = arena.own_arena()
+    assert own is not None
+    for number in range(300):
+        if number == 20:
+            end = own._end
+        contextvars.Context().run(once)
+    assert own._end == end
 
 
 def test_a_stored_value_is_carried_to_other_hosts_and_restored() -> None:

@@ -75,8 +75,10 @@ def test_the_first_array_of_a_function_is_copied_and_the_next_ones_are_not(
     assert copies == [COUNT * 8]
 
 
-def test_a_much_larger_array_is_copied_once(copies: list[int]) -> None:
-    run(call(fill, 1.0), call(fill, 1.0), call(fill, 1.0, 5 * COUNT), call(fill, 2.0, 5 * COUNT))
+def test_an_array_of_another_size_is_copied_once(copies: list[int]) -> None:
+    sizes = [COUNT, COUNT, 5 * COUNT, COUNT, 5 * COUNT, 5 * COUNT, COUNT]
+    found = values(run(*(call(fill, 1.0, size) for size in sizes)))
+    assert [len(each) for each in found] == sizes
     assert copies == [COUNT * 8, 5 * COUNT * 8]
 
 
@@ -109,7 +111,7 @@ def test_a_function_that_keeps_its_arrays_is_given_up() -> None:
     run(*(call(keep, 1.0) for _ in range(6)))
     assert array_ranges.has_ranges()
     KEPT.clear()
-    gc.collect()
+    array_ranges.collect()
     assert not array_ranges.has_ranges()
     run(call(keep, 1.0))
     assert not array_ranges.has_ranges()
@@ -128,7 +130,9 @@ def cached() -> Any:
 
 def test_an_array_that_a_function_caches_and_changes_is_copied_each_time() -> None:
     run(call(fill, 0.0))  # the arena exists
-    returned_arrays._known[pickling.dumps(cached)] = returned_arrays._Known(COUNT * 8, 0)
+    key = returned_arrays.key_of(pickling.dumps(cached))
+    expected = (returned_arrays._Expected(COUNT * 8),)
+    returned_arrays._known[key] = returned_arrays._Known(expected)
     found = values(run(*(call(cached) for _ in range(4))))
     assert [each[0] for each in found] == [1, 2, 3, 4]
     CACHE.clear()
@@ -145,6 +149,24 @@ def test_coroutines_make_arrays_in_place(copies: list[int]) -> None:
     assert len(copies) == 1
 
 
+def fail_while_arrays_are_freed(number: int) -> Any:
+    array = np.full(COUNT, 1.0)
+    if number == 2:
+        return array + np.ones(COUNT + 1)
+    if number == 3:
+        with pytest.raises(ValueError, match="broadcast"):
+            array + np.ones(COUNT + 1)
+    return array
+
+
+def test_errors_of_numpy_stay_what_they_are() -> None:
+    result = run(*(call(fail_while_arrays_are_freed, number) for number in range(5)))
+    done, failed = Status.DONE, Status.FAILED
+    assert list(result.statuses) == [done, done, failed, done, done]
+    assert result.values[2] is not None
+    assert b"ValueError" in result.values[2]
+
+
 def fail_with_arrays(number: float) -> Any:
     array = np.full(COUNT, number)
     if number == 2:
@@ -156,7 +178,8 @@ def test_a_call_that_fails_frees_its_arrays() -> None:
     result = run(*(call(fail_with_arrays, float(number)) for number in range(4)))
     assert list(result.statuses) == [Status.DONE, Status.DONE, Status.FAILED, Status.DONE]
     del result
-    gc.collect()
+    gc.collect()  # the traceback of the error
+    array_ranges.collect()
     assert not array_ranges.has_ranges()
 
 
