@@ -31,6 +31,10 @@ def make(number: int) -> Any:
     return np.full(SIZE, number, "u1")
 
 
+def make_for_the_first_time(number: int) -> Any:
+    return make(number)  # it is copied: its memory is not in the arena
+
+
 def is_right(array: Any, number: int) -> bool:
     return array.shape == (SIZE,) and bool((array == number).all())
 
@@ -83,9 +87,9 @@ def test_without_memory_for_a_value_its_task_fails_and_others_do_not() -> None:
         first.run(check=True)
         before = batch.client.run(limit_files, SIZE + SIZE // 2)
         try:
-            small, large = batch.function(abs, -5), batch.function(make, 2)
+            small, large = batch.function(abs, -5), batch.function(make_for_the_first_time, 2)
             batch.compile([large, small]).run()
-            with pytest.raises(SerializationError, match="task 'make'.*cannot be sent"):
+            with pytest.raises(SerializationError, match="task 'make_for.*cannot be sent"):
                 large.get()
             assert small.get() == 5
             assert is_right(first.get(), 1)

@@ -248,7 +248,8 @@ def test_another_process_reads_and_changes_its_own() -> None:
 
 def test_dask_sees_the_size() -> None:
     data = stored(numbers(1_000_000))
-    assert 8_000_000 <= sys.getsizeof(data) < 8_100_000
+    # Memory that is used again may be larger than what is needed, by a third.
+    assert 8_000_000 <= sys.getsizeof(data) < 10_700_000
     assert sys.getsizeof(pickle.loads(pickle.dumps(data))) >= 8_000_000
 
 
