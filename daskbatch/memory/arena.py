@@ -59,7 +59,7 @@ FILE_BYTES = 1 << 46
 _MAX_IDLE_SPARE_BYTES = 256 << 20
 
 #: The interval after which memory is returned to the system that nobody has needed in it.
-SPARE_INTERVAL_SECONDS = 30.0
+SPARE_INTERVAL_SECONDS = 120.0
 
 #: How much is kept during such an interval, and how much of it after that; see `set_spare_limit`.
 _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
@@ -119,14 +119,14 @@ def new_memory_file() -> int:
 
 
 def set_spare_limit(limit: int) -> None:
-    """Set how much memory of dropped values this process keeps for some seconds. Bytes."""
+    """Set how much memory of dropped values this process keeps for some time. Bytes."""
     global _spare_limit, _idle_spare_limit
     _spare_limit = limit
     _idle_spare_limit = min(limit, _MAX_IDLE_SPARE_BYTES)
 
 
 def spare_limits() -> tuple[int, int]:
-    """Return how much memory of dropped values is kept for some seconds, and how much longer."""
+    """Return how much memory of dropped values is kept for some time, and how much for longer."""
     return _spare_limit, _idle_spare_limit
 
 

@@ -32,7 +32,7 @@ _MAX_KEPT, _MAX_DESCRIPTORS = 512, 64
 _DEFAULT_KEPT_BYTES = 96 << 20
 
 #: A mapping that nobody has used for so long is unmapped; and if there is no room for another one.
-_IDLE_SECONDS = 30.0
+_IDLE_SECONDS = 120.0
 _IDLE_SECONDS_WITHOUT_ROOM = 5.0
 
 #: How often the resident memory is compared with its limit, and how often ages are without one.
