@@ -82,10 +82,10 @@ void *allocate(Pool *pool, size_t size) {
 }
 
 void *allocate_zeros(Pool *pool, size_t count, size_t size) {
-  char *found = take(pool, count * size);
+  size_t left;
+  char *found = __builtin_mul_overflow(count, size, &left) ? NULL : take(pool, left);
   if (!found) return pool->numpy.allocate_zeros(pool->numpy.context, count, size);
   void *position = found;
-  size_t left = count * size;
   __asm__ volatile("rep stosb" : "+D"(position), "+c"(left) : "a"(0) : "memory");
   return found;
 }

@@ -92,6 +92,8 @@ def reserve(size: int) -> ArrayRange | None:
         return None
     address = mapping.address + HEADER_BYTES
     slot = Slot(address, length - HEADER_BYTES, READY, 0)
+    # Arrays may be freed when the modules are empty already.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(slot))
     ctypes.memmove(mapping.address + MARK_OFFSET, MARK, MARK_BYTES)
     where = ctypes.c_size_t.from_address(mapping.address + MARK_OFFSET + MARK_BYTES)
     where.value = ctypes.addressof(slot)
@@ -118,6 +120,7 @@ def _free(found: ArrayRange) -> None:
         kept_mappings.keep(key, mapping)
     if arena is not None and not found.is_stored:
         arena.drop(key.offset, key.length)
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(found.slot))
 
 
 def has_ranges() -> bool:

@@ -21,6 +21,14 @@ from daskbatch.serialization import pickling
 #: A value with more objects than this is copied.
 _MAX_OBJECTS = 1_000
 
+#: How many arrays of a value are stored in place, and how many if some are small. To map a range
+#: takes as long as to copy some hundred kilobytes.
+_MAX_RANGES, _MAX_SMALL_RANGES = 100, 8
+_SMALL_BYTES = 1 << 20
+
+#: A frame with more columns than this is copied.
+_MAX_COLUMNS = 100
+
 _CONTAINERS = frozenset({list, tuple, dict})
 
 #: The kinds of NumPy's types whose values are no objects.
@@ -63,6 +71,8 @@ def take(box: list[Any], buffers: Sequence[pickle.PickleBuffer]) -> tuple[list[A
         address, size = _memory_of(each)
         if array_ranges.can_store(address, size):
             found.append(ArrayInPlace(position, address, size))
+    if len(found) > _MAX_SMALL_RANGES:
+        found = [each for each in found if each.size >= _SMALL_BYTES][:_MAX_RANGES]
     if not found:
         return [], False
     box.clear()
@@ -118,16 +128,27 @@ def is_plain(value: Any) -> bool:
             if kind is dict:
                 pending.extend(each.values())
         elif is_array(each):
-            if not _is_plain_type(each.dtype):
+            if not _is_plain_array(each):
                 return False
         elif not _is_plain_frame(each):
             return False
     return True
 
 
+def _is_plain_array(array: Any) -> bool:
+    """Return whether no object but arrays goes with an array."""
+    owner = array if array.base is None else array.base
+    # What is not an array, or is the memory of something else, may do anything when it is dropped.
+    return is_array(owner) and owner.flags.owndata and _is_plain_type(array.dtype)
+
+
 def _is_plain_type(dtype: Any) -> bool:
-    """Return whether values of a NumPy type are no objects."""
-    return not getattr(dtype, "hasobject", True) and getattr(dtype, "metadata", 1) is None
+    """Return whether a type is one of NumPy's for single numbers, texts and dates."""
+    return (
+        isinstance(dtype, modules["numpy"].dtype)
+        and dtype.kind in _PLAIN_KINDS
+        and dtype.metadata is None
+    )
 
 
 @lru_cache(maxsize=1)
@@ -144,29 +165,50 @@ def _is_plain_frame(value: Any) -> bool:
     pandas: Any = modules.get("pandas")
     kind = type(value)
     if kind is getattr(pandas, "DataFrame", None):
-        types, labels = list(value.dtypes), [value.index, value.columns]
+        labels = [value.index, value.columns]
+        if len(value.columns) > _MAX_COLUMNS:
+            return False
+        columns = [value.iloc[:, position] for position in range(len(value.columns))]
+        own = _attributes(pandas.DataFrame())
     elif kind is getattr(pandas, "Series", None):
-        types, labels = [value.dtype], [value.index]
+        labels, columns = [value.index], [value]
+        own = _attributes(pandas.Series([0.0]))
         if type(value.name) not in pickling.PLAIN:
             return False
     else:
         return False
-    # pandas itself refers to it weakly, without a function that is called when it is dropped.
-    if value.attrs or any(each.__callback__ is not None for each in weakref.getweakrefs(value)):
+    if value.attrs or not _attributes(value) <= own or _calls_when_dropped(value):
         return False
-    if any(getattr(each, "kind", "O") not in _PLAIN_KINDS for each in types):
+    if not all(_is_plain_type(each.dtype) for each in columns):
+        return False
+    if not all(_is_plain_array(each.to_numpy()) for each in columns):
         return False
     return all(_is_plain_index(each, pandas) for each in labels)
 
 
+def _attributes(value: Any) -> set[str]:
+    """Return the names of what was set on an object."""
+    return set(vars(value))
+
+
+def _calls_when_dropped(value: Any) -> bool:
+    """Return whether a weak reference calls a function when an object is dropped."""
+    return any(each.__callback__ is not None for each in weakref.getweakrefs(value))
+
+
 def _is_plain_index(index: Any, pandas: Any) -> bool:
     """Return whether labels are numbers or texts."""
-    if type(index) is pandas.RangeIndex:
-        return True
-    if type(index) is not pandas.Index or type(index.name) not in pickling.PLAIN:
+    kind = type(index)
+    if kind not in (pandas.RangeIndex, pandas.Index) or type(index.name) not in pickling.PLAIN:
         return False
-    if getattr(index.dtype, "kind", "O") in _PLAIN_KINDS:
+    own = _attributes(pandas.RangeIndex(1) if kind is pandas.RangeIndex else pandas.Index([0]))
+    # An index keeps what it has computed.
+    if not _attributes(index) <= {*own, "_cache"} or _calls_when_dropped(index):
+        return False
+    if kind is pandas.RangeIndex:
         return True
+    if _is_plain_type(index.dtype):
+        return _is_plain_array(index.to_numpy())
     return len(index) <= _MAX_OBJECTS and pickling.are_plain(list(index))
 
 

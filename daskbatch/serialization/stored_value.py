@@ -8,6 +8,7 @@ objects are made on top of a private mapping of the range. Any number of threads
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -243,7 +244,11 @@ def store_in_place(pickled: Pickled, box: list[Any]) -> tuple[bytes, bool | None
     data, buffers = pickled
     found, placed = arrays_in_place.take(box, buffers)
     try:
-        return _store(data, buffers, found), bool(found) if placed else None
+        if found:
+            # Another thread may have forked since: then they are copied, too.
+            with contextlib.suppress(OSError):
+                return _store(data, buffers, found), True
+        return _store(data, buffers), False if placed else None
     except BaseException:
         if not box:
             box.append(pickling.loads_with_buffers(data, buffers))
@@ -274,6 +279,7 @@ def _store(
         # Before the others: they cannot be taken back.
         first = segment.store(copied, sizes)
         if first is None:
+            assert not in_place  # there is an arena
             return _carried(inner, copied)
     held = array_ranges.store_ranges([each.address for each in in_place])
     rest = list(zip(in_place, held, strict=True))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from daskbatch.memory import array_ranges
 from daskbatch.memory.kept_mappings import MIN_KEPT_BYTES
 from daskbatch.serialization import arrays_in_place, stored_value
 from daskbatch.serialization.stored_value import Pickled, StoredValue
@@ -22,6 +23,9 @@ _MAX_FUNCTIONS = 1_000
 
 #: A function is given up if so many of its values in succession had to be copied.
 _MAX_MISSES = 3
+
+#: Two sizes are alike if the smaller one is at least this part of the larger one.
+_LEAST_ALIKE = 0.75
 
 #: How many arrays are expected of a function at most, and for how many calls that do not make them.
 _MAX_ARRAYS, _MAX_UNUSED = 200, 5
@@ -73,8 +77,11 @@ def is_known(key: bytes) -> bool:
 
 
 def knows_any() -> bool:
-    """Return whether any function is known."""
-    return bool(_known)
+    """Return whether any function is known; free the memory of arrays that are gone."""
+    if not _known:
+        return False
+    array_ranges.collect()
+    return True
 
 
 @contextmanager
@@ -111,11 +118,12 @@ def _next_expected(
     used : sequence of bool
         Which of these, in the same order, it has made; those at the end may be missing.
     missed : sequence of int
-        The sizes of arrays that it has made besides. Bytes.
+        The sizes of arrays that it has made besides, in bytes. Only those count that are about as
+        large as an expected one: others may never be returned.
 
     Examples
     --------
-    >>> _next_expected([_Expected(8), _Expected(9, 5)], [True, False], [7, 7, 7])
+    >>> _next_expected([_Expected(8), _Expected(9, 5)], [True, False], [7, 7, 7, 70])
     (_Expected(size=8, unused=0), _Expected(size=7, unused=0))
     """
     made = [*used, *[True] * (len(expected) - len(used))]
@@ -126,15 +134,27 @@ def _next_expected(
     result = [each for each in aged if each.unused <= _MAX_UNUSED]
     counts = Counter(each.size for each in result)
     for size, count in Counter(missed).items():
+        if not any(_is_alike(size, each.size) for each in expected):
+            continue
         # The memory of an array that was freed serves the next one. So more of one size may have
         # been missed than are needed: at most as many are added as there are.
         result += [_Expected(size)] * min(count, max(1, counts[size]))
+    return _within_limits(result)
+
+
+def _within_limits(expected: Sequence[_Expected]) -> tuple[_Expected, ...]:
+    """Return the first arrays that do not take too much memory together."""
     total, kept = 0, []
-    for each in result[:_MAX_ARRAYS]:
+    for each in expected[:_MAX_ARRAYS]:
         if total + each.size <= stored_value.block_limit():
             total += each.size
             kept.append(each)
     return tuple(kept)
+
+
+def _is_alike(size: int, other: int) -> bool:
+    """Return whether one size is about another one: memory for the larger one serves both."""
+    return min(size, other) >= _LEAST_ALIKE * max(size, other)
 
 
 def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) -> bytes:
@@ -170,6 +190,8 @@ def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) 
     if not sizes:
         return stored_value.store_pickled(pickled)
     stored, in_place = stored_value.store_in_place(pickled, box)
+    del pickled  # with the last references to the arrays
+    array_ranges.collect()
     _learn(key_of(function), sizes, in_place)
     return stored
 
@@ -188,10 +210,16 @@ def _learn(key: bytes, sizes: Sequence[int], in_place: bool | None) -> None:
     """
     known = _known.get(key)
     if known is None:
-        expected = _next_expected([_Expected(size) for size in sizes], [], [])
-        _known[key] = _Known(expected)
+        known = _Known(())
     elif in_place is not None:
-        _known[key] = known._replace(misses=0 if in_place else known.misses + 1)
-    _known.move_to_end(key)
+        known = known._replace(misses=0 if in_place else known.misses + 1)
+    new = [
+        _Expected(size)
+        for size in sizes
+        if not any(_is_alike(size, each.size) for each in known.expected)
+    ]
+    _known[key] = known._replace(expected=_within_limits([*known.expected, *new]))
+    with suppress(KeyError):  # another thread may have removed it
+        _known.move_to_end(key)
     while len(_known) > _MAX_FUNCTIONS:
         _known.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import pickle
 import threading
 import weakref
@@ -97,7 +98,6 @@ ALONE: dict[str, Callable[[], Any]] = {
     "reshaped": lambda: made().reshape(600, 500),
     "transposed": lambda: made().reshape(600, 500).T,
     "fortran": lambda: np.asfortranarray(np.ones((600, 500))),
-    "records": lambda: np.zeros(100_000, RECORD),
     "complex": lambda: np.full(COUNT, 1j),
     "bytes": lambda: np.frombuffer(np.full(2_000_000, 65, np.uint8), "S10").copy(),
     "most": lambda: made()[: COUNT - 1000],
@@ -347,6 +347,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "of a buffer": lambda: np.frombuffer(bytearray(COUNT * 8)),
     "broadcast": lambda: np.broadcast_to(made(), (2, COUNT)),
     "small": lambda: np.ones(3),
+    "records": lambda: np.zeros(100_000, RECORD),
     "dates": lambda: np.full(COUNT, np.datetime64("2026-11-29")),  # not a buffer
     "number": lambda: 3,
     "nothing": lambda: None,
@@ -359,6 +360,123 @@ def test_other_values_are_pickled_and_unchanged(name: str) -> None:
     stored, copied = store(OTHERS[name])
     assert stored is None
     assert copied is not None or name == "nothing"
+
+
+class Last:
+    """Changes an array when it is dropped, as one that puts it back into a pool could."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.small = np.arange(4.0)
+        self.__array_interface__ = self.small.__array_interface__
+
+    def __del__(self) -> None:
+        self.array[...] = -1
+
+
+def in_metadata(array: Any) -> Any:
+    return np.zeros(3, np.dtype("f8", metadata={"last": Last(array)}))
+
+
+def in_nested_metadata(array: Any) -> Any:
+    return np.zeros(3, np.dtype([("f", np.dtype("f8", metadata={"last": Last(array)}))]))
+
+
+def as_attribute(array: Any) -> Any:
+    frame = pd.DataFrame({"a": [1.0]})
+    object.__setattr__(frame, "last", Last(array))
+    return frame
+
+
+def as_attribute_of_an_index(array: Any) -> Any:
+    frame = pd.DataFrame({"a": [1.0]})
+    object.__setattr__(frame.index, "last", Last(array))
+    return frame
+
+
+def by_finalizer_of_an_index(array: Any) -> Any:
+    frame = pd.DataFrame({"a": [1.0]})
+    weakref.finalize(frame.index, array.fill, -1)
+    return frame
+
+
+def by_finalizer_of_a_frame(array: Any) -> Any:
+    frame = pd.DataFrame({"a": [1.0]})
+    weakref.finalize(frame, array.fill, -1)
+    return frame
+
+
+def below_a_frame(array: Any) -> Any:
+    return pd.DataFrame(np.asarray(Last(array)).reshape(4, 1), copy=False)
+
+
+def below_an_index(array: Any) -> Any:
+    return pd.DataFrame({"a": [1.0] * 4}, index=pd.Index(np.asarray(Last(array)), copy=False))
+
+
+def in_a_frame_of_objects(array: Any) -> Any:
+    return pd.DataFrame({"a": [Last(array)]})
+
+
+WATCHERS: list[Callable[[Any], Any]] = [
+    lambda array: np.asarray(Last(array)),
+    in_metadata,
+    in_nested_metadata,
+    as_attribute,
+    as_attribute_of_an_index,
+    by_finalizer_of_an_index,
+    by_finalizer_of_a_frame,
+    below_a_frame,
+    below_an_index,
+    in_a_frame_of_objects,
+    Last,
+]
+
+
+@pytest.mark.parametrize("watch", WATCHERS, ids=lambda each: each.__name__)
+def test_an_object_that_changes_arrays_when_it_is_dropped(watch: Callable[[Any], Any]) -> None:
+    array = made()
+    assert not arrays_in_place.is_plain([array, watch(array)])
+
+
+def test_a_fork_in_the_middle_of_storing(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = arrays_in_place.take
+
+    def take_and_fork(box: Any, buffers: Any) -> Any:
+        found = take(box, buffers)
+        assert found[0]
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        return found
+
+    monkeypatch.setattr(arrays_in_place, "take", take_and_fork)
+    box = [[made(), np.ones(20_000)]]
+    pickled = stored_value.pickle_value(box[0], 1 << 16)
+    assert isinstance(pickled, stored_value.Pickled)
+    stored, in_place = stored_value.store_in_place(pickled, box)
+    assert in_place is False
+    assert pickle.loads(stored)[0][-1] == COUNT - 1
+
+
+@pytest.mark.parametrize(("count", "in_place"), [(8, True), (9, None)])
+def test_many_small_arrays_are_copied(count: int, in_place: bool | None) -> None:
+    small = COUNT // 4
+
+    def run() -> None:
+        begun = array_allocator.begin([small * 8] * count)
+        assert begun is not None
+        box = [[np.full(small, float(n)) for n in range(count)]]
+        assert all(each.slot.was_used for each in begun.ranges)
+        array_allocator.end(begun)
+        pickled = stored_value.pickle_value(box[0], 1 << 16)
+        assert isinstance(pickled, stored_value.Pickled)
+        stored, found = stored_value.store_in_place(pickled, box)
+        assert found is in_place
+        assert [each[0] for each in pickle.loads(stored)] == list(range(count))
+
+    contextvars.Context().run(run)
 
 
 def test_ordinary_memory_is_copied() -> None:
