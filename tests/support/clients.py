@@ -82,8 +82,9 @@ def run_for_ever(batch: Batch, directory: Path) -> None:
 
 def spin(path: Path) -> None:
     """Run until stopped; files show that this has begun, and that it was stopped."""
-    path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
     try:
+        # Whoever waits for this file may stop the task before this statement is over.
+        path.with_suffix(".begun").write_text(f"{os.getpid()}\n")
         while True:
             time.sleep(0.01)
     finally:

@@ -245,9 +245,10 @@ def fail_first(directory: Path, number: int, count: int) -> None:
 
 def swallow(path: Path) -> str:
     """Catch the cancellation, and continue; return after three exceptions."""
-    path.with_suffix(".begun").touch()
     for _ in range(3):
         try:
+            # Whoever waits for this file may stop the task before this statement is over.
+            path.with_suffix(".begun").touch()
             while True:
                 time.sleep(0.005)
         except Exception as error:
