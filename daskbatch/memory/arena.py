@@ -65,7 +65,7 @@ SPARE_INTERVAL_SECONDS = 120.0
 _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 
 #: A spare range is used for a value that takes at least this part of it.
-_MIN_USED = 0.75
+MIN_USED = 0.75
 
 #: How many dropped ranges one call looks at, and how many of these that a reader has locked: each
 #: call looks at others. A child drops its values while its worker holds them.
@@ -241,9 +241,11 @@ class Arena:
             elif not self._watches:
                 # Another process may return it to the system, unless it has another token.
                 range_locks.lock(self.file, offset, length)
-                may_be_gone = not self._is_intact(offset)
-                os.pwrite(self.file, os.urandom(TOKEN_BYTES), offset)
-                range_locks.unlock(self.file, offset, length)
+                try:
+                    may_be_gone = not self._is_intact(offset)
+                    os.pwrite(self.file, os.urandom(TOKEN_BYTES), offset)
+                finally:
+                    range_locks.unlock(self.file, offset, length)
         except OSError:
             self.drop(offset, length)
             return None
@@ -297,7 +299,7 @@ class Arena:
         position = bisect.bisect_left(self._spare, (length, 0))
         if position < len(self._spare):
             capacity, offset = self._spare[position]
-            if length >= capacity * _MIN_USED:
+            if length >= capacity * MIN_USED:
                 del self._spare[position]
                 self._by_age.remove((capacity, offset))
                 self._spare_bytes -= capacity
@@ -401,11 +403,6 @@ def own_arena() -> Arena | None:
                     _own = _open_arena()
                 except (OSError, AttributeError):
                     _unavailable = True
-    return _own
-
-
-def existing_arena() -> Arena | None:
-    """Return the arena of this process, if it has stored anything; never waits."""
     return _own
 
 

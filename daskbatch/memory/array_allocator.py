@@ -117,9 +117,7 @@ def end(placing: Placing) -> Placed:
         tuple(bool(each.slot.was_used) for each in ranges),
         tuple(pool.missed[: pool.missed_count]),
     )
-    for each in ranges:
-        each.in_pool[0] = False
-    array_ranges.collect()
+    array_ranges.leave_pool(ranges)
     _unused.append((pool, handler))
     return placed
 

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { EMPTY, READY, USED };
+enum { READY = 1, USED };
 enum { PAGE_BYTES = 4096, HEADER_BYTES = 64, MAX_SLOTS = 256 };
 
 /* Memory for one array. */

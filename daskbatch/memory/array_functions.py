@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -111,8 +110,7 @@ MARK = os.urandom(MARK_BYTES - 1) + b"\1"
 @lru_cache(maxsize=1)
 def _code_address() -> int:
     """Return where the code is. Raises OSError if this machine or system does not run it."""
-    machine = platform.machine().lower()
-    if sys.platform != "linux" or machine not in ("x86_64", "amd64") or mmap.PAGESIZE != 4096:
+    if sys.platform != "linux" or os.uname().machine != "x86_64" or mmap.PAGESIZE != 4096:
         raise OSError("the code is for other machines")
     if sys.maxsize < 1 << 32 or not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise OSError("the code is for other interpreters")
@@ -125,6 +123,13 @@ def _code_address() -> int:
 
 def _function(kind: Any, name: str) -> Any:
     return kind((name, ctypes.pythonapi))
+
+
+def _pointer_in(capsule: Any, name: bytes | None) -> int:
+    """Return the address that a capsule holds."""
+    kind = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    address: int = _function(kind, "PyCapsule_GetPointer")(capsule, name)
+    return address
 
 
 def own_handler(default: Any, smallest: int) -> tuple[Pool, Any]:
@@ -145,15 +150,11 @@ def own_handler(default: Any, smallest: int) -> tuple[Pool, Any]:
         The code cannot run here.
     """
     code = _code_address()
-    get_pointer = _function(
-        ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p),
-        "PyCapsule_GetPointer",
-    )
     make_capsule = _function(
         ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
         "PyCapsule_New",
     )
-    given = _Handler.from_address(get_pointer(default, _CAPSULE_NAME))
+    given = _Handler.from_address(_pointer_in(default, _CAPSULE_NAME))
     pool = Pool()
     pool.numpy[:] = [given.context or 0, *given.functions]
     ctypes.memmove(ctypes.addressof(pool) + Pool.mark.offset, MARK, MARK_BYTES)
@@ -176,11 +177,7 @@ def handler_functions(table: Any, places: tuple[int, int]) -> tuple[Callable[...
     places : (int, int)
         Where the two are in it.
     """
-    get_pointer = _function(
-        ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p),
-        "PyCapsule_GetPointer",
-    )
-    functions = ctypes.cast(get_pointer(table, None), ctypes.POINTER(ctypes.c_void_p))
+    functions = ctypes.cast(_pointer_in(table, None), ctypes.POINTER(ctypes.c_void_p))
     setter, getter = (functions[place] for place in places)
     return (
         ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(setter),

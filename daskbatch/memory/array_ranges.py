@@ -15,18 +15,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daskbatch.forking import make_rlock
-from daskbatch.memory import arena as arenas
 from daskbatch.memory import kept_mappings, range_locks
-from daskbatch.memory.arena import HEADER_BYTES, Arena
+from daskbatch.memory.arena import HEADER_BYTES, MIN_USED, Arena, own_arena
 from daskbatch.memory.array_functions import MARK, MARK_BYTES, MARK_OFFSET, READY, USED, Slot
 from daskbatch.memory.kept_mappings import KeptMapping, Key
-from daskbatch.memory.libc import MADV_POPULATE_READ, MAP_FIXED, MAP_NORESERVE, call
-from daskbatch.memory.mapped_writes import map_shared
+from daskbatch.memory.libc import MAP_FIXED, MAP_NORESERVE, call
+from daskbatch.memory.mapped_writes import map_writable
 from daskbatch.memory.segment import Segment
 from daskbatch.uninterrupted import uninterrupted
-
-#: The part of a range that an array must use to be stored in it.
-_MIN_USED = 0.75
 
 
 class ArrayRange(NamedTuple):
@@ -42,8 +38,6 @@ class ArrayRange(NamedTuple):
         Where it is mapped.
     slot : Slot
         Says whether it is in use.
-    in_pool : list of bool
-        One, whether new arrays may take it.
     is_stored : bool
         Whether it is a value that others may find: then the value frees it, and not the array.
     is_private : bool
@@ -54,13 +48,14 @@ class ArrayRange(NamedTuple):
     key: Key
     mapping: KeptMapping
     slot: Slot
-    in_pool: list[bool]
     is_stored: bool = False
     is_private: bool = False
 
 
-#: By the address of the array. They change with the lock.
+#: By the address of the array; and the addresses of those that new arrays may take. Both change
+#: with the lock.
 _ranges: dict[int, ArrayRange] = {}
+_in_pool: set[int] = set()
 _lock = make_rlock()
 
 
@@ -72,22 +67,15 @@ def reserve(size: int) -> ArrayRange | None:
     size : int
         The size of the array, in bytes.
     """
-    arena = arenas.existing_arena()
+    arena = own_arena()
     found = None if arena is None else arena.reserve(size)
     if arena is None or found is None:
         return None
     offset, length, may_be_gone = found
     key = Key(arena.identity, offset, length, is_private=False)
-    mapping = kept_mappings.take(key)
     try:
-        if mapping is None:
-            mapping, may_be_gone = map_shared(arena.file, key), True
-        if may_be_gone:
-            # As in `write_mapped`. If there were no memory for a page, to touch it would be fatal.
-            call("madvise", mapping.address, length, MADV_POPULATE_READ)
+        mapping = map_writable(arena.file, key, kept_mappings.take(key), may_be_gone)
     except OSError:
-        if mapping is not None:
-            kept_mappings.release(mapping, length)
         arena.drop(offset, length)
         return None
     address = mapping.address + HEADER_BYTES
@@ -97,17 +85,25 @@ def reserve(size: int) -> ArrayRange | None:
     ctypes.memmove(mapping.address + MARK_OFFSET, MARK, MARK_BYTES)
     where = ctypes.c_size_t.from_address(mapping.address + MARK_OFFSET + MARK_BYTES)
     where.value = ctypes.addressof(slot)
-    made = ArrayRange(arena, key, mapping, slot, [True])
+    made = ArrayRange(arena, key, mapping, slot)
     with _lock:
         _ranges[address] = made
+        _in_pool.add(address)
     return made
+
+
+def leave_pool(ranges: Sequence[ArrayRange]) -> None:
+    """Free ranges that no new array may take any longer, once their arrays are gone."""
+    with _lock:
+        _in_pool.difference_update(each.slot.address for each in ranges)
+    collect()
 
 
 def collect() -> None:
     """Free the ranges whose arrays are gone."""
     with _lock:
         for address, found in list(_ranges.items()):
-            if found.slot.state == READY and not found.in_pool[0]:
+            if found.slot.state == READY and address not in _in_pool:
                 del _ranges[address]
                 _free(found)
 
@@ -139,7 +135,7 @@ def can_store(address: int, size: int) -> bool:
     found = _ranges.get(address)
     if found is None or found.arena is None or found.is_stored or found.is_private:
         return False
-    used = size + HEADER_BYTES >= found.key.length * _MIN_USED
+    used = size + HEADER_BYTES >= found.key.length * MIN_USED
     return used and bool(found.slot.state == USED)
 
 
@@ -201,14 +197,10 @@ def _forget_shared() -> None:
     """Keep the arrays that the child has copies of."""
     for address, found in list(_ranges.items()):
         if found.is_private:
-            found.in_pool[0] = False
             _ranges[address] = found._replace(arena=None)
         else:
             del _ranges[address]
-            _not_here.append(found)
+    _in_pool.clear()
 
-
-#: The slots of ranges that this process does not have, since it was forked.
-_not_here: list[ArrayRange] = []
 
 os.register_at_fork(before=_make_private, after_in_child=_forget_shared)

@@ -47,24 +47,15 @@ def write_mapped(
     bool
         Whether it has written them; else the range may have any content.
     """
-    mapping = kept_mappings.take(key)
-    is_new = mapping is None
-    if mapping is None:
-        if not kept_mappings.has_room(key.length):
-            return False
-        try:
-            mapping = map_shared(file, key)
-        except OSError:
-            return False
-    try:
-        if is_new or may_be_gone:
-            # Reading finds the pages of the file, and makes those that were erased. The pages of
-            # a shared mapping of a memory file can then be written to without another fault.
-            call("madvise", mapping.address, key.length, MADV_POPULATE_READ)
-        _copy(mapping.address, buffers, starts)
-    except OSError:
-        kept_mappings.release(mapping, key.length)
+    kept = kept_mappings.take(key)
+    if kept is None and not kept_mappings.has_room(key.length):
         return False
+    try:
+        mapping = map_writable(file, key, kept, may_be_gone)
+    except OSError:
+        return False
+    try:
+        _copy(mapping.address, buffers, starts)
     except BaseException:
         kept_mappings.release(mapping, key.length)
         raise
@@ -72,14 +63,37 @@ def write_mapped(
     return True
 
 
-def map_shared(file: int, key: Key) -> KeptMapping:
-    """Map a range so that what is written goes to the file; forked children do not have it.
+def map_writable(file: int, key: Key, kept: KeptMapping | None, may_be_gone: bool) -> KeptMapping:
+    """Return a mapping of a range whose pages can be written to, for the file.
+
+    Forked children do not have it.
+
+    Parameters
+    ----------
+    file, key, may_be_gone
+        As for `write_mapped`.
+    kept : KeptMapping, optional
+        The kept mapping of the range, if there is one.
 
     Raises
     ------
     OSError
-        It cannot be mapped.
+        It cannot be mapped, or there is no memory; the kept mapping is released then.
     """
+    mapping = _map_shared(file, key) if kept is None else kept
+    if kept is None or may_be_gone:
+        try:
+            # Reading finds the pages of the file, and makes those that were erased. The pages of
+            # a shared mapping of a memory file can then be written to without another fault. If
+            # there were no memory for a page, to touch it would be fatal.
+            call("madvise", mapping.address, key.length, MADV_POPULATE_READ)
+        except OSError:
+            kept_mappings.release(mapping, key.length)
+            raise
+    return mapping
+
+
+def _map_shared(file: int, key: Key) -> KeptMapping:
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_SHARED | MAP_NORESERVE
     address = call("mmap", None, key.length, protection, flags, file, key.offset)

@@ -95,7 +95,8 @@ def sizes_made(value: Any, buffers: Sequence[pickle.PickleBuffer], smallest: int
     """
     sizes = []
     for each in buffers:
-        owner = _owner_of(each)
+        with each.raw() as content:
+            owner = _owner_of(content.obj)
         if owner is not None and owner.nbytes >= smallest:
             sizes.append(owner.nbytes)
     return sizes if sizes and is_plain(value) else []
@@ -137,9 +138,8 @@ def is_plain(value: Any) -> bool:
 
 def _is_plain_array(array: Any) -> bool:
     """Return whether no object but arrays goes with an array."""
-    owner = array if array.base is None else array.base
     # What is not an array, or is the memory of something else, may do anything when it is dropped.
-    return is_array(owner) and owner.flags.owndata and _is_plain_type(array.dtype)
+    return _owner_of(array) is not None and _is_plain_type(array.dtype)
 
 
 def _is_plain_type(dtype: Any) -> bool:
@@ -214,27 +214,20 @@ def _is_plain_index(index: Any, pandas: Any) -> bool:
 
 def _memory_of(buffer: pickle.PickleBuffer) -> tuple[int, int]:
     """Return the address and the size of a buffer of an array that owns its memory; else zeros."""
-    if _owner_of(buffer) is None:
-        return 0, 0
     with buffer.raw() as content:
         array: Any = content.obj
-        found = array.ctypes.data, content.nbytes
-        del array
-    return found
+        return (0, 0) if _owner_of(array) is None else (array.ctypes.data, content.nbytes)
 
 
-def _owner_of(buffer: pickle.PickleBuffer) -> Any:
-    """Return the array that owns the memory of a buffer; None if no array does.
+def _owner_of(array: Any) -> Any:
+    """Return the array that owns the memory of an array; None if no array does.
 
     That an array does not own its memory does not show in its address: it may begin where the
     memory of another one does, which something else refers to.
     """
-    with buffer.raw() as content:
-        array: Any = content.obj
-        if not is_array(array):
-            return None
-        owner = array if array.base is None else array.base
-        del array
+    if not is_array(array):
+        return None
+    owner = array if array.base is None else array.base
     return owner if is_array(owner) and owner.flags.owndata else None
 
 

@@ -100,9 +100,13 @@ class StoredValue(bytes):
     def stored_bytes(self) -> int:
         """How much memory the buffers take that this process accounts for."""
         held = self.segment
-        if held is None or not held.made_here:
-            return 0
-        return held.length + sum(each.length for each in self.others)
+        return self.held_bytes if held is not None and held.made_here else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory the buffers take."""
+        held = self.segment
+        return 0 if held is None else held.length + sum(each.length for each in self.others)
 
     def __sizeof__(self) -> int:
         return bytes.__sizeof__(self) + self.stored_bytes
@@ -331,22 +335,23 @@ def load_carried(inner: bytes, buffers: Sequence[bytes]) -> Any:
     return pickling.loads_with_buffers(inner, [bytearray(each) for each in buffers])
 
 
-def load_stored(
-    inner: bytes | None,
-    sizes: tuple[int, ...],
-    reference: tuple[Any, ...],
-    others: tuple[tuple[int, int, tuple[Any, ...]], ...] = (),
-) -> Any:
+def load_stored(*body: Any) -> Any:
     """Make the objects of a stored value, on top of private mappings of its buffers.
+
+    Parameters
+    ----------
+    *body
+        The parameters of `_as_parts`.
 
     Raises
     ------
     ValueGone
         The buffers are gone.
     """
-    parts = _as_parts(inner, sizes, reference, others)
-    if len(sizes) == 1 and not others and (inner is None or inner == plain_containers.PICKLE):
-        return _load_alone(parts[2], sizes[0], inner)
+    parts = _as_parts(*body)
+    inner, sizes, reference, placed = parts
+    if len(sizes) == 1 and not placed and (inner is None or inner == plain_containers.PICKLE):
+        return _load_alone(reference, sizes[0], inner)
     inner, buffers = _attach(parts)
     if inner is None:
         return pickling.loads_with_buffers(buffers[0], buffers[1:])
@@ -373,9 +378,7 @@ def _load_alone(reference: Reference, size: int, inner: bytes | None) -> Any:
 
 def held_bytes(value: object) -> int:
     """Return how much memory a value holds that all processes of the host can map."""
-    if type(value) is not StoredValue or value.segment is None:
-        return 0
-    return value.segment.length + sum(each.length for each in value.others)
+    return value.held_bytes if type(value) is StoredValue else 0
 
 
 def buffer_value(buffer: Buffer) -> StoredValue | None:

@@ -44,13 +44,7 @@ from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.execution.progress import Progress
-from daskbatch.worker.execution.returned_arrays import (
-    is_known,
-    key_of,
-    knows_any,
-    making_in_place,
-    store,
-)
+from daskbatch.worker.execution.returned_arrays import known_key, making_in_place, store
 from daskbatch.worker.execution.task_context import active_context
 from daskbatch.worker.execution.task_errors import (
     LOADING_ARGUMENTS,
@@ -416,8 +410,10 @@ class BlockRun(Progress):
         return stored
 
     def _note_known(self, index: int, function: bytes) -> None:
-        self._in_place.pop(index, None)
-        if knows_any() and is_known(key := key_of(function)):
+        key = known_key(function)
+        if key is None:
+            self._in_place.pop(index, None)
+        else:
             self._in_place[index] = key
 
     def _require(

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from daskbatch.memory import array_ranges
+from daskbatch.memory.arena import MIN_USED
 from daskbatch.memory.kept_mappings import MIN_KEPT_BYTES
 from daskbatch.serialization import arrays_in_place, stored_value
 from daskbatch.serialization.stored_value import Pickled, StoredValue
@@ -23,9 +24,6 @@ _MAX_FUNCTIONS = 1_000
 
 #: A function is given up if so many of its values in succession had to be copied.
 _MAX_MISSES = 3
-
-#: Two sizes are alike if the smaller one is at least this part of the larger one.
-_LEAST_ALIKE = 0.75
 
 #: How many arrays are expected of a function at most, and for how many calls that do not make them.
 _MAX_ARRAYS, _MAX_UNUSED = 200, 5
@@ -70,18 +68,22 @@ def key_of(function: bytes) -> bytes:
     return blake2b(function, digest_size=16).digest()
 
 
-def is_known(key: bytes) -> bool:
-    """Return whether a function is expected to return arrays that can be made in place."""
-    known = _known.get(key)
-    return known is not None and known.misses < _MAX_MISSES
+def known_key(function: bytes) -> bytes | None:
+    """Return what stands for a function whose arrays can be made in place; None for another one.
 
+    It also frees the memory of arrays that functions have kept, and that are gone now.
 
-def knows_any() -> bool:
-    """Return whether any function is known; free the memory of arrays that are gone."""
+    Parameters
+    ----------
+    function : bytes
+        The pickle of the function.
+    """
     if not _known:
-        return False
+        return None
     array_ranges.collect()
-    return True
+    key = key_of(function)
+    known = _known.get(key)
+    return key if known is not None and known.misses < _MAX_MISSES else None
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def making_in_place(key: bytes) -> Iterator[None]:
     Parameters
     ----------
     key : bytes
-        What `key_of` returns for the function.
+        What `known_key` returns for the function.
     """
     # Not at the top: a child starts faster without it.
     from daskbatch.memory import array_allocator
@@ -154,7 +156,7 @@ def _within_limits(expected: Sequence[_Expected]) -> tuple[_Expected, ...]:
 
 def _is_alike(size: int, other: int) -> bool:
     """Return whether one size is about another one: memory for the larger one serves both."""
-    return min(size, other) >= _LEAST_ALIKE * max(size, other)
+    return min(size, other) >= MIN_USED * max(size, other)
 
 
 def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) -> bytes:
