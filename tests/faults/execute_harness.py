@@ -29,6 +29,7 @@ from typing import Any
 import dask
 from distributed import LocalCluster
 from support.jobs import Barrier, Prefers, after, large
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import Batch, WorkerLost
@@ -225,7 +226,7 @@ def add_worker_if_empty(ctx: ExecutionContext, cluster: Any, over: threading.Eve
         elif empty_since is None:
             empty_since = time.monotonic()
         elif time.monotonic() - empty_since > EMPTY_CLUSTER_SECONDS:
-            cluster.scale(len(cluster.worker_spec) + 1)
+            scale(cluster, len(cluster.worker_spec) + 1)
             empty_since = None
 
 

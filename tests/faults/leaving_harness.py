@@ -28,6 +28,7 @@ from typing import Any
 
 import dask
 from distributed import LocalCluster
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import Batch, ServiceLost, WorkerLost
@@ -282,7 +283,7 @@ class Run:
         return [*found, self.kill, self.freeze] if self.kills else found
 
     def set_workers(self, count: int) -> None:
-        self.cluster.scale(count)
+        scale(self.cluster, count)
 
     def addresses(self) -> list[str]:
         return sorted(self.batch.client.scheduler_info(n_workers=-1)["workers"])

@@ -14,6 +14,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from support.scaling import scale
 from support.waiting import wait_for_file
 
 import daskbatch
@@ -88,7 +89,7 @@ def test_a_cluster_that_grows_is_used() -> None:
     ):
         program = batch.compile([batch.function(pow, number, 2) for number in range(40)])
         program.start()
-        cluster.scale(2)
+        scale(cluster, 2)
         program.wait(timeout=60)
         assert sum(program.get()) == sum(n * n for n in range(40))
         assert batch.num_workers > 0

@@ -48,6 +48,7 @@ from support.jobs import (
     where,
     where_after,
 )
+from support.scaling import scale
 from support.waiting import wait_for_file, wait_until
 
 from daskbatch import Batch, LifecycleError, SpecError, WorkerLost
@@ -292,7 +293,7 @@ def test_7_workers_that_join_are_used_by_a_running_job(tmp_path: Path) -> None:
         blocked = RmiTask(ctx, 0, wait_for_file, (tmp_path / "go",))
         rest = [Prefers(ctx, n, where, degrees={}) for n in range(1, 4)]
         execution = ctx.execute(Job(ctx, [blocked, *rest]), order_results=False)
-        thread = in_thread(lambda: (wait_until(lambda: blocked.pending), cluster.scale(2)))
+        thread = in_thread(lambda: (wait_until(lambda: blocked.pending), scale(cluster, 2)))
         found = [next(execution).result() for _ in range(3)]
         thread.join()
         (second,) = {worker.name for worker in ctx.workers} - {first.name}
@@ -739,13 +740,13 @@ def test_a_job_waits_while_the_cluster_has_no_worker_at_all(
         found: list[Any] = []
         thread = in_thread(lambda: found.extend(task.result() for task in ctx.execute(job)))
         wait_until(lambda: task.pending)
-        cluster.scale(0)
+        scale(cluster, 0)
         wait_until(lambda: ctx.worker_count == 0)
         wait_until(lambda: "a job waits for a worker: the cluster has none" in caplog.text)
         thread.join(0.5)  # much longer than the unmet-timeout
         assert job.running
         (tmp_path / "go").touch()
-        cluster.scale(1)
+        scale(cluster, 1)
         thread.join()
         assert found == ["go"]
 
@@ -808,7 +809,7 @@ def test_await_workers_without_any_is_an_error(monkeypatch: pytest.MonkeyPatch) 
             ctx.await_workers(connect_timeout=0.1)
         found: list[Any] = []
         thread = in_thread(lambda: found.extend(results(ctx, [RmiTask(ctx, 0, identity, (5,))])))
-        cluster.scale(1)
+        scale(cluster, 1)
         thread.join()
         assert found == [5]  # the job has waited for the worker
         assert ctx.await_workers(1, connect_timeout=60) == 1

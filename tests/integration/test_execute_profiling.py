@@ -22,6 +22,7 @@ from support.profiled import (
     profile_directories,
     show_yappi,
 )
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import Batch, BatchError, LifecycleError, SpecError
@@ -254,7 +255,7 @@ def test_workers_that_join_are_profiled() -> None:
     ):
         profiling = ctx.cpu_profiling
         profiling.start()
-        cluster.scale(2)
+        scale(cluster, 2)
         wait_until(lambda: ctx.worker_count == 2)
         wait_until(lambda: all(ctx.batch.client.run(is_profiling).values()))
         burn_everywhere(ctx)

@@ -12,6 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 from support.gangs import TIMEOUT_SECONDS, gangs, no_slot_is_held, start, wait_for
 from support.outside import outside_cluster
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import Batch, BatchError
@@ -67,7 +68,7 @@ def test_a_worker_that_retires_gives_its_gang_time_and_the_next_one_waits(tmp_pa
         assert waits.state == "waiting"
         # One slot is no room for it, and is not held by it.
         assert start(batch.function(len, "a")).get(timeout=TIMEOUT_SECONDS) == 1
-        cluster.scale(3)  # the cluster counts the retired one
+        scale(cluster, 3)  # the cluster counts the retired one
         assert waits.get(timeout=TIMEOUT_SECONDS) == 3
         no_slot_is_held(batch)
 
@@ -116,10 +117,10 @@ def test_workers_of_an_elastic_cluster_join_while_gangs_wait() -> None:
         ]
         wait_until(lambda: len(gangs(batch)) == 2)
         for workers in (2, 3):
-            cluster.scale(workers)
+            scale(cluster, workers)
             task = tasks.pop(0)
             assert task.get(timeout=TIMEOUT_SECONDS) == workers**2
-        cluster.scale(1)
+        scale(cluster, 1)
         wait_until(lambda: len(batch.client.scheduler_info()["workers"]) == 1)
         assert start(batch.function(len, "a")).get(timeout=TIMEOUT_SECONDS) == 1
         no_slot_is_held(batch)

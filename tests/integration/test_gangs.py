@@ -15,6 +15,7 @@ import pytest
 from distributed import LocalCluster
 from support.gangs import TIMEOUT_SECONDS, gangs, no_slot_is_held, start, wait_for
 from support.outside import outside_cluster
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import (
@@ -326,7 +327,7 @@ def test_a_worker_that_joins_makes_a_gang_possible() -> None:
         wait_until(lambda: len(gangs(batch)) == 1)
         assert gangs(batch)[0]["why"] == "the workers that may run it have too few slots"
         assert start(batch.function(len, "ab")).get(timeout=60) == 2, "it keeps nobody away"
-        cluster.scale(2)
+        scale(cluster, 2)
         assert task.get(timeout=60) == 3
 
 

@@ -19,6 +19,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.scaling import scale
 from support.waiting import wait_until
 
 from daskbatch import Batch, WorkerLost
@@ -61,7 +62,7 @@ def scale_to(cluster: LocalCluster, batch: Batch, workers: int, others: int = 0)
         if len(cluster.scheduler.running) == batch.num_workers == workers + others:
             return True
         # Again and again: if one of its workers ends at this moment, the cluster may give it up.
-        cluster.scale(workers)
+        scale(cluster, workers)
         return False
 
     wait_until(is_there, f"there are not {workers} workers")
@@ -124,7 +125,7 @@ def test_scale_down_to_one_loses_nothing(
     tasks = read_write_tasks(batch, tmp_path, 6, size=LARGE)
     await_begun(tmp_path, 3)
 
-    cluster.scale(1)
+    scale(cluster, 1)
     # Shards and queues move before the tasks have ended.
     wait_until(lambda: len({shard["worker"] for shard in once.stats()}) == 1, "nothing moves")
     (tmp_path / "go").touch()
@@ -182,7 +183,7 @@ def test_a_shard_that_has_moved_is_not_served_where_it_was(
             found = registry._find(d._proxy.uid).layouts
             return {replica.worker for layout in found for replica in layout.replicas[:1]}
 
-        cluster.scale(3)
+        scale(cluster, 3)
         wait_until(lambda: len(workers()) == 3, "nothing spreads")
         time.sleep(0.4)  # the late layouts have arrived, and the actors are not closed yet
         assert count_of(d.get, range(30)) == 30
@@ -193,7 +194,7 @@ def test_a_shard_that_has_moved_is_not_served_where_it_was(
 def test_scale_to_zero_and_up_again(cluster: LocalCluster, batch: Batch, tmp_path: Path) -> None:
     tasks = read_write_tasks(batch, tmp_path, 6)
     await_begun(tmp_path, 3)
-    cluster.scale(0)
+    scale(cluster, 0)
     wait_until(lambda: not cluster.scheduler.running, "the workers do not begin to leave")
     (tmp_path / "go").touch()
     wait_until(lambda: batch.num_workers == 0, "the workers have not left")
@@ -201,7 +202,7 @@ def test_scale_to_zero_and_up_again(cluster: LocalCluster, batch: Batch, tmp_pat
     written = {"done": "begin end ", "waiting": ""}
     assert [written[task.state] for task in tasks] == contents(tmp_path, 6)
     assert sum(task.state == "done" for task in tasks) >= 3
-    cluster.scale(1)
+    scale(cluster, 1)
     for task in tasks:
         task.get(60)
     assert contents(tmp_path, 6) == ["begin end "] * 6
@@ -397,7 +398,7 @@ def test_a_task_does_not_begin_on_a_worker_that_ends_before() -> None:
         assert long.state == "waiting"
         assert "has a walltime of 6000 s; the worker that stays longest ends in" in long.why()
         cluster.new_spec["options"]["lifetime"] = None
-        cluster.scale(2)
+        scale(cluster, 2)
         assert long.get(60) == 2
 
 
@@ -507,7 +508,7 @@ def test_a_worker_leaves_to_which_shards_are_moving() -> None:
         copied.update(content)
         (first,) = cluster.scheduler.workers
         for some_have_moved in (False, True, True):
-            cluster.scale(2)
+            scale(cluster, 2)
             wait_until(lambda: len(cluster.scheduler.workers) == 2, "no worker joins")
             (new,) = cluster.scheduler.workers.keys() - {first}
             if some_have_moved:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster, get_worker
 from support.own_process import in_own_process
+from support.scaling import scale
 from support.waiting import touch, wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, DependencyFailed, TaskCancelled
@@ -57,7 +58,7 @@ def test_a_worker_that_joins_later_is_like_the_others(processes: bool) -> None:
     with make_cluster(1, processes=processes) as cluster, Batch(cluster) as batch:
         first = batch.function(where)
         first.run(timeout=60)
-        cluster.scale(2)
+        scale(cluster, 2)
         batch.client.wait_for_workers(2, timeout=60)
         wait_until(lambda: batch.num_workers == 2)
         (new,) = addresses(batch) - {first.get()}
@@ -72,7 +73,7 @@ def test_a_worker_that_joins_later_is_like_the_others(processes: bool) -> None:
 def test_a_worker_that_leaves_is_done_without() -> None:
     with make_cluster(2) as cluster, Batch(cluster) as batch:
         assert batch.num_workers == 2
-        cluster.scale(1)
+        scale(cluster, 1)
         wait_until(lambda: batch.num_workers == 1)
         tasks = [batch.function(where) for _ in range(10)]
         batch.compile(tasks).run(timeout=60)
@@ -104,7 +105,7 @@ def test_what_was_cancelled_stays_so_on_the_first_worker_of_all(tmp_path: Path) 
         program = batch.compile([victim, after, taker, other])
         program.start()
         assert victim.cancel() is True
-        cluster.scale(1)
+        scale(cluster, 1)
         program.wait(timeout=60)
         assert not (tmp_path / "victim").exists()
         with pytest.raises(TaskCancelled, match="'victim' was cancelled"):
@@ -131,7 +132,7 @@ def test_what_was_cancelled_stays_so_on_one_more_worker(tmp_path: Path) -> None:
         program.start()
         victims, others = tasks[::2], tasks[1::2]
         assert all(task.cancel() for task in victims)
-        cluster.scale(2)
+        scale(cluster, 2)
         # The first worker is still busy: these can only be done by the new one.
         wait_until(lambda: any(task.state == "done" for task in [*others, *behind]))
         assert busy.state == "running"

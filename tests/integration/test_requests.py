@@ -9,6 +9,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import LocalCluster, get_worker
+from support.scaling import scale
 
 from daskbatch import Batch, DependencyFailed, SpecError
 from daskbatch.describe.spec import make_options
@@ -84,7 +85,7 @@ def test_a_worker_that_comes_in_time_meets_it() -> None:
         task = batch.options(resources={"GPU": 1}).function(len, "abc")
         task.start()
         assert task.state == "waiting"
-        cluster.scale(1)
+        scale(cluster, 1)
         assert task.get(timeout=60) == 3
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from pathlib import Path
 
-from support.waiting import HANG_SECONDS, file_appears, touch
+from support.waiting import HANG_SECONDS, file_appears, touch, wait_until
 
 from daskbatch import Batch
 
@@ -50,9 +51,17 @@ class BatchHolder:
             try:
                 self._batch.compile(tasks).run(timeout=2 * HANG_SECONDS)
                 assert all(task.get() for task in tasks), "a slot of the shared Batch is lost"
+                del tasks
+                wait_until(self._holds_no_value, "values stay in the memory of workers")
             except BaseException:
                 self.drop()
                 raise
+
+    def _holds_no_value(self) -> bool:
+        """Return whether the workers hold no value of a task: here, nothing refers to any."""
+        gc.collect()
+        assert self._batch is not None
+        return not sum(self._batch.client.run(values_held).values())
 
     def drop(self) -> None:
         """End the Batch and what it runs; the next test gets a new one."""
@@ -60,6 +69,14 @@ class BatchHolder:
         if batch is not None:
             batch.terminate()
             batch.close()
+
+
+def values_held() -> int:
+    """Return how many values a worker holds in its memory."""
+    from daskbatch.memory import segment
+
+    gc.collect()
+    return len(segment._segments)
 
 
 def meet(paths: list[Path], own: Path) -> bool:
