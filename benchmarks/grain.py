@@ -230,8 +230,9 @@ def single_call_of_dask(client: Client, count: int = 100) -> float:
 
 def alternating_chain(batch: Batch, count: int = 400) -> float:
     """Return the microseconds of a hop of a chain whose tasks are pinned to workers by turns."""
-    workers = sorted(batch.client.scheduler_info(n_workers=-1)["workers"])[:2]
-    factories = [batch.options(workers=[each]) for each in workers]
+    client = batch.client
+    workers = sorted(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+    factories = [batch.options(workers=[each]) for each in workers[:2]]
 
     def run() -> None:
         last = factories[0].function(identity, 7)

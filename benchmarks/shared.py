@@ -55,8 +55,12 @@ def took(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def workers_of(client: Client) -> list[str]:
+    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+
+
 def other_than(client: Client, worker: str) -> str:
-    return next(each for each in client.scheduler_info(n_workers=-1)["workers"] if each != worker)
+    return next(each for each in workers_of(client) if each != worker)
 
 
 # -- small values, one by one: seconds for each -------------------------------------------
@@ -101,7 +105,7 @@ def small_values(table: Table, batch: Batch, client: Client) -> None:
     d = batch.ddict(shards=1)
     (home,) = d.workers_for([0])
     elsewhere = other_than(batch.client, home)
-    actor_home = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    actor_home = next(iter(workers_of(client)))
     actor = client.submit(Store, actor=True, workers=actor_home).result()
 
     def in_task(where: str, count: int) -> Times:
@@ -174,7 +178,7 @@ def large_values(table: Table, batch: Batch, client: Client) -> None:
     d["array"] = array
     (home,) = d.workers_for(["array"])
     elsewhere = other_than(batch.client, home)
-    their_home = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    their_home = next(iter(workers_of(client)))
 
     def scatter() -> Future:
         return client.scatter(array, workers=[their_home], direct=True, hash=False)

@@ -224,7 +224,10 @@ def _resting_workers(session: Session) -> dict[str, str]:
 
     The status is Dask's: ``paused`` (its memory is almost full) or ``closing_gracefully``.
     """
-    workers = session.client.scheduler_info(n_workers=-1)["workers"]
+    # Not by `scheduler_info`: the client asks for the same now and then, without the workers, and
+    # that answer may be the one which it returns.
+    client = session.client
+    workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     return {
         address: worker["status"]
         for address, worker in workers.items()

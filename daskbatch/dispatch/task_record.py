@@ -409,6 +409,9 @@ class SubmittedBlock:
         except TimeoutError:
             raise
         except Exception as error:
+            # Dask keeps the exception in the future's state, and raises it. With its traceback it
+            # would refer to the frames here, and these to the future and to the task: for ever.
+            error.__traceback__ = None
             raise WorkerLost(
                 f"the result of task {label} was lost with the worker that held it: {error}"
             ) from error

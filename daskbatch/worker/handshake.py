@@ -24,6 +24,7 @@ from daskbatch.worker.authentication import (
     repeat_until,
 )
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
+from daskbatch.worker.local_sockets import connect_locally
 
 #: How long it may take until the system has connected. The first packet that was lost is sent again
 #: after a second.
@@ -55,6 +56,9 @@ class ServerAddress(NamedTuple):
         Whether the connection is encrypted.
     memory : str
         The host of the server: clients with the same `host_id` can map its memory.
+    local : str
+        The name of the Unix socket at which the server listens, too, for clients of its host; see
+        `worker.local_sockets`.
     """
 
     host: str
@@ -62,6 +66,7 @@ class ServerAddress(NamedTuple):
     secret: bytes
     tls: bool
     memory: str = ""
+    local: str = ""
 
     def __repr__(self) -> str:
         return f"ServerAddress({self.host}:{self.port})"
@@ -128,6 +133,9 @@ def check_reachable(address: ServerAddress) -> None:
 
 def _reach(address: ServerAddress, seconds: float) -> socket.socket:
     """Connect to a server, and send nothing: its system accepts even if the server is busy."""
+    sock = connect_locally(address.local, seconds)
+    if sock is not None:
+        return sock
     try:
         return socket.create_connection((address.host, address.port), timeout=seconds)
     except OSError as error:
@@ -172,7 +180,9 @@ def accept_client(
 
 
 def _tune(sock: socket.socket) -> None:
-    """Have a socket send at once, and notice that the other side's machine has died."""
+    """Have a TCP socket send at once, and notice that the other side's machine has died."""
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import select
 import socket
 import ssl
 import threading
@@ -18,6 +19,7 @@ from time import monotonic, sleep
 from daskbatch.forking import after_fork, close_in_children, make_lock
 from daskbatch.memory.host import host_id
 from daskbatch.worker.handshake import ServerAddress, accept_client
+from daskbatch.worker.local_sockets import listen_locally
 from daskbatch.worker.ports import listening_socket
 
 #: How often the listener checks whether its services are still needed; and the pause after an error
@@ -101,15 +103,24 @@ after_fork(_listeners.clear)
 
 
 class _Listener:
-    """The listening socket of a worker, and the thread that accepts connections."""
+    """The listening sockets of a worker, and the thread that accepts connections.
+
+    One is for clients of any host; the other one, a Unix socket, for those of this host. It has no
+    encryption, so it is not there if there are certificates.
+    """
 
     def __init__(self, host: str, tls_context: ssl.SSLContext | None, key: _Key) -> None:
         self._key = key
         self._tls_context = tls_context
-        self._socket = listening_socket(host, _BACKLOG)
-        self._host, self._port = host, self._socket.getsockname()[1]
-        self._socket.settimeout(_POLL_INTERVAL_SECONDS)
-        close_in_children(self._socket)
+        self._sockets = [listening_socket(host, _BACKLOG)]
+        self._host, self._port = host, self._sockets[0].getsockname()[1]
+        self._local = ""
+        if tls_context is None and (found := listen_locally(_BACKLOG)) is not None:
+            self._local = found[0]
+            self._sockets.append(found[1])
+        for each in self._sockets:
+            each.setblocking(False)
+            close_in_children(each)
         #: By secret. Replaced and not changed, so that threads may read it without the lock.
         self._services: dict[bytes, Service] = {}
         self._closed = False
@@ -121,7 +132,9 @@ class _Listener:
         """Add a service; called with the lock held."""
         secret = secrets.token_bytes(_SECRET_BYTES)
         encrypted = self._tls_context is not None
-        address = ServerAddress(self._host, self._port, secret, encrypted, memory=host_id())
+        address = ServerAddress(
+            self._host, self._port, secret, encrypted, memory=host_id(), local=self._local
+        )
         service = Service(self, address, serve, check)
         self._services = {**self._services, secret: service}
         return service
@@ -136,12 +149,17 @@ class _Listener:
             self._closed = True
             if _listeners.get(self._key) is self:
                 del _listeners[self._key]
-        with contextlib.suppress(OSError):
-            # `close` alone does not wake a thread that waits in `accept`.
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                # `close` alone does not wake a thread that waits for clients.
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
     def _listen(self) -> None:
+        poll = select.poll()
+        for each in self._sockets:
+            with contextlib.suppress(OSError, ValueError):  # it has been closed already
+                poll.register(each, select.POLLIN)
         next_check = monotonic() + _POLL_INTERVAL_SECONDS
         while not self._closed:
             if monotonic() > next_check:
@@ -149,17 +167,20 @@ class _Listener:
                     if service.check is not None:
                         service.check()
                 next_check = monotonic() + _POLL_INTERVAL_SECONDS
-            try:
-                sock, _ = self._socket.accept()
-            except TimeoutError:
+            if not poll.poll(_POLL_INTERVAL_SECONDS * 1000):
                 continue
-            except OSError:
-                if not self._closed:
-                    sleep(_POLL_INTERVAL_SECONDS)  # there may be too many open files
-                continue
-            threading.Thread(
-                target=self._accept, args=[sock], name="daskbatch-serve", daemon=True
-            ).start()
+            for each in self._sockets:
+                try:
+                    sock, _ = each.accept()
+                except BlockingIOError:  # the client is at the other socket, or has gone
+                    continue
+                except OSError:
+                    if not self._closed:
+                        sleep(_POLL_INTERVAL_SECONDS)  # there may be too many open files
+                    continue
+                threading.Thread(
+                    target=self._accept, args=[sock], name="daskbatch-serve", daemon=True
+                ).start()
 
     def _accept(self, sock: socket.socket) -> None:
         # In the connection's own thread: a silent client must not hold up others.

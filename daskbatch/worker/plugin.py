@@ -261,8 +261,8 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 _logger.warning("clients cannot connect to open blocks: %s", error)
                 return
         run.watch = self._open_server
-        host, port, secret, tls, _ = self._open_server.address
-        report = OpenedReport(run.spec.block, host, port, secret, tls)
+        at = self._open_server.address
+        report = OpenedReport(run.spec.block, at.host, at.port, at.secret, at.tls, at.local)
         self._worker.loop.add_callback(self._send_report, run.spec.topic, report)
 
     def _context(self, run: Progress) -> TaskContext:

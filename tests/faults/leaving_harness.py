@@ -28,6 +28,7 @@ from typing import Any
 
 import dask
 from distributed import LocalCluster
+from support.cluster_info import workers_of
 from support.scaling import scale
 from support.waiting import wait_until
 
@@ -286,7 +287,7 @@ class Run:
         scale(self.cluster, count)
 
     def addresses(self) -> list[str]:
-        return sorted(self.batch.client.scheduler_info(n_workers=-1)["workers"])
+        return sorted(workers_of(self.batch.client))
 
     def scale(self) -> None:
         least = 1 if not self.kills else 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,11 +111,16 @@ def test_a_key_that_the_scheduler_has_forgotten_is_computed_again(
 def test_a_forgotten_value_that_is_fetched_is_computed_again(batch: Batch, tmp_path: Path) -> None:
     producer = batch.function(large, tmp_path, "producer")
     producer.run(timeout=TIMEOUT_SECONDS)
-    wait_until(lambda: on_scheduler(batch, is_in_memory, producer))
+    wait_until(partial(on_scheduler, batch, is_in_memory, producer))
     assert not on_scheduler(batch, forget, producer)
     # The worker has freed it once it has run something else.
     batch.function(len, "abc").run(timeout=TIMEOUT_SECONDS)
     assert producer.get(timeout=TIMEOUT_SECONDS) == "producer".ljust(LARGE)
+    # Nothing that Dask keeps of the failure refers to the task.
+    record = weakref.ref(producer._record)
+    del producer
+    gc.collect()
+    assert record() is None
 
 
 def test_a_forgotten_writer_does_not_run_again(batch: Batch, tmp_path: Path) -> None:

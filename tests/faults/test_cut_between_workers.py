@@ -35,7 +35,7 @@ def first(value):
 with Batch(sys.argv[1]) as batch:
     while batch.num_workers < 2:
         time.sleep(0.05)
-    workers = sorted(batch.client.scheduler_info()["workers"])
+    workers = sorted(batch.client.sync(batch.client.scheduler.identity, n_workers=-1)["workers"])
     at = [batch.options(workers=worker) for worker in workers]
     values = [at[1].function(make, number) for number in range(3)] + [at[0].function(make, 3)]
     batch.compile(values).run(60)

@@ -125,7 +125,7 @@ with start_batch() as batch:
     program.run(120)
     assert shared["sum"] == sum(task.get() for task in tasks)
     # A new process of a worker knows at its start what the worker or another process has found.
-    worker = next(iter(batch.client.scheduler_info()["workers"]))
+    worker = next(iter(batch.client.sync(batch.client.scheduler.identity, n_workers=-1)["workers"]))
     fresh = batch.options(isolation="fresh", workers=worker)
     first, second = (fresh.function(look, shared) for _ in range(2))
     first.run(60)

@@ -21,6 +21,7 @@ from dask.utils import key_split
 from distributed import LocalCluster
 from distributed.dashboard.scheduler import applications, template_variables
 from support.browser import WatchedPage
+from support.cluster_info import workers_of
 from support.waiting import HANG_SECONDS, wait_for_file, wait_until
 
 from daskbatch import Batch, BatchPoolExecutor, CompiledTask
@@ -317,7 +318,7 @@ def test_tasks_of_open_blocks_are_in_the_task_stream(batch: Batch) -> None:
 
     # The client learns that somebody looks when it next reports on tasks.
     wait_until(one_is_shown)
-    workers = set(batch.client.scheduler_info(n_workers=-1)["workers"])
+    workers = set(workers_of(batch.client))
     found = on_scheduler(batch, shown).values()
     assert {worker for worker, _ in found} <= workers
     assert all(0 <= duration < SECONDS * 1000 for _, duration in found)

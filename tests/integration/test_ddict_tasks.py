@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import ddicts
+from support.cluster_info import workers_of
 from support.ddicts import outcome
 from support.waiting import wait_for_file
 
@@ -325,7 +326,7 @@ def test_workers_of_keys_that_are_not_there_yet(batch: Batch, d: DDict) -> None:
 def test_two_copies_are_on_two_workers(batch: Batch) -> None:
     with batch.ddict(shards=1, replicas=2) as d:
         d["a"] = 1
-        assert set(d.workers_for(["a"])) <= set(batch.client.scheduler_info()["workers"])
+        assert set(d.workers_for(["a"])) <= set(workers_of(batch.client))
 
 
 def test_it_is_no_access_by_itself_empty_or_not(batch: Batch, d: DDict) -> None:

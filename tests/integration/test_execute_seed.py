@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster_info import workers_of
 from support.jobs import (
     Barrier,
     Prefers,
@@ -239,9 +240,7 @@ def test_worker_count_is_the_number_of_workers_connected_with(ctx: ExecutionCont
 def test_workers_are_all_peers_that_are_workers(ctx: ExecutionContext) -> None:
     """'All peers of the local node with node_type worker'."""
     assert all(isinstance(worker, Worker) for worker in ctx.workers)
-    assert {worker.address for worker in ctx.workers} == set(
-        ctx.batch.client.scheduler_info()["workers"]
-    )
+    assert {worker.address for worker in ctx.workers} == set(workers_of(ctx.batch.client))
 
 
 # -- jobs and tasks -----------------------------------------------------------------------

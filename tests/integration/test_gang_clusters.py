@@ -10,6 +10,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from support.cluster_info import workers_of
 from support.gangs import TIMEOUT_SECONDS, gangs, no_slot_is_held, start, wait_for
 from support.outside import outside_cluster
 from support.scaling import scale
@@ -62,7 +63,7 @@ def test_a_worker_that_retires_gives_its_gang_time_and_the_next_one_waits(tmp_pa
 
         retired = batch.client.run_on_scheduler(retire)
         assert retired in cluster.scheduler_info["workers"]
-        wait_until(lambda: retired not in batch.client.scheduler_info()["workers"])
+        wait_until(lambda: retired not in workers_of(batch.client))
         (tmp_path / "end").touch()
         assert runs.get(timeout=TIMEOUT_SECONDS) == "end"
         assert waits.state == "waiting"
@@ -121,6 +122,6 @@ def test_workers_of_an_elastic_cluster_join_while_gangs_wait() -> None:
             task = tasks.pop(0)
             assert task.get(timeout=TIMEOUT_SECONDS) == workers**2
         scale(cluster, 1)
-        wait_until(lambda: len(batch.client.scheduler_info()["workers"]) == 1)
+        wait_until(lambda: len(workers_of(batch.client)) == 1)
         assert start(batch.function(len, "a")).get(timeout=TIMEOUT_SECONDS) == 1
         no_slot_is_held(batch)

@@ -19,6 +19,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.cluster_info import workers_of
 from support.scaling import scale
 from support.waiting import wait_until
 
@@ -171,7 +172,7 @@ def test_a_shard_that_has_moved_is_not_served_where_it_was(
     cluster: LocalCluster, batch: Batch
 ) -> None:
     scale_to(cluster, batch, 1)
-    first = list(batch.client.scheduler_info(n_workers=-1)["workers"])
+    first = list(workers_of(batch.client))
     batch.client.run(set_slow_actors, True, workers=first)
     try:
         d = batch.ddict(shards=4)
@@ -217,10 +218,8 @@ def test_a_retired_worker_stays_away(cluster: LocalCluster, batch: Batch, tmp_pa
     tasks = read_write_tasks(batch, tmp_path, 6)
     await_begun(tmp_path, 3)
     client = batch.client
-    retired = list(client.scheduler_info(n_workers=-1)["workers"])[:2]
-    nannies = [
-        client.scheduler_info(n_workers=-1)["workers"][address]["nanny"] for address in retired
-    ]
+    retired = list(workers_of(client))[:2]
+    nannies = [workers_of(client)[address]["nanny"] for address in retired]
     (tmp_path / "go").touch()
     assert sorted(client.retire_workers(retired)) == sorted(retired)
     for task in tasks:
@@ -237,7 +236,7 @@ def test_a_retired_worker_stays_away(cluster: LocalCluster, batch: Batch, tmp_pa
     )
     assert batch.num_workers == 1
     # A worker whose shards no other one can take stays, as Dask's own values do.
-    last = list(client.scheduler_info(n_workers=-1)["workers"])
+    last = list(workers_of(client))
     assert client.retire_workers(last) == {}
     assert batch.function(abs, -1).start() is None
     assert count_of(d.get, range(30)) == 30
@@ -287,7 +286,7 @@ def _move_to_new_worker(batch: Batch, cluster: LocalCluster, task: Task, path: P
 def test_sigterm_to_a_worker_lets_what_runs_end(batch: Batch, tmp_path: Path) -> None:
     d = batch.ddict(shards=3)
     d.update({number: number for number in range(30)})
-    addresses = list(batch.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = list(workers_of(batch.client))
     pids = batch.client.run(os.getpid)
     tasks = read_write_tasks(batch, tmp_path, 6)
     await_begun(tmp_path, 3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster_info import workers_of
 from support.waiting import wait_for_file
 
 import daskbatch.cluster.open_links as open_links
@@ -187,7 +188,7 @@ def test_large_values_arrive_whole(batch: Batch) -> None:
 
 def test_tasks_with_options_take_part(batch: Batch, members: Callable[[], int]) -> None:
     graph = stencil(5, 8)
-    addresses = sorted(batch.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = sorted(workers_of(batch.client))
     factories = [
         batch,
         batch.options(isolation="process"),
@@ -212,7 +213,7 @@ def where(*_: Any) -> int:
 def test_a_chain_on_alternating_workers_stays_on_them(
     batch: Batch, members: Callable[[], int]
 ) -> None:
-    addresses = sorted(batch.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = sorted(workers_of(batch.client))
     factories = [batch.options(workers=[each]) for each in addresses]
     tasks = [factories[0].function(where)]
     for number in range(1, 60):

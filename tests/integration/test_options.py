@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Scheduler, SpecCluster, Worker, get_worker
+from support.cluster_info import workers_of
 from support.waiting import wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch, SpecError
@@ -39,7 +40,7 @@ def batch(cluster: SpecCluster) -> Iterator[Batch]:
 @pytest.fixture
 def addresses(batch: Batch) -> dict[str, str]:
     """The addresses of the workers, by their names."""
-    workers = batch.client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(batch.client)
     return {each["name"]: address for address, each in workers.items()}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.cluster_info import workers_of
 from support.outside import outside_cluster
 from support.waiting import wait_until
 
@@ -45,19 +46,19 @@ def client() -> Iterator[Client]:
 @contextmanager
 def worker(client: Client, python: str, *options: str) -> Iterator[str]:
     """Start a further worker of the cluster; yields its address."""
-    before = set(client.scheduler_info()["workers"])
+    before = set(workers_of(client))
     command = [python, "-m", "distributed.cli.dask_worker", client.scheduler.address]
     command += ["--nthreads", "1", "--no-dashboard", *options]
     path = os.pathsep.join(filter(None, sys.path)) if python == sys.executable else os.getcwd()
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
-        wait_until(lambda: len(client.scheduler_info()["workers"]) > len(before), "no worker")
-        (address,) = set(client.scheduler_info()["workers"]) - before
+        wait_until(lambda: len(workers_of(client)) > len(before), "no worker")
+        (address,) = set(workers_of(client)) - before
         yield address
     finally:
         process.terminate()
         process.wait(60)
-        wait_until(lambda: len(client.scheduler_info()["workers"]) == len(before), "it stays")
+        wait_until(lambda: len(workers_of(client)) == len(before), "it stays")
 
 
 def double(number: int) -> int:

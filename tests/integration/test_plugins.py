@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from support.cluster_info import workers_of
 from support.own_process import in_own_process
 from support.scaling import scale
 from support.waiting import touch, wait_for_file, wait_until, wait_until_running
@@ -37,7 +38,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def addresses(batch: Batch) -> set[str]:
-    return set(batch.client.scheduler_info(n_workers=-1)["workers"])
+    return set(workers_of(batch.client))
 
 
 def where() -> str:

@@ -183,7 +183,8 @@ class Relay:
     def __init__(self, server: RpcServer) -> None:
         self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = server.address._replace(port=self._listener.getsockname()[1])
+        port = self._listener.getsockname()[1]
+        self.address = server.address._replace(port=port, local="")
         self.said = {"in": b"", "out": b""}
         self._passing = Caught(self._listen)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cluster_info import workers_of
 
 from daskbatch import Batch
 from daskbatch.cluster.open_links import OpenLinks
@@ -48,7 +49,7 @@ def moved(batch: Batch) -> int:
 
 
 def addresses(batch: Batch) -> list[str]:
-    return sorted(batch.client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(batch.client))
 
 
 def test_order_alone_moves_no_array(batch: Batch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from support.cluster_info import workers_of
+
 from daskbatch import Batch
 from daskbatch.worker import unreachable
 from daskbatch.worker.handshake import ServerAddress
@@ -24,7 +26,7 @@ def forget() -> None:
 
 
 def test_processes_of_a_worker_know_the_same(batch: Batch) -> None:
-    worker, other = list(batch.client.scheduler_info()["workers"])[:2]
+    worker, other = list(workers_of(batch.client))[:2]
     fresh = batch.options(isolation="fresh", workers=worker)
     inside = batch.options(isolation="thread", workers=worker)
     found, first, second = fresh.function(find), inside.function(look), fresh.function(look)

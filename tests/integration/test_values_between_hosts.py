@@ -40,7 +40,8 @@ def total(*arrays):
 
 with Batch(address) as batch:
     batch.client.wait_for_workers(3, timeout=60)
-    workers = [each for each in batch.client.scheduler_info(-1)["workers"]]
+    client = batch.client
+    workers = list(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
     others = [each for each in workers if first not in each]
     assert len(others) == 2
 

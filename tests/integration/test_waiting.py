@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import Empty
 
 import pytest
+from support.cluster_info import workers_of
 from support.waiting import file_appears, touch, wait_for_file
 
 from daskbatch import Batch, DDict, Queue
@@ -19,7 +20,7 @@ Start = Callable[..., Callable[[], object]]
 @pytest.fixture(params=["batch", "dask"])
 def start(batch: Batch, request: pytest.FixtureRequest) -> Start:
     """Start tasks on one slot, of a Batch or plain ones; returns a function for the result."""
-    worker = min(batch.client.scheduler_info(n_workers=-1)["workers"])
+    worker = min(workers_of(batch.client))
 
     def start(function: Callable[..., object], *args: object) -> Callable[[], object]:
         if request.param == "batch":

@@ -10,6 +10,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 from distributed.core import Status
+from support.cluster_info import workers_of
 from support.definitions import same
 from support.waiting import wait_for_file, wait_until, wait_until_running
 
@@ -37,8 +38,8 @@ def test_a_paused_worker_and_the_warning_of_it(cluster: LocalCluster) -> None:
     with Batch(cluster) as batch:
         batch.function(same, 0).run(timeout=60)
         worker.status = Status.paused
-        (address,) = batch.client.scheduler_info()["workers"]
-        wait_until(lambda: batch.client.scheduler_info()["workers"][address]["status"] == "paused")
+        (address,) = workers_of(batch.client)
+        wait_until(lambda: workers_of(batch.client)[address]["status"] == "paused")
         task = batch.function(same, 1)
         behind = batch.function(same, task)
         task.start()

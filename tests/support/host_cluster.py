@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 from distributed import Client
+from support.cluster_info import workers_of
 from support.hosts import Hosts
 
 _PORT = 8786
@@ -96,7 +97,7 @@ class HostCluster:
         for host in free[: max(0, count - len(running))]:
             self.start_worker(host)
         leaving = {self.hosts.addresses[host] for host in running[count:]}
-        info = client.scheduler_info(n_workers=-1)["workers"]
+        info = workers_of(client)
         if there := [each for each in info if self.host_address(each) in leaving]:
             client.retire_workers(there)
 

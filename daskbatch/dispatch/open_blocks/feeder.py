@@ -421,7 +421,7 @@ class OpenBlocks:
         """Connect to an open block that has begun."""
         found = self._by_number.get(report.block)
         if found is not None and found.link is None and self._links is not None:
-            address = ServerAddress(report.host, report.port, report.secret, report.tls)
+            address = ServerAddress(*report[1:5], local=report.local)
             found.address = address
             self._links.connect(report.block, address)
 

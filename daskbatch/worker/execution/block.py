@@ -307,7 +307,7 @@ class OpenedReport(NamedTuple):
     ----------
     block : int
         The block's number.
-    host, port, secret, tls
+    host, port, secret, tls, local
         The fields of a `ServerAddress`.
     """
 
@@ -316,6 +316,7 @@ class OpenedReport(NamedTuple):
     port: int
     secret: bytes
     tls: bool
+    local: str
 
 
 class ClosedReport(NamedTuple):

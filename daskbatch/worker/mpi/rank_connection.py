@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_client
+from daskbatch.worker.local_sockets import connect_locally
 from daskbatch.worker.mpi.messages import Hello, MessageKind, send
 from daskbatch.worker.mpi.rank_supervisor import RANK_VARIABLES
 
@@ -109,17 +110,11 @@ def connect(address: SetAddress, role: str, rank: int, files: Sequence[int] = ()
 
 
 def _open(address: SetAddress, deadline: Deadline) -> socket.socket:
-    if address.local:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.connect(f"\0{address.local}")
-        except OSError:
-            # The worker is on another host, or in another network namespace.
-            sock.close()
-            if not address.port:
-                raise
-        else:
-            return sock
+    local = connect_locally(address.local, deadline.remaining())
+    if local is not None:
+        return local
+    if not address.port:
+        raise ConnectionRefusedError("the worker has ended, or is on another host")
     sock = socket.create_connection((address.host, address.port), timeout=deadline.remaining())
     tune(sock)
     return sock

@@ -11,13 +11,13 @@ import os
 import queue
 import secrets
 import socket
-import sys
 import threading
 from typing import NamedTuple
 
 from daskbatch.forking import close_in_children
 from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_server
+from daskbatch.worker.local_sockets import listen_locally
 from daskbatch.worker.mpi.messages import Hello, MessageKind, MessageReader
 from daskbatch.worker.mpi.rank_connection import SetAddress, tune
 from daskbatch.worker.ports import listening_socket
@@ -84,13 +84,9 @@ class RankListener:
         self._read, self._write = os.pipe()
         local, port = "", 0
         try:
-            if sys.platform == "linux":
-                # The name is that of no file: nothing is left of it, however this process ends.
-                local = f"daskbatch-{secrets.token_hex(16)}"
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            if (found := listen_locally(_BACKLOG)) is not None:
+                local, sock = found
                 self._sockets.append(sock)
-                sock.bind(f"\0{local}")
-                sock.listen(_BACKLOG)
                 self._accept_from(sock)
             else:
                 host = host or "127.0.0.1"
