@@ -432,9 +432,11 @@ def test_what_is_over_leaves_nothing(batch: Batch, lazy: Lazy) -> None:
         gc.collect()
         return sys.getallocatedblocks()
 
+    call = lazy(same)
+
     def work(rounds: int) -> None:
         for _ in range(rounds):
-            tasks = [lazy(same)(number) for number in range(1000)]
+            tasks = [call(number) for number in range(1000)]
             batch.fence(timeout=60)
             del tasks
 

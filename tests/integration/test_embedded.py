@@ -436,3 +436,24 @@ def test_a_task_starts_processes_in_each_way(batch: Batch, method: str) -> None:
     task = batch.function(pool_of, method)
     task.run(timeout=60)
     assert task.get() == [0, 1, 4, 9, 16]
+
+
+def _settings() -> tuple[str, str]:
+    get = dask.config.get
+    return get("distributed.admin.tick.interval"), get("distributed.worker.profile.interval")
+
+
+@pytest.mark.parametrize(
+    ("tick", "profile", "there"),
+    [("20ms", "10ms", ("100ms", "50ms")), ("30ms", "5ms", ("30ms", "5ms"))],
+)
+def test_what_dask_does_all_the_time_is_done_less_often_unless_a_user_has_set_it(
+    tick: str, profile: str, there: tuple[str, str]
+) -> None:
+    settings = {
+        "distributed.admin.tick.interval": tick,
+        "distributed.worker.profile.interval": profile,
+    }
+    with dask.config.set(settings), Batch(num_workers=1) as batch:
+        assert batch.client.run_on_scheduler(_settings) == there
+        assert set(batch.client.run(_settings).values()) == {there}
