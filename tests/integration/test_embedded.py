@@ -448,8 +448,11 @@ def _settings() -> tuple[str, str]:
     [("20ms", "10ms", ("100ms", "50ms")), ("30ms", "5ms", ("30ms", "5ms"))],
 )
 def test_what_dask_does_all_the_time_is_done_less_often_unless_a_user_has_set_it(
-    tick: str, profile: str, there: tuple[str, str]
+    tick: str, profile: str, there: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Others are set for all programs that tests start.
+    for name in ("ADMIN__TICK__INTERVAL", "WORKER__PROFILE__ENABLED"):
+        monkeypatch.delenv(f"DASK_DISTRIBUTED__{name}")
     settings = {
         "distributed.admin.tick.interval": tick,
         "distributed.worker.profile.interval": profile,
