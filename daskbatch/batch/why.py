@@ -20,6 +20,9 @@ from daskbatch.plan.explain import wait_reasons
 #: Of a longer chain of waits, the first and the last links are named.
 _MAX_FIRST_LINKS, _MAX_LAST_LINKS = 3, 2
 
+#: How long the scheduler may take to say how its workers are.
+_ANSWER_TIMEOUT_SECONDS = 5.0
+
 #: What a worker does that begins no task, by its status.
 _RESTING = {
     "paused": "is paused: its memory is almost full",
@@ -227,7 +230,9 @@ def _resting_workers(session: Session) -> dict[str, str]:
     # Not by `scheduler_info`: the client asks for the same now and then, without the workers, and
     # that answer may be the one which it returns.
     client = session.client
-    workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    workers = client.sync(
+        client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_TIMEOUT_SECONDS
+    )["workers"]
     return {
         address: worker["status"]
         for address, worker in workers.items()

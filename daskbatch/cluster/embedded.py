@@ -88,7 +88,7 @@ _CONFIG = {
 }
 
 #: What Dask's processes do so often that it takes 6 to 9 % of a core for each of them, also while
-#: nothing runs: Dask's own setting, and the one here. What a user has set stays.
+#: nothing runs: Dask's own setting, and the one here. Another setting of a user stays.
 _LESS_OFTEN = {
     "distributed.admin.tick.interval": ("20ms", "100ms"),
     "distributed.worker.profile.interval": ("10ms", "50ms"),

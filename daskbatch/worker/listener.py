@@ -178,9 +178,13 @@ class _Listener:
                     if not self._closed:
                         sleep(_POLL_INTERVAL_SECONDS)  # there may be too many open files
                     continue
-                threading.Thread(
-                    target=self._accept, args=[sock], name="daskbatch-serve", daemon=True
-                ).start()
+                try:
+                    threading.Thread(
+                        target=self._accept, args=[sock], name="daskbatch-serve", daemon=True
+                    ).start()
+                except RuntimeError:  # there are too many threads
+                    sock.close()
+                    sleep(_POLL_INTERVAL_SECONDS)
 
     def _accept(self, sock: socket.socket) -> None:
         # In the connection's own thread: a silent client must not hold up others.

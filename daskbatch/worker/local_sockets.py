@@ -7,6 +7,8 @@ does not reach the socket. Any thread may call.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import secrets
 import socket
 import sys
@@ -17,12 +19,17 @@ from daskbatch.timeouts import Deadline
 #: Whether this system has Unix sockets without a file.
 _ARE_THERE = sys.platform == "linux"
 
+#: What ends, perhaps.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
 #: How often to try again while too many clients wait.
 _POLL_INTERVAL_SECONDS = 0.01
 
 
 def listen_locally(backlog: int) -> tuple[str, socket.socket] | None:
     """Return a name and a socket that listens at it; None where there are no such sockets.
+
+    A system or a sandbox may refuse them.
 
     Parameters
     ----------
@@ -32,26 +39,29 @@ def listen_locally(backlog: int) -> tuple[str, socket.socket] | None:
     Raises
     ------
     OSError
-        There are too many open files.
+        There are too many open files, or there is no memory.
     """
     if not _ARE_THERE:
         return None
     name = f"daskbatch-{secrets.token_hex(16)}"
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(f"\0{name}")
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return name, sock
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.bind(f"\0{name}")
+            sock.listen(backlog)
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise
+            return None
+        undo.pop_all()
+        return name, sock
 
 
 def connect_locally(name: str, seconds: float | None) -> socket.socket | None:
     """Connect to the socket with a name; return None if there is no way to it from here.
 
     That is known at once: the other process is on another host, or in another network namespace,
-    or has ended.
+    or has ended; or this process cannot make a socket.
 
     Parameters
     ----------
@@ -62,8 +72,11 @@ def connect_locally(name: str, seconds: float | None) -> socket.socket | None:
     """
     if not name or not _ARE_THERE:
         return None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     deadline = Deadline(seconds)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        return None
     try:
         # Else the system would wait for as long as other clients wait to be accepted.
         sock.setblocking(False)

@@ -110,6 +110,7 @@ def connect(address: SetAddress, role: str, rank: int, files: Sequence[int] = ()
 
 
 def _open(address: SetAddress, deadline: Deadline) -> socket.socket:
+    # Also if many ranks wait there: files can be sent in this way only.
     local = connect_locally(address.local, deadline.remaining())
     if local is not None:
         return local

@@ -12,6 +12,7 @@ import queue
 import secrets
 import socket
 import threading
+from time import sleep
 from typing import NamedTuple
 
 from daskbatch.forking import close_in_children
@@ -24,6 +25,9 @@ from daskbatch.worker.ports import listening_socket
 
 #: How long a process that has connected may take to prove that it knows the secret.
 _PROOF_TIMEOUT_SECONDS = 10.0
+
+#: How long to wait while there are too many open files or threads.
+_SHORTAGE_PAUSE_SECONDS = 0.1
 
 #: How many connections may wait to be accepted.
 _BACKLOG = 1024
@@ -127,10 +131,17 @@ class RankListener:
             try:
                 sock, _ = listening.accept()
             except OSError:
-                return  # it is closed
-            threading.Thread(
-                target=self._greet, args=(sock,), name="daskbatch-rank-hello", daemon=True
-            ).start()
+                if self._closed or listening.fileno() < 0:
+                    return
+                sleep(_SHORTAGE_PAUSE_SECONDS)  # there may be too many open files
+                continue
+            try:
+                threading.Thread(
+                    target=self._greet, args=(sock,), name="daskbatch-rank-hello", daemon=True
+                ).start()
+            except RuntimeError:  # there are too many threads
+                sock.close()
+                sleep(_SHORTAGE_PAUSE_SECONDS)
 
     def _greet(self, sock: socket.socket) -> None:
         """Authenticate a process that has connected, and read what it wants."""

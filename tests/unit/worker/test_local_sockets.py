@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import ssl
 import threading
+from typing import Any
 
 import pytest
 
-from daskbatch.worker.handshake import check_reachable, connect_to_server
+from daskbatch.worker.handshake import NotReachable, check_reachable, connect_to_server
 from daskbatch.worker.listener import listen
 from daskbatch.worker.local_sockets import connect_locally, listen_locally
 
@@ -67,6 +70,59 @@ def test_a_server_with_certificates_has_no_unix_socket() -> None:
     """What is to be encrypted does not pass by another way."""
     service = listen(HOST, serve, tls_context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     assert service.address.local == ""
+    service.close()
+
+
+class Refused(socket.socket):
+    """A socket as in a sandbox that allows the internet only."""
+
+    def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+        if family == socket.AF_UNIX:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        super().__init__(family, *args, **kwargs)
+
+
+@pytest.mark.parametrize("server_too", [False, True])
+def test_where_a_sandbox_refuses_unix_sockets_all_goes_by_tcp(
+    server_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = None if server_too else listen(HOST, serve)
+    monkeypatch.setattr(socket, "socket", Refused)
+    service = service or listen(HOST, serve)
+    check_reachable(service.address)
+    sock = connect_to_server(service.address, None, 30.0)
+    assert heard(sock) == b"AF_INET"
+    monkeypatch.undo()
+    service.close()
+
+
+def test_a_client_without_descriptors_does_not_reach_the_server() -> None:
+    service = listen(HOST, serve)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(NotReachable):
+            check_reachable(service.address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    check_reachable(service.address)
+    service.close()
+
+
+def test_a_server_that_could_start_no_thread_for_a_client_serves_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = listen(HOST, serve)
+
+    def refuse(_: threading.Thread) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError):
+        connect_to_server(service.address, None, 30.0)
+    with connect_to_server(service.address, None, 30.0) as sock:
+        assert sock.recv(1)
     service.close()
 
 

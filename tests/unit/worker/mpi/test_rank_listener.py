@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.waiting import wait_until
@@ -79,6 +82,28 @@ def test_a_silent_stranger_delays_no_rank(listener: RankListener) -> None:
             arrival = arrival_at(listener)
             assert arrival.hello.rank == 0
             arrival.sock.close()
+
+
+def test_it_goes_on_after_a_time_without_descriptors(
+    listener: RankListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+    accept = socket.socket.accept
+
+    def fail_once(sock: socket.socket) -> tuple[socket.socket, Any]:
+        if failed.is_set():
+            return accept(sock)
+        failed.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket.socket, "accept", fail_once)
+    for rank in range(2):
+        # The thread waits in the system's `accept` for the first one, and then in this one.
+        with connect(by_tcp(listener), "rank", rank):
+            arrival = arrival_at(listener)
+            assert arrival.hello.rank == rank
+            arrival.sock.close()
+    assert failed.is_set()
 
 
 def test_after_its_end_nothing_can_connect(listener: RankListener) -> None:
