@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.dask_log import without_last_heartbeats
+from support.dask_log import without_what_dask_says
 from support.paths import PROJECT as HOME
 
 DOCUMENTS = [
@@ -44,7 +44,7 @@ def test_a_program_of_a_document_prints_what_stands_there(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
     assert run.returncode == 0, run.stderr
-    assert without_last_heartbeats(run.stderr) == ""
+    assert without_what_dask_says(run.stderr) == ""
     assert run.stdout.replace(str(tmp_path), "<here>") == printed
 
 

@@ -1,4 +1,4 @@
-"""Leaves out of a program's stderr what Dask may log while the program closes its own cluster."""
+"""Leaves out of a program's stderr what Dask may say of the program's own `LocalCluster`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import re
 #: Where a record of Dask's log begins.
 _RECORD = re.compile(r"^(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - )", re.MULTILINE)
 
+#: A cluster that closes may end its scheduler in the middle of a worker's heartbeat. No program can
+#: prevent that, and the worker logs it with a traceback.
 _LAST_HEARTBEAT = (
     "distributed.worker - ERROR - Failed to communicate with scheduler during heartbeat."
 )
 
+#: Another cluster of this machine has the port of the dashboard.
+_PORT_IS_TAKEN = re.compile(
+    r"^.*UserWarning: Port \d+ is already in use\.\n.*\n.*\n *warnings\.warn\(\n", re.MULTILINE
+)
 
-def without_last_heartbeats(stderr: str) -> str:
-    """Leave out that a worker has lost its scheduler in the middle of a heartbeat.
 
-    A `LocalCluster` that closes may end its scheduler first. No program can prevent that, and the
-    worker logs it with a traceback.
-    """
-    return "".join(each for each in _RECORD.split(stderr) if _LAST_HEARTBEAT not in each)
+def without_what_dask_says(stderr: str) -> str:
+    """Leave out a worker's last heartbeat, and that another cluster has the dashboard's port."""
+    records = _RECORD.split(_PORT_IS_TAKEN.sub("", stderr))
+    return "".join(each for each in records if _LAST_HEARTBEAT not in each)
