@@ -39,6 +39,14 @@ def raw_dask() -> Iterator[Client]:
         yield client
 
 
+def workers_of(client: Client) -> list[str]:
+    """Return the addresses of the workers.
+
+    `Client.scheduler_info` may return the answer to the client's own periodic question, without.
+    """
+    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+
+
 @contextmanager
 def own_cluster() -> Iterator[str]:
     """Yield the address of a cluster without a client: two workers of one thread."""

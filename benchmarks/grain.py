@@ -23,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from common import WORKERS, Table, raw_dask, seconds
+from common import WORKERS, Table, raw_dask, seconds, workers_of
 from dask.task_spec import Task as DaskTask
 from dask.task_spec import TaskRef
 from distributed import Client
@@ -230,9 +230,8 @@ def single_call_of_dask(client: Client, count: int = 100) -> float:
 
 def alternating_chain(batch: Batch, count: int = 400) -> float:
     """Return the microseconds of a hop of a chain whose tasks are pinned to workers by turns."""
-    client = batch.client
-    workers = sorted(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
-    factories = [batch.options(workers=[each]) for each in workers[:2]]
+    workers = sorted(workers_of(batch.client))[:2]
+    factories = [batch.options(workers=[each]) for each in workers]
 
     def run() -> None:
         last = factories[0].function(identity, 7)

@@ -11,7 +11,7 @@ from typing import Any
 
 import distributed
 import numpy as np
-from common import WORKERS, Table, raw_dask
+from common import WORKERS, Table, raw_dask, workers_of
 from distributed import Client, Future, Variable, get_client
 
 from daskbatch import Batch, DDict
@@ -53,10 +53,6 @@ def took(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
-
-
-def workers_of(client: Client) -> list[str]:
-    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
 
 
 def other_than(client: Client, worker: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from common import WORKERS, Table
+from common import WORKERS, Table, workers_of
 
 from daskbatch import Batch
 
@@ -26,7 +26,7 @@ def main() -> None:
     table = Table("arrays of 8 MB, each followed by order edges")
     with Batch(num_workers=WORKERS) as batch:
         # In the last case the successors must run on the other worker.
-        first, second = batch.client.sync(batch.client.scheduler.identity, n_workers=-1)["workers"]
+        first, second = workers_of(batch.client)
         for count, where in ((5, False), (20, False), (40, False), (20, True)):
             before = sum(batch.client.run(received).values())
             makers, followers = batch, batch

@@ -25,6 +25,7 @@ from daskbatch.worker.authentication import (
 )
 from daskbatch.worker.execution.task_context import STOP_POLL_SECONDS
 from daskbatch.worker.local_sockets import connect_locally
+from daskbatch.worker.socket_options import tune
 
 #: How long it may take until the system has connected. The first packet that was lost is sent again
 #: after a second.
@@ -35,10 +36,6 @@ _ACCEPT_TIMEOUT_SECONDS = 10.0
 
 #: How often the server checks whether that time is over.
 _ACCEPT_POLL_SECONDS = 1.0
-
-#: A machine that has died does not close its connections. So the system probes a connection that
-#: has been silent for this time.
-_KEEPALIVE_SECONDS = 15
 
 
 class ServerAddress(NamedTuple):
@@ -106,7 +103,7 @@ def connect_to_server(
     sock = _reach(address, min(seconds, _REACH_TIMEOUT_SECONDS))
     try:
         sock.settimeout(STOP_POLL_SECONDS)
-        _tune(sock)
+        tune(sock)
         close_in_children(sock)
         if address.tls:
             if tls_context is None:
@@ -164,7 +161,7 @@ def accept_client(
     try:
         deadline = Deadline(_ACCEPT_TIMEOUT_SECONDS)
         sock.settimeout(_ACCEPT_POLL_SECONDS)
-        _tune(sock)
+        tune(sock)
         if tls_context is not None:
             sock = tls_context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             close_in_children(sock)
@@ -177,14 +174,3 @@ def accept_client(
         pass
     sock.close()
     return None
-
-
-def _tune(sock: socket.socket) -> None:
-    """Have a TCP socket send at once, and notice that the other side's machine has died."""
-    if sock.family == socket.AF_UNIX:
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE_SECONDS)

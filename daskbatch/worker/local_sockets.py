@@ -73,26 +73,26 @@ def connect_locally(name: str, seconds: float | None) -> socket.socket | None:
     if not name or not _ARE_THERE:
         return None
     deadline = Deadline(seconds)
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError:
-        return None
-    try:
-        # Else the system would wait for as long as other clients wait to be accepted.
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(f"\0{name}")
-                break
-            except BlockingIOError:
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            # Else the system would wait for as long as other clients wait to be accepted.
+            sock.setblocking(False)
+            while not _try_to_connect(sock, name):
                 if deadline.passed:
-                    raise
+                    return None
                 sleep(_POLL_INTERVAL_SECONDS)
-        sock.setblocking(True)
-    except OSError:
-        sock.close()
-        return None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+            sock.setblocking(True)
+        except OSError:
+            return None
+        undo.pop_all()
+        return sock
+
+
+def _try_to_connect(sock: socket.socket, name: str) -> bool:
+    """Connect; return False if more clients than the backlog of the other side wait for it."""
+    try:
+        sock.connect(f"\0{name}")
+    except BlockingIOError:
+        return False
+    return True

@@ -261,8 +261,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
                 _logger.warning("clients cannot connect to open blocks: %s", error)
                 return
         run.watch = self._open_server
-        at = self._open_server.address
-        report = OpenedReport(run.spec.block, at.host, at.port, at.secret, at.tls, at.local)
+        report = OpenedReport(run.spec.block, self._open_server.address)
         self._worker.loop.add_callback(self._send_report, run.spec.topic, report)
 
     def _context(self, run: Progress) -> TaskContext:

@@ -11,6 +11,7 @@ import pytest
 
 from daskbatch import Batch
 from daskbatch.memory.host import host_id
+from tests.support.batch_holder import held_by_workers
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not host_id(), reason="this system shares no memory by files")
@@ -25,17 +26,6 @@ def make(number: int) -> Any:
 
 def last(*arrays: Any) -> float:
     return float(sum(array[-1] for array in arrays))
-
-
-def held() -> int:
-    """Return how many values a worker holds in its memory."""
-    from daskbatch.memory import segment
-
-    return len(segment._segments)
-
-
-def held_by_workers(batch: Batch) -> int:
-    return sum(batch.client.run(held).values())
 
 
 def without_collector() -> None:

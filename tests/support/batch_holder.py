@@ -59,9 +59,10 @@ class BatchHolder:
 
     def _holds_no_value(self) -> bool:
         """Return whether the workers hold no value of a task: here, nothing refers to any."""
-        gc.collect()
         assert self._batch is not None
-        return not sum(self._batch.client.run(values_held).values())
+        gc.collect()
+        self._batch.client.run(gc.collect)
+        return held_by_workers(self._batch) == 0
 
     def drop(self) -> None:
         """End the Batch and what it runs; the next test gets a new one."""
@@ -71,11 +72,14 @@ class BatchHolder:
             batch.close()
 
 
-def values_held() -> int:
-    """Return how many values a worker holds in its memory."""
+def held_by_workers(batch: Batch) -> int:
+    """Return how many values the workers hold in their memory."""
+    return sum(batch.client.run(_held).values())
+
+
+def _held() -> int:
     from daskbatch.memory import segment
 
-    gc.collect()
     return len(segment._segments)
 
 

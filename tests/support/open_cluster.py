@@ -294,7 +294,7 @@ class Cluster:
 
     def _announce(self, worker: Worker) -> None:
         worker.announced = True
-        report = OpenedReport(worker.block.number, "host", 1, b"a secret", False, "")
+        report = OpenedReport(worker.block.number, ServerAddress("host", 1, b"a secret", False))
         self.dispatcher.report(pickle.dumps(report))
 
     def _run_ordinary(self, block: SubmittedBlock) -> None:

@@ -35,7 +35,6 @@ from daskbatch.dispatch.task_record import SubmittedBlock, TaskRecord
 from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import ClosedReport, OpenedReport, SilentPeerReport
 from daskbatch.worker.execution.outcome import Status
-from daskbatch.worker.handshake import ServerAddress
 
 #: A task is not sent behind those that it waits for if another block has nothing to do, and the
 #: block has more members than that one, by more than this number. Else one slot would run all of a
@@ -421,9 +420,8 @@ class OpenBlocks:
         """Connect to an open block that has begun."""
         found = self._by_number.get(report.block)
         if found is not None and found.link is None and self._links is not None:
-            address = ServerAddress(*report[1:5], local=report.local)
-            found.address = address
-            self._links.connect(report.block, address)
+            found.address = report.address
+            self._links.connect(report.block, report.address)
 
     def link_opened(self, number: int, link: MemberLink) -> None:
         """Use the connection with an open block."""

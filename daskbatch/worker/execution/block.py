@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from daskbatch.worker.execution.client_names import first_topic
 from daskbatch.worker.execution.measures import Measures, MemberBegin
+
+if TYPE_CHECKING:  # a child starts faster without it
+    from daskbatch.worker.handshake import ServerAddress
 
 #: Where the outcome of a member's predecessor is: the position of one of the block's inputs,
 #: or `LOCAL` for the block itself; then the number of the member in that block.
@@ -307,16 +310,12 @@ class OpenedReport(NamedTuple):
     ----------
     block : int
         The block's number.
-    host, port, secret, tls, local
-        The fields of a `ServerAddress`.
+    address : ServerAddress
+        Where its client connects.
     """
 
     block: int
-    host: str
-    port: int
-    secret: bytes
-    tls: bool
-    local: str
+    address: ServerAddress
 
 
 class ClosedReport(NamedTuple):

@@ -19,15 +19,13 @@ from daskbatch.worker.authentication import authenticate_as_client
 from daskbatch.worker.local_sockets import connect_locally
 from daskbatch.worker.mpi.messages import Hello, MessageKind, send
 from daskbatch.worker.mpi.rank_supervisor import RANK_VARIABLES
+from daskbatch.worker.socket_options import tune
 
 #: The environment variable of a rank that holds its `SetAddress`. The rank removes it at once.
 LINK_VARIABLE = "DASKBATCH_RANK_LINK"
 
 #: How long a rank may take to connect to the worker.
 _CONNECT_TIMEOUT_SECONDS = 30.0
-
-#: A machine that has died does not close its connections: so the system probes a silent one.
-_KEEPALIVE_SECONDS = 15
 
 
 class SetAddress(NamedTuple):
@@ -124,14 +122,3 @@ def _open(address: SetAddress, deadline: Deadline) -> socket.socket:
 def is_local(sock: socket.socket) -> bool:
     """Return whether the other end of a connection is on the same host."""
     return sock.family == socket.AF_UNIX
-
-
-def tune(sock: socket.socket) -> None:
-    """Have a TCP socket send at once, and notice that the other side's machine has died."""
-    if sock.family == socket.AF_UNIX:
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE_SECONDS)

@@ -20,8 +20,9 @@ from daskbatch.timeouts import Deadline
 from daskbatch.worker.authentication import authenticate_as_server
 from daskbatch.worker.local_sockets import listen_locally
 from daskbatch.worker.mpi.messages import Hello, MessageKind, MessageReader
-from daskbatch.worker.mpi.rank_connection import SetAddress, tune
+from daskbatch.worker.mpi.rank_connection import SetAddress
 from daskbatch.worker.ports import listening_socket
+from daskbatch.worker.socket_options import tune
 
 #: How long a process that has connected may take to prove that it knows the secret.
 _PROOF_TIMEOUT_SECONDS = 10.0
@@ -131,7 +132,7 @@ class RankListener:
             try:
                 sock, _ = listening.accept()
             except OSError:
-                if self._closed or listening.fileno() < 0:
+                if self._closed:
                     return
                 sleep(_SHORTAGE_PAUSE_SECONDS)  # there may be too many open files
                 continue
@@ -170,16 +171,16 @@ class RankListener:
 
     def close(self) -> None:
         """Accept no further connection, and close those that nobody has taken."""
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # else `accept` would not return
-            sock.close()
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             os.close(self._read)
             os.close(self._write)
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # else `accept` would not return
+            sock.close()
         with contextlib.suppress(queue.Empty):
             while True:
                 self.arrivals.get_nowait().discard()
