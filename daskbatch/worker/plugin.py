@@ -118,8 +118,6 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             leave_on_sigterm(worker)
         #: The blocks that run, by topic and number.
         self._runs: dict[tuple[str, int], Progress] = {}
-        #: The Dask keys of blocks that are over, until Dask has recorded that.
-        self._ended_keys: set[Any] = set()
         _machine_logger.addFilter(self._is_worth_telling)
         #: What members were given instead of being run, by topic and number of their block.
         self._revoked: dict[tuple[str, int], dict[int, Status]] = {}
@@ -201,23 +199,22 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     def _is_worth_telling(self, record: logging.LogRecord) -> bool:
         """Return False if Dask tells that it has cancelled a block which runs no member.
 
-        It cancels the keys of a worker that closes before it calls `teardown`.
+        It cancels the keys of a worker that closes before it calls `teardown`. Such a block has
+        ended, or waits for members, or its thread has not begun it yet.
         """
         message = record.getMessage()
         if "ended with CancelledError" not in message:
             return True
-        idle = [
+        busy = {
             run.context.key
             for run in list(self._runs.values())
-            if isinstance(run, OpenRun) and run.is_idle and run.context is not None
-        ]
-        return not any(repr(key) in message for key in (*self._ended_keys, *idle))
-
-    def _is_executing(self, key: Any) -> bool:
-        """Return whether Dask has not yet recorded the end of a key."""
-        state = self._worker.state
-        task = state.tasks.get(key)
-        return task is not None and (task in state.executing or task in state.long_running)
+            if run.context is not None and not run.is_idle
+        }
+        return not any(
+            repr(task.key) in message and task.key not in busy
+            for task in self._worker.state.all_running_tasks
+            if getattr(task.run_spec, "func", None) is run_on_worker
+        )
 
     # -- the threads that run blocks (this is an `entry.Reporter`) ------------------------
 
@@ -315,9 +312,6 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
 
     def _finish(self, run: Progress) -> None:
-        self._ended_keys = {key for key in self._ended_keys if self._is_executing(key)}
-        if run.context is not None:
-            self._ended_keys.add(run.context.key)
         self._send(run)
         self._departure.report_end(run)
         with self._lock:

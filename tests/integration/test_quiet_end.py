@@ -40,6 +40,41 @@ if __name__ == "__main__":
     print("done")
 """
 
+#: The worker closes while it has a block whose thread has not begun it.
+NOT_BEGUN = """
+import threading
+from distributed import Client, LocalCluster
+from daskbatch import Batch, ServiceLost
+
+occupied, leave = threading.Event(), threading.Event()
+
+class Leave:
+    # The worker calls it after it has cancelled its keys.
+    def teardown(self, worker):
+        leave.set()
+
+if __name__ == "__main__":
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+    ) as cluster, Client(cluster) as client:
+        batch = Batch(client)
+        batch.function(abs, -1).run(60)
+        worker = cluster.workers[0]
+        # An open block may still wait in the only thread for its next task. It gives way.
+        worker.executor.submit(lambda: (occupied.set(), leave.wait()))
+        task = batch.function(abs, -1)
+        assert occupied.wait(60)
+        task.start()
+        while not worker.state.executing:
+            threading.Event().wait(0.01)
+        worker.plugins["leave"] = Leave()
+        client.close()
+    try:
+        task.get(60)
+    except ServiceLost:
+        print("done")
+"""
+
 #: The scheduler is killed while a task runs.
 SCHEDULER_KILLED = """
 import os, subprocess, sys, time
@@ -77,8 +112,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "program",
-    [NOTHING_CLOSED, CLIENT_CLOSED_FIRST, SCHEDULER_KILLED],
-    ids=["nothing closed", "client closed first", "scheduler killed"],
+    [NOTHING_CLOSED, CLIENT_CLOSED_FIRST, NOT_BEGUN, SCHEDULER_KILLED],
+    ids=["nothing closed", "client closed first", "not begun", "scheduler killed"],
 )
 def test_stderr_is_empty(program: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"

@@ -108,6 +108,11 @@ class Progress(ABC):
 
     # -- other threads --------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no member runs at the moment."""
+        return self.running < 0
+
     def defer_rest(self) -> None:
         """Defer the members that have not begun: they run elsewhere."""
         self.claims.revoke(range(self.running + 1, len(self.spec.calls)), Status.DEFERRED)
