@@ -134,11 +134,11 @@ class Forwarding:
         with self._lock:
             targets = self._targets.pop(member, None)
         if targets:
-            frame = self._outcome(member)
-            for each in targets:
-                self._peers[each].send(frame)
+            for peer in dict.fromkeys(targets):
+                self._peers[peer].send(self._outcome(member, targets.count(peer)))
 
-    def _outcome(self, member: int) -> bytes:
+    def _outcome(self, member: int, count: int) -> bytes:
+        """Return the frame with an outcome that some members of one block wait for."""
         log = self._log
         status, value = log.statuses[member], log.values[member]
         if (
@@ -147,9 +147,9 @@ class Forwarding:
             or type(value) is StoredValue
             or len(value) > self._limit
         ):
-            return pickle.dumps((member, int(Status.DEFERRED), None, None), 5)
+            return pickle.dumps((member, int(Status.DEFERRED), None, None, count), 5)
         output = log.outputs.get(member) if log.outputs else None
-        return pickle.dumps((member, status, value, output), 5)
+        return pickle.dumps((member, status, value, output, count), 5)
 
     def flush(self) -> None:
         """Send what the system has not taken yet."""

@@ -40,6 +40,8 @@ class PeerOutcomes:
         self._statuses: dict[int, int] = {}
         #: How many members of this block wait for each member of the other one.
         self._users: Counter[int] = Counter()
+        #: How many more of them it was sent for. The client's messages about them come separately.
+        self._sent: Counter[int] = Counter()
 
     def expect(self, member: int) -> None:
         """Record that a member of this block waits for a member of the other one."""
@@ -56,7 +58,11 @@ class PeerOutcomes:
     def receive(self, frame: bytes) -> None:
         """Record an outcome that has arrived."""
         # It may arrive before the client's message about the member that waits for it.
-        member, status, value, output = pickle.loads(frame)
+        member, status, value, output, count = pickle.loads(frame)
+        self._sent[member] += count
+        if not (self._sent[member] or self._users[member]):
+            self._forget(member)  # those that have waited were given back
+            return
         self._statuses[member] = status
         if value is not None:
             self.values[member] = value
@@ -66,11 +72,16 @@ class PeerOutcomes:
     def release(self, member: int) -> None:
         """Record that a member which has waited is over: it needs the outcome no longer."""
         self._users[member] -= 1
-        if not self._users[member]:
-            del self._users[member]
+        self._sent[member] -= 1
+        if not (self._users[member] or self._sent[member] > 0):
             self._statuses.pop(member, None)
             self.values.pop(member, None)
             self.outputs.pop(member, None)
+            if not self._sent[member]:
+                self._forget(member)
+
+    def _forget(self, member: int) -> None:
+        del self._users[member], self._sent[member]
 
 
 class PeerInputs:

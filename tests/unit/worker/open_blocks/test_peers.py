@@ -260,3 +260,19 @@ def test_values_are_dropped_once_they_are_used(pair: tuple[Client, Client]) -> N
     assert two.values == {number: number + 2 for number in range(50)}
     (outcomes,) = two.run.inputs
     wait_until(lambda: not outcomes.values)
+
+
+def test_an_outcome_stays_for_all_that_wait_for_it(pair: tuple[Client, Client]) -> None:
+    """Also if the first is over before the client's message about the second has arrived."""
+    one, two = pair
+    forward(one, 0, 0)  # for two members
+    one.send(increase, (6,))
+    one.wait(lambda: len(one.values) == 1)
+    wait_until(lambda: two.run._peers._attached)
+    take(two, 0)
+    two.wait(lambda: len(two.statuses) == 1)
+    two.link.send(encode_members(NewMembers([], [taking(0)])))
+    two.wait(lambda: len(two.statuses) == 2)
+    assert two.values == {0: 8, 1: 8}
+    (outcomes,) = two.run.inputs
+    wait_until(lambda: not outcomes.values)
