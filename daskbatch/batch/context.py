@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskbatch.batch.identity import Identity
-from daskbatch.batch.validation import require_own, require_producers
+from daskbatch.batch.validation import require_own, require_producers, takes_of_others
 from daskbatch.cluster.session import Session, set_summarizer
 from daskbatch.describe.access import Access, Mode, make_access
 from daskbatch.describe.initializer import Initializer
@@ -153,7 +153,7 @@ class BatchContext:
         for record in records:
             if record.client_id != client_id:
                 require_own(client_id, record)
-            if record.call is not None and record.call.references:
+            if takes_of_others(record, client_id):
                 require_own(client_id, record)
                 require_producers(record)
                 session.background.start_queued(record.producers)

@@ -627,3 +627,12 @@ class Task:
         data = self._record.value
         assert data is not None
         return load_result(lambda: pickling.loads(data), self._record)
+
+
+def _target_of_handle(handle: Handle) -> tuple[TaskRecord, str] | None:
+    task = handle._task
+    return (task._record, handle._part) if type(task) is Task else None
+
+
+pickling.register_target(Task, lambda task: (task._record, "result"))
+pickling.register_target(Handle, _target_of_handle)

@@ -9,6 +9,25 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import GraphError, LifecycleError
 from daskbatch.worker.execution.client_names import batch_of_client
 
+# Looking up a member of an enum takes long.
+_CREATED, _WAITING = Phase.CREATED, Phase.WAITING
+
+
+def takes_of_others(record: TaskRecord, client_id: str) -> bool:
+    """Return whether a task takes results of tasks that must be checked.
+
+    Those of another client, and those that have neither been started nor start with it.
+    """
+    if record.call is not None:
+        group = record.group
+        for producer, _ in record.call.references:
+            if producer.client_id != client_id or (
+                producer.phase < _WAITING
+                and (producer.phase != _CREATED or group is None or producer.group is not group)
+            ):
+                return True
+    return False
+
 
 def require_own(client_id: str, record: TaskRecord) -> None:
     """Check that a task, and the tasks that it takes results from, belong to a client.

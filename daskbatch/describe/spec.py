@@ -295,6 +295,9 @@ def function_call(
             data = pickling.dumps_plain((args, {}))
             # In a third less time than by `Call(...)`: most tasks are made here.
             return _new_tuple(Call, (function, function.__code__, data, (), (), None))
+        packed = None if kwargs else pickling.pack_flat(args)
+        if packed is not None:
+            return _new_tuple(Call, (function, function.__code__, *packed, None))
         return make_call(function, function.__code__, (args, kwargs))
     if not callable(function):
         raise SpecError(

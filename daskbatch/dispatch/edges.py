@@ -11,6 +11,9 @@ from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.plan.graph import Graph
 from daskbatch.plan.hazards import ARG
 
+# Looking up a member of an enum takes long.
+_WAITING = Phase.WAITING
+
 
 def set_waits(graph: Graph, records: Sequence[TaskRecord], client_id: str) -> list[TaskRecord]:
     """Set the waits of the records of a program.
@@ -47,10 +50,9 @@ def wait_for_producers(records: Iterable[TaskRecord]) -> None:
     separate calls are not in one graph: only their arguments order them.
     """
     for record in records:
-        producers = record.producers
-        if not producers:
+        if record.call is None or not record.call.references:
             continue
-        started = [each for each in producers if each.phase >= Phase.WAITING]
+        started = [each for each, _ in record.call.references if each.phase >= _WAITING]
         if started:
             waits = dict(record.waits)
             waits.update((each, waits.get(each, 0) | ARG) for each in started)

@@ -64,13 +64,18 @@ class Placer:
         Where blocks run.
     setting : Setting
         The settings of all blocks.
+
+    Attributes
+    ----------
+    durations : Durations
+        What was learnt of tasks that have run.
     """
 
     def __init__(self, submitter: Submitter, setting: Setting) -> None:
         self._submitter = submitter
         self._setting = setting
         self._numbers = itertools.count()
-        self._durations = Durations()
+        self.durations = Durations()
         #: The futures of buffers that are on the cluster, by their keys.
         self._buffers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
@@ -124,10 +129,6 @@ class Placer:
         """Return a number for a block."""
         return next(self._numbers)
 
-    def largest_value(self, record: TaskRecord) -> int:
-        """Return the bytes of the largest value of similar tasks that have run."""
-        return 0 if record.call is None else self._durations.largest(record.call.family) or 0
-
     def _places(self, records: Sequence[TaskRecord]) -> int:
         """Return how many blocks of these tasks can run at a time."""
         slots = self._submitter.slots
@@ -152,7 +153,7 @@ class Placer:
             (record,), (size,) = ran, sizes
             if record.call is not None:
                 size = large if size < 0 else size
-                self._durations.add(record.call.family, 1, record.seconds, size)
+                self.durations.add(record.call.family, 1, record.seconds, size)
             return
         calls: dict[Hashable, int] = {}
         seconds: dict[Hashable, float] = {}
@@ -167,11 +168,7 @@ class Placer:
                 if size > largest.get(family, 0):
                     largest[family] = size
         for family, count in calls.items():
-            self._durations.add(family, count, seconds[family], largest.get(family, 0))
-
-    def expected_seconds(self, record: TaskRecord) -> float | None:
-        """Return how long a task is expected to run; None if nothing was learnt of its family."""
-        return None if record.call is None else self._durations.seconds(record.call.family)
+            self.durations.add(family, count, seconds[family], largest.get(family, 0))
 
     def _candidates(self, records: Iterable[TaskRecord]) -> list[Candidate]:
         """Return what the packer needs to know of each task."""
@@ -196,9 +193,9 @@ class Placer:
         return candidates
 
     def _candidate(self, family: Hashable, placement: Hashable) -> Candidate:
-        largest = self._durations.largest(family) or 0
+        largest = self.durations.largest(family) or 0
         return Candidate(
-            seconds=self._durations.seconds(family),
+            seconds=self.durations.seconds(family),
             kind=("placed", placement),
             solo=largest > self._setting.share_limit,
         )
@@ -208,7 +205,7 @@ class Placer:
         total = 0.0
         for record in block.records:
             if record.call is not None:
-                seconds = self._durations.seconds(record.call.family)
+                seconds = self.durations.seconds(record.call.family)
                 if seconds is None:
                     return self._setting.budget
                 total += seconds
@@ -219,7 +216,7 @@ class Placer:
         size = 0
         for record in block.records:
             if record.call is not None:
-                largest = self._durations.largest(record.call.family)
+                largest = self.durations.largest(record.call.family)
                 size += MAX_SMALL_RESULT_BYTES if largest is None else largest
                 if size >= MAX_SMALL_RESULT_BYTES:
                     return False

@@ -225,7 +225,7 @@ class TaskTable:
     def measure_demand(self, records: Iterable[TaskRecord], unknown: float) -> TaskDemand:
         """Return what unfinished tasks could use; see `demand.measure_demand`."""
         unfinished = self.outcomes.unfinished
-        return measure_demand(records, unfinished, self._placer.expected_seconds, unknown)
+        return measure_demand(records, unfinished, self.expected_seconds, unknown)
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -282,7 +282,8 @@ class TaskTable:
 
     def largest_value(self, record: TaskRecord) -> int:
         """Return the bytes of the largest value of similar tasks that have run."""
-        return self._placer.largest_value(record)
+        call = record.call
+        return 0 if call is None else self._placer.durations.largest(call.family) or 0
 
     def flush_later(self) -> None:
         """Have tasks that have become ready sent to open blocks, in another thread."""
@@ -417,11 +418,14 @@ class TaskTable:
             or self.future_sources.in_use
             or self.outcomes.has_callbacks
             or statuses.count(_STATUS_DONE) != len(statuses)
-            or {type(value) for value in values} != {bytes}
-            or max(map(len, values)) > self._inline_limit  # type: ignore[arg-type]
-            or any(record.block is not block or record.phase >= _DONE for record in records)
         ):
             return False
+        limit = self._inline_limit
+        for record, value in zip(records, values, strict=True):
+            if type(value) is not bytes or len(value) > limit:
+                return False
+            if record.block is not block or record.phase >= _DONE:
+                return False
         changes = self.observers.changes
         durations = array("f", report.durations)
         for record, value, seconds in zip(records, values, durations, strict=True):
@@ -455,7 +459,8 @@ class TaskTable:
 
     def expected_seconds(self, record: TaskRecord) -> float | None:
         """Return how long a task is expected to run, by what was learnt; any thread may ask."""
-        return self._placer.expected_seconds(record)
+        call = record.call
+        return None if call is None else self._placer.durations.seconds(call.family)
 
     # -- lost workers ---------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ _MAX_TIMES = 2000
 #: What is reported of an exception.
 _MAX_ERROR_CHARACTERS = 500
 
+# Looking up a member of an enum takes long.
+_DONE = Phase.DONE
+
 
 class ShownFailure(NamedTuple):
     """A task that has failed.
@@ -86,8 +89,9 @@ class UnsuccessfulTasks:
         self._failures: list[ShownFailure] = []
         self._others: Counter[str] = Counter()
         self._reported = 0
-        #: The tasks that are in no block that was submitted with its members, and not over.
-        self._held: set[TaskRecord] = set()
+        #: The tasks that are in no block that was submitted with its members, and not over, with
+        #: the names that Dask shows.
+        self._held: dict[TaskRecord, str] = {}
         self._outside: Counter[tuple[str, str]] = Counter()
         self.shows_times = False
         self._ran: list[TaskRecord] = []
@@ -128,25 +132,24 @@ class UnsuccessfulTasks:
         self._announce()
         for record in records:
             if record.call is not None and record not in self._held:
-                self._held.add(record)
-                self._outside[shown_name(record), "waiting"] += 1
+                name = self._held[record] = shown_name(record)
+                self._outside[name, "waiting"] += 1
 
     def release(self, records: Iterable[TaskRecord]) -> None:
         """Record tasks that are no longer held: they are over, or in submitted blocks."""
         if not self._held:
             return
         for record in records:
-            if record in self._held:
+            name = self._held.pop(record, None)
+            if name is not None:
                 self._announce()
-                self._held.discard(record)
-                name = shown_name(record)
                 self._outside[name, "waiting"] -= 1
-                if record.phase == Phase.DONE:
+                if record.phase == _DONE:
                     self._outside[name, "released"] += 1
                 if self.shows_times and record.measured and len(self._ran) < _MAX_TIMES:
                     self._ran.append(record)
         if not self._held:
-            self._held.clear()  # a set keeps the memory of all that it has held
+            self._held.clear()  # a dictionary keeps the memory of all that it has held
 
     def _announce(self) -> None:
         if self.notify is not None and not (

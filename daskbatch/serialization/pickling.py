@@ -40,6 +40,12 @@ loads = pickle.loads
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
+#: What precedes the pickle that `pack_flat` returns. No pickle begins so.
+_FLAT = b"F"
+
+#: By type: returns the target of `reference` for an object, or None if its `__reduce__` decides.
+_targets: dict[type, Callable[[Any], object]] = {}
+
 #: The pickled arguments; the targets of `reference`, by placeholder; the large buffers.
 Packed = tuple[bytes, tuple[Any, ...], tuple[Buffer, ...]]
 
@@ -242,6 +248,60 @@ def _goes_in_band(buffer: pickle.PickleBuffer) -> bool:
     return False
 
 
+def register_target(kind: type, get_target: Callable[[Any], object]) -> None:
+    """Say what `reference` gets for the objects of a type, so that `pack_flat` need not ask them.
+
+    Parameters
+    ----------
+    kind : type
+        The type; its subclasses are others.
+    get_target : callable
+        Returns the target for an object; None if its ``__reduce__`` is to be called.
+    """
+    _targets[kind] = get_target
+
+
+def pack_flat(args: Sequence[object]) -> Packed | None:
+    """Do for ``(args, {})`` what `pack` does, in a third of the time; None if that is not possible.
+
+    It is possible if each argument is of a type in `PLAIN`, or stands for a task: then one
+    placeholder is filled after the other, and the unpickler calls no function for each.
+    """
+    template = list(args)
+    targets: list[object] = []
+    #: The position of each placeholder, and its number.
+    places: list[int] = []
+    numbers: dict[int, int] = {}
+    try:
+        for position, each in enumerate(args):
+            kind = type(each)
+            if kind in PLAIN:
+                continue
+            number = numbers.get(id(each))
+            if number is None:
+                get_target = _targets.get(kind)
+                target = None if get_target is None else get_target(each)
+                if target is None:
+                    return None
+                number = numbers[id(each)] = len(targets)
+                targets.append(target)
+            template[position] = None
+            places += (position, number)
+    except Exception:  # a metaclass may define how its classes are hashed and compared
+        return None
+    return _FLAT + pickle.dumps((template, places), PROTOCOL), tuple(targets), ()
+
+
+def _unpack_flat(data: bytes, values: Sequence[bytes | str | GivenValue]) -> Any:
+    args, places = loads(memoryview(data)[len(_FLAT) :])
+    thread = get_ident()
+    name = _namespace.get(thread) if _namespace else None
+    filled = [_loaded(value, name) for value in values]
+    for position, number in zip(places[::2], places[1::2], strict=True):
+        args[position] = filled[number]
+    return tuple(args), {}
+
+
 def reference(target: object) -> tuple[Callable[[int], Any], tuple[int]] | None:
     """Reduce an object to the next placeholder of the running `pack`.
 
@@ -283,12 +343,15 @@ class GivenValue:
 # The pickles that `pack` returns refer to this function by its module and name.
 def _fill(placeholder: int) -> Any:
     thread = get_ident()
-    value = _placeholder_values[thread][placeholder]
+    name = _namespace.get(thread) if _namespace else None
+    return _loaded(_placeholder_values[thread][placeholder], name)
+
+
+def _loaded(value: bytes | str | GivenValue, name: str | None) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, GivenValue):
         return value.value
-    name = _namespace.get(thread) if _namespace else None
     return loads(value) if name is None else namespaces.loads(value, name)
 
 
@@ -298,12 +361,12 @@ def unpack(
     buffers: Sequence[bytes | memoryview] = (),
     copied: bool = True,
 ) -> Any:
-    """Undo `pack`; each placeholder becomes a new copy of its value.
+    """Undo `pack` or `pack_flat`; each placeholder becomes a new copy of its value.
 
     Parameters
     ----------
     data : bytes
-        The bytes that `pack` returned.
+        The bytes that they returned.
     values : sequence of bytes, str or GivenValue
         For each placeholder a pickled value; or the value itself, a text or in a `GivenValue`.
     buffers : sequence of bytes or memoryview
@@ -312,6 +375,8 @@ def unpack(
         Whether to copy the buffers, so that each task may change its own. Memory that can be
         written to is the task's own already: a private mapping.
     """
+    if data.startswith(_FLAT):
+        return _unpack_flat(data, values)
     if not values and not buffers:
         return loads(data)
     thread = get_ident()

@@ -194,22 +194,19 @@ def test_1_concurrency_is_honoured_whatever_the_threads(
 ) -> None:
     worker = wide.workers[0]
     results(wide, [RmiTask(wide, 0, forget_running)], workers=[worker])
-    tasks: list[Task] = [RmiTask(wide, n, count_running, (0.1,)) for n in range(4 * concurrency)]
+    # No fewer, either: each waits for the others, and would fail if one was missing.
+    counted = 0.1, concurrency, f"threads {concurrency}"
+    tasks: list[Task] = [RmiTask(wide, n, count_running, counted) for n in range(4 * concurrency)]
     found = results(wide, tasks, workers=[worker], concurrency=concurrency)
     assert max(found) == concurrency
-    # No fewer, either: each waits for the others, and would wait for ever if one was missing.
-    name = f"{concurrency}-{id(found)}"
-    tasks = [
-        RmiTask(wide, n, wait_for_parties, (name, concurrency)) for n in range(2 * concurrency)
-    ]
-    results(wide, tasks, workers=[worker], concurrency=concurrency)
 
 
 def test_1_concurrency_holds_after_a_dependency_stage(wide: ExecutionContext) -> None:
     worker = wide.workers[1]
     results(wide, [RmiTask(wide, 0, forget_running)], workers=[worker])
-    first = [RmiTask(wide, n, count_running, (0.02,)) for n in range(8)]
-    second = [RmiTask(wide, 10 + n, count_running, (0.02,)) for n in range(8)]
+    counted = 0.02, 4, "stages"
+    first = [RmiTask(wide, n, count_running, counted) for n in range(8)]
+    second = [RmiTask(wide, 10 + n, count_running, counted) for n in range(8)]
     barrier = Barrier(wide, 9)
     after([barrier], first)
     after(second, [barrier])

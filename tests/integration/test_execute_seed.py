@@ -184,7 +184,8 @@ def test_the_number_of_tasks_to_execute_concurrently_on_each_worker(
     """'concurrency - The number of tasks to execute concurrently on each worker'."""
     worker = ctx.workers[0]
     results(ctx, [RmiTask(ctx, 0, forget_running)], workers=[worker])
-    tasks: list[Task] = [RmiTask(ctx, n, count_running, (0.15,)) for n in range(9)]
+    counted = 0.15, concurrency, f"seed {concurrency}"
+    tasks: list[Task] = [RmiTask(ctx, n, count_running, counted) for n in range(9)]
     assert max(results(ctx, tasks, workers=[worker], concurrency=concurrency)) == concurrency
 
 
@@ -193,7 +194,8 @@ def test_concurrency_and_attempts_default_to_the_configuration(shared_batch: Bat
     with ExecutionContext(shared_batch, {"concurrency": 2, "attempts": 3}) as ctx:
         worker = ctx.workers[0]
         results(ctx, [RmiTask(ctx, 0, forget_running)], workers=[worker])
-        tasks: list[Task] = [RmiTask(ctx, n, count_running, (0.1,)) for n in range(4)]
+        counted = 0.1, 2, "seed of the configuration"
+        tasks: list[Task] = [RmiTask(ctx, n, count_running, counted) for n in range(4)]
         assert max(results(ctx, tasks, workers=[worker])) == 2
         task = RmiTask(ctx, 0, fail, ("always",))
         with pytest.raises(ValueError, match="always"):

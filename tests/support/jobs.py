@@ -261,12 +261,18 @@ _max_running = 0
 _lock = threading.Lock()
 
 
-def count_running(seconds: float) -> int:
-    """Return the largest number of calls that have run at once in this process."""
+def count_running(seconds: float, parties: int = 1, name: str = "") -> int:
+    """Return the largest number of calls that have run at once in this process.
+
+    It waits until `parties` calls with this name run, and then for some seconds, in which more
+    would begin if they could.
+    """
     global _running, _max_running
     with _lock:
         _running += 1
         _max_running = max(_max_running, _running)
+    if parties > 1:
+        wait_for_parties(name, parties)
     time.sleep(seconds)
     with _lock:
         _running -= 1

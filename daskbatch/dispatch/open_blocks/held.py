@@ -52,10 +52,13 @@ class HeldTasks:
                 ready.append(record)
         levels = self._levels
         for record, expected in zip(reversed(records), reversed(seconds), strict=True):
-            behind = self._after.get(record, ())
             if record in levels:
                 self.work -= levels[record][1]
-            level = max([levels[each][0] for each in behind if each in levels], default=0.0)
+            level = 0.0
+            for each in self._after.get(record, ()):
+                found = levels.get(each)
+                if found is not None and found[0] > level:
+                    level = found[0]
             levels[record] = expected + level, expected
             self.work += expected
         return ready

@@ -241,6 +241,8 @@ class OpenBlock:
         A message takes the client as long as all else that it does for a member. So it waits while
         the block will report once more before it has too few.
         """
+        if not (self._new_members or self._new_forwards):
+            return
         if self.seconds_ahead < _MIN_SENT_SECONDS or (
             self._new_forwards and self._forwards_are_due()
         ):

@@ -403,3 +403,72 @@ def test_too_deep_a_nesting_is_told() -> None:
         pickling.pack(deep)
     while deep:  # lest taking it apart should go too deep
         (deep,) = deep
+
+
+class Standing(TaskPlaceholder):
+    """A `TaskPlaceholder` that `pack_flat` knows."""
+
+
+class Undecided(TaskPlaceholder):
+    """Its `__reduce__` decides, and not `pack_flat`."""
+
+
+class Unhashable(type):
+    def __hash__(cls) -> int:
+        raise ValueError("no hash")
+
+
+class OfUnhashable(metaclass=Unhashable):
+    pass
+
+
+class Text(str):
+    """Not plain: it may hold a task."""
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickling, "_targets", {})
+    pickling.register_target(Standing, lambda each: each.name)
+    pickling.register_target(Undecided, lambda each: None)
+
+
+ONE, TWO = Standing("one"), Standing("two")
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    "args",
+    [(ONE,), (1, ONE, "x", TWO, None), (ONE, ONE), (TWO, ONE, TWO), (ONE, Standing("one"), b"b")],
+    ids=["one", "among plain ones", "twice", "in another order", "equal ones"],
+)
+def test_flat_arguments_arrive_as_packed_ones_do(args: tuple[Any, ...]) -> None:
+    packed, flat = pickling.pack((args, {})), pickling.pack_flat(args)
+    assert flat is not None
+    assert flat[1:] == packed[1:]
+    values = [pickling.dumps(["a value", each]) for each in flat[1]]
+    ours, theirs = pickling.unpack(flat[0], values), pickling.unpack(packed[0], values)
+    assert ours == theirs
+    # The same object twice is the same object there; each other one is a copy of its own.
+    same = [[one is other for one in found[0] for other in found[0]] for found in (ours, theirs)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.usefixtures("known")
+def test_flat_arguments_are_filled_with_texts_and_given_values() -> None:
+    flat = pickling.pack_flat((ONE, TWO))
+    assert flat is not None
+    given = object()
+    (text, value), _ = pickling.unpack(flat[0], ["printed", pickling.GivenValue(given)])
+    assert text == "printed"
+    assert value is given
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    "other",
+    [[ONE], {"a": 1}, Text("a"), TaskPlaceholder("three"), Undecided("four"), OfUnhashable(), len],
+    ids=lambda each: type(each).__name__,
+)
+def test_other_arguments_are_not_packed_flat(other: object) -> None:
+    assert pickling.pack_flat((1, ONE, other)) is None
