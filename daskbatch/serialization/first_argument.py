@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+from daskbatch.serialization.pickling import FLAT
+
 #: Longer texts do not help to find a task.
 _MAX_CHARACTERS = 60
 #: Larger arguments are not searched.
@@ -45,19 +47,23 @@ def first_argument(arguments: Iterable[Any]) -> str:
 
 
 def first_packed_argument(data: bytes) -> str:
-    """Return the same of the pickled arguments of a task; see `pickling.pack`.
+    """Return the same of the packed arguments of a task; see `pickling.pack` and `pack_flat`.
 
     Classes of the user are not loaded: objects of them are passed over.
 
     Parameters
     ----------
     data : bytes
-        A pickled pair of positional and keyword arguments.
+        Positional and keyword arguments.
     """
     if not data or len(data) > _MAX_BYTES:
         return ""
     try:
-        args, kwargs = _PlainUnpickler(io.BytesIO(data), buffers=_NoBuffers()).load()
+        flat = data.startswith(FLAT)
+        file = io.BytesIO(data[len(FLAT) :] if flat else data)
+        args, kwargs = _PlainUnpickler(file, buffers=_NoBuffers()).load()
+        if flat:
+            kwargs = {}  # in their place are the places of the tasks, for which None stands
         if len(args) == 3 and (args[0] is _Unknown or isinstance(args[0], _Unknown)):
             # The function came with its arguments: a built-in one, a bound method, a partial.
             args, kwargs = args[1], args[2]

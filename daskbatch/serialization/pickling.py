@@ -40,8 +40,9 @@ loads = pickle.loads
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
-#: What precedes the pickle that `pack_flat` returns. No pickle begins so.
-_FLAT = b"F"
+#: What precedes the pickle that `pack_flat` returns: of the arguments, with None for each task, and
+#: of the places of the tasks. No other pickle begins so.
+FLAT = b"F"
 
 #: By type: returns the target of `reference` for an object, or None if its `__reduce__` decides.
 _targets: dict[type, Callable[[Any], object]] = {}
@@ -289,11 +290,11 @@ def pack_flat(args: Sequence[object]) -> Packed | None:
             places += (position, number)
     except Exception:  # a metaclass may define how its classes are hashed and compared
         return None
-    return _FLAT + pickle.dumps((template, places), PROTOCOL), tuple(targets), ()
+    return FLAT + pickle.dumps((template, places), PROTOCOL), tuple(targets), ()
 
 
 def _unpack_flat(data: bytes, values: Sequence[bytes | str | GivenValue]) -> Any:
-    args, places = loads(memoryview(data)[len(_FLAT) :])
+    args, places = loads(memoryview(data)[len(FLAT) :])
     thread = get_ident()
     name = _namespace.get(thread) if _namespace else None
     filled = [_loaded(value, name) for value in values]
@@ -375,7 +376,7 @@ def unpack(
         Whether to copy the buffers, so that each task may change its own. Memory that can be
         written to is the task's own already: a private mapping.
     """
-    if data.startswith(_FLAT):
+    if data.startswith(FLAT):
         return _unpack_flat(data, values)
     if not values and not buffers:
         return loads(data)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from daskbatch.describe.spec import function_call, process_call
+from daskbatch.serialization import pickling
 from daskbatch.serialization.first_argument import first_argument, first_packed_argument
 
 
@@ -51,6 +52,27 @@ def method(self: object, path: str) -> None:
 def test_calls(args: Any, kwargs: Any, found: str) -> None:
     assert first_packed_argument(function_call(method, args, kwargs).data) == found
     assert first_packed_argument(function_call(partial(method), args, kwargs).data) == found
+
+
+class Standing:
+    """Stands for a task."""
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        ((Standing(), "data/7.csv"), "'data/7.csv'"),
+        ((7, Standing(), "a"), "7"),
+        ((Standing(), None), ""),
+        ((Standing(), Standing()), ""),
+    ],
+    ids=["text", "number", "none", "tasks"],
+)
+def test_calls_that_take_tasks(args: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickling, "_targets", {Standing: id})
+    call = function_call(method, args, {})
+    assert len(call.references) == sum(type(each) is Standing for each in args)
+    assert first_packed_argument(call.data) == found
 
 
 def test_executables() -> None:
