@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from common import WORKERS, Table, raw_dask, seconds, workers_of
@@ -131,9 +131,11 @@ def by_pool(pool: ProcessPoolExecutor) -> Run:
     return run
 
 
-def by_ray() -> Run:
+@contextmanager
+def by_ray() -> Iterator[Run]:
     import ray
 
+    ray.init(num_cpus=WORKERS, logging_level="ERROR")
     remote = ray.remote(work)
 
     def run(graph: Pattern, kernel: float) -> None:
@@ -142,12 +144,19 @@ def by_ray() -> Run:
             made.append(remote.remote(kernel, *(made[each] for each in inputs)))
         ray.get(made)
 
-    return run
+    try:
+        yield run
+    finally:
+        ray.shutdown()
 
 
-def by_parsl() -> Run:
+@contextmanager
+def by_parsl() -> Iterator[Run]:
     import parsl
+    from parsl.executors import HighThroughputExecutor
 
+    executor = HighThroughputExecutor(max_workers_per_node=WORKERS)
+    parsl.load(parsl.Config(executors=[executor]))
     app = parsl.python_app(work)
 
     def run(graph: Pattern, kernel: float) -> None:
@@ -157,32 +166,51 @@ def by_parsl() -> Run:
         for each in made:
             each.result()
 
-    return run
+    try:
+        yield run
+    finally:
+        parsl.dfk().cleanup()
+        parsl.clear()
 
 
 @contextmanager
-def others() -> Iterator[dict[str, Run]]:
-    """Yield the other task systems that are installed."""
-    found: dict[str, Run] = {}
+def ours() -> Iterator[Run]:
+    with Batch(num_workers=WORKERS) as batch:
+        yield by_batch(batch)
+
+
+@contextmanager
+def dasks() -> Iterator[Run]:
+    with raw_dask() as client:
+        yield by_dask(client)
+
+
+@contextmanager
+def pools() -> Iterator[Run]:
+    with ProcessPoolExecutor(WORKERS) as pool:
+        yield by_pool(pool)
+
+
+def task_systems() -> dict[str, Callable[[], AbstractContextManager[Run]]]:
+    """Return what is compared. Each starts alone: an idle cluster takes processor time, too."""
+    found: dict[str, Callable[[], AbstractContextManager[Run]]] = {
+        "daskbatch": ours,
+        "Dask graph": dasks,
+        "process pool by hand": pools,
+    }
     if importlib.util.find_spec("ray"):
-        import ray
-
-        ray.init(num_cpus=WORKERS, logging_level="ERROR")
-        found["Ray"] = by_ray()
+        found["Ray"] = by_ray
     if importlib.util.find_spec("parsl"):
-        import parsl
-        from parsl.executors import HighThroughputExecutor
+        found["Parsl"] = by_parsl
+    return found
 
-        executor = HighThroughputExecutor(max_workers_per_node=WORKERS)
-        parsl.load(parsl.Config(executors=[executor]))
-        found["Parsl"] = by_parsl()
-    try:
-        yield found
-    finally:
-        if "Ray" in found:
-            ray.shutdown()
-        if "Parsl" in found:
-            parsl.dfk().cleanup()
+
+@contextmanager
+def started(start: Callable[[], AbstractContextManager[Run]]) -> Iterator[Run]:
+    """Start a task system; its processes and functions are loaded."""
+    with start() as run:
+        run(make_pattern("stencil", steps=6), 0.0001)
+        yield run
 
 
 def overhead(run: Run, graph: Pattern, kernel: float, repeat: int = 3) -> float:
@@ -252,47 +280,43 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", default=PATTERNS)
     arguments = parser.parse_args()
     table = Table(f"fine grain, {WORKERS} slots: microseconds of overhead for each task")
-    with (
-        Batch(num_workers=WORKERS) as batch,
-        BatchPoolExecutor(max_workers=WORKERS) as executor,
-        raw_dask() as client,
-        ProcessPoolExecutor(WORKERS) as pool,
-        others() as more,
-    ):
-        runs = {
-            "daskbatch": by_batch(batch),
-            "Dask graph": by_dask(client),
-            "process pool by hand": by_pool(pool),
-            **more,
-        }
-        small = make_pattern("stencil", steps=6)
-        for run in runs.values():
-            run(small, 0.0001)  # processes and functions are loaded
-        for name in arguments.patterns:
-            graph = make_pattern(name)
-            for kernel in KERNELS:
-                found = {who: overhead(run, graph, kernel) for who, run in runs.items()}
-                what = f"{name}, {len(graph)} tasks of {kernel * 1e3:g} ms"
-                asked = kernel == 0.001
-                for who, value in found.items():
-                    if who == "daskbatch" and asked:
-                        table.row_at_most(f"{what}: {who}", value, "us", 400)
-                    else:
-                        table.row(f"{what}: {who}", value, "us")
-                ratio = found["Dask graph"] / max(found["daskbatch"], 1.0)
-                table.row(f"{what}: Dask over daskbatch", ratio, least=8 if asked else None)
-        if not arguments.no_metg:
-            graph = make_pattern("stencil")
-            grains = {who: metg(run, graph) for who, run in runs.items()}
-            for who, value in grains.items():
-                table.row(f"METG(50 %) of the stencil: {who}", value, "us")
-            ratio = grains["daskbatch"] / grains["process pool by hand"]
-            table.row_at_most("METG(50 %), daskbatch over the pool by hand", ratio, "×", 2)
-        ours, dasks = single_call(executor), single_call_of_dask(client)
+    systems = task_systems()
+    for name in arguments.patterns:
+        graph = make_pattern(name)
+        found: dict[float, dict[str, float]] = {kernel: {} for kernel in KERNELS}
+        for who, start in systems.items():
+            with started(start) as run:
+                for kernel in KERNELS:
+                    found[kernel][who] = overhead(run, graph, kernel)
+        for kernel, values in found.items():
+            what = f"{name}, {len(graph)} tasks of {kernel * 1e3:g} ms"
+            asked = kernel == 0.001
+            for who, value in values.items():
+                if who == "daskbatch" and asked:
+                    table.row_at_most(f"{what}: {who}", value, "us", 400)
+                else:
+                    table.row(f"{what}: {who}", value, "us")
+            ratio = values["Dask graph"] / max(values["daskbatch"], 1.0)
+            table.row(f"{what}: Dask over daskbatch", ratio, least=8 if asked else None)
+    if not arguments.no_metg:
+        graph = make_pattern("stencil")
+        grains: dict[str, float] = {}
+        for who, start in systems.items():
+            with started(start) as run:
+                grains[who] = metg(run, graph)
+            table.row(f"METG(50 %) of the stencil: {who}", grains[who], "us")
+        ratio = grains["daskbatch"] / grains["process pool by hand"]
+        table.row_at_most("METG(50 %), daskbatch over the pool by hand", ratio, "×", 2)
+    with ProcessPoolExecutor(WORKERS) as pool:
         table.row("submit().result(): process pool", single_call(pool), "us")
-        table.row("submit().result(): Dask", dasks, "us")
-        table.row_at_most("submit().result(): daskbatch", ours, "us", 1000)
-        table.row("submit().result(): Dask over daskbatch", dasks / ours, least=10)
+    with raw_dask() as client:
+        by_client = single_call_of_dask(client)
+        table.row("submit().result(): Dask", by_client, "us")
+    with BatchPoolExecutor(max_workers=WORKERS) as executor:
+        by_executor = single_call(executor)
+        table.row_at_most("submit().result(): daskbatch", by_executor, "us", 1000)
+    table.row("submit().result(): Dask over daskbatch", by_client / by_executor, least=10)
+    with Batch(num_workers=WORKERS) as batch:
         hop = alternating_chain(batch)
         table.row_at_most("a chain on alternating workers, each hop", hop, "us", 150)
     table.end()
