@@ -42,6 +42,9 @@ Pattern = list[tuple[int, ...]]
 #: Runs a pattern of tasks with a kernel of some seconds.
 Run = Callable[[Pattern, float], None]
 
+#: Starts a task system.
+Start = Callable[[], AbstractContextManager[Run]]
+
 
 def work(seconds_of_cpu: float, *inputs: int) -> int:
     """Consume CPU time; return how many tasks have led to this one, at most 1000."""
@@ -191,9 +194,9 @@ def pools() -> Iterator[Run]:
         yield by_pool(pool)
 
 
-def task_systems() -> dict[str, Callable[[], AbstractContextManager[Run]]]:
+def task_systems() -> dict[str, Start]:
     """Return what is compared. Each starts alone: an idle cluster takes processor time, too."""
-    found: dict[str, Callable[[], AbstractContextManager[Run]]] = {
+    found: dict[str, Start] = {
         "daskbatch": ours,
         "Dask graph": dasks,
         "process pool by hand": pools,
@@ -206,7 +209,7 @@ def task_systems() -> dict[str, Callable[[], AbstractContextManager[Run]]]:
 
 
 @contextmanager
-def started(start: Callable[[], AbstractContextManager[Run]]) -> Iterator[Run]:
+def started(start: Start) -> Iterator[Run]:
     """Start a task system; its processes and functions are loaded."""
     with start() as run:
         run(make_pattern("stencil", steps=6), 0.0001)

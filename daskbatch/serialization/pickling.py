@@ -41,7 +41,7 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 #: What precedes the pickle that `pack_flat` returns: of the arguments, with None for each task, and
-#: of the places of the tasks. No other pickle begins so.
+#: of the places of the tasks. No other pickle of this protocol begins so.
 FLAT = b"F"
 
 #: By type: returns the target of `reference` for an object, or None if its `__reduce__` decides.
@@ -270,8 +270,8 @@ def pack_flat(args: Sequence[object]) -> Packed | None:
     """
     template = list(args)
     targets: list[object] = []
-    #: The position of each placeholder, and its number.
-    places: list[int] = []
+    #: By the position of each placeholder, its number.
+    places: dict[int, int] = {}
     numbers: dict[int, int] = {}
     try:
         for position, each in enumerate(args):
@@ -287,7 +287,7 @@ def pack_flat(args: Sequence[object]) -> Packed | None:
                 number = numbers[id(each)] = len(targets)
                 targets.append(target)
             template[position] = None
-            places += (position, number)
+            places[position] = number
     except Exception:  # a metaclass may define how its classes are hashed and compared
         return None
     return FLAT + pickle.dumps((template, places), PROTOCOL), tuple(targets), ()
@@ -298,7 +298,7 @@ def _unpack_flat(data: bytes, values: Sequence[bytes | str | GivenValue]) -> Any
     thread = get_ident()
     name = _namespace.get(thread) if _namespace else None
     filled = [_loaded(value, name) for value in values]
-    for position, number in zip(places[::2], places[1::2], strict=True):
+    for position, number in places.items():
         args[position] = filled[number]
     return tuple(args), {}
 
