@@ -27,7 +27,7 @@ from typing import Any
 
 from daskbatch.forking import after_fork, keep_inherited
 from daskbatch.memory import range_locks
-from daskbatch.memory.kept_mappings import Key, set_limits
+from daskbatch.memory.kept_mappings import Key, is_resident_memory_short, set_limits
 from daskbatch.memory.libc import call
 from daskbatch.memory.mapped_writes import write_mapped
 from daskbatch.threads import start_unless_ending
@@ -63,6 +63,10 @@ SPARE_INTERVAL_SECONDS = 120.0
 
 #: How much is kept during such an interval, and how much of it after that; see `set_spare_limit`.
 _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
+
+#: Values and spare memory may take this many times `_spare_limit` together: then a program that runs
+#: again finds the memory of all its values, and not only of those that fit the limit.
+_TOTAL_LIMITS = 2
 
 #: A spare range is used for a value that takes at least this part of it.
 MIN_USED = 0.75
@@ -170,6 +174,8 @@ class Arena:
         self._spare: list[tuple[int, int]] = []
         self._by_age: deque[tuple[int, int]] = deque()
         self._spare_bytes = 0
+        #: How much the ranges of values take, with the dropped ones that were not looked at.
+        self._taken_bytes = 0
         #: How much of the spare memory was used again since it was last trimmed, and when that was.
         self._reused_bytes = 0
         self._trimmed_at = 0.0
@@ -304,9 +310,11 @@ class Arena:
                 self._by_age.remove((capacity, offset))
                 self._spare_bytes -= capacity
                 self._reused_bytes += capacity
+                self._taken_bytes += capacity
                 return offset, capacity, True
         offset = self._end
         self._end += length
+        self._taken_bytes += length
         return offset, length, False
 
     @uninterrupted
@@ -342,7 +350,8 @@ class Arena:
                 erased = bytes(TOKEN_BYTES)
                 intact = self._watches or os.pread(self.file, TOKEN_BYTES, offset) != erased
                 os.pwrite(self.file, erased + (_INTACT if intact else b""), offset)
-                if length > _spare_limit:
+                self._taken_bytes -= length
+                if length > self._most_spare():
                     erase(self.file, offset, length)
                     continue
             finally:
@@ -350,7 +359,11 @@ class Arena:
             bisect.insort(self._spare, (length, offset))
             self._by_age.append((length, offset))
             self._spare_bytes += length
-        self._keep_spare(_spare_limit)
+        self._keep_spare(self._most_spare())
+
+    def _most_spare(self) -> int:
+        """Return how much may be spare now. Bytes."""
+        return max(_spare_limit, _TOTAL_LIMITS * _spare_limit - self._taken_bytes)
 
     def _keep_spare(self, most: int) -> None:
         """Return the oldest spare ranges to the system that are more than this. With the lock."""
@@ -380,6 +393,8 @@ class Arena:
                 # All of them, a few at a time: in each round the first ones come last.
                 for _ in range(len(self._dropped) // _MAX_CHECKS + 1):
                     self._reuse_dropped(max_locked=_MAX_CHECKS)
+                if is_resident_memory_short():
+                    self._keep_spare(_spare_limit)  # the tasks may need it
                 self._trim()
                 if not self._has_work():
                     self._watching = False

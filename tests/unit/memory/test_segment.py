@@ -352,6 +352,26 @@ def test_an_arena_returns_what_was_not_used_again(arena: Arena, monkeypatch: Any
     assert content(stored(arena, b"z" * 100_000), 100_000) == [b"z" * 100_000]
 
 
+def test_values_and_spare_memory_may_take_twice_the_limit_together(
+    arena: Arena, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(arena_module, "_spare_limit", 500_000)
+    monkeypatch.setattr(arena_module, "_idle_spare_limit", 500_000)
+    held = [stored(arena, b"x" * 100_000) for _ in range(3)]
+    dropped = [stored(arena, b"y" * 100_000) for _ in range(12)]
+    offsets = {each.offset for each in dropped}
+    del dropped
+    arena.drop(*arena._take(0)[:2])  # what is dropped is looked at
+    assert 900_000 <= blocks(arena.file) < 1_050_000
+    again = [stored(arena, b"z" * 100_000) for _ in range(6)]
+    assert {each.offset for each in again} < offsets
+    assert 900_000 <= blocks(arena.file) < 1_050_000
+    more = [stored(arena, b"m" * 100_000) for _ in range(6)]
+    del again, more
+    assert 700_000 <= blocks(arena.file) < 1_050_000
+    assert content(held[0], 100_000) == [b"x" * 100_000]
+
+
 def test_a_reference_to_an_earlier_value_does_not_unlock_the_present_one(
     shared_arena: tuple[Arena, segment.AdoptedArena],
 ) -> None:
