@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.cluster_info import workers_of
 from support.waiting import wait_for_file
@@ -184,6 +185,23 @@ def test_large_values_arrive_whole(batch: Batch) -> None:
     for number, inputs in enumerate(graph):
         values.append(produce(number, *(values[each] for each in inputs)))
     assert [task.get() for task in tasks] == values
+
+
+def add_to(array: Any, number: int) -> Any:
+    array += number
+    return int(array.sum())
+
+
+def test_large_arguments_are_mapped_and_each_task_has_a_copy(
+    batch: Batch, members: Callable[[], int]
+) -> None:
+    array = np.ones(200_000)
+    for number in range(12):
+        task = batch.function(add_to, array, number)
+        batch.compile([task]).start()
+        assert task.get(60) == 200_000 * (number + 1)
+    assert array.sum() == 200_000
+    assert members() >= 8 or is_paused(batch)
 
 
 def test_tasks_with_options_take_part(batch: Batch, members: Callable[[], int]) -> None:

@@ -18,6 +18,7 @@ from daskbatch.plan.grain import (
     suits_open_blocks,
 )
 from daskbatch.serialization import pickling
+from daskbatch.serialization.buffers import Buffer
 
 #: Arguments above this size are not sent on direct connections.
 _MAX_DATA_BYTES = 1 << 18
@@ -37,6 +38,13 @@ class Learnt(Protocol):
     def largest_value(self, record: TaskRecord) -> int: ...
 
 
+class Workers(Protocol):
+    """What is known of the workers; see `backend.Backend`."""
+
+    @property
+    def shares_memory(self) -> bool: ...
+
+
 class Eligibility:
     """Which tasks may be members. Not thread-safe.
 
@@ -44,12 +52,15 @@ class Eligibility:
     ----------
     learnt : Learnt
         What is known of similar tasks.
+    workers : Workers
+        Whether they can map this process's memory.
     inline_limit : int
         Larger values stay on their worker. Bytes.
     """
 
-    def __init__(self, learnt: Learnt, inline_limit: int) -> None:
+    def __init__(self, learnt: Learnt, workers: Workers, inline_limit: int) -> None:
         self._learnt = learnt
+        self._workers = workers
         self._inline_limit = inline_limit
         #: The last options, which tasks share, and whether tasks with these may be members.
         self._options: Options | None = None
@@ -64,13 +75,22 @@ class Eligibility:
             self._suits
             and call is not None
             and call.failure is None
-            and not call.buffers
+            and (not call.buffers or self._are_here(call.buffers))
             and len(call.data) <= _MAX_DATA_BYTES
             and isinstance(record.function, bytes)
             and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
             and record.strict is None
             and self._learnt.largest_value(record) <= self._inline_limit
         )
+
+    def can_be_sent(self, record: TaskRecord) -> bool:
+        """Return whether a possible member can still be sent: workers of other hosts may join."""
+        call = record.call
+        return call is None or not call.buffers or self._are_here(call.buffers)
+
+    def _are_here(self, buffers: Sequence[Buffer]) -> bool:
+        """Return whether all workers can map large buffers among arguments."""
+        return self._workers.shares_memory and all(each.segment is not None for each in buffers)
 
     def expected_seconds(self, records: Sequence[TaskRecord]) -> list[float]:
         """Return how long tasks are expected to run; if unknown, as long as the others."""

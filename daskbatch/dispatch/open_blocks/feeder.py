@@ -6,7 +6,8 @@ open block may be sent to it ahead, behind them.
 
 All is called with the dispatcher's lock held. The *client* decides, so each task that becomes ready
 goes by way of the client; see `plan.grain` for when that pays. What cannot be a member of an open
-block (a child process, a gang, a large argument) is placed in an ordinary block once it is ready.
+block (a child process, a gang, large arguments for another host) is placed in an ordinary block
+once it is ready.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class OpenBlocks:
         self._table = table
         self._submitter = submitter
         self._setting = setting
-        self._eligibility = Eligibility(table, setting.inline_limit)
+        self._eligibility = Eligibility(table, submitter, setting.inline_limit)
         self._links = links
         #: Called with each block of held tasks that has no members left.
         self.on_empty: Callable[[SubmittedBlock], None] = lambda block: None
@@ -348,7 +349,9 @@ class OpenBlocks:
         again = False
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            behind = found.first_behind() if count <= fewest + _MAX_LEAD else None
+            behind = None
+            if count <= fewest + _MAX_LEAD:
+                behind = found.first_behind(self._eligibility.can_be_sent)
             record = None
             if ready or behind is not None:
                 record = self._next.ready(ready, behind, count, len(blocks))
@@ -361,8 +364,12 @@ class OpenBlocks:
                 self._streams.send(record)
                 self._to_send.update(dict.fromkeys(others))
                 found.add(record, self._table.expected_seconds(record), self._by_number.__getitem__)
-            else:
+            elif self._eligibility.can_be_sent(record):
                 found.add(record, self._table.expected_seconds(record))
+            else:
+                self._turned_ready.append(record)  # it is placed in an ordinary block
+                heapq.heappush(rooms, (count, number, found))
+                continue
             self.held.remove(record)
             if len(self._open) > 1:
                 again = self._streams.note(record, self._urgency) or again

@@ -19,6 +19,8 @@ from daskbatch.dispatch.task_record import (
     find_root_failure,
 )
 from daskbatch.plan.hazards import NEEDS
+from daskbatch.serialization import stored_value
+from daskbatch.serialization.buffers import Buffer
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link, Source
 from daskbatch.worker.handshake import ServerAddress
 from daskbatch.worker.open_blocks.messages import (
@@ -130,8 +132,14 @@ class OpenBlock:
         """Record that a held task waits only for a member of this block."""
         heapq.heappush(self._behind, urgency)
 
-    def first_behind(self) -> Urgency | None:
-        """Return the first held task that waits only for unfinished members of this block."""
+    def first_behind(self, can_be_sent: Callable[[TaskRecord], bool]) -> Urgency | None:
+        """Return the first held task that waits only for unfinished members of this block.
+
+        Parameters
+        ----------
+        can_be_sent : callable
+            Returns whether a task may be sent; one that may not is forgotten until it is ready.
+        """
         while self._behind:
             first = self._behind[0]
             record = first.record
@@ -140,6 +148,7 @@ class OpenBlock:
                 is_held(record)
                 and only_awaited_block(record) is self.block
                 and find_root_failure(record) is None
+                and can_be_sent(record)
             ):
                 return first
             heapq.heappop(self._behind)
@@ -202,10 +211,12 @@ class OpenBlock:
                     assert before.block is not None
                     position = positions[before] = self._expect(others(before.block.number), before)
                 (needs if why & NEEDS else after).append((position, before.member))
-        references = () if record.call is None else record.call.references
-        if not (needs or after or references):
+        call = record.call
+        assert call is not None
+        if not (needs or after or call.references or call.buffers):
             return None
-        return Link(tuple(needs), tuple(after), tuple(_values(references, positions)))
+        values = tuple(_values(call.references, positions))
+        return Link(tuple(needs), tuple(after), values, tuple(map(_reference, call.buffers)))
 
     def _expect(self, other: OpenBlock, before: TaskRecord) -> int:
         """Have another block send it the outcome of a member; return the position of the block."""
@@ -303,6 +314,13 @@ def only_awaited_block(record: TaskRecord) -> SubmittedBlock | None:
             blocks = {each.block for each in record.unfinished_waits()}
             return blocks.pop() if len(blocks) == 1 else None
     return found
+
+
+def _reference(buffer: Buffer) -> bytes:
+    """Return where the worker finds a buffer, which is in memory of this host."""
+    stored = stored_value.buffer_value(buffer)
+    assert stored is not None
+    return bytes(stored)
 
 
 def _values(

@@ -112,7 +112,7 @@ class Streams:
         heap = self._waiting.get(found.placement)
         while heap:
             record = heap[0].record
-            if is_held(record):
+            if is_held(record) and self._eligibility.can_be_sent(record):
                 blocks = self._awaited(record)
                 if blocks and found.num_peers < _MAX_PEERS:
                     return record, blocks

@@ -20,13 +20,15 @@ from support.open_cluster import (
     task,
 )
 
-from daskbatch.describe.spec import Options, function_call
+from daskbatch.describe.spec import DEFAULT_OPTIONS, Call, Options, function_call
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.open_blocks import open_block
 from daskbatch.dispatch.task_record import Phase, TaskRecord
 from daskbatch.errors import ServiceLost
 from daskbatch.plan.hazards import ARG, WAR
+from daskbatch.serialization import pickling
 from daskbatch.worker.execution.block import BlockSpec
+from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.open_blocks.messages import END, decode_members
 
 
@@ -168,6 +170,61 @@ def test_single_calls_reuse_an_open_block() -> None:
         finish(cluster, records, False)
         # The first call of a function is in an ordinary block: how long it takes is not known.
         assert len(cluster.workers) == min(number, 1)
+
+
+def large_call(number: int) -> Call:
+    content = pickle.PickleBuffer(bytearray(pickling.MIN_SHARED_BUFFER_BYTES))
+    return function_call(task, (number, content), {})
+
+
+@pytest.mark.parametrize("shares_memory", [False, True])
+def test_calls_with_large_arguments_are_members_where_memory_is_shared(shares_memory: bool) -> None:
+    dispatcher, cluster = make(0)
+    cluster.shares_memory = shares_memory
+    for number in range(5):
+        records = [TaskRecord("client", number, "task", large_call(number), DEFAULT_OPTIONS)]
+        dispatcher.submit(records, "test")
+        finish(cluster, records, False)
+    assert len(cluster.workers) == shares_memory
+    for worker in cluster.workers.values():
+        links = [member.link for member in worker.members]
+        assert len(links) == 4
+        assert all(link is not None and len(link.buffers) == 1 for link in links)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("faults", [False, True])
+def test_large_arguments_are_sent_only_while_memory_is_shared(
+    seed: int, faults: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    dispatcher, cluster = make(seed, slots=rng.choice([1, 2, 5]))
+    calls = [large_call(number) for number in range(3)]
+    records = make_records(rng, 60, mixed=seed % 2 == 0)
+    for record in records:
+        if record.call is not None and rng.random() < 0.5:
+            record.call = rng.choice(calls)
+    sent = 0
+    add = open_block.OpenBlock.add
+
+    def count(self: open_block.OpenBlock, record: TaskRecord, *args: Any) -> None:
+        nonlocal sent
+        assert record.call is not None
+        if record.call.buffers:
+            assert cluster.shares_memory
+            sent += 1
+        add(self, record, *args)
+
+    def run(record: TaskRecord) -> Status:
+        # Workers of another host join and leave.
+        cluster.shares_memory = rng.random() < 0.7
+        return cluster_run(record)
+
+    monkeypatch.setattr(open_block.OpenBlock, "add", count)
+    cluster_run, cluster.run = cluster.run, run  # type: ignore[method-assign]
+    cluster.shares_memory = True
+    finish_in_order(dispatcher, cluster, records, faults)
+    assert sent or seed % 2 == 0  # a mixed graph may have too few members
 
 
 def make_independent(count: int) -> list[TaskRecord]:
