@@ -64,7 +64,7 @@ SPARE_INTERVAL_SECONDS = 120.0
 #: How much is kept during such an interval, and how much of it after that; see `set_spare_limit`.
 _spare_limit = _idle_spare_limit = _MAX_IDLE_SPARE_BYTES
 
-#: Values and spare memory may take this many times `_spare_limit` together: then a program that runs
+#: Values and spare memory may take this many times `_spare_limit` together: so a program that runs
 #: again finds the memory of all its values, and not only of those that fit the limit.
 _TOTAL_LIMITS = 2
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import marshal
 import pickle
-from collections.abc import Iterable
+from collections.abc import Collection
+from operator import countOf
 from sys import getrefcount
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def _begins_with_text(container: Any) -> bool:
     return type(next(iter(_items(container)), None)) in _TEXTS
 
 
-def _items(container: Any) -> Iterable[Any]:
+def _items(container: Any) -> Collection[Any]:
     return container.values() if type(container) is dict else container
 
 
@@ -112,9 +113,9 @@ def _find_if_closed(value: Any) -> bool | None:
     seen = {id(value)}
     closed = True
     for container in containers:  # it grows meanwhile
-        if type(container) is dict and not pickling.PLAIN.issuperset(map(type, container)):
+        if type(container) is dict and not _types_of(container) <= pickling.PLAIN:
             return None
-        found = set(map(type, _items(container)))
+        found = _types_of(_items(container))
         if not found <= _ALLOWED:
             return None
         if found.isdisjoint(_CONTAINERS):
@@ -127,6 +128,15 @@ def _find_if_closed(value: Any) -> bool | None:
                 if len(containers) > _MAX_CONTAINERS:
                     return None
     return closed
+
+
+def _types_of(objects: Collection[Any]) -> set[type]:
+    """Return the types of some objects."""
+    first = type(next(iter(objects), None))
+    # To compare with one type takes less time than to look each one up in a set.
+    if countOf(map(type, objects), first) == len(objects):
+        return {first}
+    return set(map(type, objects))
 
 
 def refers_alone(container: Any) -> bool:

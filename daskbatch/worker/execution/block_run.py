@@ -404,7 +404,7 @@ class BlockRun(Progress):
     def _store(self, index: int, box: list[Any]) -> bytes:
         """Store the only object in a list, which a function has returned."""
         function = self._content(self.spec.functions[index])
-        stored = store(box, function, self.spec.inline_limit, not self.owns_process)
+        stored = store(box, function, self.spec.inline_limit, watched=not self.owns_process)
         if type(stored) is StoredValue:
             self._note_known(index, function)
         return stored

@@ -5,7 +5,8 @@ have kept a reference. Of plain containers the reference counts say whether anyt
 If nothing has, the value itself is a copy that is nobody else's, once it was stored for all others.
 
 Any thread may call. A value that the next task of its thread does not take is dropped, and so is
-one that no task takes within a second, or that was made while the process uses much memory.
+one that no task takes within a second, or that was made while the process uses much memory. Where
+there must be no thread for that, `drop_old` is to be called from time to time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 from daskbatch.memory.kept_mappings import is_resident_memory_short
 from daskbatch.serialization.pickling import GivenValue
 from daskbatch.serialization.plain_containers import refers_alone
-from daskbatch.serialization.stored_value import StoredValue
+from daskbatch.serialization.stored_value import StoredValue, token_of
 
 #: How often values that no task has taken are looked for. The second time they are dropped.
-_INTERVAL_SECONDS = 0.5
+INTERVAL_SECONDS = 0.5
 
 
 class Offer:
@@ -29,16 +30,16 @@ class Offer:
 
     Parameters
     ----------
-    data : bytes
-        The reference by which all others find the value.
+    token : bytes
+        What the references have by which all others find the value.
     value : object
         The value.
     """
 
-    __slots__ = ("data", "seen", "value")
+    __slots__ = ("seen", "token", "value")
 
-    def __init__(self, data: bytes, value: Any) -> None:
-        self.data = data
+    def __init__(self, token: bytes, value: Any) -> None:
+        self.token = token
         self.value = value
         #: Whether it was looked at before.
         self.seen = False
@@ -52,7 +53,7 @@ _lock = threading.Lock()
 _is_watched = False
 
 
-def offer(stored: StoredValue, box: list[Any]) -> None:
+def offer(stored: StoredValue, box: list[Any], watched: bool = True) -> None:
     """Offer the only object in a list to the next task of this thread.
 
     It does nothing if something else refers to that object.
@@ -63,12 +64,14 @@ def offer(stored: StoredValue, box: list[Any]) -> None:
         The same value, for all others.
     box : list
         The object alone.
+    watched : bool
+        Whether a thread drops it after a while; else `drop_old` is to be called.
     """
     if not refers_alone(box) or is_resident_memory_short():
         return
     with _lock:
-        if _watch():
-            _offers[get_ident()] = Offer(bytes(stored), box[0])
+        if not watched or _watch():
+            _offers[get_ident()] = Offer(token_of(stored), box[0])
 
 
 def drop_offer() -> None:
@@ -97,15 +100,27 @@ def take_offer(values: Sequence[Any]) -> Sequence[Any]:
     taken = [
         position
         for position, value in enumerate(values)
-        if type(value) is StoredValue and value == offered.data
+        if type(value) is StoredValue and token_of(value) == offered.token
     ]
     if len(taken) != 1:
         return values
     return [*values[: taken[0]], GivenValue(offered.value), *values[taken[0] + 1 :]]
 
 
+def has_offers() -> bool:
+    """Return whether any value is kept."""
+    return bool(_offers)
+
+
+def drop_old() -> None:
+    """Drop the values that were there at the last call, too; all if the process needs memory."""
+    with _lock:
+        old = _remove_old()
+    del old  # without the lock: this may take long
+
+
 def _watch() -> bool:
-    """Have old offers dropped; False if no thread can do that. The lock is held."""
+    """Have old values dropped; False if no thread can do that. The lock is held."""
     global _is_watched
     if not _is_watched:
         try:
@@ -117,21 +132,25 @@ def _watch() -> bool:
 
 
 def _drop_old() -> None:
+    global _is_watched
     pause = threading.Event()
     while True:
-        pause.wait(_INTERVAL_SECONDS)
-        if not _drop_seen():
+        pause.wait(INTERVAL_SECONDS)
+        with _lock:
+            old = _remove_old()
+            _is_watched = is_left = bool(_offers)
+        del old  # without the lock: this may take long
+        if not is_left:
             return
 
 
-def _drop_seen() -> bool:
-    """Drop what was looked at before; returns whether anything is left, and is watched."""
-    global _is_watched
-    with _lock:
-        looked_at = list(_offers.items())  # dropped without the lock, which may take long
-        for thread, each in looked_at:
-            if each.seen or is_resident_memory_short():
-                _offers.pop(thread, None)
-            each.seen = True
-        _is_watched = bool(_offers)
-        return _is_watched
+def _remove_old() -> list[Offer]:
+    """Forget the values that `drop_old` drops, and return them. The lock is held."""
+    is_short = is_resident_memory_short()
+    old = []
+    for thread, each in list(_offers.items()):
+        if each.seen or is_short:
+            _offers.pop(thread, None)
+            old.append(each)
+        each.seen = True
+    return old

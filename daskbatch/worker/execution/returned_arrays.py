@@ -159,7 +159,7 @@ def _is_alike(size: int, other: int) -> bool:
     return min(size, other) >= MIN_USED * max(size, other)
 
 
-def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) -> bytes:
+def store(box: list[Any], function: bytes, inline_limit: int, watched: bool) -> bytes:
     """Pickle and store what a task has returned.
 
     Parameters
@@ -170,8 +170,8 @@ def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) 
         The pickle of the function that has returned it.
     inline_limit : int
         See `stored_value.dumps`.
-    hands_over : bool
-        Whether the next task of this thread may get the value itself.
+    watched : bool
+        See `handover.offer`.
 
     Returns
     -------
@@ -185,8 +185,8 @@ def store(box: list[Any], function: bytes, inline_limit: int, hands_over: bool) 
     """
     pickled = stored_value.pickle_value(box[0], inline_limit)
     if not isinstance(pickled, Pickled):
-        if type(pickled) is StoredValue and pickled.was_closed and hands_over:
-            offer(pickled, box)
+        if type(pickled) is StoredValue and pickled.was_closed:
+            offer(pickled, box, watched)
         return pickled
     sizes = arrays_in_place.sizes_made(box[0], pickled.buffers, MIN_KEPT_BYTES)
     if not sizes:

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker import unreachable
-from daskbatch.worker.execution import surroundings
+from daskbatch.worker.execution import handover, surroundings
 from daskbatch.worker.execution.block import NO_LIMITS, BlockSpec, Link
 from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
@@ -203,6 +204,8 @@ class ChildServer:
         self._control.send(READY)
         outcomes: BlockResult | None = None
         while True:
+            while handover.has_offers() and not self._has_message():
+                handover.drop_old()
             message, files, _, _ = socket.recv_fds(self._control, REQUEST_SIZE.size, 2)
             if len(message) < REQUEST_SIZE.size or len(files) < 2:
                 return
@@ -222,6 +225,13 @@ class ChildServer:
             del request
             self._claims = None
             self._control.send(BLOCK_OVER)
+
+    def _has_message(self) -> bool:
+        """Wait a little for the next request; returns whether it is there."""
+        # There is no thread that drops what is kept for the next task: a task may fork.
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        return bool(poll.poll(handover.INTERVAL_SECONDS * 1000))
 
     def _run(self, request: BlockRequest, claims: int) -> BlockResult:
         """Run a block; `claims` is the descriptor of the memory of its claims."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import marshal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.payloads import Call, TaskPlaceholder, call, spec
-from support.waiting import wait_until
+from support.waiting import wait_for_file, wait_until
 
 from daskbatch.memory import kept_mappings
 from daskbatch.memory.kept_mappings import set_limits
@@ -19,6 +20,7 @@ from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import handover
 from daskbatch.worker.execution.block import LOCAL, BlockMember, Limits, Link
 from daskbatch.worker.execution.outcome import BlockResult, Status
+from daskbatch.worker.isolation.child_pool import get_child_pool
 
 COUNT = 30_000
 
@@ -27,8 +29,10 @@ KEPT: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
-def clean() -> None:
+def clean() -> Iterator[None]:
     KEPT.clear()
+    yield
+    get_child_pool().close()
 
 
 @pytest.fixture
@@ -58,11 +62,40 @@ def run(*calls: Call, values: dict[int, list[int]], **changes: Any) -> BlockResu
     return run_block(pickling.dumps(spec(*calls, links=links, share_limit=1 << 30, **changes)))
 
 
-def take(result: BlockResult) -> BlockResult:
-    """Run another block, which changes the first value of a result."""
-    link = Link(values=(BlockMember((0, 0), "result"),))
-    data = pickling.dumps(spec(call(change, TaskPlaceholder()), links={0: link}))
-    return run_block(data, result)
+def take(result: BlockResult, member: int = 0, **changes: Any) -> BlockResult:
+    """Run another block, which changes a value of a result, and says how many were loaded."""
+    link = Link(values=(BlockMember((0, member), "result"),))
+    calls = call(change, TaskPlaceholder()), call(loads_here)
+    return run_block(pickling.dumps(spec(*calls, links={0: link}, **changes)), result)
+
+
+def count_loads() -> None:
+    """Count what is loaded in this process, which is a child."""
+    load = marshal.loads
+
+    def note(data: Any) -> Any:
+        if len(data) > COUNT:
+            KEPT.append(len(data))
+        return load(data)
+
+    marshal.loads = note
+
+
+def loads_here() -> int:
+    return len(KEPT)
+
+
+def tell_when_dropped(path: str) -> None:
+    """Have this process, which is a child, make a file once it has dropped what nobody took."""
+    drop = handover.drop_old
+
+    def tell() -> None:
+        drop()
+        if not handover.has_offers():
+            Path(path).touch()
+
+    handover.drop_old = tell
+    handover.INTERVAL_SECONDS = 0.001
 
 
 def value(result: BlockResult, member: int) -> Any:
@@ -175,7 +208,7 @@ def test_another_thread_and_a_later_block_get_copies(loads: list[int]) -> None:
 def test_a_value_that_nobody_takes_is_dropped(
     loads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(handover, "INTERVAL_SECONDS", 0.001)
     result = run(call(make), values={})
     wait_until(lambda: not any(t.name == "daskbatch-handover" for t in threading.enumerate()))
     assert value(take(result), 0) == COUNT
@@ -200,3 +233,39 @@ def test_nothing_is_offered_while_the_process_uses_much_memory(loads: list[int])
         set_limits(kept, None)
     assert value(take(result), 0) == COUNT
     assert len(loads) == 1
+
+
+# -- in children --------------------------------------------------------------------------
+
+
+def test_in_a_child_the_next_member_gets_the_value_itself_and_others_get_copies() -> None:
+    placeholder = TaskPlaceholder()
+    result = run(
+        *(call(count_loads), call(make), call(change, placeholder), call(change, placeholder)),
+        call(loads_here),
+        values={2: [1], 3: [1]},
+        isolated=True,
+    )
+    assert value(result, 4) == 1
+    assert (value(result, 2), value(result, 3)) == (COUNT, COUNT)
+    assert value(result, 1) == make()
+
+
+def test_the_next_block_of_a_child_gets_the_value_itself() -> None:
+    result = run(call(count_loads), call(make), values={}, isolated=True)
+    taken = [take(result, 1, isolated=True) for _ in range(2)]
+    assert [value(each, 0) for each in taken] == [COUNT, COUNT]
+    assert [value(each, 1) for each in taken] == [0, 1]
+    assert value(result, 1) == make()
+
+
+def test_a_child_drops_a_value_that_no_block_takes(tmp_path: Path) -> None:
+    path = tmp_path / "dropped"
+    result = run(
+        *(call(count_loads), call(tell_when_dropped, str(path)), call(make)),
+        values={},
+        isolated=True,
+    )
+    wait_for_file(path)
+    taken = take(result, 2, isolated=True)
+    assert (value(taken, 0), value(taken, 1)) == (COUNT, 1)
