@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from daskbatch.describe.spec import Options
+from daskbatch.dispatch.open_blocks.protocols import OpenSubmitter
 from daskbatch.dispatch.task_record import Phase, SubmittedBlock, TaskRecord
 from daskbatch.plan.grain import (
     MAX_TASK_SECONDS,
@@ -38,13 +39,6 @@ class Learnt(Protocol):
     def largest_value(self, record: TaskRecord) -> int: ...
 
 
-class Workers(Protocol):
-    """What is known of the workers; see `backend.Backend`."""
-
-    @property
-    def shares_memory(self) -> bool: ...
-
-
 class Eligibility:
     """Which tasks may be members. Not thread-safe.
 
@@ -52,15 +46,15 @@ class Eligibility:
     ----------
     learnt : Learnt
         What is known of similar tasks.
-    workers : Workers
-        Whether they can map this process's memory.
+    submitter : OpenSubmitter
+        Says whether all workers can map this process's memory.
     inline_limit : int
         Larger values stay on their worker. Bytes.
     """
 
-    def __init__(self, learnt: Learnt, workers: Workers, inline_limit: int) -> None:
+    def __init__(self, learnt: Learnt, submitter: OpenSubmitter, inline_limit: int) -> None:
         self._learnt = learnt
-        self._workers = workers
+        self._submitter = submitter
         self._inline_limit = inline_limit
         #: The last options, which tasks share, and whether tasks with these may be members.
         self._options: Options | None = None
@@ -90,7 +84,7 @@ class Eligibility:
 
     def _are_here(self, buffers: Sequence[Buffer]) -> bool:
         """Return whether all workers can map large buffers among arguments."""
-        return self._workers.shares_memory and all(each.segment is not None for each in buffers)
+        return self._submitter.shares_memory and all(each.segment is not None for each in buffers)
 
     def expected_seconds(self, records: Sequence[TaskRecord]) -> list[float]:
         """Return how long tasks are expected to run; if unknown, as long as the others."""

@@ -349,9 +349,7 @@ class OpenBlocks:
         again = False
         while rooms:
             count, number, found = heapq.heappop(rooms)
-            behind = None
-            if count <= fewest + _MAX_LEAD:
-                behind = found.first_behind(self._eligibility.can_be_sent)
+            behind = found.first_behind() if count <= fewest + _MAX_LEAD else None
             record = None
             if ready or behind is not None:
                 record = self._next.ready(ready, behind, count, len(blocks))
@@ -412,7 +410,7 @@ class OpenBlocks:
                 self._pause.begin()
                 return True
             self._table.add_block(block)
-            found = OpenBlock(block, records, placement)
+            found = OpenBlock(block, records, placement, self._eligibility.can_be_sent)
             blocks.append(found)
             self._by_number[block.number] = found
         return False
@@ -488,9 +486,7 @@ class OpenBlocks:
     def key_finished(self, block: SubmittedBlock) -> list[TaskRecord]:
         """Record that the key of an open block is over; returns the members that never began."""
         found = self._remove(block)
-        if found is None:
-            return []
-        return self._take_back(block, found.records)
+        return [] if found is None else self._take_back(block, found.records)
 
     def key_cancelled(self, block: SubmittedBlock) -> bool:
         """Send an open block no more members; returns whether it has begun, and runs those it has.

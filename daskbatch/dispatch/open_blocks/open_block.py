@@ -84,6 +84,8 @@ class OpenBlock:
         That list.
     placement : hashable
         What its members have in common; see `Options.placement_key`.
+    can_be_sent : callable
+        Returns whether a held task may be sent still.
 
     Attributes
     ----------
@@ -96,11 +98,16 @@ class OpenBlock:
     """
 
     def __init__(
-        self, block: SubmittedBlock, records: list[TaskRecord], placement: Hashable
+        self,
+        block: SubmittedBlock,
+        records: list[TaskRecord],
+        placement: Hashable,
+        can_be_sent: Callable[[TaskRecord], bool],
     ) -> None:
         self.block = block
         self.records = records
         self.placement = placement
+        self._can_be_sent = can_be_sent
         self.link: MemberLink | None = None
         self.address: ServerAddress | None = None
         self.closed = False
@@ -132,14 +139,8 @@ class OpenBlock:
         """Record that a held task waits only for a member of this block."""
         heapq.heappush(self._behind, urgency)
 
-    def first_behind(self, can_be_sent: Callable[[TaskRecord], bool]) -> Urgency | None:
-        """Return the first held task that waits only for unfinished members of this block.
-
-        Parameters
-        ----------
-        can_be_sent : callable
-            Returns whether a task may be sent; one that may not is forgotten until it is ready.
-        """
+    def first_behind(self) -> Urgency | None:
+        """Return the first held task that waits only for unfinished members of this block."""
         while self._behind:
             first = self._behind[0]
             record = first.record
@@ -148,7 +149,7 @@ class OpenBlock:
                 is_held(record)
                 and only_awaited_block(record) is self.block
                 and find_root_failure(record) is None
-                and can_be_sent(record)
+                and self._can_be_sent(record)
             ):
                 return first
             heapq.heappop(self._behind)
