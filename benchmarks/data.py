@@ -4,8 +4,9 @@ For Ray, set RAY_PYTHON to an interpreter that has Ray, NumPy and pandas. The pr
 run where pandas is installed. Arguments: parts of the names of the programs to run, or of
 "isolated", "linear", "edges" and "shared".
 
-All systems are started, and run each program in turn: so another load of the machine slows all of
-them down. The figures are medians; behind them is the ratio of the fastest runs.
+Each system runs alone, since an idle cluster takes processor time, too: it is started, runs all
+programs some times, and ends. This is done in rounds, so that another load of the machine slows all
+of them down. The figures are medians; behind them is the ratio of the fastest runs.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from multiprocessing import Manager
-from multiprocessing.managers import SyncManager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from daskbatch import Batch, Task
 Times = dict[str, list[float]]
 
 REPEAT = int(os.environ.get("REPEAT", "3"))
+ROUNDS = int(os.environ.get("ROUNDS", "2"))
 
 #: For each program, the most that the time may be, divided by that of each other system.
 MOST: dict[str, dict[str, float]] = {
@@ -168,31 +169,84 @@ def ratio(own: Sequence[float], other: Sequence[float]) -> tuple[float, str]:
     return statistics.median(own) / statistics.median(other), f"{min(own) / min(other):.2f}"
 
 
-def in_turn(runs: Mapping[str, Callable[[], float]], once: Collection[str] = ()) -> Times:
-    """Return the times of some rounds, after one that does not count; those of `once` run once."""
-    times: Times = {each: [] for each in runs}
-    for number in range(REPEAT + 1):
-        for each, run in runs.items():
-            if each in once:
-                if not number:
-                    times[each].append(run())
-            elif number:
-                times[each].append(run())
-            else:
-                run()
-    return times
+def times_of(run: Callable[[], float], repeat: int = REPEAT) -> list[float]:
+    """Return the times of some runs, after one that does not count; of one run if `repeat` is 0."""
+    first = run()
+    return [run() for _ in range(repeat)] or [first]
 
 
 def timed(function: Callable[[], Any]) -> Callable[[], float]:
     return lambda: seconds(function)
 
 
-def compare(table: Table, name: str, runs: Mapping[str, Callable[[], float]]) -> None:
-    """Run a program with all systems, and print the ratios."""
+#: Starts a system; what it yields returns the time of a run of a program.
+Start = Callable[[], AbstractContextManager[Callable[[str], float]]]
+
+
+@contextmanager
+def in_batch(**options: Any) -> Iterator[Callable[[str], float]]:
+    with Batch(num_workers=WORKERS) as batch:
+        yield partial(run_once, InBatch(batch, **options))
+
+
+@contextmanager
+def in_dask() -> Iterator[Callable[[str], float]]:
+    with raw_dask() as client:
+        yield partial(run_once, InDask(client))
+
+
+@contextmanager
+def in_pool() -> Iterator[Callable[[str], float]]:
+    # Not forked: this process has threads, once a Batch has been used.
+    with ProcessPoolExecutor(WORKERS, get_context("forkserver")) as pool:
+        list(pool.map(abs, range(2 * WORKERS)))
+        yield partial(run_once, InPool(pool))
+
+
+@contextmanager
+def in_ray() -> Iterator[Callable[[str], float]]:
+    ray = InRay(os.environ["RAY_PYTHON"])
+    try:
+        yield ray.run_once
+    finally:
+        ray.close()
+
+
+def systems(isolated: bool) -> dict[str, Start]:
+    """Return what is compared."""
+    found: dict[str, Start] = {"daskbatch": in_batch, "Dask": in_dask, "pool": in_pool}
+    if isolated:
+        found["isolated"] = partial(in_batch, isolation="process")
+    if os.environ.get("RAY_PYTHON"):
+        found["Ray"] = in_ray
+    return found
+
+
+def measure(names: Sequence[str], starts: Mapping[str, Start]) -> dict[str, Times]:
+    """Return, for each program, the times of each system."""
+    times: dict[str, Times] = {name: {} for name in names}
+    for number in range(ROUNDS):
+        for who, start in starts.items():
+            with start() as run:
+                for name in names:
+                    once = is_slow(who, name)
+                    if number and once:
+                        continue
+                    found = times_of(partial(run, name), 0 if once else REPEAT)
+                    times[name].setdefault(who, []).extend(found)
+    return times
+
+
+def is_slow(who: str, name: str) -> bool:
+    """Return whether a system runs a program once, since it takes long."""
+    if who == "Dask":
+        return name in DASK_RUNS_ONCE
+    return who == "pool" and "pool" not in MOST[name]
+
+
+def compare(table: Table, name: str, times: Times) -> None:
+    """Print the ratios of a program's times."""
     most = MOST[name]
-    once = [each for each in runs if each == "pool" and each not in most]
-    once += ["Dask"] if name in DASK_RUNS_ONCE else []
-    times = in_turn(runs, once)
     own = times["daskbatch"]
     print(f"  {name}: {statistics.median(own) * 1e3:.1f} ms")
     for other, found in times.items():
@@ -210,15 +264,19 @@ def compare(table: Table, name: str, runs: Mapping[str, Callable[[], float]]) ->
             table.row(what, value)
 
 
-def linear(table: Table, batch: Batch, **options: Any) -> None:
+def linear(table: Table, batch: Batch) -> None:
     """Print the time of each hop and byte, by the number of hops and of bytes."""
-    system = InBatch(batch, **options)
+    system = InBatch(batch)
     for megabytes in (1, 10, 100):
         count = megabytes * 125_000
-        times = in_turn(
-            {str(hops): timed(partial(chain, system, hops, count)) for hops in (5, 10, 20, 40)}
-        )
-        each = {int(hops): min(found) for hops, found in times.items()}
+        runs = {hops: timed(partial(chain, system, hops, count)) for hops in (5, 10, 20, 40)}
+        times: dict[int, list[float]] = {hops: [] for hops in runs}
+        for number in range(REPEAT + 1):
+            for hops, run in runs.items():
+                took = run()
+                if number:
+                    times[hops].append(took)
+        each = {hops: min(found) for hops, found in times.items()}
         for hops, found in each.items():
             print(f"  {hops} hops of {megabytes} MB: {found / (hops + 1) * 1e3:.2f} ms each")
         slope = (each[40] - each[20]) / (each[20] - each[10])
@@ -247,6 +305,22 @@ def marker(_: Any) -> None:
 
 def received(dask_worker: Any) -> int:
     return sum(each["total"] for each in dask_worker.transfer_incoming_log)
+
+
+def edges(table: Table) -> None:
+    """Compare order edges with keys that a user makes by hand, which carry no value."""
+    with raw_dask() as client:
+        by_hand = {each: times_of(timed(partial(markers, client, each))) for each in (2, 10)}
+    with Batch(num_workers=WORKERS) as batch:
+        for each, markers_took in by_hand.items():
+            before = sum(batch.client.run(received).values())
+            order_edges(batch, each)
+            moved = sum(batch.client.run(received).values()) - before
+            table.row_at_most(f"order edges of {each} producers: moved", moved / 1e6, "MB", 0.1)
+            took = times_of(timed(partial(order_edges, batch, each)))
+            value, fastest = ratio(took, markers_took)
+            what = f"  time, of hand-made markers ({fastest})"
+            table.row_at_most(what, value, "×", most=1.0)
 
 
 def order_edges(batch: Batch, each: int) -> None:
@@ -317,69 +391,44 @@ def main() -> None:
     def is_wanted(part: str) -> bool:
         return not wanted or part in wanted
 
-    with ExitStack() as stack:
-        # First: its processes are forked before there are other threads.
-        pool = stack.enter_context(ProcessPoolExecutor(WORKERS))
-        list(pool.map(abs, range(2 * WORKERS)))
-        manager = stack.enter_context(Manager()) if is_wanted("shared") else None
-        ray = None
-        if names and (python := os.environ.get("RAY_PYTHON")):
-            ray = InRay(python)
-            stack.callback(ray.close)
-        client = stack.enter_context(raw_dask())
-        batch = stack.enter_context(Batch(num_workers=WORKERS))
-        systems = {
-            "daskbatch": InBatch(batch),
-            "Dask": InDask(client),
-            "pool": InPool(pool),
-        }
-        if is_wanted("isolated"):
-            systems["isolated"] = InBatch(batch, isolation="process")
-        table = Table("the time of daskbatch, divided by that of others (and of the fastest runs)")
-        for name in names:
-            runs = {each: partial(run_once, system, name) for each, system in systems.items()}
-            if ray is not None:
-                runs["Ray"] = partial(ray.run_once, name)
-            compare(table, name, runs)
-        if is_wanted("linear"):
+    table = Table("the time of daskbatch, divided by that of others (and of the fastest runs)")
+    for name, times in measure(names, systems(is_wanted("isolated"))).items():
+        compare(table, name, times)
+    if is_wanted("linear"):
+        with Batch(num_workers=WORKERS) as batch:
             linear(table, batch)
-        if is_wanted("edges"):
-            for each in (2, 10):
-                before = sum(batch.client.run(received).values())
-                order_edges(batch, each)
-                moved = sum(batch.client.run(received).values()) - before
-                table.row_at_most(f"order edges of {each} producers: moved", moved / 1e6, "MB", 0.1)
-                times = in_turn(
-                    {
-                        "markers": timed(partial(markers, client, each)),
-                        "edges": timed(partial(order_edges, batch, each)),
-                    }
-                )
-                value, fastest = ratio(times["edges"], times["markers"])
-                what = f"  time, of hand-made markers ({fastest})"
-                table.row_at_most(what, value, "×", most=1.0)
-        if manager is not None:
-            shared_values(table, batch, client, manager)
+    if is_wanted("edges"):
+        edges(table)
+    if is_wanted("shared"):
+        shared_values(table)
     table.end()
 
 
-def shared_values(table: Table, batch: Batch, client: Client, manager: SyncManager) -> None:
+def shared_values(table: Table) -> None:
     """Compare dictionaries and queues with Dask's scatter and gather, and with a Manager's."""
-    shared, queue = batch.ddict(), batch.queue()
-    for size in (1_000_000, 100_000_000):
-        value = np.ones(size // 8)
-        scatter, gather = scatter_and_gather(client, value)
-        put, get = put_and_get(shared, value)
-        what = f"DDict, {size // 10**6} MB"
-        least = (1.5, 3.0) if size > 10**7 else (None, None)
-        table.row(f"{what}: rate of put, of scatter", scatter / put, least=least[0])
-        table.row(f"{what}: rate of get, of gather", gather / get, least=least[1])
-        of_manager = put_and_get(manager.dict(), value)
-        table.row("  put and get, of a Manager's", sum(of_manager) / (put + get))
-        took = through_queue(queue, value)
-        what = f"Queue, {size // 10**6} MB: rate, of scatter and gather"
-        table.row(what, (scatter + gather) / took)
-        table.row("  of a Manager's", through_queue(manager.Queue(), value) / took)
+    values = {size: np.ones(size // 8) for size in (1_000_000, 100_000_000)}
+    with raw_dask() as client:
+        by_dask = {size: scatter_and_gather(client, value) for size, value in values.items()}
+    with get_context("forkserver").Manager() as manager:
+        by_manager = {
+            size: (sum(put_and_get(manager.dict(), value)), through_queue(manager.Queue(), value))
+            for size, value in values.items()
+        }
+    with Batch(num_workers=WORKERS) as batch:
+        shared, queue = batch.ddict(), batch.queue()
+        for size, value in values.items():
+            scatter, gather = by_dask[size]
+            put, get = put_and_get(shared, value)
+            what = f"DDict, {size // 10**6} MB"
+            least = (1.5, 3.0) if size > 10**7 else (None, None)
+            table.row(f"{what}: rate of put, of scatter", scatter / put, least=least[0])
+            table.row(f"{what}: rate of get, of gather", gather / get, least=least[1])
+            of_dict, of_queue = by_manager[size]
+            table.row("  put and get, of a Manager's", of_dict / (put + get))
+            took = through_queue(queue, value)
+            what = f"Queue, {size // 10**6} MB: rate, of scatter and gather"
+            table.row(what, (scatter + gather) / took)
+            table.row("  of a Manager's", of_queue / took)
 
 
 if __name__ == "__main__":

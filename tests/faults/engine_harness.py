@@ -78,6 +78,8 @@ class Step:
     large: bool = False
     #: Its value is an array of this size. Bytes.
     array_bytes: int = 0
+    #: The client gives it an array of this size. Bytes.
+    given_bytes: int = 0
     #: Whether an executable leaves a process behind; and has another one write for it.
     leaves: bool = False
     detached: bool = False
@@ -110,6 +112,11 @@ FIRST_FINE_SEED = 10_000
 #: From this seed on, the tasks of such programs are short and have two priorities: they wait
 #: for members of other open blocks.
 FIRST_STREAM_SEED = 11_000
+
+#: From this seed on, the client gives arrays of up to `GIVEN_BYTES` to many tasks of programs like
+#: those of the seeds from 10 000 on.
+FIRST_GIVEN_SEED = 12_000
+GIVEN_BYTES = (100_000, 1_000_000, 8_000_000)
 
 
 def fine_program(seed: int) -> list[Step]:
@@ -152,7 +159,21 @@ def fine_program(seed: int) -> list[Step]:
                 priority=step % 2 if is_stream else 0,
             )
         )
+    if seed >= FIRST_GIVEN_SEED:
+        shares = rng.choice([0.1, 0.5])
+        steps = [
+            replace(each, given_bytes=rng.choice(GIVEN_BYTES)) if rng.random() < shares else each
+            for each in steps
+        ]
     return steps
+
+
+def given_by_client(step: Step) -> list[Any]:
+    """Return the array that the client gives a step, if it does."""
+    if not step.given_bytes:
+        return []
+    content = f"{step.number:8}".encode()
+    return [np.frombuffer(content * (step.given_bytes // len(content)), np.uint8).copy()]
 
 
 def array_program(seed: int, isolated: bool) -> list[Step]:
@@ -344,7 +365,7 @@ def run_sequentially(root: Path, steps: Sequence[Step]) -> Expected:
         if any(number not in values for number in needs_of(steps, step)):
             expected.outcomes.append(Outcome("skipped"))
             continue
-        given = [copy.copy(values[number]) for number in step.arguments]
+        given = [copy.copy(values[number]) for number in step.arguments] + given_by_client(step)
         if step.kind == "process":
             text, code = execute(str(root), step, *given)
             outcome = Outcome("failed", code) if code else Outcome("value", 0)
@@ -641,7 +662,7 @@ class Run:
             if step.slots > 1:
                 return options.job(*command, num_procs=step.slots)
             return options.process(*command)
-        return options.function(act, root, step, *given)
+        return options.function(act, root, step, *given, *given_by_client(step))
 
     def _outcome(self, task: Task) -> Outcome:
         try:
@@ -855,7 +876,7 @@ def is_mapped(path: str) -> bool:
 
 
 def is_stream_seed(seed: int) -> bool:
-    return FIRST_STREAM_SEED <= seed < FIRST_ARRAY_SEED
+    return FIRST_STREAM_SEED <= seed < FIRST_GIVEN_SEED
 
 
 @contextlib.contextmanager

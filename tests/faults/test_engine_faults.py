@@ -15,6 +15,7 @@ from faults.engine_harness import run_seeds
     [
         (2, [1]),
         (2, [10_003]),
+        (2, [12_001]),
         (2, [20_008]),
         (3, [19]),
         (4, [44]),
