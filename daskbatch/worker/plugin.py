@@ -32,6 +32,7 @@ from distributed.worker_state_machine import SecedeEvent
 from daskbatch.memory.host import host_id
 from daskbatch.serialization import stored_value
 from daskbatch.worker.announced_end import announced_end, ask_slurm
+from daskbatch.worker.dask_types import register_stored_values
 from daskbatch.worker.departure import WorkerDeparture
 from daskbatch.worker.entry import run_block
 from daskbatch.worker.execution import initialized_function
@@ -139,6 +140,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self._stuck: weakref.WeakSet[Progress] = weakref.WeakSet()
         self._gangs = GangSlots(worker)
         stored_value.set_memory_limit(worker.memory_manager.memory_limit)
+        register_stored_values()
         send_references(worker)
         relay_values(worker)
         #: When this worker ends, in seconds since the epoch, as far as that is announced.

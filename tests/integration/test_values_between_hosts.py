@@ -62,6 +62,10 @@ with Batch(address) as batch:
     found = {"small": run([1])[0]}
     kept = run([2, 3])
     found["two"] = kept[0]
+    given = np.full(COUNT, 5.0)
+    asked = [batch.options(workers=[each]).function(total, given) for each in workers * 2]
+    batch.compile(asked).run(check=True, timeout=60)
+    found["given"] = [task.get() for task in asked]
     found["sent"] = sum(
         each["total"]
         for each in batch.client.run(lambda dask_worker: list(dask_worker.transfer_outgoing_log))[
@@ -127,5 +131,6 @@ def test_a_value_travels_once_to_a_host(tmp_path: Path) -> None:
         count = 2_000_000
         assert found["small"] == [count + 1.0] * 6
         assert found["two"] == [count * 5 + 1.0] * 6
-        # Three arrays of 16 MB for two workers: each has arrived once.
-        assert 48_000_000 <= arrived < 60_000_000
+        assert found["given"] == [count * 5 + 1.0] * 6
+        # Four arrays of 16 MB for two workers: each has arrived once.
+        assert 64_000_000 <= arrived < 76_000_000
