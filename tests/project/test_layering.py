@@ -65,7 +65,7 @@ DISTRIBUTED = {
     *("cluster", "dashboard", "shared/sizes.py", "worker/plugin.py", "worker/slot_holding.py"),
     "worker/future_value.py",
     "worker/relayed_values.py",
-    *("worker/same_host.py", "worker/host_transfers.py"),
+    *("worker/same_host.py", "worker/host_transfers.py", "worker/dask_types.py"),
     *("worker/departure.py", "worker/termination.py"),
     "worker/open_blocks/server.py",
     *("batch/batch.py", "batch/context_creation.py", "executor/executor.py"),
