@@ -134,7 +134,7 @@ def _types_of(objects: Collection[Any]) -> set[type]:
     """Return the types of some objects."""
     first = type(next(iter(objects), None))
     # To compare with one type takes less time than to look each one up in a set.
-    if countOf(map(type, objects), first) == len(objects):
+    if objects and countOf(map(type, objects), first) == len(objects):
         return {first}
     return set(map(type, objects))
 

@@ -160,9 +160,9 @@ def fine_program(seed: int) -> list[Step]:
             )
         )
     if seed >= FIRST_GIVEN_SEED:
-        shares = rng.choice([0.1, 0.5])
+        share = rng.choice([0.1, 0.5])
         steps = [
-            replace(each, given_bytes=rng.choice(GIVEN_BYTES)) if rng.random() < shares else each
+            replace(each, given_bytes=rng.choice(GIVEN_BYTES)) if rng.random() < share else each
             for each in steps
         ]
     return steps

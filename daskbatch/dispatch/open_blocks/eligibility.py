@@ -19,7 +19,6 @@ from daskbatch.plan.grain import (
     suits_open_blocks,
 )
 from daskbatch.serialization import pickling
-from daskbatch.serialization.buffers import Buffer
 
 #: Arguments above this size are not sent on direct connections.
 _MAX_DATA_BYTES = 1 << 18
@@ -69,7 +68,7 @@ class Eligibility:
             self._suits
             and call is not None
             and call.failure is None
-            and (not call.buffers or self._are_here(call.buffers))
+            and self.can_be_sent(record)
             and len(call.data) <= _MAX_DATA_BYTES
             and isinstance(record.function, bytes)
             and len(record.function) < pickling.MIN_SHARED_BUFFER_BYTES
@@ -78,13 +77,14 @@ class Eligibility:
         )
 
     def can_be_sent(self, record: TaskRecord) -> bool:
-        """Return whether a possible member can still be sent: workers of other hosts may join."""
-        call = record.call
-        return call is None or not call.buffers or self._are_here(call.buffers)
+        """Return whether all workers can map a task's large arguments, if it has any.
 
-    def _are_here(self, buffers: Sequence[Buffer]) -> bool:
-        """Return whether all workers can map large buffers among arguments."""
-        return self._submitter.shares_memory and all(each.segment is not None for each in buffers)
+        This may change while a task is held: workers of other hosts join.
+        """
+        buffers = () if record.call is None else record.call.buffers
+        return not buffers or (
+            self._submitter.shares_memory and all(each.segment is not None for each in buffers)
+        )
 
     def expected_seconds(self, records: Sequence[TaskRecord]) -> list[float]:
         """Return how long tasks are expected to run; if unknown, as long as the others."""

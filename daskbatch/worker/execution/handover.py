@@ -53,7 +53,7 @@ _lock = threading.Lock()
 _is_watched = False
 
 
-def offer(stored: StoredValue, box: list[Any], watched: bool = True) -> None:
+def offer(stored: StoredValue, box: list[Any], watched: bool) -> None:
     """Offer the only object in a list to the next task of this thread.
 
     It does nothing if something else refers to that object.
@@ -120,18 +120,18 @@ def drop_old() -> None:
 
 
 def _watch() -> bool:
-    """Have old values dropped; False if no thread can do that. The lock is held."""
+    """Have old offers dropped; False if no thread can do that. The lock is held."""
     global _is_watched
     if not _is_watched:
         try:
-            threading.Thread(target=_drop_old, name="daskbatch-handover", daemon=True).start()
+            threading.Thread(target=_drop_while_any, name="daskbatch-handover", daemon=True).start()
         except RuntimeError:
             return False
         _is_watched = True
     return True
 
 
-def _drop_old() -> None:
+def _drop_while_any() -> None:
     global _is_watched
     pause = threading.Event()
     while True:
