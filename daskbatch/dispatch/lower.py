@@ -382,7 +382,7 @@ def lower_open_block(
         labels=(),
         links={},
         limits={},
-        isolated=False,
+        isolated=options.isolated,
         journaled=True,
         budget=setting.budget,
         share_limit=setting.share_limit,

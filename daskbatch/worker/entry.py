@@ -14,6 +14,7 @@ from daskbatch.worker.execution.outcome import BlockResult
 from daskbatch.worker.execution.progress import Progress
 from daskbatch.worker.execution.thread_run import ThreadRun
 from daskbatch.worker.isolation.isolated_run import IsolatedRun
+from daskbatch.worker.open_blocks.isolated_open_run import IsolatedOpenRun
 from daskbatch.worker.open_blocks.open_run import OpenRun
 
 
@@ -46,7 +47,7 @@ def run_block(payload: bytes, *inputs: Any, reporter: Reporter | None = None) ->
     surroundings.apply(spec.surroundings)
     run: Progress
     if spec.open:
-        run = OpenRun(spec, inputs)
+        run = IsolatedOpenRun(spec, inputs) if spec.isolated else OpenRun(spec, inputs)
     else:
         run = IsolatedRun(spec, inputs, payload) if spec.isolated else ThreadRun(spec, inputs)
     if reporter is None:

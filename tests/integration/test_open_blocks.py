@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from support.cluster_info import workers_of
 from support.waiting import wait_for_file
 
 import daskbatch.cluster.open_links as open_links
-from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskTimeout
+from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskCrashed, TaskTimeout
 from daskbatch.cluster.dask_backend import ClusterBackend
 from daskbatch.command_line.doctor import Level, check_direct_connections
 from daskbatch.dispatch.open_blocks import open_block
@@ -84,6 +85,18 @@ def members(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: sent
 
 
+@pytest.fixture(params=["thread", "process"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    """Where tasks run."""
+    return str(request.param)
+
+
+@pytest.fixture
+def factory(isolation: str, batch: Batch) -> Any:
+    """Make tasks that run there."""
+    return batch.options(isolation=isolation)
+
+
 def is_paused(batch: Batch) -> bool:
     """Return whether the machine was too slow to connect in time, so that other blocks are used."""
     return batch._session.dispatcher.table.open_blocks.is_paused
@@ -91,9 +104,9 @@ def is_paused(batch: Batch) -> bool:
 
 @pytest.mark.parametrize("graph", [stencil(), random_graph(1), random_graph(2)])
 def test_values_are_those_of_a_sequential_run(
-    batch: Batch, graph: Graph, members: Callable[[], int]
+    batch: Batch, factory: Any, graph: Graph, members: Callable[[], int]
 ) -> None:
-    tasks = make(batch, graph)
+    tasks = make(factory, graph)
     batch.compile(tasks).run(timeout=60)
     assert [task.get() for task in tasks] == expected_of(graph)
     assert members() or is_paused(batch)
@@ -114,18 +127,18 @@ def nap(number: int) -> int:
 
 
 def test_independent_tasks_that_are_not_short_are_sent_one_by_one(
-    batch: Batch, members: Callable[[], int]
+    batch: Batch, factory: Any, members: Callable[[], int]
 ) -> None:
     for _ in range(2):  # at first it is not known how long they take
         before = members()
-        tasks = [batch.function(nap, number) for number in range(40)]
+        tasks = [factory.function(nap, number) for number in range(40)]
         batch.compile(tasks).run(timeout=60)
         assert [task.get() for task in tasks] == list(range(40))
     assert members() - before == 40 or is_paused(batch)
 
 
 def test_reads_and_writes_of_files_keep_their_order(
-    batch: Batch, tmp_path: Path, members: Callable[[], int]
+    batch: Batch, isolation: str, tmp_path: Path, members: Callable[[], int]
 ) -> None:
     rng = random.Random(3)
     root = tmp_path / "with a space ü"
@@ -137,11 +150,13 @@ def test_reads_and_writes_of_files_keep_their_order(
         if rng.random() < 0.4:
             content[path] += f"{number}\n"
             expected.append(None)
-            access = {"reads": batch.read(path), "writes": batch.write(path)}
-            tasks.append(batch.function(append, path, number, **access))
+            access: Any = {"reads": batch.read(path), "writes": batch.write(path)}
+            factory = batch.options(isolation=isolation, **access)
+            tasks.append(factory.function(append, path, number))
         else:
             expected.append(content[path])
-            tasks.append(batch.function(read, path, reads=batch.read(path)))
+            factory = batch.options(isolation=isolation, reads=batch.read(path))
+            tasks.append(factory.function(read, path))
     batch.compile(tasks).run(timeout=60)
     assert [task.get() for task in tasks] == expected
     assert {path: read(path) for path in content} == content
@@ -154,9 +169,9 @@ def fail_at_40(number: int, *values: int) -> int:
     return mix(number, *values)
 
 
-def test_what_needs_a_failed_task_is_skipped_and_the_rest_runs(batch: Batch) -> None:
+def test_what_needs_a_failed_task_is_skipped_and_the_rest_runs(batch: Batch, factory: Any) -> None:
     graph = random_graph(4)
-    tasks = make(batch, graph, fail_at_40)
+    tasks = make(factory, graph, fail_at_40)
     batch.compile(tasks).run(timeout=60, check=False)
     needs = {40}
     values = expected_of(graph)
@@ -177,9 +192,9 @@ def produce(number: int, *values: bytes) -> bytes:
     return bytes([number % 251]) * sizes[number % 3] + b"".join(each[:1] for each in values)
 
 
-def test_large_values_arrive_whole(batch: Batch) -> None:
+def test_large_values_arrive_whole(batch: Batch, factory: Any) -> None:
     graph = random_graph(5, 40)
-    tasks = make(batch, graph, produce)
+    tasks = make(factory, graph, produce)
     batch.compile(tasks).run(timeout=60)
     values: list[bytes] = []
     for number, inputs in enumerate(graph):
@@ -193,11 +208,11 @@ def add_to(array: Any, number: int) -> Any:
 
 
 def test_large_arguments_are_mapped_and_each_task_has_a_copy(
-    batch: Batch, members: Callable[[], int]
+    batch: Batch, factory: Any, members: Callable[[], int]
 ) -> None:
     array = np.ones(200_000)
     for number in range(12):
-        task = batch.function(add_to, array, number)
+        task = factory.function(add_to, array, number)
         batch.compile([task]).start()
         assert task.get(60) == 200_000 * (number + 1)
     assert array.sum() == 200_000
@@ -248,8 +263,8 @@ def say(number: int, *values: int) -> int:
     return number
 
 
-def test_each_task_has_its_own_output(batch: Batch) -> None:
-    tasks = make(batch, stencil(4, 10), say)
+def test_each_task_has_its_own_output(batch: Batch, factory: Any) -> None:
+    tasks = make(factory, stencil(4, 10), say)
     batch.compile(tasks).run(timeout=60)
     assert [task.stdout.get() for task in tasks] == [f"number {n}" for n in range(40)]
 
@@ -261,10 +276,12 @@ def pass_gate(gate: str, number: int, *values: int) -> int:
     return mix(number, *values)
 
 
-def test_a_running_and_waiting_tasks_are_cancelled(batch: Batch, tmp_path: Path) -> None:
+def test_a_running_and_waiting_tasks_are_cancelled(
+    batch: Batch, factory: Any, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     graph = stencil(6, 15)
-    tasks = make(batch, graph, pass_gate, str(gate))
+    tasks = make(factory, graph, pass_gate, str(gate))
     program = batch.compile(tasks)
     program.start()
     wait_for_file(gate.with_suffix(".begun"))
@@ -283,8 +300,8 @@ def submit_inside(batch: Batch, number: int, *values: int) -> int:
     return number if inner.get(timeout=60) == 31 * number else -1
 
 
-def test_a_task_may_wait_for_others_inside(batch: Batch) -> None:
-    tasks = make(batch, stencil(4, 8), submit_inside, batch)
+def test_a_task_may_wait_for_others_inside(batch: Batch, factory: Any) -> None:
+    tasks = make(factory, stencil(4, 8), submit_inside, batch)
     batch.compile(tasks).run(timeout=60)
     assert [task.get() for task in tasks] == list(range(32))
 
@@ -305,6 +322,72 @@ def test_the_time_limit_of_a_task_in_a_thread_holds(batch: Batch) -> None:
     assert last.get() == mix(2, 0)
 
 
+def die_once(directory: str, number: int, *values: int) -> int:
+    """End the process of every seventh task, each once; of every 21st each time."""
+    path = Path(directory, f"died {number}")
+    if number % 7 == 0 and (number % 21 == 0 or not path.exists()):
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mix(number, *values)
+
+
+def test_a_task_that_ends_its_process_fails_alone(
+    batch: Batch, tmp_path: Path, members: Callable[[], int]
+) -> None:
+    # No other task needs one of those that fail.
+    graph = [tuple(each for each in inputs if each % 21) for inputs in random_graph(6, 100)]
+    factory = batch.options(isolation="process", retries=1)
+    tasks = make(factory, graph, die_once, str(tmp_path))
+    batch.compile(tasks).run(timeout=120, check=False)
+    values: list[int] = []
+    for number, inputs in enumerate(graph):
+        values.append(mix(number, *(values[each] for each in inputs)))
+        if number % 21 == 0:
+            with pytest.raises(TaskCrashed, match=r"ended by SIGKILL"):
+                tasks[number].get()
+        else:
+            assert tasks[number].get() == values[number]
+        info = tasks[number].info
+        assert info.attempts == 1 + (number % 7 == 0)
+        assert info.pid is not None
+    assert members() >= 80 or is_paused(batch)
+
+
+def test_the_time_limit_of_an_isolated_task_holds(batch: Batch, members: Callable[[], int]) -> None:
+    limited = batch.options(timeout=0.2, isolation="process")
+    first = [batch.function(mix, number) for number in range(3)]
+    slow = limited.function(sleep_long, 1, *(each.result for each in first))
+    quick = [limited.function(mix, number, first[0].result) for number in range(20)]
+    batch.compile([*first, slow, *quick]).run(timeout=60, check=False)
+    with pytest.raises(TaskTimeout, match=r"longer than its timeout of 0.2 s"):
+        slow.get()
+    assert [each.get() for each in quick] == [mix(number, 0) for number in range(20)]
+    assert members() >= 20 or is_paused(batch)
+
+
+def surroundings_of(number: int, *values: Any) -> tuple[int, str, str]:
+    print(f"by {os.getpid()}")
+    return os.getpid(), os.getcwd(), os.environ.get("OPEN_BLOCK", "")
+
+
+def test_isolated_tasks_have_their_directory_and_environment(
+    batch: Batch, tmp_path: Path, members: Callable[[], int]
+) -> None:
+    directory = tmp_path / "with a space ü"
+    directory.mkdir()
+    factory = batch.options(cwd=str(directory), env={"OPEN_BLOCK": "yes"})
+    tasks = make(factory, stencil(4, 10), surroundings_of)
+    batch.compile(tasks).run(timeout=60)
+    workers = set(batch.client.run(os.getpid).values())
+    for task in tasks:
+        pid, *rest = task.get()
+        assert rest == [str(directory), "yes"]
+        assert pid not in workers
+        assert task.info.pid == pid
+        assert task.stdout.get() == f"by {pid}"
+    assert members() or is_paused(batch)
+
+
 def touch(path: str) -> None:
     Path(path).touch()
 
@@ -315,11 +398,11 @@ def wait_for_touch(path: str, number: int, *values: int) -> int:
     return mix(number, *values)
 
 
-def test_another_client_gets_a_slot_meanwhile(batch: Batch, tmp_path: Path) -> None:
+def test_another_client_gets_a_slot_meanwhile(batch: Batch, factory: Any, tmp_path: Path) -> None:
     # The program ends only after the other client's task has run, which needs a slot.
     path = tmp_path / "touched"
     graph = stencil(6, 30)
-    tasks = make(batch, graph, wait_for_touch, str(path))
+    tasks = make(factory, graph, wait_for_touch, str(path))
     program = batch.compile(tasks)
     program.start()
     future = batch.client.submit(touch, str(path), pure=False)

@@ -379,7 +379,9 @@ def make_records(
     for number in range(count):
         options = rng.choice(kinds)
         if mixed and rng.random() < 0.1:
-            options = rng.choice([Options(priority=1.0), Options(isolated=True)])
+            options = rng.choice(
+                [Options(priority=1.0), Options(isolated=True), Options(isolated=True, fresh=True)]
+            )
         call = None if mixed and rng.random() < 0.05 else function_call(task, (number,), {})
         record = TaskRecord("client", number, "task", call, options)
         near = range(max(0, number - 10), number)

@@ -137,8 +137,7 @@ class Eligibility:
 
 def _suit_members(options: Options) -> bool:
     return not (
-        options.isolated
-        or options.fresh
+        options.fresh
         or options.gang
         or options.resources
         or options.prepare

@@ -106,6 +106,13 @@ class Progress(ABC):
         """Report that declared files of a member were not there; see `MissingReport`."""
         self._notices.append(MissingReport(self.spec.block, member, kind, paths))
 
+    def take_notices(self) -> list[MissingReport]:
+        """Return what has been noticed since the last call."""
+        found: list[MissingReport] = []
+        while self._notices:
+            found.append(self._notices.popleft())
+        return found
+
     # -- other threads --------------------------------------------------------------------
 
     @property
@@ -221,9 +228,7 @@ class Progress(ABC):
             if self.interrupted is not None:
                 done, running = min(done, self.interrupted), -1
             # Before the outcomes: once these have arrived, the program may ask for the notices.
-            notices = []
-            while self._notices:
-                notices.append(self._notices.popleft())
+            notices = self.take_notices()
             rest = b""
             expired = self._expired and not self._reported_expired and running >= 0
             if expired:

@@ -48,8 +48,21 @@ class FallbackRun(BlockRun):
         label = self.spec.label(member)
         if self.spec.calls[member][0] < 0:
             return super()._run(member, link, capture)
-        failed = TaskCrashed(f"task {label} could not be run in a child process: {self._error}")
+        failed = not_run(label, self._error)
         return Status.FAILED, pack_error(failed, label, heading=self.place(member, 0))
+
+
+def not_run(label: str, error: Exception | None) -> TaskCrashed:
+    """Return the error of a member for which there is no child process.
+
+    Parameters
+    ----------
+    label : str
+        What messages call the member.
+    error : Exception, optional
+        Why there is none.
+    """
+    return TaskCrashed(f"task {label} could not be run in a child process: {error}")
 
 
 def timed_out(label: str, timeout: float, ran: float) -> TaskTimeout:

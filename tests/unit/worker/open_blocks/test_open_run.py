@@ -25,6 +25,7 @@ from daskbatch.worker.execution.block import (
 from daskbatch.worker.execution.block import Link as Inputs
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
+from daskbatch.worker.open_blocks.isolated_open_run import IsolatedOpenRun
 from daskbatch.worker.open_blocks.messages import (
     END,
     NewMembers,
@@ -111,12 +112,13 @@ def make_spec(**changes: Any) -> BlockSpec:
     return spec._replace(**changes)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Client]]:
+@pytest.fixture(params=[OpenRun, IsolatedOpenRun])
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
     made: list[tuple[Client, threading.Thread]] = []
 
     def start(**changes: Any) -> Client:
-        run, watch = OpenRun(make_spec(**changes), ()), Watch()
+        isolated = request.param is IsolatedOpenRun
+        run, watch = request.param(make_spec(isolated=isolated, **changes), ()), Watch()
         ours, theirs = socket.socketpair()
         run.watch = watch
         assert run.attach(FrameLink(theirs))
