@@ -11,9 +11,10 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from daskbatch.plan.blocks import ASSUMED_TASK_SECONDS
 
-#: What a task in an open block costs the client, and its slot.
+#: What a task in an open block costs the client, its slot, and its slot if a child process runs it.
 _CLIENT_SECONDS = 0.00015
 _SLOT_SECONDS = 0.0001
+_ISOLATED_SLOT_SECONDS = 0.0007
 
 #: The time until the first open block has opened.
 _OPEN_SECONDS = 0.012
@@ -40,6 +41,7 @@ def suits_open_blocks(
     waits: Sequence[Sequence[int]],
     kinds: Sequence[Hashable],
     slots: int,
+    isolated: int = 0,
 ) -> bool:
     """Return whether tasks are better sent one by one.
 
@@ -53,6 +55,8 @@ def suits_open_blocks(
         For each task what tasks of one block have in common.
     slots : int
         The number of tasks that run at once.
+    isolated : int
+        How many of the tasks run in child processes.
     """
     count = len(waits)
     levels, strands = _count_levels(waits, kinds)
@@ -68,7 +72,8 @@ def suits_open_blocks(
     work = count * average / slots
     # At the end of each level, slots wait for the last of its tasks.
     planned = work + levels * (_HOP_SECONDS + average)
-    fed = max(work + count * _SLOT_SECONDS / slots, count * _CLIENT_SECONDS) + _OPEN_SECONDS
+    passing = (count - isolated) * _SLOT_SECONDS + isolated * _ISOLATED_SLOT_SECONDS
+    fed = max(work + passing / slots, count * _CLIENT_SECONDS) + _OPEN_SECONDS
     return fed < planned
 
 

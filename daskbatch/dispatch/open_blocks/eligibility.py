@@ -125,7 +125,8 @@ class Eligibility:
         calls = [record for record in records if record.call is not None]
         seconds = list(map(self._learnt.expected_seconds, calls))
         kinds = [record.options.placement_key for record in records]
-        if not suits_open_blocks(seconds, waits, kinds, slots):
+        isolated = sum(record.options.isolated for record in calls)
+        if not suits_open_blocks(seconds, waits, kinds, slots, isolated):
             return False
         return sum(map(self.may_be_member, calls)) >= _MIN_MEMBER_SHARE * len(calls)
 

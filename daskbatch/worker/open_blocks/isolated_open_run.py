@@ -26,7 +26,7 @@ from daskbatch.worker.open_blocks.messages import NewMembers
 from daskbatch.worker.open_blocks.open_run import OpenRun
 
 
-class ChildOutput(Capture):
+class _ChildOutput(Capture):
     """What a member has written in its child. Used by the thread that runs the block."""
 
     __slots__ = ("_texts",)
@@ -61,7 +61,7 @@ class IsolatedOpenRun(OpenRun):
         super().__init__(spec._replace(directory=None), inputs)
         self._directory = spec.directory
         self._surroundings = spec.surroundings
-        self._child_output = ChildOutput()
+        self._child_output = _ChildOutput()
         #: Held while the run of a member begins and ends, and while it is told to stop.
         self._inner_lock = threading.Lock()
         #: The run of the member that runs now.

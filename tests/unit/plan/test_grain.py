@@ -22,6 +22,17 @@ def decide(seconds: float | None, waits: list[list[int]], slots: int = 2) -> boo
     return suits_open_blocks([seconds] * len(waits), waits, [None] * len(waits), slots)
 
 
+def test_children_are_fed_where_keys_cost_more() -> None:
+    def isolated(seconds: float, waits: list[list[int]]) -> bool:
+        count = len(waits)
+        return suits_open_blocks([seconds] * count, waits, [None] * count, 2, isolated=count)
+
+    assert isolated(0.001, stencil(8, 20))
+    wide = stencil(100, 5)
+    assert decide(0.0002, wide)
+    assert not isolated(0.0002, wide)
+
+
 @pytest.mark.parametrize("seconds", [None, 0.0002, 0.001, 0.02])
 def test_a_narrow_stencil_of_short_tasks_suits(seconds: float | None) -> None:
     assert decide(seconds, stencil(8, 20))
