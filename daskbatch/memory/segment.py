@@ -76,7 +76,7 @@ class AdoptedArena:
     Parameters
     ----------
     file : int
-        The file, opened by this process; closed when the object is deleted.
+        The file, opened by this process; closed once nothing refers to this object.
     identity : bytes
         The identity of the arena.
     erases : bool
@@ -103,6 +103,8 @@ class AdoptedArena:
         self._spare_bytes = 0
         #: How much of them was used again since the thread has looked last; None without it.
         self._reused_bytes: int | None = None
+        # Not `__del__`: while that runs, another thread may still find the object.
+        weakref.finalize(self, _close, file).atexit = False
 
     def hold(self, offset: int, length: int, token: bytes) -> None:
         """Hold a range. Raises `ValueGone` if its value is not there."""
@@ -121,10 +123,8 @@ class AdoptedArena:
     @uninterrupted
     def drop(self, offset: int, length: int, token: bytes) -> None:
         """Stop holding a range. A finalizer may call it, at any moment."""
-        # Both may be garbage of one cycle. A process that ends drops all by itself, and imports no
-        # more modules.
-        if self.file < 0 or sys.is_finalizing():
-            return
+        if sys.is_finalizing():
+            return  # a process that ends drops all by itself, and imports no more modules
         self._dropped.append((offset, length, token))
         # Not blocking: the garbage collector may run in the thread that has the lock.
         if self._lock.acquire(blocking=False):
@@ -224,10 +224,10 @@ class AdoptedArena:
             range_locks.unlock(self.file, offset, length)
         return True
 
-    def __del__(self) -> None:
-        file, self.file = self.file, -1
-        with contextlib.suppress(OSError):
-            os.close(file)
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(file)
 
 
 def _watch(reference: weakref.ref[AdoptedArena]) -> None:
@@ -242,7 +242,9 @@ def _watch(reference: weakref.ref[AdoptedArena]) -> None:
 
 
 class Segment:
-    """A range that this process holds until the object is deleted. Any thread may use it.
+    """A range that this process holds as long as anything refers to the object.
+
+    Any thread may use it.
 
     Parameters
     ----------
@@ -267,7 +269,9 @@ class Segment:
         self.length = length
         self.token = token
         self.made_here = made_here
-        _segments[token] = self
+        held = _HeldSegment(self, _drop)
+        held.arena, held.offset, held.length, held.token = arena, offset, length, token
+        _held[id(held)] = _segments[token] = held
 
     @property
     def reference(self) -> Reference:
@@ -277,15 +281,45 @@ class Segment:
             *(self.offset, self.length, self.token),
         )
 
-    def __del__(self) -> None:
-        if isinstance(self.arena, Arena):
-            self.arena.drop(self.offset, self.length)
-        else:
-            self.arena.drop(self.offset, self.length, self.token)
+
+class _HeldSegment(weakref.ref[Segment]):
+    """Refers to a segment weakly, and knows its range. Its callback is `_drop`.
+
+    A `Segment.__del__` would not do: while that runs, another thread may still find the segment.
+    """
+
+    __slots__ = ("arena", "length", "offset", "token")
+
+    arena: Arena | AdoptedArena
+    offset: int
+    length: int
+    token: bytes
 
 
-#: The segments of this process, by their tokens; the files of others, by their identities.
-_segments: weakref.WeakValueDictionary[bytes, Segment] = weakref.WeakValueDictionary()
+@uninterrupted
+def _drop(held: _HeldSegment) -> None:
+    """Stop holding the range of a segment that is gone."""
+    _held.pop(id(held), None)
+    if _segments.get(held.token) is held:
+        del _segments[held.token]
+    if isinstance(held.arena, Arena):
+        held.arena.drop(held.offset, held.length)
+    else:
+        held.arena.drop(held.offset, held.length, held.token)
+
+
+#: The segments of this process, by the number of the reference; and the last one of each token.
+_held: dict[int, _HeldSegment] = {}
+_segments: dict[bytes, _HeldSegment] = {}
+
+
+def _find(token: bytes) -> Segment | None:
+    """Return the segment with a token, if this process has it."""
+    held = _segments.get(token)
+    return None if held is None else held()
+
+
+#: The files of other processes, by their identities.
 _adopted: weakref.WeakValueDictionary[bytes, AdoptedArena] = weakref.WeakValueDictionary()
 _adopting = threading.Lock()
 
@@ -324,7 +358,7 @@ def adopt(reference: Reference, made_here: bool = False) -> Segment:
     ValueGone
         It is gone, or is on another host.
     """
-    found = _segments.get(reference.token)
+    found = _find(reference.token)
     if found is not None:
         return found
     if reference.host != host_id() or not reference.host:
@@ -338,7 +372,7 @@ def adopt(reference: Reference, made_here: bool = False) -> Segment:
             if arena is None:
                 file = _open(reference, os.O_RDWR)
                 arena = _adopted[reference.arena] = AdoptedArena(file, reference.arena)
-            found = _segments.get(reference.token)
+            found = _find(reference.token)
             if found is not None:
                 return found
             arena.hold(reference.offset, reference.length, reference.token)
@@ -357,7 +391,7 @@ def open_range(reference: Reference) -> int:
     ValueGone
         It is gone, or is on another host.
     """
-    held = _segments.get(reference.token)
+    held = _find(reference.token)
     try:
         if held is not None:
             file = os.open(f"/proc/self/fd/{held.arena.file}", os.O_RDONLY | os.O_CLOEXEC)
@@ -438,6 +472,7 @@ def _forget_segments() -> None:
     """Leave what the parent holds to the parent."""
     global _adopting
     _adopting = threading.Lock()
-    keep_inherited([*_segments.values(), *_adopted.values()])
+    keep_inherited([*[held() for held in _held.values()], *_adopted.values()])
+    _held.clear()
     _segments.clear()
     _adopted.clear()

@@ -124,6 +124,22 @@ def test_memory_is_used_again_once_nobody_has_it(arena: Arena) -> None:
         segment.attach(reference)
 
 
+def test_a_range_that_another_thread_holds_while_it_is_dropped_stays(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = stored(arena, b"x" * 100_000)
+    reference, found, drop = held.reference, [], Arena.drop
+
+    def drop_late(self: Arena, offset: int, length: int) -> None:
+        found.append(segment.adopt(reference))
+        drop(self, offset, length)
+
+    monkeypatch.setattr(Arena, "drop", drop_late)
+    del held
+    stored(arena, b"y" * 100_000)
+    assert content(found.pop(), 100_000) == [b"x" * 100_000]
+
+
 def test_memory_that_a_reader_has_mapped_is_not_used_again(arena: Arena) -> None:
     held = stored(arena, b"x" * 100_000)
     offset = held.offset
