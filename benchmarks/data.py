@@ -53,6 +53,10 @@ MOST: dict[str, dict[str, float]] = {
 }
 
 
+#: By the MB of its arrays, how often a chain is run: differences of the fastest runs are compared,
+#: and those of short runs vary more.
+LINEAR_REPEAT = {1: 25, 10: 15, 100: 7}
+
 #: The programs that Dask runs once. It sends a dictionary between workers as one frame for each
 #: value (`distributed.protocol.serialize`, `iterate_collection`): 300 000 of them take five seconds
 #: on each side.
@@ -267,11 +271,11 @@ def compare(table: Table, name: str, times: Times) -> None:
 def linear(table: Table, batch: Batch) -> None:
     """Print the time of each hop and byte, by the number of hops and of bytes."""
     system = InBatch(batch)
-    for megabytes in (1, 10, 100):
+    for megabytes, repeat in LINEAR_REPEAT.items():
         count = megabytes * 125_000
         runs = {hops: timed(partial(chain, system, hops, count)) for hops in (5, 10, 20, 40)}
         times: dict[int, list[float]] = {hops: [] for hops in runs}
-        for number in range(REPEAT + 1):
+        for number in range(repeat + 1):
             for hops, run in runs.items():
                 took = run()
                 if number:
