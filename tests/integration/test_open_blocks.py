@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cluster_info import workers_of
-from support.waiting import wait_for_file
+from support.waiting import wait_for_file, wait_until
 
 import daskbatch.cluster.open_links as open_links
 from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskCrashed, TaskTimeout
@@ -385,6 +385,33 @@ def test_isolated_tasks_have_their_directory_and_environment(
         assert pid not in workers
         assert task.info.pid == pid
         assert task.stdout.get() == f"by {pid}"
+    assert members() or is_paused(batch)
+
+
+def tell_and_wait(directory: str, number: int, *values: int) -> float:
+    began = time.time()
+    if number == 10:
+        Path(directory, "pid").write_text(str(os.getpid()))
+        wait_for_file(Path(directory, "gate"))
+    return began
+
+
+def test_it_is_known_where_and_since_when_an_isolated_task_runs(
+    batch: Batch, tmp_path: Path, members: Callable[[], int]
+) -> None:
+    tasks = make(batch.options(isolation="process"), stencil(4, 6), tell_and_wait, str(tmp_path))
+    program = batch.compile(tasks)
+    program.start()
+    wait_until(lambda: tasks[10].info.started is not None)
+    wait_for_file(tmp_path / "pid")
+    assert tasks[10].info.pid == int((tmp_path / "pid").read_text())
+    (tmp_path / "gate").touch()
+    program.wait(timeout=60)
+    for task in tasks:
+        info = task.info
+        assert info.started is not None
+        assert info.ended is not None
+        assert info.started <= task.get() <= info.ended
     assert members() or is_paused(batch)
 
 

@@ -159,6 +159,10 @@ class Progress(ABC):
             self.log.report_again()
             self._reported_running = -1
 
+    def _begun_member(self) -> int:
+        """Return the running member if it is known where and when it has begun; else -1."""
+        return self.running
+
     def begin_of(self, member: int) -> MemberBegin:
         """Return where and when the running member has begun."""
         worker = "" if self.context is None else self.context.worker
@@ -224,7 +228,7 @@ class Progress(ABC):
     def reports(self) -> list[Report]:
         """Return reports of what has happened since the last call."""
         with self._report_lock:
-            done, running = len(self.log.statuses), self.running
+            done, running = len(self.log.statuses), self._begun_member()
             if self.interrupted is not None:
                 done, running = min(done, self.interrupted), -1
             # Before the outcomes: once these have arrived, the program may ask for the notices.

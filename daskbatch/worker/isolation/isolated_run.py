@@ -442,6 +442,11 @@ class IsolatedRun(Progress):
                 return None
             return OutputPart(attempt, begin, data)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a child runs a member now."""
+        return self._child is not None and self.claims.running >= len(self.log.statuses)
+
     def _pid_of(self, member: int) -> int:
         child = self._child
         return os.getpid() if child is None else child.pid

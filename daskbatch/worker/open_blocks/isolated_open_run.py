@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 from daskbatch.memory.shared_buffer import by_reference
@@ -17,7 +18,7 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.measures import Usage
+from daskbatch.worker.execution.measures import MemberBegin, Usage
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.isolation.fallback_run import not_run
@@ -94,6 +95,7 @@ class IsolatedOpenRun(OpenRun):
                 return Status.FAILED, pack_error(
                     not_run(label, error), label, heading=self.place(member, 0)
                 )
+        began = perf_counter()
         try:
             result = run()
         finally:
@@ -110,6 +112,8 @@ class IsolatedOpenRun(OpenRun):
         if details is not None:
             self.add_usage(Usage(run.log.cpu_seconds[0], details.max_memory, details.pid))
             self._retried = details.attempts - 1
+        # What it took besides, such as the start of a child, is not the member's.
+        self.preparation += max(0.0, perf_counter() - began - run.log.durations[0])
         return result.statuses[0], result.values[0]
 
     def _run_of(self, member: int, link: Link) -> IsolatedRun:
@@ -161,10 +165,10 @@ class IsolatedOpenRun(OpenRun):
         part = run.read_output(0, name, position, most)
         return part if self._inner is run else None
 
-    def _pid_of(self, member: int) -> int:
+    def _begun_member(self) -> int:
         run = self._inner
-        return super()._pid_of(member) if run is None else run.begin_of(0).pid
+        return self.running if run is not None and run.has_begun else -1
 
-    def _attempt_of(self, member: int) -> int:
+    def begin_of(self, member: int) -> MemberBegin:
         run = self._inner
-        return 1 if run is None else run.begin_of(0).attempt
+        return super().begin_of(member) if run is None else run.begin_of(0)
