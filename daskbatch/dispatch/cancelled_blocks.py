@@ -138,8 +138,7 @@ class CancelledBlocks:
         if members:
             more = f" and {len(members) - 1} more" if len(members) > 1 else ""
             _logger.warning("%s: task %s%s", why, members[0].label, more)
-        if not block.open:
-            self._revocation.withdraw({record: as_failure(record, error) for record in members})
+        self._revocation.withdraw({record: as_failure(record, error) for record in members})
         # Dask no longer runs the key. What runs in its thread ends by itself, and is reported.
         over = partial(self._listener.key_finished, block, None, error)
         self._backend.call_later(_STOP_TIMEOUT_SECONDS, over)
