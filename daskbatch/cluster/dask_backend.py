@@ -223,7 +223,9 @@ class ClusterBackend:
                 self._call_guarded(self.on_summary_wanted)
             case WorkerUnfit():
                 self._note_unfit(UnfitWorker(*message))
-            case SlotsChanged() | BatchEnded():
+            case SlotsChanged():
+                self._call_guarded(listener.slots_changed)
+            case BatchEnded():
                 pass
 
     def _note_unfit(self, worker: UnfitWorker) -> None:

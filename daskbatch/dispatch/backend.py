@@ -55,6 +55,9 @@ class Listener(Protocol):
     def key_cancelled(self, block: SubmittedBlock, why: str) -> None:
         """A client of the cluster has cancelled the key of a block, which may be running."""
 
+    def slots_changed(self) -> None:
+        """Workers have joined or left."""
+
     def values_lost(self, keys: Sequence[BlockKey]) -> None:
         """The results of finished blocks were lost with a worker."""
 

@@ -501,6 +501,13 @@ class Dispatcher:
         """
         self._cancelled.stop(block, why)
 
+    def slots_changed(self) -> None:
+        """Have tasks that the client holds use the slots that there are now."""
+        with self._changed:
+            if self.table.open_blocks.in_use:
+                self.table.open_blocks.flush()
+                self._changed.notify_all()
+
     def values_lost(self, keys: Sequence[BlockKey]) -> None:
         """Record that the results of finished blocks were lost with a worker."""
         with self._changed:

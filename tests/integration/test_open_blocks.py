@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 from support.cluster_info import workers_of
 from support.waiting import wait_for_file, wait_until
 
@@ -413,6 +414,42 @@ def test_it_is_known_where_and_since_when_an_isolated_task_runs(
         assert info.ended is not None
         assert info.started <= task.get() <= info.ended
     assert members() or is_paused(batch)
+
+
+def rest_and_wait(path: str) -> str:
+    time.sleep(0.2)
+    wait_for_file(Path(path))
+    return "waited"
+
+
+def test_held_tasks_use_a_worker_that_joins(tmp_path: Path) -> None:
+    """Also while nothing else happens: the only slot runs a task that is known to be long."""
+    gate = tmp_path / "gate"
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Batch(cluster) as batch,
+    ):
+        gate.touch()
+        # From now on it is known how long the tasks take.
+        known = [batch.function(rest_and_wait, str(gate)), *make(batch, stencil(4, 10))]
+        batch.compile(known).run(timeout=60)
+        gate.unlink()
+        long = batch.function(rest_and_wait, str(gate))
+        tasks = make(batch, stencil(4, 10))
+        program = batch.compile([long, *tasks])
+        program.start()
+        wait_until(lambda: long.state == "running")
+        # Until what was sent behind it has come back.
+        blocks = batch._session.dispatcher.table.open_blocks
+        wait_until(lambda: not any(each.is_open for each in blocks._by_number.values()))
+        cluster.scale(2)
+        try:
+            tasks[-1].wait(timeout=50)
+        finally:
+            gate.touch()
+        program.wait(timeout=60)
+        assert long.get() == "waited"
+        assert [task.get() for task in tasks] == expected_of(stencil(4, 10))
 
 
 def touch(path: str) -> None:

@@ -273,12 +273,13 @@ class OpenRun(ThreadRun):
     def _take_members(self) -> None:
         """Add the members that have arrived; close the block if no more will."""
         link = self._link
-        assert link is not None
+        if link is None:
+            return  # the block has ended
         with self._member_lock:
-            if self.closed:
-                return
             try:
                 for frame in link.receive():
+                    if self.closed:
+                        continue  # the client knows, or will know, that it was not received
                     if frame == END:
                         self.closed = True
                         break
@@ -334,7 +335,8 @@ class OpenRun(ThreadRun):
             and perf_counter() - began > self._slice
         ):
             self.defer_rest()  # the members behind it would wait
-        if link is not None and not self.closed:
+        if link is not None:
+            # Also once it is closed: the client must not believe that the link is cut.
             self._take_members()
             if not link.keep_alive():
                 link.close()

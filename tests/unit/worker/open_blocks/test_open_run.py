@@ -24,6 +24,7 @@ from daskbatch.worker.execution.block import (
 )
 from daskbatch.worker.execution.block import Link as Inputs
 from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.open_blocks import frame_link
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.isolated_open_run import IsolatedOpenRun
 from daskbatch.worker.open_blocks.messages import (
@@ -57,6 +58,7 @@ class Client:
     run: OpenRun
     link: FrameLink
     watch: Watch
+    other_end: FrameLink
     statuses: dict[int, int] = field(default_factory=dict)
     values: dict[int, Any] = field(default_factory=dict)
     received: int | None = None
@@ -121,9 +123,10 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
         run, watch = request.param(make_spec(isolated=isolated, **changes), ()), Watch()
         ours, theirs = socket.socketpair()
         run.watch = watch
-        assert run.attach(FrameLink(theirs))
+        other_end = FrameLink(theirs)
+        assert run.attach(other_end)
         thread = threading.Thread(target=run)
-        client = Client(run, FrameLink(ours), watch)
+        client = Client(run, FrameLink(ours), watch, other_end)
         made.append((client, thread))
         thread.start()
         return client
@@ -232,6 +235,32 @@ def test_a_member_that_runs_for_long_and_has_none_behind_it_keeps_the_block_open
     client.send(add, (1, 2))
     client.wait(lambda: client.values.get(1) == 3)
     assert client.received is None
+
+
+def test_a_closed_block_whose_last_member_runs_for_long_is_not_silent(
+    start: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    gate = tmp_path / "gate"
+    client.send(wait_for_file, (gate,))
+    wait_until(lambda: client.run.running == 0)
+    client.link.send(END)
+    while client.received is None:
+        client.run.tick()
+        client.run.deliver()
+        client.link.wait(0.01)
+        for frame in client.link.receive():
+            client.apply(decode_report(frame))
+    monkeypatch.setattr(frame_link, "PING_INTERVAL_SECONDS", 0.0)
+    here, there = client.link.heard, client.other_end.heard
+    client.link.send(b"")
+    client.run.tick()
+    assert client.other_end.heard > there
+    client.link.wait(TIMEOUT)
+    assert client.link.receive() == []
+    assert client.link.heard > here
+    gate.touch()
+    client.wait(lambda: client.statuses == {0: Status.DONE})
 
 
 def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
