@@ -19,6 +19,7 @@ from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.handshake import ServerAddress
 from daskbatch.worker.open_blocks import open_run
 from daskbatch.worker.open_blocks.frame_link import FrameLink
+from daskbatch.worker.open_blocks.isolated_open_run import IsolatedOpenRun
 from daskbatch.worker.open_blocks.messages import (
     NewMembers,
     OpenMember,
@@ -69,22 +70,27 @@ def network() -> Network:
     return Network()
 
 
-@pytest.fixture
-def pair(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Client]]:
+@pytest.fixture(params=[OpenRun, IsolatedOpenRun])
+def pair(
+    request: pytest.FixtureRequest, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Client, Client]]:
     """Two blocks, with the numbers 1 and 2, which do not end while they have no members."""
     monkeypatch.setattr(open_run, "_IDLE_SECONDS", TIMEOUT)
     clients, threads = [], []
     for number in (1, 2):
-        run, watch = OpenRun(make_spec(block=number), ()), NetworkWatch()
+        isolated = request.param is IsolatedOpenRun
+        run = request.param(make_spec(block=number, isolated=isolated), ())
+        watch = NetworkWatch()
         watch.network = network
         ours, theirs = socket.socketpair()
         run.watch = watch
-        assert run.attach(FrameLink(theirs))
+        other_end = FrameLink(theirs)
+        assert run.attach(other_end)
         network.runs[number] = run
         thread = threading.Thread(target=run)
         thread.start()
         threads.append(thread)
-        clients.append(Client(run, FrameLink(ours), watch))
+        clients.append(Client(run, FrameLink(ours), watch, other_end))
     yield clients[0], clients[1]
     for client, thread in zip(clients, threads, strict=True):
         client.link.close()
