@@ -118,8 +118,11 @@ FIRST_STREAM_SEED = 11_000
 FIRST_GIVEN_SEED = 12_000
 GIVEN_BYTES = (100_000, 1_000_000, 8_000_000)
 
+#: From this seed on, some or all of the functions of such programs run in child processes.
+FIRST_ISOLATED_SEED = 13_000
 
-def fine_program(seed: int) -> list[Step]:
+
+def fine_program(seed: int, isolated: bool) -> list[Step]:
     rng = random.Random(f"fine {seed}")
     is_stream = is_stream_seed(seed)
     # The open blocks of one priority leave slots for those of the other one.
@@ -165,6 +168,9 @@ def fine_program(seed: int) -> list[Step]:
             replace(each, given_bytes=rng.choice(GIVEN_BYTES)) if rng.random() < share else each
             for each in steps
         ]
+    if seed >= FIRST_ISOLATED_SEED and isolated:
+        share = rng.choice([0.2, 0.5, 1.0])
+        steps = [replace(each, kind="isolated") if rng.random() < share else each for each in steps]
     return steps
 
 
@@ -200,7 +206,7 @@ def random_program(seed: int, isolated: bool = True) -> list[Step]:
     if seed >= FIRST_ARRAY_SEED:
         return array_program(seed, isolated)
     if seed >= FIRST_FINE_SEED:
-        return fine_program(seed)
+        return fine_program(seed, isolated)
     rng = random.Random(f"program {seed}")
     length = rng.choice([12, 25, 50, 120])
     seconds = min(rng.choice([0.0, 0.005, 0.03, 0.15]), 4 / length)
