@@ -472,7 +472,7 @@ def _forget_segments() -> None:
     """Leave what the parent holds to the parent."""
     global _adopting
     _adopting = threading.Lock()
-    keep_inherited([*[held() for held in _held.values()], *_adopted.values()])
+    keep_inherited([*[held() for held in list(_held.values())], *_adopted.values()])
     _held.clear()
     _segments.clear()
     _adopted.clear()

@@ -105,6 +105,10 @@ class BlockRun(Progress):
         self._retried = 0
         #: What processes of the running member have used.
         self._usage: Usage | None = None
+        #: Of a member that another process has run: how long it ran, when it ended, its processor
+        #: time, and details; and the last member that this process has recorded in the journal.
+        self._measured_elsewhere: tuple[float, float, float, MemberDetails | None] | None = None
+        self._journaled_elsewhere = -1
         #: Where the output of the running member is.
         self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
@@ -137,7 +141,7 @@ class BlockRun(Progress):
                 output: tuple[str, str] | None = None
                 ended, cpu, details = NOT_MEASURED
                 claim = claims.claim(member)
-                if journal is not None:
+                if journal is not None and self.journals_members:
                     journal.set_running(member)
                 if claim != RUN:
                     # Once this member is over, the members behind it conclude that all that it
@@ -162,7 +166,10 @@ class BlockRun(Progress):
                             remaining_stored -= value.stored_bytes
                 now = perf_counter()
                 seconds = now - last
-                if ended:
+                elsewhere, self._measured_elsewhere = self._measured_elsewhere, None
+                if elsewhere is not None:
+                    seconds, ended, cpu, details = elsewhere
+                elif ended:
                     ended, cpu = now + offset, seconds
                     if now - measured > _MIN_MEASURED_SECONDS:
                         spent = self._cpu_clock()
@@ -174,7 +181,11 @@ class BlockRun(Progress):
                             cpu = self._usage.cpu_seconds
                             self._usage = None
                         self._retried = 0
-                if journal is not None and spec.journaled and member != self.interrupted:
+                if (
+                    journal is not None
+                    and spec.journaled
+                    and member not in (self.interrupted, self._journaled_elsewhere)
+                ):
                     kept = kept_value(value)
                     journal.record((member, status, kept, seconds, output, ended, cpu, details))
                 log.record(member, status, value, seconds, output, ended, cpu, details)
@@ -189,6 +200,9 @@ class BlockRun(Progress):
 
     #: Whether this process runs nothing else.
     owns_process = False
+
+    #: Whether this run notes in the journal which member runs. Else the process does that runs it.
+    journals_members = True
 
     #: Whether large values are stored in memory that other processes map.
     stores_values = True

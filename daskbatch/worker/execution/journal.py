@@ -72,6 +72,13 @@ class Journal:
     block : (str, int), optional
         The topic and number of the block that another process has begun in these files, and
         this one continues; else the files are new.
+    first_member : int
+        See below.
+
+    Attributes
+    ----------
+    first_member : int
+        The number that the first member of the run has in the block: numbers of the run begin at 0.
 
     Raises
     ------
@@ -79,7 +86,14 @@ class Journal:
         The files cannot be made, for example because the disk is full.
     """
 
-    def __init__(self, path: Path, value_limit: int, block: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        value_limit: int,
+        block: tuple[str, int] | None = None,
+        first_member: int = 0,
+    ) -> None:
+        self.first_member = first_member
         self._path = path
         self._value_limit = value_limit
         self._maps: list[mmap.mmap] = []
@@ -118,9 +132,9 @@ class Journal:
                     os.unlink(self._file_path(turn))
             raise
 
-    def location(self) -> tuple[str, int]:
-        """Return the path and the limit, to make the `Journal` of another process."""
-        return str(self._path), self._value_limit
+    def location(self) -> tuple[str, int, int]:
+        """Return the path, the limit and the first member, for the `Journal` of another process."""
+        return str(self._path), self._value_limit, self.first_member
 
     def resume(self) -> None:
         """Continue after the records of another process, which no longer writes."""
@@ -138,6 +152,8 @@ class Journal:
 
     def set_running(self, member: int) -> None:
         """Record which member runs now; -1 for none."""
+        if member >= 0:
+            member += self.first_member
         _RUNNING.pack_into(self._map, _RUNNING_OFFSET, member)
 
     def record(self, entry: Entry) -> None:
@@ -147,6 +163,7 @@ class Journal:
             value = None
         if output is not None and sum(map(len, output)) > self._value_limit:
             output = None
+        member += self.first_member
         self._append((member, status, value, seconds, output, ended, cpu, details))
 
     def _append(self, record: object) -> None:

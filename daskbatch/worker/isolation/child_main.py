@@ -258,8 +258,8 @@ class ChildServer:
             run.context = TaskContext(slot, *request.context)
             run.context.allocation = request.allocation
         if request.journal is not None:
-            path, limit = request.journal
-            run.journal = Journal(Path(path), limit, (spec.topic, spec.block))
+            path, limit, first_member = request.journal
+            run.journal = Journal(Path(path), limit, (spec.topic, spec.block), first_member)
         outcomes = run()
         self._frames.flush()
         if run.journal is not None:

@@ -36,7 +36,7 @@ class BlockRequest(NamedTuple):
         What remains of the limits of the block.
     retries : int, optional
         How often the first member may be tried again, if not as often as the block says.
-    journal : (str, int), optional
+    journal : (str, int, int), optional
         Where the child records outcomes, as `Journal.location` returns it.
     path : sequence of str
         The worker's `sys.path`.
@@ -60,7 +60,7 @@ class BlockRequest(NamedTuple):
     budget: float
     share_limit: int
     retries: int | None
-    journal: tuple[str, int] | None
+    journal: tuple[str, int, int] | None
     path: Sequence[str]
     context: tuple[str, Any, str, bytes | None, str] | None = None
     profile: WantedProfilers | None = None

@@ -1,8 +1,8 @@
 """Runs an open block whose members run in child processes.
 
 Each member is a block of its own for a child: an `IsolatedRun` with one member. So its time limit,
-its attempts, its output, and the end of its process are what they are in other blocks. All that
-concerns the open block, such as its claims and its journal, stays in the worker.
+its attempts, its output, its measures, its entry in the journal, and the end of its process are as
+in other blocks. What concerns the open block, such as its claims, stays in the worker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from time import perf_counter
 from typing import Any
 
 from daskbatch.memory.shared_buffer import by_reference
@@ -18,7 +17,8 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.measures import MemberBegin, Usage
+from daskbatch.worker.execution.journal import NOT_MEASURED
+from daskbatch.worker.execution.measures import MemberBegin
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.isolation.fallback_run import not_run
@@ -65,11 +65,15 @@ class IsolatedOpenRun(OpenRun):
         self._child_output = _ChildOutput()
         #: Held while the run of a member begins and ends, and while it is told to stop.
         self._inner_lock = threading.Lock()
-        #: The run of the member that runs now.
-        self._inner: IsolatedRun | None = None
+        #: The member that runs now, and its run.
+        self._inner: tuple[int, IsolatedRun] | None = None
         #: The last member that is over, perhaps not recorded yet; and those that were cancelled.
         self._over = -1
         self._stopped: set[int] = set()
+
+    #: A child does that once it begins a member, and records the outcome before its end is known
+    #: here: a worker may be killed at any moment.
+    journals_members = False
 
     # -- the thread that runs the block ---------------------------------------------------
 
@@ -86,19 +90,24 @@ class IsolatedOpenRun(OpenRun):
         with self._inner_lock:
             if member in self._stopped:
                 self._over = member
+                self._measured_elsewhere = (0.0, *NOT_MEASURED)
                 return Status.CANCELLED, None
             try:
-                self._inner = run = self._run_of(member, link)
+                run = self._run_of(member, link)
             except Exception as error:
                 self._over = member
                 label = self.spec.label(member)
                 return Status.FAILED, pack_error(
                     not_run(label, error), label, heading=self.place(member, 0)
                 )
-        began = perf_counter()
+            self._inner = member, run
+        if self.journal is not None:
+            self.journal.first_member = member
         try:
             result = run()
         finally:
+            if self.journal is not None:
+                self.journal.first_member = 0
             with self._inner_lock:
                 self._inner = None
                 self._over = member
@@ -108,12 +117,9 @@ class IsolatedOpenRun(OpenRun):
             self.interrupted = member
         if 0 in result.outputs:
             self._child_output.set(result.outputs[0])
-        details = run.log.details.get(0)
-        if details is not None:
-            self.add_usage(Usage(run.log.cpu_seconds[0], details.max_memory, details.pid))
-            self._retried = details.attempts - 1
-        # What it took besides, such as the start of a child, is not the member's.
-        self.preparation += max(0.0, perf_counter() - began - run.log.durations[0])
+        log = run.log
+        measures = log.durations[0], log.ended[0], log.cpu_seconds[0], log.details.get(0)
+        self._measured_elsewhere, self._journaled_elsewhere = measures, member
         return result.statuses[0], result.values[0]
 
     def _run_of(self, member: int, link: Link) -> IsolatedRun:
@@ -129,7 +135,6 @@ class IsolatedOpenRun(OpenRun):
             links={0: Link(values=values, buffers=link.buffers)},
             limits={} if limits is None else {0: limits},
             declared={} if declared is None else {0: declared},
-            journaled=False,
             surroundings=self._surroundings,
             open=False,
             directory=self._directory,
@@ -137,15 +142,15 @@ class IsolatedOpenRun(OpenRun):
         with by_reference():
             payload = pickling.dumps(alone)
         run = IsolatedRun(alone, (), payload)
-        run.context = self.context
+        run.context, run.journal = self.context, self.journal
         return run
 
     # -- other threads --------------------------------------------------------------------
 
     def tick(self) -> None:
         super().tick()
-        if (run := self._inner) is not None:
-            run.tick()
+        if (inner := self._inner) is not None:
+            inner[1].tick()
 
     def stop_running(self, member: int) -> bool:
         with self._inner_lock:
@@ -153,22 +158,31 @@ class IsolatedOpenRun(OpenRun):
                 return True
             if member <= self._over:
                 return False
-            if self._inner is not None and self._inner.stop([0]):
-                return False
+            if self._inner is not None:
+                run = self._inner[1]
+                is_interrupted = self.interrupted == member
+                if is_interrupted:
+                    run.interrupted = 0  # no outcome of it is recorded
+                if run.stop([0]):
+                    if is_interrupted:
+                        run.interrupted = None
+                    return False
             self._stopped.add(member)
             return True
 
     def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
-        run = self._inner
-        if run is None or self.running != member:
+        inner = self._inner
+        if inner is None or inner[0] != member:
             return None
-        part = run.read_output(0, name, position, most)
-        return part if self._inner is run else None
+        part = inner[1].read_output(0, name, position, most)
+        return part if self._inner is inner else None
 
     def _begun_member(self) -> int:
-        run = self._inner
-        return self.running if run is not None and run.has_begun else -1
+        inner = self._inner
+        return inner[0] if inner is not None and inner[1].has_begun else -1
 
     def begin_of(self, member: int) -> MemberBegin:
-        run = self._inner
-        return super().begin_of(member) if run is None else run.begin_of(0)
+        inner = self._inner
+        if inner is None or inner[0] != member:
+            return super().begin_of(member)
+        return inner[1].begin_of(0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import socket
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,9 @@ from daskbatch.worker.execution.block import (
     OutcomeReport,
 )
 from daskbatch.worker.execution.block import Link as Inputs
+from daskbatch.worker.execution.journal import Journal, JournaledBlock, read_journals
 from daskbatch.worker.execution.outcome import Status
+from daskbatch.worker.isolation.isolated_run import IsolatedRun
 from daskbatch.worker.open_blocks import frame_link
 from daskbatch.worker.open_blocks.frame_link import FrameLink, LinkClosed
 from daskbatch.worker.open_blocks.isolated_open_run import IsolatedOpenRun
@@ -61,6 +67,8 @@ class Client:
     other_end: FrameLink
     statuses: dict[int, int] = field(default_factory=dict)
     values: dict[int, Any] = field(default_factory=dict)
+    #: When each has ended; 0 for those that have not begun.
+    ended: dict[int, float] = field(default_factory=dict)
     received: int | None = None
     _functions: int = 0
 
@@ -78,8 +86,11 @@ class Client:
             self.received = report.received
         elif isinstance(report, OutcomeReport):
             assert len(array("f", report.durations)) == len(report.statuses)
+            assert report.measures is not None
+            ended = array("d", report.measures.ended)
             for member, status in enumerate(report.statuses, report.start):
                 self.statuses[member] = status
+                self.ended[member] = ended[member - report.start]
                 value = report.values[member - report.start]
                 if status == Status.DONE and value is not None:
                     self.values[member] = pickle.loads(value)
@@ -114,15 +125,19 @@ def make_spec(**changes: Any) -> BlockSpec:
     return spec._replace(**changes)
 
 
-@pytest.fixture(params=[OpenRun, IsolatedOpenRun])
-def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
+#: Starts an open block, with changes of its spec.
+Start = Callable[..., Client]
+
+
+@contextmanager
+def starting(kind: type[OpenRun]) -> Iterator[Start]:
     made: list[tuple[Client, threading.Thread]] = []
 
-    def start(**changes: Any) -> Client:
-        isolated = request.param is IsolatedOpenRun
-        run, watch = request.param(make_spec(isolated=isolated, **changes), ()), Watch()
+    def start(journal: Journal | None = None, **changes: Any) -> Client:
+        isolated = kind is IsolatedOpenRun
+        run, watch = kind(make_spec(isolated=isolated, **changes), ()), Watch()
         ours, theirs = socket.socketpair()
-        run.watch = watch
+        run.watch, run.journal = watch, journal
         other_end = FrameLink(theirs)
         assert run.attach(other_end)
         thread = threading.Thread(target=run)
@@ -138,11 +153,23 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
         assert not thread.is_alive()
 
 
+@pytest.fixture(params=[OpenRun, IsolatedOpenRun])
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
+    with starting(request.param) as start:
+        yield start
+
+
+@pytest.fixture
+def start_isolated() -> Iterator[Start]:
+    with starting(IsolatedOpenRun) as start:
+        yield start
+
+
 def add(one: int, other: int) -> int:
     return one + other
 
 
-def test_members_run_as_they_arrive(start: Callable[..., Client]) -> None:
+def test_members_run_as_they_arrive(start: Start) -> None:
     client = start()
     client.send(add, (1, 2), (3, 4))
     client.wait(lambda: len(client.values) == 2)
@@ -154,7 +181,7 @@ def test_members_run_as_they_arrive(start: Callable[..., Client]) -> None:
     assert client.received == 3
 
 
-def test_a_member_takes_the_value_of_one_before_it(start: Callable[..., Client]) -> None:
+def test_a_member_takes_the_value_of_one_before_it(start: Start) -> None:
     client = start()
     first = OpenMember(0, pickling.dumps(((1, 2), {})), "first")
     call, references, _ = pickling.pack(((_Reference(), 10), {}))
@@ -171,7 +198,7 @@ class _Reference:
 
 
 def test_it_ends_at_once_if_it_is_idle_and_its_slot_is_wanted(
-    start: Callable[..., Client],
+    start: Start,
 ) -> None:
     client = start()
     client.send(add, (1, 2))
@@ -181,9 +208,7 @@ def test_it_ends_at_once_if_it_is_idle_and_its_slot_is_wanted(
     assert client.received == 1
 
 
-def test_it_ends_after_its_time_only_if_its_slot_is_wanted(
-    start: Callable[..., Client], tmp_path: Path
-) -> None:
+def test_it_ends_after_its_time_only_if_its_slot_is_wanted(start: Start, tmp_path: Path) -> None:
     client = start(budget=0.0)
     client.send(add, *((number, 0) for number in range(50)))
     client.wait(lambda: len(client.values) == 50)
@@ -200,7 +225,7 @@ def test_it_ends_after_its_time_only_if_its_slot_is_wanted(
 
 
 def test_a_member_that_runs_for_long_gives_back_those_behind_it(
-    start: Callable[..., Client], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     client = start(budget=0.0)
     gate = tmp_path / "gate"
@@ -221,7 +246,7 @@ def test_a_member_that_runs_for_long_gives_back_those_behind_it(
 
 
 def test_a_member_that_runs_for_long_and_has_none_behind_it_keeps_the_block_open(
-    start: Callable[..., Client], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     client = start(budget=0.0)
     gate = tmp_path / "gate"
@@ -238,7 +263,7 @@ def test_a_member_that_runs_for_long_and_has_none_behind_it_keeps_the_block_open
 
 
 def test_a_closed_block_whose_last_member_runs_for_long_is_not_silent(
-    start: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = start()
     gate = tmp_path / "gate"
@@ -264,7 +289,7 @@ def test_a_closed_block_whose_last_member_runs_for_long_is_not_silent(
 
 
 def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
-    start: Callable[..., Client],
+    start: Start,
 ) -> None:
     client = start()
     client.watch.connected = False
@@ -277,7 +302,7 @@ def test_nothing_begins_on_a_worker_that_has_lost_its_scheduler(
 
 
 def test_outcomes_are_reported_again_after_the_connection_was_lost(
-    start: Callable[..., Client], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     client = start()
     client.send(add, (1, 2))
@@ -296,7 +321,7 @@ def test_outcomes_are_reported_again_after_the_connection_was_lost(
                 found |= set(range(report.start, report.start + len(report.statuses)))
 
 
-def test_a_revoked_member_does_not_run(start: Callable[..., Client]) -> None:
+def test_a_revoked_member_does_not_run(start: Start) -> None:
     client = start()
     assert client.run.revoke([1], Status.CANCELLED) == []
     client.send(add, (1, 1), (2, 2), (3, 3))
@@ -304,7 +329,7 @@ def test_a_revoked_member_does_not_run(start: Callable[..., Client]) -> None:
     assert client.statuses == {0: Status.DONE, 1: Status.CANCELLED, 2: Status.DONE}
 
 
-def test_a_second_connection_is_refused(start: Callable[..., Client]) -> None:
+def test_a_second_connection_is_refused(start: Start) -> None:
     client = start()
     one, other = socket.socketpair()
     assert not client.run.attach(FrameLink(one))
@@ -324,3 +349,94 @@ def test_a_block_that_has_received_no_member_is_not_lost() -> None:
     client.close()
     assert result.empty
     assert not result.lost
+
+
+# -- what is known if the worker is killed ----------------------------------------------
+
+
+def make_journal(directory: Path) -> Journal:
+    journal = Journal(directory / "0", 1 << 16)
+    journal.begin("topic", 1)
+    return journal
+
+
+def journaled(directory: Path) -> JournaledBlock:
+    (block,) = read_journals(directory)
+    return block
+
+
+def test_the_journal_knows_what_runs_and_what_is_over(start: Start, tmp_path: Path) -> None:
+    client = start(make_journal(tmp_path))
+    gate = tmp_path / "gate"
+    client.send(add, (1, 2))
+    client.send(wait_for_file, (gate,))
+    wait_until(lambda: journaled(tmp_path).running == 1)
+    assert client.run.revoke([2], Status.CANCELLED) == []
+    client.send(add, (3, 4), (5, 6))
+    gate.touch()
+    client.wait(lambda: len(client.statuses) == 4)
+    entries = journaled(tmp_path).entries
+    assert {member: entry[1] for member, entry in entries.items()} == client.statuses
+    assert client.statuses[2] == Status.CANCELLED
+    assert pickle.loads(entries[3][2] or b"") == 11
+
+
+@pytest.fixture
+def stopped_child(start_isolated: Start, tmp_path: Path) -> Iterator[tuple[Client, int]]:
+    """A block with one member that is over; its child does not begin another one."""
+    client = start_isolated(make_journal(tmp_path))
+    client.send(os.getpid, ())
+    client.wait(lambda: 0 in client.values)
+    child = client.values[0]
+    assert child != os.getpid()
+    os.kill(child, signal.SIGSTOP)
+    try:
+        yield client, child
+    finally:
+        os.kill(child, signal.SIGCONT)
+
+
+def test_a_member_that_its_child_has_not_begun_does_not_count_as_begun(
+    stopped_child: tuple[Client, int], tmp_path: Path
+) -> None:
+    client, child = stopped_child
+    client.send(add, (1, 2))
+    wait_until(lambda: client.run._inner is not None and client.run._inner[1]._child is not None)
+    assert journaled(tmp_path).running == 0
+    os.kill(child, signal.SIGCONT)
+    client.wait(lambda: client.values.get(1) == 3)
+    assert journaled(tmp_path).running == 1
+
+
+def test_what_was_cancelled_before_its_child_has_begun_it_has_not_begun(
+    stopped_child: tuple[Client, int], tmp_path: Path
+) -> None:
+    client, _ = stopped_child
+    client.send(add, (1, 2))
+    wait_until(lambda: client.run._inner is not None and client.run._inner[1]._child is not None)
+    assert client.run.stop([1]) == []
+    os.kill(client.values[0], signal.SIGCONT)
+    client.wait(lambda: client.statuses.get(1) == Status.CANCELLED)
+    assert client.ended[0] > 0
+    assert client.ended[1] == 0
+
+
+def test_an_isolated_member_is_over_when_its_child_says_so(
+    start_isolated: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its worker may be busy, and learn that later; or never, if it is killed."""
+    noticed, take = threading.Event(), IsolatedRun.take_notices
+
+    def take_late(run: IsolatedRun) -> Any:
+        assert noticed.wait(TIMEOUT)
+        return take(run)
+
+    monkeypatch.setattr(IsolatedRun, "take_notices", take_late)
+    client = start_isolated(make_journal(tmp_path))
+    client.send(add, (1, 2))
+    wait_until(lambda: 0 in journaled(tmp_path).entries)
+    assert not client.run.log.statuses
+    now = time.time()
+    noticed.set()
+    client.wait(lambda: client.values.get(0) == 3)
+    assert 0 < client.ended[0] <= now
