@@ -70,6 +70,8 @@ class IsolatedOpenRun(OpenRun):
         #: The last member that is over, perhaps not recorded yet; and those that were cancelled.
         self._over = -1
         self._stopped: set[int] = set()
+        #: A member that the worker, which leaves, does not begin.
+        self._given_back = -1
 
     #: A child does that once it begins a member, and records the outcome before its end is known
     #: here: a worker may be killed at any moment.
@@ -88,10 +90,10 @@ class IsolatedOpenRun(OpenRun):
 
     def _run(self, member: int, link: Link, capture: Capture) -> tuple[int, bytes | None]:
         with self._inner_lock:
-            if member in self._stopped:
+            if member in self._stopped or member == self._given_back:
                 self._over = member
                 self._measured_elsewhere = (0.0, *NOT_MEASURED)
-                return Status.CANCELLED, None
+                return Status.CANCELLED if member in self._stopped else Status.DEFERRED, None
             try:
                 run = self._run_of(member, link)
             except Exception as error:
@@ -169,6 +171,16 @@ class IsolatedOpenRun(OpenRun):
                     return False
             self._stopped.add(member)
             return True
+
+    def interrupt(self) -> bool:
+        with self._inner_lock:
+            if self._inner is None:
+                if self.running > self._over:
+                    self._given_back = self.running
+                return False
+            if not self._inner[1].revoke([0], Status.DEFERRED):
+                return False  # its child has not begun it, and will not: it runs elsewhere
+        return super().interrupt()
 
     def read_output(self, member: int, name: str, position: int, most: int) -> OutputPart | None:
         inner = self._inner

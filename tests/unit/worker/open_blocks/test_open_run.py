@@ -396,12 +396,41 @@ def stopped_child(start_isolated: Start, tmp_path: Path) -> Iterator[tuple[Clien
         os.kill(child, signal.SIGCONT)
 
 
+def request_one_more(client: Client) -> None:
+    """Send a member, and wait until its child is asked to run it."""
+    client.send(add, (1, 2))
+    wait_until(lambda: client.run._inner is not None and client.run._inner[1]._child is not None)
+
+
+def test_a_worker_that_leaves_gives_back_what_a_child_has_not_begun(
+    stopped_child: tuple[Client, int],
+) -> None:
+    client, child = stopped_child
+    request_one_more(client)
+    assert not client.run.interrupt()
+    os.kill(child, signal.SIGCONT)
+    client.wait(lambda: client.statuses.get(1) == Status.DEFERRED)
+    assert client.run.interrupted is None
+    assert client.ended[1] == 0
+
+
+def test_a_member_that_is_interrupted_since_the_worker_leaves_has_no_outcome(
+    start_isolated: Start, tmp_path: Path
+) -> None:
+    client = start_isolated(make_journal(tmp_path))
+    client.send(wait_for_file, (tmp_path / "gate",))
+    wait_until(lambda: journaled(tmp_path).running == 0)
+    assert client.run.interrupt()
+    wait_until(lambda: len(client.run.log.statuses) == 1)
+    assert client.run.interrupted == 0
+    assert not journaled(tmp_path).entries
+
+
 def test_a_member_that_its_child_has_not_begun_does_not_count_as_begun(
     stopped_child: tuple[Client, int], tmp_path: Path
 ) -> None:
     client, child = stopped_child
-    client.send(add, (1, 2))
-    wait_until(lambda: client.run._inner is not None and client.run._inner[1]._child is not None)
+    request_one_more(client)
     assert journaled(tmp_path).running == 0
     os.kill(child, signal.SIGCONT)
     client.wait(lambda: client.values.get(1) == 3)
@@ -409,13 +438,12 @@ def test_a_member_that_its_child_has_not_begun_does_not_count_as_begun(
 
 
 def test_what_was_cancelled_before_its_child_has_begun_it_has_not_begun(
-    stopped_child: tuple[Client, int], tmp_path: Path
+    stopped_child: tuple[Client, int],
 ) -> None:
-    client, _ = stopped_child
-    client.send(add, (1, 2))
-    wait_until(lambda: client.run._inner is not None and client.run._inner[1]._child is not None)
+    client, child = stopped_child
+    request_one_more(client)
     assert client.run.stop([1]) == []
-    os.kill(client.values[0], signal.SIGCONT)
+    os.kill(child, signal.SIGCONT)
     client.wait(lambda: client.statuses.get(1) == Status.CANCELLED)
     assert client.ended[0] > 0
     assert client.ended[1] == 0
