@@ -33,10 +33,7 @@ from daskbatch.dispatch.revocation import Revocation
 from daskbatch.dispatch.sigint import uninterrupted
 from daskbatch.dispatch.task_record import BlockKey, Group, Phase, SubmittedBlock, TaskRecord
 from daskbatch.dispatch.task_table import TaskTable
-from daskbatch.errors import (
-    LifecycleError,
-    TaskCancelled,
-)
+from daskbatch.errors import LifecycleError, TaskCancelled
 from daskbatch.serialization import stored_value
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import (
@@ -504,9 +501,8 @@ class Dispatcher:
     def slots_changed(self) -> None:
         """Have tasks that the client holds use the slots that there are now."""
         with self._changed:
-            if self.table.open_blocks.in_use:
-                self.table.open_blocks.flush()
-                self._changed.notify_all()
+            if self._open.in_use:
+                self.table.flush_later()
 
     def values_lost(self, keys: Sequence[BlockKey]) -> None:
         """Record that the results of finished blocks were lost with a worker."""
