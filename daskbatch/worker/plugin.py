@@ -275,8 +275,7 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         def on_release() -> None:
             run = running()
             if run is not None and run.spec.budget != math.inf:
-                # The member that waits may wait for one of the members behind it.
-                run.defer_rest()
+                run.slot_released()
             event = SecedeEvent(
                 key=dask_key, compute_duration=time() - began, stimulus_id=f"secede-{time()}"
             )

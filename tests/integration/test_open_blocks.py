@@ -135,7 +135,9 @@ def test_independent_tasks_that_are_not_short_are_sent_one_by_one(
         tasks = [factory.function(nap, number) for number in range(40)]
         batch.compile(tasks).run(timeout=60)
         assert [task.get() for task in tasks] == list(range(40))
-    assert members() - before == 40 or is_paused(batch)
+    # If something else wanted a slot meanwhile, the rest shares Dask keys.
+    gave_way = batch._session.dispatcher.table.open_blocks._crowded.lasts
+    assert members() - before == 40 or is_paused(batch) or gave_way
 
 
 def test_reads_and_writes_of_files_keep_their_order(
@@ -414,6 +416,32 @@ def test_it_is_known_where_and_since_when_an_isolated_task_runs(
         assert info.ended is not None
         assert info.started <= task.get() <= info.ended
     assert members() or is_paused(batch)
+
+
+def put(queue: Any, number: int) -> None:
+    queue.put(number)
+
+
+def take(queue: Any) -> int:
+    return int(queue.get(timeout=50))
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_held_tasks_run_while_all_that_is_sent_waits_for_them(
+    isolation: str, members: Callable[[], int]
+) -> None:
+    with Batch(num_workers=1) as batch:
+        factory = batch.options(isolation=isolation)
+        queue = batch.queue()
+        for _ in range(10):  # from now on it is known that they are short
+            factory.function(put, queue, 0).run(timeout=60)
+            factory.function(take, queue).run(timeout=60)
+        before = members()
+        taker, putter = factory.function(take, queue), factory.function(put, queue, 7)
+        taker.start()
+        wait_until(lambda: members() > before or is_paused(batch))
+        putter.start()
+        assert taker.get(timeout=60) == 7
 
 
 def rest_and_wait(path: str) -> str:

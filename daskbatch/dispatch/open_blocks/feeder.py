@@ -390,14 +390,15 @@ class OpenBlocks:
     def _open_more(self, placement: Hashable, ready: int) -> bool:
         """Open blocks for ready tasks; returns whether that has failed: all are to be released."""
         blocks = self._open.setdefault(placement, [])
-        if not ready or len(blocks) >= self._submitter.slots > 0:
+        with_slots = sum(each.has_slot for each in blocks)
+        if not ready or with_slots >= self._submitter.slots > 0:
             return False
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
         slots = max(1, self._submitter.slots)
         # One that has closed keeps its slot until its key is over. If another key were submitted
         # before, Dask could queue it behind an open block, which would have to close for it.
-        wanted = min(ready + busy - len(usable), slots - len(blocks))
+        wanted = min(ready + busy - len(usable), slots - with_slots)
         for _ in range(wanted):
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
@@ -473,6 +474,9 @@ class OpenBlocks:
         if found is None:
             return []
         found.closed = True
+        if report.waits:
+            found.has_slot = False
+            self._schedule_flush()  # what it waits for may be held
         if report.gave_way:
             self._give_way()
         return self._take_back(block, found.records[report.received :])
@@ -540,11 +544,7 @@ class OpenBlocks:
         """Forget all: the client ends."""
         for found in self._by_number.values():
             found.drop()
-        self._by_number.clear()
-        self._open.clear()
-        self._ready.clear()
-        self._streams.clear()
-        self._held_blocks.clear()
-        self.held.clear()
-        self._turned_ready.clear()
-        self._almost_ready.clear()
+        for each in (self._by_number, self._open, self._ready, self._streams, self.held):
+            each.clear()
+        for some in (self._held_blocks, self._turned_ready, self._almost_ready):
+            some.clear()

@@ -95,6 +95,8 @@ class OpenBlock:
         Where other open blocks can connect to it; None until it runs.
     closed : bool
         Whether no more members are sent.
+    has_slot : bool
+        Whether it has a slot, or will have one: not while its last member waits for other tasks.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class OpenBlock:
         self.link: MemberLink | None = None
         self.address: ServerAddress | None = None
         self.closed = False
+        self.has_slot = True
         #: The members whose values nothing refers to any longer. Appending needs no lock.
         self.dropped: deque[int] = deque()
         self._functions: dict[bytes, int] = {}

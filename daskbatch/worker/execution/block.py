@@ -329,11 +329,14 @@ class ClosedReport(NamedTuple):
         How many members it has received; no later one will begin.
     gave_way : bool
         Whether it has closed since its time was up and something else wanted its slot.
+    waits : bool
+        Whether its last member waits for other tasks, and leaves the slot to them.
     """
 
     block: int
     received: int
     gave_way: bool = False
+    waits: bool = False
 
 
 class SilentPeerReport(NamedTuple):

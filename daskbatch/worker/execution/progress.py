@@ -125,6 +125,11 @@ class Progress(ABC):
         self.claims.revoke(range(self.running + 1, len(self.spec.calls)), Status.DEFERRED)
         self._expired = True
 
+    def slot_released(self) -> None:
+        """Defer the rest: the running member waits for other tasks, and has released the slot."""
+        # It may wait for one of the members behind it.
+        self.defer_rest()
+
     def tick(self) -> None:
         """Defer the rest if the budget is used up; called periodically."""
         # At least one member runs here: else a block with little time would never make progress.

@@ -115,7 +115,10 @@ class OpenRun(ThreadRun):
         self._silent: deque[SilentPeerReport] = deque()
         self.watch: SlotWatch | None = None
         self.closed = False
-        self._reported_closed = False
+        #: Whether the running member has released the slot; and what was reported last: nothing,
+        #: that the block has closed, or that.
+        self._waits = False
+        self._reported_closed: tuple[bool, bool] | None = None
         self._gave_way = False
         self._link: FrameLink | None = None
         self._link_was_lost = False
@@ -322,6 +325,10 @@ class OpenRun(ThreadRun):
         self._close()
         super().defer_rest()
 
+    def slot_released(self) -> None:
+        self._waits = True
+        super().slot_released()
+
     def stop_all(self) -> None:
         self._close()
         super().stop_all()
@@ -347,13 +354,13 @@ class OpenRun(ThreadRun):
 
     def reports(self) -> list[Report]:
         # Read first: what is deferred is in the reports, then.
-        closed = self.closed and not self._reported_closed
+        closed, waits = self.closed, self._waits
         found = super().reports()
         while self._silent:
             found.append(self._silent.popleft())
-        if closed:
-            self._reported_closed = True
-            found.append(ClosedReport(self.spec.block, len(self.spec.calls), self._gave_way))
+        if closed and self._reported_closed != (closed, waits):
+            self._reported_closed = closed, waits
+            found.append(ClosedReport(self.spec.block, len(self.spec.calls), self._gave_way, waits))
         return found
 
     def deliver(self, final: bool = False) -> bool:
@@ -389,5 +396,5 @@ class OpenRun(ThreadRun):
         if not self._link_was_lost:
             self._link_was_lost = True
             self._close()
-            self._reported_closed = False
+            self._reported_closed = None
             self.report_again()
