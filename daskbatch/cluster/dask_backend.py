@@ -46,7 +46,7 @@ from daskbatch.cluster.versions.guarded_plugins import (
     GuardedWorkerPlugin,
 )
 from daskbatch.cluster.versions.software import UnfitWorker, warning
-from daskbatch.dispatch.backend import Listener, Members, RevokeCallback
+from daskbatch.dispatch.backend import InputsTooLarge, Listener, Members, RevokeCallback
 from daskbatch.dispatch.lower import Lowered
 from daskbatch.dispatch.requirements import Capacity
 from daskbatch.dispatch.task_record import SubmittedBlock
@@ -474,4 +474,7 @@ def _as_batch_error(error: BaseException) -> BaseException:
         lost = WorkerLost(f"{error.allowed_failures + 1} workers died under it{last}")
         lost.__cause__ = error
         return lost
+    # Of Dask's scheduler: no worker was asked to run the key.
+    if isinstance(error, MemoryError) and "worth of input dependencies" in str(error):
+        return InputsTooLarge(str(error))
     return error

@@ -22,6 +22,10 @@ Members = Mapping[int, Sequence[int]]
 RevokeCallback = Callable[[Members, Members], None]
 
 
+class InputsTooLarge(Exception):
+    """The scheduler has refused a key: its inputs take more memory than a worker has."""
+
+
 class Listener(Protocol):
     """The receiver of what happens on the cluster: a `Dispatcher`. Any thread may call it.
 

@@ -120,6 +120,21 @@ class CancelledBlocks:
         requeued.sort(key=lambda record: record.rank)
         return over, requeued
 
+    def place_in_halves(self, block: SubmittedBlock) -> bool:
+        """Place the members of a block again whose inputs are too large together.
+
+        Nothing of it has run. The caller holds the lock, and forgets the block. Returns False for a
+        single member.
+        """
+        members = block.unfinished_members()
+        half = len(members) // 2
+        for some in (members[:half], members[half:]) if half else ():
+            for record in some:
+                self._table.requeue(block, record)
+            # A submission each: together they would share a block again.
+            self._table.place(some, block.name)
+        return half > 0
+
     def stop(self, block: SubmittedBlock, why: str) -> None:
         """Stop the members of a cancelled block; the caller does not hold the lock."""
         error = TaskCancelled(why)

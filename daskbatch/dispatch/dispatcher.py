@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic, time
 from typing import Any
 
-from daskbatch.dispatch.backend import Backend
+from daskbatch.dispatch.backend import Backend, InputsTooLarge
 from daskbatch.dispatch.cancelled_blocks import CancelledBlocks, as_failure
 from daskbatch.dispatch.demand import TaskDemand
 from daskbatch.dispatch.edges import wait_for_producers
@@ -570,7 +570,9 @@ class Dispatcher:
         # still be allowed to run: then they are placed again, without the failed key.
         other_failed = any(other.failed for other in block.waits)
         block.failed = True
-        requeued = []
+        requeued: list[TaskRecord] = []
+        if isinstance(error, InputsTooLarge) and self._cancelled.place_in_halves(block):
+            return requeued
         for record in block.unfinished_members():
             if other_failed:
                 self.table.requeue(block, record)

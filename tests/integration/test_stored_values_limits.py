@@ -16,8 +16,9 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from daskbatch import Batch, SerializationError
+from daskbatch import Batch, BatchError, SerializationError
 from daskbatch.memory.host import host_id
+from daskbatch.plan import blocks
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not host_id(), reason="this system shares no memory by files")
@@ -72,6 +73,33 @@ def test_three_times_the_memory_of_a_worker_goes_through_and_comes_back(tmp_path
         # What one block has stored comes together, and a few mappings are kept; not all 45 values.
         assert most - memory < 20 * SIZE
         assert client.run(os.getpid) == before
+
+
+def test_tasks_whose_inputs_are_too_large_together_share_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask refuses a key whose inputs take more memory than a worker has."""
+    monkeypatch.setattr(blocks, "UNKNOWN_BLOCKS_PER_SLOT", 1)
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=1,
+            threads_per_worker=1,
+            memory_limit=LIMIT,
+            dashboard_address=":0",
+            local_directory=str(tmp_path),
+        ) as cluster,
+        Batch(cluster) as batch,
+    ):
+        makers = [batch.function(make, number) for number in range(20)]
+        batch.compile(makers).run(check=True)
+        checks = [batch.function(is_right, each, number) for number, each in enumerate(makers)]
+        batch.compile(checks).run(check=True)
+        assert all(check.get() for check in checks)
+        # What no worker can hold, fails.
+        whole = batch.function(len, makers)
+        whole.run(timeout=60)
+        with pytest.raises(BatchError, match="worth of input dependencies"):
+            whole.get()
 
 
 def limit_files(size: int) -> tuple[int, int]:
