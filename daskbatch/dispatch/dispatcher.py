@@ -366,8 +366,7 @@ class Dispatcher:
         elif isinstance(report, MissingReport):
             record = block.find_record(report.member)
             if record is not None:
-                warning = TaskWarning(report.kind, report.paths)
-                self.table.failures.warn(record, warning)
+                self.table.failures.warn(record, TaskWarning(report.kind, report.paths))
             return False
         elif isinstance(report, OutputReport):
             record = block.find_record(report.member)
