@@ -127,13 +127,15 @@ class CancelledBlocks:
         single member.
         """
         members = block.unfinished_members()
+        if len(members) < 2:
+            return False
         half = len(members) // 2
-        for some in (members[:half], members[half:]) if half else ():
+        for some in (members[:half], members[half:]):
             for record in some:
                 self._table.requeue(block, record)
             # A submission each: together they would share a block again.
             self._table.place(some, block.name)
-        return half > 0
+        return True
 
     def stop(self, block: SubmittedBlock, why: str) -> None:
         """Stop the members of a cancelled block; the caller does not hold the lock."""

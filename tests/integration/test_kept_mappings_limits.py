@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, get_worker
 
 from daskbatch import Batch
 from daskbatch.memory import kept_mappings
 from daskbatch.memory.host import host_id
+from tests.support.limited_cluster import limited_cluster
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not host_id(), reason="this system shares no memory by files")
@@ -43,13 +44,7 @@ def use_memory(before: int) -> tuple[int, int, str]:
 
 def test_kept_mappings_make_way_for_memory_that_tasks_use(tmp_path: Path) -> None:
     with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1,
-            threads_per_worker=1,
-            memory_limit=LIMIT,
-            dashboard_address=":0",
-            local_directory=str(tmp_path),
-        ) as cluster,
+        limited_cluster(LIMIT, tmp_path) as cluster,
         Client(cluster) as client,  # type: ignore[no-untyped-call]
         Batch(client) as batch,
     ):

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from daskbatch import Batch, BatchError, SerializationError
 from daskbatch.memory.host import host_id
 from daskbatch.plan import blocks
+from tests.support.limited_cluster import limited_cluster
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not host_id(), reason="this system shares no memory by files")
@@ -44,13 +45,7 @@ def test_three_times_the_memory_of_a_worker_goes_through_and_comes_back(tmp_path
     count = 3 * LIMIT // SIZE
     me = psutil.Process()
     with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1,
-            threads_per_worker=1,
-            memory_limit=LIMIT,
-            dashboard_address=":0",
-            local_directory=str(tmp_path),
-        ) as cluster,
+        limited_cluster(LIMIT, tmp_path) as cluster,
         Client(cluster) as client,  # type: ignore[no-untyped-call]
         Batch(client) as batch,
     ):
@@ -81,13 +76,7 @@ def test_tasks_whose_inputs_are_too_large_together_share_no_key(
     """Dask refuses a key whose inputs take more memory than a worker has."""
     monkeypatch.setattr(blocks, "UNKNOWN_BLOCKS_PER_SLOT", 1)
     with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1,
-            threads_per_worker=1,
-            memory_limit=LIMIT,
-            dashboard_address=":0",
-            local_directory=str(tmp_path),
-        ) as cluster,
+        limited_cluster(LIMIT, tmp_path) as cluster,
         Batch(cluster) as batch,
     ):
         makers = [batch.function(make, number) for number in range(20)]

@@ -390,15 +390,14 @@ class OpenBlocks:
     def _open_more(self, placement: Hashable, ready: int) -> bool:
         """Open blocks for ready tasks; returns whether that has failed: all are to be released."""
         blocks = self._open.setdefault(placement, [])
-        with_slots = sum(each.has_slot for each in blocks)
-        if not ready or with_slots >= self._submitter.slots > 0:
+        if not ready:
             return False
+        with_slots = sum(each.has_slot for each in blocks)
         usable = [each for each in blocks if not each.closed]
         busy = sum(1 for each in usable if each.block.unfinished)
-        slots = max(1, self._submitter.slots)
         # One that has closed keeps its slot until its key is over. If another key were submitted
         # before, Dask could queue it behind an open block, which would have to close for it.
-        wanted = min(ready + busy - len(usable), slots - with_slots)
+        wanted = min(ready + busy - len(usable), max(1, self._submitter.slots) - with_slots)
         for _ in range(wanted):
             records: list[TaskRecord] = []
             block = SubmittedBlock(self._table.next_number(), records)
@@ -493,9 +492,9 @@ class OpenBlocks:
         return [] if found is None else self._take_back(block, found.records)
 
     def key_cancelled(self, block: SubmittedBlock) -> bool:
-        """Send an open block no more members; returns whether it has begun, and runs those it has.
+        """Send an open block no more members; returns whether it has begun.
 
-        Its key was cancelled. Dask does not stop a key that runs.
+        Its key was cancelled. Dask does not stop a key that runs: the caller stops its members.
         """
         found = self._by_number.get(block.number)
         if found is None or found.link is None:

@@ -166,9 +166,9 @@ class BlockRun(Progress):
                             remaining_stored -= value.stored_bytes
                 now = perf_counter()
                 seconds = now - last
-                elsewhere, self._measured_elsewhere = self._measured_elsewhere, None
-                if elsewhere is not None:
-                    seconds, ended, cpu, details = elsewhere
+                if self._measured_elsewhere is not None:
+                    seconds, ended, cpu, details = self._measured_elsewhere
+                    self._measured_elsewhere = None
                 elif ended:
                     ended, cpu = now + offset, seconds
                     if now - measured > _MIN_MEASURED_SECONDS:

@@ -115,10 +115,10 @@ class OpenRun(ThreadRun):
         self._silent: deque[SilentPeerReport] = deque()
         self.watch: SlotWatch | None = None
         self.closed = False
-        #: Whether the running member has released the slot; and what was reported last: nothing,
-        #: that the block has closed, or that.
+        #: Whether the running member has released the slot; and what was reported of that with the
+        #: end of the block; None before.
         self._waits = False
-        self._reported_closed: tuple[bool, bool] | None = None
+        self._reported_waits: bool | None = None
         self._gave_way = False
         self._link: FrameLink | None = None
         self._link_was_lost = False
@@ -358,8 +358,8 @@ class OpenRun(ThreadRun):
         found = super().reports()
         while self._silent:
             found.append(self._silent.popleft())
-        if closed and self._reported_closed != (closed, waits):
-            self._reported_closed = closed, waits
+        if closed and self._reported_waits is not waits:
+            self._reported_waits = waits
             found.append(ClosedReport(self.spec.block, len(self.spec.calls), self._gave_way, waits))
         return found
 
@@ -396,5 +396,5 @@ class OpenRun(ThreadRun):
         if not self._link_was_lost:
             self._link_was_lost = True
             self._close()
-            self._reported_closed = None
+            self._reported_waits = None
             self.report_again()
