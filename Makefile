@@ -12,7 +12,8 @@ BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/data_%,$(wildcard ben
 export PYTHONDONTWRITEBYTECODE =
 
 QUIETLY = --quiet --disable-pip-version-check
-PYTEST = -m pytest -n 3 --dist loadfile
+# A process that ends in the middle of a test is a fault, and the same test would end the next one.
+PYTEST = -m pytest -n 3 --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test test-unit test-latest test-oldest faults check bench compare docs notebooks dist format lock clean
 

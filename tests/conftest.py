@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,13 @@ for name, value in IDLE.items():
 # forked from a process that has imported Dask, which takes a tenth of the time.
 dask.config.set({**IDLE, "distributed.worker.multiprocessing-method": "forkserver"})
 
+#: A part of a test that takes this long is beyond the time of any test: what should have stopped it
+#: has not. The process ends then, and says where each thread was; the other tests run on.
+_STUCK_SECONDS = 600
+
+#: Where it says so: pytest does not capture it.
+_stderr = 2
+
 #: CPython's files: `test_cpython_executor.py` and `test_cpython_mapping.py` run what is in them.
 collect_ignore = ["conformance/cpython"]
 
@@ -42,6 +51,8 @@ def pytest_configure() -> None:
 
     A shell that runs the tests in its background, or with `nohup`, has them ignore these.
     """
+    global _stderr
+    _stderr = os.dup(2)
     for number, default in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),
@@ -61,6 +72,40 @@ def pytest_collection_finish() -> None:
     """Have garbage collections leave out the ten thousand tests: they would take a second each."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """See `_unless_stuck`; have waits that could last for ever fail."""
+    if "distributed" in sys.modules:  # tests that need no cluster should not wait for its import
+        from support import lock_order
+
+        lock_order.install()
+    yield from _unless_stuck()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """See `_unless_stuck`."""
+    yield from _unless_stuck()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """See `_unless_stuck`."""
+    yield from _unless_stuck()
+
+
+def _unless_stuck() -> Iterator[None]:
+    """End this process if a part of a test goes on and on.
+
+    pytest-timeout raises an exception once in a test; what waits again after it waits for ever.
+    """
+    faulthandler.dump_traceback_later(_STUCK_SECONDS, file=_stderr, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

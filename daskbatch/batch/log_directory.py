@@ -46,12 +46,22 @@ class _LoggedSession:
     def __init__(self, session: Session, recorder: EventRecorder) -> None:
         self._session = session
         self._recorder = recorder
+        self._is_set = False
+
+    def set_first_workers(self) -> None:
+        """Record the workers that are there now; asks the scheduler."""
+        # Not with the lock: Dask's event loop takes it, and brings the answer.
+        workers = self._session.capacities()
+        with self._session.dispatcher.outcomes.changed:
+            if not self._is_set:
+                self._recorder.set_workers(workers)
 
     def workers_changed(self) -> None:
         self._session.capacities_later(self._set_workers)
 
     def _set_workers(self, workers: Sequence[Capacity]) -> None:
         with self._session.dispatcher.outcomes.changed:
+            self._is_set = True
             self._recorder.set_workers(workers)
 
     def close(self) -> None:
@@ -91,6 +101,6 @@ def record_events(session: Session, directory: Path, name: str) -> None:
     logged = _LoggedSession(session, recorder)
     with dispatcher.outcomes.changed:
         dispatcher.table.observers.add(recorder)
-        recorder.set_workers(session.capacities())
-    session.add_worker_listener(logged)
     session.at_end.append(logged.close)
+    session.add_worker_listener(logged)
+    logged.set_first_workers()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from distributed import LocalCluster
+from support.processes import killed_if_failed
 from support.waiting import HANG_SECONDS, wait_for_file, wait_until, wait_until_running
 
 from daskbatch import Batch
@@ -62,7 +63,7 @@ def test_what_a_client_that_is_killed_was_told_is_in_its_log(
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     told: dict[str, str] = {}
     for _ in range(runs):
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as client:
+        with killed_if_failed(subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)) as client:
             assert client.stdout is not None
             lines = [client.stdout.readline() for _ in range(rng.randrange(5, 60 + burst))]
             client.send_signal(signal.SIGKILL)

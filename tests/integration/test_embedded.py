@@ -13,6 +13,7 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
+from support.processes import killed_if_failed
 from support.waiting import wait_until
 
 from daskbatch import Batch
@@ -149,10 +150,12 @@ def test_a_program_that_forgets_to_wait_ends_at_once(then: str) -> None:
 
 
 def test_a_creator_that_is_killed_leaves_nothing() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", UNFINISHED.format(then="time.sleep(600)")],
-        stdout=subprocess.PIPE,
-        text=True,
+    with killed_if_failed(
+        subprocess.Popen(
+            [sys.executable, "-c", UNFINISHED.format(then="time.sleep(600)")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     ) as creator:
         assert creator.stdout is not None
         pids = [int(pid) for pid in creator.stdout.readline().split()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import dask
 import pytest
-from support.processes import is_running
+from support.processes import is_running, killed_if_failed
 from support.ranks import needs_ranks
 from support.waiting import wait_for_file, wait_until
 
@@ -270,8 +270,10 @@ with Batch(num_workers=2) as batch:
 def test_ctrl_c_ends_the_ranks(tmp_path: Path) -> None:
     path = [str(Path(__file__).parent), *sys.path]
     program = INTERRUPTED.format(path=path, directory=str(tmp_path))
-    with subprocess.Popen(
-        [sys.executable, "-c", program], start_new_session=True, stderr=subprocess.PIPE
+    with killed_if_failed(
+        subprocess.Popen(
+            [sys.executable, "-c", program], start_new_session=True, stderr=subprocess.PIPE
+        )
     ) as script:
         pids = pids_in(tmp_path)
         os.killpg(script.pid, signal.SIGINT)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +72,20 @@ def read_pids(pipe: IO[bytes], count: int = len(KINDS)) -> dict[str, int]:
     """Read the pids that a tree writes to its stdout, by kind."""
     lines = [pipe.readline().split() for _ in range(count)]
     return {kind.decode(): int(pid) for kind, pid in lines}
+
+
+@contextmanager
+def killed_if_failed(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """Wait for a process at the end, as ``with process`` does; kill it if the test has failed.
+
+    A test whose time is over would otherwise wait for a process that hangs, without a limit.
+    """
+    with process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def end_all(started: Sequence[subprocess.Popen[Any]]) -> None:

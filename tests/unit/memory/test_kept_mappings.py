@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.own_process import in_own_process
+from support.processes import killed_if_failed
 from support.waiting import wait_until
 
 from daskbatch.memory import kept_mappings, segment
@@ -138,8 +139,10 @@ for line in sys.stdin:
 
 
 def test_another_process_that_keeps_a_mapping_sees_each_value(arena: Arena) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    with killed_if_failed(
+        subprocess.Popen(
+            [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
     ) as reader:
         assert reader.stdin is not None
         assert reader.stdout is not None
@@ -249,8 +252,10 @@ sys.stdin.read()
 
 def test_the_memory_of_a_process_that_has_ended_is_not_kept() -> None:
     release_kept()
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    with killed_if_failed(
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
     ) as writer:
         assert writer.stdout is not None
         segment.attach(Reference(*literal_eval(writer.stdout.readline())))

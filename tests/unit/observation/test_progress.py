@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from support.processes import killed_if_failed
 
 from daskbatch.describe.spec import Options
 from daskbatch.dispatch.task_record import Phase, TaskRecord
@@ -156,7 +157,9 @@ def test_a_terminal_shows_one_line_that_is_redrawn(without: bool, columns: int) 
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     program = PROGRAM.format(without=without)
     env = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", program], stderr=child, env=env) as process:
+    with killed_if_failed(
+        subprocess.Popen([sys.executable, "-c", program], stderr=child, env=env)
+    ) as process:
         os.close(child)
         data = b""
         while True:

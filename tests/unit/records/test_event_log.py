@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.processes import killed_if_failed
 from support.waiting import wait_until
 
 from daskbatch.records import event_log
@@ -171,7 +172,7 @@ def test_a_writer_that_is_killed_leaves_whole_lines_and_all_that_it_had_told(
     told: dict[str, int] = {}
     for run in ("one", "two"):
         argv = [sys.executable, "-c", WRITER, str(tmp_path), run, str(seed)]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        with killed_if_failed(subprocess.Popen(argv, stdout=subprocess.PIPE)) as writer:
             assert writer.stdout is not None
             for _ in range(rng.randrange(2, 200)):
                 last = writer.stdout.readline()

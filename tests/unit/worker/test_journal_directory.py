@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.processes import killed_if_failed
 from support.small_disk import small_disk
 
 from daskbatch.worker import journal_directory, journal_pool
@@ -64,11 +65,13 @@ sys.stdin.readline()
 def test_only_what_dead_workers_left_behind_is_removed_and_not_at_once(tmp_path: Path) -> None:
     others = tmp_path / "daskbatch-job-a"
     others.mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-c", LIVES_UNTIL_KILLED, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    with killed_if_failed(
+        subprocess.Popen(
+            [sys.executable, "-c", LIVES_UNTIL_KILLED, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     ) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "made\n"

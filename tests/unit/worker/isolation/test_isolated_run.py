@@ -20,6 +20,7 @@ import psutil
 import pytest
 from support.own_process import in_own_process
 from support.payloads import BARRIER, Call, TaskPlaceholder, call, spec
+from support.processes import killed_if_failed
 from support.waiting import read_pid, wait_until
 
 from daskbatch.errors import TaskCrashed, TaskTimeout
@@ -633,8 +634,8 @@ def tell_and_hang(to: int) -> None:
 
 def test_children_end_with_their_worker() -> None:
     script = SCRIPT.format(path=sys.path).replace("tell_and_hang)", "tell_and_hang, 1)")
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    with killed_if_failed(
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     ) as worker:
         assert worker.stdout is not None
         end = os.pidfd_open(int(worker.stdout.readline()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import is_running
+from support.processes import is_running, killed_if_failed
 from support.ranks import Job, needs_ranks, run_on_ranks
 from support.waiting import wait_until
 
@@ -328,7 +328,9 @@ def test_ranks_end_with_their_worker(tmp_path: Path) -> None:
     program = WORKER.format(path=path, directory=str(tmp_path))
     # Its ranks are not marked as those of this process.
     environment = {n: v for n, v in os.environ.items() if n not in (MARKER, OWNER)}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment) as worker:
+    with killed_if_failed(
+        subprocess.Popen([sys.executable, "-c", program], env=environment)
+    ) as worker:
         wait_until(lambda: len(list(tmp_path.glob("pids/*"))) == 2 or worker.poll() is not None)
         pids = [int(each.name) for each in tmp_path.glob("pids/*")]
         assert len(pids) == 2
