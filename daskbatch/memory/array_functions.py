@@ -11,14 +11,12 @@ Call all functions while holding the interpreter's lock; NumPy calls the code fr
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from daskbatch.memory.libc import call
+from daskbatch.memory import machine_code
 
 #: Made by the commands in `array_functions.c`, for x86-64 as Linux calls functions.
 _CODE = bytes.fromhex(
@@ -110,15 +108,7 @@ MARK = os.urandom(MARK_BYTES - 1) + b"\1"
 @lru_cache(maxsize=1)
 def _code_address() -> int:
     """Return where the code is. Raises OSError if this machine or system does not run it."""
-    if sys.platform != "linux" or os.uname().machine != "x86_64" or mmap.PAGESIZE != 4096:
-        raise OSError("the code is for other machines")
-    if sys.maxsize < 1 << 32 or not getattr(sys, "_is_gil_enabled", lambda: True)():
-        raise OSError("the code is for other interpreters")
-    protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    address: int = call("mmap", None, mmap.PAGESIZE, protection, flags, -1, 0)
-    ctypes.memmove(address, _CODE, len(_CODE))
-    call("mprotect", address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
-    return address
+    return machine_code.load(_CODE)
 
 
 def _function(kind: Any, name: str) -> Any:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import marshal
 import pickle
 from collections.abc import Collection
-from operator import countOf
 from sys import getrefcount
 from typing import Any, NamedTuple
 
 from daskbatch.serialization import pickling
+from daskbatch.serialization.item_types import all_in_dictionary, all_in_sequence
 
 #: A container is large if it, or one of the first few objects in it, has at least so many items.
 _MIN_ITEMS = 20_000
@@ -113,10 +113,8 @@ def _find_if_closed(value: Any) -> bool | None:
     seen = {id(value)}
     closed = True
     for container in containers:  # it grows meanwhile
-        if type(container) is dict and not _types_of(container) <= pickling.PLAIN:
-            return None
-        found = _types_of(_items(container))
-        if not found <= _ALLOWED:
+        keys, found = _types_in(container)
+        if not (keys <= pickling.PLAIN and found <= _ALLOWED):
             return None
         if found.isdisjoint(_CONTAINERS):
             continue
@@ -130,13 +128,19 @@ def _find_if_closed(value: Any) -> bool | None:
     return closed
 
 
-def _types_of(objects: Collection[Any]) -> set[type]:
-    """Return the types of some objects."""
-    first = type(next(iter(objects), None))
-    # To compare with one type takes less time than to look each one up in a set.
-    if objects and countOf(map(type, objects), first) == len(objects):
-        return {first}
-    return set(map(type, objects))
+def _types_in(container: Any) -> tuple[set[type], set[type]]:
+    """Return the types of the keys of a container, if it is a dictionary, and of the items."""
+    items = _items(container)
+    item = type(next(iter(items), None))
+    # That all have the type of the first one takes less time than to collect the types of all.
+    if type(container) is dict:
+        key = type(next(iter(container), None))
+        if container and all_in_dictionary(container, key, item):
+            return {key}, {item}
+        return set(map(type, container)), set(map(type, items))
+    if container and all_in_sequence(container, item):
+        return set(), {item}
+    return set(), set(map(type, items))
 
 
 def refers_alone(container: Any) -> bool:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import contextvars
 import gc
 import os
-import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -374,15 +370,3 @@ def test_threads_that_make_and_free_arrays_do_not_disturb_each_other() -> None:
     for each in threads:
         each.join()
     assert not wrong
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-def test_the_machine_code_is_that_of_its_source(tmp_path: Path) -> None:
-    source = Path(array_functions.__file__).with_suffix(".c")
-    found = re.search(r" \*   (gcc .*?)array_functions\.c\n", source.read_text(), re.DOTALL)
-    assert found is not None
-    words = [each for each in found[1].split() if each not in ("\\", "*")]
-    target = tmp_path / "array_functions.o"
-    subprocess.run([*words, str(source), "-o", str(target)], check=True)
-    if array_functions._CODE not in target.read_bytes():
-        pytest.skip("another version of gcc has compiled it")
