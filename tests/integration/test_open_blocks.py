@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 from support.cluster_info import workers_of
+from support.dying import die_once, mix
 from support.waiting import wait_for_file, wait_until
 
 import daskbatch.cluster.open_links as open_links
@@ -23,6 +23,7 @@ from daskbatch import Batch, DependencyFailed, TaskCancelled, TaskCrashed, TaskT
 from daskbatch.cluster.dask_backend import ClusterBackend
 from daskbatch.command_line.doctor import Level, check_direct_connections
 from daskbatch.dispatch.open_blocks import open_block
+from daskbatch.dispatch.open_blocks.feeder import OpenBlocks
 from daskbatch.worker.open_blocks import frame_link
 from daskbatch.worker.open_blocks.messages import NewMembers
 
@@ -47,10 +48,6 @@ def random_graph(seed: int, count: int = 150) -> Graph:
         tuple(rng.sample(range(max(0, n - 12), n), rng.randrange(min(n, 4) + 1)))
         for n in range(count)
     ]
-
-
-def mix(number: int, *values: int) -> int:
-    return (number + 31 * sum(values)) % 1_000_003
 
 
 def expected_of(graph: Graph) -> list[int]:
@@ -98,9 +95,31 @@ def factory(isolation: str, batch: Batch) -> Any:
     return batch.options(isolation=isolation)
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Note each time that open blocks are not used in a test; a pause may end before the test."""
+    look = OpenBlocks.is_paused.fget
+    assert look is not None
+
+    def look_and_note(self: OpenBlocks) -> bool:
+        found: bool = look(self)
+        if found:
+            _pauses.append(self)
+        return found
+
+    monkeypatch.setattr(OpenBlocks, "is_paused", property(look_and_note))
+    yield
+    _pauses.clear()
+
+
+#: The open blocks that were paused during this test.
+_pauses: list[OpenBlocks] = []
+
+
 def is_paused(batch: Batch) -> bool:
-    """Return whether the machine was too slow to connect in time, so that other blocks are used."""
-    return batch._session.dispatcher.table.open_blocks.is_paused
+    """Return whether the machine was too slow to connect in time: other blocks were used."""
+    open_blocks = batch._session.dispatcher.table.open_blocks
+    return open_blocks in _pauses or open_blocks.is_paused
 
 
 @pytest.mark.parametrize("graph", [stencil(), random_graph(1), random_graph(2)])
@@ -323,15 +342,6 @@ def test_the_time_limit_of_a_task_in_a_thread_holds(batch: Batch) -> None:
     with pytest.raises(TaskTimeout):
         slow.get()
     assert last.get() == mix(2, 0)
-
-
-def die_once(directory: str, number: int, *values: int) -> int:
-    """End the process of every seventh task, each once; of every 21st each time."""
-    path = Path(directory, f"died {number}")
-    if number % 7 == 0 and (number % 21 == 0 or not path.exists()):
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return mix(number, *values)
 
 
 def test_a_task_that_ends_its_process_fails_alone(

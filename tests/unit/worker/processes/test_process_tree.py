@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -45,6 +46,7 @@ class Starter:
         }
         process = subprocess.Popen(command, **{**given, **options})
         self.processes.append(process)
+        wait_until(lambda: has_environment(process.pid))
         return process
 
     def tree(self, **options: Any) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
@@ -54,6 +56,17 @@ class Starter:
         assert set(pids) == KINDS
         assert all(map(is_running, pids.values()))
         return process, pids
+
+
+def has_environment(pid: int) -> bool:
+    """Return whether the environment of a process can be read, or it has ended.
+
+    For a moment after `exec` it is empty: a single search then does not find the process.
+    """
+    try:
+        return bool(Path(f"/proc/{pid}/environ").read_bytes()) or not is_running(pid)
+    except OSError:
+        return True
 
 
 @contextmanager
