@@ -200,6 +200,10 @@ def _split_accesses(
     )
 
 
+#: What most users give. To ask for the abstract types takes longer than all else here.
+_USUAL = frozenset({Access, list, tuple})
+
+
 def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Channel, ...]:
     """Return the channels of what a user gave for ``reads=``, ``writes=`` or ``removes=``."""
     if accesses is None:
@@ -207,8 +211,10 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
     parameter = parameter or f"{mode.value}s"
     # A text and a mapping are iterable, too: without this check an empty dictionary would mean
     # no access.
-    single = isinstance(accesses, (str, bytes, os.PathLike, Mapping))
-    if single or not isinstance(accesses, (Access, Iterable)):
+    single = type(accesses) not in _USUAL and isinstance(
+        accesses, (str, bytes, os.PathLike, Mapping)
+    )
+    if single or not (type(accesses) in _USUAL or isinstance(accesses, (Access, Iterable))):
         read = f"batch.{mode.value}"
         wanted = f"a list of what {read}(...) returns"
         if isinstance(accesses, (str, os.PathLike)):

@@ -127,6 +127,13 @@ def make_options(
     SpecError
         A value has the wrong type or is out of range.
     """
+    if (
+        (timeout is None and resources is None and workers is None and isolation is None)
+        and (cores is None and cwd is None and env is None and walltime is None)
+        and (type(retries) is type(priority) is int and not retries and not priority)
+        and restartable is False
+    ):
+        return DEFAULT_OPTIONS  # tasks that only read and write files
     count = int(retries) if type(retries) is bool else whole_number_of(retries)
     if count is None or count < 0:
         raise SpecError(f"retries= must be a whole number from 0, not {safe_repr(retries)}")

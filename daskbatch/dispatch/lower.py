@@ -233,7 +233,9 @@ class _Lowering:
         limits: dict[int, Limits] = {}
         declared: dict[int, DeclaredFiles] = {}
         rules: dict[bytes, int] = {}
+        # One object for what is equal: then pickle writes it once.
         equal: dict[Limits, Limits] = {}
+        equal_files: dict[DeclaredFiles, DeclaredFiles] = {}
         for member, record in enumerate(block.records):
             record.block, record.member = block, member
             if record.call is None:
@@ -246,7 +248,6 @@ class _Lowering:
                 if options is not DEFAULT_OPTIONS and (
                     options.retries or options.timeout or options.cwd or options.env
                 ):
-                    # One object for equal limits: then pickle writes it once.
                     found = Limits(options.retries, options.timeout, options.cwd, options.env)
                     limits[member] = equal.setdefault(found, found)
             if record.reads or record.writes or record.strict is not None:
@@ -255,7 +256,7 @@ class _Lowering:
                     index = rules.setdefault(record.strict, len(rules))
                 found_files = declared_files(record, index)
                 if found_files is not None:
-                    declared[member] = found_files
+                    declared[member] = equal_files.setdefault(found_files, found_files)
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
         names = [record.base_name for record in block.records]

@@ -39,7 +39,7 @@ from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.execution.handover import drop_offer, take_offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
-from daskbatch.worker.execution.measures import MemberDetails, Usage
+from daskbatch.worker.execution.measures import MemberDetails, RunElsewhere, Usage
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
 from daskbatch.worker.execution.output_stream import OutputPart
@@ -105,10 +105,8 @@ class BlockRun(Progress):
         self._retried = 0
         #: What processes of the running member have used.
         self._usage: Usage | None = None
-        #: Of a member that another process has run: how long it ran, when it ended, its processor
-        #: time, and details; and the last member that this process has recorded in the journal.
-        self._measured_elsewhere: tuple[float, float, float, MemberDetails | None] | None = None
-        self._journaled_elsewhere = -1
+        #: Set by `_run` if another process has run the member.
+        self._elsewhere: RunElsewhere | None = None
         #: Where the output of the running member is.
         self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
@@ -166,9 +164,10 @@ class BlockRun(Progress):
                             remaining_stored -= value.stored_bytes
                 now = perf_counter()
                 seconds = now - last
-                if self._measured_elsewhere is not None:
-                    seconds, ended, cpu, details = self._measured_elsewhere
-                    self._measured_elsewhere = None
+                elsewhere = self._elsewhere
+                if elsewhere is not None:
+                    seconds, ended, cpu, details, _ = elsewhere
+                    self._elsewhere = None
                 elif ended:
                     ended, cpu = now + offset, seconds
                     if now - measured > _MIN_MEASURED_SECONDS:
@@ -184,7 +183,8 @@ class BlockRun(Progress):
                 if (
                     journal is not None
                     and spec.journaled
-                    and member not in (self.interrupted, self._journaled_elsewhere)
+                    and member != self.interrupted
+                    and not (elsewhere is not None and elsewhere.journaled)
                 ):
                     kept = kept_value(value)
                     journal.record((member, status, kept, seconds, output, ended, cpu, details))

@@ -80,6 +80,30 @@ class MemberDetails(NamedTuple):
 _ORDINARY = MemberDetails()
 
 
+class RunElsewhere(NamedTuple):
+    """What is known of a member that another process has run, or that nothing has run.
+
+    Parameters
+    ----------
+    seconds : float
+        How long it ran.
+    ended : float
+        When it ended; 0 if it has not begun.
+    cpu_seconds : float
+        Its processor time; `UNKNOWN_CPU` if it is not known.
+    details : MemberDetails, optional
+        Its details.
+    journaled : bool
+        Whether that process has recorded it in the journal.
+    """
+
+    seconds: float = 0.0
+    ended: float = 0.0
+    cpu_seconds: float = UNKNOWN_CPU
+    details: MemberDetails | None = None
+    journaled: bool = False
+
+
 class MemberBegin(NamedTuple):
     """Where and when a member has begun.
 

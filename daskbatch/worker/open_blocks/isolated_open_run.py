@@ -17,8 +17,7 @@ from daskbatch.serialization import pickling
 from daskbatch.serialization.exceptions import pack_error
 from daskbatch.worker.execution.block import BlockSpec, Link
 from daskbatch.worker.execution.capture import Capture
-from daskbatch.worker.execution.journal import NOT_MEASURED
-from daskbatch.worker.execution.measures import MemberBegin
+from daskbatch.worker.execution.measures import MemberBegin, RunElsewhere
 from daskbatch.worker.execution.outcome import Status
 from daskbatch.worker.execution.output_stream import OutputPart
 from daskbatch.worker.isolation.fallback_run import not_run
@@ -92,7 +91,7 @@ class IsolatedOpenRun(OpenRun):
         with self._inner_lock:
             if member in self._stopped or member == self._given_back:
                 self._over = member
-                self._measured_elsewhere = (0.0, *NOT_MEASURED)
+                self._elsewhere = RunElsewhere()
                 return Status.CANCELLED if member in self._stopped else Status.DEFERRED, None
             try:
                 run = self._run_of(member, link)
@@ -120,8 +119,10 @@ class IsolatedOpenRun(OpenRun):
         if 0 in result.outputs:
             self._child_output.set(result.outputs[0])
         log = run.log
-        measures = log.durations[0], log.ended[0], log.cpu_seconds[0], log.details.get(0)
-        self._measured_elsewhere, self._journaled_elsewhere = measures, member
+        self._elsewhere = RunElsewhere(
+            *(log.durations[0], log.ended[0], log.cpu_seconds[0], log.details.get(0)),
+            journaled=True,
+        )
         return result.statuses[0], result.values[0]
 
     def _run_of(self, member: int, link: Link) -> IsolatedRun:
