@@ -24,9 +24,10 @@ from faults.engine_harness import run_seeds
 )
 def test_nothing_is_corrupted(workers: int, seeds: list[int], tmp_path: Path) -> None:
     # What is killed depends on the moments: a child or an executable is preferred, if there is one.
-    # A short program may be over before.
-    for attempt in range(5):
-        tally = run_seeds(seeds, workers, tmp_path / str(attempt))
+    # A short program may be over before: another one follows then.
+    for attempt in range(8):
+        others = [seed + attempt for seed in seeds]
+        tally = run_seeds(others, workers, tmp_path / str(attempt))
         assert not tally.violations, "\n".join(tally.violations)
         if sum(tally.counts[f"killed {kind}"] for kind in ("worker", "child", "executable")):
             return
