@@ -20,6 +20,7 @@ from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError, SpecError
 from daskbatch.forking import after_fork, make_lock
 from daskbatch.serialization.safe_text import safe_repr
+from daskbatch.threads import Condition
 from daskbatch.timeouts import Deadline, parse_timeout
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
@@ -249,7 +250,7 @@ def as_completed(tasks: Iterable[Any], timeout: float | None = None) -> Iterator
                 raise LifecycleError(f"as_completed would wait for ever: {error}") from None
     deadline = Deadline(parse_timeout(timeout))
     over: deque[Any] = deque()
-    changed = threading.Condition()
+    changed = Condition()
     for task in awaited:
         _call_when_over(task, _appender(over, changed, task))
     return _yield_over(len(awaited), over, changed, deadline)

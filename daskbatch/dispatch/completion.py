@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from daskbatch.dispatch.task_record import TaskRecord
 from daskbatch.errors import LifecycleError
+from daskbatch.threads import Condition
 from daskbatch.worker.execution.task_context import (
     TaskContext,
     current_context,
@@ -21,7 +22,7 @@ from daskbatch.worker.execution.task_context import (
 _Result = TypeVar("_Result")
 
 
-class _Changed(threading.Condition):
+class _Changed(Condition):
     """A condition that wakes only threads that have something to do.
 
     It calls a function before that. A thread in `wait_for` wakes when its predicate has become
@@ -47,7 +48,7 @@ class _Changed(threading.Condition):
         found = predicate()
         if found:
             return found
-        condition = threading.Condition(self._rlock)
+        condition = Condition(self._rlock)
         entry = predicate, condition
         self._awaited.append(entry)
         try:
@@ -101,7 +102,7 @@ class CompletionTracker:
 
         The thread that changes what they wait for holds the lock, and notifies them.
         """
-        return threading.Condition(self._lock)
+        return Condition(self._lock)
 
     def call_back(self, record: TaskRecord) -> None:
         """Call the functions that wait for a task, which is over; the caller holds the lock."""

@@ -24,6 +24,7 @@ from time import monotonic
 from daskbatch.records.event_lines import Lines
 from daskbatch.records.event_schema import EVENTS_FILE
 from daskbatch.records.pending_events import PendingFile
+from daskbatch.threads import Condition
 
 _PAGE_BYTES = 4096
 
@@ -70,7 +71,7 @@ class EventLog:
         self._waiting_since = 0.0
         self._allowed = float(_BURST_LINES)
         self._added_at = monotonic()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 

@@ -45,9 +45,11 @@ MAY_IMPORT = {
     "dispatch": {*GROUND, "plan", "describe", "worker", "serialization"},
     "plan": {"errors", "describe"},
     "report": {"errors", "_version", "records"},
-    "records": {"errors"},
+    "records": {"errors", "threads"},
     "describe": {"errors", "timeouts", "user_code", "worker", "serialization"},
-    "worker": {"errors", "timeouts", "forking", "uninterrupted", "serialization", "memory"},
+    "worker": {
+        *("errors", "timeouts", "forking", "threads", "uninterrupted", "serialization", "memory"),
+    },
     "serialization": {"errors", "timeouts", "forking", "memory"},
     "memory": {"forking", "threads", "uninterrupted"},
     "timeouts": {"errors"},

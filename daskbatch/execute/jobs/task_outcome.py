@@ -6,12 +6,12 @@ Any thread may read an outcome. A thread that changes one holds `state_lock`.
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 from daskbatch.execute.jobs.exceptions import FailedDependency
 from daskbatch.execute.jobs.task_state import TaskState
 from daskbatch.forking import make_lock
+from daskbatch.threads import Condition
 from daskbatch.timeouts import parse_timeout
 from daskbatch.worker.execution.task_context import current_context, wait_releasing_slot
 
@@ -20,7 +20,7 @@ from daskbatch.worker.execution.task_context import current_context, wait_releas
 state_lock = make_lock()
 
 #: Notified when a task is over, for the threads that wait for one.
-_task_over = threading.Condition(state_lock)
+_task_over = Condition(state_lock)
 
 
 class TaskOutcome:

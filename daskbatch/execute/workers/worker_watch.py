@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
@@ -19,6 +18,7 @@ from daskbatch.cluster.session import Session
 from daskbatch.cluster.versions.software import UnfitWorker
 from daskbatch.errors import ServiceLost
 from daskbatch.execute.workers.worker import Worker
+from daskbatch.threads import Condition
 
 #: The status by which Dask's scheduler marks a worker that accepts tasks.
 _RUNNING_STATUS = "running"
@@ -79,7 +79,7 @@ class WorkerWatch:
         self._current = _NO_WORKERS
         self._listeners: list[Callable[[WorkerSet], None]] = []
         #: Notified when workers have joined or left.
-        self.changed = threading.Condition()
+        self.changed = Condition()
         self._refreshing = self._stale = False
         #: Whether a connected worker does not accept tasks, because it is starting or paused.
         self._has_unready_worker = False

@@ -50,6 +50,7 @@ from daskbatch.shared.store.operations import (
 from daskbatch.shared.store.sent_items import SentItem, SentItems
 from daskbatch.shared.store.shard import Backups
 from daskbatch.shared.store.spill import SpillStore, StoredValue
+from daskbatch.threads import Condition
 
 #: How long a replica that stops serving waits for confirmations of items that it has sent.
 _CONFIRM_TIMEOUT_SECONDS = 5.0
@@ -105,10 +106,10 @@ class QueueState:
         self.backups: Backups | None = None
         #: Held by a thread while it changes anything, and while it tells the backups.
         self.write_lock = threading.Lock()
-        self._not_empty = threading.Condition(self.write_lock)
-        self._not_full = threading.Condition(self.write_lock)
-        self._all_done = threading.Condition(self.write_lock)
-        self._settled = threading.Condition(self.write_lock)
+        self._not_empty = Condition(self.write_lock)
+        self._not_full = Condition(self.write_lock)
+        self._all_done = Condition(self.write_lock)
+        self._settled = Condition(self.write_lock)
         #: The number of the item that was put last.
         self._last_number = 0
         self._replies = ReplyCache()

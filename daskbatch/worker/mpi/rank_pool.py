@@ -16,6 +16,7 @@ from time import monotonic
 import psutil
 
 from daskbatch.forking import make_lock
+from daskbatch.threads import Condition
 from daskbatch.worker.mpi.rank_set import RankSet, SetKey
 
 #: Idle ranks end when less than this part of the memory of the host is available.
@@ -33,7 +34,7 @@ class RankPool:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         #: The idle sets, the one that has waited longest first, and when each is to end.
         self._idle: list[tuple[RankSet, float]] = []
         self._ended_topics: set[str] = set()
