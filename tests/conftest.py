@@ -1,4 +1,4 @@
-"""Gives tests Batches to use, and marks each test with the folder that it is in."""
+"""Gives tests Batches to use, marks each test with its folder, and ends tests that are stuck."""
 
 from __future__ import annotations
 
@@ -74,38 +74,29 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup() -> Iterator[None]:
-    """See `_unless_stuck`; have waits that could last for ever fail."""
+def pytest_runtest_logstart() -> None:
+    """Have waits that could last for ever fail."""
     if "distributed" in sys.modules:  # tests that need no cluster should not wait for its import
         from support import lock_order
 
         lock_order.install()
-    yield from _unless_stuck()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call() -> Iterator[None]:
-    """See `_unless_stuck`."""
-    yield from _unless_stuck()
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown() -> Iterator[None]:
-    """See `_unless_stuck`."""
-    yield from _unless_stuck()
-
-
 def _unless_stuck() -> Iterator[None]:
     """End this process if a part of a test goes on and on.
 
     pytest-timeout raises an exception once in a test; what waits again after it waits for ever.
     """
+    # For each part anew: pytest ends any such watch when a test fails, before its teardown.
     faulthandler.dump_traceback_later(_STUCK_SECONDS, file=_stderr, exit=True)
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _unless_stuck
 
 
 @pytest.fixture(scope="session")

@@ -211,10 +211,9 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
     parameter = parameter or f"{mode.value}s"
     # A text and a mapping are iterable, too: without this check an empty dictionary would mean
     # no access.
-    single = type(accesses) not in _USUAL and isinstance(
-        accesses, (str, bytes, os.PathLike, Mapping)
-    )
-    if single or not (type(accesses) in _USUAL or isinstance(accesses, (Access, Iterable))):
+    is_usual = type(accesses) in _USUAL
+    single = not is_usual and isinstance(accesses, (str, bytes, os.PathLike, Mapping))
+    if single or not (is_usual or isinstance(accesses, (Access, Iterable))):
         read = f"batch.{mode.value}"
         wanted = f"a list of what {read}(...) returns"
         if isinstance(accesses, (str, os.PathLike)):

@@ -46,6 +46,7 @@ class _LoggedSession:
     def __init__(self, session: Session, recorder: EventRecorder) -> None:
         self._session = session
         self._recorder = recorder
+        #: Whether the workers are known from news of them, which came before the first answer.
         self._is_set = False
 
     def set_first_workers(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import cache
 from typing import Any
 
 import distributed.utils
@@ -17,14 +18,11 @@ from daskbatch.dispatch.dispatcher import Dispatcher
 from daskbatch.execute.workers.worker_watch import WorkerWatch
 
 _locks: weakref.WeakSet[threading.Condition] = weakref.WeakSet()
-_installed: list[bool] = []
 
 
+@cache
 def install() -> None:
     """Check each later wait for an event loop in this process; a second call does nothing."""
-    if _installed:
-        return
-    _installed.append(True)
     make_dispatcher, make_watch = Dispatcher.__init__, WorkerWatch.__init__
     wait = distributed.utils.sync
 

@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -21,14 +22,14 @@ class Interrupt(Exception):
 
 
 @pytest.fixture
-def interrupt() -> Iterator[Callable[[float], None]]:
+def interrupt() -> Iterator[Callable[[float], object]]:
     """Return what has a signal arrive after some seconds of this process."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Interrupt
 
     before = signal.signal(signal.SIGVTALRM, ring)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_VIRTUAL, seconds) and None
+    yield partial(signal.setitimer, signal.ITIMER_VIRTUAL)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     signal.signal(signal.SIGVTALRM, before)
 
@@ -58,7 +59,7 @@ def is_free(condition: threading.Condition) -> bool:
     ],
 )
 def test_an_interrupt_does_not_leave_it_locked(
-    make: Callable[[], threading.Condition], interrupt: Callable[[float], None]
+    make: Callable[[], threading.Condition], interrupt: Callable[[float], object]
 ) -> None:
     # Of a `threading.Condition`, every second or third interrupt does.
     condition = make()

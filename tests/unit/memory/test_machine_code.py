@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -44,9 +45,8 @@ def without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("elsewhere", [on_another_machine, on_another_system, without_a_lock])
 def test_it_is_not_loaded_where_it_does_not_run(
-    elsewhere: object, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert callable(elsewhere)
     elsewhere(monkeypatch)
     with pytest.raises(OSError, match="other"):
         machine_code.load(b"\xc3")
