@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
         if hasattr(accesses, "__batch_channels__"):
             wanted = f"{read}(d) or {read}(d, key)" if single else f"{read}(queue)"
         raise SpecError(f"{parameter}= is {safe_repr(accesses)}: give {wanted}")
-    channels: list[Channel] = []
+    groups: list[tuple[Channel, ...]] = []
     for access in (accesses,) if isinstance(accesses, Access) else accesses:
         if not isinstance(access, Access):
             wanted = f"what batch.{mode.value}(...) returns"
@@ -230,5 +231,6 @@ def _channels(accesses: Accesses, mode: Mode, parameter: str = "") -> tuple[Chan
             raise SpecError(f"{parameter}= holds {safe_repr(access)}: give {wanted}")
         if access.mode is not mode:
             raise SpecError(f"{parameter}= holds a {access}: put it into {access.mode.value}s=")
-        channels += access.channels
-    return tuple(channels)
+        groups.append(access.channels)
+    # Tasks that are given one access object share its tuple.
+    return groups[0] if len(groups) == 1 else tuple(chain.from_iterable(groups))

@@ -101,6 +101,10 @@ class CommunicationObject:
             )
         _require_hashable(self.name, "the name of a CommunicationObject")
 
+    def __hash__(self) -> int:
+        # It is computed for each access of each task. Objects of one name have one domain.
+        return hash(self.name)
+
 
 @runtime_checkable
 class OffersChannels(Protocol):
@@ -122,6 +126,9 @@ class _Special(Enum):
 
     def __repr__(self) -> str:
         return self.name
+
+    # That of an enumeration is written in Python, and is called for each access of each task.
+    __hash__ = object.__hash__
 
 
 class ObjectName(str):

@@ -236,6 +236,8 @@ class _Lowering:
         # One object for what is equal: then pickle writes it once.
         equal: dict[Limits, Limits] = {}
         equal_files: dict[DeclaredFiles, DeclaredFiles] = {}
+        # By the tuples of a record, which tasks share if they are given one access object.
+        same_files: dict[tuple[int, int, int, int], DeclaredFiles | None] = {}
         for member, record in enumerate(block.records):
             record.block, record.member = block, member
             if record.call is None:
@@ -254,9 +256,16 @@ class _Lowering:
                 index = -1
                 if record.strict is not None:
                     index = rules.setdefault(record.strict, len(rules))
-                found_files = declared_files(record, index)
+                same = id(record.reads), id(record.writes), id(record.removes), index
+                if same in same_files:
+                    found_files = same_files[same]
+                else:
+                    found_files = declared_files(record, index)
+                    if found_files is not None:
+                        found_files = equal_files.setdefault(found_files, found_files)
+                    same_files[same] = found_files
                 if found_files is not None:
-                    declared[member] = equal_files.setdefault(found_files, found_files)
+                    declared[member] = found_files
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
         names = [record.base_name for record in block.records]

@@ -228,21 +228,20 @@ def _with_waits(candidate: Candidate, record: TaskRecord) -> Candidate:
     unfinished = record.unfinished_waits()
     if not unfinished:
         return candidate
+    waits: list[int] = []
+    outside: list[int] = []
+    for before in unfinished:
+        if before.block is None:
+            waits.append(before.member)
+        elif before.block.long:
+            outside.append(before.block.number)
     return Candidate(
         candidate.seconds,
         candidate.kind,
         candidate.solo,
-        waits=tuple(before.member for before in unfinished if before.block is None),
-        outside=frozenset(
-            before.block.number
-            for before in unfinished
-            if before.block is not None and before.block.long
-        ),
-        overwrites=tuple(
-            before.member
-            for before in record.overwrites
-            if not before.over and before.block is None
-        ),
+        tuple(waits),
+        frozenset(outside),
+        tuple([each.member for each in record.overwrites if not each.over and each.block is None]),
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 #: A task that takes longer than this is a long one.
 SOLO_THRESHOLD_SECONDS = 0.05
@@ -43,9 +43,23 @@ LONG_BLOCKS_PER_SLOT = 8
 MAX_LONG_BLOCKS_PER_SLOT = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A task as the packing sees it.
+class _CandidateFields(NamedTuple):
+    """The fields of a `Candidate`, in the order of its parameters."""
+
+    seconds: float | None
+    kind: Hashable
+    solo: bool
+    waits: tuple[int, ...]
+    outside: frozenset[int]
+    overwrites: tuple[int, ...]
+    #: The seconds that it is expected to take, known or assumed.
+    expected_seconds: float
+    #: Whether it should be a block by itself.
+    long: bool
+
+
+class Candidate(_CandidateFields):
+    """A task as the packing sees it. A tuple: one is made for each task that waits.
 
     Parameters
     ----------
@@ -64,21 +78,21 @@ class Candidate:
         if the worker died within the block, they could not be run again.
     """
 
-    seconds: float | None = None
-    kind: Hashable = None
-    solo: bool = False
-    waits: tuple[int, ...] = ()
-    outside: frozenset[int] = frozenset()
-    overwrites: tuple[int, ...] = ()
-    #: The seconds that it is expected to take, known or assumed.
-    expected_seconds: float = field(init=False)
-    #: Whether it should be a block by itself.
-    long: bool = field(init=False)
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        expected = ASSUMED_TASK_SECONDS if self.seconds is None else self.seconds
-        object.__setattr__(self, "expected_seconds", expected)
-        object.__setattr__(self, "long", self.solo or expected > SOLO_THRESHOLD_SECONDS)
+    def __new__(
+        cls,
+        seconds: float | None = None,
+        kind: Hashable = None,
+        solo: bool = False,
+        waits: tuple[int, ...] = (),
+        outside: frozenset[int] = frozenset(),
+        overwrites: tuple[int, ...] = (),
+    ) -> Candidate:
+        expected = ASSUMED_TASK_SECONDS if seconds is None else seconds
+        long = solo or expected > SOLO_THRESHOLD_SECONDS
+        fields = seconds, kind, solo, waits, outside, overwrites, expected, long
+        return tuple.__new__(cls, fields)
 
 
 def pack_independent(

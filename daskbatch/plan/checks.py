@@ -63,8 +63,9 @@ def check_program(
         Returns what tasks of other programs write that may run before this one. It is called only
         if something is missing.
     """
-    read = _all_paths(task.reads for task in tasks)
-    written = _all_paths(task.writes for task in tasks)
+    # Tasks that are given one access object share a tuple.
+    read = _all_paths({id(task.reads): task.reads for task in tasks}.values())
+    written = _all_paths({id(task.writes): task.writes for task in tasks}.values())
     if not read and not written:
         return []
     if _are_nested(read | written):

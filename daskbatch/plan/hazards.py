@@ -193,13 +193,16 @@ class HazardTracker:
         # implies waiting for all accesses before it.
         ordered = domain.raw and domain.waw and (domain.war or not domain.rar)
         covers = is_write and ordered
-        state = self._state(channel)
+        state = self._states.get(channel)
+        if state is None or state.detached:
+            state = self._new_state(channel)
 
         superseded_before = -1 if ordered else _last_superseding_write(state)
         frontier = state.frontier[is_write]
         if len(frontier) > _MAX_FRONTIER_NODES and not covers:
             self._put_behind_barrier(frontier, node)
-        _merge(self._without_superseded(frontier, superseded_before), waits)
+        for before, why in self._without_superseded(frontier, superseded_before).items():
+            waits[before] = waits.get(before, 0) | why
         if state.parent is not None:
             self._wait_for_above(state, node, is_write, superseded_before, waits)
         if state.children:
@@ -212,9 +215,11 @@ class HazardTracker:
             state.last_covering_write = node
             for_read.clear()
             for_write.clear()
+            for_read[node] = RAW
+            for_write[node] = WAW
             if state.children:
                 _detach_below(state)
-        if not is_write:
+        elif not is_write:
             if domain.war:
                 for implied in for_read:
                     for_write.pop(implied, None)
@@ -291,14 +296,16 @@ class HazardTracker:
                 remaining[before] = why
         return remaining
 
-    def _state(self, channel: Channel) -> _ChannelState:
-        state = self._states.get(channel)
-        if state is None or state.detached:
-            above = parent_channel(channel)
-            parent = None if above is None else self._state(above)
-            state = self._states[channel] = _ChannelState(parent)
-            if parent is not None:
-                parent.children.append(state)
+    def _new_state(self, channel: Channel) -> _ChannelState:
+        parent = None
+        above = parent_channel(channel)
+        if above is not None:
+            parent = self._states.get(above)
+            if parent is None or parent.detached:
+                parent = self._new_state(above)
+        state = self._states[channel] = _ChannelState(parent)
+        if parent is not None:
+            parent.children.append(state)
         return state
 
     def _put_behind_barrier(self, frontier: Waits, node: Node) -> None:

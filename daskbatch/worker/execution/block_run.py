@@ -111,6 +111,8 @@ class BlockRun(Progress):
         self._output: Capture | None = None
         self._scope = loading.TaskScope(spec.topic, self)
         self._declared = spec.declared
+        #: The declared paths that were there when the last member had succeeded.
+        self._found: tuple[str, ...] = ()
         #: The generation of the process that runs the block: a member may fork.
         self._process = generation()
 
@@ -365,8 +367,12 @@ class BlockRun(Progress):
                 self.loading = False
                 doing = ""
                 declared = self._declared.get(member) if self._declared else None
+                found, self._found = self._found, ()
                 if declared is not None:
-                    self._require(member, declared, INPUT, missing_inputs(declared))
+                    # What the member before has left, a moment ago, is not looked for again.
+                    known = found == declared.reads and not self.preparation
+                    if not known and (missing := missing_inputs(declared)):
+                        self._report_missing(member, declared, INPUT, missing)
                     if declared.rules >= 0 and not _runs_elsewhere(function):
                         function = self._watched(member, declared, function)
                 self._before_call()
@@ -385,7 +391,10 @@ class BlockRun(Progress):
                     # The task is over once the tasks that it has submitted are over.
                     self._call(member, context.finish, (), {})
                 if declared is not None:
-                    self._require(member, declared, OUTPUT, missing_outputs(declared))
+                    if missing := missing_outputs(declared):
+                        self._report_missing(member, declared, OUTPUT, missing)
+                    elif not declared.removes:
+                        self._found = declared.writes
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
@@ -430,14 +439,13 @@ class BlockRun(Progress):
         else:
             self._in_place[index] = key
 
-    def _require(
+    def _report_missing(
         self, member: int, declared: DeclaredFiles, kind: str, missing: tuple[str, ...]
     ) -> None:
         """Report declared files that are not there; in a strict Batch raise that."""
-        if missing:
-            if declared.rules >= 0:
-                raise missing_error(kind, self.spec.label(member), missing)
-            self.notice(member, kind, missing)
+        if declared.rules >= 0:
+            raise missing_error(kind, self.spec.label(member), missing)
+        self.notice(member, kind, missing)
 
     def _watched(
         self, member: int, declared: DeclaredFiles, function: Callable[..., Any]
@@ -486,7 +494,9 @@ class BlockRun(Progress):
     def _arguments(self, data: bytes, link: Link) -> Any:
         values = take_offer([self._part(value) for value in link.values])
         buffers = [self._buffer(each) for each in link.buffers]
-        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
+        if self.spec.setup is None:
+            return pickling.unpack(data, values, buffers)
+        with pickling.within(self.spec.namespace):
             return pickling.unpack(data, values, buffers)
 
 

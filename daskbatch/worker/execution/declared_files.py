@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from time import monotonic
 
 from daskbatch.errors import MissingInput, MissingOutput
 from daskbatch.worker.execution.block import DeclaredFiles
@@ -62,18 +63,22 @@ def _missing(paths: Iterable[str]) -> tuple[str, ...]:
     missing = []
     for path in paths:
         first = _first_directory(path)
-        # Such names are often used again and again: one look is enough then.
-        if (first == _symbolic and not _exists(first)) or _exists(path):
+        symbolic, until = _symbolic
+        if (first == symbolic and monotonic() < until) or _exists(path):
             continue
         if not _exists(first):
-            _symbolic = first
+            _symbolic = first, monotonic() + _SYMBOLIC_SECONDS
         elif not _is_listed(path):
             missing.append(path)
     return tuple(missing)
 
 
-#: The last first directory that did not exist.
-_symbolic = ""
+#: The last first directory that did not exist, and until when that is believed.
+_symbolic = "", 0.0
+
+#: Names of files that never exist are often used again and again. Each look would also let another
+#: thread of Python run, which takes longer than the look.
+_SYMBOLIC_SECONDS = 0.1
 
 
 def is_symbolic(path: str) -> bool:
