@@ -44,6 +44,9 @@ _Placed = tuple[int, int, Reference]
 _Parts = tuple[bytes | None, tuple[int, ...], Reference, tuple[_Placed, ...]]
 
 
+#: From this size on, the objects of a pickle take more than ten milliseconds to free.
+_MIN_SLOW_BYTES = 8 << 20
+
 #: How much memory the stored values of one block may take: Dask moves and spills a block's values
 #: together.
 _DEFAULT_BLOCK_BYTES = 1 << 30
@@ -157,6 +160,17 @@ def _attach(parts: _Parts) -> tuple[bytes | None, list[memoryview]]:
 def is_stored(data: bytes | None) -> bool:
     """Return whether a pickle is that of a `StoredValue`."""
     return data is not None and data.startswith(_PREFIX)
+
+
+def is_slow_to_free(value: bytes | str) -> bool:
+    """Return whether freeing the objects of a pickle takes more than ten milliseconds.
+
+    That of a text, and that of large arrays, does not.
+    """
+    if type(value) is not StoredValue or value.held_bytes < _MIN_SLOW_BYTES:
+        return False
+    inner, sizes, _, _ = _parts(value)
+    return inner == plain_containers.PICKLE or (inner is None and len(sizes) == 1)
 
 
 def dumps(value: object, limit: int) -> bytes:

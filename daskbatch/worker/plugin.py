@@ -65,6 +65,10 @@ PLUGIN_NAME = "daskbatch-worker"
 #: The interval at which the event loop asks running blocks for reports, and checks their budgets.
 _TICK_INTERVAL_SECONDS = 0.02
 
+#: How long Dask takes to send a report to the scheduler; and for how long a block waits for that at
+#: most, before it frees large arguments. Seconds.
+_SENDING_SECONDS, _MAX_REPORT_SECONDS = 0.004, 0.1
+
 #: The annotation of a Dask key that says how long its tasks may take; see `dispatch.lower`.
 _WALLTIME = "daskbatch_walltime"
 
@@ -305,15 +309,22 @@ class BatchWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         # On the event loop this runs before Dask's own work for a finished key. So a request to
         # revoke members of the block is answered either before this, and the answer says that
         # they have begun, or after the report that they are over.
-        self._worker.loop.add_callback(self._finish, run)
+        reported = None if run.slow_arguments is None else threading.Event()
+        self._worker.loop.add_callback(self._finish, run, reported)
+        if reported is not None:
+            # No other thread runs while the arguments are freed.
+            reported.wait(_MAX_REPORT_SECONDS)
+            run.slow_arguments = None
 
     # -- the event loop -------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
         self._worker.loop.call_later(_TICK_INTERVAL_SECONDS, self._tick)
 
-    def _finish(self, run: Progress) -> None:
+    def _finish(self, run: Progress, reported: threading.Event | None) -> None:
         self._send(run)
+        if reported is not None:
+            self._worker.loop.call_later(_SENDING_SECONDS, reported.set)
         self._departure.report_end(run)
         with self._lock:
             # If Dask runs a key twice, the second run may begin before the first has ended.

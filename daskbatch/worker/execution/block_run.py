@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from time import perf_counter, thread_time
 from types import CoroutineType
 from typing import Any
 
 from daskbatch.forking import end_forked_process, generation
-from daskbatch.serialization import classes, loading, mirror, pickling, spawned, stored_value
+from daskbatch.serialization import classes, loading, mirror, pickling, stored_value
 from daskbatch.serialization.exceptions import pack_error
-from daskbatch.serialization.stored_value import StoredValue
+from daskbatch.serialization.stored_value import StoredValue, is_slow_to_free
 from daskbatch.worker.execution.block import (
     LOCAL,
     NO_LIMITS,
@@ -39,6 +38,11 @@ from daskbatch.worker.execution.executable import execute
 from daskbatch.worker.execution.handover import drop_offer, take_offer
 from daskbatch.worker.execution.initialized_function import InitializedFunction
 from daskbatch.worker.execution.journal import NOT_MEASURED
+from daskbatch.worker.execution.loaded_function import (
+    LoadedFunction,
+    load_anew,
+    load_with_definitions,
+)
 from daskbatch.worker.execution.measures import MemberDetails, RunElsewhere, Usage
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.execution.outcome_log import OutcomeLog
@@ -113,6 +117,8 @@ class BlockRun(Progress):
         self._declared = spec.declared
         #: The declared paths that were there when the last member had succeeded.
         self._found: tuple[str, ...] = ()
+        #: Whether it takes long to free the arguments of the running member.
+        self._is_slow_to_free = False
         #: The generation of the process that runs the block: a member may fork.
         self._process = generation()
 
@@ -342,6 +348,8 @@ class BlockRun(Progress):
         context = self.context
         value: Any = None
         process = self._process
+        self.slow_arguments = None
+        self._is_slow_to_free = False
         while True:
             if context is not None:
                 context.next_task()
@@ -395,6 +403,8 @@ class BlockRun(Progress):
                         self._report_missing(member, declared, OUTPUT, missing)
                     elif not declared.removes:
                         self._found = declared.writes
+                if self._is_slow_to_free and (value is None or type(value) in pickling.PLAIN):
+                    self.slow_arguments = args, kwargs
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
@@ -463,7 +473,7 @@ class BlockRun(Progress):
         self._note_known(index, data)
         if self.spec.setup is None:
             return load_with_definitions(data)
-        function, definitions = _load_anew(data)
+        function, definitions = load_anew(data)
         if type(function) is RankFunction:
             return function, definitions
         setup = self._content(self.spec.setup)
@@ -492,27 +502,14 @@ class BlockRun(Progress):
         return content
 
     def _arguments(self, data: bytes, link: Link) -> Any:
-        values = take_offer([self._part(value) for value in link.values])
+        given = [self._part(value) for value in link.values]
+        self._is_slow_to_free = any(map(is_slow_to_free, given))
+        values = take_offer(given)
         buffers = [self._buffer(each) for each in link.buffers]
         if self.spec.setup is None:
             return pickling.unpack(data, values, buffers)
         with pickling.within(self.spec.namespace):
             return pickling.unpack(data, values, buffers)
-
-
-#: A function, and the definitions that were loaded with it.
-LoadedFunction = tuple[Callable[..., Any], loading.Definitions]
-
-
-def _load_anew(data: bytes) -> LoadedFunction:
-    definitions = loading.Definitions()
-    with loading.collect(definitions):
-        function: Callable[..., Any] = pickling.loads(data)
-    if not (definitions.by_tracker or definitions.classes or definitions.globals):
-        definitions = loading.NO_DEFINITIONS
-    mirror.install()
-    spawned.install()
-    return function, definitions
 
 
 def kept_value(value: bytes | None) -> bytes | None:
@@ -523,9 +520,3 @@ def kept_value(value: bytes | None) -> bytes | None:
 def _runs_elsewhere(function: Callable[..., Any]) -> bool:
     """Return whether a function of daskbatch starts other processes, which do the work."""
     return function is execute or function is run_job or type(function) is RankFunction
-
-
-@lru_cache(maxsize=256)
-def load_with_definitions(data: bytes) -> LoadedFunction:
-    """Unpickle a function with the definitions that it uses; the last ones are cached."""
-    return _load_anew(data)

@@ -17,10 +17,11 @@ from daskbatch.errors import ProcessFailed, TaskTimeout
 from daskbatch.serialization.exceptions import reworded
 from daskbatch.worker.execution import executable, thread_directory
 from daskbatch.worker.execution.block import BlockSpec, Link
-from daskbatch.worker.execution.block_run import BlockRun, LoadedFunction
+from daskbatch.worker.execution.block_run import BlockRun
 from daskbatch.worker.execution.capture import Capture
 from daskbatch.worker.execution.ending import ended_with_worker
 from daskbatch.worker.execution.interrupt import StoppableCaller, Stopped
+from daskbatch.worker.execution.loaded_function import LoadedFunction
 from daskbatch.worker.execution.outcome import BlockResult, Status
 from daskbatch.worker.mpi.job import run_job
 from daskbatch.worker.mpi.rank_function import PackedCall, RankFunction

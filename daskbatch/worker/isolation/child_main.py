@@ -262,6 +262,7 @@ class ChildServer:
             run.journal = Journal(Path(path), limit, (spec.topic, spec.block), first_member)
         outcomes = run()
         self._frames.flush()
+        run.slow_arguments = None
         if run.journal is not None:
             run.journal.close()
         return outcomes

@@ -228,6 +228,7 @@ class OpenRun(ThreadRun):
     def _wait_for_member(self, member: int) -> bool:
         """Wait until a member has arrived; False if the block has closed, and none will."""
         self.deliver(final=True)
+        self.slow_arguments = None
         idle_since = perf_counter()
         while True:
             if self._link is not None:
