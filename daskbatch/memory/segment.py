@@ -153,7 +153,8 @@ class AdoptedArena:
             self._reused_bytes = 0
             if not start_unless_ending(partial(_watch, weakref.ref(self)), name="daskbatch-values"):
                 self._reused_bytes = None
-        if released and not _exists(owner_of(self.identity)):
+        # That of a child names this process, which has made it.
+        if released and not self._erases and not _exists(owner_of(self.identity)):
             self._erase_unheld()
 
     def _remove_spare(self, offset: int) -> bool:
@@ -364,9 +365,11 @@ def adopt(reference: Reference, made_here: bool = False) -> Segment:
     if reference.host != host_id() or not reference.host:
         raise ValueGone("its memory is on another host")
     try:
-        # Also if this process has the file open already: what nobody held when the process that
-        # the reference names ended is lost.
-        _require_file(reference)
+        arena = _adopted.get(reference.arena)
+        if arena is None or arena.location != (reference.process, reference.descriptor):
+            # Also if this process has the file open already: what nobody held when the process
+            # that the reference names ended is lost.
+            _require_file(reference)
         with _adopting:
             arena = _adopted.get(reference.arena)
             if arena is None:

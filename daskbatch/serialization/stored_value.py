@@ -441,6 +441,10 @@ def adopt(data: bytes, made_here: bool = False) -> StoredValue:
         others = [(where, size, segment.adopt(each, made_here)) for where, size, each in placed]
     except ValueGone:
         return StoredValue(data)
+    if not others and held.arena.location == (reference.process, reference.descriptor):
+        value = StoredValue(data)
+        value.segment = held
+        return value
     # Others find it in this process from now on: the one that made it may end.
     return _refer(inner, sizes, held, others)
 

@@ -129,8 +129,9 @@ class ChildRun(BlockRun):
         claims: FlushingClaims,
         frames: FrameWriter,
         process_state: ProcessState,
+        memory: OwnMemory,
     ) -> None:
-        self._memory = OwnMemory()
+        self._memory = memory
         super().__init__(spec, request.inputs, claims, SendingLog(request, frames))
         self._frame_writer = frames
         self._process_state = process_state
@@ -195,6 +196,7 @@ class ChildServer:
         self._control.settimeout(None)
         self._frames = FrameWriter(pipe, self._control)
         self._process_state = ProcessState()
+        self._memory = OwnMemory()
         after_initializer.append(self._process_state.settings.record)
         self._claims: FlushingClaims | None = None
         after_fork(self._close_in_forked_process)
@@ -251,7 +253,7 @@ class ChildServer:
         if surroundings.apply(spec.surroundings):
             self._process_state.keep_environment()
         self._claims = FlushingClaims(len(spec.calls), claims, self._frames)
-        run = ChildRun(spec, request, self._claims, self._frames, self._process_state)
+        run = ChildRun(spec, request, self._claims, self._frames, self._process_state, self._memory)
         run.tried = tried
         if request.context is not None:
             slot = RemoteSlot(self._claims, self._control)
