@@ -91,11 +91,13 @@ def count_items(*dicts: dict[int, str]) -> int:
     return sum(map(len, dicts))
 
 
-def chain(system: System, hops: int = 20, count: int = LARGE) -> None:
+def chain(system: System, hops: int = 20, count: int = LARGE) -> list[Any]:
+    """Return the references: as long as they are there, others need other memory."""
     references = [system.submit(make, 0, count)]
     for _ in range(hops):
         references.append(system.submit(increase, references[-1]))
     assert system.get(system.submit(last, references[-1])) == hops
+    return references
 
 
 def fan_in(system: System) -> None:

@@ -3,13 +3,14 @@
 To map the pages of a range one after another takes longer than to read them. So a mapping that
 nobody uses any longer is kept, and serves the next value in the same range. The process has the
 pages of a kept mapping in its resident memory, which Dask limits. So few are kept (`set_limits`), a
-thread unmaps those that nobody has used for some time, and all of them as soon as the process has
+thread unmaps those that nobody has used for some time, and the oldest as soon as the process has
 much resident memory. Any number of threads may call, also from finalizers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import sys
@@ -38,6 +39,10 @@ _IDLE_SECONDS_WITHOUT_ROOM = 5.0
 #: How often the resident memory is compared with its limit, and how often ages are without one.
 _CHECK_INTERVAL_SECONDS = 0.05
 _AGE_INTERVAL_SECONDS = 1.0
+
+#: Which part of the resident memory that is set may be resident when another mapping is kept: a
+#: program that runs tasks of its own size again must not exceed it by what is kept.
+_FULL_PART = 0.9
 
 _PAGE_BYTES = mmap.PAGESIZE
 
@@ -147,7 +152,7 @@ def release(mapping: KeptMapping, length: int) -> None:
 
 def has_room(length: int) -> bool:
     """Return whether a mapping of some length would be kept now."""
-    if not MIN_KEPT_BYTES <= length <= _max_kept_bytes or is_resident_memory_short():
+    if not MIN_KEPT_BYTES <= length <= _max_kept_bytes or _excess_bytes() + length > 0:
         return False
     with _lock:
         removed = _remove_oldest(length)
@@ -179,7 +184,7 @@ def keep(key: Key, mapping: KeptMapping) -> None:
     if (
         sys.is_finalizing()
         or not MIN_KEPT_BYTES <= key.length <= _max_kept_bytes
-        or is_resident_memory_short()
+        or _excess_bytes() > 0
         or not _lock.acquire(blocking=False)
     ):
         release(mapping, key.length)
@@ -209,6 +214,18 @@ def release_kept(owner_ended: bool = False) -> None:
             if not owner_ended or not os.path.exists(f"/proc/{kept.mapping.owner}")
         ]
         removed = [(mapping, key.length) for key in keys if (mapping := _remove(key))]
+    _release_all(removed)
+
+
+def _release_oldest(size: float) -> None:
+    """Unmap the oldest kept mappings, of at least so many bytes together if there are so many."""
+    removed: list[tuple[KeptMapping, int]] = []
+    with _lock:
+        while _kept and size > 0:
+            key, kept = next(iter(_kept.items()))
+            _remove(key)
+            removed.append((kept.mapping, key.length))
+            size -= key.length
     _release_all(removed)
 
 
@@ -284,6 +301,16 @@ def is_resident_memory_short() -> bool:
     return resident_bytes() > _max_resident_bytes
 
 
+def _excess_bytes() -> float:
+    """Return how much must be unmapped before another mapping is kept; negative if there is room.
+
+    All mappings of this process count, also those that are to be kept.
+    """
+    if _max_resident_bytes is None:
+        return -math.inf
+    return resident_bytes() - _FULL_PART * _max_resident_bytes
+
+
 def resident_bytes() -> int:
     """Return the resident memory of this process; 0 if it is not known."""
     try:
@@ -308,14 +335,14 @@ def _set_not_watching() -> None:
 
 
 def _watch() -> None:
-    """Unmap what nobody has used for long, or all if the resident memory is short."""
+    """Unmap what nobody has used for long, and what the resident memory has no room for."""
     pause = threading.Event()
     ages_at = monotonic()
     while True:
         limited = _max_resident_bytes is not None
         pause.wait(_CHECK_INTERVAL_SECONDS if limited else _AGE_INTERVAL_SECONDS)
         if is_resident_memory_short():
-            release_kept()
+            _release_oldest(_excess_bytes())
         if monotonic() > ages_at:
             ages_at = monotonic() + _AGE_INTERVAL_SECONDS
             release_kept(owner_ended=True)

@@ -59,7 +59,7 @@ _SPARE_PART = 5
 
 #: The part of a worker's memory of which unused mappings are kept, and the part that the worker may
 #: use while any is kept: Dask pauses and ends workers whose resident memory is near the limit.
-_KEPT_MAPPINGS_PART, _RESIDENT_PART = 4, 2
+_KEPT_MAPPINGS_PART, _RESIDENT_PART = 2.5, 2
 
 _block_bytes = _DEFAULT_BLOCK_BYTES
 
@@ -75,7 +75,7 @@ def set_memory_limit(limit: int | None) -> None:
     if limit:
         _block_bytes = min(_DEFAULT_BLOCK_BYTES, limit // _BLOCKS_IN_MEMORY)
         set_spare_limit(limit // _SPARE_PART)
-        kept_mappings.set_limits(limit // _KEPT_MAPPINGS_PART, limit // _RESIDENT_PART)
+        kept_mappings.set_limits(int(limit / _KEPT_MAPPINGS_PART), limit // _RESIDENT_PART)
 
 
 class StoredValue(bytes):

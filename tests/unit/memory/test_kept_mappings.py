@@ -23,7 +23,7 @@ from support.waiting import wait_until
 from daskbatch.memory import kept_mappings, segment
 from daskbatch.memory.arena import Arena, erase, new_memory_file
 from daskbatch.memory.host import host_id
-from daskbatch.memory.kept_mappings import kept_bytes, release_kept, set_limits
+from daskbatch.memory.kept_mappings import Key, kept_bytes, release_kept, set_limits
 from daskbatch.memory.segment import Reference, Segment
 
 pytestmark = pytest.mark.skipif(not host_id(), reason="this system shares no memory by files")
@@ -239,6 +239,30 @@ def test_nothing_is_kept_while_the_process_uses_much_memory(arena: Arena) -> Non
     del used
     read(held)
     assert kept_bytes() == RANGE
+
+
+@in_own_process
+def test_the_oldest_are_unmapped_if_the_process_uses_more_memory() -> None:
+    size = 20_000_000
+    with new_arena(watches=True) as arena:
+        set_limits(100_000_000, None)
+        held = [store(arena, value, size) for value in range(4)]
+        for each in held:
+            assert (read(each, size) == held.index(each)).all()
+        assert kept_bytes() >= 4 * size
+        # One of them is less than what the process has too much.
+        resident = kept_mappings.resident_bytes()
+        set_limits(100_000_000, int((resident - 1.5 * size) / 0.9))
+        assert kept_mappings.is_resident_memory_short()
+        wait_until(lambda: kept_bytes() < 3 * size)
+        assert kept_bytes() >= 2 * size
+        set_limits(100_000_000, None)
+        kept = [kept_mappings.take(made_key(each)) is not None for each in held]
+        assert kept == [False, False, True, True]
+
+
+def made_key(held: Segment) -> Key:
+    return Key(held.arena.identity, held.offset, held.length, is_private=True)
 
 
 WRITER = """\
