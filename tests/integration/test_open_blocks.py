@@ -366,16 +366,25 @@ def test_a_task_that_ends_its_process_fails_alone(
     assert members() >= 80 or is_paused(batch)
 
 
+def mix_in_time(number: int, *values: int) -> int:
+    """Do what `mix` does, for one test: how long it takes is not known before."""
+    return mix(number, *values)
+
+
+def sleep_in_time(number: int, *values: int) -> None:
+    sleep_long(number, *values)
+
+
 def test_the_time_limit_of_an_isolated_task_holds(batch: Batch, members: Callable[[], int]) -> None:
     limited = batch.options(timeout=0.2, isolation="process")
-    first = [batch.function(mix, number) for number in range(3)]
-    slow = limited.function(sleep_long, 1, *(each.result for each in first))
-    quick = [limited.function(mix, number, first[0].result) for number in range(20)]
+    first = [batch.function(mix_in_time, number) for number in range(3)]
+    slow = limited.function(sleep_in_time, 1, *(each.result for each in first))
+    quick = [limited.function(mix_in_time, number, first[0].result) for number in range(20)]
     batch.compile([*first, slow, *quick]).run(timeout=60, check=False)
     with pytest.raises(TaskTimeout, match=r"longer than its timeout of 0.2 s"):
         slow.get()
     assert [each.get() for each in quick] == [mix(number, 0) for number in range(20)]
-    assert members() >= 20 or is_paused(batch)
+    assert members() >= 10 or is_paused(batch)
 
 
 def surroundings_of(number: int, *values: Any) -> tuple[int, str, str]:
