@@ -218,7 +218,7 @@ def release_kept(owner_ended: bool = False) -> None:
 
 
 def _release_oldest(size: float) -> None:
-    """Unmap the oldest kept mappings, of at least so many bytes together if there are so many."""
+    """Unmap the oldest kept mappings, until they have some size together, in bytes."""
     removed: list[tuple[KeptMapping, int]] = []
     with _lock:
         while _kept and size > 0:

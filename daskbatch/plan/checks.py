@@ -63,9 +63,8 @@ def check_program(
         Returns what tasks of other programs write that may run before this one. It is called only
         if something is missing.
     """
-    # Tasks that are given one access object share a tuple.
-    read = _all_paths({id(task.reads): task.reads for task in tasks}.values())
-    written = _all_paths({id(task.writes): task.writes for task in tasks}.values())
+    read = _all_paths(task.reads for task in tasks)
+    written = _all_paths(task.writes for task in tasks)
     if not read and not written:
         return []
     if _are_nested(read | written):
@@ -104,7 +103,9 @@ def _paths(channels: Iterable[Channel]) -> list[str]:
 
 def _all_paths(groups: Iterable[Sequence[Channel]]) -> set[str]:
     files = FILES.name
-    return {str(path) for channels in groups for owner, path in channels if owner.name is files}
+    # Tasks that are given one access object share a tuple.
+    different = {id(channels): channels for channels in groups}.values()
+    return {str(path) for channels in different for owner, path in channels if owner.name is files}
 
 
 def _are_nested(paths: set[str]) -> bool:
