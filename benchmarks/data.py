@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from common import WORKERS, Table, raw_dask, seconds
-from data_programs import LARGE, PROGRAMS, chain, run_once
+from data_programs import LARGE, PROGRAMS, run_chain, run_once
 from distributed import Client, wait
 
 from daskbatch import Batch, Task
@@ -274,15 +274,15 @@ def time_chains(hops: int, megabytes: int, repeat: int) -> tuple[list[float], fl
     with Batch(num_workers=WORKERS) as batch:
         system = InBatch(batch)
         for _ in range(3):
-            chain(system, hops, 1_000)
+            run_chain(system, hops, 1_000)
         # As long as the references are kept, the next chain needs other memory.
         kept, new = [], []
         for _ in range(repeat):
             begin = time.perf_counter()
-            kept.append(chain(system, hops, count))
+            kept.append(run_chain(system, hops, count))
             new.append(time.perf_counter() - begin)
         kept.clear()
-        return new, seconds(partial(chain, system, hops, count))
+        return new, seconds(partial(run_chain, system, hops, count))
 
 
 def linear(table: Table) -> None:

@@ -91,7 +91,11 @@ def count_items(*dicts: dict[int, str]) -> int:
     return sum(map(len, dicts))
 
 
-def chain(system: System, hops: int = 20, count: int = LARGE) -> list[Any]:
+def chain(system: System) -> None:
+    run_chain(system, 20, LARGE)
+
+
+def run_chain(system: System, hops: int, count: int) -> list[Any]:
     """Return the references: as long as they are there, others need other memory."""
     references = [system.submit(make, 0, count)]
     for _ in range(hops):
