@@ -59,8 +59,6 @@ def set_rules(records: Iterable[TaskRecord], directory: str) -> None:
 
 
 def _paths(channels: Sequence[Channel]) -> tuple[str, ...]:
-    if not channels:
-        return ()
     return tuple([str(each.key) for each in channels if each.object.name is FILES.name])
 
 

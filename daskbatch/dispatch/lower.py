@@ -235,7 +235,7 @@ class _Lowering:
         rules: dict[bytes, int] = {}
         # One object for what is equal: then pickle writes it once.
         equal: dict[Limits, Limits] = {}
-        equal_files: dict[DeclaredFiles, DeclaredFiles] = {}
+        equal_files: dict[DeclaredFiles | None, DeclaredFiles | None] = {}
         # By the tuples of a record, which tasks share if they are given one access object.
         same_files: dict[tuple[int, int, int, int], DeclaredFiles | None] = {}
         for member, record in enumerate(block.records):
@@ -257,15 +257,11 @@ class _Lowering:
                 if record.strict is not None:
                     index = rules.setdefault(record.strict, len(rules))
                 same = id(record.reads), id(record.writes), id(record.removes), index
-                if same in same_files:
-                    found_files = same_files[same]
-                else:
-                    found_files = declared_files(record, index)
-                    if found_files is not None:
-                        found_files = equal_files.setdefault(found_files, found_files)
-                    same_files[same] = found_files
-                if found_files is not None:
-                    declared[member] = found_files
+                if same not in same_files:
+                    files = declared_files(record, index)
+                    same_files[same] = equal_files.setdefault(files, files)
+                if (files := same_files[same]) is not None:
+                    declared[member] = files
             if record.waits or (record.call and (record.call.references or record.call.buffers)):
                 links[member] = self._link(record, block, inputs)
         names = [record.base_name for record in block.records]

@@ -193,16 +193,13 @@ class HazardTracker:
         # implies waiting for all accesses before it.
         ordered = domain.raw and domain.waw and (domain.war or not domain.rar)
         covers = is_write and ordered
-        state = self._states.get(channel)
-        if state is None or state.detached:
-            state = self._new_state(channel)
+        state = self._state(channel)
 
         superseded_before = -1 if ordered else _last_superseding_write(state)
         frontier = state.frontier[is_write]
         if len(frontier) > _MAX_FRONTIER_NODES and not covers:
             self._put_behind_barrier(frontier, node)
-        for before, why in self._without_superseded(frontier, superseded_before).items():
-            waits[before] = waits.get(before, 0) | why
+        _merge(self._without_superseded(frontier, superseded_before), waits)
         if state.parent is not None:
             self._wait_for_above(state, node, is_write, superseded_before, waits)
         if state.children:
@@ -296,16 +293,14 @@ class HazardTracker:
                 remaining[before] = why
         return remaining
 
-    def _new_state(self, channel: Channel) -> _ChannelState:
-        parent = None
-        above = parent_channel(channel)
-        if above is not None:
-            parent = self._states.get(above)
-            if parent is None or parent.detached:
-                parent = self._new_state(above)
-        state = self._states[channel] = _ChannelState(parent)
-        if parent is not None:
-            parent.children.append(state)
+    def _state(self, channel: Channel) -> _ChannelState:
+        state = self._states.get(channel)
+        if state is None or state.detached:
+            above = parent_channel(channel)
+            parent = None if above is None else self._state(above)
+            state = self._states[channel] = _ChannelState(parent)
+            if parent is not None:
+                parent.children.append(state)
         return state
 
     def _put_behind_barrier(self, frontier: Waits, node: Node) -> None:

@@ -126,7 +126,11 @@ def within(namespace: str | None) -> AbstractContextManager[None]:
         The name of the namespace, see `daskbatch.serialization.namespaces`. With None, nothing
         changes.
     """
-    return nullcontext() if namespace is None else _namespace.set(namespace)
+    return _UNCHANGED if namespace is None else _namespace.set(namespace)
+
+
+#: It is entered for each task that takes a value.
+_UNCHANGED = nullcontext()
 
 
 def dumps_with_buffers(obj: object, min_bytes: int) -> tuple[bytes, list[pickle.PickleBuffer]]:

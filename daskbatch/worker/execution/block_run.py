@@ -117,8 +117,6 @@ class BlockRun(Progress):
         self._declared = spec.declared
         #: The declared paths that were there when the last member had succeeded.
         self._found: tuple[str, ...] = ()
-        #: Whether it takes long to free the arguments of the running member.
-        self._is_slow_to_free = False
         #: The generation of the process that runs the block: a member may fork.
         self._process = generation()
 
@@ -349,7 +347,6 @@ class BlockRun(Progress):
         value: Any = None
         process = self._process
         self.slow_arguments = None
-        self._is_slow_to_free = False
         while True:
             if context is not None:
                 context.next_task()
@@ -403,8 +400,6 @@ class BlockRun(Progress):
                         self._report_missing(member, declared, OUTPUT, missing)
                     elif not declared.removes:
                         self._found = declared.writes
-                if self._is_slow_to_free and (value is None or type(value) in pickling.PLAIN):
-                    self.slow_arguments = args, kwargs
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
@@ -503,13 +498,13 @@ class BlockRun(Progress):
 
     def _arguments(self, data: bytes, link: Link) -> Any:
         given = [self._part(value) for value in link.values]
-        self._is_slow_to_free = any(map(is_slow_to_free, given))
         values = take_offer(given)
         buffers = [self._buffer(each) for each in link.buffers]
-        if self.spec.setup is None:
-            return pickling.unpack(data, values, buffers)
-        with pickling.within(self.spec.namespace):
-            return pickling.unpack(data, values, buffers)
+        with pickling.within(None if self.spec.setup is None else self.spec.namespace):
+            loaded = pickling.unpack(data, values, buffers)
+        if any(map(is_slow_to_free, given)):
+            self.slow_arguments = loaded
+        return loaded
 
 
 def kept_value(value: bytes | None) -> bytes | None:

@@ -73,8 +73,8 @@ class Progress(ABC):
         self.running = -1
         self.tried: Mapping[int, int] = {}
         self.interrupted: int | None = None
-        #: The arguments of the last member, if it takes long to free them. That is done once its
-        #: outcome is reported.
+        #: The arguments of the running or the last member, if it takes long to free them. That is
+        #: done once its outcome is reported.
         self.slow_arguments: object = None
         #: What has been noticed about members and not been reported.
         self._notices: deque[MissingReport] = deque()
