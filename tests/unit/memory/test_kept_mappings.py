@@ -226,19 +226,22 @@ def test_a_thousand_readers_have_few_descriptors(watches: bool) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_nothing_is_kept_while_the_process_uses_much_memory(arena: Arena) -> None:
-    held = store(arena, 1)
-    read(held)
-    assert kept_bytes() == RANGE
-    set_limits(100 * RANGE, kept_mappings.resident_bytes() + 64_000_000)
-    # The thread may have begun to wait for longer, when there was no limit.
-    used = np.ones(16_000_000)
-    wait_until(lambda: kept_bytes() == 0)
-    assert (read(held) == 1).all()
-    assert kept_bytes() == 0
-    del used
-    read(held)
-    assert kept_bytes() == RANGE
+@pytest.mark.parametrize("watches", [True, False])
+@in_own_process
+def test_nothing_is_kept_while_the_process_uses_much_memory(watches: bool) -> None:
+    with new_arena(watches) as arena:
+        held = store(arena, 1)
+        read(held)
+        assert kept_bytes() == RANGE
+        set_limits(100 * RANGE, kept_mappings.resident_bytes() + 64_000_000)
+        # The thread may have begun to wait for longer, when there was no limit.
+        used = np.ones(16_000_000)
+        wait_until(lambda: kept_bytes() == 0)
+        assert (read(held) == 1).all()
+        assert kept_bytes() == 0
+        del used
+        read(held)
+        assert kept_bytes() == RANGE
 
 
 @in_own_process
