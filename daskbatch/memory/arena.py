@@ -75,6 +75,10 @@ MIN_USED = 0.75
 #: call looks at others. A child drops its values while its worker holds them.
 _MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
+#: If a reader had locked all that a call has looked at, so many calls do not look, unless they have
+#: no spare memory: to look at locked ranges takes longer than all else that a call does.
+_SKIPPED_CALLS = 8
+
 #: The interval at which dropped ranges are looked at which a reader had locked.
 _CHECK_INTERVAL_SECONDS = 0.5
 
@@ -181,6 +185,8 @@ class Arena:
         self._trimmed_at = 0.0
         #: The ranges of dropped values: (offset, length). Appending needs no lock.
         self._dropped: deque[tuple[int, int]] = deque()
+        #: How many calls may still leave them as they are.
+        self._may_skip = 0
         self._watching = False
 
     def write(self, buffers: Sequence[Any], sizes: Sequence[int]) -> tuple[int, int, bytes]:
@@ -199,9 +205,7 @@ class Arena:
             There is no memory.
         """
         starts, length = layout(sizes)
-        with self._lock:
-            self._reuse_dropped()
-            offset, length, is_used_again = self._take(length)
+        offset, length, is_used_again = self._take(length)
         token = os.urandom(TOKEN_BYTES)
         may_be_gone = False
         if not self._watches:
@@ -237,9 +241,7 @@ class Arena:
             there is no memory.
         """
         _, length = layout([size])
-        with self._lock:
-            self._reuse_dropped()
-            offset, length, is_used_again = self._take(length)
+        offset, length, is_used_again = self._take(length)
         may_be_gone = not is_used_again
         try:
             if not is_used_again:
@@ -302,20 +304,34 @@ class Arena:
 
     def _take(self, length: int) -> tuple[int, int, bool]:
         """Return the smallest spare range that fits well, or a new one; and whether it is spare."""
+        with self._lock:
+            if not self._skips_dropped() or self._find_spare(length) is None:
+                self._reuse_dropped()
+            found = self._find_spare(length)
+            if found is None:
+                offset, is_used_again = self._end, False
+                self._end += length
+            else:
+                (length, offset), is_used_again = self._spare.pop(found), True
+                self._by_age.remove((length, offset))
+                self._spare_bytes -= length
+                self._reused_bytes += length
+            self._taken_bytes += length
+            return offset, length, is_used_again
+
+    def _find_spare(self, length: int) -> int | None:
+        """Return the position of the smallest spare range that fits well; None without one."""
         position = bisect.bisect_left(self._spare, (length, 0))
-        if position < len(self._spare):
-            capacity, offset = self._spare[position]
-            if length >= capacity * MIN_USED:
-                del self._spare[position]
-                self._by_age.remove((capacity, offset))
-                self._spare_bytes -= capacity
-                self._reused_bytes += capacity
-                self._taken_bytes += capacity
-                return offset, capacity, True
-        offset = self._end
-        self._end += length
-        self._taken_bytes += length
-        return offset, length, False
+        if position < len(self._spare) and length >= self._spare[position][0] * MIN_USED:
+            return position
+        return None
+
+    def _skips_dropped(self) -> bool:
+        """Return whether to leave the dropped ranges as they are. Called with the lock."""
+        if not self._may_skip:
+            return False
+        self._may_skip -= 1
+        return True
 
     @uninterrupted
     def drop(self, offset: int, length: int) -> None:
@@ -326,7 +342,8 @@ class Arena:
         # Not blocking: the garbage collector may run in the thread that has the lock.
         if self._lock.acquire(blocking=False):
             try:
-                self._reuse_dropped()
+                if not self._skips_dropped():
+                    self._reuse_dropped()
                 watch = self._has_work() and not self._watching
                 self._watching |= watch
             finally:
@@ -336,7 +353,7 @@ class Arena:
 
     def _reuse_dropped(self, max_locked: int = _MAX_LOCKED_CHECKS) -> None:
         """Make spare ranges of the dropped ones that no reader has locked. Called with the lock."""
-        locked = 0
+        locked = freed = 0
         for _ in range(min(len(self._dropped), _MAX_CHECKS)):
             offset, length = self._dropped.popleft()
             if not range_locks.try_lock(self.file, offset, length):
@@ -345,6 +362,7 @@ class Arena:
                 if locked == max_locked:
                     break
                 continue
+            freed += 1
             try:
                 # Another process may have returned its memory to the system since.
                 erased = bytes(TOKEN_BYTES)
@@ -359,6 +377,7 @@ class Arena:
             bisect.insort(self._spare, (length, offset))
             self._by_age.append((length, offset))
             self._spare_bytes += length
+        self._may_skip = _SKIPPED_CALLS if locked and not freed else 0
         self._keep_spare(self._most_spare())
 
     def _most_spare(self) -> int:

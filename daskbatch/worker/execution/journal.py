@@ -110,9 +110,9 @@ class Journal:
         self._used = _RECORDS_OFFSET
         #: How many bytes of the file of this turn have been allocated.
         self._allocated = _MIN_FILE_BYTES
-        self._block: tuple[str, int] = block or ("", -1)
+        self._block = ("", -1)
         if block is not None:
-            self.resume()
+            self.continue_block(block, first_member)
             return
         for each in self._maps:
             _HEADER.pack_into(each, 0, 0, 0, -1, _MIN_FILE_BYTES)
@@ -135,6 +135,18 @@ class Journal:
     def location(self) -> tuple[str, int, int]:
         """Return the path, the limit and the first member, for the `Journal` of another process."""
         return str(self._path), self._value_limit, self.first_member
+
+    def continue_block(self, block: tuple[str, int], first_member: int) -> None:
+        """Continue a block that another process has begun in these files.
+
+        Parameters
+        ----------
+        block, first_member
+            See the class.
+        """
+        self._block = block
+        self.first_member = first_member
+        self.resume()
 
     def resume(self) -> None:
         """Continue after the records of another process, which no longer writes."""

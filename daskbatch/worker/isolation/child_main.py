@@ -199,6 +199,8 @@ class ChildServer:
         self._memory = OwnMemory()
         after_initializer.append(self._process_state.settings.record)
         self._claims: FlushingClaims | None = None
+        #: The journal of the last block, and its path: most blocks are of the same slot.
+        self._journal: tuple[str, Journal] | None = None
         after_fork(self._close_in_forked_process)
 
     def serve(self) -> None:
@@ -260,14 +262,33 @@ class ChildServer:
             run.context = TaskContext(slot, *request.context)
             run.context.allocation = request.allocation
         if request.journal is not None:
-            path, limit, first_member = request.journal
-            run.journal = Journal(Path(path), limit, (spec.topic, spec.block), first_member)
+            run.journal = self._journal_of(request.journal, (spec.topic, spec.block))
         outcomes = run()
         self._frames.flush()
         run.slow_arguments = None
-        if run.journal is not None:
-            run.journal.close()
         return outcomes
+
+    def _journal_of(self, location: tuple[str, int, int], block: tuple[str, int]) -> Journal:
+        """Return the journal of a slot of the worker, which has begun a block in it.
+
+        Parameters
+        ----------
+        location : (str, int, int)
+            As `Journal.location` returns it. No two journals of a worker have the same path.
+        block : (str, int)
+            The topic and the number of the block.
+        """
+        path, limit, first_member = location
+        last, self._journal = self._journal, None
+        if last is not None and last[0] == path:
+            journal = last[1]
+            journal.continue_block(block, first_member)
+        else:
+            if last is not None:
+                last[1].close()
+            journal = Journal(Path(path), limit, block, first_member)
+        self._journal = path, journal
+        return journal
 
     def _close_in_forked_process(self) -> None:
         """Close what connects to the worker, in a process that a member has forked."""

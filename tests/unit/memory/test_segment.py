@@ -152,6 +152,22 @@ def test_memory_that_a_reader_has_mapped_is_not_used_again(arena: Arena) -> None
     assert stored(arena, b"z" * 100_000).offset == offset
 
 
+def test_memory_that_many_readers_had_is_used_again_when_they_have_ended(arena: Arena) -> None:
+    values = [stored(arena, b"x" * 100_000) for _ in range(40)]
+    mapped = [segment.cut(segment.attach(each.reference), [100_000])[0] for each in values]
+    known = {each.offset for each in values}
+    values.clear()
+    for _ in range(50):
+        one = stored(arena, b"y" * 100_000)
+        assert one.offset not in known
+        last = one.offset
+        del one
+    assert all(bytes(each) == b"x" * 100_000 for each in mapped)
+    mapped.clear()
+    again = [stored(arena, b"z" * 100_000) for _ in range(41)]
+    assert {each.offset for each in again} == known | {last}
+
+
 def test_a_part_of_a_mapping_keeps_all_of_it(arena: Arena) -> None:
     held = stored(arena, b"x" * 100_000)
     offset = held.offset

@@ -553,6 +553,25 @@ def test_the_child_goes_on_with_the_journal_of_the_slot(tmp_path: Path, ends: Ca
     slot.close()
 
 
+def test_one_child_goes_on_with_the_journals_of_several_slots(tmp_path: Path) -> None:
+    slots = [Journal(tmp_path / name, 1000) for name in ("one", "another")]
+    pids, results = set(), []
+    for number, slot in enumerate((slots[0], slots[1], slots[1], slots[0])):
+        found = IsolatedRun(block(call(os.getpid), call(say, str(number)), journaled=True), [])
+        slot.begin("topic", number)
+        found.journal = slot
+        results.append(found())
+        pids.add(pickling.loads(results[-1].values[0] or b""))
+    assert len(pids) == 1
+    traces = sorted(read_journals(tmp_path), key=lambda trace: trace.block)
+    assert [trace.block for trace in traces] == [0, 1, 2, 3]
+    for trace, result in zip(traces, results, strict=True):
+        assert [trace.entries[n][2] for n in range(2)] == result.values
+        assert trace.entries[1][4] == (str(trace.block), "")
+    for slot in slots:
+        slot.close()
+
+
 # -- children -----------------------------------------------------------------------------
 
 
