@@ -13,6 +13,11 @@ _LAST_HEARTBEAT = (
     "distributed.worker - ERROR - Failed to communicate with scheduler during heartbeat."
 )
 
+#: A worker of the program's own cluster takes long to end while the machine has much else to do.
+_SLOW_END = re.compile(
+    r"distributed\.nanny - WARNING - Worker process still alive after [\d.]+ seconds, killing"
+)
+
 #: Another cluster of this machine has the port of the dashboard.
 _PORT_IS_TAKEN = re.compile(
     r"^.*UserWarning: Port \d+ is already in use\.\n.*\n.*\n *warnings\.warn\(\n", re.MULTILINE
@@ -20,6 +25,8 @@ _PORT_IS_TAKEN = re.compile(
 
 
 def without_what_dask_says(stderr: str) -> str:
-    """Leave out a worker's last heartbeat, and that another cluster has the dashboard's port."""
+    """Leave out what it says while a cluster ends, and that another one has the port."""
     records = _RECORD.split(_PORT_IS_TAKEN.sub("", stderr))
-    return "".join(each for each in records if _LAST_HEARTBEAT not in each)
+    return "".join(
+        each for each in records if _LAST_HEARTBEAT not in each and not _SLOW_END.search(each)
+    )
