@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import marshal
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import islice
 from sys import getrefcount
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from daskbatch.serialization.item_types import all_in_dictionary, all_in_sequenc
 #: A container is large if it, or one of the first few objects in it, has at least so many items.
 _MIN_ITEMS = 20_000
 _MAX_LOOKED_AT = 64
+
+#: How many objects `is_plain_at_ends` looks at, from each end.
+_MAX_LOOKED_AT_END = 500
 
 #: If there are more containers in it, checking the types may take longer than `pickle`.
 _MAX_CONTAINERS = 1_000
@@ -79,6 +83,46 @@ def dumps(value: Any) -> PlainData | None:
     except (RuntimeError, ValueError):
         pass  # a thread of the task still changes it, or it is nested too deeply for `marshal`
     return None
+
+
+def find_large(values: Iterable[Any]) -> list[Any]:
+    """Return those values that are, or hold, large containers that begin with a text."""
+    return [value for value in values if _is_large(value)]
+
+
+def is_plain_at_ends(value: Any) -> bool:
+    """Return whether a large container that was plain has got no other objects at its ends.
+
+    To look at all of it takes half as long as to free it. What a program adds comes last.
+
+    Parameters
+    ----------
+    value : dict, list or tuple
+        A container that consisted of plain objects before a task was given it.
+
+    Examples
+    --------
+    >>> texts = [str(number) for number in range(100_000)]
+    >>> is_plain_at_ends(texts), is_plain_at_ends([*texts, open])
+    (True, False)
+    """
+    containers, seen = [value], {id(value)}
+    for container in containers:  # it grows meanwhile
+        found = _ends(container)
+        if type(container) is dict:
+            found += _ends(container.values())
+        for each in found:
+            if type(each) in _CONTAINERS:
+                if id(each) not in seen and len(seen) < _MAX_CONTAINERS:
+                    seen.add(id(each))
+                    containers.append(each)
+            elif type(each) not in pickling.PLAIN:
+                return False
+    return True
+
+
+def _ends(items: Any) -> list[Any]:
+    return [*islice(items, _MAX_LOOKED_AT_END), *islice(reversed(items), _MAX_LOOKED_AT_END)]
 
 
 def _is_large(value: Any) -> bool:

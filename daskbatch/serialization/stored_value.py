@@ -44,7 +44,7 @@ _Placed = tuple[int, int, Reference]
 _Parts = tuple[bytes | None, tuple[int, ...], Reference, tuple[_Placed, ...]]
 
 
-#: From this size on, the objects of a pickle take more than ten milliseconds to free.
+#: From this size on, plain containers take more than ten milliseconds to free.
 _MIN_SLOW_BYTES = 8 << 20
 
 #: How much memory the stored values of one block may take: Dask moves and spills a block's values
@@ -163,14 +163,10 @@ def is_stored(data: bytes | None) -> bool:
 
 
 def is_slow_to_free(value: bytes | str) -> bool:
-    """Return whether freeing the objects of a pickle takes more than ten milliseconds.
-
-    That of a text, and that of large arrays, does not.
-    """
+    """Return whether a value is plain containers that take more than ten milliseconds to free."""
     if type(value) is not StoredValue or value.held_bytes < _MIN_SLOW_BYTES:
         return False
-    inner, sizes, _, _ = _parts(value)
-    return inner == plain_containers.PICKLE or (inner is None and len(sizes) == 1)
+    return _parts(value)[0] == plain_containers.PICKLE
 
 
 def dumps(value: object, limit: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 from daskbatch.forking import end_forked_process, generation
 from daskbatch.serialization import classes, loading, mirror, pickling, stored_value
 from daskbatch.serialization.exceptions import pack_error
+from daskbatch.serialization.plain_containers import find_large, is_plain_at_ends
 from daskbatch.serialization.stored_value import StoredValue, is_slow_to_free
 from daskbatch.worker.execution.block import (
     LOCAL,
@@ -117,6 +118,8 @@ class BlockRun(Progress):
         self._declared = spec.declared
         #: The declared paths that were there when the last member had succeeded.
         self._found: tuple[str, ...] = ()
+        #: Those arguments that have just been loaded, and take long to free.
+        self._slow: list[Any] = []
         #: The generation of the process that runs the block: a member may fork.
         self._process = generation()
 
@@ -368,6 +371,7 @@ class BlockRun(Progress):
                     args, kwargs = pickling.loads(data)
                 else:
                     args, kwargs = self._arguments(data, link)
+                slow, self._slow = self._slow, []
                 drop_offer()
                 self.loading = False
                 doing = ""
@@ -400,6 +404,9 @@ class BlockRun(Progress):
                         self._report_missing(member, declared, OUTPUT, missing)
                     elif not declared.removes:
                         self._found = declared.writes
+                elif slow:
+                    # Other objects may do something when they are freed: the task ends after that.
+                    self.slow_arguments = [each for each in slow if is_plain_at_ends(each)] or None
                 if value is None:
                     return Status.DONE, _PICKLED_NONE
                 doing = SENDING_RESULT
@@ -503,7 +510,8 @@ class BlockRun(Progress):
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
             loaded = pickling.unpack(data, values, buffers)
         if any(map(is_slow_to_free, given)):
-            self.slow_arguments = loaded
+            args, kwargs = loaded
+            self._slow = find_large((*args, *kwargs.values()))
         return loaded
 
 
