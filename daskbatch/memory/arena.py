@@ -75,8 +75,8 @@ MIN_USED = 0.75
 #: call looks at others. A child drops its values while its worker holds them.
 _MAX_CHECKS, _MAX_LOCKED_CHECKS = 32, 3
 
-#: If readers had locked all that a call has looked at, this number of calls do not look, unless they
-#: find no spare memory: to look at locked ranges takes longer than all else that a call does.
+#: If readers had locked all that a call has looked at, this number of calls do not look, unless
+#: they find no spare memory: to look at locked ranges takes longer than all else that a call does.
 _SKIPPED_CALLS = 8
 
 #: The interval at which dropped ranges are looked at which a reader had locked.

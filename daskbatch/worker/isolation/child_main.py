@@ -14,11 +14,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from daskbatch.forking import after_fork
+from daskbatch.forking import after_fork, generation
 from daskbatch.memory import kept_mappings
 from daskbatch.memory.arena import use_arena
 from daskbatch.serialization import pickling
@@ -154,6 +154,17 @@ class ChildRun(BlockRun):
 
     def _before_call(self) -> None:
         self.claims.mark_called()
+
+    def _call(
+        self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        try:
+            return super()._call(member, function, args, kwargs)
+        finally:
+            if not self._process_state.has_files() and self._process == generation():
+                # To write anything now could write to a file of the member, which has the number.
+                self.claims.has_closed_files = True
+                os._exit(1)
 
     def _before_retry(self) -> None:
         self._capture.collect()

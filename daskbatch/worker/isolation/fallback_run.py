@@ -81,7 +81,9 @@ def timed_out(label: str, timeout: float, ran: float) -> TaskTimeout:
     )
 
 
-def crashed(label: str, code: int | None, memory_bytes: int) -> TaskCrashed:
+def crashed(
+    label: str, code: int | None, memory_bytes: int, has_closed_files: bool = False
+) -> TaskCrashed:
     """Return the error of a member that has ended the process that it ran in.
 
     Parameters
@@ -92,7 +94,15 @@ def crashed(label: str, code: int | None, memory_bytes: int) -> TaskCrashed:
         The exit code; negative for a signal.
     memory_bytes : int
         How much memory the process had when that was last measured; 0 if unknown.
+    has_closed_files : bool
+        Whether it has closed files that its process needs.
     """
+    if has_closed_files:
+        return TaskCrashed(
+            f"task {label} has closed files that its process needs, perhaps by os.closerange: "
+            "close only those that the task has opened",
+            exitcode=code,
+        )
     how = f"ended its process with exit code {code}"
     if code is None:
         how = "ended its process"

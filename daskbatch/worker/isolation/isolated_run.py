@@ -327,7 +327,7 @@ class IsolatedRun(Progress):
         with self._outcome_lock:
             member = len(self.log.statuses)
             has_begun = member == self.claims.running
-            attempt = self.claims.attempt
+            attempt, has_closed_files = self.claims.attempt, self.claims.has_closed_files
             self.claims.reset()
             if not has_begun:
                 # The member did not cause the end, and the one before it is over.
@@ -350,7 +350,7 @@ class IsolatedRun(Progress):
                     error = (
                         timed_out(label, limits.timeout or 0.0, ran)
                         if end is _End.LATE
-                        else crashed(label, code, self._memory_bytes)
+                        else crashed(label, code, self._memory_bytes, has_closed_files)
                     )
                     place = self.place(member, limits.retries - retries)
                     packed = pack_error(error, label, heading=place)

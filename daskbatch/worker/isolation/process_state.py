@@ -99,6 +99,7 @@ class ProcessState:
 
     def __init__(self) -> None:
         self.files = os.dup(1), os.dup(2)
+        self._identities = [os.fstat(file)[1:3] for file in self.files]
         self.stdout, self.stderr = _text_stream(1), _text_stream(2)
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.stderr  # type: ignore[misc]
@@ -113,6 +114,13 @@ class ProcessState:
         self._directory: int | None = None
         with contextlib.suppress(OSError):
             self._directory = os.open(".", os.O_RDONLY)
+
+    def has_files(self) -> bool:
+        """Return whether no member has closed `files`, whose numbers others may have by now."""
+        try:
+            return [os.fstat(file)[1:3] for file in self.files] == self._identities
+        except OSError:
+            return False
 
     def keep_environment(self) -> None:
         """Keep the environment as it is now, for `restore`."""

@@ -35,7 +35,7 @@ _KEPT_UNIT = 1024
 
 #: The positions of the integers, which begin the file; then where in the file the time, the two
 #: sizes, and the bytes of the members begin.
-_RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT, _KEPT = range(7)
+_RUNNING, _HALT, _ATTEMPT, _CALLED, _WAITS, _SLOT, _KEPT, _CLOSED = range(8)
 _TIMES_OFFSET, _SIZES_OFFSET, _MEMBERS_OFFSET = 32, 40, 64
 
 
@@ -248,6 +248,7 @@ class SharedClaims:
         """Prepare for another child that continues the block, while there is none."""
         self._integers[_HALT] = 0
         self._integers[_WAITS] = 0
+        self._integers[_CLOSED] = 0
         self._begin_attempt(0)
 
     @property
@@ -274,6 +275,15 @@ class SharedClaims:
     def began(self) -> float:
         """When its function was called; before that, when it began. `perf_counter`."""
         return self._times[0]
+
+    @property
+    def has_closed_files(self) -> bool:
+        """Whether the running member has closed files that its process needs; set by the child."""
+        return bool(self._integers[_CLOSED])
+
+    @has_closed_files.setter
+    def has_closed_files(self, closed: bool) -> None:
+        self._integers[_CLOSED] = closed
 
     # -- the slot that the running member computes on -------------------------------------
 

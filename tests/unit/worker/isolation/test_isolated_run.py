@@ -529,6 +529,26 @@ def test_what_is_written_while_a_file_is_shortened_is_not_lost() -> None:
     assert int(dropped) + running.run.spec.output_limit == count * size + len("tail")
 
 
+def close_all_and_open(directory: Path, raises: bool) -> bytes:
+    os.closerange(3, 4096)
+    for number in range(40):
+        os.write(os.open(directory / str(number), os.O_WRONLY | os.O_CREAT, 0o600), b"mine")
+    if raises:
+        raise ValueError
+    return bytes(10_000_000)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_nothing_is_written_to_the_files_of_a_member_that_has_closed_all_others(
+    tmp_path: Path, raises: bool
+) -> None:
+    result = run(call(len, "abc"), call(close_all_and_open, tmp_path, raises), call(len, "ab"))
+    assert statuses(result) == [DONE, FAILED, DONE]
+    assert isinstance(error(result, 1), TaskCrashed)
+    assert "has closed files that its process needs" in str(error(result, 1))
+    assert {each.read_bytes() for each in tmp_path.iterdir()} == {b"mine"}
+
+
 # -- journals -----------------------------------------------------------------------------
 
 
