@@ -118,7 +118,7 @@ def _interruption(
         _interrupted.add(subject)
         some = "1 task goes" if number == 1 else f"{number} tasks go"
         return KeyboardInterrupt(
-            f"the wait for {label} has ended, and {some} on: {how} stops "
+            f"the wait for {label} has ended, and {some} on while the Batch is open: {how} stops "
             f"{'it' if number == 1 else 'them'}, and so does Ctrl-C in another wait for it"
         )
     _interrupted.discard(subject)

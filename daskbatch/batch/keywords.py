@@ -30,6 +30,7 @@ def suggesting(method: Callable[_P, _T]) -> Callable[_P, _T]:
         name
         for name, parameter in inspect.signature(method).parameters.items()
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and name != "self"
     ]
 
     @wraps(method)
@@ -69,6 +70,29 @@ def require_no_typo(target: Callable[..., Any], keywords: Iterable[str]) -> None
             raise SpecError(
                 f"{name}= is neither a parameter of the function nor of Batch.function: did you "
                 f"mean {near}=?"
+            )
+
+
+def require_no_option(target: Callable[..., Any], keywords: Iterable[str]) -> None:
+    """Check that no keyword for a function, behind `Batch.options`, is one of `Batch.function`.
+
+    Parameters
+    ----------
+    target : callable
+        The function.
+    keywords : iterable of str
+        The names of the keywords that it is to get.
+
+    Raises
+    ------
+    SpecError
+        The function takes no keyword of this name.
+    """
+    for name in keywords:
+        if name in _OWN and not _takes(target, name):
+            raise SpecError(
+                f"{name}= is no parameter of the function; behind options() all keywords are the "
+                f"function's: write options({name}=…).function(…)"
             )
 
 

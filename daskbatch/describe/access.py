@@ -208,7 +208,8 @@ class Access:
         # nothing.
         raise SpecError(
             f"there is an access among the arguments ({self}): write function(f, (a, b), "
-            "[reads…], [writes…]), or function(f, a, b, reads=[…], writes=[…])"
+            "[reads…], [writes…]), or function(f, a, b, reads=[…], writes=[…]); behind options(): "
+            "options(reads=[…], writes=[…]).function(f, a, b)"
         )
 
 

@@ -5,6 +5,7 @@ Any thread may call it. It raises `OSError`, and then leaves what was there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -30,6 +31,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with open(temporary, "xb") as file:  # with the permissions of any new file
             file.write(data)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        # The user knows the name of the file alone.
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -67,6 +67,8 @@ def first_packed_argument(data: bytes) -> str:
         if len(args) == 3 and (args[0] is _Unknown or isinstance(args[0], _Unknown)):
             # The function came with its arguments: a built-in one, a bound method, a partial.
             args, kwargs = args[1], args[2]
+        if {"parts", "launcher"} <= kwargs.keys():
+            return ""  # the options of an MPI job
         command = kwargs.get("command")
         if not args and type(command) is list:
             # Of an executable's options, none says what it works on.

@@ -479,8 +479,8 @@ batch.terminate()
 def test_ctrl_c_ends_the_wait_and_a_second_one_the_tasks(tmp_path: Path) -> None:
     out, err = run(tmp_path, INTERRUPTED)
     assert out == (
-        "the wait for 'mine' has ended, and 3 tasks go on: program.cancel() stops them, and so "
-        "does Ctrl-C in another wait for it\n"
+        "the wait for 'mine' has ended, and 3 tasks go on while the Batch is open: "
+        "program.cancel() stops them, and so does Ctrl-C in another wait for it\n"
         "3 tasks were stopped, by a second Ctrl-C in a wait for 'mine'\n"
         "{'cancelled'}\n"
     )

@@ -149,6 +149,10 @@ with Batch(num_workers=1) as batch:
     attempt(lambda: batch.function(count, "x", read=batch.read("x")))
     attempt(lambda: batch.function(count, "x", reads="x"))
     attempt(lambda: batch.function(count, "x", writes=["x", Path("y")]))
+    tried = batch.options(retries=1)
+    attempt(lambda: tried.function(count, "x", writes=[batch.write("x")]))
+    attempt(lambda: tried.function(dict, a="x", writes=[batch.write("x")]))
+    attempt(lambda: batch.process("ls", shell=True))
     attempt(lambda: batch.compile(typo, typo))
     attempt(lambda: batch.compile([count]))
     attempt(lambda: batch.function(count("data/one.csv")))
@@ -175,6 +179,12 @@ did you mean <here>/data/one.csv?
 SpecError | read= is neither a parameter of the function nor of Batch.function: did you mean reads=?
 SpecError | reads= is 'x': give reads=batch.read('x')
 SpecError | writes= holds 'x': give batch.write('x')
+SpecError | writes= is no parameter of the function; behind options() all keywords are the \
+function's: write options(writes=…).function(…)
+SpecError | there is an access among the arguments (write of <here>/x): write function(f, (a, b), \
+[reads…], [writes…]), or function(f, a, b, reads=[…], writes=[…]); behind options(): \
+options(reads=[…], writes=[…]).function(f, a, b)
+TypeError | Batch.process() got an unexpected keyword argument 'shell'
 GraphError | compile takes a list of tasks, not <Task 'count' failed>: put tasks into brackets, \
 compile([...])
 GraphError | compile takes tasks; <function count> is not a task: batch.function(...) makes a task \

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daskbatch.describe.job_call import ProcessTemplate, job_call
 from daskbatch.describe.spec import function_call, process_call
 from daskbatch.serialization import pickling
 from daskbatch.serialization.first_argument import first_argument, first_packed_argument
@@ -80,6 +81,13 @@ def test_executables() -> None:
     call = process_call("sort", ["-n", "-o", Path("out"), "in"], **common)
     assert first_packed_argument(call.data) == "'out'"
     assert first_packed_argument(process_call("ls", [], **common).data) == ""
+
+
+def test_options_of_a_job_are_none_of_its_arguments() -> None:
+    common: Any = {"env": {}, "stdin": None, "check": True, "timeout": 5, "is_mpmd": False}
+    parts = [(2, ProcessTemplate("solver", ("case.in",)))]
+    call = job_call(parts, cwd="/", launcher="auto", **common)
+    assert first_packed_argument(call.data) == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", b"\x80\x05N.", b"x" * 100_000])
