@@ -212,6 +212,7 @@ class ChildServer:
         self._claims: FlushingClaims | None = None
         #: The journal of the last block, and its path: most blocks are of the same slot.
         self._journal: tuple[str, Journal] | None = None
+        self._halted: ChildRun | None = None
         after_fork(self._close_in_forked_process)
 
     def serve(self) -> None:
@@ -274,7 +275,12 @@ class ChildServer:
             run.context.allocation = request.allocation
         if request.journal is not None:
             run.journal = self._journal_of(request.journal, (spec.topic, spec.block))
-        outcomes = run()
+        try:
+            outcomes = run()
+        except BlockHalted:
+            # The last member may have ended in time: its value must be there for the worker.
+            self._halted = run
+            raise
         self._frames.flush()
         run.slow_arguments = None
         return outcomes
