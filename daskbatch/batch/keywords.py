@@ -73,8 +73,10 @@ def require_no_typo(target: Callable[..., Any], keywords: Iterable[str]) -> None
             )
 
 
-def require_no_option(target: Callable[..., Any], keywords: Iterable[str]) -> None:
-    """Check that no keyword for a function, behind `Batch.options`, is one of `Batch.function`.
+def require_no_access(target: Callable[..., Any], keywords: Iterable[str]) -> None:
+    """Check that no keyword for a function, behind `Batch.options`, is meant for its accesses.
+
+    Other keywords that the function does not take are its own affair: it may be wrapped.
 
     Parameters
     ----------
@@ -89,7 +91,7 @@ def require_no_option(target: Callable[..., Any], keywords: Iterable[str]) -> No
         The function takes no keyword of this name.
     """
     for name in keywords:
-        if name in _OWN and not _takes(target, name):
+        if name in ("reads", "writes") and not _takes(target, name):
             raise SpecError(
                 f"{name}= is no parameter of the function; behind options() all keywords are the "
                 f"function's: write options({name}=…).function(…)"

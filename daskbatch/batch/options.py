@@ -13,7 +13,7 @@ from typing import Any
 from daskbatch.batch.context import BatchContext
 from daskbatch.batch.factory import TaskSettings, make_function, make_process
 from daskbatch.batch.job_factory import Target, make_job
-from daskbatch.batch.keywords import require_no_option
+from daskbatch.batch.keywords import require_no_access
 from daskbatch.batch.task import Task
 
 
@@ -51,7 +51,7 @@ class TaskFactory:
             keyword of the same name goes to the function.
         """
         if kwargs:
-            require_no_option(target, kwargs)
+            require_no_access(target, kwargs)
         return make_function(self._context, target, args, kwargs, self._settings)
 
     def process(

@@ -228,11 +228,13 @@ def test_retries(batch: Batch, tmp_path: Path) -> None:
 
 def test_no_retries_for_what_did_not_run(batch: Batch, tmp_path: Path) -> None:
     bad = batch.function(divmod, 1, 0)
-    behind = batch.options(retries=3).function(touch, tmp_path / "ran", name="behind")
+    behind = batch.options(retries=3, name="behind").function(touch, tmp_path / "ran")
     behind_by_argument = batch.options(retries=3).function(str, bad)
     batch.compile([bad, behind_by_argument, behind]).run(timeout=60)
     with pytest.raises(DependencyFailed):
         behind_by_argument.get()
+    behind.get()
+    assert (tmp_path / "ran").exists()
 
 
 # -- what it does to others -------------------------------------------------------------
