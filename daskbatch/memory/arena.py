@@ -305,9 +305,10 @@ class Arena:
     def _take(self, length: int) -> tuple[int, int, bool]:
         """Return the smallest spare range that fits well, or a new one; and whether it is spare."""
         with self._lock:
-            if not self._skips_dropped() or self._find_spare(length) is None:
+            found = self._find_spare(length) if self._skips_dropped() else None
+            if found is None:
                 self._reuse_dropped()
-            found = self._find_spare(length)
+                found = self._find_spare(length)
             if found is None:
                 offset, is_used_again = self._end, False
                 self._end += length

@@ -118,8 +118,6 @@ class BlockRun(Progress):
         self._declared = spec.declared
         #: The declared paths that were there when the last member had succeeded.
         self._found: tuple[str, ...] = ()
-        #: Those arguments that have just been loaded, and take long to free.
-        self._slow: list[Any] = []
         #: The generation of the process that runs the block: a member may fork.
         self._process = generation()
 
@@ -364,14 +362,14 @@ class BlockRun(Progress):
                     mirror.begin(self._scope, definitions)
                 doing = LOADING_ARGUMENTS
                 self.loading = True
+                slow: list[Any] = []
                 if type(function) is RankFunction:
                     # This process must not unpickle the arguments of ranks.
                     args, kwargs = (self._packed_call(function, data, link),), {}
                 elif link is _NO_LINK:
                     args, kwargs = pickling.loads(data)
                 else:
-                    args, kwargs = self._arguments(data, link)
-                slow, self._slow = self._slow, []
+                    args, kwargs, slow = self._arguments(data, link)
                 drop_offer()
                 self.loading = False
                 doing = ""
@@ -503,16 +501,15 @@ class BlockRun(Progress):
             return pickling.loads(content)  # type: ignore[no-any-return]
         return content
 
-    def _arguments(self, data: bytes, link: Link) -> Any:
+    def _arguments(self, data: bytes, link: Link) -> tuple[Any, Any, list[Any]]:
+        """Return the positional and keyword arguments, and those that take long to free."""
         given = [self._part(value) for value in link.values]
         values = take_offer(given)
         buffers = [self._buffer(each) for each in link.buffers]
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
-            loaded = pickling.unpack(data, values, buffers)
-        if any(map(is_slow_to_free, given)):
-            args, kwargs = loaded
-            self._slow = find_large((*args, *kwargs.values()))
-        return loaded
+            args, kwargs = pickling.unpack(data, values, buffers)
+        is_slow = any(map(is_slow_to_free, given))
+        return args, kwargs, find_large((*args, *kwargs.values())) if is_slow else []
 
 
 def kept_value(value: bytes | None) -> bytes | None:

@@ -210,8 +210,9 @@ class ChildServer:
         self._memory = OwnMemory()
         after_initializer.append(self._process_state.settings.record)
         self._claims: FlushingClaims | None = None
-        #: The journal of the last block, and its path: most blocks are of the same slot.
-        self._journal: tuple[str, Journal] | None = None
+        #: The journal of the last block: most blocks are of the same slot.
+        self._journal: Journal | None = None
+        #: The run whose block was halted.
         self._halted: ChildRun | None = None
         after_fork(self._close_in_forked_process)
 
@@ -296,16 +297,13 @@ class ChildServer:
             The topic and the number of the block.
         """
         path, limit, first_member = location
-        last, self._journal = self._journal, None
-        if last is not None and last[0] == path:
-            journal = last[1]
-            journal.continue_block(block, first_member)
-        else:
-            if last is not None:
-                last[1].close()
-            journal = Journal(Path(path), limit, block, first_member)
-        self._journal = path, journal
-        return journal
+        if self._journal is not None:
+            if self._journal.location()[0] == path:
+                self._journal.continue_block(block, first_member)
+                return self._journal
+            self._journal.close()
+        self._journal = Journal(Path(path), limit, block, first_member)
+        return self._journal
 
     def _close_in_forked_process(self) -> None:
         """Close what connects to the worker, in a process that a member has forked."""

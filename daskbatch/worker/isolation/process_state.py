@@ -99,7 +99,7 @@ class ProcessState:
 
     def __init__(self) -> None:
         self.files = os.dup(1), os.dup(2)
-        self._identities = [os.fstat(file)[1:3] for file in self.files]
+        self._stats = [os.fstat(file) for file in self.files]
         self.stdout, self.stderr = _text_stream(1), _text_stream(2)
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.stderr  # type: ignore[misc]
@@ -118,7 +118,7 @@ class ProcessState:
     def has_files(self) -> bool:
         """Return whether no member has closed `files`, whose numbers others may have by now."""
         try:
-            return [os.fstat(file)[1:3] for file in self.files] == self._identities
+            return all(map(os.path.samestat, map(os.fstat, self.files), self._stats))
         except OSError:
             return False
 

@@ -133,9 +133,10 @@ class RankRun(BlockRun):
         details = self.log.details.get(0, MemberDetails())
         return Usage(self.log.cpu_seconds[0], details.max_memory, os.getpid())
 
-    def _arguments(self, data: bytes, link: Link) -> Any:
+    def _arguments(self, data: bytes, link: Link) -> tuple[Any, Any, list[Any]]:
         with pickling.within(None if self.spec.setup is None else self.spec.namespace):
-            return pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
+            args, kwargs = pickling.unpack(data, link.values, self.inputs, copied=False)  # type: ignore[arg-type]
+        return args, kwargs, []
 
     def _call(
         self, member: int, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
