@@ -348,15 +348,15 @@ def rows(page: Any, table: str) -> list[dict[str, str]]:
     return [dict(zip(found[0], cells, strict=True)) for cells in found[1:]]
 
 
-def column(page: Any, root: str, name: str) -> list[Any]:
-    """Return the data of a part of the page that is drawn."""
-    found: list[Any] = page.evaluate(
-        """([root, name]) => {
+def columns(page: Any, root: str, *names: str) -> list[list[Any]]:
+    """Return the data of a part of the page that is drawn, all of one moment."""
+    found: list[list[Any]] = page.evaluate(
+        """([root, names]) => {
             const model = Bokeh.documents[0].get_model_by_name(root);
             const source = model.source || model.renderers[0].data_source;
-            return [...source.data[name]];
+            return names.map(name => [...source.data[name]]);
         }""",
-        [root, name],
+        [root, names],
     )
     return found
 
@@ -384,11 +384,11 @@ def test_the_page_shows_what_goes_on(
         wait_until(lambda: "long <b>" in [row["task"] for row in rows(page, "running")])
         wait_until(lambda: len({row["client"] for row in rows(page, "programs")}) == 2)
         assert page.locator("body", has_text="2 clients").count() == 1
-        names = column(page, "progress", "name")
+        names, are_done, have_failed = columns(page, "progress", "name", "done", "failed")
         assert {"load", "clean", "one", "two", "<i>compare</i>", "publish", "long <b>"} <= {*names}
-        done = dict(zip(names, column(page, "progress", "done"), strict=True))
+        done = dict(zip(names, are_done, strict=True))
         assert {name: done[name] for name in DONE} == DONE
-        failed = dict(zip(names, column(page, "progress", "failed"), strict=True))
+        failed = dict(zip(names, have_failed, strict=True))
         assert {name: n for name, n in failed.items() if n} == {"<i>compare</i>": 1}
         (row,) = [row for row in rows(page, "programs") if "script" in row["program"]]
         assert row["program"] == "<script>alert(1)</script>"
@@ -405,7 +405,8 @@ def test_the_page_shows_what_goes_on(
         assert "no column <img src=x onerror=alert(1)>" in failures
         assert "reading <b>31</b> columns" in failures
         assert page.locator("img[src='x'], .programs script, .programs i").count() == 0
-        assert "running" in column(page, "timeline", "state")
+        (states,) = columns(page, "timeline", "state")
+        assert "running" in states
         assert page.locator(".navbar a[href='daskbatch']").count() == 1
         # Programs that the client no longer holds are not shown.
         del program
